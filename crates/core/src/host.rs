@@ -1,0 +1,131 @@
+//! What the lower floors need from an operating system, as traits: a host implements them with
+//! eventfds and threads, a test with counters and closures.
+
+use std::{fmt, sync::Arc};
+
+use crate::memory::{MemoryGone, PageSource, PinError};
+
+/// Where an interrupt goes: one eventfd, one counter of a test, nothing.
+///
+/// `signal` is called by engines that serve every client, so it must never block: an implementation
+/// that could (an eventfd whose counter is full) hands the write to a thread of its own client.
+pub trait IrqSink: Send + Sync + fmt::Debug {
+    /// Delivers one interrupt. Must not block and must not panic.
+    fn signal(&self);
+}
+
+/// A job for a [`Worker`].
+pub type Job = Box<dyn FnOnce() + Send>;
+
+/// The worker no longer takes jobs: its client is gone.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("the worker of this client has stopped")]
+pub struct WorkerStopped;
+
+/// A thread that serves one client alone, for work that may block for ever on that client's
+/// memory. Jobs run in the order of submission.
+pub trait Worker: Send + Sync + fmt::Debug {
+    /// Queues `job`.
+    ///
+    /// # Errors
+    /// [`WorkerStopped`] if the worker has ended; the job is dropped without being run.
+    fn submit(&self, job: Job) -> Result<(), WorkerStopped>;
+}
+
+/// Starts threads. The standard one names them so that a debugger tells engines apart.
+pub trait Spawner: Send + Sync + fmt::Debug {
+    /// Runs `job` on a new thread called `name`.
+    ///
+    /// # Errors
+    /// What the operating system says when no thread can be had.
+    fn spawn(&self, name: &str, job: Job) -> std::io::Result<()>;
+}
+
+/// [`Spawner`] on plain standard threads, detached.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct StdSpawner;
+
+impl Spawner for StdSpawner {
+    fn spawn(&self, name: &str, job: Job) -> std::io::Result<()> {
+        std::thread::Builder::new()
+            .name(name.to_owned())
+            .spawn(job)
+            .map(drop)
+    }
+}
+
+/// Why a file descriptor number of a program could not be used.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum FdError {
+    /// Not open (EBADF).
+    #[error("not an open file descriptor")]
+    NotOpen,
+    /// Open, but not the kind of file that is asked for (EINVAL or EBADFD, as the caller says).
+    #[error("not the kind of file that is asked for")]
+    WrongType,
+    /// The range lies beyond the end of the file (EINVAL).
+    #[error("beyond the end of the file")]
+    BeyondEnd,
+    /// Out of memory or over a limit (ENOMEM).
+    #[error("no memory, or over a limit")]
+    NoMemory,
+}
+
+/// The program behind an ioctl: its memory and its file descriptors, as far as an ioctl names them.
+///
+/// Everything it gives is hostile: bytes may change between two reads, so each is read once.
+pub trait Caller: Send + Sync + fmt::Debug {
+    /// Copies `dst.len()` bytes from the program's address `address`.
+    ///
+    /// # Errors
+    /// [`MemoryGone`] if they are not all readable (EFAULT).
+    fn read(&self, address: u64, dst: &mut [u8]) -> Result<(), MemoryGone>;
+
+    /// Copies `src` to the program's address `address`.
+    ///
+    /// # Errors
+    /// [`MemoryGone`] if the bytes are not all writable (EFAULT).
+    fn write(&self, address: u64, src: &[u8]) -> Result<(), MemoryGone>;
+
+    /// The program's address range as a source of pages. Looks at no page yet: an address that is
+    /// not mapped shows at [`PageSource::pin`].
+    ///
+    /// # Errors
+    /// [`PinError::NoMemory`] if the program is over its limit of mappings.
+    fn pages(&self, address: u64, len: u64) -> Result<Arc<dyn PageSource>, PinError>;
+
+    /// `len` bytes from `start` of the file behind `fd` (a memfd or a file on hugetlbfs or tmpfs).
+    ///
+    /// # Errors
+    /// See [`FdError`].
+    fn file_pages(&self, fd: i32, start: u64, len: u64) -> Result<Arc<dyn PageSource>, FdError>;
+
+    /// The eventfd behind `fd` as an interrupt sink.
+    ///
+    /// # Errors
+    /// [`FdError::NotOpen`], or [`FdError::WrongType`] if it is not an eventfd.
+    fn eventfd(&self, fd: i32) -> Result<Arc<dyn IrqSink>, FdError>;
+}
+
+/// An interrupt sink that counts, for tests and in-process drivers.
+#[derive(Debug, Default)]
+pub struct CountingIrq(std::sync::atomic::AtomicU64);
+
+impl CountingIrq {
+    /// A counter at zero.
+    pub fn new() -> Arc<Self> {
+        Arc::default()
+    }
+
+    /// Interrupts delivered so far.
+    pub fn count(&self) -> u64 {
+        self.0.load(std::sync::atomic::Ordering::Acquire)
+    }
+}
+
+impl IrqSink for CountingIrq {
+    fn signal(&self) {
+        self.0.fetch_add(1, std::sync::atomic::Ordering::Release);
+    }
+}

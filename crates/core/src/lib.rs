@@ -1,0 +1,29 @@
+//! Floor 0 of the house: what every other floor stands on, and nothing that knows about devices.
+//!
+//! * [`range`]: address ranges as (start, inclusive last), because an IOVA can reach 2^64-1.
+//! * [`id`]: PCI addresses, PASIDs and the other numbers that name things.
+//! * [`grace`]: the in-flight marker and the barrier that waits for it; cells that readers load
+//!   without a lock while such a marker is published.
+//! * [`memory`]: bytes that a peer may change at any moment, and the traits that give them.
+//! * [`spa`]: the system physical address space: registered ranges, one flat lookup.
+//! * [`host`]: traits that an operating system (or a test) implements: interrupt sinks, workers.
+//! * [`inspect`]: the tree of named values that each floor fills for itself.
+//! * [`sync`]: locks, atomics and threads, replaceable by a model checker's.
+//!
+//! No system call is made here, and no page-table format is known. `unsafe` lives in three places,
+//! each argued in its module: [`grace`] (cells read without a lock), [`memory`] (raw bytes) and
+//! nowhere else.
+
+pub mod access;
+pub mod grace;
+pub mod host;
+pub mod id;
+pub mod inspect;
+pub mod memory;
+pub mod range;
+pub mod spa;
+pub mod sync;
+
+pub use access::{Access, Prot};
+pub use id::{DomainId, Pasid, PciAddress, Rid};
+pub use range::AddrRange;

@@ -1,0 +1,332 @@
+//! The system physical address (SPA) space: what page-table entries point at.
+//!
+//! An SPA has meaning only inside a *registered* range. Looking one up is one load: the space is cut
+//! into windows of 1 GiB, and a registration owns whole windows. It starts at a chosen offset inside
+//! its first window (the *phase*), so that memory whose own address is congruent modulo 1 GiB can be
+//! mapped with leaves of every size. A number that is not registered resolves to nothing, in every
+//! kind of domain: no device ever reaches the supervisor's own memory.
+//!
+//! Page tables are not in this space: a device cannot address them.
+
+use std::{fmt, sync::Arc};
+
+use crate::{
+    grace::{Grace, Guard, ProtectedTable},
+    memory::{Backing, Memory, RawBytes, RemoteMemory},
+    range::AddrRange,
+    sync::Mutex,
+};
+
+/// Width of a system physical address in bits: 256 TiB.
+pub const SPA_BITS: u32 = 48;
+
+/// Bytes in a window, the unit of registration: the largest leaf of the formats in common use.
+pub const WINDOW_SIZE: u64 = 1 << WINDOW_SHIFT;
+
+const WINDOW_SHIFT: u32 = 30;
+const WINDOWS: usize = 1 << (SPA_BITS - WINDOW_SHIFT);
+
+/// The space is full.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("no free run of {windows} windows in the system physical address space")]
+pub struct SpaceFull {
+    /// Windows of 1 GiB that were asked for.
+    pub windows: usize,
+}
+
+struct Window {
+    range: AddrRange,
+    backing: Arc<dyn Backing>,
+}
+
+/// What an SPA means.
+#[derive(Clone, Copy, Debug)]
+#[non_exhaustive]
+pub enum Resolved<'g> {
+    /// Bytes that can be copied at once.
+    Direct(RawBytes<'g>),
+    /// Bytes of another process.
+    Remote {
+        /// The memory.
+        memory: &'g dyn RemoteMemory,
+        /// Offset of the address inside it, in bytes.
+        offset: u64,
+        /// Bytes from there to the end of what was asked for or of the registration.
+        len: u64,
+    },
+}
+
+/// The registered ranges of one machine.
+pub struct SpaSpace {
+    windows: ProtectedTable<Window>,
+    free: Mutex<FreeWindows>,
+}
+
+/// Which windows are taken. Window 0 is never given, so that SPA 0 is never registered.
+struct FreeWindows {
+    taken: Vec<u64>,
+    next: usize,
+    used: usize,
+}
+
+impl FreeWindows {
+    fn is_taken(&self, window: usize) -> bool {
+        self.taken[window / 64] & 1 << (window % 64) != 0
+    }
+
+    fn set(&mut self, first: usize, count: usize, taken: bool) {
+        for window in first..first + count {
+            let bit = 1 << (window % 64);
+            if taken {
+                self.taken[window / 64] |= bit;
+            } else {
+                self.taken[window / 64] &= !bit;
+            }
+        }
+        if taken {
+            self.used += count;
+        } else {
+            self.used -= count;
+        }
+    }
+
+    /// First free run of `count`, searched from the last one given, then from the start.
+    fn find(&self, count: usize) -> Option<usize> {
+        let search = |from: usize| {
+            let (mut start, mut window) = (from, from);
+            while start + count <= WINDOWS {
+                if window == start + count {
+                    return Some(start);
+                }
+                if window % 64 == 0 && window == start && self.taken[window / 64] == u64::MAX {
+                    window += 64;
+                    start = window;
+                } else if self.is_taken(window) {
+                    window += 1;
+                    start = window;
+                } else {
+                    window += 1;
+                }
+            }
+            None
+        };
+        search(self.next).or_else(|| search(1))
+    }
+}
+
+impl SpaSpace {
+    /// An empty space whose readers are those of `grace`.
+    pub fn new(grace: Arc<Grace>) -> Arc<Self> {
+        let mut free = FreeWindows {
+            taken: vec![0; WINDOWS / 64],
+            next: 1,
+            used: 0,
+        };
+        free.set(0, 1, true);
+        Arc::new(SpaSpace {
+            windows: ProtectedTable::new(grace, WINDOWS),
+            free: Mutex::new(free),
+        })
+    }
+
+    /// Gives `backing` a range whose start is `phase` modulo 1 GiB.
+    ///
+    /// # Errors
+    /// [`SpaceFull`] if there is no free run of windows.
+    pub fn register(
+        self: &Arc<Self>,
+        backing: Arc<dyn Backing>,
+        phase: u64,
+    ) -> Result<SpaRange, SpaceFull> {
+        let phase = phase & (WINDOW_SIZE - 1);
+        let size = backing.size();
+        let count = match size.checked_add(phase) {
+            Some(end) if size > 0 => end.div_ceil(WINDOW_SIZE) as usize,
+            _ => return Err(SpaceFull { windows: 0 }),
+        };
+        let first = {
+            let mut free = self.free.lock();
+            let first = free.find(count).ok_or(SpaceFull { windows: count })?;
+            free.set(first, count, true);
+            free.next = first + count;
+            first
+        };
+        let start = ((first as u64) << WINDOW_SHIFT) + phase;
+        let range = AddrRange::from_len(start, size).ok_or(SpaceFull { windows: count })?;
+        let window = Arc::new(Window { range, backing });
+        for index in first..first + count {
+            self.windows.swap(index, Some(Arc::clone(&window)));
+        }
+        Ok(SpaRange {
+            space: Arc::clone(self),
+            range,
+            first,
+            count,
+        })
+    }
+
+    /// What the `len` bytes at `spa` are: as many of them as lie in one registration. `None` if
+    /// `spa` is not registered or `len` is 0.
+    #[inline]
+    pub fn resolve<'g>(&'g self, guard: &'g Guard<'_>, spa: u64, len: u64) -> Option<Resolved<'g>> {
+        let index = usize::try_from(spa >> WINDOW_SHIFT).ok()?;
+        let window = self.windows.load(index, guard)?;
+        if !window.range.contains(spa) || len == 0 {
+            return None;
+        }
+        let offset = spa - window.range.start();
+        let len = len.min((window.range.last() - spa).saturating_add(1));
+        match window.backing.memory() {
+            Memory::Direct(bytes) => {
+                let (offset, len) = (usize::try_from(offset).ok()?, usize::try_from(len).ok()?);
+                bytes.slice(offset, len).map(Resolved::Direct)
+            }
+            Memory::Remote(memory) => Some(Resolved::Remote {
+                memory,
+                offset,
+                len,
+            }),
+        }
+    }
+
+    /// The grace period that protects lookups.
+    pub fn grace(&self) -> &Arc<Grace> {
+        self.windows.grace()
+    }
+
+    /// Windows in use.
+    pub fn used_windows(&self) -> usize {
+        self.free.lock().used - 1
+    }
+}
+
+impl fmt::Debug for SpaSpace {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("SpaSpace")
+            .field("windows", &self.used_windows())
+            .finish_non_exhaustive()
+    }
+}
+
+/// A registered range. Dropping it makes the addresses meaningless at once; the backing goes after
+/// the grace period.
+pub struct SpaRange {
+    space: Arc<SpaSpace>,
+    range: AddrRange,
+    first: usize,
+    count: usize,
+}
+
+impl SpaRange {
+    /// First address.
+    pub fn start(&self) -> u64 {
+        self.range.start()
+    }
+
+    /// The addresses.
+    pub fn range(&self) -> AddrRange {
+        self.range
+    }
+}
+
+impl Drop for SpaRange {
+    fn drop(&mut self) {
+        for index in self.first..self.first + self.count {
+            self.space.windows.swap(index, None);
+        }
+        let windows = FreeLater {
+            space: Arc::clone(&self.space),
+            first: self.first,
+            count: self.count,
+        };
+        self.space.grace().retire(Box::new(windows));
+    }
+}
+
+/// Gives windows back after the grace period: until then a reader may still hold their numbers.
+struct FreeLater {
+    space: Arc<SpaSpace>,
+    first: usize,
+    count: usize,
+}
+
+impl Drop for FreeLater {
+    fn drop(&mut self) {
+        self.space.free.lock().set(self.first, self.count, false);
+    }
+}
+
+impl fmt::Debug for SpaRange {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "SpaRange({})", self.range)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::memory::OwnMemory;
+
+    fn space() -> Arc<SpaSpace> {
+        SpaSpace::new(Grace::new())
+    }
+
+    #[test]
+    fn a_registered_range_resolves_and_nothing_else_does() {
+        let space = space();
+        let memory = OwnMemory::new(8192);
+        memory.write(4096, b"here");
+        let range = space.register(memory, 0x12_3000).unwrap();
+        assert_eq!(range.start() % WINDOW_SIZE, 0x12_3000);
+        let mut slot = space.grace().slot();
+        let guard = slot.enter();
+        let Some(Resolved::Direct(bytes)) = space.resolve(&guard, range.start() + 4096, 1 << 20)
+        else {
+            panic!("registered memory resolves")
+        };
+        assert_eq!(bytes.len(), 4096, "clipped to the registration");
+        let mut found = [0; 4];
+        bytes.read(&mut found).unwrap();
+        assert_eq!(&found, b"here");
+        for outside in [
+            0,
+            range.start() - 1,
+            range.range().last() + 1,
+            u64::MAX,
+            1 << SPA_BITS,
+        ] {
+            assert!(space.resolve(&guard, outside, 1).is_none(), "{outside:#x}");
+        }
+    }
+
+    #[test]
+    fn a_dropped_range_is_gone_for_lookups_and_its_memory_after_the_guards() {
+        let space = space();
+        let memory = OwnMemory::new(4096);
+        let range = space.register(memory.clone(), 0).unwrap();
+        let start = range.start();
+        let mut slot = space.grace().slot();
+        let guard = slot.enter();
+        let held = space.resolve(&guard, start, 1);
+        drop(range);
+        assert!(space.resolve(&guard, start, 1).is_none());
+        assert!(held.is_some());
+        assert!(Arc::strong_count(&memory) > 1, "a guard is in flight");
+        drop(guard);
+        space.grace().collect();
+        assert_eq!(Arc::strong_count(&memory), 1);
+        assert_eq!(space.used_windows(), 0);
+    }
+
+    #[test]
+    fn windows_are_reused_and_the_space_can_be_full() {
+        let space = space();
+        let memory = OwnMemory::new(4096);
+        let mut ranges: Vec<_> = (1..WINDOWS)
+            .map(|_| space.register(memory.clone(), 0).unwrap())
+            .collect();
+        assert!(space.register(memory.clone(), 0).is_err());
+        let freed = ranges.swap_remove(77).start();
+        assert_eq!(space.register(memory, 0).unwrap().start(), freed);
+    }
+}

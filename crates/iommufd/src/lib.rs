@@ -1,0 +1,1 @@
+//! Floor 3: the iommufd object model: IOAS, areas, pages, HWPT

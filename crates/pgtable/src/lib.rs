@@ -1,0 +1,1 @@
+//! Floor 1: page-table formats and one generic walker

@@ -1,0 +1,1 @@
+//! Floor 4: VFIO devices: whole devices and default-PASID children

@@ -49,7 +49,11 @@ fn wait_returns_after_every_guard_that_saw_the_old_state() {
         };
         live.store(false, Ordering::Release);
         grace.wait(domain(1));
-        assert_eq!(reads.load(Ordering::Relaxed), 0, "a reader is still in the old state");
+        assert_eq!(
+            reads.load(Ordering::Relaxed),
+            0,
+            "a reader is still in the old state"
+        );
         reader.join().unwrap();
     });
 }
@@ -104,7 +108,10 @@ fn a_waiter_parks_until_the_guard_goes_and_is_woken() {
     explore(|| {
         let grace = Grace::new();
         let released = Arc::new(AtomicBool::new(false));
-        let (entered, release) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicBool::new(false)));
+        let (entered, release) = (
+            Arc::new(AtomicBool::new(false)),
+            Arc::new(AtomicBool::new(false)),
+        );
         let reader = {
             let grace = grace.clone();
             let (entered, release, released) = (entered.clone(), release.clone(), released.clone());

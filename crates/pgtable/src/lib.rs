@@ -1,1 +1,30 @@
-//! Floor 1: page-table formats and one generic walker
+//! Floor 1: page-table formats and one generic walker.
+//!
+//! A [`PageTable`] is what a domain stands on: real table memory with the entries that hardware
+//! would read, in one of three formats. The bits are in [`spec`], a format is one small file, and
+//! the algorithms (map, unmap, walk, dirty read-and-clear, cut) are written once for all of them.
+//!
+//! * [`config`]: which format, and its names.
+//! * [`table`]: [`PageTable`], the front of the crate: one `match` on the format, no `dyn` below.
+//! * [`error`]: why a mapping was refused or a walk stopped.
+//! * [`spec`]: every bit of every entry, after the format's specification.
+//!
+//! Invariants: readers take no lock and load each entry once; accessed and dirty bits are set by
+//! compare-exchange of the entry that was observed, so an entry that was cleared never comes back;
+//! a table that was taken out of the tree is used again only after its owner's barrier
+//! ([`PageTable::recycle`]); table memory is freed with the `PageTable`, so a late reader reads an
+//! old table, never foreign memory.
+//!
+//! What never lives here: devices, routes, barriers, system physical memory. An entry's output
+//! address is a number to this crate.
+//!
+//! All ranges are (start, inclusive last).
+
+pub mod config;
+pub mod error;
+pub mod spec;
+pub mod table;
+
+pub use config::{TableConfig, TableFormat};
+pub use error::{MapError, WalkFault};
+pub use table::{FreedTables, PageTable, Translation, Unmapped};

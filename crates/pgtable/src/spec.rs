@@ -1,0 +1,1 @@
+//! Every bit of every entry.

@@ -1,1 +1,21 @@
-//! Floor 6: bytes to typed commands: iommufd.h and vfio.h, dispatch tables, errno in one place
+//! Floor 6: bytes to typed commands and back.
+//!
+//! * [`spec`]: the structs of `include/uapi/linux/{iommufd,vfio}.h` as types, nothing else.
+//! * [`mod@iommufd`]: the ioctls of `/dev/iommu`: one dispatch table, one function per command.
+//! * [`mod@vfio`]: the ioctls, reads and writes of a VFIO device.
+//! * [`errno`]: the only place in the project where an errno has a number.
+//! * [`Program`]: what an ioctl needs of the program that issued it.
+//!
+//! Sizes, flags, errnos and the order of checks are Linux 7.2's. Nothing that a program sends makes
+//! this crate panic: every number of a program is checked before it is used, and each byte of a
+//! program's memory is read once.
+#![forbid(unsafe_code)]
+
+pub mod errno;
+pub mod iommufd;
+pub mod program;
+pub mod spec;
+pub mod vfio;
+
+pub use errno::Errno;
+pub use program::Program;

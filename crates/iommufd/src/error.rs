@@ -1,0 +1,141 @@
+//! Everything that can be refused, one variant per cause. The errno in each doc line is what a
+//! program sees; the numbers themselves live in the `uapi` crate.
+
+use ioasid_core::memory::PinError;
+
+use crate::object::ObjectId;
+
+/// Why a command was refused.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum Error {
+    /// The id names no object, or one of another type (ENOENT).
+    #[error("object {0} does not exist, or has another type")]
+    NoObject(ObjectId),
+    /// The page table that HWPT_ALLOC is to build on does not exist, or cannot be built on (EINVAL).
+    #[error("object {0} is nothing to build a page table on")]
+    NotAParent(ObjectId),
+    /// ATTACH names an object that is neither an IOAS nor a page table (EINVAL).
+    #[error("object {0} is neither an IOAS nor a page table")]
+    NotAttachable(ObjectId),
+    /// Other objects or attachments use it (EBUSY).
+    #[error("object {0} is in use")]
+    InUse(ObjectId),
+    /// No object id is left (ENOSPC).
+    #[error("no object id is left")]
+    NoIds,
+    /// The context is closed (ENODEV).
+    #[error("the file is closed")]
+    Closed,
+
+    /// A length is 0 where something must be mapped or unmapped (EINVAL).
+    #[error("the length is 0")]
+    Empty,
+    /// An address or length does not fit the alignment of the IOAS (EINVAL).
+    #[error("not aligned to {alignment:#x}")]
+    Misaligned {
+        /// What the page tables of the IOAS need, in bytes.
+        alignment: u64,
+    },
+    /// A range passes the end of the 64-bit space (EOVERFLOW).
+    #[error("the range wraps")]
+    Overflow,
+    /// Neither readable nor writeable was asked for (EINVAL).
+    #[error("a mapping needs at least one permission")]
+    NoPermission,
+    /// The range meets a reserved range (EINVAL).
+    #[error("the range is reserved")]
+    Reserved,
+    /// The range is mapped already (EEXIST).
+    #[error("the range is mapped already")]
+    Mapped,
+    /// No free range is large enough (ENOSPC).
+    #[error("no free range is large enough")]
+    NoSpace,
+    /// The range is not mapped, or its edge cuts a mapping (ENOENT).
+    #[error("the range is not mapped, or cuts a mapping")]
+    NotMapped,
+    /// The pages were given read-only (EPERM).
+    #[error("the pages were mapped read-only")]
+    ReadOnlyPages,
+    /// The pages could not be had: the memory is not mapped with the permission that is needed
+    /// (EFAULT), no memory or over a limit (ENOMEM), outside the file (EINVAL).
+    #[error("the pages cannot be had: {0}")]
+    Pin(#[from] PinError),
+    /// A list of ranges overlaps itself or has a range whose start is not below its last (EINVAL).
+    #[error("the ranges overlap or are empty")]
+    BadRanges,
+    /// A mapping or an allowed range stands where the device or page table needs a reserved range,
+    /// or mappings are not aligned as the page table needs (EADDRINUSE).
+    #[error("mappings or allowed ranges are in the way")]
+    AddressInUse,
+    /// Large pages cannot be turned off once mappings are in a page table (EINVAL).
+    #[error("mappings are in a page table already")]
+    TooLate,
+    /// An option has no such value (EINVAL).
+    #[error("no such value for this option")]
+    BadValue,
+
+    /// A flag that is unknown, or that this device or its IOMMU does not support (EOPNOTSUPP).
+    #[error("the flags are not supported")]
+    FlagsNotSupported,
+    /// Known to Linux, not built here yet (EOPNOTSUPP).
+    #[error("{0} is not built yet")]
+    NotBuilt(&'static str),
+    /// Data for the page table is missing, or there where it must not be (EINVAL).
+    #[error("the type and length of the page table's data contradict each other")]
+    BadData,
+
+    /// A driver, or another file, owns the DMA of the device's group (EPERM).
+    #[error("somebody else owns the DMA of the device's group")]
+    NotOwner,
+    /// The device, or its group, is busy (EBUSY).
+    #[error("the device is busy")]
+    DeviceBusy,
+    /// The page table does not fit the device: format, address width, dirty tracking (EINVAL).
+    #[error("the page table does not fit the device")]
+    Incompatible,
+    /// The device's group is attached to another page table (EINVAL).
+    #[error("the device's group is attached to another page table")]
+    GroupElsewhere,
+    /// PASIDs need page tables made for them, at the device itself too (EINVAL).
+    #[error("the page table was not made for use with PASIDs")]
+    NotForPasids,
+    /// The PASID is 0 or beyond what the device has (EINVAL).
+    #[error("the device has no such PASID")]
+    NoSuchPasid,
+    /// The PASID is 2^31 or more: no number of this kind is ever handed out (ENOSPC).
+    #[error("the PASID is out of the range of numbers")]
+    PasidSpace,
+    /// Programs cannot choose PASIDs at this device (EOPNOTSUPP).
+    #[error("the device has no PASIDs for programs")]
+    NoPasids,
+
+    /// Dirty tracking was not asked for when the page table was made (EOPNOTSUPP).
+    #[error("the page table was made without dirty tracking")]
+    NoDirtyTracking,
+    /// Dirty tracking is off, or the range is not wholly mapped, or not aligned (EINVAL).
+    #[error("no dirty bits can be read there")]
+    NoDirtyBits,
+    /// A mapping comes from a process, not from a file (EINVAL).
+    #[error("a mapping belongs to the process")]
+    NotFileBacked,
+    /// No IOAS was chosen for the VFIO commands (ENODEV).
+    #[error("no IOAS is set for VFIO")]
+    NoVfioIoas,
+}
+
+impl Error {
+    /// Whether another page table of the same IOAS may still suit the device: what the kernel tells
+    /// by EINVAL when it tries the automatic page tables in turn.
+    pub(crate) fn is_mismatch(self) -> bool {
+        matches!(
+            self,
+            Error::Incompatible
+                | Error::GroupElsewhere
+                | Error::NotForPasids
+                | Error::NoSuchPasid
+                | Error::Misaligned { .. }
+        )
+    }
+}

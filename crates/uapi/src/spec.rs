@@ -1,0 +1,4 @@
+//! The structs, numbers and flags of the kernel's headers, as types with documented fields.
+
+pub mod iommufd;
+pub mod vfio;

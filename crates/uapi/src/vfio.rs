@@ -1,0 +1,1 @@
+//! The ioctls, reads and writes of a VFIO device.

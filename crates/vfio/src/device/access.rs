@@ -1,0 +1,165 @@
+//! Reads and writes of a device file: which region, and in what pieces
+//! (`drivers/vfio/pci/vfio_pci_rdwr.c`).
+
+use super::VfioDevice;
+use crate::{
+    error::{Error, Result},
+    pci::{Bar, ConfigEffect},
+    region::RegionIndex,
+};
+
+/// Bytes of one store to a BAR with wide stores.
+const WIDE: u64 = 64;
+
+/// Whether the file offset lies in a BAR: such accesses run side by side.
+pub(super) fn is_register(offset: u64) -> bool {
+    matches!(RegionIndex::at(offset), Ok((RegionIndex::Bar(_), _)))
+}
+
+/// One piece of an access to a BAR.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Piece {
+    /// For the model: 1, 2, 4, 8 or 64 bytes.
+    Register(usize),
+    /// On the MSI-X table: reads as ones, ignores writes.
+    Table(usize),
+}
+
+/// A BAR and the part of it that programs do not reach.
+struct Layout {
+    bar: Bar,
+    table: std::ops::Range<u64>,
+}
+
+impl Layout {
+    /// The piece at `offset` when `left` bytes are left.
+    fn piece(&self, offset: u64, left: usize, widest: u64) -> Piece {
+        let until = if offset < self.table.start {
+            self.table.start - offset
+        } else if offset < self.table.end {
+            let rest = usize::try_from(self.table.end - offset).unwrap_or(usize::MAX);
+            return Piece::Table(left.min(rest));
+        } else {
+            u64::MAX
+        };
+        let fits = |size: &u64| *size <= until.min(left as u64) && offset % size == 0;
+        let sizes = [WIDE, 8, 4, 2, 1].into_iter();
+        let size = sizes.filter(|size| *size <= widest).find(fits);
+        Piece::Register(size.unwrap_or(1) as usize)
+    }
+}
+
+impl VfioDevice {
+    /// Reads at a file offset, with the gate held.
+    pub(super) fn read(&self, offset: u64, data: &mut [u8]) -> Result<usize> {
+        if data.is_empty() {
+            return Ok(0);
+        }
+        match RegionIndex::at(offset)? {
+            (RegionIndex::Config, offset) => {
+                self.model.function().read_config(offset, data)?;
+                Ok(data.len())
+            }
+            (RegionIndex::Bar(bar), offset) => self.read_bar(bar, offset, data),
+            (RegionIndex::Rom | RegionIndex::Vga, _) => Err(Error::NoSuchIndex),
+        }
+    }
+
+    /// Writes at a file offset, with the gate held: exclusively outside BARs.
+    pub(super) fn write(&self, offset: u64, data: &[u8]) -> Result<usize> {
+        if data.is_empty() {
+            return Ok(0);
+        }
+        match RegionIndex::at(offset)? {
+            (RegionIndex::Config, offset) => {
+                let function = self.model.function();
+                if function.write_config(offset, data)? == ConfigEffect::Reset {
+                    self.model.reset();
+                }
+                Ok(data.len())
+            }
+            (RegionIndex::Bar(bar), offset) => self.write_bar(bar, offset, data),
+            (RegionIndex::Rom | RegionIndex::Vga, _) => Err(Error::NoSuchIndex),
+        }
+    }
+
+    fn read_bar(&self, bar: u8, offset: u64, data: &mut [u8]) -> Result<usize> {
+        let layout = self.layout(bar)?;
+        let count = clip(offset, data.len(), layout.bar.size)?;
+        let mut rest = data.get_mut(..count).unwrap_or_default();
+        let mut at = offset;
+        while !rest.is_empty() {
+            let piece = layout.piece(at, rest.len(), 8);
+            let (Piece::Register(size) | Piece::Table(size)) = piece;
+            let Some((now, later)) = rest.split_at_mut_checked(size) else {
+                break;
+            };
+            match piece {
+                Piece::Table(_) => now.fill(0xff),
+                Piece::Register(_) if self.is_pending_bits(bar, at) => now.fill(0),
+                Piece::Register(_) => {
+                    self.expect_memory()?;
+                    self.model.read(bar, at, now);
+                }
+            }
+            at += size as u64;
+            rest = later;
+        }
+        Ok(count)
+    }
+
+    fn write_bar(&self, bar: u8, offset: u64, data: &[u8]) -> Result<usize> {
+        let layout = self.layout(bar)?;
+        let count = clip(offset, data.len(), layout.bar.size)?;
+        let widest = if layout.bar.wide_stores { WIDE } else { 8 };
+        let mut rest = data.get(..count).unwrap_or_default();
+        let mut at = offset;
+        while !rest.is_empty() {
+            let piece = layout.piece(at, rest.len(), widest);
+            let (Piece::Register(size) | Piece::Table(size)) = piece;
+            let Some((now, later)) = rest.split_at_checked(size) else {
+                break;
+            };
+            if let Piece::Register(_) = piece {
+                self.expect_memory()?;
+                if !self.is_pending_bits(bar, at) {
+                    self.model.write(bar, at, now);
+                }
+            }
+            at += size as u64;
+            rest = later;
+        }
+        Ok(count)
+    }
+
+    fn layout(&self, bar: u8) -> Result<Layout> {
+        let function = self.model.function();
+        let msix = function.msix().filter(|msix| msix.bar == bar);
+        Ok(Layout {
+            bar: function.bar(bar).ok_or(Error::NoSuchIndex)?,
+            table: msix.map_or(0..0, |msix| msix.table..msix.table + msix.table_bytes()),
+        })
+    }
+
+    fn is_pending_bits(&self, bar: u8, offset: u64) -> bool {
+        self.model.function().msix().is_some_and(|msix| {
+            msix.bar == bar && (msix.pending..msix.pending + msix.pending_bytes()).contains(&offset)
+        })
+    }
+
+    fn expect_memory(&self) -> Result<()> {
+        if self.model.function().memory_enabled() {
+            Ok(())
+        } else {
+            Err(Error::MemoryDisabled)
+        }
+    }
+}
+
+/// How many of `len` bytes at `offset` lie in a region of `size` bytes.
+fn clip(offset: u64, len: usize, size: u64) -> Result<usize> {
+    match size.checked_sub(offset) {
+        None | Some(0) => Err(Error::BeyondRegion),
+        Some(rest) => Ok(len.min(usize::try_from(rest).unwrap_or(usize::MAX))),
+    }
+}

@@ -1,0 +1,8 @@
+//! Mediated devices: children of a parent that come and go by UUID
+//! (`drivers/vfio/mdev/mdev_{core,sysfs}.c`).
+
+mod registry;
+mod uuid;
+
+pub use registry::{Mdev, MdevChild, MdevParent, MdevRegistry, MdevType};
+pub use uuid::Uuid;

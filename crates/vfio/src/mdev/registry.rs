@@ -1,0 +1,257 @@
+//! Parents, their types, and the children that exist.
+
+use std::{
+    collections::BTreeMap,
+    fmt,
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use ioasid_core::{
+    inspect::{Inspect, Node},
+    sync::Mutex,
+};
+
+use super::uuid::Uuid;
+use crate::{
+    device::VfioDevice,
+    error::{Error, Result},
+    model::{DefaultPasid, DeviceModel, Passthrough},
+    vfio::Vfio,
+};
+
+/// A kind of child that a parent offers: one directory of `mdev_supported_types`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct MdevType {
+    /// The name of the directory, `<driver>-<type>`.
+    pub id: String,
+    /// The file `name`: what it is, in a word or two.
+    pub name: String,
+    /// The file `description`, if there is one.
+    pub description: Option<String>,
+}
+
+/// A child as its parent made it.
+#[derive(Clone, Debug)]
+pub struct MdevChild {
+    /// What programs see of it.
+    pub model: Arc<dyn DeviceModel>,
+    /// Its PASID.
+    pub pasid: Arc<dyn DefaultPasid>,
+}
+
+/// A device whose queues can be devices of their own.
+pub trait MdevParent: Send + Sync + fmt::Debug {
+    /// Its name in sysfs, for a PCI device the address. Unique among parents.
+    fn name(&self) -> String;
+
+    /// The types that it offers.
+    fn types(&self) -> Vec<MdevType>;
+
+    /// How many more children of the type `id` can be created; 0 for a type that it does not offer.
+    fn available_instances(&self, id: &str) -> u32;
+
+    /// Makes a child. The registry has checked the UUID and the type.
+    ///
+    /// # Errors
+    /// [`Error::NoInstance`] if none is left after all, or what the device says.
+    fn create(&self, id: &str, uuid: Uuid) -> Result<MdevChild>;
+
+    /// The child is gone: nobody has it open and nobody can open it. Its instance is free again.
+    fn remove(&self, uuid: Uuid);
+}
+
+/// A mediated device that exists.
+#[derive(Debug)]
+pub struct Mdev {
+    uuid: Uuid,
+    type_id: String,
+    parent: Arc<dyn MdevParent>,
+    device: Arc<VfioDevice>,
+}
+
+impl Mdev {
+    /// Its name under `/sys/bus/mdev/devices`.
+    pub fn uuid(&self) -> Uuid {
+        self.uuid
+    }
+
+    /// The type it was made of.
+    pub fn type_id(&self) -> &str {
+        &self.type_id
+    }
+
+    /// Its parent.
+    pub fn parent(&self) -> &Arc<dyn MdevParent> {
+        &self.parent
+    }
+
+    /// The device that programs open.
+    pub fn device(&self) -> &Arc<VfioDevice> {
+        &self.device
+    }
+}
+
+/// All mediated devices of one machine.
+#[derive(Debug)]
+pub struct MdevRegistry {
+    vfio: Arc<Vfio>,
+    state: Mutex<State>,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    parents: BTreeMap<String, Parent>,
+    /// `None` while it is being made.
+    devices: BTreeMap<Uuid, Option<Arc<Mdev>>>,
+}
+
+#[derive(Debug)]
+struct Parent {
+    parent: Arc<dyn MdevParent>,
+    /// No child can be made any more.
+    leaving: bool,
+}
+
+impl MdevRegistry {
+    /// No parents. Children appear among the devices of `vfio`.
+    pub fn new(vfio: &Arc<Vfio>) -> Arc<Self> {
+        Arc::new(MdevRegistry {
+            vfio: Arc::clone(vfio),
+            state: Mutex::default(),
+        })
+    }
+
+    /// Lets children of `parent` be made.
+    pub fn add_parent(&self, parent: Arc<dyn MdevParent>) {
+        let entry = Parent {
+            parent: Arc::clone(&parent),
+            leaving: false,
+        };
+        self.state.lock().parents.insert(parent.name(), entry);
+    }
+
+    /// The parents, by name.
+    pub fn parents(&self) -> Vec<Arc<dyn MdevParent>> {
+        let state = self.state.lock();
+        let parents = state.parents.values();
+        parents.map(|entry| Arc::clone(&entry.parent)).collect()
+    }
+
+    /// Takes a parent away: its children go first, each is asked for and waited for. No new ones
+    /// can be made meanwhile.
+    ///
+    /// # Errors
+    /// [`Error::Gone`] if there is no such parent, or it is leaving already; [`Error::StillOpen`] if
+    /// a child is in use after `patience`: the parent stays, with the children that are left.
+    pub fn remove_parent(&self, name: &str, patience: Duration) -> Result<()> {
+        let end = Instant::now() + patience;
+        match self.state.lock().parents.get_mut(name) {
+            Some(parent) if !parent.leaving => parent.leaving = true,
+            _ => return Err(Error::Gone),
+        }
+        let children = self.list().into_iter();
+        let children = children.filter(|mdev| mdev.parent.name() == name);
+        let gone = children
+            .map(|mdev| self.remove(mdev.uuid, end.saturating_duration_since(Instant::now())))
+            .filter(|result| *result != Err(Error::NoSuchUuid))
+            .fold(Ok(()), Result::and);
+        let mut state = self.state.lock();
+        if gone.is_ok() {
+            state.parents.remove(name);
+        } else if let Some(parent) = state.parents.get_mut(name) {
+            parent.leaving = false;
+        }
+        gone
+    }
+
+    /// Creates a child of the parent called `parent`, as by writing `text` to the `create` file of
+    /// the type `type_id`.
+    ///
+    /// # Errors
+    /// In this order: [`Error::NoSuchType`] (there is no such file), [`Error::BadUuid`],
+    /// [`Error::UuidExists`], [`Error::NoInstance`], [`Error::Gone`] while the parent is leaving, or
+    /// what the parent says.
+    pub fn create(&self, parent: &str, type_id: &str, text: &[u8]) -> Result<Arc<Mdev>> {
+        let parent = {
+            let state = self.state.lock();
+            let entry = state.parents.get(parent).ok_or(Error::NoSuchType)?;
+            Arc::clone(&entry.parent)
+        };
+        if !parent.types().iter().any(|offered| offered.id == type_id) {
+            return Err(Error::NoSuchType);
+        }
+        let uuid = Uuid::from_create(text)?;
+        self.reserve(&parent, type_id, uuid)?;
+        let made = parent.create(type_id, uuid).map(|child| {
+            let passthrough = Passthrough::Child(child.pasid);
+            Arc::new(Mdev {
+                uuid,
+                type_id: type_id.to_owned(),
+                device: self.vfio.add(child.model, passthrough),
+                parent,
+            })
+        });
+        let mut state = self.state.lock();
+        match &made {
+            Ok(mdev) => state.devices.insert(uuid, Some(Arc::clone(mdev))),
+            Err(_) => state.devices.remove(&uuid),
+        };
+        made
+    }
+
+    /// Takes `uuid` out of circulation before the parent is asked.
+    fn reserve(&self, parent: &Arc<dyn MdevParent>, type_id: &str, uuid: Uuid) -> Result<()> {
+        let mut state = self.state.lock();
+        if state.devices.contains_key(&uuid) {
+            return Err(Error::UuidExists);
+        }
+        if parent.available_instances(type_id) == 0 {
+            return Err(Error::NoInstance);
+        }
+        match state.parents.get(&parent.name()) {
+            Some(entry) if !entry.leaving => {}
+            _ => return Err(Error::Gone),
+        }
+        state.devices.insert(uuid, None);
+        Ok(())
+    }
+
+    /// Removes a child: asks its user for it and waits until it is closed.
+    ///
+    /// # Errors
+    /// [`Error::NoSuchUuid`]; [`Error::StillOpen`] if it is open after `patience`: the child stays;
+    /// [`Error::Gone`] if somebody else is removing it.
+    pub fn remove(&self, uuid: Uuid, patience: Duration) -> Result<()> {
+        let mdev = self.find(uuid).ok_or(Error::NoSuchUuid)?;
+        self.vfio.remove(&mdev.device, patience)?;
+        mdev.parent.remove(uuid);
+        self.state.lock().devices.remove(&uuid);
+        Ok(())
+    }
+
+    /// The child `uuid`.
+    pub fn find(&self, uuid: Uuid) -> Option<Arc<Mdev>> {
+        self.state.lock().devices.get(&uuid).cloned().flatten()
+    }
+
+    /// The children, by UUID.
+    pub fn list(&self) -> Vec<Arc<Mdev>> {
+        let state = self.state.lock();
+        state.devices.values().flatten().cloned().collect()
+    }
+}
+
+impl Inspect for MdevRegistry {
+    fn inspect(&self) -> Node {
+        let mut node = Node::new();
+        for mdev in self.list() {
+            let child = Node::new()
+                .with("type", mdev.type_id.as_str())
+                .with("parent", mdev.parent.name())
+                .with("device", mdev.device.name());
+            node.set(mdev.uuid.to_string(), child);
+        }
+        node
+    }
+}

@@ -1,0 +1,75 @@
+//! What the author of a device writes: [`DeviceModel`], and [`DefaultPasid`] for a device that is
+//! one queue of a parent.
+
+use std::{fmt, sync::Arc};
+
+use ioasid_core::Pasid;
+use ioasid_iommu::Device;
+
+use crate::{error::Error, pci::Function};
+
+/// The behaviour of one PCI function, as a program sees it.
+///
+/// Configuration space, BAR sizes, interrupt vectors and their eventfds are not the model's
+/// business: it describes them once in its [`Function`] and reacts to register accesses. The
+/// protocol:
+///
+/// 1. [`read`](Self::read) and [`write`](Self::write) come from several threads at once, always
+///    inside one BAR, never on its MSI-X table, 1, 2, 4 or 8 bytes long and naturally aligned;
+///    on a BAR with [`wide_stores`](crate::pci::Bar::wide_stores) also 64 aligned bytes, which are
+///    one store. They must not block: start work, do not wait for it.
+/// 2. An interrupt is `function().vectors().signal(n)`. It may be called from any thread at any
+///    time and does nothing while the program listens to no such vector.
+/// 3. [`reset`](Self::reset) and [`release`](Self::release) are never concurrent with an access.
+pub trait DeviceModel: Send + Sync + fmt::Debug {
+    /// Configuration space and interrupt vectors.
+    fn function(&self) -> &Function;
+
+    /// Reads `data.len()` bytes at `offset` of BAR `bar`. Registers that do not exist read as 0.
+    fn read(&self, bar: u8, offset: u64, data: &mut [u8]);
+
+    /// Writes `data` at `offset` of BAR `bar`. Registers that do not exist ignore it.
+    fn write(&self, bar: u8, offset: u64, data: &[u8]);
+
+    /// Function level reset: when it returns, no DMA of the time before is in flight or can start,
+    /// and the registers have their initial values. Configuration space and interrupt vectors are
+    /// kept by the caller.
+    fn reset(&self);
+
+    /// The last user is gone and everything is pristine again; by default a [`reset`](Self::reset).
+    /// Comes before the device is detached from its address space.
+    fn release(&self) {
+        self.reset();
+    }
+}
+
+/// A child of a parent device that owns one PASID of it, hidden from its user.
+///
+/// The order of the calls is the order of a PASID's life: [`bind`](Self::bind), attach, detach and
+/// attach again as the user likes, [`quiesce`](Self::quiesce), detach, [`unbind`](Self::unbind).
+/// None of the last three can fail.
+pub trait DefaultPasid: Send + Sync + fmt::Debug {
+    /// Takes a PASID for a new user. Called once between two calls of [`unbind`](Self::unbind).
+    ///
+    /// # Errors
+    /// [`Error::Exhausted`] if there is no PASID.
+    fn bind(&self) -> Result<(Arc<Device>, Pasid), Error>;
+
+    /// Stops the child's queue: disable, drain, flush the page requests that it still has. When it
+    /// returns no DMA with the PASID is in flight or can start. It must not wait for an answer that
+    /// the child's user owes.
+    fn quiesce(&self);
+
+    /// Frees the PASID: the child is detached and nothing uses it any more.
+    fn unbind(&self);
+}
+
+/// How a VFIO device reaches its I/O address space.
+#[derive(Clone, Debug)]
+pub enum Passthrough {
+    /// A whole device: its requester id, and PASIDs of the user's choice if it has any. Binding
+    /// claims the DMA ownership of its group.
+    Whole(Arc<Device>),
+    /// A child by its default PASID. Binding claims nothing: the parent's driver goes on.
+    Child(Arc<dyn DefaultPasid>),
+}

@@ -1,0 +1,405 @@
+//! Describing a PCI function.
+
+use super::{
+    function::{Bar, Function, MsixLayout, Parts},
+    spec,
+    vectors::Vectors,
+};
+
+/// A function cannot look like that.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum LayoutError {
+    /// The size of a BAR is no power of two of at least 16 bytes, or does not fit its width.
+    #[error("BAR {0}: the size is not a power of two in range")]
+    BarSize(u8),
+    /// There is no such BAR, or it is in use, perhaps as the upper half of a 64-bit one.
+    #[error("BAR {0} does not exist or is taken")]
+    BarTaken(u8),
+    /// The MSI-X table or pending bits lie outside their BAR, overlap, or are not 8-byte aligned;
+    /// or there are no vectors, or more than 2048.
+    #[error("the MSI-X table does not fit its BAR")]
+    Msix,
+    /// No room is left for a capability, or bytes of the device's own overlap one.
+    #[error("configuration space is full at {0:#x}")]
+    Full(usize),
+}
+
+/// Puts a [`Function`] together. Capabilities appear in the order of the calls.
+#[derive(Debug)]
+pub struct FunctionBuilder {
+    values: Vec<u8>,
+    writable: Vec<u8>,
+    used: Vec<bool>,
+    bars: [Option<Bar>; 6],
+    msix: Option<MsixLayout>,
+    express: Option<usize>,
+    power: Option<usize>,
+    standard: Chain,
+    extended: Chain,
+    error: Option<LayoutError>,
+}
+
+/// A list of capabilities under construction.
+#[derive(Debug)]
+struct Chain {
+    next_free: usize,
+    entries: Vec<ExtendedEntry>,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct ExtendedEntry {
+    offset: usize,
+    header: u32,
+    hidden: bool,
+}
+
+impl FunctionBuilder {
+    /// A PCI function of `vendor` and `device`, with nothing else.
+    pub fn new(vendor: u16, device: u16) -> Self {
+        let mut builder = FunctionBuilder {
+            values: vec![0; spec::EXTENDED_CONFIG_SIZE],
+            writable: vec![0; spec::EXTENDED_CONFIG_SIZE],
+            used: vec![false; spec::EXTENDED_CONFIG_SIZE],
+            bars: [None; 6],
+            msix: None,
+            express: None,
+            power: None,
+            standard: Chain {
+                next_free: spec::FIRST_CAPABILITY,
+                entries: Vec::new(),
+            },
+            extended: Chain {
+                next_free: spec::FIRST_EXTENDED,
+                entries: Vec::new(),
+            },
+            error: None,
+        };
+        builder.used[..spec::FIRST_CAPABILITY].fill(true);
+        builder.set16(spec::VENDOR, vendor);
+        builder.set16(spec::DEVICE, device);
+        builder.set16(spec::COMMAND, spec::COMMAND_MEMORY);
+        builder.writable16(
+            spec::COMMAND,
+            spec::COMMAND_MEMORY
+                | spec::COMMAND_MASTER
+                | spec::COMMAND_PARITY
+                | spec::COMMAND_SERR
+                | spec::COMMAND_INTX_DISABLE,
+        );
+        builder.writable[spec::CACHE_LINE] = 0xff;
+        builder.writable[spec::INTERRUPT_LINE] = 0xff;
+        builder
+    }
+
+    /// The class code (24 bits: class, subclass, interface) and the revision.
+    #[must_use]
+    pub fn class(mut self, class: u32, revision: u8) -> Self {
+        self.set32(spec::REVISION, class << 8 | u32::from(revision));
+        self
+    }
+
+    /// The subsystem.
+    #[must_use]
+    pub fn subsystem(mut self, vendor: u16, device: u16) -> Self {
+        self.set16(spec::SUBSYSTEM_VENDOR, vendor);
+        self.set16(spec::SUBSYSTEM, device);
+        self
+    }
+
+    /// Memory behind BAR `index`.
+    #[must_use]
+    pub fn bar(mut self, index: u8, bar: Bar) -> Self {
+        let slot = usize::from(index);
+        let last = slot + usize::from(bar.is_64bit);
+        let free = last < 6
+            && self.bars[slot..=last].iter().all(Option::is_none)
+            && !(slot > 0 && self.bars[slot - 1].is_some_and(|below| below.is_64bit));
+        if !free {
+            self.error.get_or_insert(LayoutError::BarTaken(index));
+            return self;
+        }
+        let limit: u64 = if bar.is_64bit { 1 << 39 } else { 1 << 31 };
+        if !bar.size.is_power_of_two() || bar.size < 16 || bar.size > limit {
+            self.error.get_or_insert(LayoutError::BarSize(index));
+            return self;
+        }
+        let flags = if bar.is_64bit { spec::BAR_64BIT } else { 0 }
+            | if bar.prefetchable {
+                spec::BAR_PREFETCHABLE
+            } else {
+                0
+            };
+        let offset = spec::BAR0 + 4 * slot;
+        let mask = !(bar.size - 1);
+        self.set32(offset, flags);
+        self.writable32(offset, mask as u32);
+        if bar.is_64bit {
+            self.writable32(offset + 4, (mask >> 32) as u32);
+        }
+        self.bars[slot] = Some(bar);
+        self
+    }
+
+    /// A PCI Express capability, version 2, of an endpoint inside the root complex, with function
+    /// level reset. Without it the function has no extended configuration space.
+    #[must_use]
+    pub fn express(mut self) -> Self {
+        if let Some(offset) = self.standard(spec::CAP_EXPRESS, spec::EXPRESS_SIZE) {
+            self.set16(offset + 2, spec::EXPRESS_VERSION | spec::EXPRESS_INTEGRATED);
+            self.set32(
+                offset + spec::EXPRESS_DEVICE_CAPABILITIES,
+                spec::DEVCAP_BASE | spec::DEVCAP_FLR,
+            );
+            self.set16(offset + spec::EXPRESS_DEVICE_CONTROL, spec::DEVCTL_INITIAL);
+            self.writable16(offset + spec::EXPRESS_DEVICE_CONTROL, spec::DEVCTL_WRITABLE);
+            self.set32(
+                offset + spec::EXPRESS_DEVICE_CAPABILITIES_2,
+                spec::DEVCAP2_TIMEOUT_DISABLE,
+            );
+            self.writable16(
+                offset + spec::EXPRESS_DEVICE_CONTROL_2,
+                spec::DEVCTL2_WRITABLE,
+            );
+            self.express = Some(offset);
+        }
+        self
+    }
+
+    /// A power management capability with D0 and D3 and without PME.
+    #[must_use]
+    pub fn power_management(mut self) -> Self {
+        if let Some(offset) = self.standard(spec::CAP_PM, 8) {
+            self.set16(offset + 2, 3);
+            self.set16(offset + spec::PM_CONTROL, spec::PM_NO_SOFT_RESET);
+            self.writable[offset + spec::PM_CONTROL] = spec::PM_STATE;
+            self.power = Some(offset);
+        }
+        self
+    }
+
+    /// An MSI-X capability.
+    #[must_use]
+    pub fn msix(mut self, layout: MsixLayout) -> Self {
+        if let Some(offset) = self.standard(spec::CAP_MSIX, 12) {
+            self.set16(offset + spec::MSIX_CONTROL, layout.count.wrapping_sub(1));
+            self.set32(offset + 4, layout.table as u32 | u32::from(layout.bar));
+            self.set32(offset + 8, layout.pending as u32 | u32::from(layout.bar));
+            self.msix = Some(MsixLayout {
+                capability: offset,
+                ..layout
+            });
+        }
+        self
+    }
+
+    /// Advanced error reporting.
+    #[must_use]
+    pub fn advanced_error_reporting(mut self) -> Self {
+        if let Some(offset) = self.extended(spec::EXT_AER, 2, spec::AER_SIZE, false) {
+            for register in [
+                spec::AER_UNCORRECTABLE_MASK,
+                spec::AER_UNCORRECTABLE_MASK + 4,
+            ] {
+                self.writable32(offset + register, spec::AER_UNCORRECTABLE);
+            }
+            self.set32(
+                offset + spec::AER_UNCORRECTABLE_MASK + 4,
+                spec::AER_SEVERITY_INITIAL,
+            );
+            self.set32(
+                offset + spec::AER_CORRECTABLE_MASK,
+                spec::AER_CORRECTABLE_INITIAL,
+            );
+            self.writable32(offset + spec::AER_CORRECTABLE_MASK, spec::AER_CORRECTABLE);
+        }
+        self
+    }
+
+    /// Address translation services. Read-only for programs.
+    #[must_use]
+    pub fn address_translation(mut self) -> Self {
+        if let Some(offset) = self.extended(spec::EXT_ATS, 1, 8, false) {
+            self.set16(offset + 4, spec::ATS_PAGE_ALIGNED);
+        }
+        self
+    }
+
+    /// PASIDs of `bits` bits. Unlinked in the view of programs.
+    #[must_use]
+    pub fn pasid(mut self, bits: u8) -> Self {
+        if let Some(offset) = self.extended(spec::EXT_PASID, 1, 8, true) {
+            let width = u16::from(bits & 0x1f) << 8;
+            self.set16(offset + 4, width | spec::PASID_EXEC_PRIV);
+            self.writable16(offset + 6, spec::PASID_CONTROL_WRITABLE);
+        }
+        self
+    }
+
+    /// The page request interface, with room for `requests`. Read-only for programs.
+    #[must_use]
+    pub fn page_requests(mut self, requests: u32) -> Self {
+        if let Some(offset) = self.extended(spec::EXT_PRI, 1, 16, false) {
+            self.set32(offset + 8, requests);
+        }
+        self
+    }
+
+    /// `len` bytes at `offset` that belong to no capability and that programs may read and write.
+    #[must_use]
+    pub fn scratch(mut self, offset: usize, len: usize) -> Self {
+        let end = offset.saturating_add(len);
+        match self.used.get_mut(offset..end) {
+            Some(bytes) if !bytes.contains(&true) => {
+                bytes.fill(true);
+                self.writable[offset..end].fill(0xff);
+            }
+            _ => {
+                self.error.get_or_insert(LayoutError::Full(offset));
+            }
+        }
+        self
+    }
+
+    /// The function.
+    ///
+    /// # Errors
+    /// The first [`LayoutError`] of the description.
+    pub fn build(mut self) -> Result<Function, LayoutError> {
+        self.check_msix()?;
+        if let Some(error) = self.error {
+            return Err(error);
+        }
+        self.link_standard();
+        let host_headers = self.link_extended();
+        if self.express.is_none() {
+            self.values.truncate(spec::CONFIG_SIZE);
+            self.writable.truncate(spec::CONFIG_SIZE);
+        }
+        let count = self.msix.map_or(0, |msix| msix.count);
+        Ok(Function::new(Parts {
+            values: self.values,
+            writable: self.writable,
+            host_headers,
+            bars: self.bars,
+            msix: self.msix,
+            express: self.express,
+            power: self.power,
+            vectors: Vectors::new(count),
+        }))
+    }
+
+    fn check_msix(&self) -> Result<(), LayoutError> {
+        let Some(msix) = self.msix else {
+            return Ok(());
+        };
+        let size = self
+            .bars
+            .get(usize::from(msix.bar))
+            .copied()
+            .flatten()
+            .ok_or(LayoutError::Msix)?
+            .size;
+        let table_end = msix.table.saturating_add(msix.table_bytes());
+        let pending_end = msix.pending.saturating_add(msix.pending_bytes());
+        let apart = table_end <= msix.pending || pending_end <= msix.table;
+        let aligned = (msix.table | msix.pending) & 7 == 0;
+        let counted = (1..=2048).contains(&msix.count);
+        if counted && aligned && apart && table_end.max(pending_end) <= size.min(1 << 32) {
+            Ok(())
+        } else {
+            Err(LayoutError::Msix)
+        }
+    }
+
+    /// Writes the list of standard capabilities.
+    fn link_standard(&mut self) {
+        let entries = std::mem::take(&mut self.standard.entries);
+        let mut link = spec::CAPABILITIES;
+        for entry in &entries {
+            self.values[link] = entry.offset as u8;
+            self.values[entry.offset] = entry.header as u8;
+            link = entry.offset + 1;
+        }
+        if !entries.is_empty() {
+            self.set16(spec::STATUS, spec::STATUS_CAPABILITIES);
+        }
+    }
+
+    /// Writes the list of extended capabilities as programs see it and returns the headers that
+    /// the host sees instead. A hidden capability that is the first one keeps its place in the list,
+    /// with id 0: the list starts at a fixed offset.
+    fn link_extended(&mut self) -> Vec<(usize, u32)> {
+        let entries = std::mem::take(&mut self.extended.entries);
+        let mut host = Vec::new();
+        for (index, entry) in entries.iter().enumerate() {
+            let after = entries.get(index + 1..).unwrap_or_default();
+            let next = after.first().map_or(0, |next| next.offset as u32);
+            host.push((entry.offset, entry.header | next << 20));
+            let next = after
+                .iter()
+                .find(|next| !next.hidden)
+                .map_or(0, |next| next.offset as u32);
+            let header = match (index, entry.hidden) {
+                (_, false) => entry.header | next << 20,
+                (0, true) => next << 20,
+                (_, true) => continue,
+            };
+            self.set32(entry.offset, header);
+        }
+        host
+    }
+
+    fn standard(&mut self, id: u8, size: usize) -> Option<usize> {
+        let offset = self.place(self.standard.next_free, size, spec::CONFIG_SIZE)?;
+        self.standard.next_free = offset + size;
+        self.standard.entries.push(ExtendedEntry {
+            offset,
+            header: u32::from(id),
+            hidden: false,
+        });
+        Some(offset)
+    }
+
+    fn extended(&mut self, id: u16, version: u32, size: usize, hidden: bool) -> Option<usize> {
+        let offset = self.place(self.extended.next_free, size, spec::EXTENDED_CONFIG_SIZE)?;
+        self.extended.next_free = offset + size;
+        self.extended.entries.push(ExtendedEntry {
+            offset,
+            header: u32::from(id) | version << 16,
+            hidden,
+        });
+        Some(offset)
+    }
+
+    /// Takes the first free `size` bytes from `from` on, aligned to 4.
+    fn place(&mut self, from: usize, size: usize, end: usize) -> Option<usize> {
+        let fits = |offset: &usize| {
+            self.used
+                .get(*offset..offset + size)
+                .is_some_and(|bytes| offset + size <= end && !bytes.contains(&true))
+        };
+        let Some(offset) = (from.next_multiple_of(4)..end).step_by(4).find(fits) else {
+            self.error.get_or_insert(LayoutError::Full(from));
+            return None;
+        };
+        self.used[offset..offset + size].fill(true);
+        Some(offset)
+    }
+
+    fn set16(&mut self, offset: usize, value: u16) {
+        self.values[offset..offset + 2].copy_from_slice(&value.to_le_bytes());
+    }
+
+    fn set32(&mut self, offset: usize, value: u32) {
+        self.values[offset..offset + 4].copy_from_slice(&value.to_le_bytes());
+    }
+
+    fn writable16(&mut self, offset: usize, mask: u16) {
+        self.writable[offset..offset + 2].copy_from_slice(&mask.to_le_bytes());
+    }
+
+    fn writable32(&mut self, offset: usize, mask: u32) {
+        self.writable[offset..offset + 4].copy_from_slice(&mask.to_le_bytes());
+    }
+}

@@ -1,0 +1,369 @@
+//! A PCI function at run time.
+
+use std::{
+    fmt,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+};
+
+use ioasid_core::{
+    inspect::{Inspect, Node},
+    sync::Mutex,
+};
+
+use super::{spec, vectors::Vectors};
+use crate::error::{Error, Result};
+
+/// Memory behind one base address register.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Bar {
+    /// Bytes, a power of two from 16.
+    pub size: u64,
+    /// The BAR takes two registers.
+    pub is_64bit: bool,
+    /// Reads have no side effects.
+    pub prefetchable: bool,
+    /// Aligned stores of 64 bytes reach the model as one store. VFIO on hardware has no such access
+    /// by file descriptor (there, a portal is mapped and written with `MOVDIR64B`).
+    pub wide_stores: bool,
+}
+
+impl Bar {
+    /// A 64-bit prefetchable BAR of `size` bytes.
+    pub const fn memory64(size: u64) -> Self {
+        Bar {
+            size,
+            is_64bit: true,
+            prefetchable: true,
+            wide_stores: false,
+        }
+    }
+
+    /// The same BAR, with stores of 64 bytes.
+    #[must_use]
+    pub const fn with_wide_stores(mut self) -> Self {
+        self.wide_stores = true;
+        self
+    }
+}
+
+/// Where the MSI-X table and its pending bits lie.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct MsixLayout {
+    /// The BAR of both.
+    pub bar: u8,
+    /// Offset of the table in the BAR, in bytes.
+    pub table: u64,
+    /// Offset of the pending bits in the BAR, in bytes.
+    pub pending: u64,
+    /// Vectors, 1..=2048.
+    pub count: u16,
+    /// Offset of the capability; chosen by the builder.
+    pub(super) capability: usize,
+}
+
+impl MsixLayout {
+    /// `count` vectors with their table and pending bits in `bar`.
+    pub const fn new(bar: u8, table: u64, pending: u64, count: u16) -> Self {
+        MsixLayout {
+            bar,
+            table,
+            pending,
+            count,
+            capability: 0,
+        }
+    }
+
+    /// Bytes of the table.
+    pub const fn table_bytes(&self) -> u64 {
+        self.count as u64 * spec::MSIX_ENTRY
+    }
+
+    /// Bytes of the pending bits.
+    pub const fn pending_bytes(&self) -> u64 {
+        self.count.div_ceil(64) as u64 * 8
+    }
+}
+
+/// What a write to configuration space asks for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[must_use]
+pub enum ConfigEffect {
+    /// Nothing more.
+    None,
+    /// A function level reset.
+    Reset,
+}
+
+/// What the builder hands over.
+pub(super) struct Parts {
+    pub(super) values: Vec<u8>,
+    pub(super) writable: Vec<u8>,
+    pub(super) host_headers: Vec<(usize, u32)>,
+    pub(super) bars: [Option<Bar>; 6],
+    pub(super) msix: Option<MsixLayout>,
+    pub(super) express: Option<usize>,
+    pub(super) power: Option<usize>,
+    pub(super) vectors: Arc<Vectors>,
+}
+
+/// Configuration space, BARs and interrupt vectors of one PCI function.
+pub struct Function {
+    config: Mutex<Config>,
+    /// Bits that a program may change, byte by byte.
+    writable: Vec<u8>,
+    host_headers: Vec<(usize, u32)>,
+    bars: [Option<Bar>; 6],
+    msix: Option<MsixLayout>,
+    express: Option<usize>,
+    power: Option<usize>,
+    vectors: Arc<Vectors>,
+    memory_enabled: AtomicBool,
+    bus_master: Arc<AtomicBool>,
+}
+
+struct Config {
+    values: Vec<u8>,
+    /// What a new user finds.
+    initial: Vec<u8>,
+}
+
+impl Function {
+    pub(super) fn new(parts: Parts) -> Self {
+        Function {
+            config: Mutex::new(Config {
+                initial: parts.values.clone(),
+                values: parts.values,
+            }),
+            writable: parts.writable,
+            host_headers: parts.host_headers,
+            bars: parts.bars,
+            msix: parts.msix,
+            express: parts.express,
+            power: parts.power,
+            vectors: parts.vectors,
+            memory_enabled: AtomicBool::new(true),
+            bus_master: Arc::default(),
+        }
+    }
+
+    /// Bytes of configuration space: 256, or 4096 with PCI Express.
+    pub fn config_size(&self) -> u64 {
+        self.writable.len() as u64
+    }
+
+    /// BAR `index`, if it exists.
+    pub fn bar(&self, index: u8) -> Option<Bar> {
+        self.bars.get(usize::from(index)).copied().flatten()
+    }
+
+    /// The MSI-X layout, if there is one.
+    pub fn msix(&self) -> Option<MsixLayout> {
+        self.msix
+    }
+
+    /// The interrupt vectors.
+    pub fn vectors(&self) -> &Arc<Vectors> {
+        &self.vectors
+    }
+
+    /// Whether there is a PCI Express capability.
+    pub fn is_express(&self) -> bool {
+        self.express.is_some()
+    }
+
+    /// Whether the BARs answer: `PCI_COMMAND.MEM` is set and the power state is D0.
+    pub fn memory_enabled(&self) -> bool {
+        self.memory_enabled.load(Ordering::Acquire)
+    }
+
+    /// Whether the function may issue DMA: `PCI_COMMAND.MASTER`. A device that does DMA of its own
+    /// accord asks before it starts.
+    pub fn bus_master(&self) -> bool {
+        self.bus_master.load(Ordering::Acquire)
+    }
+
+    /// The same flag, for engines that outlive a borrow of the function.
+    pub fn bus_master_flag(&self) -> Arc<AtomicBool> {
+        Arc::clone(&self.bus_master)
+    }
+
+    /// Puts the BARs at host addresses from `base` up, each aligned to its size, in the order of
+    /// their indexes. Returns the first address after them.
+    pub fn assign_bars(&self, base: u64) -> u64 {
+        let mut config = self.config.lock();
+        let mut next = base;
+        for (index, bar) in self.bars.iter().enumerate() {
+            let Some(bar) = bar else { continue };
+            let Some(address) = next.checked_next_multiple_of(bar.size) else {
+                break;
+            };
+            next = address.saturating_add(bar.size);
+            let offset = spec::BAR0 + 4 * index;
+            let width = if bar.is_64bit { 8 } else { 4 };
+            for (byte, value) in address.to_le_bytes().into_iter().take(width).enumerate() {
+                let mask = self.writable[offset + byte];
+                for image in [&mut config.values, &mut config.initial] {
+                    set_masked(image, offset + byte, value, mask);
+                }
+            }
+        }
+        next
+    }
+
+    /// The address that BAR `index` was given by [`Function::assign_bars`], or 0.
+    pub fn bar_address(&self, index: u8) -> u64 {
+        let Some(bar) = self.bar(index) else { return 0 };
+        let config = self.config.lock();
+        let offset = spec::BAR0 + 4 * usize::from(index);
+        let mut bytes = [0; 8];
+        let width = if bar.is_64bit { 8 } else { 4 };
+        if let (Some(to), Some(from)) = (
+            bytes.get_mut(..width),
+            config.initial.get(offset..offset + width),
+        ) {
+            to.copy_from_slice(from);
+        }
+        u64::from_le_bytes(bytes) & !0xf
+    }
+
+    /// Reads configuration space as a program sees it.
+    ///
+    /// # Errors
+    /// [`Error::BeyondConfig`] if the access passes the end.
+    pub fn read_config(&self, offset: u64, data: &mut [u8]) -> Result<()> {
+        let config = self.config.lock();
+        let from = self.config_range(offset, data.len())?;
+        data.copy_from_slice(&config.values[from]);
+        Ok(())
+    }
+
+    /// Writes configuration space as a program may; what it may not write keeps its value.
+    ///
+    /// # Errors
+    /// [`Error::BeyondConfig`] if the access passes the end; nothing is written then.
+    pub fn write_config(&self, offset: u64, data: &[u8]) -> Result<ConfigEffect> {
+        let mut config = self.config.lock();
+        let range = self.config_range(offset, data.len())?;
+        let mut effect = ConfigEffect::None;
+        let control = self
+            .express
+            .map(|express| express + spec::EXPRESS_DEVICE_CONTROL + 1);
+        let power = self.power.map(|power| power + spec::PM_CONTROL);
+        for (at, value) in range.zip(data) {
+            if Some(at) == control && value & spec::DEVCTL_FLR_HIGH != 0 {
+                effect = ConfigEffect::Reset;
+            }
+            // The states D1 and D2 do not exist; hardware ignores them.
+            if Some(at) == power && matches!(value & spec::PM_STATE, 1 | 2) {
+                continue;
+            }
+            set_masked(&mut config.values, at, *value, self.writable[at]);
+        }
+        self.follow(&config);
+        Ok(effect)
+    }
+
+    /// Shows in the MSI-X capability whether MSI-X is enabled.
+    pub(crate) fn show_msix(&self, enabled: bool) {
+        if let Some(msix) = self.msix {
+            let mut config = self.config.lock();
+            let value = if enabled { spec::MSIX_ENABLE_HIGH } else { 0 };
+            let at = msix.capability + spec::MSIX_CONTROL + 1;
+            set_masked(&mut config.values, at, value, spec::MSIX_ENABLE_HIGH);
+        }
+    }
+
+    /// Bus mastering off: no DMA starts any more.
+    pub(crate) fn clear_bus_master(&self) {
+        let mut config = self.config.lock();
+        let mask = spec::COMMAND_MASTER as u8;
+        set_masked(&mut config.values, spec::COMMAND, 0, mask);
+        self.follow(&config);
+    }
+
+    /// Configuration space as a new user finds it.
+    pub(crate) fn restore(&self) {
+        let mut config = self.config.lock();
+        let Config { values, initial } = &mut *config;
+        values.copy_from_slice(initial);
+        self.follow(&config);
+    }
+
+    /// All of configuration space as the host sees it, with the capabilities that programs do not
+    /// see.
+    pub fn host_config(&self) -> Vec<u8> {
+        let mut values = self.config.lock().values.clone();
+        for (offset, header) in &self.host_headers {
+            if let Some(bytes) = values.get_mut(*offset..offset + 4) {
+                bytes.copy_from_slice(&header.to_le_bytes());
+            }
+        }
+        values
+    }
+
+    /// Lets the flags that are read without the lock follow the registers.
+    fn follow(&self, config: &Config) {
+        let command = u16::from_le_bytes([
+            config.values[spec::COMMAND],
+            config.values[spec::COMMAND + 1],
+        ]);
+        let awake = self
+            .power
+            .is_none_or(|power| config.values[power + spec::PM_CONTROL] & spec::PM_STATE == 0);
+        self.memory_enabled.store(
+            awake && command & spec::COMMAND_MEMORY != 0,
+            Ordering::Release,
+        );
+        self.bus_master
+            .store(command & spec::COMMAND_MASTER != 0, Ordering::Release);
+    }
+
+    fn config_range(&self, offset: u64, len: usize) -> Result<std::ops::Range<usize>> {
+        let start = usize::try_from(offset).map_err(|_| Error::BeyondConfig)?;
+        match start.checked_add(len) {
+            Some(end) if end <= self.writable.len() => Ok(start..end),
+            _ => Err(Error::BeyondConfig),
+        }
+    }
+}
+
+fn set_masked(values: &mut [u8], at: usize, value: u8, mask: u8) {
+    if let Some(byte) = values.get_mut(at) {
+        *byte = *byte & !mask | value & mask;
+    }
+}
+
+impl Inspect for Function {
+    fn inspect(&self) -> Node {
+        let identity = |at: usize| {
+            let config = self.config.lock();
+            u64::from(config.values[at]) | u64::from(config.values[at + 1]) << 8
+        };
+        Node::new()
+            .with(
+                "vendor",
+                ioasid_core::inspect::Value::Hex(identity(spec::VENDOR)),
+            )
+            .with(
+                "device",
+                ioasid_core::inspect::Value::Hex(identity(spec::DEVICE)),
+            )
+            .with("memory_enabled", self.memory_enabled())
+            .with("bus_master", self.bus_master())
+            .with("vectors", self.vectors.count())
+            .with("connected_vectors", self.vectors.connected())
+    }
+}
+
+impl fmt::Debug for Function {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Function")
+            .field("bars", &self.bars)
+            .field("msix", &self.msix)
+            .field("vectors", &self.vectors)
+            .finish_non_exhaustive()
+    }
+}

@@ -1,0 +1,17 @@
+//! PCI functions without their registers: configuration space as VFIO shows it
+//! (`drivers/vfio/pci/vfio_pci_config.c`), BARs, and MSI-X vectors.
+//!
+//! A device describes itself once, with a [`FunctionBuilder`]; from then on the [`Function`] knows
+//! what a program may read and write. Two views of the same bytes exist: the program's, in which
+//! some capabilities are unlinked (a PASID capability above all: the kernel hides it), and the
+//! host's ([`Function::host_config`]), in which the device shows all that it has.
+
+pub mod spec;
+
+mod builder;
+mod function;
+mod vectors;
+
+pub use builder::{FunctionBuilder, LayoutError};
+pub use function::{Bar, ConfigEffect, Function, MsixLayout};
+pub use vectors::Vectors;

@@ -1,0 +1,133 @@
+//! Offsets and bits of PCI configuration space (PCI Express base specification, chapter 7). All
+//! offsets are in bytes.
+
+/// Size of configuration space without PCI Express.
+pub const CONFIG_SIZE: usize = 0x100;
+/// Size of configuration space with PCI Express.
+pub const EXTENDED_CONFIG_SIZE: usize = 0x1000;
+
+/// Vendor id, 16 bits.
+pub const VENDOR: usize = 0x00;
+/// Device id, 16 bits.
+pub const DEVICE: usize = 0x02;
+/// Command register, 16 bits.
+pub const COMMAND: usize = 0x04;
+/// Status register, 16 bits.
+pub const STATUS: usize = 0x06;
+/// Revision, 8 bits, with the class code in the 24 bits above.
+pub const REVISION: usize = 0x08;
+/// Cache line size, 8 bits.
+pub const CACHE_LINE: usize = 0x0c;
+/// First of six base address registers of 32 bits.
+pub const BAR0: usize = 0x10;
+/// Subsystem vendor id, 16 bits.
+pub const SUBSYSTEM_VENDOR: usize = 0x2c;
+/// Subsystem id, 16 bits.
+pub const SUBSYSTEM: usize = 0x2e;
+/// Offset of the first capability, 8 bits.
+pub const CAPABILITIES: usize = 0x34;
+/// Interrupt line, 8 bits, for software's use.
+pub const INTERRUPT_LINE: usize = 0x3c;
+/// First byte that capabilities may use.
+pub const FIRST_CAPABILITY: usize = 0x40;
+/// Where the extended capabilities start.
+pub const FIRST_EXTENDED: usize = 0x100;
+
+/// Command: the function answers memory accesses.
+pub const COMMAND_MEMORY: u16 = 1 << 1;
+/// Command: the function may issue DMA and interrupts.
+pub const COMMAND_MASTER: u16 = 1 << 2;
+/// Command: answer to parity errors.
+pub const COMMAND_PARITY: u16 = 1 << 6;
+/// Command: report system errors.
+pub const COMMAND_SERR: u16 = 1 << 8;
+/// Command: no wired interrupt.
+pub const COMMAND_INTX_DISABLE: u16 = 1 << 10;
+/// Status: there is a capability list.
+pub const STATUS_CAPABILITIES: u16 = 1 << 4;
+
+/// Base address register: 64 bits wide, in two registers.
+pub const BAR_64BIT: u32 = 1 << 2;
+/// Base address register: reads have no side effects.
+pub const BAR_PREFETCHABLE: u32 = 1 << 3;
+
+/// Capability: power management.
+pub const CAP_PM: u8 = 0x01;
+/// Capability: PCI Express.
+pub const CAP_EXPRESS: u8 = 0x10;
+/// Capability: MSI-X.
+pub const CAP_MSIX: u8 = 0x11;
+
+/// Power management: control and status register, relative to the capability.
+pub const PM_CONTROL: usize = 4;
+/// Power management control: the power state D0..D3.
+pub const PM_STATE: u8 = 0x3;
+/// Power management control: no reset on the way from D3 to D0.
+pub const PM_NO_SOFT_RESET: u16 = 1 << 3;
+
+/// PCI Express: bytes of the capability, version 2.
+pub const EXPRESS_SIZE: usize = 0x3c;
+/// PCI Express capability register: version 2.
+pub const EXPRESS_VERSION: u16 = 2;
+/// PCI Express capability register: a root complex integrated endpoint.
+pub const EXPRESS_INTEGRATED: u16 = 9 << 4;
+/// PCI Express: device capabilities, 32 bits.
+pub const EXPRESS_DEVICE_CAPABILITIES: usize = 0x04;
+/// Device capabilities: payloads up to 256 bytes, role-based error reporting.
+pub const DEVCAP_BASE: u32 = 1 | 1 << 15;
+/// Device capabilities: function level reset.
+pub const DEVCAP_FLR: u32 = 1 << 28;
+/// PCI Express: device control, 16 bits.
+pub const EXPRESS_DEVICE_CONTROL: usize = 0x08;
+/// Device control: everything but phantom functions and the reset bit.
+pub const DEVCTL_WRITABLE: u16 = 0x7dff;
+/// Device control after reset: relaxed ordering, no snoop, reads of 512 bytes.
+pub const DEVCTL_INITIAL: u16 = 0x2810;
+/// Device control, high byte: starts a function level reset; reads as 0.
+pub const DEVCTL_FLR_HIGH: u8 = 0x80;
+/// PCI Express: device capabilities 2, 32 bits.
+pub const EXPRESS_DEVICE_CAPABILITIES_2: usize = 0x24;
+/// Device capabilities 2: the completion timeout can be switched off.
+pub const DEVCAP2_TIMEOUT_DISABLE: u32 = 1 << 4;
+/// PCI Express: device control 2, 16 bits.
+pub const EXPRESS_DEVICE_CONTROL_2: usize = 0x28;
+/// Device control 2: completion timeout.
+pub const DEVCTL2_WRITABLE: u16 = 0x1f;
+
+/// MSI-X: message control, 16 bits.
+pub const MSIX_CONTROL: usize = 2;
+/// MSI-X message control, high byte: enabled.
+pub const MSIX_ENABLE_HIGH: u8 = 0x80;
+/// MSI-X: bytes of one table entry.
+pub const MSIX_ENTRY: u64 = 16;
+
+/// Extended capability: advanced error reporting.
+pub const EXT_AER: u16 = 0x0001;
+/// Extended capability: address translation services.
+pub const EXT_ATS: u16 = 0x000f;
+/// Extended capability: page request interface.
+pub const EXT_PRI: u16 = 0x0013;
+/// Extended capability: PASID.
+pub const EXT_PASID: u16 = 0x001b;
+
+/// Advanced error reporting: bytes of the capability.
+pub const AER_SIZE: usize = 0x48;
+/// Advanced error reporting: mask of uncorrectable errors; the severity register follows.
+pub const AER_UNCORRECTABLE_MASK: usize = 0x08;
+/// Advanced error reporting: the uncorrectable errors that exist.
+pub const AER_UNCORRECTABLE: u32 = 0x07df_f030;
+/// Advanced error reporting: those that are fatal after reset.
+pub const AER_SEVERITY_INITIAL: u32 = 0x0046_2030;
+/// Advanced error reporting: mask of correctable errors.
+pub const AER_CORRECTABLE_MASK: usize = 0x14;
+/// Advanced error reporting: the correctable errors that exist.
+pub const AER_CORRECTABLE: u32 = 0xf1c1;
+/// Advanced error reporting: those that are masked after reset.
+pub const AER_CORRECTABLE_INITIAL: u32 = 0x2000;
+
+/// ATS capability register: requests are page aligned.
+pub const ATS_PAGE_ALIGNED: u16 = 1 << 5;
+/// PASID capability register: execute permission and privileged mode.
+pub const PASID_EXEC_PRIV: u16 = 0x6;
+/// PASID control register: enable, execute, privileged.
+pub const PASID_CONTROL_WRITABLE: u16 = 0x7;

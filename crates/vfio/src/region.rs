@@ -1,0 +1,104 @@
+//! The regions of a PCI device: which file offset is what.
+
+use crate::{
+    error::{Error, Result},
+    pci::Function,
+};
+
+/// Number of region indexes of a PCI device without regions of its vendor.
+pub const REGIONS: u32 = 9;
+
+/// The index of a region is in the file offset from this bit on.
+pub const INDEX_SHIFT: u32 = 40;
+
+/// A region.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum RegionIndex {
+    /// Base address register 0..=5.
+    Bar(u8),
+    /// The expansion ROM. No device has one.
+    Rom,
+    /// Configuration space.
+    Config,
+    /// VGA memory. No device has it.
+    Vga,
+}
+
+impl RegionIndex {
+    /// The region `index`.
+    ///
+    /// # Errors
+    /// [`Error::NoSuchIndex`] from [`REGIONS`] on.
+    pub fn new(index: u32) -> Result<Self> {
+        match index {
+            0..=5 => Ok(RegionIndex::Bar(index as u8)),
+            6 => Ok(RegionIndex::Rom),
+            7 => Ok(RegionIndex::Config),
+            8 => Ok(RegionIndex::Vga),
+            _ => Err(Error::NoSuchIndex),
+        }
+    }
+
+    /// The region that the file offset lies in, and the offset inside it.
+    ///
+    /// # Errors
+    /// [`Error::NoSuchIndex`] past the last region.
+    pub fn at(offset: u64) -> Result<(Self, u64)> {
+        let index = u32::try_from(offset >> INDEX_SHIFT).map_err(|_| Error::NoSuchIndex)?;
+        Ok((RegionIndex::new(index)?, offset & ((1 << INDEX_SHIFT) - 1)))
+    }
+
+    /// The number.
+    pub const fn number(self) -> u32 {
+        match self {
+            RegionIndex::Bar(index) => index as u32,
+            RegionIndex::Rom => 6,
+            RegionIndex::Config => 7,
+            RegionIndex::Vga => 8,
+        }
+    }
+
+    /// The file offset of the region's first byte.
+    pub const fn offset(self) -> u64 {
+        (self.number() as u64) << INDEX_SHIFT
+    }
+
+    /// What REGION_INFO says of this region. `mappable` if BARs can be mapped.
+    ///
+    /// # Errors
+    /// [`Error::NoSuchIndex`] for VGA.
+    pub fn info(self, function: &Function, mappable: bool) -> Result<RegionInfo> {
+        let (size, mmap) = match self {
+            RegionIndex::Bar(index) => {
+                let size = function.bar(index).map_or(0, |bar| bar.size);
+                (size, mappable && size >= 4096)
+            }
+            RegionIndex::Rom => (0, false),
+            RegionIndex::Config => (function.config_size(), false),
+            RegionIndex::Vga => return Err(Error::NoSuchIndex),
+        };
+        let holds_msix = function
+            .msix()
+            .is_some_and(|msix| self == RegionIndex::Bar(msix.bar));
+        Ok(RegionInfo {
+            offset: self.offset(),
+            size,
+            mmap,
+            msix_mappable: mmap && holds_msix,
+        })
+    }
+}
+
+/// What REGION_INFO says. A region of size 0 is absent and can be neither read nor written; all
+/// others can be both.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct RegionInfo {
+    /// File offset of the first byte.
+    pub offset: u64,
+    /// Bytes.
+    pub size: u64,
+    /// The region can be mapped.
+    pub mmap: bool,
+    /// The page of the MSI-X table can be mapped too (a capability of the region).
+    pub msix_mappable: bool,
+}

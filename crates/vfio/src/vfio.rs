@@ -1,0 +1,89 @@
+//! The VFIO devices of one machine.
+
+use std::{collections::BTreeMap, sync::Arc, time::Duration};
+
+use ioasid_core::{
+    inspect::{Inspect, Node},
+    sync::Mutex,
+};
+use ioasid_iommu::Iommu;
+
+use crate::{
+    device::VfioDevice,
+    error::{Error, Result},
+    model::{DeviceModel, Passthrough},
+};
+
+/// The VFIO devices of one machine: gives them their numbers.
+#[derive(Debug)]
+pub struct Vfio {
+    iommu: Arc<Iommu>,
+    devices: Mutex<BTreeMap<u32, Arc<VfioDevice>>>,
+}
+
+impl Vfio {
+    /// No devices, for the machine of `iommu`.
+    pub fn new(iommu: &Arc<Iommu>) -> Arc<Self> {
+        Arc::new(Vfio {
+            iommu: Arc::clone(iommu),
+            devices: Mutex::default(),
+        })
+    }
+
+    /// Offers a device to programs under the lowest free number. A child gets an IOMMU group of its
+    /// own, so that its group number is not its parent's.
+    pub fn add(&self, model: Arc<dyn DeviceModel>, passthrough: Passthrough) -> Arc<VfioDevice> {
+        let group = match &passthrough {
+            Passthrough::Whole(device) => Arc::clone(device.group()),
+            Passthrough::Child(_) => self.iommu.add_group(),
+        };
+        let mut devices = self.devices.lock();
+        let index = (0..).zip(devices.keys()).find(|(free, used)| free != *used);
+        let index = index.map_or(devices.len() as u32, |(free, _)| free);
+        let device = VfioDevice::new(index, group, model, passthrough);
+        devices.insert(index, Arc::clone(&device));
+        device
+    }
+
+    /// The devices, by number.
+    pub fn devices(&self) -> Vec<Arc<VfioDevice>> {
+        self.devices.lock().values().cloned().collect()
+    }
+
+    /// The device called `name` (`vfio7`).
+    pub fn find(&self, name: &str) -> Option<Arc<VfioDevice>> {
+        let devices = self.devices.lock();
+        devices
+            .values()
+            .find(|device| device.name() == name)
+            .cloned()
+    }
+
+    /// Takes `device` away from programs: asks its user for it and waits until every file of it is
+    /// closed. New opens fail meanwhile.
+    ///
+    /// # Errors
+    /// [`Error::StillOpen`] if a file is open after `patience`: the device stays, and can be opened
+    /// again. [`Error::Gone`] if it is not one of these devices, or is being removed already.
+    pub fn remove(&self, device: &Arc<VfioDevice>, patience: Duration) -> Result<()> {
+        device.withdraw(patience)?;
+        let mut devices = self.devices.lock();
+        match devices.get(&device.index()) {
+            Some(found) if Arc::ptr_eq(found, device) => {
+                devices.remove(&device.index());
+                Ok(())
+            }
+            _ => Err(Error::Gone),
+        }
+    }
+}
+
+impl Inspect for Vfio {
+    fn inspect(&self) -> Node {
+        let mut node = Node::new();
+        for device in self.devices() {
+            node.set(device.name(), device.inspect());
+        }
+        node
+    }
+}

@@ -1,2 +1,247 @@
-//! Development tasks.
-fn main() {}
+//! Development tasks: `cargo xtask VERB`.
+//!
+//! Each verb runs a few cargo commands, prints them, and stops at the first that fails.
+#![forbid(unsafe_code)]
+#![allow(
+    clippy::print_stdout,
+    clippy::print_stderr,
+    reason = "a tool for a terminal"
+)]
+
+use std::{
+    collections::BTreeSet,
+    env,
+    path::{Path, PathBuf},
+    process::{Command, ExitCode},
+};
+
+use anyhow::{Context, Result, bail};
+use clap::{Parser, Subcommand};
+use xtask::floors::House;
+
+/// Crates whose tests run under shuttle's scheduler: those that take part in the barrier.
+const SHUTTLE: [&str; 3] = ["ioasid-core", "ioasid-pgtable", "ioasid-iommu"];
+
+#[derive(Parser)]
+#[command(name = "cargo xtask", about = "Development tasks of the workspace")]
+struct Arguments {
+    #[command(subcommand)]
+    verb: Verb,
+}
+
+#[derive(Subcommand)]
+enum Verb {
+    /// Format, lints and unit tests of the crates that differ from the last commit.
+    Quick,
+    /// Format, clippy and rustdoc of the whole workspace without a warning, and the floor rule.
+    Check,
+    /// The floor rule alone.
+    Floors,
+    /// Concurrency claims under shuttle's randomised scheduler.
+    Shuttle {
+        /// Passed to the tests.
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        rest: Vec<String>,
+    },
+    /// The benchmarks, optimised.
+    Bench {
+        /// Passed to the benchmark program (`--short` for a few seconds).
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        rest: Vec<String>,
+    },
+    /// Every test in its long form, optimised.
+    Long {
+        /// Passed to `cargo test`.
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        rest: Vec<String>,
+    },
+    /// Licences, bans, sources and advisories, if cargo-deny is installed.
+    Deny,
+    /// What continuous integration runs.
+    Ci,
+}
+
+fn main() -> ExitCode {
+    let arguments = Arguments::parse();
+    let result = match arguments.verb {
+        Verb::Quick => quick(),
+        Verb::Check => check(),
+        Verb::Floors => floors(),
+        Verb::Shuttle { rest } => shuttle(&rest),
+        Verb::Bench { rest } => bench(&rest),
+        Verb::Long { rest } => long(&rest),
+        Verb::Deny => deny(),
+        Verb::Ci => run(&mut Command::new(root().join(".ci/run"))),
+    };
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("xtask: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn root() -> PathBuf {
+    let here = Path::new(env!("CARGO_MANIFEST_DIR"));
+    here.parent().unwrap_or(here).to_owned()
+}
+
+fn cargo() -> Command {
+    let cargo = env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
+    let mut command = Command::new(cargo);
+    command.current_dir(root());
+    command
+}
+
+/// Prints `command` and runs it.
+fn run(command: &mut Command) -> Result<()> {
+    let words = |command: &Command| {
+        let program = Path::new(command.get_program());
+        let mut words = vec![program.file_name().unwrap_or_default().to_owned()];
+        words.extend(command.get_args().map(ToOwned::to_owned));
+        let words: Vec<_> = words.iter().map(|word| word.to_string_lossy()).collect();
+        words.join(" ")
+    };
+    println!("$ {}", words(command));
+    let status = command.status().with_context(|| words(command))?;
+    if status.success() {
+        Ok(())
+    } else {
+        bail!("`{}` failed ({status})", words(command))
+    }
+}
+
+fn check() -> Result<()> {
+    run(cargo().args(["fmt", "--all", "--check"]))?;
+    run(cargo()
+        .args(["clippy", "--workspace", "--all-targets"])
+        .args(["--", "-D", "warnings"]))?;
+    run(cargo()
+        .args([
+            "doc",
+            "--workspace",
+            "--no-deps",
+            "--document-private-items",
+        ])
+        .env("RUSTDOCFLAGS", "-D warnings"))?;
+    floors()
+}
+
+fn floors() -> Result<()> {
+    let output = cargo()
+        .args([
+            "metadata",
+            "--no-deps",
+            "--offline",
+            "--format-version",
+            "1",
+        ])
+        .output()
+        .context("cargo metadata")?;
+    let house = House::from_metadata(&String::from_utf8_lossy(&output.stdout))?;
+    let breaches = house.breaches();
+    if breaches.is_empty() {
+        println!(
+            "floors: {} crates, every arrow points down",
+            house.on_floors()
+        );
+        Ok(())
+    } else {
+        bail!("the floor rule is broken:\n  {}", breaches.join("\n  "))
+    }
+}
+
+fn shuttle(rest: &[String]) -> Result<()> {
+    let flags = env::var("RUSTFLAGS").unwrap_or_default();
+    for package in SHUTTLE {
+        run(cargo()
+            .args([
+                "test",
+                "--package",
+                package,
+                "--target-dir",
+                "target-shuttle",
+            ])
+            .args(if rest.is_empty() { &[][..] } else { &["--"] })
+            .args(rest)
+            .env("RUSTFLAGS", format!("{flags} --cfg ioasid_shuttle")))?;
+    }
+    Ok(())
+}
+
+fn bench(rest: &[String]) -> Result<()> {
+    let words = ["run", "--release", "--package", "ioasid-bench", "--"];
+    run(cargo().args(words).args(rest))
+}
+
+fn long(rest: &[String]) -> Result<()> {
+    run(cargo()
+        .args(["test", "--release", "--workspace"])
+        .args(rest)
+        .env("IOASID_LONG", "1")
+        .env("PROPTEST_CASES", "20000"))
+}
+
+fn deny() -> Result<()> {
+    let there = cargo().args(["deny", "--version"]).output();
+    if !there.is_ok_and(|output| output.status.success()) {
+        println!("deny: skipped, cargo-deny is not installed (cargo install cargo-deny --locked)");
+        return Ok(());
+    }
+    run(cargo().args(["deny", "check", "licenses", "bans", "sources"]))?;
+    // The advisory database comes over the network, which need not be there.
+    if run(cargo().args(["deny", "fetch", "db"])).is_ok() {
+        run(cargo().args(["deny", "check", "advisories"]))
+    } else {
+        println!("deny: advisories skipped, their database cannot be reached");
+        Ok(())
+    }
+}
+
+/// The inner loop: only what differs from the last commit.
+fn quick() -> Result<()> {
+    let packages = changed_packages()?;
+    run(cargo().args(["fmt", "--all", "--check"]))?;
+    if packages.is_empty() {
+        println!("quick: no crate differs from the last commit");
+        return Ok(());
+    }
+    let selected = || {
+        packages
+            .iter()
+            .flat_map(|name| ["--package", name.as_str()])
+    };
+    run(cargo()
+        .arg("clippy")
+        .args(selected())
+        .args(["--all-targets", "--", "-D", "warnings"]))?;
+    run(cargo().arg("test").args(selected()))
+}
+
+/// Names of the packages that hold a file which differs from the last commit, or is new.
+fn changed_packages() -> Result<BTreeSet<String>> {
+    let output = Command::new("git")
+        .current_dir(root())
+        .args(["status", "--porcelain", "--untracked-files=all"])
+        .output()
+        .context("git status")?;
+    let mut packages = BTreeSet::new();
+    for line in String::from_utf8_lossy(&output.stdout).lines() {
+        let path = line.get(3..).unwrap_or_default();
+        let path = path.rsplit(" -> ").next().unwrap_or(path);
+        let directory = match path.split('/').collect::<Vec<_>>()[..] {
+            ["crates", name, ..] => root().join("crates").join(name),
+            ["xtask", ..] => root().join("xtask"),
+            _ => continue,
+        };
+        let Ok(manifest) = std::fs::read_to_string(directory.join("Cargo.toml")) else {
+            continue;
+        };
+        let name = manifest
+            .lines()
+            .find_map(|line| line.strip_prefix("name = "));
+        packages.extend(name.map(|name| name.trim_matches('"').to_owned()));
+    }
+    Ok(packages)
+}

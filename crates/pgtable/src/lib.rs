@@ -20,11 +20,15 @@
 //!
 //! All ranges are (start, inclusive last).
 
+mod arena;
 pub mod config;
 pub mod error;
+mod format;
 pub mod spec;
 pub mod table;
+mod tree;
 
+pub use arena::FreedTables;
 pub use config::{TableConfig, TableFormat};
 pub use error::{MapError, WalkFault};
-pub use table::{FreedTables, PageTable, Translation, Unmapped};
+pub use table::{PageTable, Translation, Unmapped};

@@ -1,14 +1,16 @@
-//! The front of the crate.
+//! The front of the crate: [`PageTable`], one tree in the format that was asked for.
+//!
+//! The format is chosen once per call by a `match`; what runs below is compiled for that format.
+
+use std::fmt;
 
 use ioasid_core::{Access, AddrRange, Prot};
 
-use crate::{MapError, TableConfig, TableFormat, WalkFault};
-
-/// A page table. See the crate documentation.
-#[derive(Debug)]
-pub struct PageTable {
-    format: TableFormat,
-}
+use crate::{
+    FreedTables, MapError, TableConfig, TableFormat, WalkFault,
+    format::{AmdV1, VtdSecondStage, X86_64Stage1},
+    tree::Tree,
+};
 
 /// What a walk found.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -27,74 +29,193 @@ pub struct Translation {
 pub struct Unmapped {
     /// Bytes that were mapped.
     pub bytes: u64,
-    /// Tables that are not in the tree any more; see [`PageTable::recycle`].
+    /// Tables that are not in the tree any more, for [`PageTable::recycle`].
     pub freed: FreedTables,
 }
 
-/// Tables on their way from the tree to the free list.
-#[derive(Debug)]
-#[must_use = "give them back with `PageTable::recycle` after the barrier"]
-pub struct FreedTables(());
+enum Trees {
+    X86_64Stage1(Tree<X86_64Stage1>),
+    VtdSecondStage(Tree<VtdSecondStage>),
+    AmdV1(Tree<AmdV1>),
+}
 
-#[allow(missing_docs, unused_variables)]
+/// A page table in one of the [formats](TableFormat).
+///
+/// Any thread may call any method at any time. Walks ([`translate`](PageTable::translate),
+/// [`iova_to_phys`](PageTable::iova_to_phys)) take no lock; the others take turns.
+///
+/// # Protocol
+/// A walk that began before a change may still use the old translation when the changing call
+/// returns. Who must not let that happen
+/// 1. calls `unmap`, `read_dirty` or `set_dirty_tracking`;
+/// 2. waits until all walks that began before have ended (the barrier);
+/// 3. gives freed tables back with [`recycle`](PageTable::recycle).
+pub struct PageTable {
+    trees: Trees,
+}
+
+/// Runs the body with `$tree` bound to the tree of whatever format.
+macro_rules! on_tree {
+    ($table:expr, $tree:ident => $body:expr) => {
+        match &$table.trees {
+            Trees::X86_64Stage1($tree) => $body,
+            Trees::VtdSecondStage($tree) => $body,
+            Trees::AmdV1($tree) => $body,
+        }
+    };
+}
+
 impl PageTable {
+    /// An empty table; its top table is allocated here.
     pub fn new(config: TableConfig) -> Self {
-        PageTable {
-            format: config.format,
+        let tracking = config.dirty_tracking;
+        let trees = match config.format {
+            TableFormat::X86_64Stage1 => Trees::X86_64Stage1(Tree::new(tracking)),
+            TableFormat::VtdSecondStage => Trees::VtdSecondStage(Tree::new(tracking)),
+            TableFormat::AmdV1 => Trees::AmdV1(Tree::new(tracking)),
+        };
+        PageTable { trees }
+    }
+
+    /// The format.
+    pub fn format(&self) -> TableFormat {
+        match &self.trees {
+            Trees::X86_64Stage1(_) => TableFormat::X86_64Stage1,
+            Trees::VtdSecondStage(_) => TableFormat::VtdSecondStage,
+            Trees::AmdV1(_) => TableFormat::AmdV1,
         }
     }
-    pub fn format(&self) -> TableFormat {
-        self.format
-    }
+
+    /// The input addresses that can be mapped.
     pub fn aperture(&self) -> AddrRange {
-        todo!()
+        on_tree!(self, tree => tree.aperture())
     }
+
+    /// The sizes of all leaves, as a bitmap of powers of two. The smallest is 4 KiB.
     pub fn page_sizes(&self) -> u64 {
-        todo!()
+        on_tree!(self, tree => tree.page_sizes())
     }
-    pub fn levels(&self) -> u32 {
-        todo!()
-    }
+
+    /// Maps `len` bytes at `iova` to those at `spa`, with the largest leaves that the alignment
+    /// allows. All of it or nothing. No barrier is needed: what was not mapped is in no cache.
+    ///
+    /// x86-64 has no read permission: what is mapped for writing can be read there.
+    ///
+    /// # Errors
+    /// [`MapError::NoPermission`], [`MapError::Unaligned`], [`MapError::OutOfRange`] and
+    /// [`MapError::Exists`], checked in this order.
     pub fn map(&self, iova: u64, spa: u64, len: u64, prot: Prot) -> Result<(), MapError> {
-        todo!()
+        on_tree!(self, tree => tree.map(iova, spa, len, prot))
     }
+
+    /// Unmaps every leaf that lies in `range` whole. A leaf that reaches beyond it stays as it is
+    /// ([`PageTable::cut`] makes a boundary); what is not mapped is passed over.
+    ///
+    /// The freed tables go to [`PageTable::recycle`] after the barrier.
     pub fn unmap(&self, range: AddrRange) -> Unmapped {
-        todo!()
+        on_tree!(self, tree => tree.unmap(range))
     }
+
+    /// Takes back what [`PageTable::unmap`] freed, **after** the caller's barrier: the tables are
+    /// used again from here on. Tables of another page table are refused.
+    ///
+    /// Called before the barrier it spoils the answers of walks in flight, not memory.
     pub fn recycle(&self, freed: FreedTables) {
-        todo!()
+        on_tree!(self, tree => tree.recycle(freed));
     }
+
+    /// Splits the leaf that `iova` lies inside, so that no leaf crosses `iova`. The translation
+    /// stays the same at every moment, accessed and dirty bits are inherited, and no barrier is
+    /// needed; a walk in flight may still see the old, longer leaf. Nothing is done if no leaf
+    /// crosses `iova`.
+    ///
+    /// # Errors
+    /// [`MapError::Unaligned`] if `iova` is not a multiple of 4 KiB, [`MapError::OutOfRange`] if it
+    /// is outside the aperture.
     pub fn cut(&self, iova: u64) -> Result<(), MapError> {
-        todo!()
+        on_tree!(self, tree => tree.cut(iova))
     }
+
+    /// What hardware does for one access: walks, checks the permission and, while dirty tracking is
+    /// on, sets the accessed and (for a write) the dirty bit of the leaf.
+    ///
+    /// # Errors
+    /// [`WalkFault`], in the order in which a walk finds them: out of range, not present,
+    /// permission.
+    #[inline]
     pub fn translate(&self, iova: u64, access: Access) -> Result<Translation, WalkFault> {
-        todo!()
+        on_tree!(self, tree => tree.translate(iova, access))
     }
+
+    /// The translation of `iova`, whatever it allows, leaving no trace in the table.
+    #[inline]
     pub fn iova_to_phys(&self, iova: u64) -> Option<Translation> {
-        todo!()
+        on_tree!(self, tree => tree.lookup(iova))
     }
+
+    /// Switches dirty tracking. Switching it on clears all dirty bits first, even if it was on.
+    ///
+    /// A walk in flight may have missed the switch: run the barrier before relying on the bits.
     pub fn set_dirty_tracking(&self, on: bool) {
-        todo!()
+        on_tree!(self, tree => tree.set_tracking(on));
     }
+
+    /// Whether walks set accessed and dirty bits.
     pub fn dirty_tracking(&self) -> bool {
-        todo!()
+        on_tree!(self, tree => tree.tracking())
     }
+
+    /// Reports what was written in `range`, in ascending order, in units of leaves, adjacent ones
+    /// merged and clipped to `range`. With `clear` their dirty bits are cleared; run the barrier
+    /// then, before the pages are read. A leaf that reaches beyond `range` keeps its bit: its other
+    /// part has not been reported.
+    ///
+    /// `report` runs under the writers' lock and must not call this page table.
     pub fn read_dirty(&self, range: AddrRange, clear: bool, report: &mut dyn FnMut(AddrRange)) {
-        todo!()
+        on_tree!(self, tree => tree.read_dirty(range, clear, report));
     }
+
+    /// Tables in the tree, the top one included. Those on their way to reuse do not count.
     pub fn table_pages(&self) -> u64 {
-        todo!()
+        on_tree!(self, tree => tree.tables())
     }
+
+    /// Bytes that are mapped. `u64::MAX` stands for the whole space of 2^64.
     pub fn mapped_bytes(&self) -> u64 {
-        todo!()
+        on_tree!(self, tree => tree.mapped_bytes())
     }
+
+    /// Entries that were written by map, unmap and cut since the beginning. A mapping costs the same
+    /// however many devices use the table.
     pub fn pte_writes(&self) -> u64 {
-        todo!()
+        on_tree!(self, tree => tree.writes())
     }
+
+    /// Address of the top table in *table space*, for [`PageTable::read_table_entry`]. An AMD table
+    /// that grows gets a new one.
     pub fn root(&self) -> u64 {
-        todo!()
+        on_tree!(self, tree => tree.root().0)
     }
+
+    /// Levels of tables that a walk from the root to a 4 KiB page passes.
+    pub fn levels(&self) -> u32 {
+        on_tree!(self, tree => tree.root().1)
+    }
+
+    /// The entry in slot `index` of the table at `table`, as it stands in memory. `None` if there is
+    /// no such slot or `table` is not the address of one of this page table's tables.
     pub fn read_table_entry(&self, table: u64, index: usize) -> Option<u64> {
-        todo!()
+        on_tree!(self, tree => tree.read_entry(table, index))
+    }
+}
+
+impl fmt::Debug for PageTable {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("PageTable")
+            .field("format", &self.format())
+            .field("levels", &self.levels())
+            .field("table_pages", &self.table_pages())
+            .field("mapped_bytes", &self.mapped_bytes())
+            .finish_non_exhaustive()
     }
 }

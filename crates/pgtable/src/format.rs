@@ -1,0 +1,159 @@
+//! What a format has to say; everything else is the generic walker's.
+//!
+//! # Writing a format
+//! Put the bits into a `spec` module, implement [`Format`] in a file of its own, add a variant to
+//! [`TableFormat`](crate::TableFormat) and to the `match` in `table.rs`, and a line to each macro in
+//! `tests/`. The tests beside this trait check the contract below for every format.
+
+use ioasid_core::{Access, Prot};
+
+use crate::spec;
+
+mod amd_v1;
+mod vtd_ss;
+mod x86_64;
+
+pub(crate) use amd_v1::AmdV1;
+pub(crate) use vtd_ss::VtdSecondStage;
+pub(crate) use x86_64::X86_64Stage1;
+
+/// A page-table format: constants and pure functions on entries.
+///
+/// The contract, on which the memory safety of the walker stands (see `arena.rs`):
+/// * an entry of 0 is not present;
+/// * [`Format::link`] makes an entry that [`Format::is_link`] knows again at the same level, with
+///   the table's address in bits 51:12;
+/// * [`Format::leaf`] makes an entry that is present and never a link at its level, whichever of
+///   [`Format::ACCESSED`] and [`Format::DIRTY`] are added to it or taken from it.
+///
+/// Levels count from 0, the table of 4 KiB pages.
+pub(crate) trait Format: Send + Sync + 'static {
+    /// Levels of a new table.
+    const MIN_LEVELS: u32;
+    /// Levels that it can grow to.
+    const MAX_LEVELS: u32;
+    /// Last input address.
+    const LAST: u64;
+    /// Whether a leaf can fill several slots of a table.
+    const SIZED_LEAVES: bool;
+    /// The accessed bit of a leaf.
+    const ACCESSED: u64;
+    /// The dirty bit of a leaf.
+    const DIRTY: u64;
+
+    /// Sizes of the leaves that a table at `level` can hold, as a bitmap of powers of two.
+    fn leaf_sizes(level: u32) -> u64;
+
+    /// Whether the entry is used.
+    fn is_present(entry: u64) -> bool;
+
+    /// Whether the entry of a table at `level` (above 0) points to a table.
+    fn is_link(entry: u64, level: u32) -> bool;
+
+    /// The entry of a table at `level` for the table at `address`, with every permission.
+    fn link(address: u64, level: u32) -> u64;
+
+    /// The attribute bits of a leaf. With `tracking`, walks will set accessed and dirty; without,
+    /// they are preset where the format has no way to switch them off.
+    fn attributes(prot: Prot, tracking: bool) -> u64;
+
+    /// The attribute bits of a present leaf, accessed and dirty included.
+    fn attributes_of(leaf: u64) -> u64;
+
+    /// The entry for a leaf of 2^`shift` bytes at `spa` in a table at `level`. `shift` is one of
+    /// [`Format::leaf_sizes`] and `spa` is aligned to it. The next leaf of that size differs by
+    /// 2^`shift`.
+    fn leaf(spa: u64, shift: u32, level: u32, attributes: u64) -> u64;
+
+    /// The size of a present leaf in a table at `level`, as a power of two.
+    fn leaf_shift(leaf: u64, level: u32) -> u32;
+
+    /// What a present leaf allows.
+    fn prot(leaf: u64) -> Prot;
+
+    /// The bits that a walk for `access` sets in a leaf.
+    #[inline]
+    fn marks(access: Access) -> u64 {
+        match access {
+            Access::Read => Self::ACCESSED,
+            Access::Write => Self::ACCESSED | Self::DIRTY,
+        }
+    }
+
+    /// Last input address that `levels` levels reach.
+    #[inline]
+    fn reach(levels: u32) -> u64 {
+        let bits = spec::entry_shift(levels);
+        let all = if bits >= u64::BITS {
+            u64::MAX
+        } else {
+            (1 << bits) - 1
+        };
+        all.min(Self::LAST)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The sizes of `bitmap` as powers of two.
+    fn shifts(bitmap: u64) -> impl Iterator<Item = u32> {
+        (0..u64::BITS).filter(move |shift| bitmap & 1 << shift != 0)
+    }
+
+    fn contract<F: Format>() {
+        assert!(!F::is_present(0));
+        let prots = [Prot::READ, Prot::WRITE, Prot::RW];
+        for level in 0..F::MAX_LEVELS {
+            assert!(!F::is_link(0, level));
+            if level > 0 {
+                let link = F::link(0x7fff_1234_5000, level);
+                assert!(F::is_link(link, level) && F::is_present(link));
+                assert_eq!(link & spec::ADDRESS, 0x7fff_1234_5000);
+            }
+            for shift in shifts(F::leaf_sizes(level)) {
+                assert!(shift >= spec::entry_shift(level) && shift < spec::entry_shift(level + 1));
+                for (prot, tracking) in prots.into_iter().flat_map(|p| [(p, false), (p, true)]) {
+                    let attributes = F::attributes(prot, tracking);
+                    for spa in [0, 1 << shift, (1 << spec::ADDRESS_BITS) - (1 << shift)] {
+                        let leaf = F::leaf(spa, shift, level, attributes);
+                        for marks in [0, F::ACCESSED, F::DIRTY, F::ACCESSED | F::DIRTY] {
+                            for leaf in [leaf | marks, leaf & !marks] {
+                                assert!(F::is_present(leaf));
+                                assert!(level == 0 || !F::is_link(leaf, level));
+                                assert_eq!(F::leaf_shift(leaf, level), shift);
+                                assert_eq!(leaf & spec::ADDRESS & !((1 << shift) - 1), spa);
+                                assert_eq!(F::prot(leaf), F::prot(F::attributes(prot, true)));
+                                let again = F::leaf(spa, shift, level, F::attributes_of(leaf));
+                                assert_eq!(again, leaf);
+                            }
+                        }
+                    }
+                    let (first, second) = (
+                        F::leaf(0, shift, level, attributes),
+                        F::leaf(1 << shift, shift, level, attributes),
+                    );
+                    assert_eq!(second - first, 1 << shift);
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn every_format_keeps_the_contract() {
+        contract::<X86_64Stage1>();
+        contract::<VtdSecondStage>();
+        contract::<AmdV1>();
+    }
+
+    #[test]
+    fn amd_page_sizes_are_encoded_as_in_the_specification() {
+        let sized = |spa, shift, level| AmdV1::leaf(spa, shift, level, 0);
+        // Two 4 KiB slots: bit 12 clear. 64 KiB: bits 14:12 set, bit 15 clear. 8 GiB: 31:12 set.
+        assert_eq!(sized(0x8000, 13, 0), 0x8000 | 0xe01);
+        assert_eq!(sized(0x7_0000, 16, 0), 0x7_7000 | 0xe01);
+        assert_eq!(sized(0, 33, 2), 0xffff_f000 | 0xe01);
+        assert_eq!(sized(0x20_0000, 21, 1), 0x20_0001);
+    }
+}

@@ -1,0 +1,299 @@
+//! The generic walker: a tree of tables in one [`Format`].
+//!
+//! Readers ([`Tree::translate`], [`Tree::lookup`]) take no lock. They load each entry on the way
+//! once and decide on what they loaded. Writers (`map`, `unmap`, `dirty`, `cut`, one file each) hold
+//! [`Tree::writer`]; they are the only ones to make, change or clear entries. A reader's only write
+//! is a compare-exchange that adds accessed and dirty bits to the leaf it observed, so it never
+//! revives an entry that a writer cleared.
+//!
+//! What a reader that runs beside a writer may find: the old translation or the new one, or none at
+//! all while a range is being mapped or unmapped; never a mixture. A subtree is complete before it is
+//! linked. Waiting until late readers are gone is the caller's barrier.
+
+use std::marker::PhantomData;
+
+use ioasid_core::{
+    Access, AddrRange, Prot,
+    sync::{
+        Mutex,
+        atomic::{AtomicBool, AtomicU64, Ordering},
+    },
+};
+
+use crate::{
+    arena::{Arena, FreedTables, Table, Top},
+    error::WalkFault,
+    format::Format,
+    spec::{ADDRESS, ENTRIES, LEVEL_BITS, entry_shift},
+    table::Translation,
+};
+
+mod cut;
+mod dirty;
+mod map;
+mod unmap;
+
+/// A page table in format `F`.
+pub(crate) struct Tree<F: Format> {
+    top: Top,
+    /// Whether walks set accessed and dirty bits.
+    tracking: AtomicBool,
+    arena: Arena,
+    writer: Mutex<Writer>,
+    counters: Counters,
+    format: PhantomData<F>,
+}
+
+/// What only writers touch.
+struct Writer {
+    /// Empty tables that a large leaf replaced; they leave with the next unmap, whose caller has a
+    /// barrier.
+    limbo: FreedTables,
+}
+
+/// Written under the writer's lock, read by anyone.
+struct Counters {
+    tables: AtomicU64,
+    /// In units of 4 KiB, since the whole space has 2^64 bytes.
+    pages: AtomicU64,
+    writes: AtomicU64,
+}
+
+impl Counters {
+    fn add(counter: &AtomicU64, n: u64) {
+        let old = counter.load(Ordering::Relaxed);
+        counter.store(old.wrapping_add(n), Ordering::Relaxed);
+    }
+
+    fn sub(counter: &AtomicU64, n: u64) {
+        Self::add(counter, n.wrapping_neg());
+    }
+}
+
+/// Where a walk ended: a leaf or an entry that is not present.
+struct Found<'t> {
+    table: &'t Table,
+    level: u32,
+    entry: u64,
+}
+
+/// The slot for `address` in a table at `level`.
+#[inline]
+fn index(address: u64, level: u32) -> usize {
+    (address >> entry_shift(level)) as usize % ENTRIES
+}
+
+/// The low `shift` bits; `shift` is below 64.
+#[inline]
+const fn mask(shift: u32) -> u64 {
+    (1 << shift) - 1
+}
+
+/// The addresses that one entry of a table at `level` covers, around `address`.
+#[inline]
+fn slot_range(address: u64, level: u32) -> (u64, u64) {
+    let mask = mask(entry_shift(level));
+    (address & !mask, address | mask)
+}
+
+/// The part of `start..=last` that lies in the slot of `start`: its last address.
+#[inline]
+fn clip(start: u64, last: u64, level: u32) -> u64 {
+    slot_range(start, level).1.min(last)
+}
+
+impl<F: Format> Tree<F> {
+    /// An empty tree: its top table is allocated here.
+    pub(crate) fn new(tracking: bool) -> Self {
+        let arena = Arena::new();
+        let top = Top::new(arena.allocate(), F::MIN_LEVELS);
+        Tree {
+            top,
+            tracking: AtomicBool::new(tracking),
+            writer: Mutex::new(Writer {
+                limbo: arena.freed(),
+            }),
+            arena,
+            counters: Counters {
+                tables: AtomicU64::new(1),
+                pages: AtomicU64::new(0),
+                writes: AtomicU64::new(0),
+            },
+            format: PhantomData,
+        }
+    }
+
+    /// The input addresses of the format.
+    pub(crate) fn aperture(&self) -> AddrRange {
+        AddrRange::new(0, F::LAST).expect("starts at 0")
+    }
+
+    /// Sizes of all leaves, as a bitmap.
+    pub(crate) fn page_sizes(&self) -> u64 {
+        (0..F::MAX_LEVELS).fold(0, |sizes, level| sizes | F::leaf_sizes(level))
+    }
+
+    /// The top table and the number of levels.
+    #[inline]
+    fn top(&self) -> (&Table, u32) {
+        let (table, levels) = self.top.get(&self.arena);
+        // A format with a fixed depth gets a walk without a loop.
+        if F::MIN_LEVELS == F::MAX_LEVELS {
+            (table, F::MAX_LEVELS)
+        } else {
+            (table, levels)
+        }
+    }
+
+    /// Walks to the entry that decides about `iova`. `None` if the levels do not reach so far.
+    #[inline]
+    fn find(&self, iova: u64) -> Option<Found<'_>> {
+        let (mut table, levels) = self.top();
+        if iova > F::reach(levels) {
+            return None;
+        }
+        let mut level = levels - 1;
+        loop {
+            let entry = table.entry(index(iova, level)).load(Ordering::Acquire);
+            match self.arena.child::<F>(entry, level) {
+                Some(child) => {
+                    table = child;
+                    level -= 1;
+                }
+                None => {
+                    return Some(Found {
+                        table,
+                        level,
+                        entry,
+                    });
+                }
+            }
+        }
+    }
+
+    /// The translation that the leaf `entry` of a table at `level` gives for `iova`.
+    #[inline]
+    fn translation(entry: u64, level: u32, iova: u64) -> Translation {
+        let mask = mask(F::leaf_shift(entry, level));
+        Translation {
+            spa: (entry & ADDRESS & !mask) | (iova & mask),
+            len: mask - (iova & mask) + 1,
+            prot: F::prot(entry),
+        }
+    }
+
+    /// What hardware does for one access.
+    #[inline]
+    pub(crate) fn translate(&self, iova: u64, access: Access) -> Result<Translation, WalkFault> {
+        loop {
+            let Some(found) = self.find(iova) else {
+                return Err(if iova > F::LAST {
+                    WalkFault::OutOfRange
+                } else {
+                    WalkFault::NotPresent
+                });
+            };
+            let (entry, level) = (found.entry, found.level);
+            if !F::is_present(entry) {
+                return Err(WalkFault::NotPresent);
+            }
+            let translation = Self::translation(entry, level, iova);
+            if !translation.prot.allows(access) {
+                return Err(WalkFault::Permission);
+            }
+            if self.tracking.load(Ordering::Relaxed) {
+                let marked = entry | F::marks(access);
+                // The entry that was observed, or nothing: whoever changed it meanwhile decides, and
+                // the walk starts again.
+                if marked != entry
+                    && found
+                        .table
+                        .entry(index(iova, level))
+                        .compare_exchange(entry, marked, Ordering::AcqRel, Ordering::Relaxed)
+                        .is_err()
+                {
+                    continue;
+                }
+            }
+            return Ok(translation);
+        }
+    }
+
+    /// The translation of `iova`, without a trace in the table.
+    #[inline]
+    pub(crate) fn lookup(&self, iova: u64) -> Option<Translation> {
+        let found = self.find(iova)?;
+        F::is_present(found.entry).then(|| Self::translation(found.entry, found.level, iova))
+    }
+
+    /// Whether walks set accessed and dirty bits.
+    pub(crate) fn tracking(&self) -> bool {
+        self.tracking.load(Ordering::Relaxed)
+    }
+
+    /// The attribute bits of a new leaf.
+    fn attributes(&self, prot: Prot) -> u64 {
+        F::attributes(prot, self.tracking())
+    }
+
+    /// Gives tables back after the caller's barrier.
+    pub(crate) fn recycle(&self, freed: FreedTables) {
+        self.arena.recycle(freed);
+    }
+
+    /// Tables in the tree.
+    pub(crate) fn tables(&self) -> u64 {
+        self.counters.tables.load(Ordering::Relaxed)
+    }
+
+    /// Mapped bytes; 2^64-1 stands for all of them.
+    pub(crate) fn mapped_bytes(&self) -> u64 {
+        let pages = self.counters.pages.load(Ordering::Relaxed);
+        pages.saturating_mul(crate::spec::PAGE_SIZE)
+    }
+
+    /// Entries that writers wrote.
+    pub(crate) fn writes(&self) -> u64 {
+        self.counters.writes.load(Ordering::Relaxed)
+    }
+
+    /// Address of the top table, and the number of levels.
+    pub(crate) fn root(&self) -> (u64, u32) {
+        let (table, levels) = self.top();
+        (table.address(), levels)
+    }
+
+    /// Entry `index` of the table at `table`.
+    pub(crate) fn read_entry(&self, table: u64, index: usize) -> Option<u64> {
+        if index >= ENTRIES {
+            return None;
+        }
+        let table = self.arena.at(table)?;
+        Some(table.entry(index).load(Ordering::Acquire))
+    }
+
+    /// Adds levels until `last` is within reach. The old top becomes the first entry of the new one.
+    fn grow(&self, last: u64) {
+        let (mut table, mut levels) = self.top();
+        while last > F::reach(levels) && levels < F::MAX_LEVELS {
+            let above = self.arena.allocate();
+            let link = self.arena.link::<F>(table, levels);
+            above.entry(0).store(link, Ordering::Release);
+            levels += 1;
+            self.top.set(above, levels);
+            table = above;
+            Counters::add(&self.counters.tables, 1);
+            Counters::add(&self.counters.writes, 1);
+        }
+    }
+}
+
+/// Slots from the one of `start` to the one of `last`, both in one table at `level`: the first and
+/// how many.
+#[inline]
+fn slots(start: u64, last: u64, level: u32) -> (usize, usize) {
+    let shift = entry_shift(level);
+    let count = (last >> shift) - (start >> shift) + 1;
+    debug_assert!(count <= 1 << LEVEL_BITS);
+    (index(start, level), count as usize)
+}

@@ -1,0 +1,154 @@
+//! Unmap: clear whole leaves, take tables out whose coverage lies in the range.
+//!
+//! A leaf that reaches beyond the range stays as it is: who wants a boundary there cuts first.
+
+use std::mem;
+
+use ioasid_core::{AddrRange, sync::atomic::Ordering};
+
+use super::{Counters, Tree, clip, index, mask, slot_range, slots};
+use crate::{
+    arena::{FreedTables, Table},
+    format::Format,
+    spec::{PAGE_SHIFT, PAGE_SIZE, entry_shift},
+    table::Unmapped,
+};
+
+/// What a clearing pass did.
+struct Cleared {
+    pages: u64,
+    writes: u64,
+    freed: FreedTables,
+}
+
+impl<F: Format> Tree<F> {
+    pub(crate) fn unmap(&self, range: AddrRange) -> Unmapped {
+        let mut writer = self.writer.lock();
+        let (table, levels) = self.top();
+        let mut cleared = Cleared {
+            pages: 0,
+            writes: 0,
+            freed: mem::replace(&mut writer.limbo, self.arena.freed()),
+        };
+        let limbo = cleared.freed.len();
+        if let Some(pages) = whole_pages(range)
+            && let Some(within) = AddrRange::new(pages.start(), pages.last().min(F::reach(levels)))
+        {
+            self.clear(
+                &mut cleared,
+                table,
+                levels - 1,
+                within.start(),
+                within.last(),
+            );
+        }
+        let tables = (cleared.freed.len() - limbo) as u64;
+        Counters::sub(&self.counters.tables, tables);
+        Counters::sub(&self.counters.pages, cleared.pages);
+        Counters::add(&self.counters.writes, cleared.writes);
+        Unmapped {
+            bytes: cleared.pages.saturating_mul(PAGE_SIZE),
+            freed: cleared.freed,
+        }
+    }
+
+    /// Clears the leaves that lie in `start..=last`, which lies in `table`'s coverage.
+    fn clear(&self, cleared: &mut Cleared, table: &Table, level: u32, mut start: u64, last: u64) {
+        if level == 0 && !F::SIZED_LEAVES {
+            let (first, count) = slots(start, last, level);
+            let pages = clear_entries(table, first, count);
+            cleared.pages += pages;
+            cleared.writes += pages;
+            return;
+        }
+        loop {
+            let slot = table.entry(index(start, level));
+            let entry = slot.load(Ordering::Relaxed);
+            let end = if let Some(child) = self.arena.child::<F>(entry, level) {
+                let end = clip(start, last, level);
+                let whole = (start, end) == slot_range(start, level);
+                if whole {
+                    slot.store(0, Ordering::Release);
+                    cleared.writes += 1;
+                }
+                self.clear(cleared, child, level - 1, start, end);
+                if whole {
+                    cleared.freed.push(child);
+                }
+                end
+            } else if F::is_present(entry) {
+                let mask = mask(F::leaf_shift(entry, level));
+                let (leaf, leaf_last) = (start & !mask, start | mask);
+                if leaf == start && leaf_last <= last {
+                    let (first, count) = slots(leaf, leaf_last, level);
+                    cleared.writes += clear_entries(table, first, count);
+                    cleared.pages += (mask >> PAGE_SHIFT) + 1;
+                }
+                leaf_last
+            } else {
+                slot_range(start, level).1
+            };
+            if end >= last {
+                return;
+            }
+            start = end + 1;
+        }
+    }
+
+    /// Empties a subtree that no walk has ever seen and gives its tables back at once.
+    pub(super) fn discard(&self, table: &Table, level: u32) {
+        let mut cleared = Cleared {
+            pages: 0,
+            writes: 0,
+            freed: self.arena.freed(),
+        };
+        self.clear(&mut cleared, table, level, 0, mask(entry_shift(level + 1)));
+        Counters::sub(&self.counters.tables, cleared.freed.len() as u64);
+        cleared.freed.push(table);
+        self.arena.recycle(cleared.freed);
+    }
+}
+
+/// The pages that lie in `range` whole.
+fn whole_pages(range: AddrRange) -> Option<AddrRange> {
+    let start = range.start().checked_next_multiple_of(PAGE_SIZE)?;
+    let last = match range.last() % PAGE_SIZE {
+        rest if rest == PAGE_SIZE - 1 => range.last(),
+        rest => (range.last() - rest).checked_sub(1)?,
+    };
+    AddrRange::new(start, last)
+}
+
+/// Clears `count` slots from `first` on; returns how many were in use.
+#[inline]
+fn clear_entries(table: &Table, first: usize, count: usize) -> u64 {
+    let mut used = 0;
+    for entry in table.entries(first, count) {
+        // A plain store, not an exchange: only this writer makes entries, and a reader's
+        // compare-exchange that comes late fails on the 0.
+        if entry.load(Ordering::Relaxed) != 0 {
+            entry.store(0, Ordering::Release);
+            used += 1;
+        }
+    }
+    used
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_page_that_the_range_cuts_is_not_in_it() {
+        let pages = |start, last| {
+            let pages = whole_pages(AddrRange::new(start, last).unwrap())?;
+            Some((pages.start(), pages.last()))
+        };
+        assert_eq!(pages(0, u64::MAX), Some((0, u64::MAX)));
+        assert_eq!(pages(1, 0x2fff), Some((0x1000, 0x2fff)));
+        assert_eq!(pages(0, 0x2ffe), Some((0, 0x1fff)));
+        assert_eq!(pages(0, 0xffe), None);
+        assert_eq!(pages(1, 0x1ffe), None);
+        assert_eq!(pages(u64::MAX, u64::MAX), None);
+    }
+}

@@ -172,3 +172,34 @@ impl From<Error> for Errno {
         }
     }
 }
+
+impl From<ioasid_vfio::Error> for Errno {
+    fn from(error: ioasid_vfio::Error) -> Self {
+        use ioasid_vfio::Error;
+        match error {
+            Error::Iommufd(error) => error.into(),
+            Error::Eventfd(error) => error.into(),
+            Error::GroupInUse => Errno::EBUSY,
+            Error::Gone | Error::NoSuchUuid => Errno::ENODEV,
+            Error::StillOpen => Errno::EAGAIN,
+            Error::BeyondConfig => Errno::EFAULT,
+            Error::MemoryDisabled | Error::Device(_) => Errno::EIO,
+            Error::NoSuchIrqAction => Errno::ENOTTY,
+            Error::NoVectors => Errno::ERANGE,
+            Error::NoUserPasid => Errno::EOPNOTSUPP,
+            Error::NoSuchType => Errno::ENOENT,
+            Error::UuidExists => Errno::EEXIST,
+            Error::NoInstance => Errno::EUSERS,
+            Error::Exhausted(_) => Errno::ENOSPC,
+            Error::NotBound
+            | Error::AlreadyBound
+            | Error::BoundElsewhere
+            | Error::NoSuchIndex
+            | Error::BeyondRegion
+            | Error::BadIrqRequest
+            | Error::BadUuid => Errno::EINVAL,
+            // The enum may grow: a cause without a number yet is an invalid argument.
+            _ => Errno::EINVAL,
+        }
+    }
+}

@@ -1,1 +1,141 @@
-//! The ioctls, reads and writes of a VFIO device.
+//! The ioctls, reads and writes of a VFIO device
+//! (`drivers/vfio/{vfio_main,device_cdev}.c`, `drivers/vfio/pci/vfio_pci_core.c`).
+//!
+//! The rules that all commands share: until the file is bound every command but BIND is EINVAL, an
+//! unknown one too; then an unknown command is ENOTTY. A command with a struct copies the part of it
+//! that has to be there (EFAULT) and compares `argsz` with its length (EINVAL); a larger `argsz` is
+//! always fine.
+
+use ioasid_vfio::DeviceFile;
+
+use crate::{Errno, Program, spec::vfio as spec};
+
+mod attach;
+mod copy;
+mod info;
+mod irqs;
+
+/// One ioctl of a device file.
+#[derive(Clone, Copy)]
+struct Command {
+    /// The whole request number.
+    number: u32,
+    /// The kernel's name, without `VFIO_DEVICE_`.
+    name: &'static str,
+    run: Handler,
+}
+
+type Handler = fn(&DeviceFile, u64, &dyn Program) -> Result<u64, Errno>;
+
+/// The ioctls of a bound device file. BIND is here too, and alone works before.
+const COMMANDS: &[Command] = &[
+    command(spec::DEVICE_GET_INFO, "GET_INFO", info::device),
+    command(
+        spec::DEVICE_GET_REGION_INFO,
+        "GET_REGION_INFO",
+        info::region,
+    ),
+    command(spec::DEVICE_GET_IRQ_INFO, "GET_IRQ_INFO", info::irq),
+    command(spec::DEVICE_SET_IRQS, "SET_IRQS", irqs::set),
+    command(spec::DEVICE_RESET, "RESET", reset),
+    command(
+        spec::DEVICE_GET_PCI_HOT_RESET_INFO,
+        "GET_PCI_HOT_RESET_INFO",
+        hot_reset_info,
+    ),
+    command(spec::DEVICE_PCI_HOT_RESET, "PCI_HOT_RESET", hot_reset),
+    command(spec::DEVICE_FEATURE, "FEATURE", feature),
+    command(spec::DEVICE_BIND_IOMMUFD, "BIND_IOMMUFD", attach::bind),
+    command(
+        spec::DEVICE_ATTACH_IOMMUFD_PT,
+        "ATTACH_IOMMUFD_PT",
+        attach::attach,
+    ),
+    command(
+        spec::DEVICE_DETACH_IOMMUFD_PT,
+        "DETACH_IOMMUFD_PT",
+        attach::detach,
+    ),
+];
+
+const fn command(number: u32, name: &'static str, run: Handler) -> Command {
+    Command { number, name, run }
+}
+
+fn find(number: u32) -> Option<&'static Command> {
+    COMMANDS.iter().find(|command| command.number == number)
+}
+
+/// The kernel's name of the device ioctl `cmd`, without `VFIO_DEVICE_`, for messages.
+pub fn command_name(cmd: u32) -> Option<&'static str> {
+    find(cmd).map(|command| command.name)
+}
+
+/// Runs the ioctl `cmd` with the argument `arg` on `file`, for `program`.
+///
+/// # Errors
+/// What the kernel would answer.
+pub fn device_ioctl(
+    file: &DeviceFile,
+    cmd: u32,
+    arg: u64,
+    program: &dyn Program,
+) -> Result<u64, Errno> {
+    if cmd != spec::DEVICE_BIND_IOMMUFD && !file.is_bound() {
+        return Err(Errno::EINVAL);
+    }
+    let command = find(cmd).ok_or(Errno::ENOTTY)?;
+    (command.run)(file, arg, program)
+}
+
+/// Reads `data.len()` bytes at the file offset `offset`; returns how many it could.
+///
+/// # Errors
+/// EINVAL for an unbound file, no such region or an offset past its end; EFAULT past the end of
+/// configuration space; EIO while the device's memory is disabled.
+pub fn pread(file: &DeviceFile, offset: u64, data: &mut [u8]) -> Result<usize, Errno> {
+    Ok(file.read(offset, data)?)
+}
+
+/// Writes `data` at the file offset `offset`; returns how many bytes it could. 64 aligned bytes on a
+/// BAR with wide stores are one store.
+///
+/// # Errors
+/// As [`pread`].
+pub fn pwrite(file: &DeviceFile, offset: u64, data: &[u8]) -> Result<usize, Errno> {
+    Ok(file.write(offset, data)?)
+}
+
+fn reset(file: &DeviceFile, _arg: u64, _program: &dyn Program) -> Result<u64, Errno> {
+    file.reset()?;
+    Ok(0)
+}
+
+/// An endpoint inside the root complex has neither a slot nor a bus that could be reset.
+fn hot_reset_info(_file: &DeviceFile, arg: u64, program: &dyn Program) -> Result<u64, Errno> {
+    let _: spec::HotReset = copy::standard(program, arg, spec::HotReset::MIN)?;
+    Err(Errno::ENODEV)
+}
+
+fn hot_reset(_file: &DeviceFile, arg: u64, program: &dyn Program) -> Result<u64, Errno> {
+    let request: spec::HotReset = copy::standard(program, arg, spec::HotReset::MIN)?;
+    // A device file gives no groups: its iommufd says what it owns.
+    if request.flags != 0 || request.count != 0 {
+        return Err(Errno::EINVAL);
+    }
+    Err(Errno::ENODEV)
+}
+
+/// The device has no feature; whoever asks learns it by ENOTTY.
+fn feature(_file: &DeviceFile, arg: u64, program: &dyn Program) -> Result<u64, Errno> {
+    use spec::Feature;
+    let request: Feature = copy::standard(program, arg, Feature::MIN)?;
+    let known = Feature::NUMBER | Feature::GET | Feature::SET | Feature::PROBE;
+    let both = Feature::GET | Feature::SET;
+    if request.flags & !known != 0
+        || (request.flags & both == both && request.flags & Feature::PROBE == 0)
+    {
+        return Err(Errno::EINVAL);
+    }
+    Err(Errno::ENOTTY)
+}

@@ -1,1 +1,292 @@
-//! `include/uapi/linux/vfio.h`.
+//! `include/uapi/linux/vfio.h`: the device ioctls.
+//!
+//! Every struct starts with `argsz`, the bytes that the program gave, and may be given longer than
+//! it is known here. The numbers carry no size.
+
+use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
+
+/// `VFIO_TYPE`: the type byte of all VFIO and iommufd ioctls.
+pub const TYPE: u32 = b';' as u32;
+/// `VFIO_BASE`: the first number.
+pub const BASE: u32 = 100;
+
+/// The ioctl with the number `nr` after [`BASE`].
+const fn io(nr: u32) -> u32 {
+    TYPE << 8 | (BASE + nr)
+}
+
+/// `VFIO_DEVICE_GET_INFO`.
+pub const DEVICE_GET_INFO: u32 = io(7);
+/// `VFIO_DEVICE_GET_REGION_INFO`.
+pub const DEVICE_GET_REGION_INFO: u32 = io(8);
+/// `VFIO_DEVICE_GET_IRQ_INFO`.
+pub const DEVICE_GET_IRQ_INFO: u32 = io(9);
+/// `VFIO_DEVICE_SET_IRQS`.
+pub const DEVICE_SET_IRQS: u32 = io(10);
+/// `VFIO_DEVICE_RESET`.
+pub const DEVICE_RESET: u32 = io(11);
+/// `VFIO_DEVICE_GET_PCI_HOT_RESET_INFO`.
+pub const DEVICE_GET_PCI_HOT_RESET_INFO: u32 = io(12);
+/// `VFIO_DEVICE_PCI_HOT_RESET`.
+pub const DEVICE_PCI_HOT_RESET: u32 = io(13);
+/// `VFIO_DEVICE_FEATURE`.
+pub const DEVICE_FEATURE: u32 = io(17);
+/// `VFIO_DEVICE_BIND_IOMMUFD`.
+pub const DEVICE_BIND_IOMMUFD: u32 = io(18);
+/// `VFIO_DEVICE_ATTACH_IOMMUFD_PT`.
+pub const DEVICE_ATTACH_IOMMUFD_PT: u32 = io(19);
+/// `VFIO_DEVICE_DETACH_IOMMUFD_PT`.
+pub const DEVICE_DETACH_IOMMUFD_PT: u32 = io(20);
+
+/// Declares a struct of 32-bit and 64-bit fields with everything that a wire struct needs.
+macro_rules! wire {
+    ($(#[$meta:meta])* $name:ident { $($(#[$field_meta:meta])* $field:ident: $type:ty,)* }) => {
+        $(#[$meta])*
+        #[derive(
+            Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout,
+        )]
+        #[repr(C)]
+        pub struct $name {
+            $($(#[$field_meta])* pub $field: $type,)*
+        }
+    };
+}
+
+wire! {
+    /// `struct vfio_info_cap_header`: one capability of a chain behind an info struct.
+    CapHeader {
+        /// Which capability.
+        id: u16,
+        /// Its version.
+        version: u16,
+        /// Offset of the next one from the start of the info struct; 0 for the last.
+        next: u32,
+    }
+}
+
+wire! {
+    /// `struct vfio_device_info`.
+    DeviceInfo {
+        /// Bytes given; on return, bytes needed.
+        argsz: u32,
+        /// [`DeviceInfo::RESET`] and so on.
+        flags: u32,
+        /// Number of region indexes.
+        num_regions: u32,
+        /// Number of interrupt indexes.
+        num_irqs: u32,
+        /// Offset of the first capability, or 0.
+        cap_offset: u32,
+        /// Unused.
+        pad: u32,
+    }
+}
+
+impl DeviceInfo {
+    /// Bytes that must be given.
+    pub const MIN: usize = 16;
+    /// Flag: the device can be reset.
+    pub const RESET: u32 = 1 << 0;
+    /// Flag: a PCI device.
+    pub const PCI: u32 = 1 << 1;
+}
+
+wire! {
+    /// `struct vfio_region_info`.
+    RegionInfo {
+        /// Bytes given; on return, bytes needed.
+        argsz: u32,
+        /// [`RegionInfo::READ`] and so on.
+        flags: u32,
+        /// The region.
+        index: u32,
+        /// Offset of the first capability, or 0.
+        cap_offset: u32,
+        /// Bytes of the region; 0 if it is absent.
+        size: u64,
+        /// Its offset in the device file.
+        offset: u64,
+    }
+}
+
+impl RegionInfo {
+    /// Bytes that must be given: all.
+    pub const MIN: usize = 32;
+    /// Flag: can be read.
+    pub const READ: u32 = 1 << 0;
+    /// Flag: can be written.
+    pub const WRITE: u32 = 1 << 1;
+    /// Flag: can be mapped.
+    pub const MMAP: u32 = 1 << 2;
+    /// Flag: has capabilities.
+    pub const CAPS: u32 = 1 << 3;
+    /// Capability: the page of the MSI-X table can be mapped too.
+    pub const CAP_MSIX_MAPPABLE: u16 = 3;
+}
+
+wire! {
+    /// `struct vfio_irq_info`.
+    IrqInfo {
+        /// Bytes given.
+        argsz: u32,
+        /// [`IrqInfo::EVENTFD`] and so on.
+        flags: u32,
+        /// The interrupt index.
+        index: u32,
+        /// Vectors of the index.
+        count: u32,
+    }
+}
+
+impl IrqInfo {
+    /// Bytes that must be given: all.
+    pub const MIN: usize = 16;
+    /// Flag: signals by eventfd.
+    pub const EVENTFD: u32 = 1 << 0;
+    /// Flag: can be masked.
+    pub const MASKABLE: u32 = 1 << 1;
+    /// Flag: masks itself when it fires.
+    pub const AUTOMASKED: u32 = 1 << 2;
+    /// Flag: the set of vectors is fixed while one is enabled.
+    pub const NORESIZE: u32 = 1 << 3;
+}
+
+wire! {
+    /// `struct vfio_irq_set`, without the data that follows it.
+    IrqSet {
+        /// Bytes given, with the data.
+        argsz: u32,
+        /// One of the data types and one of the actions.
+        flags: u32,
+        /// The interrupt index.
+        index: u32,
+        /// First vector.
+        start: u32,
+        /// Number of vectors.
+        count: u32,
+    }
+}
+
+impl IrqSet {
+    /// Bytes that must be given.
+    pub const MIN: usize = 20;
+    /// Data: none.
+    pub const DATA_NONE: u32 = 1 << 0;
+    /// Data: one byte for each vector.
+    pub const DATA_BOOL: u32 = 1 << 1;
+    /// Data: one eventfd (`s32`) for each vector.
+    pub const DATA_EVENTFD: u32 = 1 << 2;
+    /// All data types.
+    pub const DATA_MASK: u32 = 0x7;
+    /// Action: mask.
+    pub const ACTION_MASK: u32 = 1 << 3;
+    /// Action: unmask.
+    pub const ACTION_UNMASK: u32 = 1 << 4;
+    /// Action: trigger.
+    pub const ACTION_TRIGGER: u32 = 1 << 5;
+    /// All actions.
+    pub const ACTIONS: u32 = 0x38;
+}
+
+wire! {
+    /// `struct vfio_pci_hot_reset_info` and `struct vfio_pci_hot_reset`, without their arrays.
+    HotReset {
+        /// Bytes given, with the array.
+        argsz: u32,
+        /// 0 when asking for a reset.
+        flags: u32,
+        /// Elements of the array.
+        count: u32,
+    }
+}
+
+impl HotReset {
+    /// Bytes that must be given.
+    pub const MIN: usize = 12;
+}
+
+wire! {
+    /// `struct vfio_device_feature`, without the data of the feature.
+    Feature {
+        /// Bytes given, with the data.
+        argsz: u32,
+        /// The feature's number in the low 16 bits; [`Feature::GET`] and so on.
+        flags: u32,
+    }
+}
+
+impl Feature {
+    /// Bytes that must be given.
+    pub const MIN: usize = 8;
+    /// The bits of the feature's number.
+    pub const NUMBER: u32 = 0xffff;
+    /// Flag: get.
+    pub const GET: u32 = 1 << 16;
+    /// Flag: set.
+    pub const SET: u32 = 1 << 17;
+    /// Flag: only ask whether getting or setting is supported.
+    pub const PROBE: u32 = 1 << 18;
+}
+
+wire! {
+    /// `struct vfio_device_bind_iommufd`.
+    BindIommufd {
+        /// Bytes given.
+        argsz: u32,
+        /// [`BindIommufd::TOKEN`].
+        flags: u32,
+        /// The `/dev/iommu` file.
+        iommufd: i32,
+        /// Out: the id of the device object.
+        out_devid: u32,
+        /// Address of a UUID of 16 bytes, with the flag.
+        token_uuid_ptr: u64,
+    }
+}
+
+impl BindIommufd {
+    /// Bytes that must be given.
+    pub const MIN: usize = 16;
+    /// Flag: a token comes with it.
+    pub const TOKEN: u32 = 1 << 0;
+}
+
+wire! {
+    /// `struct vfio_device_attach_iommufd_pt`.
+    AttachIommufdPt {
+        /// Bytes given.
+        argsz: u32,
+        /// [`AttachIommufdPt::PASID`].
+        flags: u32,
+        /// An IOAS or a page table; out: the page table.
+        pt_id: u32,
+        /// The PASID, with the flag.
+        pasid: u32,
+    }
+}
+
+impl AttachIommufdPt {
+    /// Bytes that must be given.
+    pub const MIN: usize = 12;
+    /// Flag: attach a PASID.
+    pub const PASID: u32 = 1 << 0;
+}
+
+wire! {
+    /// `struct vfio_device_detach_iommufd_pt`.
+    DetachIommufdPt {
+        /// Bytes given.
+        argsz: u32,
+        /// [`DetachIommufdPt::PASID`].
+        flags: u32,
+        /// The PASID, with the flag.
+        pasid: u32,
+    }
+}
+
+impl DetachIommufdPt {
+    /// Bytes that must be given.
+    pub const MIN: usize = 8;
+    /// Flag: detach a PASID.
+    pub const PASID: u32 = 1 << 0;
+}

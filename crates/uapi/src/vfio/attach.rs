@@ -1,0 +1,100 @@
+//! BIND_IOMMUFD, ATTACH_IOMMUFD_PT, DETACH_IOMMUFD_PT (`drivers/vfio/device_cdev.c`).
+
+use std::sync::Arc;
+
+use ioasid_core::host::{Caller, FdError};
+use ioasid_iommufd::{Context, ObjectId};
+use ioasid_vfio::DeviceFile;
+
+use super::copy;
+use crate::{Errno, Program, spec::vfio as spec};
+
+/// Offset of `out_devid` in the struct of BIND_IOMMUFD.
+const OUT_DEVID: u64 = std::mem::offset_of!(spec::BindIommufd, out_devid) as u64;
+/// Offset of `pt_id` in the struct of ATTACH_IOMMUFD_PT.
+const PT_ID: u64 = std::mem::offset_of!(spec::AttachIommufdPt, pt_id) as u64;
+
+pub(super) fn bind(file: &DeviceFile, arg: u64, program: &dyn Program) -> Result<u64, Errno> {
+    let request: spec::BindIommufd = copy::extensible(program, arg, spec::BindIommufd::MIN)?;
+    if request.iommufd < 0 || request.flags & !spec::BindIommufd::TOKEN != 0 {
+        return Err(Errno::EINVAL);
+    }
+    let id = file.bind_with(|| {
+        refuse_token(file, &request, program)?;
+        context(request.iommufd, program)
+    })?;
+    let answer = copy::offset(arg, OUT_DEVID).and_then(|at| write_id(program, at, id));
+    answer.inspect_err(|_| file.unbind())?;
+    Ok(0)
+}
+
+/// No device wants a token, so one that is given is wrong. Of a whole device it is read first.
+fn refuse_token(
+    file: &DeviceFile,
+    request: &spec::BindIommufd,
+    program: &dyn Program,
+) -> Result<(), Errno> {
+    if request.flags & spec::BindIommufd::TOKEN == 0 {
+        return Ok(());
+    }
+    if !file.device().is_child() {
+        Caller::read(program, request.token_uuid_ptr, &mut [0; 16])?;
+    }
+    Err(Errno::EINVAL)
+}
+
+fn context(fd: i32, program: &dyn Program) -> Result<Arc<Context>, Errno> {
+    program.iommufd(fd).map_err(|error| match error {
+        FdError::WrongType => Errno::EBADFD,
+        error => error.into(),
+    })
+}
+
+pub(super) fn attach(file: &DeviceFile, arg: u64, program: &dyn Program) -> Result<u64, Errno> {
+    use spec::AttachIommufdPt;
+    let mut request: AttachIommufdPt = copy::standard(program, arg, AttachIommufdPt::MIN)?;
+    if request.flags & !AttachIommufdPt::PASID != 0 {
+        return Err(Errno::EINVAL);
+    }
+    let mut pasid = None;
+    if request.flags & AttachIommufdPt::PASID != 0 {
+        expect_pasids(file)?;
+        request = copy::standard(program, arg, size_of::<AttachIommufdPt>())?;
+        pasid = Some(request.pasid);
+    }
+    let id = file.attach(ObjectId::from_raw(request.pt_id), pasid)?;
+    let answer = copy::offset(arg, PT_ID).and_then(|at| write_id(program, at, id));
+    // An attachment that the program does not learn of is no attachment.
+    answer.inspect_err(|_| {
+        let _ = file.detach(pasid);
+    })?;
+    Ok(0)
+}
+
+pub(super) fn detach(file: &DeviceFile, arg: u64, program: &dyn Program) -> Result<u64, Errno> {
+    use spec::DetachIommufdPt;
+    let mut request: DetachIommufdPt = copy::standard(program, arg, DetachIommufdPt::MIN)?;
+    if request.flags & !DetachIommufdPt::PASID != 0 {
+        return Err(Errno::EINVAL);
+    }
+    let mut pasid = None;
+    if request.flags & DetachIommufdPt::PASID != 0 {
+        expect_pasids(file)?;
+        request = copy::standard(program, arg, size_of::<DetachIommufdPt>())?;
+        pasid = Some(request.pasid);
+    }
+    file.detach(pasid)?;
+    Ok(0)
+}
+
+/// A child has no PASIDs for programs, which shows before the size of the struct.
+fn expect_pasids(file: &DeviceFile) -> Result<(), Errno> {
+    if file.device().is_child() {
+        return Err(Errno::EOPNOTSUPP);
+    }
+    Ok(())
+}
+
+fn write_id(program: &dyn Program, address: u64, id: ObjectId) -> Result<(), Errno> {
+    Ok(Caller::write(program, address, &id.get().to_ne_bytes())?)
+}

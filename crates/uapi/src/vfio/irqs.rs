@@ -1,0 +1,85 @@
+//! SET_IRQS: the header, its data, and the eventfds in it
+//! (`vfio_set_irqs_validate_and_prepare`, `drivers/vfio/vfio_main.c`).
+
+use ioasid_core::host::Caller;
+use ioasid_vfio::{DeviceFile, Eventfd, IrqAction, IrqData, IrqIndex, SetIrqs};
+
+use super::copy;
+use crate::{
+    Errno, Program,
+    spec::vfio::{self as spec, IrqSet},
+};
+
+pub(super) fn set(file: &DeviceFile, arg: u64, program: &dyn Program) -> Result<u64, Errno> {
+    let header: IrqSet = copy::standard(program, arg, IrqSet::MIN)?;
+    let index = IrqIndex::new(header.index)?;
+    if header.count >= u32::MAX - header.start || header.flags & !known_flags() != 0 {
+        return Err(Errno::EINVAL);
+    }
+    let available = index.count(file.device().model().function());
+    if header.start >= available || header.start + header.count > available {
+        return Err(Errno::EINVAL);
+    }
+    let data = data(&header, arg, program)?;
+    let action = match header.flags & IrqSet::ACTIONS {
+        IrqSet::ACTION_MASK => IrqAction::Mask,
+        IrqSet::ACTION_UNMASK => IrqAction::Unmask,
+        IrqSet::ACTION_TRIGGER => IrqAction::Trigger,
+        _ => return Err(Errno::ENOTTY),
+    };
+    file.set_irqs(&SetIrqs {
+        index,
+        action,
+        start: header.start,
+        count: header.count,
+        data,
+    })?;
+    Ok(0)
+}
+
+const fn known_flags() -> u32 {
+    IrqSet::DATA_MASK | IrqSet::ACTIONS
+}
+
+/// The data behind the header: the size of each element follows from the flags, their number was
+/// checked against the index.
+fn data(header: &IrqSet, arg: u64, program: &dyn Program) -> Result<IrqData, Errno> {
+    let element = match header.flags & IrqSet::DATA_MASK {
+        IrqSet::DATA_NONE => return Ok(IrqData::None),
+        IrqSet::DATA_BOOL => 1,
+        IrqSet::DATA_EVENTFD => 4,
+        _ => return Err(Errno::EINVAL),
+    };
+    let len = header.count as usize * element;
+    if (header.argsz as usize - IrqSet::MIN) < len {
+        return Err(Errno::EINVAL);
+    }
+    let mut bytes = vec![0; len];
+    if len > 0 {
+        Caller::read(program, copy::offset(arg, IrqSet::MIN as u64)?, &mut bytes)?;
+    }
+    if element == 1 {
+        return Ok(IrqData::Bools(
+            bytes.iter().map(|byte| *byte != 0).collect(),
+        ));
+    }
+    let numbers = bytes
+        .chunks_exact(4)
+        .filter_map(|bytes| bytes.first_chunk());
+    let numbers = numbers.map(|bytes| i32::from_ne_bytes(*bytes));
+    Ok(IrqData::Eventfds(
+        numbers.map(|fd| eventfd(fd, program)).collect(),
+    ))
+}
+
+fn eventfd(fd: i32, program: &dyn Program) -> Eventfd {
+    match fd {
+        0.. => program
+            .eventfd(fd)
+            .map_or_else(Eventfd::Unusable, Eventfd::Sink),
+        -1 => Eventfd::None,
+        _ => Eventfd::Negative,
+    }
+}
+
+const _: () = assert!(size_of::<spec::IrqSet>() == IrqSet::MIN);

@@ -1,1 +1,61 @@
-//! Floor 2: devices, groups, domains, routes, PASIDs, faults and the DMA port
+//! Floor 2: the IOMMU. Devices, the domains they are attached to, and the only way from a device to
+//! memory.
+//!
+//! The IOMMU knows a [`Route`], a device and perhaps a PASID, and nothing else: no mdev, no VFIO, no
+//! file. A [`Domain`] is a domain, whether a device reaches it by its requester id or by a PASID:
+//! the same code maps, unmaps and tracks it.
+//!
+//! * [`machine`]: [`Iommu`], which holds everything.
+//! * [`device`], [`group`]: devices, and who may point their DMA at what (DMA ownership).
+//! * [`domain`]: address spaces: blocked, identity, DMA API, unmanaged.
+//! * [`route`]: attach, replace, detach; with a PASID or without.
+//! * [`port`], [`transfer`]: [`DmaPort`] and [`DmaGuard`], how engines move bytes, and what stops
+//!   them.
+//! * [`fault`]: refused accesses and where they are reported. [`page_request`]: those that can be
+//!   mended.
+//! * [`pasid`]: the machine's PASIDs, not reused before the last job is done.
+//! * [`dma_api`]: what a device's own driver maps its buffers with.
+//!
+//! # The barrier
+//! When `unmap`, `detach`, `replace`, a release of ownership or a clearing `read_dirty` returns, no
+//! DMA through the old translation is in flight or can start. Each of them makes its change visible
+//! (page-table entries, or the cell of a route) and then waits for the guards that name the domain.
+//! A guard is bounded by bytes and holds nothing that blocks, except on a client's own worker. No
+//! lock is held while waiting, and no wait happens under a guard.
+//!
+//! All address ranges are (start, inclusive last).
+#![forbid(unsafe_code)]
+
+pub mod device;
+pub mod dma_api;
+pub mod domain;
+pub mod fault;
+pub mod group;
+mod iova;
+pub mod machine;
+pub mod page_request;
+pub mod pasid;
+pub mod port;
+pub mod route;
+mod route_table;
+pub mod transfer;
+mod view;
+
+pub use device::{Device, DeviceConfig, ReservedKind, ReservedRegion};
+pub use dma_api::{CoherentBuffer, DmaApi, DmaMapError, DmaMapping};
+pub use domain::{Domain, DomainConfig, DomainKind};
+pub use fault::{Fault, FaultLog, FaultReason, FaultSink};
+pub use group::{DmaOwnership, Group, OwnerId, OwnershipError};
+pub use ioasid_pgtable::{MapError, TableFormat, Translation};
+pub use machine::{DeviceError, DomainError, Iommu, IommuConfig};
+pub use page_request::{
+    OnAnswer, PageRequest, PageRequestError, PageRequestHandler, PageRequestId, PageResponse,
+    UnknownPageRequest,
+};
+pub use pasid::{PasidError, PasidHandle, PasidPool, PasidQuota, PasidUse};
+pub use port::{DmaGuard, DmaPort, FaultReporter, GUARD_BYTES, GUARD_SLACK};
+pub use route::{
+    AttachError, Route, attach_device, attach_device_pasid, attach_group, detach_device,
+    detach_device_pasid, detach_group, replace_device, replace_device_pasid, replace_group,
+};
+pub use transfer::{Direction, Stop, Transfer};

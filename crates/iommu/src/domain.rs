@@ -1,0 +1,373 @@
+//! Domains: one address space each, whoever is attached to it and however.
+
+use std::{fmt, sync::Arc};
+
+use ioasid_core::{
+    AddrRange, DomainId, Pasid, PciAddress, Prot,
+    inspect::{Inspect, Node, Value},
+    sync::{
+        Mutex,
+        atomic::{AtomicU64, Ordering},
+    },
+};
+use ioasid_pgtable::{MapError, PageTable, TableConfig, TableFormat, Translation};
+
+use crate::{
+    machine::Shared,
+    page_request::{Handler, PageRequestHandler},
+};
+
+/// What a domain does with an address, and who chooses its addresses.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum DomainKind {
+    /// Every access faults.
+    Blocked,
+    /// The system physical address is the I/O virtual address; unregistered ones fault.
+    Identity,
+    /// A page table whose addresses the DMA API gives.
+    Dma,
+    /// A page table whose addresses the owner chooses.
+    Unmanaged,
+}
+
+impl DomainKind {
+    /// Whether such a domain has a page table.
+    pub const fn is_paging(self) -> bool {
+        matches!(self, DomainKind::Dma | DomainKind::Unmanaged)
+    }
+}
+
+impl fmt::Display for DomainKind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            DomainKind::Blocked => "blocked",
+            DomainKind::Identity => "identity",
+            DomainKind::Dma => "dma",
+            DomainKind::Unmanaged => "unmanaged",
+        })
+    }
+}
+
+/// What a domain is made of; does not change afterwards.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct DomainConfig {
+    /// The kind.
+    pub kind: DomainKind,
+    /// Page-table format; no meaning without a page table.
+    pub format: TableFormat,
+    /// Whether dirty tracking can be turned on. Only devices that support it may attach then.
+    pub dirty_tracking: bool,
+    /// Whether the owner asked for a domain that user-chosen PASIDs may use. A fact for the floor
+    /// above, which keeps the rule; here every domain works at every route.
+    pub pasid_compatible: bool,
+}
+
+impl DomainConfig {
+    /// An unmanaged domain of `format`, without dirty tracking.
+    pub const fn unmanaged(format: TableFormat) -> Self {
+        DomainConfig {
+            kind: DomainKind::Unmanaged,
+            format,
+            dirty_tracking: false,
+            pasid_compatible: false,
+        }
+    }
+
+    /// The same with another kind.
+    #[must_use]
+    pub const fn with_kind(self, kind: DomainKind) -> Self {
+        DomainConfig { kind, ..self }
+    }
+}
+
+/// How addresses are translated.
+pub(crate) enum Translator {
+    Blocked,
+    Identity,
+    Paging(PageTable),
+}
+
+/// The part of a domain that readers reach under a guard. It outlives the [`Domain`] until the last
+/// guard on it is gone.
+pub(crate) struct AddressSpace {
+    pub(crate) id: DomainId,
+    pub(crate) translator: Translator,
+    pub(crate) operations: AtomicU64,
+    pub(crate) bytes: AtomicU64,
+    pub(crate) faults: AtomicU64,
+}
+
+impl fmt::Debug for AddressSpace {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "AddressSpace({})", self.id)
+    }
+}
+
+/// Device and PASID of one attachment.
+pub(crate) type RouteName = (PciAddress, Option<Pasid>);
+
+/// One I/O address space. The same whether a device reaches it by its RID or by a PASID, and by how
+/// many.
+///
+/// Everything that takes a translation away (`unmap`, `read_dirty` with `clear`,
+/// `set_dirty_tracking`) returns only when no DMA through the old translation is in flight. Such a
+/// call must not be made under a [`crate::DmaGuard`].
+pub struct Domain {
+    shared: Arc<Shared>,
+    config: DomainConfig,
+    space: Arc<AddressSpace>,
+    /// Who can reach the domain. A route is entered before its cell is set and leaves after the
+    /// barrier that follows its removal, so an empty list means that nobody reads.
+    routes: Mutex<Vec<RouteName>>,
+    handler: Mutex<Handler>,
+}
+
+impl Domain {
+    pub(crate) fn new(shared: Arc<Shared>, id: DomainId, config: DomainConfig) -> Self {
+        let translator = match config.kind {
+            DomainKind::Blocked => Translator::Blocked,
+            DomainKind::Identity => Translator::Identity,
+            DomainKind::Dma | DomainKind::Unmanaged => {
+                Translator::Paging(PageTable::new(TableConfig::new(config.format)))
+            }
+        };
+        let space = Arc::new(AddressSpace {
+            id,
+            translator,
+            operations: AtomicU64::new(0),
+            bytes: AtomicU64::new(0),
+            faults: AtomicU64::new(0),
+        });
+        Domain {
+            shared,
+            config,
+            space,
+            routes: Mutex::default(),
+            handler: Mutex::new(None),
+        }
+    }
+
+    /// The number of this domain: the one that in-flight markers carry.
+    pub fn id(&self) -> DomainId {
+        self.space.id
+    }
+
+    /// The kind.
+    pub fn kind(&self) -> DomainKind {
+        self.config.kind
+    }
+
+    /// What the domain was made of.
+    pub fn config(&self) -> &DomainConfig {
+        &self.config
+    }
+
+    pub(crate) fn space(&self) -> &Arc<AddressSpace> {
+        &self.space
+    }
+
+    fn table(&self) -> Option<&PageTable> {
+        match &self.space.translator {
+            Translator::Paging(table) => Some(table),
+            Translator::Blocked | Translator::Identity => None,
+        }
+    }
+
+    /// Maps `len` bytes from `iova` to the system physical addresses from `spa`; all or nothing.
+    ///
+    /// # Errors
+    /// Those of the page table; [`MapError::OutOfRange`] if the domain has none.
+    pub fn map(&self, iova: u64, spa: u64, len: u64, prot: Prot) -> Result<(), MapError> {
+        let table = self.table().ok_or(MapError::OutOfRange)?;
+        table.map(iova, spa, len, prot)
+    }
+
+    /// Takes away every leaf that lies wholly in `range` and returns their bytes. When it returns,
+    /// no DMA through them is in flight.
+    pub fn unmap(&self, range: AddrRange) -> u64 {
+        self.unmap_many(&[range])
+    }
+
+    /// As [`Domain::unmap`] for several ranges, with one barrier.
+    pub fn unmap_many(&self, ranges: &[AddrRange]) -> u64 {
+        let Some(table) = self.table() else { return 0 };
+        let cleared: Vec<_> = ranges.iter().map(|range| table.unmap(*range)).collect();
+        self.barrier();
+        let mut bytes = 0;
+        for unmapped in cleared {
+            bytes += unmapped.bytes;
+            table.recycle(unmapped.freed);
+        }
+        bytes
+    }
+
+    /// Returns when no DMA through a translation that was taken away before the call is in flight.
+    pub fn barrier(&self) {
+        // Nobody can have read the old state if nobody is attached: a route that comes later is
+        // entered under this lock, and its readers see the new state.
+        let reachable = !self.routes.lock().is_empty();
+        if reachable {
+            self.shared.grace.wait(self.space.id);
+        }
+    }
+
+    /// Where `iova` leads, without marking anything accessed; `None` if nowhere.
+    pub fn iova_to_phys(&self, iova: u64) -> Option<Translation> {
+        match &self.space.translator {
+            Translator::Blocked => None,
+            Translator::Identity => Some(Translation {
+                spa: iova,
+                len: (u64::MAX - iova).saturating_add(1),
+                prot: Prot::RW,
+            }),
+            Translator::Paging(table) => table.iova_to_phys(iova),
+        }
+    }
+
+    /// Turns dirty tracking on (after clearing every dirty bit) or off. No effect on a domain that
+    /// was not made with [`DomainConfig::dirty_tracking`].
+    pub fn set_dirty_tracking(&self, on: bool) {
+        if self.config.dirty_tracking
+            && let Some(table) = self.table()
+        {
+            table.set_dirty_tracking(on);
+            self.barrier();
+        }
+    }
+
+    /// Reports the dirty parts of `range`, in order, and clears them if `clear`. After a clearing
+    /// call returns, every byte that was written under a cleared bit is in memory: the pages may be
+    /// copied, and a later write is reported by a later call.
+    pub fn read_dirty(&self, range: AddrRange, clear: bool, report: &mut dyn FnMut(AddrRange)) {
+        if let Some(table) = self.table() {
+            table.read_dirty(range, clear, report);
+            if clear {
+                self.barrier();
+            }
+        }
+    }
+
+    /// Device and PASID of every attachment, in the order of attaching.
+    pub fn attachments(&self) -> Vec<(PciAddress, Option<Pasid>)> {
+        self.routes.lock().clone()
+    }
+
+    /// Pages of page-table memory in use; 0 without a page table.
+    pub fn table_pages(&self) -> u64 {
+        self.table().map_or(0, PageTable::table_pages)
+    }
+
+    /// Bytes that are mapped.
+    pub fn mapped_bytes(&self) -> u64 {
+        self.table().map_or(0, PageTable::mapped_bytes)
+    }
+
+    /// Page-table entries written so far: the cost of maps and unmaps, whoever is attached.
+    pub fn pte_writes(&self) -> u64 {
+        self.table().map_or(0, PageTable::pte_writes)
+    }
+
+    /// The addresses that can be translated.
+    pub fn aperture(&self) -> AddrRange {
+        self.table().map_or(AddrRange::ALL, PageTable::aperture)
+    }
+
+    /// The sizes of leaves as a bitmap: bit n for 2^n bytes. 4 KiB and more without a page table.
+    pub fn page_sizes(&self) -> u64 {
+        self.table().map_or(!0xfff, PageTable::page_sizes)
+    }
+
+    /// The page table, for independent walkers and inspection.
+    pub fn page_table(&self) -> Option<&PageTable> {
+        self.table()
+    }
+
+    /// Sets who answers page requests, or nobody. What the old handler has not answered is answered
+    /// invalid.
+    pub fn set_page_request_handler(&self, handler: Option<Arc<dyn PageRequestHandler>>) {
+        let old = {
+            let mut current = self.handler.lock();
+            std::mem::replace(&mut *current, handler)
+        };
+        if old.is_some() {
+            self.shared.pending.flush_domain(self.id());
+        }
+    }
+
+    pub(crate) fn handler(&self) -> &Mutex<Handler> {
+        &self.handler
+    }
+
+    pub(crate) fn remember(&self, route: RouteName) {
+        self.routes.lock().push(route);
+    }
+
+    pub(crate) fn forget(&self, route: RouteName) {
+        let mut routes = self.routes.lock();
+        if let Some(index) = routes.iter().position(|known| *known == route) {
+            routes.remove(index);
+        }
+    }
+
+    /// DMA operations done through this domain.
+    pub fn dma_operations(&self) -> u64 {
+        self.space.operations.load(Ordering::Relaxed)
+    }
+
+    /// Bytes moved through this domain; a copy counts once.
+    pub fn dma_bytes(&self) -> u64 {
+        self.space.bytes.load(Ordering::Relaxed)
+    }
+
+    /// Faults reported to the owners of this domain's attachments.
+    pub fn faults(&self) -> u64 {
+        self.space.faults.load(Ordering::Relaxed)
+    }
+}
+
+impl Drop for Domain {
+    fn drop(&mut self) {
+        self.shared.pending.flush_domain(self.id());
+        self.shared.forget_domain(self.id());
+    }
+}
+
+impl fmt::Debug for Domain {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Domain")
+            .field("id", &self.id().get())
+            .field("kind", &self.config.kind)
+            .finish_non_exhaustive()
+    }
+}
+
+/// A route as people write it: `0000:6a:01.0` or `0000:6a:01.0 pasid 5`.
+pub(crate) fn show_route((device, pasid): RouteName) -> String {
+    match pasid {
+        Some(pasid) => format!("{device} pasid {pasid}"),
+        None => device.to_string(),
+    }
+}
+
+impl Inspect for Domain {
+    fn inspect(&self) -> Node {
+        let routes: Vec<Value> = self
+            .attachments()
+            .into_iter()
+            .map(|route| show_route(route).into())
+            .collect();
+        let mut node = Node::new()
+            .with("id", self.id().get())
+            .with("kind", self.kind().to_string())
+            .with("routes", Value::List(routes));
+        if self.kind().is_paging() {
+            node.set("format", self.config.format.to_string())
+                .set("table_pages", self.table_pages())
+                .set("mapped_bytes", self.mapped_bytes())
+                .set("pte_writes", self.pte_writes());
+        }
+        node.with("dma_operations", self.dma_operations())
+            .with("dma_bytes", self.dma_bytes())
+            .with("faults", self.faults())
+    }
+}

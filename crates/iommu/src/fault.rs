@@ -1,0 +1,168 @@
+//! Unrecoverable faults: what a refused access says, and where that goes.
+
+use std::{collections::VecDeque, fmt, sync::Arc};
+
+use ioasid_core::{
+    Access, Pasid, PciAddress,
+    inspect::{Inspect, Node},
+    sync::Mutex,
+};
+
+/// Why an access was refused.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum FaultReason {
+    /// Nothing is attached at this PASID of the device.
+    NotAttached,
+    /// The device is attached to a blocked domain, or (without a PASID) to none.
+    Blocked,
+    /// No mapping covers the address.
+    NotPresent,
+    /// The mapping, or the memory behind it, does not allow this access.
+    Permission,
+    /// The address lies outside what the page table can translate, or passes 2^64-1.
+    AddressWidth,
+    /// The translation leads to a system physical address that nobody registered.
+    Unregistered,
+    /// The memory behind the mapping has vanished: a truncated file, a program that ended.
+    MemoryGone,
+    /// A memory access without a PASID to the interrupt window: it is a message, not a DMA.
+    InterruptWindow,
+}
+
+impl FaultReason {
+    /// Whether a page request could make the access succeed: the translation is missing or too
+    /// weak, and whoever manages the address space may add it.
+    pub const fn is_recoverable(self) -> bool {
+        matches!(self, FaultReason::NotPresent | FaultReason::Permission)
+    }
+}
+
+impl fmt::Display for FaultReason {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            FaultReason::NotAttached => "nothing attached",
+            FaultReason::Blocked => "blocked",
+            FaultReason::NotPresent => "not mapped",
+            FaultReason::Permission => "not permitted",
+            FaultReason::AddressWidth => "outside the address width",
+            FaultReason::Unregistered => "no memory there",
+            FaultReason::MemoryGone => "memory gone",
+            FaultReason::InterruptWindow => "interrupt window",
+        })
+    }
+}
+
+/// One refused access.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Fault {
+    /// The device whose DMA it was.
+    pub device: PciAddress,
+    /// The PASID it was tagged with.
+    pub pasid: Option<Pasid>,
+    /// The first I/O virtual address that was refused.
+    pub iova: u64,
+    /// The direction.
+    pub access: Access,
+    /// Why.
+    pub reason: FaultReason,
+}
+
+impl fmt::Display for Fault {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}", self.device)?;
+        if let Some(pasid) = self.pasid {
+            write!(f, " pasid {pasid}")?;
+        }
+        write!(f, ": {} at {:#x}: {}", self.access, self.iova, self.reason)
+    }
+}
+
+/// Where the faults of one attachment go: to its owner and nobody else.
+///
+/// Called by engines that serve every client, also under a guard: an implementation must not block,
+/// and must bound what it keeps.
+pub trait FaultSink: Send + Sync + fmt::Debug {
+    /// Takes one fault.
+    fn report(&self, fault: &Fault);
+}
+
+/// A bounded ring of faults: the newest are dropped, and counted, when it is full, so that what
+/// started the trouble stays readable.
+#[derive(Debug)]
+pub struct FaultLog {
+    capacity: usize,
+    state: Mutex<LogState>,
+}
+
+#[derive(Debug, Default)]
+struct LogState {
+    faults: VecDeque<Fault>,
+    dropped: u64,
+    total: u64,
+}
+
+impl FaultLog {
+    /// Faults that [`FaultLog::default`] keeps.
+    pub const DEFAULT_CAPACITY: usize = 64;
+
+    /// A log that keeps up to `capacity` faults.
+    pub fn new(capacity: usize) -> Arc<Self> {
+        Arc::new(FaultLog {
+            capacity,
+            state: Mutex::default(),
+        })
+    }
+
+    /// Takes the faults out, oldest first.
+    pub fn drain(&self) -> Vec<Fault> {
+        self.state.lock().faults.drain(..).collect()
+    }
+
+    /// Copies the faults that are held, oldest first.
+    pub fn faults(&self) -> Vec<Fault> {
+        self.state.lock().faults.iter().copied().collect()
+    }
+
+    /// Faults that found the log full.
+    pub fn dropped(&self) -> u64 {
+        self.state.lock().dropped
+    }
+
+    /// Faults reported, kept or not.
+    pub fn total(&self) -> u64 {
+        self.state.lock().total
+    }
+}
+
+impl Default for FaultLog {
+    fn default() -> Self {
+        FaultLog {
+            capacity: FaultLog::DEFAULT_CAPACITY,
+            state: Mutex::default(),
+        }
+    }
+}
+
+impl FaultSink for FaultLog {
+    fn report(&self, fault: &Fault) {
+        let mut state = self.state.lock();
+        state.total += 1;
+        if state.faults.len() < self.capacity {
+            state.faults.push_back(*fault);
+        } else {
+            state.dropped += 1;
+        }
+    }
+}
+
+impl Inspect for FaultLog {
+    fn inspect(&self) -> Node {
+        let state = self.state.lock();
+        let faults: Vec<String> = state.faults.iter().map(Fault::to_string).collect();
+        Node::new()
+            .with("faults", state.total)
+            .with("dropped", state.dropped)
+            .with("held", faults)
+    }
+}

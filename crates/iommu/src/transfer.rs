@@ -1,0 +1,103 @@
+//! How far a DMA operation came, and what stopped it.
+
+use std::{fmt, sync::Arc};
+
+use ioasid_core::host::Worker;
+
+use crate::fault::Fault;
+
+/// What stopped an operation before its end.
+#[derive(Clone, Debug)]
+#[non_exhaustive]
+pub enum Stop {
+    /// The guard's bytes are used up: drop it, enter again and go on from where it stopped.
+    Budget,
+    /// The access was refused. Not reported yet: see [`crate::DmaGuard::report`].
+    Fault(Fault),
+    /// The next byte lies in memory that may block for ever: drop the guard and run the rest on
+    /// this worker, under a guard from [`crate::DmaPort::enter_blocking`].
+    Remote(Arc<dyn Worker>),
+}
+
+impl Stop {
+    /// The fault, if it is one.
+    pub fn fault(&self) -> Option<&Fault> {
+        match self {
+            Stop::Fault(fault) => Some(fault),
+            _ => None,
+        }
+    }
+}
+
+impl From<Fault> for Stop {
+    fn from(fault: Fault) -> Self {
+        Stop::Fault(fault)
+    }
+}
+
+impl fmt::Display for Stop {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Stop::Budget => f.write_str("the guard's bytes are used up"),
+            Stop::Fault(fault) => fault.fmt(f),
+            Stop::Remote(_) => f.write_str("the memory may block"),
+        }
+    }
+}
+
+/// The outcome of one operation.
+#[derive(Clone, Debug)]
+#[must_use = "an operation may stop early"]
+pub struct Transfer {
+    /// Bytes done by this call.
+    pub done: u64,
+    /// What stopped it; `None` if everything is done.
+    pub stop: Option<Stop>,
+}
+
+impl Transfer {
+    /// Everything done.
+    pub const fn all(done: u64) -> Self {
+        Transfer { done, stop: None }
+    }
+
+    /// Stopped after `done` bytes.
+    pub fn stopped(done: u64, stop: impl Into<Stop>) -> Self {
+        Transfer {
+            done,
+            stop: Some(stop.into()),
+        }
+    }
+
+    /// Whether everything is done.
+    pub const fn is_complete(&self) -> bool {
+        self.stop.is_none()
+    }
+
+    /// The fault that stopped it, if a fault did.
+    pub fn fault(&self) -> Option<&Fault> {
+        self.stop.as_ref().and_then(Stop::fault)
+    }
+}
+
+/// In which order a copy goes through its bytes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Direction {
+    /// From the first byte up.
+    Forward,
+    /// From the last byte down: the destination begins inside the source.
+    Backward,
+}
+
+impl Direction {
+    /// The direction in which a copy of `len` bytes must go so that no source byte is overwritten
+    /// before it is read. Ranges are compared as I/O virtual addresses: two addresses of one page
+    /// are not recognised as the same memory, as in hardware.
+    pub const fn of(dst: u64, src: u64, len: u64) -> Self {
+        if dst > src && dst - src < len {
+            Direction::Backward
+        } else {
+            Direction::Forward
+        }
+    }
+}

@@ -176,7 +176,7 @@ impl Interrupts {
             return Err(Error::BadIrqRequest);
         }
         match (request.index, request.action) {
-            (IrqIndex::Msix, IrqAction::Trigger) => self.set_msix(function.vectors(), request),
+            (IrqIndex::Msix, IrqAction::Trigger) => self.set_msix(function, request),
             (IrqIndex::Error, IrqAction::Trigger) => {
                 set_single(&mut self.state.lock().error, &request.data, request.count)
             }
@@ -187,7 +187,8 @@ impl Interrupts {
         }
     }
 
-    fn set_msix(&self, vectors: &Vectors, request: &SetIrqs) -> Result<()> {
+    fn set_msix(&self, function: &Function, request: &SetIrqs) -> Result<()> {
+        let vectors = function.vectors();
         let mut state = self.state.lock();
         let range = request.start..request.start + request.count;
         match &request.data {
@@ -196,18 +197,16 @@ impl Interrupts {
                 if enabling && range.end == 0 {
                     return Err(Error::NoVectors);
                 }
-                state.msix_enabled = true;
                 let connected = connect(vectors, request.start, fds);
-                if connected.is_err() && enabling {
-                    vectors.disconnect_all();
-                    state.msix_enabled = false;
-                }
+                state.msix_enabled = connected.is_ok() || !enabling;
+                function.show_msix(state.msix_enabled);
                 connected
             }
             _ if !state.msix_enabled => Err(Error::BadIrqRequest),
             IrqData::None if request.count == 0 => {
                 vectors.disconnect_all();
                 state.msix_enabled = false;
+                function.show_msix(false);
                 Ok(())
             }
             IrqData::None => {

@@ -38,48 +38,38 @@ pub const DEVICE_ATTACH_IOMMUFD_PT: u32 = io(19);
 /// `VFIO_DEVICE_DETACH_IOMMUFD_PT`.
 pub const DEVICE_DETACH_IOMMUFD_PT: u32 = io(20);
 
-/// Declares a struct of 32-bit and 64-bit fields with everything that a wire struct needs.
-macro_rules! wire {
-    ($(#[$meta:meta])* $name:ident { $($(#[$field_meta:meta])* $field:ident: $type:ty,)* }) => {
-        $(#[$meta])*
-        #[derive(
-            Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout,
-        )]
-        #[repr(C)]
-        pub struct $name {
-            $($(#[$field_meta])* pub $field: $type,)*
-        }
-    };
+/// `struct vfio_info_cap_header`: one capability of a chain behind an info struct.
+#[derive(
+    Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout,
+)]
+#[repr(C)]
+pub struct CapHeader {
+    /// Which capability.
+    pub id: u16,
+    /// Its version.
+    pub version: u16,
+    /// Offset of the next one from the start of the info struct; 0 for the last.
+    pub next: u32,
 }
 
-wire! {
-    /// `struct vfio_info_cap_header`: one capability of a chain behind an info struct.
-    CapHeader {
-        /// Which capability.
-        id: u16,
-        /// Its version.
-        version: u16,
-        /// Offset of the next one from the start of the info struct; 0 for the last.
-        next: u32,
-    }
-}
-
-wire! {
-    /// `struct vfio_device_info`.
-    DeviceInfo {
-        /// Bytes given; on return, bytes needed.
-        argsz: u32,
-        /// [`DeviceInfo::RESET`] and so on.
-        flags: u32,
-        /// Number of region indexes.
-        num_regions: u32,
-        /// Number of interrupt indexes.
-        num_irqs: u32,
-        /// Offset of the first capability, or 0.
-        cap_offset: u32,
-        /// Unused.
-        pad: u32,
-    }
+/// `struct vfio_device_info`.
+#[derive(
+    Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout,
+)]
+#[repr(C)]
+pub struct DeviceInfo {
+    /// Bytes given; on return, bytes needed.
+    pub argsz: u32,
+    /// [`DeviceInfo::RESET`] and so on.
+    pub flags: u32,
+    /// Number of region indexes.
+    pub num_regions: u32,
+    /// Number of interrupt indexes.
+    pub num_irqs: u32,
+    /// Offset of the first capability, or 0.
+    pub cap_offset: u32,
+    /// Unused.
+    pub pad: u32,
 }
 
 impl DeviceInfo {
@@ -91,22 +81,24 @@ impl DeviceInfo {
     pub const PCI: u32 = 1 << 1;
 }
 
-wire! {
-    /// `struct vfio_region_info`.
-    RegionInfo {
-        /// Bytes given; on return, bytes needed.
-        argsz: u32,
-        /// [`RegionInfo::READ`] and so on.
-        flags: u32,
-        /// The region.
-        index: u32,
-        /// Offset of the first capability, or 0.
-        cap_offset: u32,
-        /// Bytes of the region; 0 if it is absent.
-        size: u64,
-        /// Its offset in the device file.
-        offset: u64,
-    }
+/// `struct vfio_region_info`.
+#[derive(
+    Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout,
+)]
+#[repr(C)]
+pub struct RegionInfo {
+    /// Bytes given; on return, bytes needed.
+    pub argsz: u32,
+    /// [`RegionInfo::READ`] and so on.
+    pub flags: u32,
+    /// The region.
+    pub index: u32,
+    /// Offset of the first capability, or 0.
+    pub cap_offset: u32,
+    /// Bytes of the region; 0 if it is absent.
+    pub size: u64,
+    /// Its offset in the device file.
+    pub offset: u64,
 }
 
 impl RegionInfo {
@@ -124,18 +116,20 @@ impl RegionInfo {
     pub const CAP_MSIX_MAPPABLE: u16 = 3;
 }
 
-wire! {
-    /// `struct vfio_irq_info`.
-    IrqInfo {
-        /// Bytes given.
-        argsz: u32,
-        /// [`IrqInfo::EVENTFD`] and so on.
-        flags: u32,
-        /// The interrupt index.
-        index: u32,
-        /// Vectors of the index.
-        count: u32,
-    }
+/// `struct vfio_irq_info`.
+#[derive(
+    Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout,
+)]
+#[repr(C)]
+pub struct IrqInfo {
+    /// Bytes given.
+    pub argsz: u32,
+    /// [`IrqInfo::EVENTFD`] and so on.
+    pub flags: u32,
+    /// The interrupt index.
+    pub index: u32,
+    /// Vectors of the index.
+    pub count: u32,
 }
 
 impl IrqInfo {
@@ -151,20 +145,22 @@ impl IrqInfo {
     pub const NORESIZE: u32 = 1 << 3;
 }
 
-wire! {
-    /// `struct vfio_irq_set`, without the data that follows it.
-    IrqSet {
-        /// Bytes given, with the data.
-        argsz: u32,
-        /// One of the data types and one of the actions.
-        flags: u32,
-        /// The interrupt index.
-        index: u32,
-        /// First vector.
-        start: u32,
-        /// Number of vectors.
-        count: u32,
-    }
+/// `struct vfio_irq_set`, without the data that follows it.
+#[derive(
+    Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout,
+)]
+#[repr(C)]
+pub struct IrqSet {
+    /// Bytes given, with the data.
+    pub argsz: u32,
+    /// One of the data types and one of the actions.
+    pub flags: u32,
+    /// The interrupt index.
+    pub index: u32,
+    /// First vector.
+    pub start: u32,
+    /// Number of vectors.
+    pub count: u32,
 }
 
 impl IrqSet {
@@ -188,16 +184,18 @@ impl IrqSet {
     pub const ACTIONS: u32 = 0x38;
 }
 
-wire! {
-    /// `struct vfio_pci_hot_reset_info` and `struct vfio_pci_hot_reset`, without their arrays.
-    HotReset {
-        /// Bytes given, with the array.
-        argsz: u32,
-        /// 0 when asking for a reset.
-        flags: u32,
-        /// Elements of the array.
-        count: u32,
-    }
+/// `struct vfio_pci_hot_reset_info` and `struct vfio_pci_hot_reset`, without their arrays.
+#[derive(
+    Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout,
+)]
+#[repr(C)]
+pub struct HotReset {
+    /// Bytes given, with the array.
+    pub argsz: u32,
+    /// 0 when asking for a reset.
+    pub flags: u32,
+    /// Elements of the array.
+    pub count: u32,
 }
 
 impl HotReset {
@@ -205,14 +203,16 @@ impl HotReset {
     pub const MIN: usize = 12;
 }
 
-wire! {
-    /// `struct vfio_device_feature`, without the data of the feature.
-    Feature {
-        /// Bytes given, with the data.
-        argsz: u32,
-        /// The feature's number in the low 16 bits; [`Feature::GET`] and so on.
-        flags: u32,
-    }
+/// `struct vfio_device_feature`, without the data of the feature.
+#[derive(
+    Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout,
+)]
+#[repr(C)]
+pub struct Feature {
+    /// Bytes given, with the data.
+    pub argsz: u32,
+    /// The feature's number in the low 16 bits; [`Feature::GET`] and so on.
+    pub flags: u32,
 }
 
 impl Feature {
@@ -228,20 +228,22 @@ impl Feature {
     pub const PROBE: u32 = 1 << 18;
 }
 
-wire! {
-    /// `struct vfio_device_bind_iommufd`.
-    BindIommufd {
-        /// Bytes given.
-        argsz: u32,
-        /// [`BindIommufd::TOKEN`].
-        flags: u32,
-        /// The `/dev/iommu` file.
-        iommufd: i32,
-        /// Out: the id of the device object.
-        out_devid: u32,
-        /// Address of a UUID of 16 bytes, with the flag.
-        token_uuid_ptr: u64,
-    }
+/// `struct vfio_device_bind_iommufd`.
+#[derive(
+    Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout,
+)]
+#[repr(C)]
+pub struct BindIommufd {
+    /// Bytes given.
+    pub argsz: u32,
+    /// [`BindIommufd::TOKEN`].
+    pub flags: u32,
+    /// The `/dev/iommu` file.
+    pub iommufd: i32,
+    /// Out: the id of the device object.
+    pub out_devid: u32,
+    /// Address of a UUID of 16 bytes, with the flag.
+    pub token_uuid_ptr: u64,
 }
 
 impl BindIommufd {
@@ -251,18 +253,20 @@ impl BindIommufd {
     pub const TOKEN: u32 = 1 << 0;
 }
 
-wire! {
-    /// `struct vfio_device_attach_iommufd_pt`.
-    AttachIommufdPt {
-        /// Bytes given.
-        argsz: u32,
-        /// [`AttachIommufdPt::PASID`].
-        flags: u32,
-        /// An IOAS or a page table; out: the page table.
-        pt_id: u32,
-        /// The PASID, with the flag.
-        pasid: u32,
-    }
+/// `struct vfio_device_attach_iommufd_pt`.
+#[derive(
+    Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout,
+)]
+#[repr(C)]
+pub struct AttachIommufdPt {
+    /// Bytes given.
+    pub argsz: u32,
+    /// [`AttachIommufdPt::PASID`].
+    pub flags: u32,
+    /// An IOAS or a page table; out: the page table.
+    pub pt_id: u32,
+    /// The PASID, with the flag.
+    pub pasid: u32,
 }
 
 impl AttachIommufdPt {
@@ -272,16 +276,18 @@ impl AttachIommufdPt {
     pub const PASID: u32 = 1 << 0;
 }
 
-wire! {
-    /// `struct vfio_device_detach_iommufd_pt`.
-    DetachIommufdPt {
-        /// Bytes given.
-        argsz: u32,
-        /// [`DetachIommufdPt::PASID`].
-        flags: u32,
-        /// The PASID, with the flag.
-        pasid: u32,
-    }
+/// `struct vfio_device_detach_iommufd_pt`.
+#[derive(
+    Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout,
+)]
+#[repr(C)]
+pub struct DetachIommufdPt {
+    /// Bytes given.
+    pub argsz: u32,
+    /// [`DetachIommufdPt::PASID`].
+    pub flags: u32,
+    /// The PASID, with the flag.
+    pub pasid: u32,
 }
 
 impl DetachIommufdPt {

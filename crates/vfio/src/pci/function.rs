@@ -194,6 +194,7 @@ impl Function {
     /// their indexes. Returns the first address after them.
     pub fn assign_bars(&self, base: u64) -> u64 {
         let mut config = self.config.lock();
+        let Config { values, initial } = &mut *config;
         let mut next = base;
         for (index, bar) in self.bars.iter().enumerate() {
             let Some(bar) = bar else { continue };
@@ -205,7 +206,7 @@ impl Function {
             let width = if bar.is_64bit { 8 } else { 4 };
             for (byte, value) in address.to_le_bytes().into_iter().take(width).enumerate() {
                 let mask = self.writable[offset + byte];
-                for image in [&mut config.values, &mut config.initial] {
+                for image in [&mut *values, &mut *initial] {
                     set_masked(image, offset + byte, value, mask);
                 }
             }

@@ -4,12 +4,15 @@ use std::{fmt, sync::Arc};
 
 use ioasid_core::{host::IrqSink, sync::Mutex};
 
+/// Who listens to one vector.
+type Listener = Option<Arc<dyn IrqSink>>;
+
 /// The MSI-X vectors of one function. Shared with the engines that signal them.
 ///
 /// A vector is signalled under its lock: once it is disconnected, no signal of the time before can
 /// still arrive.
 pub struct Vectors {
-    sinks: Box<[Mutex<Option<Arc<dyn IrqSink>>>]>,
+    sinks: Box<[Mutex<Listener>]>,
 }
 
 impl Vectors {

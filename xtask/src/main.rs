@@ -189,10 +189,15 @@ fn deny() -> Result<()> {
         println!("deny: skipped, cargo-deny is not installed (cargo install cargo-deny --locked)");
         return Ok(());
     }
-    run(cargo().args(["deny", "check", "licenses", "bans", "sources"]))?;
+    let check = || {
+        let mut command = cargo();
+        command.args(["deny", "check", "--hide-inclusion-graph"]);
+        command
+    };
+    run(check().args(["licenses", "bans", "sources"]))?;
     // The advisory database comes over the network, which need not be there.
     if run(cargo().args(["deny", "fetch", "db"])).is_ok() {
-        run(cargo().args(["deny", "check", "advisories"]))
+        run(check().arg("advisories"))
     } else {
         println!("deny: advisories skipped, their database cannot be reached");
         Ok(())

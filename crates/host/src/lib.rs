@@ -21,8 +21,19 @@
 #[cfg(not(all(target_os = "linux", target_arch = "x86_64")))]
 compile_error!("ioasid-host needs Linux on x86-64");
 
+mod address_space;
 mod client;
+mod copy;
+mod file;
+mod irq;
+mod maps;
+mod pages;
 mod process;
+mod worker;
 
-pub use client::{Client, ProcessError};
+pub use client::{Client, Limits, ProcessError};
+pub use copy::RecoveringCopy;
+pub use file::FileMemory;
+pub use irq::EventFd;
 pub use process::Process;
+pub use worker::ClientWorker;

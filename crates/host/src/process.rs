@@ -1,26 +1,126 @@
-//! One process of a client.
+//! One process of a client, held by a pidfd, its directory in `/proc` and its open memory: never by
+//! a number, which can be reused.
+// UNSAFETY: kcmp(2), which has no safe wrapper.
+#![allow(unsafe_code)]
 
-use std::{os::fd::OwnedFd, sync::Arc};
+use std::{
+    fs::File,
+    io::Read,
+    os::fd::{AsFd, AsRawFd, OwnedFd},
+    sync::Arc,
+};
 
 use ioasid_core::{
     host::{Caller, FdError, IrqSink},
     memory::{MemoryGone, PageSource, PinError},
+    range::AddrRange,
+};
+use rustix::{
+    event::{PollFd, PollFlags, Timespec, poll},
+    fs::{AtFlags, CWD, Dir, Mode, OFlags},
+    io::Errno,
+    process::{Pid, PidfdFlags, PidfdGetfdFlags},
 };
 
-/// One process of a client with its address space, held by a pidfd and an open `/proc/PID/mem`.
+use crate::{
+    address_space::AddressSpace,
+    client::{ProcessError, Shared},
+    file::{FileId, FilePages, MemoryFile, identify, is_memory_device},
+    irq::EventFd,
+    maps::Vma,
+    pages::ProcessPages,
+};
+
+/// One process of a client with its address space. As a [`Caller`] it is the program behind an
+/// ioctl.
+///
+/// Its file descriptors are those of its first thread: a thread that has unshared its descriptor
+/// table is not supported.
 #[derive(Debug)]
-pub struct Process {}
+pub struct Process {
+    id: i32,
+    pidfd: OwnedFd,
+    /// `/proc/PID`: bound to the process, not to its number.
+    dir: OwnedFd,
+    memory: Arc<AddressSpace>,
+    /// Whether it has its address space from another process (`vfork`): it will leave it at `exec`
+    /// while the address space lives on.
+    borrows_memory: bool,
+    client: Arc<Shared>,
+    this: std::sync::Weak<Process>,
+}
 
 impl Process {
+    /// The process of thread `tid`.
+    pub(crate) fn open(tid: i32, client: Arc<Shared>) -> Result<Arc<Self>, ProcessError> {
+        let any = open_dir(tid)?;
+        let status = Status::read(&any)?;
+        let id = status.process;
+        let pid = Pid::from_raw(id).ok_or(ProcessError::Gone)?;
+        let pidfd = rustix::process::pidfd_open(pid, PidfdFlags::empty()).map_err(refused)?;
+        let dir = open_dir(id)?;
+        let open = |name, flags| {
+            let flags = flags | OFlags::CLOEXEC;
+            rustix::fs::openat(&dir, name, flags, Mode::empty()).map_err(refused)
+        };
+        let mem = open("mem", OFlags::RDWR)?;
+        let maps = open("maps", OFlags::RDONLY)?;
+        let process = Arc::new_cyclic(|this| Process {
+            id,
+            memory: AddressSpace::new(File::from(mem), File::from(maps)),
+            borrows_memory: shares_memory(id, status.parent),
+            pidfd,
+            dir,
+            client,
+            this: this.clone(),
+        });
+        // If it is alive now, all that was opened by its number is its own; if the first of the two
+        // is still its memory, the second is the same.
+        if process.still_same() && process.has_thread(tid) {
+            Ok(process)
+        } else {
+            Err(ProcessError::Gone)
+        }
+    }
+
     /// The process id, for messages. Never used to reach the process.
     pub fn id(&self) -> i32 {
-        todo!()
+        self.id
     }
 
     /// Whether the process is alive and still has the address space that this object holds: false
-    /// once it has called `exec`.
+    /// once it has called `exec`. (A child of `vfork` is opened anew for each call, so that this
+    /// holds for it as well.)
     pub fn still_same(&self) -> bool {
-        todo!()
+        let now = Timespec {
+            tv_sec: 0,
+            tv_nsec: 0,
+        };
+        let ended = poll(&mut [PollFd::new(&self.pidfd, PollFlags::IN)], Some(&now));
+        ended == Ok(0) && self.memory.is_alive()
+    }
+
+    /// Whether `tid` is one of its threads now.
+    pub(crate) fn has_thread(&self, tid: i32) -> bool {
+        rustix::fs::accessat(
+            &self.dir,
+            format!("task/{tid}"),
+            rustix::fs::Access::EXISTS,
+            AtFlags::empty(),
+        )
+        .is_ok()
+    }
+
+    pub(crate) fn borrows_memory(&self) -> bool {
+        self.borrows_memory
+    }
+
+    pub(crate) fn memory(&self) -> &Arc<AddressSpace> {
+        &self.memory
+    }
+
+    pub(crate) fn client(&self) -> &Arc<Shared> {
+        &self.client
     }
 
     /// Device and inode (`st_dev`, `st_ino`) of the file behind `fd`. Does not ask the file system.
@@ -28,38 +128,201 @@ impl Process {
     /// # Errors
     /// [`FdError::NotOpen`].
     pub fn fd_identity(&self, fd: i32) -> Result<(u64, u64), FdError> {
-        let _ = fd;
-        todo!()
+        let (id, _) = identify(self.dir.as_fd(), &fd_path(fd)?).map_err(no_fd)?;
+        Ok((id.dev, id.ino))
     }
 
-    /// A duplicate of `fd`, close-on-exec.
+    /// A duplicate of `fd`, close-on-exec. Look with [`Process::fd_identity`] first: even closing a
+    /// file on FUSE waits for its server.
     ///
     /// # Errors
     /// [`FdError::NotOpen`], or [`FdError::NoMemory`] if we are out of descriptors.
     pub fn get_fd(&self, fd: i32) -> Result<OwnedFd, FdError> {
-        let _ = fd;
-        todo!()
+        if fd < 0 {
+            return Err(FdError::NotOpen);
+        }
+        rustix::process::pidfd_getfd(&self.pidfd, fd, PidfdGetfdFlags::empty()).map_err(no_fd)
+    }
+
+    /// A duplicate of `fd` if it is a memory file.
+    fn memory_file(&self, fd: i32) -> Result<Arc<MemoryFile>, FdError> {
+        let (dev, ino) = self.fd_identity(fd)?;
+        let id = FileId { dev, ino };
+        if !is_memory_device(dev, || self.mountinfo()) {
+            return Err(FdError::WrongType);
+        }
+        let taken = self.get_fd(fd)?;
+        // The client may have put another file in its place meanwhile.
+        if identify(taken.as_fd(), "").is_ok_and(|(found, _)| found == id) {
+            MemoryFile::new(taken).ok_or(FdError::WrongType)
+        } else {
+            self.client.discard(taken);
+            Err(FdError::WrongType)
+        }
+    }
+
+    /// The file behind a mapping, opened through the mapping itself. The kernel allows that to
+    /// CAP_CHECKPOINT_RESTORE of the first user namespace only. The caller has made sure that the
+    /// file is a memory file.
+    pub(crate) fn open_mapped(&self, vma: &Vma) -> Option<OwnedFd> {
+        let (start, end) = (vma.range.start(), vma.range.last().checked_add(1)?);
+        let access = if vma.writable {
+            OFlags::RDWR
+        } else {
+            OFlags::RDONLY
+        };
+        let path = format!("map_files/{start:x}-{end:x}");
+        rustix::fs::openat(&self.dir, path, access | OFlags::CLOEXEC, Mode::empty()).ok()
+    }
+
+    /// The numbers of its open descriptors.
+    pub(crate) fn fd_numbers(&self) -> Vec<i32> {
+        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        let Ok(dir) = rustix::fs::openat(&self.dir, "fd", flags, Mode::empty()).and_then(Dir::new)
+        else {
+            return Vec::new();
+        };
+        dir.filter_map(|entry| entry.ok()?.file_name().to_str().ok()?.parse().ok())
+            .collect()
+    }
+
+    /// The mounts that it sees.
+    pub(crate) fn mountinfo(&self) -> Option<String> {
+        read_text(&self.dir, "mountinfo")
+    }
+
+    fn link(&self, fd: i32) -> Result<Vec<u8>, FdError> {
+        let link = rustix::fs::readlinkat(&self.dir, fd_path(fd)?, Vec::new());
+        Ok(link.map_err(no_fd)?.into_bytes())
     }
 }
 
 impl Caller for Process {
-    fn read(&self, _address: u64, _dst: &mut [u8]) -> Result<(), MemoryGone> {
-        todo!()
+    fn read(&self, address: u64, dst: &mut [u8]) -> Result<(), MemoryGone> {
+        self.memory.read(address, dst)
     }
 
-    fn write(&self, _address: u64, _src: &[u8]) -> Result<(), MemoryGone> {
-        todo!()
+    fn write(&self, address: u64, src: &[u8]) -> Result<(), MemoryGone> {
+        let Some(range) = AddrRange::from_len(address, src.len() as u64) else {
+            return if src.is_empty() {
+                Ok(())
+            } else {
+                Err(MemoryGone { done: 0 })
+            };
+        };
+        if !self.memory.is_writable(range) {
+            return Err(MemoryGone { done: 0 });
+        }
+        self.memory.write(address, src)
     }
 
-    fn pages(&self, _address: u64, _len: u64) -> Result<Arc<dyn PageSource>, PinError> {
-        todo!()
+    fn pages(&self, address: u64, len: u64) -> Result<Arc<dyn PageSource>, PinError> {
+        let process = self.this.upgrade().ok_or(PinError::Fault)?;
+        Ok(Arc::new(ProcessPages {
+            process,
+            address,
+            len,
+        }))
     }
 
-    fn file_pages(&self, _fd: i32, _start: u64, _len: u64) -> Result<Arc<dyn PageSource>, FdError> {
-        todo!()
+    fn file_pages(&self, fd: i32, start: u64, len: u64) -> Result<Arc<dyn PageSource>, FdError> {
+        let file = self.memory_file(fd)?;
+        match start.checked_add(len) {
+            Some(end) if end <= file.size() => {}
+            _ => return Err(FdError::BeyondEnd),
+        }
+        self.client.remember_file(&file);
+        Ok(Arc::new(FilePages {
+            client: Arc::clone(&self.client),
+            file,
+            start,
+            len,
+        }))
     }
 
-    fn eventfd(&self, _fd: i32) -> Result<Arc<dyn IrqSink>, FdError> {
-        todo!()
+    fn eventfd(&self, fd: i32) -> Result<Arc<dyn IrqSink>, FdError> {
+        // Only an anonymous inode has a name that does not start with a slash.
+        const EVENTFD: &[u8] = b"anon_inode:[eventfd]";
+        if self.link(fd)? != EVENTFD {
+            return Err(FdError::WrongType);
+        }
+        let taken = self.get_fd(fd)?;
+        let path = format!("/proc/self/fd/{}", taken.as_raw_fd());
+        let link = rustix::fs::readlinkat(CWD, path, Vec::new());
+        if !link.is_ok_and(|link| link.as_bytes() == EVENTFD) {
+            self.client.discard(taken);
+            return Err(FdError::WrongType);
+        }
+        let thread = Arc::clone(&self.client.interrupts);
+        Ok(Arc::new(EventFd::new(taken, thread)))
+    }
+}
+
+/// What is needed of `/proc/PID/status`.
+struct Status {
+    process: i32,
+    parent: i32,
+}
+
+impl Status {
+    fn read(dir: &OwnedFd) -> Result<Self, ProcessError> {
+        let text = read_text(dir, "status").ok_or(ProcessError::Gone)?;
+        let field = |name: &str| {
+            text.lines()
+                .find_map(|line| line.strip_prefix(name)?.trim().parse().ok())
+                .ok_or(ProcessError::Gone)
+        };
+        Ok(Status {
+            process: field("Tgid:")?,
+            parent: field("PPid:")?,
+        })
+    }
+}
+
+fn open_dir(id: i32) -> Result<OwnedFd, ProcessError> {
+    let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    rustix::fs::openat(CWD, format!("/proc/{id}"), flags, Mode::empty()).map_err(refused)
+}
+
+fn read_text(dir: &OwnedFd, name: &str) -> Option<String> {
+    let flags = OFlags::RDONLY | OFlags::CLOEXEC;
+    let file = rustix::fs::openat(dir, name, flags, Mode::empty()).ok()?;
+    let mut text = Vec::new();
+    File::from(file).read_to_end(&mut text).ok()?;
+    Some(String::from_utf8_lossy(&text).into_owned())
+}
+
+/// Path of a descriptor in the directory of its process.
+fn fd_path(fd: i32) -> Result<String, FdError> {
+    match fd {
+        0.. => Ok(format!("fd/{fd}")),
+        _ => Err(FdError::NotOpen),
+    }
+}
+
+/// Whether two processes have one address space. Where the kernel cannot tell (built without kcmp),
+/// they may.
+fn shares_memory(a: i32, b: i32) -> bool {
+    const KCMP_VM: libc::c_int = 1;
+    // SAFETY: KCMP_VM compares two processes and takes no pointer.
+    match unsafe { libc::syscall(libc::SYS_kcmp, a, b, KCMP_VM, 0, 0) } {
+        0 => true,
+        -1 => Errno::from_io_error(&std::io::Error::last_os_error()) == Some(Errno::NOSYS),
+        _ => false,
+    }
+}
+
+fn refused(errno: Errno) -> ProcessError {
+    match errno {
+        Errno::ACCESS | Errno::PERM => ProcessError::Denied,
+        Errno::MFILE | Errno::NFILE | Errno::NOMEM => ProcessError::NoMemory,
+        _ => ProcessError::Gone,
+    }
+}
+
+fn no_fd(errno: Errno) -> FdError {
+    match errno {
+        Errno::MFILE | Errno::NFILE | Errno::NOMEM => FdError::NoMemory,
+        _ => FdError::NotOpen,
     }
 }

@@ -1,0 +1,170 @@
+//! The memory of a process that only its owner can address.
+//!
+//! An address space is held by an open `/proc/PID/mem` and `/proc/PID/maps`. The kernel binds both
+//! to the memory (`mm_struct`) that the process had when they were opened: when it ends or calls
+//! `exec`, they reach nothing any more, and never another process that got the same number.
+//! `process_vm_readv` is faster for large pieces, but takes a number, and there is no way to know at
+//! the time of a write that the process has not called `exec` since we looked: so it is not used.
+//!
+//! `/proc/PID/mem` writes to pages that the process itself may only read. So the permission is
+//! looked up where a mapping is made ([`crate::pages`]) and where an answer is written.
+
+use std::{
+    collections::HashMap,
+    fmt,
+    fs::File,
+    io,
+    os::unix::fs::FileExt,
+    sync::{Arc, Weak},
+};
+
+use ioasid_core::{
+    host::Worker,
+    memory::{Backing, Memory, MemoryGone, PinError, RemoteMemory},
+    range::AddrRange,
+    spa::{SpaRange, WINDOW_SIZE},
+    sync::Mutex,
+};
+
+use crate::{
+    client::{Shared, WindowPermit},
+    maps::{Maps, Vma},
+};
+
+/// The address space of a process, bound to what it had when it was opened.
+pub(crate) struct AddressSpace {
+    mem: File,
+    maps: Maps,
+    /// The registrations of its private memory, by chunk of 1 GiB of user address.
+    windows: Mutex<HashMap<u64, Weak<SpaRange>>>,
+}
+
+impl AddressSpace {
+    pub(crate) fn new(mem: File, maps: File) -> Arc<Self> {
+        Arc::new(AddressSpace {
+            mem,
+            maps: Maps::new(maps),
+            windows: Mutex::new(HashMap::new()),
+        })
+    }
+
+    /// Whether any process still uses it.
+    pub(crate) fn is_alive(&self) -> bool {
+        // Of an address space without users nothing can be read, not even an error (mem_rw in
+        // fs/proc/base.c); nothing is ever mapped at address 0 that an error would not do for.
+        !matches!(self.mem.read_at(&mut [0], 0), Ok(0))
+    }
+
+    pub(crate) fn find(&self, address: u64) -> Option<Vma> {
+        self.maps.find(address)
+    }
+
+    /// Whether the process itself could write all of `range`.
+    pub(crate) fn is_writable(&self, range: AddrRange) -> bool {
+        let mut address = range.start();
+        loop {
+            match self.find(address) {
+                Some(vma) if vma.writable => match vma.range.last().checked_add(1) {
+                    Some(next) if vma.range.last() < range.last() => address = next,
+                    _ => return true,
+                },
+                _ => return false,
+            }
+        }
+    }
+
+    /// Copies from `address`. May block as long as the process likes.
+    pub(crate) fn read(&self, address: u64, dst: &mut [u8]) -> Result<(), MemoryGone> {
+        all(dst.len(), |done| {
+            let address = address.checked_add(done as u64)?;
+            Some(self.mem.read_at(&mut dst[done..], address))
+        })
+    }
+
+    /// Copies to `address`, even where the process may only read. May block as reading.
+    pub(crate) fn write(&self, address: u64, src: &[u8]) -> Result<(), MemoryGone> {
+        all(src.len(), |done| {
+            let address = address.checked_add(done as u64)?;
+            Some(self.mem.write_at(&src[done..], address))
+        })
+    }
+
+    /// The registration of the chunk of 1 GiB at user address `chunk * 1 GiB`.
+    pub(crate) fn window(
+        self: &Arc<Self>,
+        client: &Arc<Shared>,
+        chunk: u64,
+    ) -> Result<Arc<SpaRange>, PinError> {
+        let mut windows = self.windows.lock();
+        if let Some(range) = windows.get(&chunk).and_then(Weak::upgrade) {
+            return Ok(range);
+        }
+        let remote = Arc::new(RemoteChunk {
+            memory: Arc::clone(self),
+            start: chunk * WINDOW_SIZE,
+            worker: Arc::clone(&client.worker) as Arc<dyn Worker>,
+            _permit: client.permit().ok_or(PinError::NoMemory)?,
+        });
+        let range = client.space.register(remote, 0);
+        let range = Arc::new(range.map_err(|_| PinError::NoMemory)?);
+        windows.retain(|_, range| range.strong_count() > 0);
+        windows.insert(chunk, Arc::downgrade(&range));
+        Ok(range)
+    }
+}
+
+/// Repeats `step`, which gets the bytes done so far, until all `len` are done.
+fn all(
+    len: usize,
+    mut step: impl FnMut(usize) -> Option<io::Result<usize>>,
+) -> Result<(), MemoryGone> {
+    let mut done = 0;
+    while done < len {
+        match step(done) {
+            Some(Ok(n)) if n > 0 => done += n,
+            Some(Err(error)) if error.kind() == io::ErrorKind::Interrupted => {}
+            _ => return Err(MemoryGone { done }),
+        }
+    }
+    Ok(())
+}
+
+impl fmt::Debug for AddressSpace {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("AddressSpace").finish_non_exhaustive()
+    }
+}
+
+/// 1 GiB of user addresses of an address space, as a backing.
+#[derive(Debug)]
+struct RemoteChunk {
+    memory: Arc<AddressSpace>,
+    /// User address of offset 0.
+    start: u64,
+    worker: Arc<dyn Worker>,
+    _permit: WindowPermit,
+}
+
+impl Backing for RemoteChunk {
+    fn size(&self) -> u64 {
+        WINDOW_SIZE
+    }
+
+    fn memory(&self) -> Memory<'_> {
+        Memory::Remote(self)
+    }
+}
+
+impl RemoteMemory for RemoteChunk {
+    fn read(&self, offset: u64, dst: &mut [u8]) -> Result<(), MemoryGone> {
+        self.memory.read(self.start.saturating_add(offset), dst)
+    }
+
+    fn write(&self, offset: u64, src: &[u8]) -> Result<(), MemoryGone> {
+        self.memory.write(self.start.saturating_add(offset), src)
+    }
+
+    fn worker(&self) -> &Arc<dyn Worker> {
+        &self.worker
+    }
+}

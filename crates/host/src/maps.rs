@@ -1,0 +1,224 @@
+//! What a process has mapped where: one mapping (VMA) by address.
+//!
+//! Asked with the `PROCMAP_QUERY` ioctl (Linux 6.11), or found in the text of `/proc/PID/maps` where
+//! the kernel does not know it. Both go through one open file, which stays bound to the address
+//! space it was opened on.
+// UNSAFETY: one ioctl.
+#![allow(unsafe_code)]
+
+use std::{
+    fs::File,
+    io,
+    os::{fd::AsRawFd, unix::fs::FileExt},
+    sync::atomic::{AtomicBool, Ordering},
+};
+
+use ioasid_core::range::AddrRange;
+
+/// One mapping of a process.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Vma {
+    /// User addresses.
+    pub(crate) range: AddrRange,
+    pub(crate) readable: bool,
+    pub(crate) writable: bool,
+    /// Whether writes reach the file (`MAP_SHARED`).
+    pub(crate) shared: bool,
+    /// Offset in the file of the first address, in bytes.
+    pub(crate) offset: u64,
+    /// Device and inode of the file; inode 0 if there is none.
+    pub(crate) dev: u64,
+    pub(crate) ino: u64,
+}
+
+impl Vma {
+    /// The file and offset behind `address`, if writes to it reach a file.
+    pub(crate) fn shared_file(&self, address: u64) -> Option<(u64, u64, u64)> {
+        let inside = address.checked_sub(self.range.start())?;
+        (self.shared && self.ino != 0 && self.range.contains(address))
+            .then(|| Some((self.dev, self.ino, self.offset.checked_add(inside)?)))?
+    }
+}
+
+/// An open `/proc/PID/maps`.
+#[derive(Debug)]
+pub(crate) struct Maps {
+    file: File,
+    /// Whether the kernel has refused the ioctl: then only text is read.
+    text_only: AtomicBool,
+}
+
+impl Maps {
+    pub(crate) fn new(file: File) -> Self {
+        Maps {
+            file,
+            text_only: AtomicBool::new(false),
+        }
+    }
+
+    /// As [`Maps::new`], never asking by ioctl.
+    #[cfg(test)]
+    pub(crate) fn text(file: File) -> Self {
+        Maps {
+            file,
+            text_only: AtomicBool::new(true),
+        }
+    }
+
+    /// The mapping at `address`; `None` if there is none, or the address space is gone.
+    pub(crate) fn find(&self, address: u64) -> Option<Vma> {
+        if !self.text_only.load(Ordering::Relaxed) {
+            match self.query(address) {
+                Ok(vma) => return Some(vma),
+                Err(error) if error.raw_os_error() == Some(libc::ENOTTY) => {
+                    self.text_only.store(true, Ordering::Relaxed);
+                }
+                Err(_) => return None,
+            }
+        }
+        self.read_text()
+            .ok()?
+            .lines()
+            .filter_map(parse_line)
+            .find(|vma| vma.range.contains(address))
+    }
+
+    fn query(&self, address: u64) -> io::Result<Vma> {
+        let mut query = spec::ProcmapQuery {
+            size: size_of::<spec::ProcmapQuery>() as u64,
+            address,
+            ..Default::default()
+        };
+        // SAFETY: PROCMAP_QUERY reads and writes `size` bytes of this struct, which lives across the
+        // call and has the kernel's layout; the name and build-id buffers have size 0.
+        let done =
+            unsafe { libc::ioctl(self.file.as_raw_fd(), spec::PROCMAP_QUERY, &raw mut query) };
+        if done < 0 {
+            return Err(io::Error::last_os_error());
+        }
+        let last = query.vma_end.wrapping_sub(1);
+        let range = AddrRange::new(query.vma_start, last)
+            .filter(|range| range.contains(address))
+            .ok_or(io::ErrorKind::InvalidData)?;
+        Ok(Vma {
+            range,
+            readable: query.vma_flags & spec::VMA_READABLE != 0,
+            writable: query.vma_flags & spec::VMA_WRITABLE != 0,
+            shared: query.vma_flags & spec::VMA_SHARED != 0,
+            offset: query.vma_offset,
+            dev: rustix::fs::makedev(query.dev_major, query.dev_minor),
+            ino: query.inode,
+        })
+    }
+
+    /// The whole text, from the start.
+    fn read_text(&self) -> io::Result<String> {
+        let mut text = Vec::new();
+        let mut piece = vec![0; 64 << 10];
+        loop {
+            match self.file.read_at(&mut piece, text.len() as u64) {
+                Ok(0) => break,
+                Ok(n) => text.extend_from_slice(&piece[..n]),
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) => return Err(error),
+            }
+        }
+        // A path is the client's bytes, in any encoding.
+        Ok(String::from_utf8_lossy(&text).into_owned())
+    }
+}
+
+/// `start-end perms offset major:minor inode path`, proc_pid_maps(5).
+fn parse_line(line: &str) -> Option<Vma> {
+    let hex = |text: &str| u64::from_str_radix(text, 16).ok();
+    let mut fields = line.split_ascii_whitespace();
+    let (start, end) = fields.next()?.split_once('-')?;
+    let permissions = fields.next()?.as_bytes();
+    let offset = hex(fields.next()?)?;
+    let (major, minor) = fields.next()?.split_once(':')?;
+    let ino = fields.next()?.parse().ok()?;
+    Some(Vma {
+        range: AddrRange::new(hex(start)?, hex(end)?.checked_sub(1)?)?,
+        readable: *permissions.first()? == b'r',
+        writable: *permissions.get(1)? == b'w',
+        shared: *permissions.get(3)? == b's',
+        offset,
+        dev: rustix::fs::makedev(
+            u32::from_str_radix(major, 16).ok()?,
+            u32::from_str_radix(minor, 16).ok()?,
+        ),
+        ino,
+    })
+}
+
+/// `PROCMAP_QUERY` of `linux/fs.h`.
+mod spec {
+    /// `struct procmap_query`.
+    #[repr(C)]
+    #[derive(Default)]
+    pub(super) struct ProcmapQuery {
+        pub(super) size: u64,
+        pub(super) query_flags: u64,
+        pub(super) address: u64,
+        pub(super) vma_start: u64,
+        /// Exclusive.
+        pub(super) vma_end: u64,
+        pub(super) vma_flags: u64,
+        pub(super) vma_page_size: u64,
+        pub(super) vma_offset: u64,
+        pub(super) inode: u64,
+        pub(super) dev_major: u32,
+        pub(super) dev_minor: u32,
+        pub(super) vma_name_size: u32,
+        pub(super) build_id_size: u32,
+        pub(super) vma_name_addr: u64,
+        pub(super) build_id_addr: u64,
+    }
+
+    const SIZE: u64 = size_of::<ProcmapQuery>() as u64;
+    const _: () = assert!(SIZE == 104);
+
+    /// `_IOWR('f', 17, struct procmap_query)`.
+    pub(super) const PROCMAP_QUERY: libc::c_ulong = 3 << 30 | SIZE << 16 | (b'f' as u64) << 8 | 17;
+
+    pub(super) const VMA_READABLE: u64 = 1;
+    pub(super) const VMA_WRITABLE: u64 = 2;
+    pub(super) const VMA_SHARED: u64 = 8;
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_line_is_read_and_its_last_address_is_inclusive() {
+        let line = "7f0000000000-7f0000002000 rw-s 00003000 00:01 1042   /memfd:a b (deleted)";
+        let vma = parse_line(line).unwrap();
+        assert_eq!(
+            vma.range,
+            AddrRange::new(0x7f00_0000_0000, 0x7f00_0000_1fff).unwrap()
+        );
+        assert!(vma.readable && vma.writable && vma.shared);
+        assert_eq!((vma.offset, vma.dev, vma.ino), (0x3000, 1, 1042));
+        assert_eq!(vma.shared_file(0x7f00_0000_1000), Some((1, 1042, 0x4000)));
+        assert_eq!(vma.shared_file(0x7f00_0000_2000), None);
+        assert_eq!(parse_line("ffffffffff600000-ffffffffff601000 --xp"), None);
+    }
+
+    #[test]
+    fn text_and_ioctl_say_the_same() {
+        let file = || File::open("/proc/self/maps").unwrap();
+        let (text, asked) = (Maps::text(file()), Maps::new(file()));
+        let stack = 0;
+        for address in [&raw const stack as u64, tests_address(), 0] {
+            let (text, asked) = (text.find(address), asked.find(address));
+            // Other tests map and unmap meanwhile, and a mapping may merge with its neighbour.
+            let facts = |vma: Vma| (vma.readable, vma.writable, vma.shared, vma.dev, vma.ino);
+            assert_eq!(text.map(facts), asked.map(facts), "{address:#x}");
+        }
+    }
+
+    fn tests_address() -> u64 {
+        tests_address as *const () as u64
+    }
+}

@@ -1,0 +1,186 @@
+//! A process's address range as a source of pages.
+//!
+//! Where the process has mapped a memory file shared, and a descriptor of that file can be had, the
+//! pages are the file's: zero copy, and they stay when the process unmaps them. Everything else is
+//! read and written where it is: it follows the address, so a later `munmap` shows.
+
+use std::{os::fd::AsFd, sync::Arc};
+
+use ioasid_core::{
+    access::Prot,
+    memory::{Extent, MemoryGone, PageSource, PinError},
+    range::AddrRange,
+    spa::WINDOW_SIZE,
+};
+
+use crate::{
+    address_space::AddressSpace,
+    client::Shared,
+    file::{FileId, MemoryFile, identify, is_memory_device},
+    maps::Vma,
+    process::Process,
+};
+
+/// Descriptors of a process that are looked at to find the one of a mapped file.
+const MOST_FDS: usize = 4096;
+
+#[derive(Debug)]
+pub(crate) struct ProcessPages {
+    pub(crate) process: Arc<Process>,
+    /// User address of offset 0.
+    pub(crate) address: u64,
+    pub(crate) len: u64,
+}
+
+impl ProcessPages {
+    fn client(&self) -> &Arc<Shared> {
+        self.process.client()
+    }
+
+    fn memory(&self) -> &Arc<AddressSpace> {
+        self.process.memory()
+    }
+
+    /// The user addresses of `len` bytes from `offset`.
+    fn range(&self, offset: u64, len: u64) -> Result<AddrRange, PinError> {
+        match offset.checked_add(len) {
+            Some(end) if len > 0 && end <= self.len => {}
+            _ => return Err(PinError::OutOfRange),
+        }
+        let start = self.address.checked_add(offset);
+        start
+            .and_then(|start| AddrRange::from_len(start, len))
+            .ok_or(PinError::OutOfRange)
+    }
+
+    /// The pages of `range`, which lies in `vma`.
+    fn pin_in(&self, vma: &Vma, range: AddrRange, prot: Prot) -> Result<Vec<Extent>, PinError> {
+        if let Some((dev, ino, offset)) = vma.shared_file(range.start())
+            && let Some(file) = self.find_file(FileId { dev, ino }, vma)
+            && (file.writable() || !prot.write)
+        {
+            return file.pin(self.client(), offset, range.len_saturating(), prot);
+        }
+        let mut extents = Vec::new();
+        let mut rest = Some(range);
+        while let Some(range) = rest {
+            let (chunk, inside) = (range.start() / WINDOW_SIZE, range.start() % WINDOW_SIZE);
+            let len = range.len_saturating().min(WINDOW_SIZE - inside);
+            let hold = self.memory().window(self.client(), chunk)?;
+            extents.push(Extent {
+                spa: hold.start() + inside,
+                len,
+                hold,
+            });
+            rest = after(range.start() + (len - 1), range);
+        }
+        Ok(extents)
+    }
+
+    /// The file `id`, if it is a memory file and one of the ways to it is open: the client has
+    /// given it before, the kernel lets us open the mapping itself, or the process still has a
+    /// descriptor of it.
+    fn find_file(&self, id: FileId, vma: &Vma) -> Option<Arc<MemoryFile>> {
+        let client = self.client();
+        if let Some(file) = client.known_file(id)
+            && (file.writable() || !vma.writable)
+        {
+            return Some(file);
+        }
+        if !is_memory_device(id.dev, || self.process.mountinfo()) {
+            return None;
+        }
+        let mapped = self.process.open_mapped(vma);
+        let found = mapped.into_iter().chain(self.held(id)).filter_map(|fd| {
+            let same = identify(fd.as_fd(), "").is_ok_and(|(found, _)| found == id);
+            if !same {
+                client.discard(fd);
+                return None;
+            }
+            MemoryFile::new(fd)
+        });
+        let mut best = None;
+        for file in found {
+            let writable = file.writable();
+            best = Some(file);
+            if writable {
+                break;
+            }
+        }
+        best.inspect(|file| client.remember_file(file))
+    }
+
+    /// Duplicates of the process's descriptors that lead to `id`.
+    fn held(&self, id: FileId) -> impl Iterator<Item = std::os::fd::OwnedFd> {
+        let numbers = self.process.fd_numbers();
+        numbers
+            .into_iter()
+            .take(MOST_FDS)
+            .filter_map(move |number| {
+                let (dev, ino) = self.process.fd_identity(number).ok()?;
+                (id == FileId { dev, ino })
+                    .then(|| self.process.get_fd(number).ok())
+                    .flatten()
+            })
+    }
+}
+
+/// What remains of `range` behind `last`.
+fn after(last: u64, range: AddrRange) -> Option<AddrRange> {
+    AddrRange::new(last.checked_add(1)?, range.last())
+}
+
+impl PageSource for ProcessPages {
+    fn size(&self) -> u64 {
+        self.len
+    }
+
+    fn pin(&self, offset: u64, len: u64, prot: Prot) -> Result<Vec<Extent>, PinError> {
+        let mut extents: Vec<Extent> = Vec::new();
+        let mut rest = Some(self.range(offset, len)?);
+        while let Some(range) = rest {
+            let vma = self.memory().find(range.start()).ok_or(PinError::Fault)?;
+            // As the kernel's page pinning: who may write need not be able to read.
+            let allowed = if prot.write {
+                vma.writable
+            } else {
+                vma.readable
+            };
+            let piece = vma.range.intersect(range).filter(|_| allowed);
+            let piece = piece.ok_or(PinError::Fault)?;
+            for extent in self.pin_in(&vma, piece, prot)? {
+                match extents.last_mut() {
+                    // Neighbours in one registration are one run.
+                    Some(last)
+                        if Arc::ptr_eq(&last.hold, &extent.hold)
+                            && last.spa + last.len == extent.spa =>
+                    {
+                        last.len += extent.len;
+                    }
+                    _ => extents.push(extent),
+                }
+            }
+            rest = after(piece.last(), range);
+        }
+        Ok(extents)
+    }
+
+    fn alignment_hint(&self) -> u64 {
+        self.address
+    }
+
+    fn read(&self, offset: u64, dst: &mut [u8]) -> Result<(), MemoryGone> {
+        let range = self.range(offset, dst.len() as u64);
+        let range = range.map_err(|_| MemoryGone { done: 0 })?;
+        self.memory().read(range.start(), dst)
+    }
+
+    fn write(&self, offset: u64, src: &[u8]) -> Result<(), MemoryGone> {
+        let gone = MemoryGone { done: 0 };
+        let range = self.range(offset, src.len() as u64).map_err(|_| gone)?;
+        if !self.memory().is_writable(range) {
+            return Err(gone);
+        }
+        self.memory().write(range.start(), src)
+    }
+}

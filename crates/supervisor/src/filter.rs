@@ -1,0 +1,293 @@
+//! The seccomp filter: which system calls the session is asked about.
+//!
+//! | call | asked about when |
+//! |---|---|
+//! | `ioctl` | the type byte of the request is `;`, which only VFIO and iommufd use |
+//! | `open`, `openat` | the access mode is `O_RDWR`, as every client of these nodes uses |
+//! | `openat2` | always: its flags lie behind a pointer |
+//! | `execve`, `execveat` | always: the memory of the process changes under us |
+//! | `read`, `write`, `pread64`, `pwrite64`, `fstat`, `dup`, `mmap` | the descriptor is at least BASE |
+//! | `fcntl` | likewise, and the command duplicates the descriptor |
+//! | `newfstatat`, `statx` | likewise, and the descriptor itself is meant (`AT_EMPTY_PATH`) |
+//!
+//! Descriptors of ours are handed out from BASE up, so ordinary files cost a program nothing but
+//! the filter itself (about 30 ns a call). Calls of another architecture's ABI pass untouched.
+
+use libc::{
+    BPF_ABS, BPF_ALU, BPF_AND, BPF_JEQ, BPF_JGE, BPF_JMP, BPF_K, BPF_LD, BPF_RET, BPF_W,
+    SECCOMP_RET_ALLOW, SECCOMP_RET_USER_NOTIF,
+};
+
+/// The type byte of every ioctl of VFIO and iommufd, as it stands in the request number.
+pub const TYPE_BYTE: u32 = (b';' as u32) << 8;
+
+/// How many descriptor numbers below the limit are ours.
+pub const RESERVED_FDS: u32 = 128;
+
+#[cfg(target_arch = "x86_64")]
+const AUDIT_ARCH: u32 = 0xc000_003e;
+#[cfg(target_arch = "aarch64")]
+const AUDIT_ARCH: u32 = 0xc000_00b7;
+
+/// Byte offsets in `struct seccomp_data`.
+const NR: u32 = 0;
+const ARCH: u32 = 4;
+/// The low half of argument `index`; the calls that matter take 32-bit values there.
+const fn arg(index: u32) -> u32 {
+    16 + 8 * index
+}
+
+/// One BPF instruction.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Instruction {
+    /// Operation.
+    pub code: u16,
+    /// Instructions to skip if the comparison holds.
+    pub jt: u8,
+    /// Instructions to skip if it does not.
+    pub jf: u8,
+    /// Immediate.
+    pub k: u32,
+}
+
+/// The lowest descriptor number that is ours, for a program with this soft `RLIMIT_NOFILE`.
+///
+/// Below 1024 so that `select` can be used on it, and never above the limit, which is not changed.
+pub fn base(soft_limit: Option<u64>) -> u32 {
+    let limit = soft_limit.unwrap_or(u64::MAX).min(1024);
+    let limit = u32::try_from(limit).unwrap_or(1024);
+    limit.saturating_sub(RESERVED_FDS).max(limit / 2).max(3)
+}
+
+/// The places a jump can lead to.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Label {
+    Next,
+    Allow,
+    Notify,
+    Ioctl,
+    OpenFlags1,
+    OpenFlags2,
+    Fcntl,
+    EmptyPath3,
+    EmptyPath2,
+    Fd0,
+    Fd4,
+    CompareFd,
+}
+
+/// An assembler for forward jumps to named places.
+#[derive(Default)]
+struct Assembler {
+    code: Vec<Instruction>,
+    jumps: Vec<(usize, Label, Label)>,
+    labels: Vec<(Label, usize)>,
+}
+
+impl Assembler {
+    fn op(&mut self, code: u32, k: u32) -> &mut Self {
+        self.code.push(Instruction {
+            code: code as u16,
+            jt: 0,
+            jf: 0,
+            k,
+        });
+        self
+    }
+
+    fn load(&mut self, offset: u32) -> &mut Self {
+        self.op(BPF_LD | BPF_W | BPF_ABS, offset)
+    }
+
+    fn jump(&mut self, test: u32, k: u32, yes: Label, no: Label) -> &mut Self {
+        self.jumps.push((self.code.len(), yes, no));
+        self.op(BPF_JMP | test | BPF_K, k)
+    }
+
+    fn label(&mut self, label: Label) -> &mut Self {
+        self.labels.push((label, self.code.len()));
+        self
+    }
+
+    fn finish(mut self) -> Vec<Instruction> {
+        for (at, yes, no) in std::mem::take(&mut self.jumps) {
+            let skip = |label: Label| -> u8 {
+                if label == Label::Next {
+                    return 0;
+                }
+                let target = self.labels.iter().find(|(l, _)| *l == label);
+                let distance = target.and_then(|(_, to)| to.checked_sub(at + 1));
+                distance
+                    .and_then(|d| u8::try_from(d).ok())
+                    .expect("the filter is short and jumps forward to labels it has")
+            };
+            let (jt, jf) = (skip(yes), skip(no));
+            self.code[at].jt = jt;
+            self.code[at].jf = jf;
+        }
+        self.code
+    }
+}
+
+/// The filter for descriptors of ours from `base` up.
+pub fn program(base: u32) -> Vec<Instruction> {
+    use Label::*;
+    let nr = |n: libc::c_long| u32::try_from(n).unwrap_or(u32::MAX);
+    let mut a = Assembler::default();
+    a.load(ARCH).jump(BPF_JEQ, AUDIT_ARCH, Next, Allow);
+    a.load(NR);
+    a.jump(BPF_JEQ, nr(libc::SYS_ioctl), Ioctl, Next);
+    for call in [
+        libc::SYS_read,
+        libc::SYS_write,
+        libc::SYS_pread64,
+        libc::SYS_pwrite64,
+        libc::SYS_fstat,
+        libc::SYS_dup,
+    ] {
+        a.jump(BPF_JEQ, nr(call), Fd0, Next);
+    }
+    a.jump(BPF_JEQ, nr(libc::SYS_openat), OpenFlags2, Next);
+    #[cfg(target_arch = "x86_64")]
+    a.jump(BPF_JEQ, nr(libc::SYS_open), OpenFlags1, Next);
+    a.jump(BPF_JEQ, nr(libc::SYS_mmap), Fd4, Next);
+    a.jump(BPF_JEQ, nr(libc::SYS_fcntl), Fcntl, Next);
+    a.jump(BPF_JEQ, nr(libc::SYS_newfstatat), EmptyPath3, Next);
+    a.jump(BPF_JEQ, nr(libc::SYS_statx), EmptyPath2, Next);
+    a.jump(BPF_JEQ, nr(libc::SYS_openat2), Notify, Next);
+    a.jump(BPF_JEQ, nr(libc::SYS_execve), Notify, Next);
+    a.jump(BPF_JEQ, nr(libc::SYS_execveat), Notify, Allow);
+
+    a.label(Ioctl).load(arg(1));
+    a.op(BPF_ALU | BPF_AND | BPF_K, 0xff00);
+    a.jump(BPF_JEQ, TYPE_BYTE, Notify, Allow);
+
+    for (label, index) in [(OpenFlags1, 1), (OpenFlags2, 2)] {
+        a.label(label).load(arg(index));
+        a.op(BPF_ALU | BPF_AND | BPF_K, libc::O_ACCMODE as u32);
+        a.jump(BPF_JEQ, libc::O_RDWR as u32, Notify, Allow);
+    }
+
+    a.label(Fcntl).load(arg(1));
+    a.jump(BPF_JEQ, libc::F_DUPFD as u32, Fd0, Next);
+    a.jump(BPF_JEQ, libc::F_DUPFD_CLOEXEC as u32, Fd0, Allow);
+
+    for (label, index) in [(EmptyPath3, 3), (EmptyPath2, 2)] {
+        a.label(label).load(arg(index));
+        a.op(BPF_ALU | BPF_AND | BPF_K, libc::AT_EMPTY_PATH as u32);
+        a.jump(BPF_JEQ, 0, Allow, Fd0);
+    }
+
+    // Each of the two ways to a descriptor carries its own comparison: BPF has no call.
+    a.label(Fd4).load(arg(4));
+    a.jump(BPF_JGE, 0, CompareFd, CompareFd);
+    a.label(Fd0).load(arg(0));
+    a.label(CompareFd);
+    a.jump(BPF_JGE, 1 << 31, Allow, Next);
+    a.jump(BPF_JGE, base, Notify, Allow);
+
+    a.label(Notify).op(BPF_RET | BPF_K, SECCOMP_RET_USER_NOTIF);
+    a.label(Allow).op(BPF_RET | BPF_K, SECCOMP_RET_ALLOW);
+    a.finish()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Runs the filter as the kernel would; true for "notify".
+    fn notifies(code: &[Instruction], arch: u32, nr: i64, args: [u64; 6]) -> bool {
+        let mut data = [0u8; 64];
+        data[..4].copy_from_slice(&(nr as u32).to_ne_bytes());
+        data[4..8].copy_from_slice(&arch.to_ne_bytes());
+        for (index, value) in args.iter().enumerate() {
+            data[16 + 8 * index..24 + 8 * index].copy_from_slice(&value.to_ne_bytes());
+        }
+        let (mut pc, mut acc) = (0, 0u32);
+        loop {
+            let i = code[pc];
+            pc += 1;
+            let test = match u32::from(i.code) {
+                c if c == BPF_LD | BPF_W | BPF_ABS => {
+                    let at = i.k as usize;
+                    acc = u32::from_ne_bytes(data[at..at + 4].try_into().unwrap());
+                    continue;
+                }
+                c if c == BPF_ALU | BPF_AND | BPF_K => {
+                    acc &= i.k;
+                    continue;
+                }
+                c if c == BPF_RET | BPF_K => return i.k == SECCOMP_RET_USER_NOTIF,
+                c if c == BPF_JMP | BPF_JEQ | BPF_K => acc == i.k,
+                c if c == BPF_JMP | BPF_JGE | BPF_K => acc >= i.k,
+                other => panic!("unknown instruction {other:#x}"),
+            };
+            pc += usize::from(if test { i.jt } else { i.jf });
+        }
+    }
+
+    #[test]
+    fn asks_about_what_concerns_us_and_nothing_else() {
+        let code = program(896);
+        let at_cwd = i64::from(libc::AT_FDCWD) as u64;
+        let rdwr = (libc::O_RDWR | libc::O_CLOEXEC) as u64;
+        let empty = libc::AT_EMPTY_PATH as u64;
+        let asked: &[(i64, [u64; 6])] = &[
+            (libc::SYS_ioctl, [3, 0x3b81, 0, 0, 0, 0]),
+            (libc::SYS_ioctl, [3, 0xffff_ffff_0000_3b64, 0, 0, 0, 0]),
+            (libc::SYS_openat, [at_cwd, 0, rdwr, 0, 0, 0]),
+            (libc::SYS_openat2, [at_cwd, 0, 0, 0, 0, 0]),
+            (libc::SYS_read, [896, 0, 0, 0, 0, 0]),
+            (libc::SYS_pwrite64, [1023, 0, 0, 0, 0, 0]),
+            (libc::SYS_fstat, [900, 0, 0, 0, 0, 0]),
+            (libc::SYS_newfstatat, [900, 0, 0, empty, 0, 0]),
+            (libc::SYS_statx, [900, 0, empty, 0, 0, 0]),
+            (libc::SYS_mmap, [0, 4096, 3, 1, 896, 0]),
+            (libc::SYS_dup, [896, 0, 0, 0, 0, 0]),
+            (
+                libc::SYS_fcntl,
+                [896, libc::F_DUPFD_CLOEXEC as u64, 3, 0, 0, 0],
+            ),
+            (libc::SYS_execve, [0; 6]),
+        ];
+        let passed: &[(i64, [u64; 6])] = &[
+            (libc::SYS_ioctl, [896, 0x5401, 0, 0, 0, 0]),
+            (
+                libc::SYS_openat,
+                [at_cwd, 0, libc::O_CLOEXEC as u64, 0, 0, 0],
+            ),
+            (
+                libc::SYS_openat,
+                [at_cwd, 0, libc::O_WRONLY as u64, 0, 0, 0],
+            ),
+            (libc::SYS_read, [895, 0, 0, 0, 0, 0]),
+            (libc::SYS_read, [u64::MAX, 0, 0, 0, 0, 0]),
+            (libc::SYS_newfstatat, [at_cwd, 0, 0, empty, 0, 0]),
+            (libc::SYS_newfstatat, [900, 0, 0, 0, 0, 0]),
+            (libc::SYS_mmap, [0, 4096, 3, 0x22, u64::MAX, 0]),
+            (libc::SYS_mmap, [896, 4096, 3, 1, 3, 0]),
+            (libc::SYS_fcntl, [896, libc::F_GETFD as u64, 0, 0, 0, 0]),
+            (libc::SYS_close, [896, 0, 0, 0, 0, 0]),
+            (libc::SYS_getppid, [0; 6]),
+        ];
+        for (nr, args) in asked {
+            assert!(notifies(&code, AUDIT_ARCH, *nr, *args), "{nr} {args:?}");
+        }
+        for (nr, args) in passed {
+            assert!(!notifies(&code, AUDIT_ARCH, *nr, *args), "{nr} {args:?}");
+        }
+        for (nr, args) in asked {
+            assert!(!notifies(&code, 0x4000_0003, *nr, *args), "i386 {nr}");
+        }
+    }
+
+    #[test]
+    fn base_follows_the_soft_limit_and_stays_selectable() {
+        assert_eq!(base(Some(1024)), 896);
+        assert_eq!(base(Some(1 << 20)), 896);
+        assert_eq!(base(None), 896);
+        assert_eq!(base(Some(512)), 384);
+        assert_eq!(base(Some(64)), 32);
+        assert_eq!(base(Some(0)), 3);
+    }
+}

@@ -1,0 +1,40 @@
+//! A mount namespace of our own, and a user namespace where that takes one.
+
+use std::{fs, io};
+
+use rustix::{
+    io::Errno,
+    mount::{MountPropagationFlags, mount_change},
+    process::{getegid, geteuid},
+    thread::UnshareFlags,
+};
+
+use super::LaunchError;
+use crate::sys;
+
+/// Enters the namespaces and cuts our mounts off from the host's.
+///
+/// Root gets a mount namespace alone. Anybody else, and a root without CAP_SYS_ADMIN, gets a user
+/// namespace too, in which uid and gid are what they are outside.
+pub(super) fn enter() -> Result<(), LaunchError> {
+    let alone = geteuid().is_root() && sys::unshare(UnshareFlags::NEWNS).is_ok();
+    if !alone {
+        let (uid, gid) = (geteuid().as_raw(), getegid().as_raw());
+        sys::unshare(UnshareFlags::NEWUSER | UnshareFlags::NEWNS)
+            .map_err(LaunchError::UserNamespace)?;
+        // Without this the kernel lets nobody unprivileged write a gid map.
+        write("/proc/self/setgroups", "deny")?;
+        write("/proc/self/uid_map", &format!("{uid} {uid} 1"))?;
+        write("/proc/self/gid_map", &format!("{gid} {gid} 1"))?;
+    }
+    // Mounts that appear on the host later still show up; ours never do there.
+    mount_change(
+        "/",
+        MountPropagationFlags::DOWNSTREAM | MountPropagationFlags::REC,
+    )
+    .map_err(|e: Errno| LaunchError::Mount(e.into()))
+}
+
+fn write(path: &str, text: &str) -> Result<(), LaunchError> {
+    fs::write(path, text).map_err(|e: io::Error| LaunchError::IdMap(e))
+}

@@ -1,0 +1,165 @@
+//! The program's `/sys`: the host's, with the machine's devices in it.
+//!
+//! A directory that has entries of ours somewhere below it is made anew, with its host children
+//! bound or linked one by one; every other directory of the host's is bound as a whole. So
+//! `readlink`, `realpath` and `readdir` work as on a real one, with no system call trapped.
+
+use std::{
+    collections::BTreeMap,
+    fs::{self, Permissions},
+    io,
+    os::unix::fs::{PermissionsExt, symlink},
+    path::Path,
+};
+
+use super::{
+    LaunchError,
+    dev::{bring, cover, make_directory},
+};
+use crate::view::{SysfsEntry, SysfsKind};
+
+/// Our entries as a tree.
+#[derive(Debug, PartialEq, Eq)]
+enum Tree {
+    Dir(BTreeMap<String, Tree>),
+    File(Vec<u8>),
+    Link(String),
+}
+
+/// Covers `/sys`. Does nothing if there is nothing to add.
+pub(super) fn build(entries: &[SysfsEntry]) -> Result<(), LaunchError> {
+    if entries.is_empty() {
+        return Ok(());
+    }
+    let tree = plant(entries)?;
+    let sys = Path::new("/sys");
+    let host = cover(sys).map_err(LaunchError::Sys)?;
+    mirror(Some(&host.path), sys, &tree).map_err(LaunchError::Sys)
+}
+
+fn plant(entries: &[SysfsEntry]) -> Result<BTreeMap<String, Tree>, LaunchError> {
+    let mut root = BTreeMap::new();
+    for entry in entries {
+        let refuse = || LaunchError::SysEntry(entry.path.clone());
+        let mut parts: Vec<&str> = entry.path.split('/').collect();
+        if parts
+            .iter()
+            .any(|p| p.is_empty() || *p == "." || *p == ".." || p.contains('\0'))
+        {
+            return Err(refuse());
+        }
+        let name = parts.pop().ok_or_else(refuse)?;
+        let mut directory = &mut root;
+        for part in parts {
+            let child = directory
+                .entry(part.to_owned())
+                .or_insert_with(|| Tree::Dir(BTreeMap::new()));
+            let Tree::Dir(children) = child else {
+                return Err(refuse());
+            };
+            directory = children;
+        }
+        let new = match &entry.kind {
+            SysfsKind::Dir => Tree::Dir(BTreeMap::new()),
+            SysfsKind::File(bytes) => Tree::File(bytes.clone()),
+            SysfsKind::Link(target) => Tree::Link(target.clone()),
+        };
+        match directory.get(name) {
+            None => {
+                directory.insert(name.to_owned(), new);
+            }
+            // Announced after its children, or twice: the same directory.
+            Some(Tree::Dir(_)) if new == Tree::Dir(BTreeMap::new()) => {}
+            Some(_) => return Err(refuse()),
+        }
+    }
+    Ok(root)
+}
+
+fn mirror(host: Option<&Path>, target: &Path, ours: &BTreeMap<String, Tree>) -> io::Result<()> {
+    // A directory that we may not list is taken as empty: ours are what matters.
+    if let Some(entries) = host.and_then(|path| fs::read_dir(path).ok()) {
+        for entry in entries {
+            let entry = entry?;
+            let name = entry.file_name();
+            if name.to_str().is_none_or(|n| !ours.contains_key(n)) {
+                bring(&entry.path(), &target.join(&name), entry.file_type()?)?;
+            }
+        }
+    }
+    for (name, tree) in ours {
+        let path = target.join(name);
+        match tree {
+            Tree::Dir(children) => {
+                make_directory(&path)?;
+                let below = host
+                    .map(|h| h.join(name))
+                    .filter(|p| fs::symlink_metadata(p).is_ok_and(|m| m.is_dir()));
+                mirror(below.as_deref(), &path, children)?;
+            }
+            Tree::File(bytes) => {
+                fs::write(&path, bytes)?;
+                fs::set_permissions(&path, Permissions::from_mode(0o644))?;
+            }
+            Tree::Link(to) => symlink(to, &path)?,
+        }
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn file(path: &str) -> SysfsEntry {
+        SysfsEntry {
+            path: path.to_owned(),
+            kind: SysfsKind::File(b"x\n".to_vec()),
+        }
+    }
+
+    fn dir(path: &str) -> SysfsEntry {
+        SysfsEntry {
+            path: path.to_owned(),
+            kind: SysfsKind::Dir,
+        }
+    }
+
+    #[test]
+    fn parents_come_by_themselves_in_any_order() {
+        let a = plant(&[file("devices/a/vendor"), dir("devices/a"), dir("devices")]).unwrap();
+        let b = plant(&[dir("devices"), dir("devices/a"), file("devices/a/vendor")]).unwrap();
+        assert_eq!(a, b);
+    }
+
+    #[test]
+    fn an_entry_outside_of_sys_or_twice_is_refused() {
+        for entries in [
+            vec![file("../etc/passwd")],
+            vec![file("/etc/passwd")],
+            vec![file("a//b")],
+            vec![file("")],
+            vec![file("a"), file("a")],
+            vec![file("a"), file("a/b")],
+            vec![file("a/b"), file("a")],
+        ] {
+            assert!(plant(&entries).is_err(), "{entries:?}");
+        }
+    }
+
+    #[test]
+    fn a_mirror_has_the_hosts_entries_and_ours() {
+        let scratch = std::env::temp_dir().join(format!("ioasid-mirror-{}", std::process::id()));
+        fs::create_dir_all(scratch.join("new")).unwrap();
+        fs::create_dir_all(scratch.join("host/bus/pci")).unwrap();
+        symlink("../x", scratch.join("host/bus/pci/link")).unwrap();
+        let ours = plant(&[file("bus/pci/mine"), file("bus/mdev/mine")]).unwrap();
+        mirror(Some(&scratch.join("host")), &scratch.join("new"), &ours).unwrap();
+        let read = |p: &str| fs::read(scratch.join("new").join(p)).unwrap();
+        assert_eq!(read("bus/pci/mine"), b"x\n");
+        assert_eq!(read("bus/mdev/mine"), b"x\n");
+        let link = fs::read_link(scratch.join("new/bus/pci/link")).unwrap();
+        assert_eq!(link, Path::new("../x"));
+        fs::remove_dir_all(scratch).unwrap();
+    }
+}

@@ -1,0 +1,221 @@
+//! The open files of ours that a program tree holds.
+//!
+//! Behind each descriptor stands a memfd, *reopened* through `/proc/self/fd`: such a file tells
+//! inotify when its last reference goes, which counts `dup`, `fork` and descriptors in flight. The
+//! event is queued before `close` returns to the program, so draining the queue before each request
+//! gives the exact order of a close and a following open. Nothing is ever stored in the memfd, and
+//! its seals make a write that bypasses the filter an error instead of a loss.
+
+use std::{
+    collections::HashMap,
+    io,
+    mem::MaybeUninit,
+    os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd},
+    sync::Arc,
+};
+
+use ioasid_iommufd::Context;
+use ioasid_vfio::DeviceFile;
+use rustix::{
+    fs::{MemfdFlags, Mode, OFlags, SealFlags, fcntl_add_seals, inotify, memfd_create},
+    io::Errno,
+};
+
+use crate::wire::NodeName;
+
+/// Device and inode number: what a file is known by.
+pub(super) type Identity = (u64, u64);
+
+/// What an open file of ours is.
+#[derive(Clone, Debug)]
+pub(super) enum Object {
+    /// An open `/dev/iommu`.
+    Iommufd(Arc<Context>),
+    /// An open device node.
+    Device(Arc<DeviceFile>),
+}
+
+impl Object {
+    /// The program has let go of it.
+    pub(super) fn close(&self) {
+        match self {
+            Object::Iommufd(context) => context.close(),
+            Object::Device(file) => file.close(),
+        }
+    }
+}
+
+/// An open file.
+#[derive(Debug)]
+pub(super) struct OpenFile {
+    /// What it is.
+    pub(super) object: Object,
+    /// The node that was opened.
+    pub(super) node: NodeName,
+    /// Device number that `fstat` reports: major, minor.
+    pub(super) rdev: (u32, u32),
+    /// Where `read` and `write` without an offset go on. One for all duplicates, as in Linux.
+    pub(super) position: u64,
+    watch: i32,
+}
+
+/// The table.
+#[derive(Debug)]
+pub(super) struct Files {
+    inotify: OwnedFd,
+    open: HashMap<Identity, OpenFile>,
+    watches: HashMap<i32, Identity>,
+}
+
+impl Files {
+    /// No files.
+    pub(super) fn new() -> io::Result<Self> {
+        Ok(Files {
+            inotify: inotify::init(inotify::CreateFlags::NONBLOCK | inotify::CreateFlags::CLOEXEC)?,
+            open: HashMap::new(),
+            watches: HashMap::new(),
+        })
+    }
+
+    /// Makes a file for `object`. It is open as long as somebody holds the descriptor.
+    pub(super) fn create(
+        &mut self,
+        object: Object,
+        node: NodeName,
+        rdev: (u32, u32),
+    ) -> io::Result<OwnedFd> {
+        let file = reopened_memfd(&node)?;
+        let stat = rustix::fs::fstat(&file)?;
+        let path = format!("/proc/self/fd/{}", file.as_raw_fd());
+        let watch = inotify::add_watch(&self.inotify, path, inotify::WatchFlags::CLOSE_WRITE)?;
+        let identity = (stat.st_dev, stat.st_ino);
+        self.watches.insert(watch, identity);
+        self.open.insert(
+            identity,
+            OpenFile {
+                object,
+                node,
+                rdev,
+                position: 0,
+                watch,
+            },
+        );
+        Ok(file)
+    }
+
+    /// The file of ours with this inode.
+    pub(super) fn get(&self, identity: Identity) -> Option<&OpenFile> {
+        self.open.get(&identity)
+    }
+
+    /// As [`Files::get`].
+    pub(super) fn get_mut(&mut self, identity: Identity) -> Option<&mut OpenFile> {
+        self.open.get_mut(&identity)
+    }
+
+    /// Takes out what the program has closed since the last call, in the order of closing.
+    pub(super) fn take_closed(&mut self) -> Vec<Object> {
+        let mut closed = Vec::new();
+        let mut buffer = [MaybeUninit::uninit(); 4096];
+        let mut reader = inotify::Reader::new(&self.inotify, &mut buffer);
+        let mut watches = Vec::new();
+        loop {
+            match reader.next() {
+                Ok(event) if event.events().contains(inotify::ReadFlags::CLOSE_WRITE) => {
+                    watches.push(event.wd());
+                }
+                Ok(event) if event.events().contains(inotify::ReadFlags::QUEUE_OVERFLOW) => {
+                    tracing::warn!("a program closes files faster than they can be counted");
+                }
+                Ok(_) | Err(Errno::INTR) => {}
+                Err(_) => break,
+            }
+        }
+        for watch in watches {
+            let Some(identity) = self.watches.remove(&watch) else {
+                continue;
+            };
+            if let Some(file) = self.open.remove(&identity) {
+                // The inode goes with the watch; it is gone already if this fails.
+                let _ = inotify::remove_watch(&self.inotify, file.watch);
+                closed.push(file.object);
+            }
+        }
+        closed
+    }
+
+    /// Takes out everything: devices first, since they stand on the others.
+    pub(super) fn take_all(&mut self) -> Vec<Object> {
+        self.watches.clear();
+        let mut objects: Vec<Object> = self.open.drain().map(|(_, file)| file.object).collect();
+        objects.sort_by_key(|object| matches!(object, Object::Iommufd(_)));
+        objects
+    }
+
+    /// How many are open.
+    pub(super) fn len(&self) -> usize {
+        self.open.len()
+    }
+}
+
+impl AsFd for Files {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.inotify.as_fd()
+    }
+}
+
+fn reopened_memfd(node: &NodeName) -> io::Result<OwnedFd> {
+    let name = match node {
+        NodeName::Iommu => "iommu",
+        NodeName::Device(name) => name.as_str(),
+    };
+    let flags = MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING;
+    // A host with vm.memfd_noexec=2 wants the flag; a kernel before 6.3 does not know it.
+    let memfd = match memfd_create(name, flags | MemfdFlags::NOEXEC_SEAL) {
+        Err(Errno::INVAL) => memfd_create(name, flags)?,
+        other => other?,
+    };
+    fcntl_add_seals(
+        &memfd,
+        SealFlags::GROW | SealFlags::SHRINK | SealFlags::WRITE | SealFlags::SEAL,
+    )?;
+    let path = format!("/proc/self/fd/{}", memfd.as_raw_fd());
+    let file = rustix::fs::open(path, OFlags::RDWR | OFlags::CLOEXEC, Mode::empty())?;
+    // Nobody else is to make a second open file of this inode, whose close would look like ours.
+    rustix::fs::fchmod(&file, Mode::empty())?;
+    Ok(file)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// An object without a machine cannot be made, so this tests the file behind it.
+    #[test]
+    fn the_last_close_is_seen_at_once_and_a_dup_holds_it_open() {
+        let inotify =
+            inotify::init(inotify::CreateFlags::NONBLOCK | inotify::CreateFlags::CLOEXEC).unwrap();
+        let file = reopened_memfd(&NodeName::Iommu).unwrap();
+        inotify::add_watch(
+            &inotify,
+            format!("/proc/self/fd/{}", file.as_raw_fd()),
+            inotify::WatchFlags::CLOSE_WRITE,
+        )
+        .unwrap();
+        let closed = || {
+            let mut buffer = [MaybeUninit::uninit(); 256];
+            inotify::Reader::new(&inotify, &mut buffer).next().is_ok()
+        };
+        let duplicate = file.try_clone().unwrap();
+        drop(file);
+        assert!(!closed());
+        drop(duplicate);
+        assert!(closed());
+    }
+
+    #[test]
+    fn a_write_past_the_filter_is_refused() {
+        let file = reopened_memfd(&NodeName::Iommu).unwrap();
+        assert_eq!(rustix::io::pwrite(&file, b"x", 0), Err(Errno::PERM));
+    }
+}

@@ -1,0 +1,291 @@
+//! One program tree: a thread that takes its requests in order and answers them.
+//!
+//! Whatever can block here - the program's memory, a file system under a path, the machine's
+//! barrier - blocks this tree alone. The tree ends when the kernel reports that no process has the
+//! filter any more; every file is closed then, whatever state the programs left it in.
+
+mod calls;
+mod files;
+mod path;
+mod stat;
+
+use std::{
+    collections::HashMap,
+    io,
+    os::fd::{AsFd, OwnedFd},
+    panic::{AssertUnwindSafe, catch_unwind},
+    sync::{
+        Arc,
+        atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering},
+        mpsc,
+    },
+    thread::JoinHandle,
+    time::Duration,
+};
+
+use files::{Files, Identity, Object};
+use ioasid_core::inspect;
+use ioasid_host::Client;
+use ioasid_uapi::Errno;
+use rustix::event::{EventfdFlags, PollFd, PollFlags, eventfd, poll};
+
+use crate::{
+    listener::{Listener, Request},
+    view::MachineView,
+    wire::{Attach, NodeName},
+};
+
+/// How long a request waits for the closing of files before it. Closing waits for DMA in flight,
+/// which ends at once unless the program itself holds up its own memory.
+const CLOSE_PATIENCE: Duration = Duration::from_secs(2);
+
+/// A running session.
+#[derive(Debug)]
+pub struct Session {
+    shared: Arc<Shared>,
+    thread: Option<JoinHandle<()>>,
+}
+
+#[derive(Debug)]
+struct Shared {
+    name: String,
+    vm: Option<String>,
+    listener: Listener,
+    stop: OwnedFd,
+    finished: AtomicBool,
+    requests: AtomicU64,
+    open_files: AtomicUsize,
+}
+
+impl Session {
+    /// Serves the program behind `listener` with what `vm` owns of the machine, or all of it.
+    ///
+    /// # Errors
+    /// If the listener is none, or the host has no thread or inotify instance left.
+    pub fn start(
+        view: Arc<dyn MachineView>,
+        name: impl Into<String>,
+        vm: Option<String>,
+        listener: OwnedFd,
+        attach: Attach,
+    ) -> io::Result<Self> {
+        let name = name.into();
+        let client = Client::new(name.clone(), view.space())?;
+        let shared = Arc::new(Shared {
+            name,
+            vm,
+            listener: Listener::new(listener)?,
+            stop: eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?,
+            finished: AtomicBool::new(false),
+            requests: AtomicU64::new(0),
+            open_files: AtomicUsize::new(0),
+        });
+        let closer = Closer::start()?;
+        let server = Server {
+            view,
+            client,
+            files: Files::new()?,
+            closer,
+            placeholders: attach
+                .placeholders
+                .into_iter()
+                .map(|p| ((p.dev, p.ino), p.node))
+                .collect(),
+            base: attach.base,
+            warned: false,
+            shared: Arc::clone(&shared),
+        };
+        let thread = std::thread::Builder::new()
+            .name("session".to_owned())
+            .spawn(move || server.run())?;
+        Ok(Session {
+            shared,
+            thread: Some(thread),
+        })
+    }
+
+    /// The program's name.
+    pub fn name(&self) -> &str {
+        &self.shared.name
+    }
+
+    /// Whether the tree is gone and everything it held is closed.
+    pub fn is_finished(&self) -> bool {
+        self.shared.finished.load(Ordering::Acquire)
+    }
+
+    /// Whether processes of the tree are left.
+    pub fn has_processes(&self) -> bool {
+        let mut fds = [PollFd::new(&self.shared.listener, PollFlags::empty())];
+        match poll(&mut fds, Some(&rustix::time::Timespec::default())) {
+            Ok(0) => true,
+            _ => !fds[0].revents().contains(PollFlags::HUP),
+        }
+    }
+
+    /// Another descriptor of the listener, for whoever answers after this session.
+    ///
+    /// # Errors
+    /// Out of descriptors.
+    pub fn listener(&self) -> io::Result<OwnedFd> {
+        self.shared.listener.as_fd().try_clone_to_owned()
+    }
+
+    /// Ends the session after the request in hand and closes what the tree held.
+    pub fn stop(&self) {
+        // Fails only if the counter is full, which is as good a signal.
+        let _ = rustix::io::write(&self.shared.stop, &1u64.to_ne_bytes());
+    }
+
+    /// Waits until the session has ended.
+    pub fn wait(mut self) {
+        self.join();
+    }
+
+    fn join(&mut self) {
+        if let Some(thread) = self.thread.take() {
+            // A panic has been reported where it happened.
+            let _ = thread.join();
+        }
+    }
+}
+
+impl Drop for Session {
+    fn drop(&mut self) {
+        if self.thread.is_some() {
+            self.stop();
+            self.join();
+        }
+    }
+}
+
+impl inspect::Inspect for Session {
+    fn inspect(&self) -> inspect::Node {
+        let shared = &self.shared;
+        let mut node = inspect::Node::new().with("program", shared.name.as_str());
+        if let Some(vm) = &shared.vm {
+            node.set("vm", vm.as_str());
+        }
+        node.with("requests", shared.requests.load(Ordering::Relaxed))
+            .with("open_files", shared.open_files.load(Ordering::Relaxed))
+    }
+}
+
+/// What the session thread owns.
+#[derive(Debug)]
+struct Server {
+    view: Arc<dyn MachineView>,
+    client: Arc<Client>,
+    files: Files,
+    closer: Closer,
+    placeholders: HashMap<Identity, NodeName>,
+    base: u32,
+    warned: bool,
+    shared: Arc<Shared>,
+}
+
+impl Server {
+    fn run(mut self) {
+        if let Err(error) = self.serve() {
+            tracing::error!(program = %self.shared.name, %error, "the session broke off");
+        }
+        let objects = self.files.take_all();
+        self.closer.close(objects);
+        self.shared.open_files.store(0, Ordering::Relaxed);
+        self.client.stop();
+        self.shared.finished.store(true, Ordering::Release);
+    }
+
+    fn serve(&mut self) -> io::Result<()> {
+        let shared = Arc::clone(&self.shared);
+        loop {
+            let mut fds = [
+                PollFd::new(&shared.listener, PollFlags::IN),
+                PollFd::new(&self.files, PollFlags::IN),
+                PollFd::new(&shared.stop, PollFlags::IN),
+            ];
+            match poll(&mut fds, None) {
+                Ok(_) | Err(rustix::io::Errno::INTR) => {}
+                Err(error) => return Err(error.into()),
+            }
+            let [requests, closes, stop] = fds.map(|fd| fd.revents());
+            if !stop.is_empty() {
+                return Ok(());
+            }
+            if requests.contains(PollFlags::IN) {
+                // The request is taken first and the closes after it: whatever the program closed
+                // before it made the request is seen before the request is carried out.
+                let request = shared.listener.receive()?;
+                self.close_what_was_closed();
+                if let Some(request) = request {
+                    shared.requests.fetch_add(1, Ordering::Relaxed);
+                    self.answer(&request);
+                }
+            } else if requests.intersects(PollFlags::HUP | PollFlags::ERR | PollFlags::NVAL) {
+                return Ok(());
+            } else if !closes.is_empty() {
+                self.close_what_was_closed();
+            }
+        }
+    }
+
+    fn close_what_was_closed(&mut self) {
+        let closed = self.files.take_closed();
+        if closed.is_empty() {
+            return;
+        }
+        self.shared
+            .open_files
+            .store(self.files.len(), Ordering::Relaxed);
+        if !self.closer.close(closed) {
+            tracing::warn!(
+                program = %self.shared.name,
+                "closing a file takes long: DMA to memory that does not answer?"
+            );
+        }
+    }
+
+    fn answer(&mut self, request: &Request) {
+        // A mistake of ours must not take other programs' machine away; this program hears EIO.
+        let answered = catch_unwind(AssertUnwindSafe(|| self.dispatch(request)));
+        if answered.is_err() {
+            tracing::error!(?request, "a request made the supervisor panic");
+            self.shared.listener.fail(request.id, Errno::EIO.get());
+        }
+    }
+}
+
+/// A thread that closes files, so that one that waits for DMA does not hold up the session for
+/// ever.
+#[derive(Debug)]
+struct Closer {
+    jobs: mpsc::Sender<(Vec<Object>, mpsc::SyncSender<()>)>,
+}
+
+impl Closer {
+    fn start() -> io::Result<Self> {
+        let (jobs, queue) = mpsc::channel::<(Vec<Object>, mpsc::SyncSender<()>)>();
+        std::thread::Builder::new()
+            .name("closer".to_owned())
+            .spawn(move || {
+                for (objects, done) in queue {
+                    for object in &objects {
+                        if catch_unwind(AssertUnwindSafe(|| object.close())).is_err() {
+                            tracing::error!("closing a file made the supervisor panic");
+                        }
+                    }
+                    drop(objects);
+                    // Nobody may be waiting any more.
+                    let _ = done.send(());
+                }
+            })?;
+        Ok(Closer { jobs })
+    }
+
+    /// Closes in order; false if that is not done within the patience of a request. It goes on
+    /// then.
+    fn close(&self, objects: Vec<Object>) -> bool {
+        let (done, wait) = mpsc::sync_channel(1);
+        self.jobs.send((objects, done)).is_ok() && wait.recv_timeout(CLOSE_PATIENCE).is_ok()
+    }
+}

@@ -1,0 +1,96 @@
+//! What `fstat` and `statx` say of a file of ours: a character device with a stable number, as
+//! QEMU checks before it trusts a device node.
+//!
+//! Layouts: `struct stat` of x86-64 (`arch/x86/include/uapi/asm/stat.h`) and `struct statx`
+//! (`include/uapi/linux/stat.h`).
+
+use zerocopy::{Immutable, IntoBytes};
+
+use super::files::Identity;
+
+/// Character device, readable and writable by everybody.
+const MODE: u32 = 0o020_666;
+const STATX_BASIC_STATS: u32 = 0x7ff;
+const BLOCK_SIZE: u32 = 4096;
+
+/// `struct stat`, 144 bytes.
+#[derive(Debug, Default, IntoBytes, Immutable)]
+#[repr(C)]
+pub(super) struct Stat {
+    dev: u64,
+    ino: u64,
+    nlink: u64,
+    mode: u32,
+    uid: u32,
+    gid: u32,
+    pad: u32,
+    rdev: u64,
+    size: i64,
+    blksize: i64,
+    blocks: i64,
+    times: [u64; 6],
+    unused: [i64; 3],
+}
+
+/// `struct statx`, 256 bytes.
+#[derive(Debug, IntoBytes, Immutable)]
+#[repr(C)]
+pub(super) struct Statx {
+    mask: u32,
+    blksize: u32,
+    attributes: u64,
+    nlink: u32,
+    uid: u32,
+    gid: u32,
+    mode: u16,
+    pad: u16,
+    ino: u64,
+    size: u64,
+    blocks: u64,
+    attributes_mask: u64,
+    times: [u64; 8],
+    rdev_major: u32,
+    rdev_minor: u32,
+    dev_major: u32,
+    dev_minor: u32,
+    rest: [u64; 14],
+}
+
+const _: () = assert!(size_of::<Stat>() == 144 && size_of::<Statx>() == 256);
+
+/// `fstat` of a node at `identity` with the device number `rdev` (major, minor).
+pub(super) fn stat((dev, ino): Identity, rdev: (u32, u32)) -> Stat {
+    Stat {
+        dev,
+        ino,
+        nlink: 1,
+        mode: MODE,
+        rdev: rustix::fs::makedev(rdev.0, rdev.1),
+        blksize: BLOCK_SIZE.into(),
+        ..Stat::default()
+    }
+}
+
+/// `statx` of the same.
+pub(super) fn statx((dev, ino): Identity, rdev: (u32, u32)) -> Statx {
+    Statx {
+        mask: STATX_BASIC_STATS,
+        blksize: BLOCK_SIZE,
+        attributes: 0,
+        nlink: 1,
+        uid: 0,
+        gid: 0,
+        mode: MODE as u16,
+        pad: 0,
+        ino,
+        size: 0,
+        blocks: 0,
+        attributes_mask: 0,
+        times: [0; 8],
+        rdev_major: rdev.0,
+        rdev_minor: rdev.1,
+        dev_major: rustix::fs::major(dev),
+        dev_minor: rustix::fs::minor(dev),
+        rest: [0; 14],
+    }
+}

@@ -1,0 +1,101 @@
+//! What the supervisor needs of a machine. A test implements it with a handful of objects.
+
+use std::{fmt, sync::Arc};
+
+use ioasid_core::{inspect, spa::SpaSpace};
+use ioasid_iommufd::Context;
+use ioasid_vfio::VfioDevice;
+use serde::{Deserialize, Serialize};
+
+/// One `/dev/vfio/devices/NAME`.
+#[derive(Clone, Debug)]
+pub struct NodeInfo {
+    /// File name of the node, `vfio0` for instance.
+    pub name: String,
+    /// Major number that `fstat` reports and the sysfs `dev` file shows.
+    pub major: u32,
+    /// Minor number, likewise.
+    pub minor: u32,
+    /// What an open of the node opens.
+    pub device: Arc<VfioDevice>,
+}
+
+/// One entry that is added to the program's `/sys`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SysfsEntry {
+    /// Path relative to `/sys`, without `.` and `..`, for example
+    /// `devices/pci0000:6a/0000:6a:01.0/vendor`. Missing parents are made.
+    pub path: String,
+    /// What it is.
+    pub kind: SysfsKind,
+}
+
+/// The kind of a [`SysfsEntry`].
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+#[non_exhaustive]
+pub enum SysfsKind {
+    /// A directory. One that the host has too is merged with the host's.
+    Dir,
+    /// A file with these bytes.
+    File(Vec<u8>),
+    /// A symbolic link with this target, normally a relative one.
+    Link(String),
+}
+
+/// A request about mediated devices, from `ioasid mdev` by way of the control socket.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+#[non_exhaustive]
+pub enum MdevRequest {
+    /// Makes one.
+    Create {
+        /// PCI address of the parent.
+        parent: String,
+        /// The mdev type, `dsa-1dwq` for instance.
+        kind: String,
+        /// Its UUID.
+        uuid: String,
+        /// The `vm` that owns it, if any.
+        vm: Option<String>,
+    },
+    /// Removes the one with this UUID.
+    Remove {
+        /// Its UUID.
+        uuid: String,
+    },
+    /// Lists them.
+    List,
+}
+
+/// A running machine, as far as programs that use it are concerned.
+///
+/// Every method may be called from any thread and must not wait for a program.
+pub trait MachineView: Send + Sync + fmt::Debug {
+    /// A new open file of `/dev/iommu`.
+    fn new_context(&self) -> Arc<Context>;
+
+    /// The device nodes that a program of `vm` sees; all of them for `None`.
+    fn nodes(&self, vm: Option<&str>) -> Vec<NodeInfo>;
+
+    /// What is added to the `/sys` of such a program.
+    fn sysfs(&self, vm: Option<&str>) -> Vec<SysfsEntry>;
+
+    /// Where memory of programs is registered.
+    fn space(&self) -> Arc<SpaSpace>;
+
+    /// The state of the machine.
+    fn inspect(&self) -> inspect::Node;
+
+    /// Whether something of the machine belongs to `vm`.
+    fn has_vm(&self, vm: &str) -> bool;
+
+    /// Creates, removes or lists mediated devices.
+    ///
+    /// # Errors
+    /// One sentence for the user. The default knows no mediated devices.
+    fn mdev(&self, request: &MdevRequest) -> Result<inspect::Node, String> {
+        let _ = request;
+        Err("this machine cannot change its mediated devices while it runs".to_owned())
+    }
+}

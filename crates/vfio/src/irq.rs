@@ -286,3 +286,146 @@ fn set_single(trigger: &mut Option<Arc<dyn IrqSink>>, data: &IrqData, count: u32
     }
     Ok(())
 }
+
+#[cfg(test)]
+mod tests {
+    use ioasid_core::host::CountingIrq;
+
+    use super::*;
+    use crate::pci::{Bar, FunctionBuilder, MsixLayout};
+
+    fn function() -> Function {
+        FunctionBuilder::new(1, 2)
+            .bar(0, Bar::memory64(0x4000))
+            .express()
+            .msix(MsixLayout::new(0, 0x2000, 0x3000, 4))
+            .build()
+            .unwrap()
+    }
+
+    fn trigger(index: IrqIndex, start: u32, count: u32, data: IrqData) -> SetIrqs {
+        SetIrqs {
+            index,
+            action: IrqAction::Trigger,
+            start,
+            count,
+            data,
+        }
+    }
+
+    fn msix(start: u32, fds: &[Eventfd]) -> SetIrqs {
+        let data = IrqData::Eventfds(fds.to_vec());
+        trigger(IrqIndex::Msix, start, fds.len() as u32, data)
+    }
+
+    fn sink(counter: &Arc<CountingIrq>) -> Eventfd {
+        Eventfd::Sink(counter.clone())
+    }
+
+    #[test]
+    fn vectors_fire_from_the_device_and_by_loopback() {
+        let (function, irqs) = (function(), Interrupts::default());
+        let (zero, two) = (CountingIrq::new(), CountingIrq::new());
+        let fds = [sink(&zero), Eventfd::None, sink(&two)];
+        irqs.set(&function, &msix(0, &fds)).unwrap();
+        for vector in 0..9 {
+            function.vectors().signal(vector);
+        }
+        assert_eq!((zero.count(), two.count()), (1, 1));
+        let none = trigger(IrqIndex::Msix, 0, 4, IrqData::None);
+        irqs.set(&function, &none).unwrap();
+        assert_eq!((zero.count(), two.count()), (2, 2));
+        let bools = IrqData::Bools(vec![true, false]);
+        let bools = trigger(IrqIndex::Msix, 1, 2, bools);
+        irqs.set(&function, &bools).unwrap();
+        assert_eq!((zero.count(), two.count()), (2, 2));
+    }
+
+    #[test]
+    fn count_0_disables_and_off_refuses_everything_but_eventfds() {
+        let (function, irqs) = (function(), Interrupts::default());
+        let off = trigger(IrqIndex::Msix, 0, 0, IrqData::None);
+        let fire = trigger(IrqIndex::Msix, 0, 1, IrqData::None);
+        assert_eq!(irqs.set(&function, &off), Err(Error::BadIrqRequest));
+        assert_eq!(irqs.set(&function, &fire), Err(Error::BadIrqRequest));
+        let counter = CountingIrq::new();
+        irqs.set(&function, &msix(3, &[sink(&counter)])).unwrap();
+        assert!(irqs.msix_enabled());
+        irqs.set(&function, &off).unwrap();
+        assert!(!irqs.msix_enabled());
+        function.vectors().signal(3);
+        assert_eq!(counter.count(), 0);
+        assert_eq!(irqs.set(&function, &msix(0, &[])), Err(Error::NoVectors));
+    }
+
+    #[test]
+    fn a_bad_eventfd_disconnects_the_vectors_of_its_request_only() {
+        let (function, irqs) = (function(), Interrupts::default());
+        let counter = CountingIrq::new();
+        let bad = || Eventfd::Unusable(FdError::NotOpen);
+        let request = msix(0, &[sink(&counter), bad()]);
+        let refused = Err(Error::Eventfd(FdError::NotOpen));
+        assert_eq!(irqs.set(&function, &request), refused);
+        assert!(!irqs.msix_enabled(), "nothing was enabled before");
+        let all = [(); 4].map(|()| sink(&counter));
+        irqs.set(&function, &msix(0, &all)).unwrap();
+        let request = msix(1, &[sink(&counter), bad(), sink(&counter)]);
+        assert_eq!(irqs.set(&function, &request), refused);
+        assert!(irqs.msix_enabled());
+        for vector in 0..4 {
+            function.vectors().signal(vector);
+        }
+        assert_eq!(counter.count(), 2, "vectors 0 and 3 are still connected");
+    }
+
+    #[test]
+    fn ranges_past_the_last_vector_and_missing_actions_are_refused() {
+        let (function, irqs) = (function(), Interrupts::default());
+        for (index, start, count) in [
+            (IrqIndex::Msix, 4, 0),
+            (IrqIndex::Msix, 0, 5),
+            (IrqIndex::Msix, u32::MAX, 2),
+            (IrqIndex::Intx, 0, 0),
+            (IrqIndex::Msi, 0, 0),
+            (IrqIndex::Error, 1, 0),
+            (IrqIndex::Request, 0, 2),
+        ] {
+            let request = trigger(index, start, count, IrqData::None);
+            let found = irqs.set(&function, &request);
+            assert_eq!(found, Err(Error::BadIrqRequest), "{request:?}");
+        }
+        for index in [IrqIndex::Msix, IrqIndex::Error, IrqIndex::Request] {
+            for action in [IrqAction::Mask, IrqAction::Unmask] {
+                let request = trigger(index, 0, 1, IrqData::None);
+                let request = SetIrqs { action, ..request };
+                let found = irqs.set(&function, &request);
+                assert_eq!(found, Err(Error::NoSuchIrqAction));
+            }
+        }
+    }
+
+    #[test]
+    fn single_triggers_connect_fire_and_go() {
+        let (function, irqs) = (function(), Interrupts::default());
+        let request = |data, count| trigger(IrqIndex::Request, 0, count, data);
+        let set = |data, count| irqs.set(&function, &request(data, count));
+        assert_eq!(set(IrqData::None, 1), Err(Error::BadIrqRequest));
+        let fd = |fd: Eventfd| IrqData::Eventfds(vec![fd]);
+        let counter = CountingIrq::new();
+        set(fd(sink(&counter)), 1).unwrap();
+        set(IrqData::None, 1).unwrap();
+        set(IrqData::Bools(vec![true]), 1).unwrap();
+        set(IrqData::Bools(vec![false]), 1).unwrap();
+        irqs.request_release();
+        irqs.report_error();
+        assert_eq!(counter.count(), 3);
+        assert_eq!(set(IrqData::Bools(vec![]), 0), Err(Error::BadIrqRequest));
+        assert_eq!(set(fd(Eventfd::Negative), 1), Err(Error::BadIrqRequest));
+        set(fd(Eventfd::None), 1).unwrap();
+        set(IrqData::Bools(vec![true]), 1).unwrap();
+        set(fd(sink(&counter)), 1).unwrap();
+        set(IrqData::None, 0).unwrap();
+        irqs.request_release();
+        assert_eq!(counter.count(), 3);
+    }
+}

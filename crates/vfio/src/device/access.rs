@@ -167,3 +167,56 @@ fn clip(offset: u64, len: usize, size: u64) -> Result<usize> {
         Some(rest) => Ok(len.min(usize::try_from(rest).unwrap_or(usize::MAX))),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn pieces(layout: &Layout, mut at: u64, mut left: usize, widest: u64) -> Vec<Piece> {
+        let mut found = Vec::new();
+        while left > 0 {
+            let piece = layout.piece(at, left, widest);
+            let (Piece::Register(size) | Piece::Table(size)) = piece;
+            found.push(piece);
+            at += size as u64;
+            left -= size;
+        }
+        found
+    }
+
+    #[test]
+    fn accesses_split_into_the_largest_aligned_pieces() {
+        use Piece::{Register, Table};
+        let layout = Layout {
+            bar: Bar::memory64(0x4000),
+            table: 0x2000..0x2090,
+        };
+        assert_eq!(pieces(&layout, 1, 16, 8), [1, 2, 4, 8, 1].map(Register),);
+        assert_eq!(pieces(&layout, 0, 8, 8), [Register(8)]);
+        assert_eq!(
+            pieces(&layout, 0x1ffc, 0x9c, 8),
+            [Register(4), Table(0x90), Register(8)],
+        );
+        assert_eq!(pieces(&layout, 0x2004, 8, 8), [Table(8)]);
+    }
+
+    #[test]
+    fn aligned_64_bytes_are_one_store_where_stores_are_wide() {
+        use Piece::Register;
+        let layout = Layout {
+            bar: Bar::memory64(0x4000),
+            table: 0..0,
+        };
+        assert_eq!(pieces(&layout, 0x40, 128, 64), [Register(64); 2]);
+        assert_eq!(pieces(&layout, 0x40, 64, 8), [Register(8); 8]);
+        let unaligned = pieces(&layout, 0x48, 64, 64);
+        assert_eq!(unaligned, [Register(8); 8]);
+    }
+
+    #[test]
+    fn regions_clip_and_end() {
+        assert_eq!(clip(0xff8, 64, 0x1000), Ok(8));
+        assert_eq!(clip(0x1000, 1, 0x1000), Err(Error::BeyondRegion));
+        assert_eq!(clip(u64::MAX, 1, 0x1000), Err(Error::BeyondRegion));
+    }
+}

@@ -403,3 +403,58 @@ impl FunctionBuilder {
         self.writable[offset..offset + 4].copy_from_slice(&mask.to_le_bytes());
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn built(builder: FunctionBuilder) -> Result<(), LayoutError> {
+        builder.build().map(drop)
+    }
+
+    #[test]
+    fn a_bar_must_be_a_power_of_two_and_its_register_free() {
+        let new = || FunctionBuilder::new(1, 2);
+        let bad_size = new().bar(1, Bar::memory64(0x3000));
+        assert_eq!(built(bad_size), Err(LayoutError::BarSize(1)));
+        let upper_half = new()
+            .bar(0, Bar::memory64(0x1000))
+            .bar(1, Bar::memory64(0x1000));
+        assert_eq!(built(upper_half), Err(LayoutError::BarTaken(1)));
+        let past_the_last = new().bar(5, Bar::memory64(0x1000));
+        assert_eq!(built(past_the_last), Err(LayoutError::BarTaken(5)));
+    }
+
+    #[test]
+    fn the_msix_table_must_lie_in_its_bar() {
+        let with = |layout| {
+            FunctionBuilder::new(1, 2)
+                .bar(0, Bar::memory64(0x4000))
+                .msix(layout)
+        };
+        assert_eq!(built(with(MsixLayout::new(0, 0x2000, 0x3000, 9))), Ok(()));
+        for bad in [
+            MsixLayout::new(0, 0x2000, 0x2080, 9),
+            MsixLayout::new(0, 0x3ff8, 0x3000, 9),
+            MsixLayout::new(0, u64::MAX - 7, 0x3000, 9),
+            MsixLayout::new(1, 0x2000, 0x3000, 9),
+            MsixLayout::new(9, 0x2000, 0x3000, 9),
+            MsixLayout::new(0, 0x2000, 0x3000, 0),
+            MsixLayout::new(0, 0, 0x9000, 2049),
+        ] {
+            assert_eq!(built(with(bad)), Err(LayoutError::Msix), "{bad:?}");
+        }
+    }
+
+    #[test]
+    fn scratch_bytes_do_not_overlap_a_capability() {
+        let builder = || FunctionBuilder::new(1, 2).express();
+        assert_eq!(built(builder().scratch(0x148, 4)), Ok(()));
+        assert_eq!(
+            built(builder().scratch(0x44, 4)),
+            Err(LayoutError::Full(0x44))
+        );
+        let past = builder().scratch(4095, 2);
+        assert_eq!(built(past), Err(LayoutError::Full(4095)));
+    }
+}

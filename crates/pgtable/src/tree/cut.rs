@@ -14,11 +14,13 @@ use crate::{
     spec::{PAGE_SIZE, entry_shift},
 };
 
-/// The leaf that is cut: where it starts, in and out.
+/// The leaf that is cut: where it starts, in and out, and the accessed and dirty bits of all its
+/// slots together, which every part inherits.
 #[derive(Clone, Copy)]
 struct Old {
     iova: u64,
     spa: u64,
+    marks: u64,
 }
 
 impl Old {
@@ -52,9 +54,16 @@ impl<F: Format> Tree<F> {
         if start == iova {
             return Ok(());
         }
+        let (first, count) = slots(start, last, level);
+        let marks = table
+            .entries(first, count)
+            .iter()
+            .fold(0, |all, entry| all | entry.load(Ordering::Acquire))
+            & (F::ACCESSED | F::DIRTY);
         let old = Old {
             iova: start,
             spa: Self::translation(entry, level, start).spa,
+            marks,
         };
         let (slot, slot_last) = slot_range(iova, level);
         if slot == iova {
@@ -89,7 +98,10 @@ impl<F: Format> Tree<F> {
                 let end = start | mask(shift);
                 let (first, count) = slots(start, end, level);
                 for slot in table.entries(first, count) {
-                    let shrunk = |seen| Some(F::leaf(spa, shift, level, F::attributes_of(seen)));
+                    let shrunk = |seen| {
+                        let attributes = F::attributes_of(seen) | old.marks;
+                        Some(F::leaf(spa, shift, level, attributes))
+                    };
                     let _ = slot.fetch_update(Ordering::AcqRel, Ordering::Acquire, shrunk);
                 }
                 Counters::add(&self.counters.writes, count as u64);
@@ -122,7 +134,7 @@ impl<F: Format> Tree<F> {
         let mut seen = entry.load(Ordering::Acquire);
         loop {
             let child = self.arena.allocate();
-            let attributes = F::attributes_of(seen);
+            let attributes = F::attributes_of(seen) | old.marks;
             let cut = cut.unwrap_or(slot);
             let parts = [
                 cut.checked_sub(1).and_then(|end| AddrRange::new(slot, end)),

@@ -1,0 +1,413 @@
+//! Walkers that know the formats from their specifications only, reading raw table memory, against
+//! the page table's own answers over many random maps, unmaps and cuts.
+//!
+//! The walkers share nothing with the crate: no constant, no function. They also check that bits
+//! which the specification reserves are 0.
+#![cfg(not(ioasid_shuttle))]
+
+use std::collections::BTreeMap;
+
+use ioasid_core::{AddrRange, Prot};
+use ioasid_pgtable::{MapError, PageTable, TableConfig, TableFormat};
+
+const OPERATIONS: usize = 100_000;
+
+/// What a walker found.
+#[derive(Debug, PartialEq)]
+struct Leaf {
+    spa: u64,
+    shift: u32,
+    read: bool,
+    write: bool,
+}
+
+fn entry(table: &PageTable, address: u64, index: u64) -> u64 {
+    table
+        .read_table_entry(address, index as usize)
+        .expect("a link leads to a table")
+}
+
+fn bit(entry: u64, n: u32) -> bool {
+    entry >> n & 1 == 1
+}
+
+/// Bits `high:low` of `entry`, in place.
+fn field(entry: u64, high: u32, low: u32) -> u64 {
+    entry << (63 - high) >> (63 - high) >> low << low
+}
+
+/// Intel SDM volume 3, figure 4-8 and tables 4-15 to 4-20.
+fn walk_x86_64(table: &PageTable, va: u64) -> Option<Leaf> {
+    assert_eq!(table.levels(), 4);
+    if va >> 47 != 0 {
+        return None;
+    }
+    let (mut at, mut write) = (table.root(), true);
+    for (low, may_be_page) in [(39, false), (30, true), (21, true), (12, true)] {
+        let found = entry(table, at, va >> low & 0x1ff);
+        if !bit(found, 0) {
+            return None;
+        }
+        assert!(bit(found, 2), "device requests are user accesses");
+        assert_eq!(
+            field(found, 63, 52),
+            0,
+            "XD, keys and ignored bits are unused"
+        );
+        write &= bit(found, 1);
+        if low == 12 || (may_be_page && bit(found, 7)) {
+            assert_eq!(
+                field(found, low.max(13) - 1, 13),
+                0,
+                "reserved below the page"
+            );
+            return Some(Leaf {
+                spa: field(found, 51, low) | field(va, low - 1, 0),
+                shift: low,
+                read: true,
+                write,
+            });
+        }
+        assert!(!bit(found, 7), "PS is reserved in a PML4E");
+        at = field(found, 51, 12);
+    }
+    unreachable!("a page-table entry maps a page")
+}
+
+/// VT-d specification, section 9.8: an entry with neither read nor write is not present.
+fn walk_vtd_ss(table: &PageTable, gpa: u64) -> Option<Leaf> {
+    assert_eq!(table.levels(), 4);
+    if gpa >> 48 != 0 {
+        return None;
+    }
+    let (mut at, mut read, mut write) = (table.root(), true, true);
+    for level in [4, 3, 2, 1] {
+        let low = 3 + 9 * level;
+        let found = entry(table, at, gpa >> low & 0x1ff);
+        if !bit(found, 0) && !bit(found, 1) {
+            return None;
+        }
+        assert_eq!(field(found, 63, 52), 0);
+        assert!(!bit(found, 2) && !bit(found, 11), "no execute, no snoop");
+        (read, write) = (read && bit(found, 0), write && bit(found, 1));
+        if level == 1 || (level < 4 && bit(found, 7)) {
+            assert_eq!(field(found, low - 1, 12), 0, "reserved below the page");
+            return Some(Leaf {
+                spa: field(found, 51, low) | field(gpa, low - 1, 0),
+                shift: low,
+                read,
+                write,
+            });
+        }
+        at = field(found, 51, 12);
+    }
+    unreachable!("a level-1 entry maps a page")
+}
+
+/// AMD IOMMU specification, section 2.2.3: levels are numbered from 1, and the paging mode is the
+/// level of the top table.
+fn walk_amd_v1(table: &PageTable, dva: u64) -> Option<Leaf> {
+    let (mut level, mut at) = (table.levels(), table.root());
+    assert!((3..=6).contains(&level));
+    if level < 6 && dva >> (12 + 9 * level) != 0 {
+        return None;
+    }
+    let (mut read, mut write) = (true, true);
+    loop {
+        let low = 12 + 9 * (level - 1);
+        let found = entry(table, at, dva >> low & 0x1ff);
+        if !bit(found, 0) {
+            return None;
+        }
+        assert_eq!(field(found, 60, 52) | field(found, 63, 63), 0);
+        (read, write) = (read && bit(found, 61), write && bit(found, 62));
+        let next_level = (found >> 9 & 7) as u32;
+        let shift = match next_level {
+            0 => low,
+            7 => {
+                let zero = (12..51).find(|&n| !bit(found, n)).expect("size is encoded");
+                assert!(
+                    (low + 1..low + 9).contains(&(zero + 1)),
+                    "a size of this level"
+                );
+                zero + 1
+            }
+            below => {
+                assert_eq!(below, level - 1, "no level is skipped");
+                (level, at) = (below, field(found, 51, 12));
+                continue;
+            }
+        };
+        assert_ne!(level, 6, "the top level of mode 6 maps no pages");
+        if next_level == 0 {
+            assert_eq!(field(found, low - 1, 12), 0, "aligned");
+        }
+        return Some(Leaf {
+            spa: field(found, 51, shift) | field(dva, shift - 1, 0),
+            shift,
+            read,
+            write,
+        });
+    }
+}
+
+/// splitmix64.
+struct Random(u64);
+
+impl Random {
+    fn next(&mut self) -> u64 {
+        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mut z = self.0;
+        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        z ^ (z >> 31)
+    }
+
+    fn below(&mut self, n: u64) -> u64 {
+        self.next() % n
+    }
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Area {
+    last: u64,
+    spa: u64,
+    prot: Prot,
+}
+
+struct Run {
+    table: PageTable,
+    walk: fn(&PageTable, u64) -> Option<Leaf>,
+    areas: BTreeMap<u64, Area>,
+    random: Random,
+    /// Leaf sizes that the walker met.
+    met: u64,
+    /// Maps that were made and maps that were refused because of another.
+    made: usize,
+    refused: usize,
+    /// Whether write-only mappings can be read.
+    write_implies_read: bool,
+}
+
+impl Run {
+    fn area(&self, iova: u64) -> Option<(u64, Area)> {
+        let (&start, &area) = self.areas.range(..=iova).next_back()?;
+        (iova <= area.last).then_some((start, area))
+    }
+
+    /// The walker, the page table and the list of areas agree about `iova`.
+    fn check(&mut self, iova: u64) {
+        let walked = (self.walk)(&self.table, iova);
+        let found = self.table.iova_to_phys(iova);
+        let area = self.area(iova);
+        let (Some(leaf), Some(translation), Some((start, area))) = (&walked, found, area) else {
+            assert!(
+                walked.is_none() && found.is_none() && area.is_none(),
+                "{iova:#x}: {walked:x?}, {found:x?}, {area:x?}"
+            );
+            return;
+        };
+        self.met |= 1 << leaf.shift;
+        let prot = Prot {
+            read: leaf.read,
+            write: leaf.write,
+        };
+        let expected = Prot {
+            read: area.prot.read || self.write_implies_read,
+            ..area.prot
+        };
+        assert_eq!(leaf.spa, area.spa + (iova - start), "{iova:#x}");
+        assert_eq!(prot, expected, "{iova:#x}");
+        assert_eq!((translation.spa, translation.prot), (leaf.spa, prot));
+        assert_eq!(
+            translation.len,
+            (1 << leaf.shift) - iova % (1 << leaf.shift)
+        );
+        assert!(translation.len - 1 <= area.last - iova, "{iova:#x}");
+    }
+
+    fn check_around(&mut self, start: u64, last: u64) {
+        let inside = start + self.random.below((last - start).saturating_add(1));
+        for iova in [
+            start.wrapping_sub(1),
+            start,
+            inside,
+            last,
+            last.wrapping_add(1),
+        ] {
+            self.check(iova);
+        }
+    }
+
+    /// A mapping whose largest leaf is one of the format's sizes, with a ragged edge now and then.
+    fn random_range(&mut self) -> (u64, u64, u64) {
+        let sizes = self.table.page_sizes();
+        let shifts: Vec<u32> = (0..64).filter(|n| bit(sizes, *n)).collect();
+        let shift = shifts[self.random.below(shifts.len() as u64) as usize];
+        let size = 1u64 << shift;
+        let space = self.table.aperture().last() >> shift;
+        let place = match self.random.below(4) {
+            0 => self.random.below(8).min(space),
+            1 => space - self.random.below(8).min(space),
+            2 => (1u64 << 39 >> shift)
+                .saturating_sub(self.random.below(4))
+                .min(space),
+            _ => self.random.next() & space,
+        };
+        let spa = self.random.below(1 << (52 - shift)) << shift;
+        let (mut iova, mut spa, mut pages) = (place << shift, spa, size >> 12);
+        if self.random.below(4) == 0 {
+            let ragged = self.random.below(pages.min(64));
+            iova += ragged << 12;
+            spa += ragged << 12;
+            pages -= ragged;
+        }
+        if self.random.below(4) == 0 {
+            pages += self.random.below(64);
+        }
+        if self.random.below(8) == 0 {
+            // Not congruent: 4 KiB leaves whatever the length.
+            spa ^= 0x1000;
+            pages = pages.min(600);
+        }
+        (iova, spa, pages << 12)
+    }
+
+    fn map(&mut self) {
+        let (iova, spa, len) = self.random_range();
+        let prot = [Prot::READ, Prot::WRITE, Prot::RW][self.random.below(3) as usize];
+        let result = self.table.map(iova, spa, len, prot);
+        let range = AddrRange::from_len(iova, len);
+        let range = range.filter(|range| self.table.aperture().covers(*range));
+        let Some(range) = range.filter(|_| spa + len <= 1 << 52) else {
+            assert_eq!(result, Err(MapError::OutOfRange));
+            return;
+        };
+        let last = range.last();
+        let taken = self.areas.range(..=last).next_back();
+        if taken.is_some_and(|(_, area)| area.last >= iova) {
+            assert_eq!(result, Err(MapError::Exists));
+            self.refused += 1;
+        } else {
+            self.made += 1;
+            assert_eq!(result, Ok(()), "{range}");
+            self.areas.insert(iova, Area { last, spa, prot });
+        }
+        self.check_around(iova, last);
+    }
+
+    fn unmap(&mut self) {
+        let from = self.random.next() & self.table.aperture().last();
+        let next = self.areas.range(from..).next();
+        let Some((&start, &area)) = next.or(self.areas.first_key_value()) else {
+            return;
+        };
+        let mut range = AddrRange::new(start, area.last).unwrap();
+        if self.random.below(4) == 0 && area.last - start > 0x1000 {
+            // Leave the front of the area behind.
+            let cut = start + (self.random.below((area.last - start) >> 12) + 1) * 0x1000;
+            self.table.cut(cut).unwrap();
+            // Nothing has changed for a walk.
+            self.check_around(start, area.last);
+            self.check(cut - 1);
+            self.check(cut);
+            let front = Area {
+                last: cut - 1,
+                ..area
+            };
+            self.areas.insert(start, front);
+            range = AddrRange::new(cut, area.last).unwrap();
+        } else {
+            self.areas.remove(&start);
+        }
+        let unmapped = self.table.unmap(range);
+        assert_eq!(unmapped.bytes, range.last() - range.start() + 1);
+        self.table.recycle(unmapped.freed);
+        self.check_around(range.start(), range.last());
+    }
+}
+
+fn agree(format: TableFormat, walk: fn(&PageTable, u64) -> Option<Leaf>) {
+    let mut run = Run {
+        table: PageTable::new(TableConfig::new(format)),
+        walk,
+        areas: BTreeMap::new(),
+        random: Random(format as u64 + 1),
+        met: 0,
+        made: 0,
+        refused: 0,
+        write_implies_read: format == TableFormat::X86_64Stage1,
+    };
+    for _ in 0..OPERATIONS {
+        // About 200 areas at a time.
+        if run.random.below(400) < 200 + run.areas.len() as u64 / 2 {
+            run.unmap();
+        } else {
+            run.map();
+        }
+    }
+    assert_eq!(
+        run.met,
+        run.table.page_sizes(),
+        "every leaf size was walked"
+    );
+    let (made, refused) = (run.made, run.refused);
+    assert!(
+        made > OPERATIONS / 4 && refused > OPERATIONS / 50,
+        "{made} made, {refused} refused"
+    );
+    let mapped = run.areas.iter().map(|(start, area)| area.last - start + 1);
+    assert_eq!(run.table.mapped_bytes(), mapped.sum::<u64>());
+    for (start, area) in run.areas.clone() {
+        run.check_around(start, area.last);
+    }
+    run.areas.clear();
+    let unmapped = run.table.unmap(AddrRange::ALL);
+    run.table.recycle(unmapped.freed);
+    assert_eq!(run.table.mapped_bytes(), 0);
+    assert_eq!(run.table.table_pages(), 1, "only the top table is left");
+}
+
+#[test]
+fn x86_64_stage_1_is_what_its_specification_says() {
+    agree(TableFormat::X86_64Stage1, walk_x86_64);
+}
+
+#[test]
+fn vtd_second_stage_is_what_its_specification_says() {
+    agree(TableFormat::VtdSecondStage, walk_vtd_ss);
+}
+
+#[test]
+fn amd_v1_is_what_its_specification_says() {
+    agree(TableFormat::AmdV1, walk_amd_v1);
+}
+
+#[test]
+fn every_slot_of_an_amd_sized_page_holds_the_same_entry() {
+    let table = PageTable::new(TableConfig::new(TableFormat::AmdV1));
+    table.map(0x10000, 0x7_0000, 0x10000, Prot::RW).unwrap();
+    let mut at = table.root();
+    for _ in 1..table.levels() {
+        at = field(entry(&table, at, 0), 51, 12);
+    }
+    let slots: Vec<u64> = (0..64).map(|index| entry(&table, at, index)).collect();
+    assert!(slots[16..32].iter().all(|slot| *slot == slots[16]));
+    assert_eq!(slots[16], 0x7_7000 | 7 << 9 | 1 | 3 << 61);
+    assert!(
+        slots[..16]
+            .iter()
+            .chain(&slots[32..])
+            .all(|slot| *slot == 0)
+    );
+}
+
+#[test]
+fn raw_reads_stay_inside_the_tables() {
+    let table = PageTable::new(TableConfig::default());
+    assert_eq!(table.read_table_entry(table.root(), 511), Some(0));
+    assert_eq!(table.read_table_entry(table.root(), 512), None);
+    assert_eq!(table.read_table_entry(table.root() + 8, 0), None);
+    assert_eq!(table.read_table_entry(0, 0), None);
+    assert_eq!(table.read_table_entry(u64::MAX, usize::MAX), None);
+}

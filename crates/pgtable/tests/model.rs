@@ -1,0 +1,456 @@
+//! Random sequences of operations against a naive model: a sorted map of leaves.
+//!
+//! The model decides about leaves as its one-line rule says (the largest size that alignment and room
+//! allow), knows nothing of tables, and is compared with the page table after every operation.
+#![cfg(not(ioasid_shuttle))]
+
+use std::collections::BTreeMap;
+
+use ioasid_core::{Access, AddrRange, Prot};
+use ioasid_pgtable::{MapError, PageTable, TableConfig, TableFormat, Translation, WalkFault};
+use proptest::prelude::*;
+
+const PAGE: u64 = 0x1000;
+
+#[derive(Clone, Copy, Debug)]
+struct Leaf {
+    last: u64,
+    spa: u64,
+    prot: Prot,
+    dirty: bool,
+}
+
+/// What a page table is, said as simply as possible.
+struct Model {
+    format: TableFormat,
+    aperture_last: u64,
+    sizes: Vec<u64>,
+    tracking: bool,
+    leaves: BTreeMap<u64, Leaf>,
+}
+
+impl Model {
+    fn new(table: &PageTable, tracking: bool) -> Self {
+        let sizes = (0..64).rev().map(|shift| 1 << shift);
+        Model {
+            format: table.format(),
+            aperture_last: table.aperture().last(),
+            sizes: sizes
+                .filter(|size| table.page_sizes() & size != 0)
+                .collect(),
+            tracking,
+            leaves: BTreeMap::new(),
+        }
+    }
+
+    fn leaf(&self, iova: u64) -> Option<(u64, Leaf)> {
+        let (&start, &leaf) = self.leaves.range(..=iova).next_back()?;
+        (iova <= leaf.last).then_some((start, leaf))
+    }
+
+    /// Covers `range` with leaves like `pattern`, which starts at the range's start.
+    fn cover(&mut self, range: AddrRange, pattern: Leaf) {
+        let (mut iova, mut spa) = (range.start(), pattern.spa);
+        loop {
+            let fits = |size: &&u64| {
+                (iova | spa).is_multiple_of(**size) && **size - 1 <= range.last() - iova
+            };
+            let size = *self.sizes.iter().find(fits).expect("page-aligned");
+            let last = iova + (size - 1);
+            self.leaves.insert(
+                iova,
+                Leaf {
+                    last,
+                    spa,
+                    ..pattern
+                },
+            );
+            if last == range.last() {
+                return;
+            }
+            (iova, spa) = (last + 1, spa + size);
+        }
+    }
+
+    fn map(&mut self, iova: u64, spa: u64, len: u64, prot: Prot) -> Result<(), MapError> {
+        if prot == Prot::NONE {
+            return Err(MapError::NoPermission);
+        }
+        if len == 0 || [iova, spa, len].iter().any(|n| n % PAGE != 0) {
+            return Err(MapError::Unaligned);
+        }
+        let ends = |start: u64, last: u64| start.checked_add(len - 1).filter(|end| *end <= last);
+        let Some(last) = ends(iova, self.aperture_last) else {
+            return Err(MapError::OutOfRange);
+        };
+        if ends(spa, (1 << 52) - 1).is_none() {
+            return Err(MapError::OutOfRange);
+        }
+        if self
+            .leaves
+            .range(..=last)
+            .next_back()
+            .is_some_and(|(_, leaf)| leaf.last >= iova)
+        {
+            return Err(MapError::Exists);
+        }
+        let x86 = self.format == TableFormat::X86_64Stage1;
+        let read = prot.read || x86;
+        let pattern = Leaf {
+            last,
+            spa,
+            prot: Prot { read, ..prot },
+            // Preset by x86-64 when nobody tracks.
+            dirty: x86 && prot.write && !self.tracking,
+        };
+        self.cover(AddrRange::new(iova, last).unwrap(), pattern);
+        Ok(())
+    }
+
+    fn unmap(&mut self, range: AddrRange) -> u64 {
+        let inside =
+            |start: &u64, leaf: &mut Leaf| range.covers(AddrRange::new(*start, leaf.last).unwrap());
+        let gone = self.leaves.extract_if(range.start().., inside);
+        gone.map(|(start, leaf)| leaf.last - start + 1).sum()
+    }
+
+    fn cut(&mut self, iova: u64) -> Result<(), MapError> {
+        if iova % PAGE != 0 {
+            return Err(MapError::Unaligned);
+        }
+        if iova > self.aperture_last {
+            return Err(MapError::OutOfRange);
+        }
+        if let Some((start, leaf)) = self.leaf(iova)
+            && start < iova
+        {
+            self.leaves.remove(&start);
+            self.cover(AddrRange::new(start, iova - 1).unwrap(), leaf);
+            let spa = leaf.spa + (iova - start);
+            self.cover(
+                AddrRange::new(iova, leaf.last).unwrap(),
+                Leaf { spa, ..leaf },
+            );
+        }
+        Ok(())
+    }
+
+    fn lookup(&self, iova: u64) -> Option<Translation> {
+        let (start, leaf) = self.leaf(iova)?;
+        Some(Translation {
+            spa: leaf.spa + (iova - start),
+            len: leaf.last - iova + 1,
+            prot: leaf.prot,
+        })
+    }
+
+    fn translate(&mut self, iova: u64, access: Access) -> Result<Translation, WalkFault> {
+        if iova > self.aperture_last {
+            return Err(WalkFault::OutOfRange);
+        }
+        let found = self.lookup(iova).ok_or(WalkFault::NotPresent)?;
+        if !found.prot.allows(access) {
+            return Err(WalkFault::Permission);
+        }
+        if self.tracking && access == Access::Write {
+            let (start, _) = self.leaf(iova).unwrap();
+            self.leaves.get_mut(&start).unwrap().dirty = true;
+        }
+        Ok(found)
+    }
+
+    /// The dirty parts of `range`, not merged.
+    fn read_dirty(&mut self, range: AddrRange, clear: bool) -> Vec<AddrRange> {
+        let mut parts = Vec::new();
+        for (&start, leaf) in self.leaves.iter_mut().filter(|(_, leaf)| leaf.dirty) {
+            let whole = AddrRange::new(start, leaf.last).unwrap();
+            parts.extend(whole.intersect(range));
+            leaf.dirty &= !(clear && range.covers(whole));
+        }
+        parts
+    }
+}
+
+/// Joins neighbours, and thereby checks that they are sorted and disjoint.
+fn merged(parts: &[AddrRange]) -> Vec<AddrRange> {
+    let mut all: Vec<AddrRange> = Vec::new();
+    for part in parts {
+        match all.last_mut() {
+            Some(before) if before.last() + 1 == part.start() => {
+                *before = AddrRange::new(before.start(), part.last()).unwrap();
+            }
+            before => {
+                assert!(before.is_none_or(|before| before.last() < part.start()));
+                all.push(*part);
+            }
+        }
+    }
+    all
+}
+
+#[derive(Clone, Debug)]
+enum Operation {
+    Map(u64, u64, u64, Prot),
+    Unmap(u64, u64),
+    Cut(u64),
+    Access(u64, Access),
+    ReadDirty(u64, u64, bool),
+    SetTracking(bool),
+}
+
+/// Addresses where something can happen: near 0, around the edge of a table of each level, and up to
+/// the last page of the space.
+fn address(last: u64) -> impl Strategy<Value = u64> {
+    let base = prop_oneof![
+        2 => Just(0u64),
+        1 => Just((1 << 30) - 0x20_0000),
+        1 => Just((1 << 39) - 0x20_0000),
+        1 => Just(last - 0x7f_ffff),
+        1 => Just(last - 0x1_ffff_ffff),
+    ];
+    let offset = prop_oneof![
+        4 => (0u64..1100).prop_map(|pages| pages * PAGE),
+        2 => (0u64..5).prop_map(|n| n * 0x20_0000),
+        1 => (0u64..8).prop_map(|n| n * 0x4000_0000),
+        1 => (0u64..0x80_0000),
+    ];
+    (base, offset).prop_map(|(base, offset)| base.wrapping_add(offset))
+}
+
+fn length() -> impl Strategy<Value = u64> {
+    prop_oneof![
+        6 => (1u64..1100).prop_map(|pages| pages * PAGE),
+        2 => (1u64..4).prop_map(|n| n * 0x20_0000),
+        1 => (1u64..3).prop_map(|n| n * 0x4000_0000),
+        1 => Just(0u64),
+        1 => any::<u64>().prop_map(|n| n >> 44),
+    ]
+}
+
+/// How an output address lies to its input address: congruent modulo 4 GiB, 2 MiB, 64 KiB, 4 KiB.
+fn phase() -> impl Strategy<Value = u64> {
+    prop_oneof![3 => Just(1u64 << 32), 1 => Just(0x20_0000), 1 => Just(0x1_0000), 1 => Just(PAGE), 1 => Just(1)]
+}
+
+fn operation(last: u64) -> impl Strategy<Value = Operation> {
+    let prot = prop_oneof![
+        4 => Just(Prot::RW),
+        2 => Just(Prot::READ),
+        2 => Just(Prot::WRITE),
+        1 => Just(Prot::NONE),
+    ];
+    let access = prop_oneof![Just(Access::Read), Just(Access::Write)];
+    prop_oneof![
+        6 => (address(last), phase(), length(), prot).prop_map(|(iova, phase, len, prot)| {
+            // Long ranges of small pages cost time and show nothing.
+            let len = if phase < 1 << 32 { len.min(0x40_0000) } else { len };
+            let spa = (iova & ((1 << 40) - 1)) + phase;
+            Operation::Map(iova, spa, len, prot)
+        }),
+        3 => (address(last), length()).prop_map(|(iova, len)| Operation::Unmap(iova, len)),
+        1 => (address(last), address(last)).prop_map(|(a, b)| Operation::Unmap(a, b.saturating_sub(a))),
+        3 => address(last).prop_map(Operation::Cut),
+        6 => (address(last), access).prop_map(|(iova, access)| Operation::Access(iova, access)),
+        2 => (address(last), length(), any::<bool>())
+            .prop_map(|(iova, len, clear)| Operation::ReadDirty(iova, len, clear)),
+        1 => any::<bool>().prop_map(Operation::SetTracking),
+    ]
+}
+
+fn apply(table: &PageTable, model: &mut Model, operation: &Operation) {
+    match *operation {
+        Operation::Map(iova, spa, len, prot) => {
+            assert_eq!(
+                table.map(iova, spa, len, prot),
+                model.map(iova, spa, len, prot)
+            );
+        }
+        Operation::Unmap(iova, len) => {
+            if let Some(range) = AddrRange::from_len(iova, len) {
+                let unmapped = table.unmap(range);
+                assert_eq!(unmapped.bytes, model.unmap(range));
+                table.recycle(unmapped.freed);
+            }
+        }
+        Operation::Cut(iova) => assert_eq!(table.cut(iova), model.cut(iova)),
+        Operation::Access(iova, access) => {
+            assert_eq!(table.translate(iova, access), model.translate(iova, access));
+        }
+        Operation::ReadDirty(iova, len, clear) => {
+            if let Some(range) = AddrRange::from_len(iova, len) {
+                let mut parts = Vec::new();
+                table.read_dirty(range, clear, &mut |part| parts.push(part));
+                assert_eq!(merged(&parts), merged(&model.read_dirty(range, clear)));
+                assert_eq!(parts, merged(&parts), "neighbours are reported as one");
+            }
+        }
+        Operation::SetTracking(on) => {
+            table.set_dirty_tracking(on);
+            model.tracking = on;
+            if on {
+                model
+                    .leaves
+                    .values_mut()
+                    .for_each(|leaf| leaf.dirty = false);
+            }
+        }
+    }
+}
+
+/// Every edge of every leaf, and the nothing around it.
+fn compare(table: &PageTable, model: &Model) {
+    for (&start, leaf) in &model.leaves {
+        for iova in [
+            start.wrapping_sub(1),
+            start,
+            leaf.last,
+            leaf.last.wrapping_add(1),
+        ] {
+            assert_eq!(table.iova_to_phys(iova), model.lookup(iova), "{iova:#x}");
+        }
+    }
+    let bytes = model
+        .leaves
+        .iter()
+        .map(|(start, leaf)| leaf.last - start + 1);
+    assert_eq!(table.mapped_bytes(), bytes.sum::<u64>());
+}
+
+fn behaves(format: TableFormat, dirty_tracking: bool, operations: &[Operation]) {
+    let config = TableConfig {
+        dirty_tracking,
+        ..TableConfig::new(format)
+    };
+    let table = PageTable::new(config);
+    let mut model = Model::new(&table, dirty_tracking);
+    for operation in operations {
+        apply(&table, &mut model, operation);
+    }
+    compare(&table, &model);
+    let all = table.unmap(AddrRange::ALL);
+    assert_eq!(all.bytes, model.unmap(AddrRange::ALL));
+    assert_eq!((table.mapped_bytes(), table.table_pages()), (0, 1));
+}
+
+/// One module of tests for each format.
+macro_rules! formats {
+    ($($module:ident: $format:expr;)*) => {$(
+        mod $module {
+            use super::*;
+
+            fn last() -> u64 {
+                PageTable::new(TableConfig::new($format)).aperture().last()
+            }
+
+            fn table() -> PageTable {
+                PageTable::new(TableConfig::new($format))
+            }
+
+            proptest! {
+                #![proptest_config(ProptestConfig {
+                    failure_persistence: None,
+                    ..ProptestConfig::with_cases(192)
+                })]
+
+                #[test]
+                fn behaves_like_the_model(
+                    tracking in any::<bool>(),
+                    operations in proptest::collection::vec(operation(last()), 1..60),
+                ) {
+                    behaves($format, tracking, &operations);
+                }
+
+                #[test]
+                fn no_argument_panics(
+                    arguments in proptest::collection::vec(any::<(u8, u64, u64, u64)>(), 1..20),
+                ) {
+                    let table = table();
+                    for (which, a, b, c) in arguments {
+                        // A few thousand pages at most, else the test only fills memory.
+                        let len = c >> (which % 64).max(40);
+                        let _ = table.map(a, b, len, Prot::RW);
+                        let _ = table.map(a & !0xfff, b >> 12 & !0xfff, len & !0xfff, Prot::RW);
+                        let _ = table.cut(a.wrapping_add(c));
+                        let _ = table.translate(a, Access::Write);
+                        if let Some(range) = AddrRange::new(a, b) {
+                            table.read_dirty(range, true, &mut |_| {});
+                            let unmapped = table.unmap(range);
+                            table.recycle(unmapped.freed);
+                        }
+                    }
+                }
+            }
+
+            #[test]
+            fn the_last_page_can_be_mapped_cut_off_and_unmapped() {
+                let (table, last) = (table(), last());
+                let start = last - 0x1f_ffff;
+                table.map(start, 0x20_0000, 0x20_0000, Prot::RW).unwrap();
+                let page = last - 0xfff;
+                assert_eq!(table.iova_to_phys(last).unwrap().spa, 0x3f_ffff);
+                assert_eq!(table.iova_to_phys(last).unwrap().len, 1);
+                table.cut(page).unwrap();
+                assert_eq!(table.iova_to_phys(page).unwrap().len, 0x1000);
+                let unmapped = table.unmap(AddrRange::new(page, last).unwrap());
+                assert_eq!((unmapped.bytes, table.iova_to_phys(last)), (0x1000, None));
+                assert_eq!(table.mapped_bytes(), 0x1f_f000);
+                let beyond = table.map(page, 0, 0x2000, Prot::RW);
+                assert_eq!(beyond, Err(MapError::OutOfRange));
+            }
+
+            #[test]
+            fn a_refused_mapping_leaves_no_trace() {
+                let table = table();
+                table.map(0x40_0000, 0, 0x1000, Prot::READ).unwrap();
+                let (tables, writes) = (table.table_pages(), table.pte_writes());
+                let refused = table.map(0, 0x1000, 0x80_0000, Prot::RW);
+                assert_eq!(refused, Err(MapError::Exists));
+                assert_eq!((table.table_pages(), table.pte_writes()), (tables, writes));
+                assert_eq!(table.mapped_bytes(), 0x1000);
+            }
+
+            #[test]
+            fn a_large_leaf_replaces_empty_tables_which_come_back_with_the_next_unmap() {
+                let table = table();
+                table.map(0, 0, 0x1000, Prot::RW).unwrap();
+                let page = table.unmap(AddrRange::new(0, 0xfff).unwrap());
+                assert!(page.freed.is_empty(), "a table is freed with its whole coverage");
+                let before = table.table_pages();
+                table.map(0, 0x4000_0000, 0x20_0000, Prot::RW).unwrap();
+                assert_eq!(table.table_pages(), before - 1);
+                assert_eq!(table.iova_to_phys(0).unwrap().len, 0x20_0000);
+                let other = table.unmap(AddrRange::new(0x80_0000, 0x80_0fff).unwrap());
+                assert_eq!((other.bytes, other.freed.len()), (0, 1));
+            }
+
+            #[test]
+            fn tables_are_reused_after_recycle_and_not_before() {
+                let table = table();
+                let range = AddrRange::new(0, 0x1f_ffff).unwrap();
+                let leaf_table = |table: &PageTable| {
+                    let mut at = table.root();
+                    for _ in 1..table.levels() {
+                        at = table.read_table_entry(at, 0).unwrap() & 0x000f_ffff_ffff_f000;
+                    }
+                    at
+                };
+                table.map(0, 0x1000, 0x20_0000, Prot::RW).unwrap();
+                let first = leaf_table(&table);
+                let unmapped = table.unmap(range);
+                table.map(0, 0x1000, 0x20_0000, Prot::RW).unwrap();
+                assert_ne!(leaf_table(&table), first, "a walk may still be in it");
+                assert_eq!(table.read_table_entry(first, 1), Some(0));
+                drop(table.unmap(range));
+                table.recycle(unmapped.freed);
+                table.map(0, 0x1000, 0x20_0000, Prot::RW).unwrap();
+                assert_eq!(leaf_table(&table), first);
+            }
+        }
+    )*};
+}
+
+formats! {
+    x86_64: TableFormat::X86_64Stage1;
+    vtd_ss: TableFormat::VtdSecondStage;
+    amd_v1: TableFormat::AmdV1;
+}

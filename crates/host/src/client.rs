@@ -21,7 +21,7 @@ use crate::{
     copy::RecoveringCopy,
     file::{FileId, MemoryFile, WeakFileWindow},
     irq::InterruptThread,
-    process::Process,
+    process::{Process, process_of},
     worker::ClientWorker,
 };
 
@@ -181,10 +181,22 @@ impl Client {
     /// See [`ProcessError`].
     pub fn process(self: &Arc<Self>, tid: i32) -> Result<Arc<Process>, ProcessError> {
         let mut processes = self.processes.lock();
-        if let Some(process) = processes.of_thread(tid) {
+        let hint = processes.of_thread.get(&tid).copied().unwrap_or(tid);
+        if let Some(process) = processes.find(hint, tid) {
             return Ok(process);
         }
-        let process = Process::open(tid, Arc::clone(&self.shared))?;
+        let id = process_of(tid)?;
+        let process = match processes.find(id, tid) {
+            Some(process) => process,
+            None => {
+                let process = Process::open(id, Arc::clone(&self.shared))?;
+                // The thread may have ended meanwhile, and its number may be another's.
+                if !process.has_thread(tid) {
+                    return Err(ProcessError::Gone);
+                }
+                process
+            }
+        };
         processes.insert(tid, &process);
         Ok(process)
     }
@@ -247,9 +259,9 @@ impl Processes {
     /// Hints that are kept before they are all forgotten.
     const MOST_HINTS: usize = 4096;
 
-    fn of_thread(&self, tid: i32) -> Option<Arc<Process>> {
-        let id = self.of_thread.get(&tid).unwrap_or(&tid);
-        let process = self.by_id.get(id)?;
+    /// Process `id`, if it is open, still the same and `tid` is one of its threads.
+    fn find(&self, id: i32, tid: i32) -> Option<Arc<Process>> {
+        let process = self.by_id.get(&id)?;
         (process.has_thread(tid) && process.still_same()).then(|| Arc::clone(process))
     }
 

@@ -51,14 +51,12 @@ pub struct Process {
 }
 
 impl Process {
-    /// The process of thread `tid`.
-    pub(crate) fn open(tid: i32, client: Arc<Shared>) -> Result<Arc<Self>, ProcessError> {
-        let any = open_dir(tid)?;
-        let status = Status::read(&any)?;
-        let id = status.process;
+    /// The process `id` (the id of its first thread).
+    pub(crate) fn open(id: i32, client: Arc<Shared>) -> Result<Arc<Self>, ProcessError> {
         let pid = Pid::from_raw(id).ok_or(ProcessError::Gone)?;
         let pidfd = rustix::process::pidfd_open(pid, PidfdFlags::empty()).map_err(refused)?;
         let dir = open_dir(id)?;
+        let parent = status(&dir, "PPid:")?;
         let open = |name, flags| {
             let flags = flags | OFlags::CLOEXEC;
             rustix::fs::openat(&dir, name, flags, Mode::empty()).map_err(refused)
@@ -68,7 +66,7 @@ impl Process {
         let process = Arc::new_cyclic(|this| Process {
             id,
             memory: AddressSpace::new(File::from(mem), File::from(maps)),
-            borrows_memory: shares_memory(id, status.parent),
+            borrows_memory: shares_memory(id, parent),
             pidfd,
             dir,
             client,
@@ -76,7 +74,7 @@ impl Process {
         });
         // If it is alive now, all that was opened by its number is its own; if the first of the two
         // is still its memory, the second is the same.
-        if process.still_same() && process.has_thread(tid) {
+        if process.still_same() {
             Ok(process)
         } else {
             Err(ProcessError::Gone)
@@ -258,25 +256,19 @@ impl Caller for Process {
     }
 }
 
-/// What is needed of `/proc/PID/status`.
-struct Status {
-    process: i32,
-    parent: i32,
+/// The id of the process that thread `tid` belongs to now.
+pub(crate) fn process_of(tid: i32) -> Result<i32, ProcessError> {
+    status(&open_dir(tid)?, "Tgid:")
 }
 
-impl Status {
-    fn read(dir: &OwnedFd) -> Result<Self, ProcessError> {
-        let text = read_text(dir, "status").ok_or(ProcessError::Gone)?;
-        let field = |name: &str| {
+/// A number in `/proc/PID/status`.
+fn status(dir: &OwnedFd, name: &str) -> Result<i32, ProcessError> {
+    read_text(dir, "status")
+        .and_then(|text| {
             text.lines()
                 .find_map(|line| line.strip_prefix(name)?.trim().parse().ok())
-                .ok_or(ProcessError::Gone)
-        };
-        Ok(Status {
-            process: field("Tgid:")?,
-            parent: field("PPid:")?,
         })
-    }
+        .ok_or(ProcessError::Gone)
 }
 
 fn open_dir(id: i32) -> Result<OwnedFd, ProcessError> {

@@ -2,7 +2,6 @@
 //! standard input. Only what a hostile or ordinary client could do.
 
 use std::{
-    ffi::CString,
     io::{BufRead, BufReader, Write},
     os::{
         fd::{AsRawFd, FromRawFd, IntoRawFd, OwnedFd},
@@ -223,6 +222,17 @@ fn obey(command: &str, n: &[u64], words: &[&str]) -> String {
             Ok(address) => address.to_string(),
             Err(errno) => format!("refused {errno}"),
         },
+        // silent-file PATH -> fd: a file whose server answers until told not to
+        "silent-file" => match crate::silent::open(words[1]) {
+            Ok(fd) => fd.to_string(),
+            Err(error) => format!("refused {error}"),
+        },
+        "fall-silent" => {
+            crate::silent::fall_silent();
+            "done".into()
+        }
+        // map-private FD LEN
+        "map-private" => map(n[1], "rwp", Some(n[0] as i32)).to_string(),
         // thread -> id of a second thread
         "thread" => {
             let (send, receive) = std::sync::mpsc::channel();
@@ -235,7 +245,7 @@ fn obey(command: &str, n: &[u64], words: &[&str]) -> String {
             });
             receive.recv().unwrap().to_string()
         }
-        // vfork ADDRESS -> a child that shares our memory, as long as it is not killed
+        // vfork -> a child that shares our memory, as long as it is not killed
         "vfork" => vfork().to_string(),
         "exec" => {
             let error = this_test("child::entry").exec();
@@ -258,6 +268,11 @@ fn obey(command: &str, n: &[u64], words: &[&str]) -> String {
 }
 
 fn map(len: u64, prot: &str, fd: Option<i32>) -> u64 {
+    let kind = if prot.contains('p') {
+        MapFlags::PRIVATE
+    } else {
+        MapFlags::SHARED
+    };
     let mut flags = ProtFlags::empty();
     flags.set(ProtFlags::READ, prot.contains('r'));
     flags.set(ProtFlags::WRITE, prot.contains('w'));
@@ -269,14 +284,7 @@ fn map(len: u64, prot: &str, fd: Option<i32>) -> u64 {
             }
             Some(fd) => {
                 let fd = std::os::fd::BorrowedFd::borrow_raw(fd);
-                rustix::mm::mmap(
-                    ptr::null_mut(),
-                    len as usize,
-                    flags,
-                    MapFlags::SHARED,
-                    fd,
-                    0,
-                )
+                rustix::mm::mmap(ptr::null_mut(), len as usize, flags, kind, fd, 0)
             }
         }
     };
@@ -304,8 +312,7 @@ fn userfault(len: u64) -> Result<u64, Errno> {
     Ok(address)
 }
 
-/// A process that shares our memory and has its own exec: it waits for a line on a pipe that never
-/// comes, then execs. Gives its id.
+/// A process that shares our memory, as after `vfork`, and only waits. Gives its id.
 fn vfork() -> i32 {
     extern "C" fn run(_: *mut libc::c_void) -> libc::c_int {
         loop {
@@ -324,6 +331,5 @@ fn vfork() -> i32 {
         )
     };
     assert!(id > 0, "{}", std::io::Error::last_os_error());
-    let _ = CString::default();
     id
 }

@@ -7,5 +7,6 @@ mod interrupts;
 mod leaks;
 mod memory;
 mod process;
+mod silent;
 mod unprivileged;
 mod workers;

@@ -8,7 +8,7 @@ use std::{
 
 use ioasid_core::{
     access::Prot,
-    host::{Worker, WorkerStopped},
+    host::{Caller, FdError, Worker, WorkerStopped},
     memory::MemoryGone,
 };
 use ioasid_host::ClientWorker;
@@ -60,11 +60,10 @@ fn a_job_that_panics_does_not_end_the_worker() {
 fn memory_that_never_answers_holds_up_nobody_but_its_owner() {
     let mut hostile = Fixture::new();
     let mut other = Fixture::in_space(&hostile.space);
-    let answer = hostile.child.tell("userfault 4096");
-    let Ok(address) = answer[0].parse() else {
-        eprintln!("skipped: userfaultfd with kernel faults is {answer:?} here");
+    let Some((fd, _target)) = silent_file(&mut hostile) else {
         return;
     };
+    let address = hostile.child.ask(&format!("map-private {fd} 4096"));
     let pages = hostile.pin(address, 4096, Prot::RW).unwrap();
     let (send, receive) = channel();
     let (started, running) = channel();
@@ -109,4 +108,53 @@ fn memory_that_never_answers_holds_up_nobody_but_its_owner() {
     while !hostile.client.has_stopped() {
         std::thread::yield_now();
     }
+}
+
+/// A file of the child whose server answers nothing any more, and what it is mounted on.
+fn silent_file(f: &mut Fixture) -> Option<(i32, tempfile::NamedTempFile)> {
+    let target = tempfile::NamedTempFile::new().unwrap();
+    let answer = f
+        .child
+        .tell(&format!("silent-file {}", target.path().display()));
+    let Ok(fd) = answer[0].parse() else {
+        eprintln!("skipped: a FUSE mount is {answer:?}");
+        return None;
+    };
+    f.child.tell("fall-silent");
+    Some((fd, target))
+}
+
+#[test]
+fn a_file_whose_server_never_answers_is_refused_without_asking_it() {
+    let mut f = Fixture::new();
+    let Some((fd, _target)) = silent_file(&mut f) else {
+        return;
+    };
+    assert_eq!(
+        f.process.file_pages(fd, 0, 4096).unwrap_err(),
+        FdError::WrongType
+    );
+    assert_eq!(f.process.eventfd(fd).unwrap_err(), FdError::WrongType);
+    f.process.fd_identity(fd).unwrap();
+    // A shared mapping of it is the client's own memory, never a mapping of ours.
+    let address = f.child.ask(&format!("map {fd} 4096 rw"));
+    let pages = f.pin(address, 4096, Prot::RW).unwrap();
+    assert!(!f.is_direct(&pages));
+    // Nor does a look for other files among the descriptors of the process ask it.
+    let memfd = f.child.ask("memfd 4096");
+    let address = f.child.ask(&format!("map {memfd} 4096 rw"));
+    let pages = f.pin(address, 4096, Prot::RW).unwrap();
+    assert!(f.is_direct(&pages));
+}
+
+#[test]
+fn a_page_that_its_owner_must_fault_in_is_gone_for_dma_until_it_does() {
+    let mut f = Fixture::new();
+    let answer = f.child.tell("userfault 8192");
+    let Ok(address) = answer[0].parse() else {
+        eprintln!("skipped: userfaultfd is {answer:?}");
+        return;
+    };
+    let pages = f.pin(address, 4096, Prot::RW).unwrap();
+    assert_eq!(f.write(&pages, &[1; 64]), Err(MemoryGone { done: 0 }));
 }

@@ -1,23 +1,163 @@
-//! A device that a program holds, and what it is attached to.
+//! A device that a program holds.
 
 use std::{fmt, sync::Arc};
 
-use ioasid_core::Pasid;
-use ioasid_iommu::Device;
+use ioasid_core::{
+    AddrRange, Pasid,
+    inspect::{Inspect, Node},
+    sync::Mutex,
+};
+use ioasid_iommu::{
+    AttachError, Device, DmaOwnership, Domain, FaultSink, ReservedKind, attach_device_pasid,
+    attach_group, detach_device_pasid, detach_group, replace_device_pasid, replace_group,
+};
 
-use crate::{context::Context, error::Error, object::ObjectId};
+use crate::{attach::Holder, context::Context, error::Error, object::ObjectId};
+
+/// A device object: a whole device, or one default-PASID child of a device.
+pub(crate) struct DeviceObject {
+    id: ObjectId,
+    device: Arc<Device>,
+    child: Option<Pasid>,
+    /// The claim on the group of a whole device. A child claims nothing: its parent's driver owns
+    /// the device and its PASIDs.
+    ownership: Mutex<Option<DmaOwnership>>,
+    faults: Arc<dyn FaultSink>,
+}
+
+impl DeviceObject {
+    pub(crate) fn new(
+        id: ObjectId,
+        device: Arc<Device>,
+        child: Option<Pasid>,
+        ownership: Option<DmaOwnership>,
+        faults: Arc<dyn FaultSink>,
+    ) -> Arc<Self> {
+        Arc::new(DeviceObject {
+            id,
+            device,
+            child,
+            ownership: Mutex::new(ownership),
+            faults,
+        })
+    }
+
+    pub(crate) fn id(&self) -> ObjectId {
+        self.id
+    }
+
+    pub(crate) fn device(&self) -> &Arc<Device> {
+        &self.device
+    }
+
+    pub(crate) fn child(&self) -> Option<Pasid> {
+        self.child
+    }
+
+    /// What its attachments are kept under: its group's, or its own.
+    pub(crate) fn holder(&self) -> Holder {
+        match self.child {
+            Some(_) => Holder::Child(self.id),
+            None => Holder::Group(self.device.group().id()),
+        }
+    }
+
+    /// The PASID of the DMA that an attachment is about. From here on a child is a PASID of its
+    /// device like any other.
+    fn route(&self, pasid: Option<Pasid>) -> Option<Pasid> {
+        self.child.or(pasid)
+    }
+
+    /// What mappings must stay away from; nothing, unless the DMA has no PASID.
+    pub(crate) fn reserved(&self, pasid: Option<Pasid>) -> Vec<AddrRange> {
+        if self.route(pasid).is_some() {
+            return Vec::new();
+        }
+        let regions = self.device.reserved_regions().iter();
+        regions
+            .filter(|region| region.kind != ReservedKind::DirectRelaxable)
+            .map(|region| region.range)
+            .collect()
+    }
+
+    pub(crate) fn point(&self, pasid: Option<Pasid>, domain: &Arc<Domain>) -> Result<(), Error> {
+        let (device, faults) = (&self.device, &self.faults);
+        Ok(match self.route(pasid) {
+            None => attach_group(domain, device.group(), faults),
+            Some(pasid) => attach_device_pasid(domain, device, pasid.get(), faults),
+        }?)
+    }
+
+    pub(crate) fn repoint(&self, pasid: Option<Pasid>, domain: &Arc<Domain>) -> Result<(), Error> {
+        let (device, faults) = (&self.device, &self.faults);
+        Ok(match self.route(pasid) {
+            None => replace_group(domain, device.group(), faults),
+            Some(pasid) => replace_device_pasid(domain, device, pasid.get(), faults),
+        }?)
+    }
+
+    /// Returns after the barrier.
+    pub(crate) fn unpoint(&self, pasid: Option<Pasid>) {
+        match self.route(pasid) {
+            None => detach_group(self.device.group()),
+            Some(pasid) => detach_device_pasid(&self.device, pasid.get()),
+        }
+    }
+
+    pub(crate) fn release_ownership(&self) {
+        let ownership = self.ownership.lock().take();
+        drop(ownership);
+    }
+}
+
+impl From<AttachError> for Error {
+    fn from(error: AttachError) -> Self {
+        match error {
+            AttachError::NoPasidSupport => Error::NoPasids,
+            AttachError::PasidRange => Error::NoSuchPasid,
+            AttachError::Busy => Error::DeviceBusy,
+            _ => Error::Incompatible,
+        }
+    }
+}
+
+impl fmt::Debug for DeviceObject {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("DeviceObject")
+            .field("id", &self.id)
+            .field("device", &self.device.address())
+            .field("child", &self.child)
+            .finish_non_exhaustive()
+    }
+}
+
+impl Inspect for DeviceObject {
+    fn inspect(&self) -> Node {
+        let node = Node::new()
+            .with("id", self.id.get())
+            .with("device", self.device.address().to_string());
+        match self.child {
+            Some(pasid) => node.with("default_pasid", pasid.get()),
+            None => node,
+        }
+    }
+}
 
 /// A device, or one default-PASID child of a device, bound to a [`Context`]. Dropping it detaches
 /// everything and unbinds, in this order.
 pub struct BoundDevice {
     context: Arc<Context>,
-    id: ObjectId,
+    object: Arc<DeviceObject>,
 }
 
 impl BoundDevice {
+    pub(crate) fn new(context: Arc<Context>, object: Arc<DeviceObject>) -> Self {
+        BoundDevice { context, object }
+    }
+
     /// The id of the device object.
     pub fn id(&self) -> ObjectId {
-        self.id
+        self.object.id
     }
 
     /// The file it is bound to.
@@ -27,49 +167,72 @@ impl BoundDevice {
 
     /// The device whose DMA it is: for a child, its parent.
     pub fn device(&self) -> &Arc<Device> {
-        todo!()
+        &self.object.device
     }
 
     /// The PASID of a default-PASID child.
     pub fn default_pasid(&self) -> Option<Pasid> {
-        todo!()
+        self.object.child
     }
 
     /// Attaches to an IOAS or page table, or replaces what was attached; returns the page table.
     ///
     /// # Errors
-    /// [`Error::NoObject`], [`Error::NotAttachable`], [`Error::AddressInUse`], ...; what was
-    /// attached before stays.
+    /// [`Error::NoObject`], [`Error::NotAttachable`], [`Error::AddressInUse`],
+    /// [`Error::Incompatible`], [`Error::GroupElsewhere`], [`Error::NotForPasids`], and those of
+    /// pinning. What was attached before stays.
     pub fn attach(&self, pt_id: ObjectId) -> Result<ObjectId, Error> {
-        let _ = pt_id;
-        todo!()
+        self.context.attach(&self.object, None, pt_id)
     }
 
-    /// Attaches a PASID that the program chose, or replaces what was attached there.
+    /// Attaches a PASID that the program chose, or replaces what was attached there. Only page
+    /// tables made with [`HwptFlags::PASID`](crate::HwptFlags::PASID) will do, at the device's own
+    /// attachment (if any) as well.
     ///
     /// # Errors
-    /// [`Error::PasidSpace`] for 2^31 and more; [`Error::NoPasids`] for a child; the others as for
+    /// [`Error::NoPasids`] for a child, [`Error::PasidSpace`] for 2^31 and more, and those of
     /// [`BoundDevice::attach`].
     pub fn attach_pasid(&self, pt_id: ObjectId, pasid: u32) -> Result<ObjectId, Error> {
-        let _ = (pt_id, pasid);
-        todo!()
+        if self.object.child.is_some() {
+            return Err(Error::NoPasids);
+        }
+        if pasid > i32::MAX as u32 {
+            return Err(Error::PasidSpace);
+        }
+        let Some(pasid) = Pasid::new(pasid) else {
+            self.context.attachable(pt_id)?;
+            return Err(Error::NoSuchPasid);
+        };
+        self.context.attach(&self.object, Some(pasid), pt_id)
     }
 
     /// Detaches; returns when no DMA through the old page table is in flight. Not attached: nothing
     /// to do.
     pub fn detach(&self) {
-        todo!()
+        self.context.detach(&self.object, None);
     }
 
     /// Detaches a PASID that the program chose; as [`BoundDevice::detach`].
     pub fn detach_pasid(&self, pasid: u32) {
-        let _ = pasid;
-        todo!()
+        if let Some(pasid) = Pasid::new(pasid) {
+            self.context.detach(&self.object, Some(pasid));
+        }
+    }
+
+    /// The page table that the device is attached to, by itself or at `pasid`.
+    pub fn attached(&self, pasid: Option<Pasid>) -> Option<ObjectId> {
+        self.context.attached(&self.object, pasid)
+    }
+}
+
+impl Drop for BoundDevice {
+    fn drop(&mut self) {
+        self.context.unbind(&self.object);
     }
 }
 
 impl fmt::Debug for BoundDevice {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("BoundDevice").field("id", &self.id).finish_non_exhaustive()
+        fmt::Debug::fmt(&self.object, f)
     }
 }

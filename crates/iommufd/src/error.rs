@@ -21,6 +21,9 @@ pub enum Error {
     /// Other objects or attachments use it (EBUSY).
     #[error("object {0} is in use")]
     InUse(ObjectId),
+    /// An option can be set only before the first object is made (EBUSY).
+    #[error("there are objects already")]
+    HasObjects,
     /// No object id is left (ENOSPC).
     #[error("no object id is left")]
     NoIds,
@@ -62,6 +65,9 @@ pub enum Error {
     /// (EFAULT), no memory or over a limit (ENOMEM), outside the file (EINVAL).
     #[error("the pages cannot be had: {0}")]
     Pin(#[from] PinError),
+    /// An address that the page table cannot hold (ERANGE).
+    #[error("the page table cannot hold these addresses")]
+    OutsideTable,
     /// A list of ranges overlaps itself or has a range whose start is not below its last (EINVAL).
     #[error("the ranges overlap or are empty")]
     BadRanges,

@@ -1,8 +1,25 @@
-//! An I/O address space.
+//! An I/O address space: what is mapped where, in every page table of it.
+//!
+//! Two locks. `change` is held by whoever maps, unmaps, or adds or removes a domain, for as long as
+//! that takes, pinning and barrier included: one change of an IOAS at a time. `state` is held only
+//! for lookups and bookkeeping, so that inspection and COPY from this IOAS never wait for a peer.
 
-use ioasid_core::{AddrRange, Prot};
+use std::sync::Arc;
 
-use crate::object::ObjectId;
+use ioasid_core::{
+    AddrRange, Prot,
+    inspect::{Inspect, Node},
+    memory::PAGE_SIZE,
+    sync::Mutex,
+};
+
+use crate::{
+    domains::{IoasDomain, Tables},
+    error::Error,
+    iova::{IovaSpace, Owner},
+    object::ObjectId,
+    pages::{Pages, Run},
+};
 
 /// Where and how to map pages.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -20,12 +37,22 @@ pub struct MapArgs {
 impl MapArgs {
     /// `len` bytes from the start of the source, at `iova`.
     pub const fn fixed(iova: u64, len: u64, prot: Prot) -> Self {
-        MapArgs { iova: Some(iova), len, offset: 0, prot }
+        MapArgs {
+            iova: Some(iova),
+            len,
+            offset: 0,
+            prot,
+        }
     }
 
     /// `len` bytes from the start of the source, where there is room.
     pub const fn anywhere(len: u64, prot: Prot) -> Self {
-        MapArgs { iova: None, len, offset: 0, prot }
+        MapArgs {
+            iova: None,
+            len,
+            offset: 0,
+            prot,
+        }
     }
 }
 
@@ -53,4 +80,352 @@ pub struct IovaRanges {
     pub ranges: Vec<AddrRange>,
     /// What start and length of a mapping must be multiples of, in bytes; 1 if anything goes.
     pub alignment: u64,
+}
+
+/// One mapping.
+#[derive(Clone, Debug)]
+pub(crate) struct Area {
+    pub(crate) pages: Arc<Pages>,
+    /// Where the area starts in its pages, in bytes.
+    pub(crate) offset: u64,
+    pub(crate) prot: Prot,
+    /// System physical addresses, while the IOAS has a domain.
+    pub(crate) run: Option<Arc<Run>>,
+}
+
+/// Bytes of some pages, to become an area.
+#[derive(Clone, Debug)]
+pub(crate) struct Part {
+    pub(crate) pages: Arc<Pages>,
+    pub(crate) offset: u64,
+    pub(crate) len: u64,
+}
+
+/// The bookkeeping of an IOAS.
+#[derive(Debug)]
+pub(crate) struct State {
+    pub(crate) space: IovaSpace<Area>,
+    pub(crate) tables: Tables,
+    large_pages: bool,
+}
+
+impl State {
+    /// What mappings must be aligned to.
+    pub(crate) fn alignment(&self) -> u64 {
+        let least = if self.large_pages { 1 } else { PAGE_SIZE };
+        self.tables.alignment().max(least)
+    }
+
+    /// Whether leaves may be larger than a page.
+    pub(crate) fn large_pages(&self) -> bool {
+        self.large_pages
+    }
+
+    /// Whether every area is aligned to `alignment`.
+    pub(crate) fn is_aligned(&self, alignment: u64) -> bool {
+        alignment == 1
+            || self.space.areas().all(|(range, area)| {
+                range.is_aligned(alignment) && area.offset & (alignment - 1) == 0
+            })
+    }
+}
+
+/// An I/O address space object.
+#[derive(Debug)]
+pub(crate) struct Ioas {
+    id: ObjectId,
+    pub(crate) change: Mutex<()>,
+    pub(crate) state: Mutex<State>,
+}
+
+impl Ioas {
+    pub(crate) fn new(id: ObjectId) -> Arc<Self> {
+        Arc::new(Ioas {
+            id,
+            change: Mutex::new(()),
+            state: Mutex::new(State {
+                space: IovaSpace::default(),
+                tables: Tables::default(),
+                large_pages: true,
+            }),
+        })
+    }
+
+    pub(crate) fn id(&self) -> ObjectId {
+        self.id
+    }
+
+    pub(crate) fn iova_ranges(&self) -> IovaRanges {
+        let state = self.state.lock();
+        IovaRanges {
+            ranges: state.space.usable(),
+            alignment: state.alignment(),
+        }
+    }
+
+    pub(crate) fn allow_iovas(&self, ranges: &[AddrRange]) -> Result<(), Error> {
+        let _change = self.change.lock();
+        self.state.lock().space.set_allowed(ranges)
+    }
+
+    /// Maps `parts` one behind the other, all or nothing, and returns the IOVA of the first.
+    pub(crate) fn map(&self, parts: &[Part], iova: Option<u64>, prot: Prot) -> Result<u64, Error> {
+        let _change = self.change.lock();
+        let (start, domains, large_pages) = {
+            let mut state = self.state.lock();
+            let start = place(&mut state, parts, iova, prot)?;
+            (start, state.tables.domains(), state.large_pages)
+        };
+        let mut areas = Vec::with_capacity(parts.len());
+        let mut next = start;
+        for part in parts {
+            let range = AddrRange::from_len(next, part.len).ok_or(Error::Overflow)?;
+            next = range.last().wrapping_add(1);
+            let area = Area {
+                pages: Arc::clone(&part.pages),
+                offset: part.offset,
+                prot,
+                run: None,
+            };
+            areas.push((range, area));
+        }
+        for index in 0..areas.len() {
+            let (range, area) = &mut areas[index];
+            if let Err(error) = fill(&domains, *range, area, large_pages) {
+                take_down(&domains, &areas[..=index]);
+                return Err(error);
+            }
+        }
+        let mut state = self.state.lock();
+        for (range, area) in areas {
+            state.space.insert(range, area);
+        }
+        Ok(start)
+    }
+
+    /// The pages behind `len` bytes from `iova`, which must all be mapped.
+    pub(crate) fn parts(&self, iova: u64, len: u64) -> Result<Vec<Part>, Error> {
+        if len == 0 {
+            return Err(Error::Empty);
+        }
+        let range = AddrRange::from_len(iova, len).ok_or(Error::Overflow)?;
+        let state = self.state.lock();
+        let mut parts = Vec::new();
+        let mut next = Some(range.start());
+        for (area_range, area) in state.space.overlapping(range) {
+            if next.is_none_or(|next| area_range.start() > next) {
+                return Err(Error::NotMapped);
+            }
+            let Some(shared) = area_range.intersect(range) else {
+                continue;
+            };
+            parts.push(Part {
+                pages: Arc::clone(&area.pages),
+                offset: area.offset + (shared.start() - area_range.start()),
+                len: shared.len_saturating(),
+            });
+            next = shared.last().checked_add(1);
+        }
+        let end = parts.iter().map(|part| part.len).sum::<u64>();
+        if end == len {
+            Ok(parts)
+        } else {
+            Err(Error::NotMapped)
+        }
+    }
+
+    /// Unmaps the areas that lie wholly in `range`, with one barrier, and returns their bytes. When
+    /// it returns no DMA through them is in flight.
+    ///
+    /// # Errors
+    /// [`Error::NotMapped`] if an area lies across an edge; those before it are unmapped then, as
+    /// in the kernel.
+    pub(crate) fn unmap(&self, range: AddrRange) -> Result<u64, Error> {
+        let _change = self.change.lock();
+        let (areas, domains, cut) = {
+            let mut state = self.state.lock();
+            let mut whole = Vec::new();
+            let mut cut = false;
+            for (area, _) in state.space.overlapping(range) {
+                cut = !range.covers(area);
+                if cut {
+                    break;
+                }
+                whole.push(area);
+            }
+            let remove = |range: AddrRange| Some((range, state.space.remove(range.start())?));
+            let areas: Vec<_> = whole.into_iter().filter_map(remove).collect();
+            (areas, state.tables.domains(), cut)
+        };
+        take_down(&domains, &areas);
+        if cut {
+            return Err(Error::NotMapped);
+        }
+        Ok(total(&areas))
+    }
+
+    /// Unmaps everything and returns how many bytes that were.
+    pub(crate) fn unmap_all(&self) -> u64 {
+        let _change = self.change.lock();
+        let (areas, domains) = {
+            let mut state = self.state.lock();
+            (state.space.clear(), state.tables.domains())
+        };
+        take_down(&domains, &areas);
+        total(&areas)
+    }
+
+    pub(crate) fn large_pages(&self) -> bool {
+        self.state.lock().large_pages
+    }
+
+    /// Allows or forbids leaves larger than a page.
+    pub(crate) fn set_large_pages(&self, on: bool) -> Result<(), Error> {
+        let _change = self.change.lock();
+        let mut state = self.state.lock();
+        if !on && state.large_pages {
+            if !state.tables.is_empty() && state.space.len() > 0 {
+                return Err(Error::TooLate);
+            }
+            if !state.is_aligned(PAGE_SIZE) {
+                return Err(Error::AddressInUse);
+            }
+        }
+        state.large_pages = on;
+        Ok(())
+    }
+
+    /// Keeps `ranges` unmapped for a device attached by its RID.
+    pub(crate) fn reserve(&self, device: ObjectId, ranges: Vec<AddrRange>) -> Result<(), Error> {
+        let _change = self.change.lock();
+        self.state
+            .lock()
+            .space
+            .reserve(Owner::Device(device), ranges)
+    }
+
+    pub(crate) fn unreserve(&self, device: ObjectId) {
+        let _change = self.change.lock();
+        self.state.lock().space.unreserve(Owner::Device(device));
+    }
+
+    /// Whether every area's pages come from files.
+    pub(crate) fn is_file_backed(&self) -> bool {
+        let state = self.state.lock();
+        state
+            .space
+            .areas()
+            .all(|(_, area)| area.pages.source().is_file())
+    }
+}
+
+/// Checks a mapping and chooses its address.
+fn place(state: &mut State, parts: &[Part], iova: Option<u64>, prot: Prot) -> Result<u64, Error> {
+    let alignment = state.alignment();
+    let len = parts
+        .iter()
+        .try_fold(0u64, |sum, part| sum.checked_add(part.len))
+        .ok_or(Error::Overflow)?;
+    let (Some(first), 1..) = (parts.first(), len) else {
+        return Err(Error::Empty);
+    };
+    if len & (alignment - 1) != 0 {
+        return Err(Error::Misaligned { alignment });
+    }
+    let start = match iova {
+        Some(iova) => state.space.check(iova, len, alignment)?.start(),
+        None => {
+            let address = first.pages.source().alignment_hint();
+            let address = address.wrapping_add(first.offset);
+            state.space.find(address, len, alignment)?
+        }
+    };
+    for part in parts {
+        if prot.write && !part.pages.writable() {
+            return Err(Error::ReadOnlyPages);
+        }
+        if (part.offset % PAGE_SIZE) & (alignment - 1) != 0 {
+            return Err(Error::Misaligned { alignment });
+        }
+    }
+    Ok(start)
+}
+
+/// Gives an area system physical addresses and writes it to every domain. What was written stays on
+/// failure, for the caller to take down.
+pub(crate) fn fill(
+    domains: &[Arc<IoasDomain>],
+    range: AddrRange,
+    area: &mut Area,
+    large_pages: bool,
+) -> Result<(), Error> {
+    if domains.is_empty() {
+        return Ok(());
+    }
+    let len = range.len_saturating();
+    let run = match area.run.take() {
+        Some(run) => run,
+        None => area.pages.pin(area.offset, len)?,
+    };
+    let pieces = run.pieces(area.offset, len);
+    area.run = Some(run);
+    for domain in domains {
+        let mut iova = range.start();
+        for (spa, len) in &pieces {
+            domain.map(iova, *spa, *len, area.prot, large_pages)?;
+            iova = iova.wrapping_add(*len);
+        }
+    }
+    Ok(())
+}
+
+/// Takes areas out of every domain: one barrier each. The caller drops the areas, and with them the
+/// pins, afterwards.
+fn take_down(domains: &[Arc<IoasDomain>], areas: &[(AddrRange, Area)]) {
+    if domains.is_empty() || areas.is_empty() {
+        return;
+    }
+    let mut ranges: Vec<AddrRange> = Vec::new();
+    for (range, _) in areas {
+        match ranges.last_mut() {
+            Some(last) if last.last().checked_add(1) == Some(range.start()) => {
+                if let Some(joined) = AddrRange::new(last.start(), range.last()) {
+                    *last = joined;
+                }
+            }
+            _ => ranges.push(*range),
+        }
+    }
+    for domain in domains {
+        domain.unmap(&ranges);
+    }
+}
+
+fn total(areas: &[(AddrRange, Area)]) -> u64 {
+    areas.iter().fold(0, |sum, (range, _)| {
+        sum.saturating_add(range.len_saturating())
+    })
+}
+
+impl Inspect for Ioas {
+    fn inspect(&self) -> Node {
+        let state = self.state.lock();
+        let mut pages: Vec<_> = state.space.areas().map(|(_, area)| &area.pages).collect();
+        pages.sort_by_key(|pages| Arc::as_ptr(pages));
+        pages.dedup_by_key(|pages| Arc::as_ptr(pages));
+        let pinned: u64 = pages.iter().map(|pages| pages.pinned_bytes()).sum();
+        let domains: Vec<u32> = state
+            .tables
+            .domains()
+            .iter()
+            .map(|d| d.id().get())
+            .collect();
+        Node::new()
+            .with("id", self.id.get())
+            .with("areas", state.space.len())
+            .with("mapped_bytes", state.space.mapped())
+            .with("pinned_bytes", pinned)
+            .with("alignment", state.alignment())
+            .with("domains", domains)
+    }
 }

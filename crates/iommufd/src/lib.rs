@@ -1,12 +1,13 @@
 //! Floor 3: the object model of `/dev/iommu` as Linux names it, without its bytes.
 //!
 //! * [`Context`]: one open `/dev/iommu` file: a table of objects, and every command on them.
-//! * [`ioas`]: an I/O address space: *areas* (which IOVAs are mapped), reserved and allowed ranges,
-//!   the IOVA allocator, and the domains that the areas are written to.
-//! * [`pages`]: the memory behind areas, shared by copies, pinned while a domain needs it.
-//! * [`hwpt`]: a page table of an IOAS as programs name it.
-//! * [`BoundDevice`]: a device, or one default-PASID child of a device, that a program holds.
-//! * [`hw_info`], [`dirty`]: what a device can do; which pages were written.
+//! * `ioas`: an I/O address space: *areas* and the domains that they are written to; `iova`: which
+//!   addresses are mapped, reserved or allowed, and where the next mapping goes.
+//! * `pages`: the memory behind areas, shared by copies, pinned while a domain needs it.
+//! * `hwpt`: a page table of an IOAS as programs name it; `domains`: what it stands on.
+//! * [`BoundDevice`]: a device, or one default-PASID child of a device, that a program holds;
+//!   `attach`: what it is attached to.
+//! * [`HwInfo`], [`DirtyRequest`]: what a device can do; which pages were written.
 //!
 //! What never lives here: the layout of ioctl structs and errno numbers (the `uapi` crate), and any
 //! notion of a mediated device: a child is a `device + PASID`, and the presence of the PASID alone
@@ -22,21 +23,23 @@
 #![forbid(unsafe_code)]
 
 mod attach;
-pub mod context;
-pub mod device;
-pub mod dirty;
-pub mod error;
-pub mod hw_info;
-pub mod hwpt;
-pub mod ioas;
+mod context;
+mod device;
+mod dirty;
+mod domains;
+mod error;
+mod hw_info;
+mod hwpt;
+mod ioas;
+mod iova;
 mod object;
-pub mod pages;
+mod pages;
 
 pub use context::Context;
 pub use device::BoundDevice;
 pub use dirty::DirtyRequest;
 pub use error::Error;
-pub use hw_info::HwInfo;
+pub use hw_info::{HwInfo, VtdRegisters};
 pub use hwpt::{HwptAlloc, HwptFlags};
 pub use ioas::{CopyArgs, IovaRanges, MapArgs};
 pub use object::ObjectId;

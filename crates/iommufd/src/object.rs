@@ -3,9 +3,10 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     fmt,
+    sync::Arc,
 };
 
-use crate::error::Error;
+use crate::{device::DeviceObject, error::Error, hwpt::Hwpt, ioas::Ioas};
 
 /// The id of one object of a [`Context`](crate::Context), 1..=2^31-1. Programs send any number, so
 /// holding one says nothing about an object existing.
@@ -33,5 +34,113 @@ impl fmt::Display for ObjectId {
 impl fmt::Debug for ObjectId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "object {}", self.0)
+    }
+}
+
+/// What an id stands for.
+#[derive(Clone, Debug)]
+pub(crate) enum Object {
+    Ioas(Arc<Ioas>),
+    Hwpt(Arc<Hwpt>),
+    Device(Arc<DeviceObject>),
+}
+
+#[derive(Debug)]
+struct Entry {
+    /// `None` while the object is being made: the id is taken, but names nothing yet.
+    object: Option<Object>,
+    /// Other objects and attachments that use it.
+    users: u32,
+}
+
+/// Ids and objects. Ids are the lowest free numbers from 1, as in the kernel's
+/// `xa_alloc(xa_limit_31b)`.
+#[derive(Debug, Default)]
+pub(crate) struct Table {
+    entries: BTreeMap<ObjectId, Entry>,
+    /// Free numbers below or equal to `high`.
+    free: BTreeSet<u32>,
+    high: u32,
+}
+
+impl Table {
+    const LAST: u32 = i32::MAX as u32;
+
+    /// Takes the lowest free id. It names nothing until [`Table::install`].
+    pub(crate) fn reserve(&mut self) -> Result<ObjectId, Error> {
+        let number = match self.free.pop_first() {
+            Some(number) => number,
+            None if self.high < Self::LAST => {
+                self.high += 1;
+                self.high
+            }
+            None => return Err(Error::NoIds),
+        };
+        let id = ObjectId(number);
+        let entry = Entry {
+            object: None,
+            users: 0,
+        };
+        self.entries.insert(id, entry);
+        Ok(id)
+    }
+
+    /// Gives a reserved id its object.
+    pub(crate) fn install(&mut self, id: ObjectId, object: Object) {
+        if let Some(entry) = self.entries.get_mut(&id) {
+            entry.object = Some(object);
+        }
+    }
+
+    /// Frees an id whatever uses it: for objects that were never seen, and for teardown.
+    pub(crate) fn forget(&mut self, id: ObjectId) {
+        if self.entries.remove(&id).is_some() {
+            self.free.insert(id.0);
+        }
+    }
+
+    /// The object, of any type.
+    pub(crate) fn object(&self, id: ObjectId) -> Option<Object> {
+        self.entries.get(&id)?.object.clone()
+    }
+
+    /// One more user.
+    pub(crate) fn hold(&mut self, id: ObjectId) {
+        if let Some(entry) = self.entries.get_mut(&id) {
+            entry.users += 1;
+        }
+    }
+
+    /// One user less; returns how many are left.
+    pub(crate) fn put(&mut self, id: ObjectId) -> u32 {
+        match self.entries.get_mut(&id) {
+            Some(entry) => {
+                entry.users = entry.users.saturating_sub(1);
+                entry.users
+            }
+            None => 0,
+        }
+    }
+
+    /// Takes an object out that nobody uses.
+    pub(crate) fn remove(&mut self, id: ObjectId) -> Result<Object, Error> {
+        let entry = self.entries.get(&id).ok_or(Error::NoObject(id))?;
+        let object = entry.object.clone().ok_or(Error::NoObject(id))?;
+        if entry.users > 0 {
+            return Err(Error::InUse(id));
+        }
+        self.forget(id);
+        Ok(object)
+    }
+
+    /// Whether any id is taken.
+    pub(crate) fn is_empty(&self) -> bool {
+        self.entries.is_empty()
+    }
+
+    /// Every object, by ascending id.
+    pub(crate) fn objects(&self) -> Vec<Object> {
+        let entries = self.entries.values();
+        entries.filter_map(|entry| entry.object.clone()).collect()
     }
 }

@@ -139,9 +139,10 @@ impl From<Error> for Errno {
     fn from(error: Error) -> Self {
         match error {
             Error::NoObject(_) | Error::NotMapped => Errno::ENOENT,
-            Error::InUse(_) | Error::DeviceBusy => Errno::EBUSY,
+            Error::InUse(_) | Error::DeviceBusy | Error::HasObjects => Errno::EBUSY,
             Error::NoIds | Error::NoSpace | Error::PasidSpace => Errno::ENOSPC,
             Error::Overflow => Errno::EOVERFLOW,
+            Error::OutsideTable => Errno::ERANGE,
             Error::Mapped => Errno::EEXIST,
             Error::ReadOnlyPages | Error::NotOwner => Errno::EPERM,
             Error::Pin(error) => error.into(),

@@ -220,8 +220,19 @@ impl Domain {
                 len: (u64::MAX - iova).saturating_add(1),
                 prot: Prot::RW,
             }),
-            Translator::Paging(table) => table.iova_to_phys(iova),
+            Translator::Paging(table) => self
+                .shared
+                .as_reader(self.space.id, || table.iova_to_phys(iova)),
         }
+    }
+
+    /// Makes a leaf boundary at `iova`, so that an unmap may begin or end there. Translations stay
+    /// as they are.
+    ///
+    /// # Errors
+    /// Those of the page table; [`MapError::OutOfRange`] if the domain has none.
+    pub fn cut(&self, iova: u64) -> Result<(), MapError> {
+        self.table().ok_or(MapError::OutOfRange)?.cut(iova)
     }
 
     /// Turns dirty tracking on (after clearing every dirty bit) or off. No effect on a domain that

@@ -8,7 +8,7 @@ use std::{
 
 use ioasid_core::{
     DomainId, PciAddress,
-    grace::Grace,
+    grace::{Grace, Slot},
     inspect::{Inspect, Node, Value},
     spa::SpaSpace,
     sync::{
@@ -54,9 +54,20 @@ pub(crate) struct Shared {
     last_device: AtomicU32,
     last_group: AtomicU32,
     domains: Mutex<BTreeMap<DomainId, (DomainKind, Weak<Domain>)>>,
+    /// The marker of readers that are no DMA.
+    reader: Mutex<Slot>,
 }
 
 impl Shared {
+    /// Runs a short `op` that reads the page table of `domain` as a reader that the barrier waits
+    /// for, like a DMA.
+    pub(crate) fn as_reader<R>(&self, domain: DomainId, op: impl FnOnce() -> R) -> R {
+        let mut slot = self.reader.lock();
+        let guard = slot.enter();
+        guard.narrow(domain);
+        op()
+    }
+
     pub(crate) fn alloc_domain(
         self: &Arc<Self>,
         config: DomainConfig,
@@ -129,6 +140,7 @@ impl Iommu {
     /// A machine without devices.
     pub fn new(config: IommuConfig) -> Arc<Self> {
         let grace = Grace::new();
+        let reader = Mutex::new(grace.slot());
         Arc::new(Iommu {
             config,
             shared: Arc::new(Shared {
@@ -140,6 +152,7 @@ impl Iommu {
                 last_device: AtomicU32::new(0),
                 last_group: AtomicU32::new(0),
                 domains: Mutex::default(),
+                reader,
             }),
             devices: Mutex::default(),
         })

@@ -1,0 +1,134 @@
+//! A small machine for the tests: devices, buffers and copies that retry.
+#![allow(dead_code, unreachable_pub)] // Each test file uses its part.
+
+use std::sync::Arc;
+
+use ioasid_core::{AddrRange, Pasid, PciAddress, Prot, Rid, memory::OwnPages};
+use ioasid_iommu::{
+    Device, DeviceConfig, DmaPort, Domain, DomainConfig, Fault, FaultLog, FaultSink, Iommu,
+    IommuConfig, Stop, TableFormat,
+};
+
+pub const FORMAT: TableFormat = TableFormat::VtdSecondStage;
+
+pub fn machine() -> Arc<Iommu> {
+    Iommu::new(IommuConfig::default())
+}
+
+pub fn address(device: u16) -> PciAddress {
+    PciAddress {
+        segment: 0,
+        rid: Rid(0x6a00 | device << 3),
+    }
+}
+
+pub fn device(iommu: &Arc<Iommu>, number: u16) -> Arc<Device> {
+    iommu
+        .add_device(DeviceConfig::new(address(number)))
+        .unwrap()
+}
+
+pub fn domain(iommu: &Arc<Iommu>) -> Arc<Domain> {
+    iommu.alloc_domain(DomainConfig::unmanaged(FORMAT)).unwrap()
+}
+
+pub fn pages(iommu: &Arc<Iommu>, len: usize) -> OwnPages {
+    OwnPages::new(iommu.space(), len).unwrap()
+}
+
+/// A domain with `len` bytes of new memory at `iova`.
+pub fn mapped(iommu: &Arc<Iommu>, iova: u64, len: usize) -> (Arc<Domain>, OwnPages) {
+    let domain = domain(iommu);
+    let pages = pages(iommu, len);
+    domain.map(iova, pages.spa(), len as u64, Prot::RW).unwrap();
+    (domain, pages)
+}
+
+pub fn log() -> (Arc<FaultLog>, Arc<dyn FaultSink>) {
+    let log = FaultLog::new(64);
+    (Arc::clone(&log), log)
+}
+
+pub fn sink() -> Arc<dyn FaultSink> {
+    FaultLog::new(64)
+}
+
+pub fn pasid(number: u32) -> Option<Pasid> {
+    Some(Pasid::new(number).unwrap())
+}
+
+pub fn range(start: u64, len: u64) -> AddrRange {
+    AddrRange::from_len(start, len).unwrap()
+}
+
+/// Writes all of `bytes` or says which fault stopped it; the fault is reported.
+pub fn write(
+    port: &mut DmaPort,
+    pasid: Option<Pasid>,
+    iova: u64,
+    bytes: &[u8],
+) -> Result<(), Fault> {
+    let mut done = 0;
+    loop {
+        let mut guard = port.enter(pasid);
+        let transfer = guard.write(iova + done as u64, &bytes[done..]);
+        done += transfer.done as usize;
+        match transfer.stop {
+            None => return Ok(()),
+            Some(Stop::Budget) => {}
+            Some(Stop::Fault(fault)) => {
+                guard.report(&fault);
+                return Err(fault);
+            }
+            Some(other) => panic!("{other:?}"),
+        }
+    }
+}
+
+/// Copies all of a range, over as many guards as it takes; the fault is reported.
+pub fn copy(
+    port: &mut DmaPort,
+    pasid: Option<Pasid>,
+    dst: u64,
+    src: u64,
+    len: u64,
+) -> Result<(), Fault> {
+    let mut done = 0;
+    loop {
+        let mut guard = port.enter(pasid);
+        let transfer = guard.copy_on(dst, src, len, done);
+        done += transfer.done;
+        match transfer.stop {
+            None => return Ok(()),
+            Some(Stop::Budget) => {}
+            Some(Stop::Fault(fault)) => {
+                guard.report(&fault);
+                return Err(fault);
+            }
+            Some(other) => panic!("{other:?}"),
+        }
+    }
+}
+
+pub fn contents(pages: &OwnPages, len: usize) -> Vec<u8> {
+    let mut bytes = vec![0; len];
+    pages.memory().read(0, &mut bytes);
+    bytes
+}
+
+/// A small generator of numbers (xorshift64*), so that a failure can be repeated.
+#[derive(Debug)]
+pub struct Random(pub u64);
+
+impl Random {
+    pub fn next(&mut self) -> u64 {
+        self.0 ^= self.0 >> 12;
+        self.0 ^= self.0 << 25;
+        self.0 ^= self.0 >> 27;
+        self.0.wrapping_mul(0x2545_f491_4f6c_dd1d)
+    }
+
+    pub fn below(&mut self, limit: u64) -> u64 {
+        self.next() % limit
+    }
+}

@@ -1,0 +1,113 @@
+//! An unmap that waits for DMA in flight, against the round trip between two cores: less than that no
+//! wait for another core can take.
+
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    thread,
+    time::{Duration, Instant},
+};
+
+use ioasid_core::{AddrRange, PciAddress, Prot, Rid, memory::OwnPages};
+use ioasid_iommu::{
+    DeviceConfig, DomainConfig, FaultLog, FaultSink, Iommu, IommuConfig, attach_device,
+};
+
+use crate::{
+    clock, host,
+    measure::{Effort, Quartiles, Table},
+    opaque::opaque,
+};
+
+const PAGE: u64 = 4096;
+/// What the reader reads, and what is mapped and unmapped beside it.
+const READER_IOVA: u64 = 1 << 30;
+const TOGGLED_IOVA: u64 = READER_IOVA + 16 * PAGE;
+
+/// Reads of 8 bytes that the reader makes under one guard.
+const READS_PER_GUARD: u64 = 32;
+
+/// The tables of this benchmark.
+pub(crate) fn tables(effort: Effort) -> Vec<Table> {
+    let processors = clock::processors();
+    let (Some(&first), Some(&second)) = (processors.first(), processors.get(1)) else {
+        return Vec::new();
+    };
+    let iommu = Iommu::new(IommuConfig::default());
+    let address = PciAddress {
+        segment: 0,
+        rid: Rid(0x6a08),
+    };
+    let device = iommu
+        .add_device(DeviceConfig::new(address))
+        .expect("the first device");
+    let domain = iommu
+        .alloc_domain(DomainConfig::unmanaged(device.format()))
+        .expect("a domain");
+    let log: Arc<dyn FaultSink> = FaultLog::new(16);
+    attach_device(&domain, &device, &log).expect("nothing is attached yet");
+    let pages = OwnPages::new(iommu.space(), 32 * PAGE as usize).expect("an empty space");
+    domain
+        .map(READER_IOVA, pages.spa(), 16 * PAGE, Prot::RW)
+        .expect("nothing is mapped yet");
+
+    let window = Duration::from_nanos(2 * effort.slot);
+    // Median nanoseconds of one unmap, each of a page that was just mapped.
+    let toggle = || {
+        let range = AddrRange::from_len(TOGGLED_IOVA, PAGE).expect("a page");
+        let (deadline, mut samples) = (Instant::now() + window, Vec::new());
+        while Instant::now() < deadline {
+            domain
+                .map(TOGGLED_IOVA, pages.spa() + 16 * PAGE, PAGE, Prot::RW)
+                .expect("it was unmapped");
+            let before = Instant::now();
+            opaque(domain.unmap(range));
+            samples.push(before.elapsed().as_nanos() as f64);
+        }
+        Quartiles::of(samples).median
+    };
+    let with_reader = || {
+        let stop = AtomicBool::new(false);
+        thread::scope(|scope| {
+            scope.spawn(|| {
+                clock::pin(second);
+                let mut port = device.port();
+                let mut word = [0; 8];
+                while !stop.load(Ordering::Relaxed) {
+                    let mut guard = port.enter(None);
+                    for read in 0..READS_PER_GUARD {
+                        let iova = READER_IOVA + (read % 16) * PAGE;
+                        opaque(guard.read(iova, &mut word).done);
+                    }
+                }
+            });
+            let writer = scope.spawn(|| {
+                clock::pin(first);
+                let median = toggle();
+                stop.store(true, Ordering::Relaxed);
+                median
+            });
+            writer.join().unwrap_or(f64::NAN)
+        })
+    };
+    let (mut trips, mut alone, mut against) = (Vec::new(), Vec::new(), Vec::new());
+    for _ in 0..effort.rounds {
+        // Before and after: the two cores may have moved apart in between.
+        let before = host::core_to_core(window / 4).unwrap_or(f64::NAN);
+        against.push(with_reader());
+        let after = host::core_to_core(window / 4).unwrap_or(f64::NAN);
+        trips.push((before + after) / 2.0);
+        alone.push(toggle());
+    }
+    let rows = vec![
+        ("core to core and back".to_owned(), trips, None),
+        ("unmap, a reader running".to_owned(), against, Some(2.0)),
+        ("unmap, nobody reading".to_owned(), alone, None),
+    ];
+    let note = format!(
+        "one page of 4 KiB; the reader makes {READS_PER_GUARD} reads under each guard; wall time"
+    );
+    vec![Table::from_samples("unmap that waits for DMA in flight", "ns", rows).note(note)]
+}

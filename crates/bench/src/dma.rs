@@ -1,0 +1,133 @@
+//! DMA through the port (route, walk, marker, copy) against a bare copy of the same memory.
+
+use std::sync::Arc;
+
+use ioasid_core::{PciAddress, Prot, Rid, memory::OwnPages};
+use ioasid_iommu::{
+    Device, DeviceConfig, DmaPort, DomainConfig, FaultLog, FaultSink, Iommu, IommuConfig,
+    attach_device, transfer::Stop,
+};
+
+use crate::{
+    measure::{Contender, Effort, Table, measure},
+    opaque::opaque,
+};
+
+/// Bytes on each side: more than the caches hold.
+const SPAN: u64 = 128 << 20;
+/// Where the source is mapped with leaves as large as they come, and where page by page.
+const LARGE_LEAVES: u64 = 1 << 40;
+const SMALL_LEAVES: u64 = 2 << 40;
+
+struct Bench {
+    _iommu: Arc<Iommu>,
+    device: Arc<Device>,
+    source: OwnPages,
+    target: OwnPages,
+}
+
+impl Bench {
+    fn new() -> Bench {
+        let iommu = Iommu::new(IommuConfig::default());
+        let address = PciAddress {
+            segment: 0,
+            rid: Rid(0x6a08),
+        };
+        let device = iommu
+            .add_device(DeviceConfig::new(address))
+            .expect("the first device");
+        let domain = iommu
+            .alloc_domain(DomainConfig::unmanaged(device.format()))
+            .expect("a domain");
+        let log: Arc<dyn FaultSink> = FaultLog::new(16);
+        attach_device(&domain, &device, &log).expect("nothing is attached yet");
+        let own = || {
+            let pages = OwnPages::new(iommu.space(), SPAN as usize).expect("an empty space");
+            // Touched once, so that no page is made while it is timed.
+            pages.memory().write(0, &vec![1; SPAN as usize]);
+            pages
+        };
+        let (source, target) = (own(), own());
+        for (offset, pages) in [(0, &source), (SPAN, &target)] {
+            domain
+                .map(LARGE_LEAVES + offset, pages.spa(), SPAN, Prot::RW)
+                .expect("nothing is mapped there");
+            // An IOVA one page off leaves no leaf larger than a page.
+            domain
+                .map(SMALL_LEAVES + 4096 + offset, pages.spa(), SPAN, Prot::RW)
+                .expect("nothing is mapped there");
+        }
+        Bench {
+            _iommu: iommu,
+            device,
+            source,
+            target,
+        }
+    }
+
+    fn memcpy(&self, piece: u64, span: u64) -> Contender<'_> {
+        let mut offset = 0;
+        Contender::new("memcpy", move |iterations| {
+            for _ in 0..iterations {
+                offset = (offset + piece) % span;
+                let at = offset as usize;
+                let (target, source) = (self.target.memory().bytes(), self.source.memory().bytes());
+                let target = target.slice(at, piece as usize);
+                let source = source.slice(at, piece as usize);
+                if let (Some(target), Some(source)) = (target, source) {
+                    opaque(u64::from(target.copy_from(source).is_ok()));
+                }
+            }
+        })
+    }
+
+    fn dma(&self, name: &str, base: u64, piece: u64, span: u64) -> Contender<'_> {
+        let mut port = self.device.port();
+        let mut offset = 0;
+        Contender::new(name, move |iterations| {
+            for _ in 0..iterations {
+                offset = (offset + piece) % span;
+                copy(&mut port, base + SPAN + offset, base + offset, piece);
+            }
+        })
+    }
+}
+
+/// One descriptor's worth, in as many guards as it takes.
+fn copy(port: &mut DmaPort, target: u64, source: u64, len: u64) {
+    let mut done = 0;
+    while done < len {
+        let transfer = port.enter(None).copy_on(target, source, len, done);
+        done += transfer.done;
+        match transfer.stop {
+            None | Some(Stop::Budget) => {}
+            Some(stop) => panic!("a copy stopped after {done} bytes: {stop:?}"),
+        }
+    }
+}
+
+/// The tables of this benchmark.
+pub(crate) fn tables(effort: Effort) -> Vec<Table> {
+    let bench = Bench::new();
+    let mut tables = Vec::new();
+    for (temperature, span) in [("cold", SPAN), ("hot", 0)] {
+        for (size, piece, goal) in [
+            ("4 KiB", 4_u64 << 10, 1.3),
+            ("64 KiB", 64 << 10, 1.11),
+            ("1 MiB", 1 << 20, 1.11),
+        ] {
+            // Hot: the same two pieces again and again.
+            let span = if span == 0 { piece } else { span };
+            let contenders = vec![
+                bench.memcpy(piece, span),
+                bench
+                    .dma("dma, large leaves", LARGE_LEAVES, piece, span)
+                    .goal(0, goal),
+                bench.dma("dma, 4 KiB leaves", SMALL_LEAVES + 4096, piece, span),
+            ];
+            let title = format!("dma of {size}, {temperature}");
+            tables.push(measure(title, "ns", effort, contenders));
+        }
+    }
+    tables
+}

@@ -71,7 +71,7 @@ fn readers_see_the_truth(format: TableFormat) {
     let slots = Mutex::new(Vec::new());
     let writer = || {
         let mut state = 99;
-        for generation in 1..3000u64 {
+        for generation in 1..20_000u64 {
             let iova = CHURN + random(&mut state) % 64 * 0x1000;
             let len = [0x1000, 0x1_1000, 0x60_0000][generation as usize % 3];
             begun.store(generation, Ordering::SeqCst);

@@ -108,10 +108,17 @@ impl Model {
     }
 
     fn unmap(&mut self, range: AddrRange) -> u64 {
-        let inside =
-            |start: &u64, leaf: &mut Leaf| range.covers(AddrRange::new(*start, leaf.last).unwrap());
-        let gone = self.leaves.extract_if(range.start().., inside);
-        gone.map(|(start, leaf)| leaf.last - start + 1).sum()
+        let before = self.bytes();
+        self.leaves.retain(|start, leaf| {
+            let leaf = AddrRange::new(*start, leaf.last).unwrap();
+            !range.covers(leaf)
+        });
+        before - self.bytes()
+    }
+
+    fn bytes(&self) -> u64 {
+        let bytes = |(start, leaf): (&u64, &Leaf)| leaf.last - start + 1;
+        self.leaves.iter().map(bytes).sum()
     }
 
     fn cut(&mut self, iova: u64) -> Result<(), MapError> {
@@ -309,11 +316,7 @@ fn compare(table: &PageTable, model: &Model) {
             assert_eq!(table.iova_to_phys(iova), model.lookup(iova), "{iova:#x}");
         }
     }
-    let bytes = model
-        .leaves
-        .iter()
-        .map(|(start, leaf)| leaf.last - start + 1);
-    assert_eq!(table.mapped_bytes(), bytes.sum::<u64>());
+    assert_eq!(table.mapped_bytes(), model.bytes());
 }
 
 fn behaves(format: TableFormat, dirty_tracking: bool, operations: &[Operation]) {

@@ -1,0 +1,367 @@
+//! What one open device file does: bind, use, attach, close.
+
+mod common;
+
+use std::sync::Arc;
+
+use common::{CONFIG, Machine, PORTAL};
+use ioasid_core::host::CountingIrq;
+use ioasid_iommufd::{Context, HwptAlloc, HwptFlags, ObjectId};
+use ioasid_vfio::{
+    DeviceFile, Error, Eventfd, IrqAction, IrqData, IrqIndex, Result, SetIrqs, VfioDevice,
+};
+
+const PARENT: &str = "0000:6a:01.0";
+const OTHER: &str = "0000:6b:01.0";
+
+fn set_msix(file: &DeviceFile, fds: Vec<Eventfd>) -> Result<()> {
+    file.set_irqs(&SetIrqs {
+        index: IrqIndex::Msix,
+        action: IrqAction::Trigger,
+        start: 0,
+        count: fds.len() as u32,
+        data: IrqData::Eventfds(fds),
+    })
+}
+
+fn bound(device: &Arc<VfioDevice>, context: &Arc<Context>) -> Arc<DeviceFile> {
+    let file = device.open().unwrap();
+    file.bind(context).unwrap();
+    file
+}
+
+#[test]
+fn nothing_but_bind_works_on_a_file_that_is_not_bound() {
+    let machine = Machine::new();
+    let (device, _) = machine.whole(&machine.dma(OTHER));
+    let file = device.open().unwrap();
+    let check = |file: &DeviceFile| {
+        let no = Some(Error::NotBound);
+        assert_eq!(file.info().err(), no);
+        assert_eq!(file.region_info(0).err(), no);
+        assert_eq!(file.irq_info(0).err(), no);
+        assert_eq!(file.read(CONFIG, &mut [0; 4]).err(), no);
+        assert_eq!(file.write(CONFIG, &[0; 4]).err(), no);
+        assert_eq!(file.write(0, &[0; 8]).err(), no);
+        assert_eq!(file.read(0, &mut []).err(), no);
+        assert_eq!(file.reset().err(), no);
+        assert_eq!(set_msix(file, vec![Eventfd::None]).err(), no);
+        assert_eq!(file.attach(ObjectId::from_raw(1), None).err(), no);
+        assert_eq!(file.detach(None).err(), no);
+    };
+    check(&file);
+    let context = Context::new(&machine.iommu);
+    file.bind(&context).unwrap();
+    assert!(file.info().is_ok());
+    file.close();
+    check(&file);
+    assert!(file.bind(&context).is_err(), "a closed file stays closed");
+}
+
+#[test]
+fn a_device_is_bound_through_one_file_at_a_time() {
+    let machine = Machine::new();
+    let (device, _) = machine.whole(&machine.dma(OTHER));
+    let context = Context::new(&machine.iommu);
+    let (first, second) = (device.open().unwrap(), device.open().unwrap());
+    first.bind(&context).unwrap();
+    assert_eq!(first.bind(&context), Err(Error::AlreadyBound));
+    assert_eq!(second.bind(&context), Err(Error::BoundElsewhere));
+    let error = second.bind_with(|| Err(Error::Exhausted("descriptors")));
+    assert_eq!(
+        error,
+        Err(Error::Exhausted("descriptors")),
+        "looked up first"
+    );
+    first.close();
+    assert!(second.bind(&context).is_ok());
+}
+
+#[test]
+fn a_whole_device_needs_the_ownership_and_a_child_works_beside_the_driver() {
+    let machine = Machine::new();
+    let parent = machine.dma(PARENT);
+    let (device, _) = machine.whole(&parent);
+    let (child, _) = machine.child(&parent);
+    let context = Context::new(&machine.iommu);
+    let driver = parent.use_dma_api().unwrap();
+    let file = device.open().unwrap();
+    let refused = file.bind(&context).unwrap_err();
+    assert_eq!(refused, Error::Iommufd(ioasid_iommufd::Error::NotOwner));
+    assert!(!device.is_bound(), "a refused bind leaves nothing behind");
+
+    let child = bound(&child, &context);
+    let ioas = context.ioas_alloc().unwrap();
+    child.attach(ioas, None).unwrap();
+    assert_eq!(
+        parent.attachments().len(),
+        2,
+        "the driver's domain and the child's"
+    );
+    drop(driver);
+    child.close();
+    assert!(file.bind(&context).is_ok(), "without the driver");
+}
+
+#[test]
+fn whole_device_and_child_get_one_page_table_from_one_ioas() {
+    let machine = Machine::new();
+    let (device, _) = machine.whole(&machine.dma(OTHER));
+    let (child, _) = machine.child(&machine.dma(PARENT));
+    let context = Context::new(&machine.iommu);
+    let (device, child) = (bound(&device, &context), bound(&child, &context));
+    let ioas = context.ioas_alloc().unwrap();
+    let first = device.attach(ioas, None).unwrap();
+    let second = child.attach(ioas, None).unwrap();
+    assert_eq!(first, second);
+    assert_eq!(machine.iommu.paging_domains(), 1);
+    device.detach(None).unwrap();
+    device.detach(None).unwrap();
+    child.close();
+    assert_eq!(machine.iommu.paging_domains(), 0);
+}
+
+#[test]
+fn a_second_attach_replaces_and_a_failed_one_changes_nothing() {
+    let machine = Machine::new();
+    let dma = machine.dma(OTHER);
+    let (device, _) = machine.whole(&dma);
+    let context = Context::new(&machine.iommu);
+    let file = bound(&device, &context);
+    let (first, second) = (context.ioas_alloc().unwrap(), context.ioas_alloc().unwrap());
+    let table = file.attach(first, None).unwrap();
+    assert!(file.attach(ObjectId::from_raw(u32::MAX), None).is_err());
+    assert_eq!(file.attach(first, None), Ok(table));
+    assert_ne!(file.attach(second, None).unwrap(), table);
+    assert_eq!(machine.iommu.paging_domains(), 1);
+}
+
+#[test]
+fn pasids_of_the_users_choice_are_for_whole_devices() {
+    let machine = Machine::new();
+    let (device, _) = machine.whole(&machine.dma(OTHER));
+    let (child, _) = machine.child(&machine.dma(PARENT));
+    let context = Context::new(&machine.iommu);
+    let file = device.open().unwrap();
+    let id = file.bind(&context).unwrap();
+    let child = bound(&child, &context);
+    let ioas = context.ioas_alloc().unwrap();
+    let table = context
+        .hwpt_alloc(HwptAlloc {
+            device: id,
+            parent: ioas,
+            flags: HwptFlags::PASID,
+            fault_id: 0,
+            has_data: false,
+        })
+        .unwrap();
+    assert_eq!(file.attach(table, Some(7)), Ok(table));
+    assert!(
+        file.attach(ioas, Some(8)).is_err(),
+        "an IOAS takes no PASID"
+    );
+    file.detach(Some(7)).unwrap();
+    assert_eq!(child.attach(table, Some(7)), Err(Error::NoUserPasid));
+    assert_eq!(child.detach(Some(7)), Err(Error::NoUserPasid));
+}
+
+#[test]
+fn closing_a_child_quiesces_releases_detaches_and_frees_in_this_order() {
+    let machine = Machine::new();
+    let parent = machine.dma(PARENT);
+    let (device, _) = machine.child(&parent);
+    let context = Context::new(&machine.iommu);
+    let file = bound(&device, &context);
+    let ioas = context.ioas_alloc().unwrap();
+    file.attach(ioas, None).unwrap();
+    file.write(CONFIG + 4, &[0x06, 0]).unwrap();
+    assert_eq!(machine.iommu.pasids().held(), 1);
+    drop(file);
+    assert_eq!(
+        machine.take_journal(),
+        [
+            "quiesce, attached",
+            "release, master false",
+            "unbind, detached"
+        ]
+    );
+    assert_eq!(machine.iommu.pasids().held(), 0);
+    assert_eq!(device.open_files(), 0);
+}
+
+#[test]
+fn a_child_that_gets_no_pasid_stays_unbound() {
+    let machine = Machine::new();
+    let parent = machine.dma(PARENT);
+    let pasid = machine.child_pasid(&parent, 0);
+    let model = common::Example::new(&machine.journal);
+    let passthrough = ioasid_vfio::Passthrough::Child(pasid);
+    let device = machine.vfio.add(model, passthrough);
+    let file = device.open().unwrap();
+    let refused = file.bind(&Context::new(&machine.iommu));
+    assert_eq!(refused, Err(Error::Exhausted("PASIDs")));
+    assert!(!device.is_bound() && !file.is_bound());
+}
+
+#[test]
+fn the_next_user_finds_the_device_pristine() {
+    let machine = Machine::new();
+    let (device, model) = machine.whole(&machine.dma(OTHER));
+    let context = Context::new(&machine.iommu);
+    let file = bound(&device, &context);
+    let counter = CountingIrq::new();
+    set_msix(&file, vec![Eventfd::Sink(counter.clone())]).unwrap();
+    file.write(0, &7_u64.to_le_bytes()).unwrap();
+    file.write(CONFIG + 4, &[0x06, 0x04]).unwrap();
+    file.write(CONFIG + 0x10, &[0xff; 4]).unwrap();
+    file.close();
+    ioasid_vfio::DeviceModel::function(&*model)
+        .vectors()
+        .signal(0);
+    assert_eq!(counter.count(), 0, "no interrupt after close");
+
+    let file = bound(&device, &context);
+    let mut register = [0xff; 8];
+    assert_eq!(file.read(0, &mut register), Ok(8));
+    assert_eq!(register, [0; 8]);
+    let mut command = [0; 2];
+    file.read(CONFIG + 4, &mut command).unwrap();
+    assert_eq!(command, [0x02, 0], "memory on, bus mastering off");
+    let mut bar = [0; 4];
+    file.read(CONFIG + 0x10, &mut bar).unwrap();
+    assert_eq!(u32::from_le_bytes(bar), 0xc);
+}
+
+#[test]
+fn reset_keeps_command_bars_interrupts_and_attachments() {
+    let machine = Machine::new();
+    let dma = machine.dma(OTHER);
+    let (device, model) = machine.whole(&dma);
+    let context = Context::new(&machine.iommu);
+    let file = bound(&device, &context);
+    let ioas = context.ioas_alloc().unwrap();
+    file.attach(ioas, None).unwrap();
+    let counter = CountingIrq::new();
+    set_msix(&file, vec![Eventfd::Sink(counter.clone())]).unwrap();
+    file.write(0, &7_u64.to_le_bytes()).unwrap();
+    file.write(CONFIG + 4, &[0x06, 0x04]).unwrap();
+    file.write(CONFIG + 0x10, &[0xff; 4]).unwrap();
+    file.reset().unwrap();
+    let mut register = [0xff; 8];
+    file.read(0, &mut register).unwrap();
+    assert_eq!(register, [0; 8]);
+    let (mut command, mut bar) = ([0; 2], [0; 4]);
+    file.read(CONFIG + 4, &mut command).unwrap();
+    file.read(CONFIG + 0x10, &mut bar).unwrap();
+    assert_eq!((command, bar), ([0x06, 0x04], [0x0c, 0xc0, 0xff, 0xff]));
+    ioasid_vfio::DeviceModel::function(&*model)
+        .vectors()
+        .signal(0);
+    assert_eq!(counter.count(), 1);
+    assert_eq!(machine.iommu.paging_domains(), 1);
+}
+
+#[test]
+fn function_level_reset_through_configuration_space_resets() {
+    let machine = Machine::new();
+    let (device, _) = machine.whole(&machine.dma(OTHER));
+    let file = bound(&device, &Context::new(&machine.iommu));
+    file.write(0, &7_u64.to_le_bytes()).unwrap();
+    let mut at = [0; 1];
+    file.read(CONFIG + 0x34, &mut at).unwrap();
+    let control = CONFIG + u64::from(at[0]) + 8;
+    file.write(control + 1, &[0x80]).unwrap();
+    assert_eq!(machine.take_journal(), ["reset"]);
+    let mut register = [0xff; 8];
+    file.read(0, &mut register).unwrap();
+    assert_eq!(register, [0; 8]);
+}
+
+#[test]
+fn a_64_byte_store_to_a_portal_is_one_store() {
+    let machine = Machine::new();
+    let (device, model) = machine.whole(&machine.dma(OTHER));
+    let file = bound(&device, &Context::new(&machine.iommu));
+    assert_eq!(file.write(PORTAL + 0x1040, &[1; 64]), Ok(64));
+    assert_eq!(file.write(PORTAL + 4, &[1; 12]), Ok(12));
+    assert_eq!(file.write(PORTAL + 0x3ffe, &[1; 64]), Ok(2), "clipped");
+    let stores = std::mem::take(&mut *model.stores.lock());
+    assert_eq!(stores, [(0x1040, 64), (4, 4), (8, 8), (0x3ffe, 2)]);
+}
+
+#[test]
+fn disabled_memory_is_an_error_but_the_msix_table_is_not_memory() {
+    let machine = Machine::new();
+    let (device, _) = machine.whole(&machine.dma(OTHER));
+    let file = bound(&device, &Context::new(&machine.iommu));
+    file.write(CONFIG + 4, &[0, 0]).unwrap();
+    assert_eq!(file.read(0, &mut [0; 8]), Err(Error::MemoryDisabled));
+    assert_eq!(file.write(PORTAL, &[0; 64]), Err(Error::MemoryDisabled));
+    let mut table = [0; 32];
+    assert_eq!(file.read(0x2000, &mut table), Ok(32));
+    assert_eq!(table, [0xff; 32]);
+    assert_eq!(file.read(0x3000, &mut [0; 8]), Err(Error::MemoryDisabled));
+    file.write(CONFIG + 4, &[2, 0]).unwrap();
+    let mut pending = [0xff; 8];
+    assert_eq!(file.read(0x3000, &mut pending), Ok(8));
+    assert_eq!(pending, [0; 8]);
+}
+
+#[test]
+fn accesses_beyond_a_region_say_so() {
+    let machine = Machine::new();
+    let (device, _) = machine.whole(&machine.dma(OTHER));
+    let file = bound(&device, &Context::new(&machine.iommu));
+    let read = |offset, len: usize| file.read(offset, &mut vec![0; len]);
+    assert_eq!(read(0x4000, 1), Err(Error::BeyondRegion));
+    assert_eq!(read(0x3ffc, 8), Ok(4));
+    assert_eq!(read(1 << 40, 1), Err(Error::NoSuchIndex), "the upper half");
+    assert_eq!(read(6 << 40, 1), Err(Error::NoSuchIndex), "no ROM");
+    assert_eq!(read(8 << 40, 1), Err(Error::NoSuchIndex), "no VGA");
+    assert_eq!(read(9 << 40, 1), Err(Error::NoSuchIndex));
+    assert_eq!(read(u64::MAX, 1), Err(Error::NoSuchIndex));
+    assert_eq!(read(u64::MAX, 0), Ok(0));
+    assert_eq!(read(CONFIG + 4093, 4), Err(Error::BeyondConfig));
+    assert_eq!(read(CONFIG + 4092, 4), Ok(4));
+}
+
+#[test]
+fn the_request_interrupt_asks_the_user_for_the_device() {
+    let machine = Machine::new();
+    let (device, _) = machine.whole(&machine.dma(OTHER));
+    let file = bound(&device, &Context::new(&machine.iommu));
+    let counter = CountingIrq::new();
+    file.set_irqs(&SetIrqs {
+        index: IrqIndex::Request,
+        action: IrqAction::Trigger,
+        start: 0,
+        count: 1,
+        data: IrqData::Eventfds(vec![Eventfd::Sink(counter.clone())]),
+    })
+    .unwrap();
+    let patience = std::time::Duration::ZERO;
+    let refused = machine.vfio.remove(&device, patience);
+    assert_eq!(refused, Err(Error::StillOpen));
+    assert_eq!(counter.count(), 1);
+    file.close();
+    machine.vfio.remove(&device, patience).unwrap();
+    assert!(machine.vfio.devices().is_empty());
+    assert_eq!(device.open().unwrap_err(), Error::Gone);
+}
+
+#[test]
+fn groups_and_numbers_are_each_devices_own() {
+    let machine = Machine::new();
+    let parent = machine.dma(PARENT);
+    let (device, _) = machine.whole(&parent);
+    let (child, _) = machine.child(&parent);
+    assert_eq!(device.group_number(), parent.group().id());
+    assert_ne!(child.group_number(), device.group_number());
+    assert_eq!((device.name(), child.name()), ("vfio0", "vfio1"));
+    assert!(
+        machine
+            .vfio
+            .find("vfio1")
+            .is_some_and(|found| found.is_child())
+    );
+}

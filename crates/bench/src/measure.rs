@@ -31,7 +31,7 @@ impl Effort {
 pub(crate) struct Contender<'a> {
     name: String,
     units: f64,
-    goal: Option<Goal>,
+    goals: Vec<Goal>,
     /// Does so many iterations and gives back the nanoseconds they took.
     run: Box<dyn FnMut(u64) -> u64 + 'a>,
 }
@@ -58,7 +58,7 @@ impl<'a> Contender<'a> {
         Contender {
             name: name.into(),
             units: 1.0,
-            goal: None,
+            goals: Vec::new(),
             run: Box::new(run),
         }
     }
@@ -71,7 +71,7 @@ impl<'a> Contender<'a> {
 
     /// Should take at most `at_most` times what contender number `anchor` takes.
     pub(crate) fn goal(mut self, anchor: usize, at_most: f64) -> Self {
-        self.goal = Some(Goal { anchor, at_most });
+        self.goals.push(Goal { anchor, at_most });
         self
     }
 }
@@ -90,7 +90,7 @@ struct Row {
     name: String,
     /// Nanoseconds per unit, one per round.
     samples: Vec<f64>,
-    goal: Option<Goal>,
+    goals: Vec<Goal>,
 }
 
 /// How a goal came out.
@@ -147,7 +147,7 @@ pub(crate) fn measure(
         .map(|contender| Row {
             name: contender.name.clone(),
             samples: Vec::with_capacity(effort.rounds),
-            goal: contender.goal,
+            goals: contender.goals.clone(),
         })
         .collect();
     let count = contenders.len();
@@ -191,7 +191,10 @@ impl Table {
         let rows = rows.into_iter().map(|(name, samples, goal)| Row {
             name,
             samples,
-            goal: goal.map(|at_most| Goal { anchor: 0, at_most }),
+            goals: goal
+                .map(|at_most| Goal { anchor: 0, at_most })
+                .into_iter()
+                .collect(),
         });
         Table {
             title: title.into(),
@@ -213,23 +216,24 @@ impl Table {
         Some(Quartiles::of(pairs.map(|(a, b)| a / b).collect()))
     }
 
-    fn verdict(&self, row: &Row) -> Option<Verdict> {
-        let goal = row.goal?;
+    fn verdict(&self, row: &Row, goal: Goal) -> Option<(Verdict, Quartiles)> {
         let ratio = self.ratio(row, goal.anchor)?;
-        Some(if ratio.median <= goal.at_most {
+        let verdict = if ratio.median <= goal.at_most {
             Verdict::Met
         } else if ratio.low <= goal.at_most {
             Verdict::Close
         } else {
             Verdict::Missed
-        })
+        };
+        Some((verdict, ratio))
     }
 
     /// How each goal came out.
     pub(crate) fn verdicts(&self) -> Vec<Verdict> {
-        self.rows
-            .iter()
-            .filter_map(|row| self.verdict(row))
+        let goals = |row: &'_ Row| row.goals.clone();
+        let rows = self.rows.iter();
+        rows.flat_map(|row| goals(row).into_iter().map(move |goal| (row, goal)))
+            .filter_map(|(row, goal)| Some(self.verdict(row, goal)?.0))
             .collect()
     }
 }
@@ -249,16 +253,23 @@ impl fmt::Display for Table {
                 let quartiles = format!("[{} .. {}]", number(ratio.low), number(ratio.high));
                 write!(f, " {:>7}x {quartiles:<18}", number(ratio.median))?;
             }
-            if let (Some(goal), Some(verdict)) = (row.goal, self.verdict(row)) {
+            writeln!(f)?;
+            for &goal in &row.goals {
+                let Some((verdict, ratio)) = self.verdict(row, goal) else {
+                    continue;
+                };
                 let word = match verdict {
                     Verdict::Met => "met",
                     Verdict::Close => "close",
                     Verdict::Missed => "missed",
                 };
-                let anchor = &self.rows[goal.anchor].name;
-                write!(f, " goal: at most {}x {anchor}: {word}", goal.at_most)?;
+                let (most, anchor) = (goal.at_most, &self.rows[goal.anchor].name);
+                let is = number(ratio.median);
+                writeln!(
+                    f,
+                    "      goal {word}: {is}x {anchor}, to be at most {most}x"
+                )?;
             }
-            writeln!(f)?;
         }
         Ok(())
     }

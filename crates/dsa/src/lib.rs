@@ -1,1 +1,51 @@
-//! Floor 5: a software Intel DSA: work queues, engines and 1dwq children
+//! Floor 5: a software Intel DSA (8086:0b25): a device that copies, fills and compares memory, with
+//! several work queues, each of which can belong to somebody else.
+//!
+//! * [`spec`]: the hardware interface as types. No behaviour.
+//! * [`DsaDevice`]: the whole device, as its own driver or a program with the whole device sees it.
+//! * [`DsaChild`]: one queue as a device of its own, with a default PASID; [`DsaParent`] makes and
+//!   removes them by UUID.
+//! * [`driver`]: the parent's own driver, through registers, portals and the DMA API.
+//!
+//! Inside, a store to a portal puts a descriptor into a `queue`; an `engine` thread takes it and
+//! `exec`utes it, step by step, through a guarded DMA port; a `front` takes what its owner may see of
+//! errors, command results and interrupts.
+//!
+//! What never lives here: page tables, attachments, anything that knows which address space a PASID
+//! leads to. The device tags its DMA, and that is all.
+//!
+//! Invariants:
+//! * Descriptors complete on engines (or on their client's worker), never inside the portal store.
+//! * An engine never waits for a client: no guard is held while anything could block, descriptors
+//!   are resumable, and one that must wait does so off the engine.
+//! * The PASID of a dedicated queue comes from its configuration; what a descriptor claims is
+//!   ignored. A PASID stays in use as long as a descriptor that was accepted with it exists.
+//! * When a drain, an abort, a disable or a reset is done, no descriptor that it concerns touches
+//!   memory any more.
+//! * A completion record is written before its interrupt, and its status byte after all others.
+#![forbid(unsafe_code)]
+
+mod child;
+mod commands;
+mod config;
+mod device;
+pub mod driver;
+mod engine;
+mod exec;
+mod front;
+mod latency;
+mod mdev;
+mod queue;
+mod registers;
+pub mod spec;
+mod state;
+
+pub use child::DsaChild;
+pub use config::{
+    DsaConfig, Error, MAX_BATCH_SHIFT, MAX_ENGINES, MAX_QUEUES, MAX_TRANSFER_SHIFT, QueueConfig,
+    QueueType,
+};
+pub use device::{DsaDevice, QueueClaim};
+pub use driver::{HostDriver, HostQueue, JobCounts};
+pub use latency::Latency;
+pub use mdev::{DsaParent, TYPE_1DWQ};

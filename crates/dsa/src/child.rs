@@ -1,0 +1,437 @@
+//! A child of the type `dsa-1dwq`: one dedicated queue of a parent, shown as a DSA device that has
+//! one queue, one group and one engine and that cannot be configured.
+//!
+//! Its commands reach its own queue only. What its user writes to WQCFG, a PASID above all, never
+//! reaches the real queue: when the user enables the queue, the child programs the PASID that it was
+//! given at bind into the parent's WQCFG, and the user has no way to learn it.
+
+use std::sync::Arc;
+
+use ioasid_core::{
+    Pasid,
+    inspect::{Inspect, Node},
+    sync::Mutex,
+};
+use ioasid_iommu::{Device, PasidHandle, PasidQuota};
+use ioasid_vfio::{DefaultPasid, DeviceModel, pci::Function};
+
+use crate::{
+    commands::{Identity, Plan},
+    config::{Error, MAX_BATCH_SHIFT, MAX_TRANSFER_SHIFT, QueueType},
+    device::{DsaDevice, QueueClaim, function, portal_store},
+    front::Front,
+    registers::{self, Registers},
+    spec::{
+        Cmd, Command, CommandError, GroupConfig, WqConfig, WqState,
+        command::queue_bits,
+        registers::{DeviceState, EngineCap, GenCap, GenStatus, GroupCap, WqCap},
+        tables::{WqLimits, WqUse},
+    },
+    state::State,
+};
+
+/// Vectors of a child: 0 for errors and commands, 1 for completions.
+const VECTORS: usize = 2;
+/// Bits of the child's WQCFG bytes 8..=11 that its user may write: PASID, PASID enable, privilege.
+const USER_BITS: u32 = 0x3fff_ff00;
+/// Priority of a queue that its parent's driver gave none.
+const DEFAULT_PRIORITY: u8 = 10;
+
+/// One queue of a parent as a device of its own.
+#[derive(Debug)]
+pub struct DsaChild {
+    parent: Arc<DsaDevice>,
+    front: Arc<Front>,
+    queue: usize,
+    /// `None` once the child has been removed.
+    claim: Mutex<Option<QueueClaim>>,
+    view: Arc<Mutex<View>>,
+    quota: Arc<PasidQuota>,
+}
+
+/// What the child's user sees and nobody else.
+#[derive(Debug, Default)]
+struct View {
+    enabled: bool,
+    general: u32,
+    /// What the user wrote to the pasid dword.
+    user_bits: u32,
+    /// The default PASID, from bind to unbind.
+    pasid: Option<PasidHandle>,
+}
+
+impl View {
+    /// As after power-up; the PASID is not the user's to reset.
+    fn reset(&mut self) {
+        *self = View {
+            pasid: self.pasid.take(),
+            ..View::default()
+        };
+    }
+}
+
+impl DsaChild {
+    /// Takes queue `queue` of `parent` for a child.
+    ///
+    /// # Errors
+    /// [`Error::NoQueue`], [`Error::QueueBusy`]; [`Error::Config`] if the queue was not set aside
+    /// for mediated devices, or if the parent cannot send PASIDs.
+    pub fn new(parent: &Arc<DsaDevice>, queue: usize) -> Result<Arc<Self>, Error> {
+        let config = parent.queues().get(queue).ok_or(Error::NoQueue(queue))?;
+        if !config.mdev {
+            return Err(Error::Config(
+                "the queue is not set aside for mediated devices",
+            ));
+        }
+        if parent.device().max_pasids() == 0 {
+            return Err(Error::Config("the parent cannot send PASIDs"));
+        }
+        let function = function(1, VECTORS, parent.device())
+            .map_err(|_| Error::Config("the PCI function cannot be laid out"))?;
+        let claim = parent.claim_queue(queue, QueueType::Mdev)?;
+        Ok(Arc::new(DsaChild {
+            parent: Arc::clone(parent),
+            front: Arc::new(Front::new(function)),
+            queue,
+            claim: Mutex::new(Some(claim)),
+            view: Arc::default(),
+            quota: PasidQuota::new(1),
+        }))
+    }
+
+    /// The parent.
+    pub fn parent(&self) -> &Arc<DsaDevice> {
+        &self.parent
+    }
+
+    /// Index of its queue in the parent.
+    pub fn queue(&self) -> usize {
+        self.queue
+    }
+
+    /// The default PASID, while the child is bound. For the host's eyes: no user can read it.
+    pub fn pasid(&self) -> Option<Pasid> {
+        self.view.lock().pasid.as_ref().map(PasidHandle::pasid)
+    }
+
+    /// Gives the queue back; the child answers nothing from now on.
+    pub(crate) fn retire(&self) {
+        let claim = self.claim.lock().take();
+        drop(claim);
+    }
+
+    /// The queue as a set, while it is the child's.
+    fn set(&self) -> u64 {
+        self.claim.lock().as_ref().map_or(0, QueueClaim::set)
+    }
+
+    fn stop(&self) {
+        let set = self.set();
+        if set != 0 {
+            self.parent.shared.stop_queues(set);
+        }
+    }
+
+    fn capabilities() -> u32 {
+        // Its user knows no PASID, so there is none to drain or abort.
+        Command::capabilities()
+            & !(1 << Command::DrainPasid as u32 | 1 << Command::AbortPasid as u32)
+    }
+
+    /// The pasid dword as the user sees it.
+    fn usage(&self, view: &View) -> WqUse {
+        let fixed = WqUse::new()
+            .with_dedicated(true)
+            .with_block_on_fault(self.parent.abilities().block_on_fault)
+            .with_priority(DEFAULT_PRIORITY);
+        WqUse::from_bits(fixed.into_bits() | view.user_bits)
+    }
+
+    /// Enables the real queue in the name of the child, with the default PASID. The state's lock is
+    /// held.
+    fn enable_queue(&self, state: &mut State, view: &View) -> Result<(), CommandError> {
+        let usage = self.usage(view);
+        if !view.enabled {
+            return Err(CommandError::DeviceNotEnabled);
+        }
+        let device_enabled = state.enabled;
+        let queue = state
+            .queues
+            .get_mut(self.queue)
+            .ok_or(CommandError::InvalidQueue)?;
+        if queue.state() == WqState::Enabled {
+            return Err(CommandError::QueueEnabled);
+        }
+        if usage.pasid_en() {
+            return Err(CommandError::PasidEnable);
+        }
+        let pasid = view.pasid.as_ref().ok_or(CommandError::PasidEnable)?;
+        if !device_enabled {
+            return Err(CommandError::Hardware);
+        }
+        let priority = match queue.config.usage.priority() {
+            0 => DEFAULT_PRIORITY,
+            priority => priority,
+        };
+        queue.config.usage = WqUse::new()
+            .with_dedicated(true)
+            .with_block_on_fault(usage.block_on_fault())
+            .with_priority(priority)
+            .with_pasid(pasid.pasid().get())
+            .with_pasid_en(true)
+            .with_privileged(true);
+        queue.config.limits = limits();
+        let identity = Identity {
+            front: Arc::clone(&self.front),
+            index: 0,
+            pasid_use: Some(pasid.use_token()),
+        };
+        let enabled = queue.enable(device_enabled, self.parent.abilities(), identity);
+        if enabled.is_err() {
+            queue.disable();
+        }
+        enabled
+    }
+}
+
+/// The limits of a child's queue: those of the device.
+fn limits() -> WqLimits {
+    WqLimits::new()
+        .with_max_xfer_shift(MAX_TRANSFER_SHIFT)
+        .with_max_batch_shift(MAX_BATCH_SHIFT)
+}
+
+impl Registers for DsaChild {
+    fn front(&self) -> &Front {
+        &self.front
+    }
+
+    fn general_capabilities(&self) -> GenCap {
+        self.parent.capabilities().with_config_en(false)
+    }
+
+    fn queue_capabilities(&self) -> u64 {
+        let size = self.parent.queues().get(self.queue);
+        WqCap::new()
+            .with_total_wq_size(size.map_or(0, |queue| queue.size))
+            .with_num_wqs(1)
+            .with_dedicated_mode(true)
+            .with_occupancy(true)
+            .into_bits()
+    }
+
+    fn group_capabilities(&self) -> u64 {
+        GroupCap::new().with_num_groups(1).into_bits()
+    }
+
+    fn engine_capabilities(&self) -> u64 {
+        EngineCap::new().with_num_engines(1).into_bits()
+    }
+
+    fn command_capabilities(&self) -> u32 {
+        DsaChild::capabilities()
+    }
+
+    fn status(&self) -> GenStatus {
+        GenStatus::new().with_state(if self.view.lock().enabled {
+            DeviceState::Enabled
+        } else {
+            DeviceState::Disabled
+        })
+    }
+
+    fn general_config(&self) -> u32 {
+        self.view.lock().general
+    }
+
+    fn set_general_config(&self, value: u32) {
+        // Kept for the user to read back, without effect on the parent.
+        let mut view = self.view.lock();
+        if !view.enabled {
+            view.general = value & 0xff;
+        }
+    }
+
+    fn group_config(&self, group: u64, index: u64) -> u64 {
+        let config = GroupConfig {
+            queues: 1,
+            engines: 1,
+            flags: 0,
+        };
+        if group == 0 {
+            config.quadword(index)
+        } else {
+            0
+        }
+    }
+
+    fn set_group_config(&self, _group: u64, _index: u64, _value: u64, _mask: u64) {}
+
+    fn queue_config(&self, queue: u64, index: u64) -> u32 {
+        if queue != 0 {
+            return 0;
+        }
+        let size = self.parent.queues().get(self.queue);
+        let state = self.parent.shared.lock();
+        let Some(status) = state.queues.get(self.queue).map(|queue| queue.status()) else {
+            return 0;
+        };
+        let config = WqConfig {
+            size: size.map_or(0, |queue| queue.size),
+            threshold: 0,
+            usage: self.usage(&self.view.lock()),
+            limits: limits(),
+        };
+        config.dword(index, status)
+    }
+
+    fn set_queue_config(&self, queue: u64, index: u64, value: u32) {
+        if queue != 0 || index != 2 {
+            return;
+        }
+        let state = self.parent.shared.lock();
+        let disabled = state
+            .queues
+            .get(self.queue)
+            .is_some_and(|queue| queue.state() == WqState::Disabled);
+        if disabled {
+            self.view.lock().user_bits = value & USER_BITS;
+        }
+    }
+
+    fn command(&self, cmd: Cmd) {
+        let set = self.set();
+        let operand = cmd.operand();
+        let view = Arc::clone(&self.view);
+        let front = Arc::clone(&self.front);
+        let shared = &self.parent.shared;
+        shared.command(&self.front, cmd.request_interrupt(), |state| {
+            let command = registers::decode(cmd, DsaChild::capabilities());
+            let command = command.ok_or(CommandError::InvalidCommand)?;
+            if set == 0 {
+                return Err(CommandError::Hardware);
+            }
+            let enabled = view.lock().enabled;
+            let own = |plan: fn(u64) -> Plan| match (enabled, queue_bits(operand)) {
+                (false, _) => Err(CommandError::QueueDeviceNotEnabled),
+                (true, 1) => Ok(plan(set)),
+                (true, _) => Err(CommandError::InvalidQueue),
+            };
+            match command {
+                Command::EnableDevice if enabled => Err(CommandError::DeviceEnabled),
+                Command::EnableDevice if !self.front.function().bus_master() => {
+                    Err(CommandError::BusMaster)
+                }
+                Command::EnableDevice => {
+                    view.lock().enabled = true;
+                    Ok(Plan::nothing())
+                }
+                Command::DisableDevice if !enabled => Err(CommandError::DisableNotEnabled),
+                Command::DisableDevice => Ok(Plan::disable(set).and(move |_| {
+                    view.lock().enabled = false;
+                    Ok(())
+                })),
+                Command::DrainAll => Ok(Plan::drain(set)),
+                Command::AbortAll => Ok(Plan::abort(set)),
+                Command::ResetDevice => Ok(Plan::abort_and_disable(set).and(move |_| {
+                    view.lock().reset();
+                    front.reset();
+                    Ok(())
+                })),
+                Command::EnableWq if operand != 0 => Err(CommandError::InvalidQueue),
+                Command::EnableWq => {
+                    self.enable_queue(state, &view.lock())?;
+                    Ok(Plan::nothing())
+                }
+                Command::DisableWq => own(Plan::disable),
+                Command::DrainWq => own(Plan::drain),
+                Command::AbortWq => own(Plan::abort),
+                Command::ResetWq => Ok(own(Plan::abort_and_disable)?.and(move |_| {
+                    view.lock().user_bits = 0;
+                    Ok(())
+                })),
+                Command::DrainPasid | Command::AbortPasid => Err(CommandError::InvalidCommand),
+            }
+        });
+    }
+}
+
+impl DeviceModel for DsaChild {
+    fn function(&self) -> &Function {
+        self.front.function()
+    }
+
+    fn read(&self, bar: u8, offset: u64, data: &mut [u8]) {
+        match bar {
+            0 => registers::read(self, offset, data),
+            _ => data.fill(0),
+        }
+    }
+
+    fn write(&self, bar: u8, offset: u64, data: &[u8]) {
+        match bar {
+            0 => registers::write(self, offset, data),
+            2 if self.set() != 0 => {
+                if let Some(descriptor) = portal_store(&self.front, offset, data) {
+                    self.parent
+                        .shared
+                        .submit(self.queue, &self.front, descriptor);
+                }
+            }
+            _ => {}
+        }
+    }
+
+    fn reset(&self) {
+        self.stop();
+        self.view.lock().reset();
+        self.front.reset();
+    }
+}
+
+impl DefaultPasid for DsaChild {
+    fn bind(&self) -> Result<(Arc<Device>, Pasid), ioasid_vfio::Error> {
+        let exhausted = ioasid_vfio::Error::Exhausted("PASIDs");
+        let device = self.parent.device();
+        let handle = self
+            .parent
+            .pasids
+            .alloc(&self.quota)
+            .map_err(|_| exhausted.clone())?;
+        let pasid = handle.pasid();
+        if pasid.get() >= device.max_pasids() {
+            return Err(exhausted);
+        }
+        self.view.lock().pasid = Some(handle);
+        Ok((Arc::clone(device), pasid))
+    }
+
+    fn quiesce(&self) {
+        // An abort, not a drain: a descriptor may wait for a page that only the user could give.
+        // Its page request is answered when the PASID is detached, and finds nobody.
+        self.stop();
+    }
+
+    fn unbind(&self) {
+        let handle = self.view.lock().pasid.take();
+        drop(handle);
+    }
+}
+
+impl Inspect for DsaChild {
+    fn inspect(&self) -> Node {
+        let (enabled, pasid) = {
+            let view = self.view.lock();
+            (view.enabled, view.pasid.as_ref().map(PasidHandle::pasid))
+        };
+        let mut node = Node::new()
+            .with("parent", self.parent.device().address().to_string())
+            .with("queue", self.queue)
+            .with("enabled", enabled)
+            .with("errors", self.front.errors());
+        if let Some(pasid) = pasid {
+            node.set("default_pasid", pasid.get());
+        }
+        node
+    }
+}

@@ -1,0 +1,279 @@
+//! Commands on queues and on the whole device. Each takes effect at once, may have to wait for
+//! descriptors to end, and then stores its result: [`Shared::command`].
+//!
+//! A command with nothing to wait for has its result before the store to CMD returns. Drivers that
+//! poll CMDSTS for some tens of microseconds only, and on a host with fewer processors than threads,
+//! are served that way.
+
+use std::sync::Arc;
+
+use ioasid_core::Pasid;
+use ioasid_iommu::PasidUse;
+
+use crate::{
+    config::{MAX_BATCH_SHIFT, MAX_TRANSFER_SHIFT},
+    engine::Shared,
+    exec::Terms,
+    front::Front,
+    queue::{Queue, Session},
+    spec::{CommandError, GroupConfig, WqConfig, WqState, tables::WqUse},
+    state::{Pending, State, Then},
+};
+
+/// What a command does to descriptors before its result is stored.
+pub(crate) struct Plan {
+    /// Queues whose waiting descriptors are dropped.
+    pub(crate) abort: u64,
+    /// Queues that accept nothing more.
+    pub(crate) close: u64,
+    /// Queues whose accepted descriptors have to end first.
+    pub(crate) drain: u64,
+    /// What is done then.
+    pub(crate) then: Then,
+}
+
+impl Plan {
+    /// Waits for nothing and does nothing.
+    pub(crate) fn nothing() -> Self {
+        Plan {
+            abort: 0,
+            close: 0,
+            drain: 0,
+            then: Box::new(|_| Ok(())),
+        }
+    }
+
+    /// Waits until the accepted descriptors of `set` have ended.
+    pub(crate) fn drain(set: u64) -> Self {
+        Plan {
+            drain: set,
+            ..Plan::nothing()
+        }
+    }
+
+    /// Drops what waits in `set`, and waits for the rest.
+    pub(crate) fn abort(set: u64) -> Self {
+        Plan {
+            abort: set,
+            drain: set,
+            ..Plan::nothing()
+        }
+    }
+
+    /// Drains and disables `set`.
+    pub(crate) fn disable(set: u64) -> Self {
+        Plan {
+            close: set,
+            drain: set,
+            then: Box::new(move |state| {
+                state.disable(set);
+                Ok(())
+            }),
+            ..Plan::nothing()
+        }
+    }
+
+    /// Aborts and disables `set`.
+    pub(crate) fn abort_and_disable(set: u64) -> Self {
+        Plan {
+            abort: set,
+            ..Plan::disable(set)
+        }
+    }
+
+    /// With something more to do at the end.
+    pub(crate) fn and(
+        self,
+        more: impl FnOnce(&mut State) -> Result<(), CommandError> + Send + 'static,
+    ) -> Self {
+        let then = self.then;
+        Plan {
+            then: Box::new(move |state| then(state).and_then(|()| more(state))),
+            ..self
+        }
+    }
+}
+
+impl Shared {
+    /// Runs a command of the owner of `front`: `plan` checks it and says what it does. Ignored
+    /// while another one of that owner is running.
+    pub(crate) fn command(
+        &self,
+        front: &Arc<Front>,
+        request_interrupt: bool,
+        plan: impl FnOnce(&mut State) -> Result<Plan, CommandError>,
+    ) {
+        if !front.begin_command() {
+            return;
+        }
+        self.change(|state| {
+            let (waits, then) = match plan(state) {
+                Ok(plan) => {
+                    state.close(plan.close);
+                    state.abort(plan.abort);
+                    (state.marks(plan.drain), plan.then)
+                }
+                Err(error) => (
+                    Vec::new(),
+                    Box::new(move |_: &mut State| Err(error)) as Then,
+                ),
+            };
+            state.pending.push(Pending {
+                front: Arc::clone(front),
+                request_interrupt,
+                waits,
+                then,
+            });
+        });
+    }
+
+    /// Aborts and disables the queues in `set` and waits: when it returns, none of their
+    /// descriptors can touch memory. Not a command; for whoever owns the device or a child.
+    pub(crate) fn stop_queues(&self, set: u64) {
+        let marks = self.change(|state| {
+            state.close(set);
+            state.abort(set);
+            state.marks(set)
+        });
+        self.wait_until(|state| state.passed(&marks));
+        self.change(|state| state.disable(set));
+    }
+}
+
+impl State {
+    /// Checks the general configuration and enables the device.
+    pub(crate) fn enable_device(
+        &mut self,
+        bus_master: bool,
+        total: u32,
+    ) -> Result<(), CommandError> {
+        if self.enabled {
+            return Err(CommandError::DeviceEnabled);
+        }
+        if !bus_master {
+            return Err(CommandError::BusMaster);
+        }
+        let sizes = self.queues.iter().map(|queue| u32::from(queue.config.size));
+        if sizes.sum::<u32>() > total {
+            return Err(CommandError::QueueSizeRange);
+        }
+        let (mut queues, mut engines) = (0, 0);
+        for group in &self.groups {
+            if group.queues & (queues | !self.all_queues()) != 0 {
+                return Err(CommandError::GroupQueues);
+            }
+            if group.engines & (engines | !self.all_engines()) != 0 {
+                return Err(CommandError::GroupEngines);
+            }
+            match (group.queues, group.engines) {
+                (0, 0) => {}
+                (_, 0) => return Err(CommandError::GroupNoEngine),
+                (0, _) => return Err(CommandError::GroupNoQueue),
+                _ => {}
+            }
+            queues |= group.queues;
+            engines |= group.engines;
+        }
+        let sized = self.indexes(self.all_queues());
+        let sized = sized.filter(|index| self.queues[*index].config.size > 0);
+        if sized.fold(0, |set, index| set | 1 << index) & !queues != 0 {
+            return Err(CommandError::GroupQueues);
+        }
+        self.enabled = true;
+        Ok(())
+    }
+
+    /// Everything as after power-up; every queue is idle and disabled.
+    pub(crate) fn reset_device(&mut self) {
+        self.enabled = false;
+        self.general = 0;
+        self.groups.fill(GroupConfig::default());
+        for queue in &mut self.queues {
+            queue.disable();
+            queue.config = WqConfig::default();
+        }
+    }
+}
+
+/// The name in which a queue is enabled.
+pub(crate) struct Identity {
+    pub(crate) front: Arc<Front>,
+    /// Queue index as the owner counts.
+    pub(crate) index: u8,
+    /// Keeps the PASID of the configuration from being reused.
+    pub(crate) pasid_use: Option<PasidUse>,
+}
+
+/// What the device can do for a queue.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Abilities {
+    /// One past the largest PASID.
+    pub(crate) max_pasids: u32,
+    pub(crate) block_on_fault: bool,
+}
+
+impl Queue {
+    /// Checks the configuration and enables the queue in the name of `identity`.
+    pub(crate) fn enable(
+        &mut self,
+        device_enabled: bool,
+        abilities: Abilities,
+        identity: Identity,
+    ) -> Result<(), CommandError> {
+        if !device_enabled {
+            return Err(CommandError::DeviceNotEnabled);
+        }
+        if self.state() == WqState::Enabled {
+            return Err(CommandError::QueueEnabled);
+        }
+        let (usage, limits) = (self.config.usage, self.config.limits);
+        if self.config.size == 0 {
+            return Err(CommandError::QueueSize);
+        }
+        if usage.priority() == 0 {
+            return Err(CommandError::QueuePriority);
+        }
+        if !usage.dedicated() {
+            return Err(CommandError::QueueMode);
+        }
+        if usage.block_on_fault() && !abilities.block_on_fault {
+            return Err(CommandError::BlockOnFault);
+        }
+        let pasid = match usage.pasid_en() {
+            false => None,
+            true => Some(
+                Pasid::new(usage.pasid())
+                    .filter(|pasid| pasid.get() < abilities.max_pasids)
+                    .ok_or(CommandError::PasidEnable)?,
+            ),
+        };
+        if limits.max_batch_shift() > MAX_BATCH_SHIFT {
+            return Err(CommandError::MaxBatch);
+        }
+        if limits.max_xfer_shift() > MAX_TRANSFER_SHIFT {
+            return Err(CommandError::MaxTransfer);
+        }
+        let terms = Terms {
+            max_transfer: 1 << limits.max_xfer_shift(),
+            max_batch: 1 << limits.max_batch_shift(),
+            block_on_fault: usage.block_on_fault(),
+            vectors: identity.front.vectors(),
+        };
+        self.session = Some(Session::new(
+            identity.front,
+            identity.index,
+            pasid,
+            identity.pasid_use,
+            terms,
+        ));
+        self.closing = false;
+        self.credit = 0;
+        Ok(())
+    }
+
+    /// A disabled queue's configuration, with its entries and limits only.
+    pub(crate) fn reset(&mut self) {
+        self.config.threshold = 0;
+        self.config.usage = WqUse::new();
+    }
+}

@@ -1,0 +1,113 @@
+//! What a device is made of, and what can go wrong with it.
+
+use crate::spec::CommandError;
+
+/// Most queues of one device: what fits the tables of this model.
+pub const MAX_QUEUES: usize = 32;
+/// Most engines of one device.
+pub const MAX_ENGINES: usize = 16;
+/// Largest transfer of one descriptor: 2^21 bytes.
+pub const MAX_TRANSFER_SHIFT: u8 = 21;
+/// Largest batch: 2^10 descriptors.
+pub const MAX_BATCH_SHIFT: u8 = 10;
+
+/// What a DSA device is made of.
+#[derive(Clone, Debug)]
+pub struct DsaConfig {
+    /// Its work queues, 1..=[`MAX_QUEUES`].
+    pub queues: Vec<QueueConfig>,
+    /// Engines, each a thread, 1..=[`MAX_ENGINES`].
+    pub engines: usize,
+}
+
+impl DsaConfig {
+    /// `queues` queues of 32 entries for whoever drives the device, and two engines.
+    pub fn with_queues(queues: usize) -> Self {
+        DsaConfig {
+            queues: vec![QueueConfig::default(); queues],
+            engines: 2,
+        }
+    }
+}
+
+impl Default for DsaConfig {
+    /// Eight queues and two engines.
+    fn default() -> Self {
+        DsaConfig::with_queues(8)
+    }
+}
+
+/// One work queue.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct QueueConfig {
+    /// Entries that the parent driver gives it; their sum is the device's total. 1..=1024.
+    pub size: u16,
+    /// Set aside for mediated devices.
+    pub mdev: bool,
+}
+
+impl Default for QueueConfig {
+    fn default() -> Self {
+        QueueConfig {
+            size: 32,
+            mdev: false,
+        }
+    }
+}
+
+/// The three uses of a queue (`drivers/dma/idxd`: kernel, user, and mdev of its SIOV extension).
+/// They exclude each other.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum QueueType {
+    /// The parent's own driver.
+    Kernel,
+    /// A program that the parent's driver lets submit.
+    User,
+    /// A mediated device. The queue is locked: the parent's registers do not reach it.
+    Mdev,
+}
+
+/// Why a device, a child or a driver could not be had.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum Error {
+    /// The configuration asks for something this model does not have (EINVAL).
+    #[error("invalid DSA configuration: {0}")]
+    Config(&'static str),
+    /// There is no such queue (EINVAL).
+    #[error("there is no queue {0}")]
+    NoQueue(usize),
+    /// The queue has an owner (EBUSY).
+    #[error("queue {index} is in use by a {owner:?} owner")]
+    QueueBusy {
+        /// The queue.
+        index: usize,
+        /// What has it.
+        owner: QueueType,
+    },
+    /// An engine thread could not be started (EAGAIN).
+    #[error("cannot start an engine")]
+    Engine(#[source] std::io::Error),
+    /// A command of the parent's driver failed (EIO).
+    #[error("the device refused a command: {0}")]
+    Command(#[from] CommandError),
+    /// The DMA API is not to be had: somebody else owns the device (EBUSY, EPERM).
+    #[error(transparent)]
+    Ownership(#[from] ioasid_iommu::OwnershipError),
+    /// A buffer could not be mapped for the device (ENOMEM).
+    #[error("cannot map a buffer for the device: {0}")]
+    Buffer(String),
+    /// A job did not succeed (EIO).
+    #[error("the device ended a job with status {status:#04x} after {completed} bytes")]
+    Job {
+        /// Status byte of the completion record.
+        status: u8,
+        /// Bytes done.
+        completed: u32,
+        /// Address that could not be reached, for a page fault.
+        fault_addr: u64,
+    },
+    /// A job did not end in time (ETIMEDOUT).
+    #[error("the device did not complete a job in time")]
+    Timeout,
+}

@@ -1,0 +1,541 @@
+//! The whole device: its register file, its portals, and who may have which of its queues.
+
+use std::sync::Arc;
+
+use ioasid_core::{
+    host::Spawner,
+    inspect::{Inspect, Node, Value},
+    sync::MutexGuard,
+};
+use ioasid_iommu::{Device, Iommu, PasidPool};
+use ioasid_vfio::{
+    DeviceModel,
+    pci::{Bar, Function, FunctionBuilder, MsixLayout},
+};
+
+use crate::{
+    commands::{Abilities, Identity, Plan},
+    config::{
+        DsaConfig, Error, MAX_BATCH_SHIFT, MAX_ENGINES, MAX_QUEUES, MAX_TRANSFER_SHIFT,
+        QueueConfig, QueueType,
+    },
+    engine::Shared,
+    front::Front,
+    queue::Session,
+    registers::{self, Registers},
+    spec::{
+        Cmd, Command, CommandError, Descriptor, WqState,
+        command::queue_bits,
+        descriptor::DESCRIPTOR_SIZE,
+        registers::{
+            self as reg, DeviceState, EngineCap, GenCap, GenStatus, GroupCap, PORTAL_PAGE,
+            PORTAL_STRIDE, WqCap,
+        },
+    },
+    state::State,
+};
+
+/// A software Intel DSA. Engines run while it lives; dropping it ends them and waits for them.
+#[derive(Debug)]
+pub struct DsaDevice {
+    pub(crate) shared: Arc<Shared>,
+    pub(crate) front: Arc<Front>,
+    pub(crate) pasids: Arc<PasidPool>,
+    queues: Vec<QueueConfig>,
+    engines: usize,
+}
+
+impl DsaDevice {
+    /// A device whose DMA is that of `device`. Its registers are as after power-up: nothing is
+    /// configured and nothing enabled. PASIDs of its children come from the pool of `iommu`.
+    ///
+    /// # Errors
+    /// [`Error::Config`] and [`Error::Engine`].
+    pub fn new(
+        iommu: &Iommu,
+        device: Arc<Device>,
+        config: DsaConfig,
+        spawner: &dyn Spawner,
+    ) -> Result<Arc<Self>, Error> {
+        let DsaConfig { queues, engines } = config;
+        if !(1..=MAX_QUEUES).contains(&queues.len()) {
+            return Err(Error::Config("a device has 1 to 32 queues"));
+        }
+        if !(1..=MAX_ENGINES).contains(&engines) {
+            return Err(Error::Config("a device has 1 to 16 engines"));
+        }
+        if queues.iter().any(|queue| !(1..=1024).contains(&queue.size)) {
+            return Err(Error::Config("a queue has 1 to 1024 entries"));
+        }
+        let function = function(queues.len(), queues.len() + 1, &device)
+            .map_err(|_| Error::Config("the PCI function cannot be laid out"))?;
+        let state = State::new(queues.len(), engines);
+        let this = Arc::new(DsaDevice {
+            shared: Shared::new(Arc::clone(&device), state),
+            front: Arc::new(Front::new(function)),
+            pasids: Arc::clone(iommu.pasids()),
+            queues,
+            engines,
+        });
+        for index in 0..engines {
+            let shared = Arc::clone(&this.shared);
+            let name = format!("dsa {} engine {index}", device.address());
+            this.shared.lock().engines += 1;
+            let started = spawner.spawn(&name, Box::new(move || shared.engine(index)));
+            if let Err(error) = started {
+                this.shared.lock().engines -= 1;
+                return Err(Error::Engine(error));
+            }
+        }
+        Ok(this)
+    }
+
+    /// The device that its DMA is tagged as.
+    pub fn device(&self) -> &Arc<Device> {
+        &self.shared.device
+    }
+
+    /// Its queues as configured at the start.
+    pub fn queues(&self) -> &[QueueConfig] {
+        &self.queues
+    }
+
+    /// Number of engines.
+    pub fn engines(&self) -> usize {
+        self.engines
+    }
+
+    /// Entries of all queues together.
+    pub(crate) fn total_size(&self) -> u32 {
+        self.queues.iter().map(|queue| u32::from(queue.size)).sum()
+    }
+
+    pub(crate) fn abilities(&self) -> Abilities {
+        let device = self.device();
+        Abilities {
+            max_pasids: device.max_pasids(),
+            block_on_fault: device.supports_page_requests(),
+        }
+    }
+
+    /// General capabilities; a child has the same, but for `config_en`.
+    pub(crate) fn capabilities(&self) -> GenCap {
+        GenCap::new()
+            .with_block_on_fault(self.abilities().block_on_fault)
+            .with_overlap_copy(true)
+            .with_cache_control_mem(true)
+            .with_cache_control_cache(true)
+            .with_cmd_cap(true)
+            .with_dest_readback(true)
+            .with_max_xfer_shift(MAX_TRANSFER_SHIFT)
+            .with_max_batch_shift(MAX_BATCH_SHIFT)
+            .with_config_en(true)
+    }
+
+    /// Takes queue `index` for a use that excludes all others. A queue with an mdev is locked: the
+    /// device's own registers and portals do not reach it.
+    ///
+    /// # Errors
+    /// [`Error::NoQueue`], [`Error::QueueBusy`].
+    pub fn claim_queue(
+        self: &Arc<Self>,
+        index: usize,
+        owner: QueueType,
+    ) -> Result<QueueClaim, Error> {
+        let mut state = self.shared.lock();
+        let queue = state.queues.get_mut(index).ok_or(Error::NoQueue(index))?;
+        if let Some(owner) = queue.claim {
+            return Err(Error::QueueBusy { index, owner });
+        }
+        queue.claim = Some(owner);
+        drop(state);
+        Ok(QueueClaim {
+            device: Arc::clone(self),
+            index,
+        })
+    }
+
+    /// Whether the device's own registers reach queue `index`.
+    fn open_queue(state: &State, index: usize) -> bool {
+        let queue = state.queues.get(index);
+        queue.is_some_and(|queue| queue.claim != Some(QueueType::Mdev))
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.shared.lock()
+    }
+
+    /// The plan of a command that names queues by bits.
+    fn on_queues(
+        state: &State,
+        operand: u32,
+        plan: impl FnOnce(u64) -> Plan,
+    ) -> Result<Plan, CommandError> {
+        let set = queue_bits(operand);
+        if !state.enabled {
+            return Err(CommandError::QueueDeviceNotEnabled);
+        }
+        let known = set != 0 && set & !state.all_queues() == 0;
+        if !known
+            || !state
+                .indexes(set)
+                .all(|index| Self::open_queue(state, index))
+        {
+            return Err(CommandError::InvalidQueue);
+        }
+        Ok(plan(set))
+    }
+
+    /// The queues whose descriptors are tagged with the PASID `operand`.
+    fn with_pasid(state: &State, operand: u32) -> u64 {
+        let tagged =
+            |session: &Arc<Session>| session.pasid.is_some_and(|pasid| pasid.get() == operand);
+        state
+            .indexes(state.all_queues())
+            .filter(|index| state.queues[*index].session.as_ref().is_some_and(tagged))
+            .fold(0, |set, index| set | 1 << index)
+    }
+}
+
+impl Registers for DsaDevice {
+    fn front(&self) -> &Front {
+        &self.front
+    }
+
+    fn general_capabilities(&self) -> GenCap {
+        self.capabilities()
+    }
+
+    fn queue_capabilities(&self) -> u64 {
+        WqCap::new()
+            .with_total_wq_size(u16::try_from(self.total_size()).unwrap_or(u16::MAX))
+            .with_num_wqs(self.queues.len() as u8)
+            .with_dedicated_mode(true)
+            .with_priority(true)
+            .with_occupancy(true)
+            .into_bits()
+    }
+
+    fn group_capabilities(&self) -> u64 {
+        GroupCap::new()
+            .with_num_groups(self.engines as u8)
+            .into_bits()
+    }
+
+    fn engine_capabilities(&self) -> u64 {
+        EngineCap::new()
+            .with_num_engines(self.engines as u8)
+            .into_bits()
+    }
+
+    fn command_capabilities(&self) -> u32 {
+        Command::capabilities()
+    }
+
+    fn status(&self) -> GenStatus {
+        GenStatus::new().with_state(if self.state().enabled {
+            DeviceState::Enabled
+        } else {
+            DeviceState::Disabled
+        })
+    }
+
+    fn general_config(&self) -> u32 {
+        self.state().general
+    }
+
+    fn set_general_config(&self, value: u32) {
+        let mut state = self.state();
+        if !state.enabled {
+            state.general = value & 0xff;
+        }
+    }
+
+    fn group_config(&self, group: u64, index: u64) -> u64 {
+        let group = usize::try_from(group).unwrap_or(usize::MAX);
+        let state = self.state();
+        state
+            .groups
+            .get(group)
+            .map_or(0, |group| group.quadword(index))
+    }
+
+    fn set_group_config(&self, group: u64, index: u64, value: u64, mask: u64) {
+        let group = usize::try_from(group).unwrap_or(usize::MAX);
+        let mut state = self.state();
+        if !state.enabled
+            && let Some(group) = state.groups.get_mut(group)
+            && let Some(quadword) = group.quadword_mut(index)
+        {
+            *quadword = *quadword & !mask | value;
+        }
+    }
+
+    fn queue_config(&self, queue: u64, index: u64) -> u32 {
+        let queue = usize::try_from(queue).unwrap_or(usize::MAX);
+        let state = self.state();
+        let queue = state.queues.get(queue);
+        queue.map_or(0, |queue| queue.config.dword(index, queue.status()))
+    }
+
+    fn set_queue_config(&self, queue: u64, index: u64, value: u32) {
+        let queue = usize::try_from(queue).unwrap_or(usize::MAX);
+        let mut state = self.state();
+        // The size is fixed while the device is enabled, and a size is no way into a locked queue.
+        let allowed = match index {
+            0 => !state.enabled,
+            _ => Self::open_queue(&state, queue),
+        };
+        if allowed
+            && let Some(queue) = state.queues.get_mut(queue)
+            && queue.state() == WqState::Disabled
+        {
+            queue.config.set_dword(index, value);
+        }
+    }
+
+    fn command(&self, cmd: Cmd) {
+        let operand = cmd.operand();
+        let front = Arc::clone(&self.front);
+        let bus_master = self.front.function().bus_master();
+        let total = self.total_size();
+        let abilities = self.abilities();
+        self.shared
+            .command(&self.front, cmd.request_interrupt(), move |state| {
+                let all = state.all_queues();
+                let command = registers::decode(cmd, Command::capabilities());
+                match command.ok_or(CommandError::InvalidCommand)? {
+                    Command::EnableDevice => {
+                        state.enable_device(bus_master, total)?;
+                        Ok(Plan::nothing())
+                    }
+                    Command::DisableDevice if !state.enabled => {
+                        Err(CommandError::DisableNotEnabled)
+                    }
+                    Command::DisableDevice => Ok(Plan::disable(all).and(|state| {
+                        state.enabled = false;
+                        Ok(())
+                    })),
+                    Command::DrainAll => Ok(Plan::drain(all)),
+                    Command::AbortAll => Ok(Plan::abort(all)),
+                    Command::ResetDevice => Ok(Plan::abort_and_disable(all).and(move |state| {
+                        state.reset_device();
+                        front.reset();
+                        Ok(())
+                    })),
+                    Command::EnableWq => {
+                        let index = operand as usize;
+                        if !Self::open_queue(state, index) {
+                            return Err(CommandError::InvalidQueue);
+                        }
+                        let identity = Identity {
+                            front,
+                            index: index as u8,
+                            pasid_use: None,
+                        };
+                        let enabled = state.enabled;
+                        state.queues[index].enable(enabled, abilities, identity)?;
+                        Ok(Plan::nothing())
+                    }
+                    Command::DisableWq => Self::on_queues(state, operand, Plan::disable),
+                    Command::DrainWq => Self::on_queues(state, operand, Plan::drain),
+                    Command::AbortWq => Self::on_queues(state, operand, Plan::abort),
+                    Command::ResetWq => Self::on_queues(state, operand, |set| {
+                        Plan::abort_and_disable(set).and(move |state| {
+                            for index in state.indexes(set) {
+                                state.queues[index].reset();
+                            }
+                            Ok(())
+                        })
+                    }),
+                    Command::DrainPasid => Ok(Plan::drain(Self::with_pasid(state, operand))),
+                    Command::AbortPasid => Ok(Plan::abort(Self::with_pasid(state, operand))),
+                }
+            });
+    }
+}
+
+impl DeviceModel for DsaDevice {
+    fn function(&self) -> &Function {
+        self.front.function()
+    }
+
+    fn read(&self, bar: u8, offset: u64, data: &mut [u8]) {
+        match bar {
+            0 => registers::read(self, offset, data),
+            _ => data.fill(0),
+        }
+    }
+
+    fn write(&self, bar: u8, offset: u64, data: &[u8]) {
+        match bar {
+            0 => registers::write(self, offset, data),
+            2 => {
+                let queue = usize::try_from(offset / PORTAL_STRIDE).unwrap_or(usize::MAX);
+                let Some(descriptor) = portal_store(&self.front, offset, data) else {
+                    return;
+                };
+                if Self::open_queue(&self.state(), queue) {
+                    self.shared.submit(queue, &self.front, descriptor);
+                }
+            }
+            _ => {}
+        }
+    }
+
+    fn reset(&self) {
+        let all = self.state().all_queues();
+        self.shared.stop_queues(all);
+        self.shared.change(State::reset_device);
+        self.front.reset();
+    }
+}
+
+impl Drop for DsaDevice {
+    fn drop(&mut self) {
+        let all = self.state().all_queues();
+        self.shared.change(|state| {
+            state.close(all);
+            state.abort(all);
+        });
+        self.shared.stop();
+    }
+}
+
+impl Inspect for DsaDevice {
+    fn inspect(&self) -> Node {
+        let state = self.state();
+        let queues: Vec<Value> = state
+            .queues
+            .iter()
+            .zip(&self.queues)
+            .map(|(queue, made)| inspect_queue(queue, made).into())
+            .collect();
+        let enabled = state.enabled;
+        drop(state);
+        Node::new()
+            .with("model", "dsa")
+            .with("address", self.device().address().to_string())
+            .with("enabled", enabled)
+            .with("engines", self.engines)
+            .with("errors", self.front.errors())
+            .with("queues", Value::List(queues))
+            .with("function", self.front.function().inspect())
+    }
+}
+
+/// One queue for the tree of named values.
+fn inspect_queue(queue: &crate::queue::Queue, made: &QueueConfig) -> Node {
+    let owner = match (queue.claim, made.mdev) {
+        (Some(QueueType::Kernel), _) => "kernel",
+        (Some(QueueType::User), _) => "user",
+        (Some(QueueType::Mdev), _) => "mdev",
+        (None, true) => "none (for mdevs)",
+        (None, false) => "none",
+    };
+    let state = match (queue.state(), queue.claim) {
+        (WqState::Enabled, _) => "enabled",
+        (WqState::Disabled, Some(QueueType::Mdev)) => "locked",
+        (WqState::Disabled, _) => "disabled",
+    };
+    let (waiting, under_way) = queue.depth();
+    let stats = queue.stats;
+    let pasid = queue.session.as_ref().and_then(|session| session.pasid);
+    let mut node = Node::new()
+        .with("owner", owner)
+        .with("state", state)
+        .with("size", u64::from(made.size))
+        .with("occupancy", waiting)
+        .with("under_way", under_way)
+        .with("waiting_for_pages", queue.parked())
+        .with("pasid_enabled", pasid.is_some());
+    if let Some(pasid) = pasid {
+        node.set("pasid", pasid.get());
+    }
+    node.with("accepted", stats.accepted)
+        .with("dropped", stats.dropped)
+        .with("jobs", stats.ended)
+        .with("failed", stats.failed)
+        .with("aborted", stats.aborted)
+        .with("bytes", stats.bytes)
+        .with("faults", stats.faults)
+}
+
+/// A queue that one owner has for itself. Dropping it stops the queue: it is aborted, disabled and
+/// free when that returns.
+#[derive(Debug)]
+pub struct QueueClaim {
+    device: Arc<DsaDevice>,
+    index: usize,
+}
+
+impl QueueClaim {
+    /// The device.
+    pub fn device(&self) -> &Arc<DsaDevice> {
+        &self.device
+    }
+
+    /// The queue's index.
+    pub fn index(&self) -> usize {
+        self.index
+    }
+
+    /// The queue as a set.
+    pub(crate) const fn set(&self) -> u64 {
+        1 << self.index
+    }
+}
+
+impl Drop for QueueClaim {
+    fn drop(&mut self) {
+        let shared = &self.device.shared;
+        shared.stop_queues(self.set());
+        shared.change(|state| state.queues[self.index].claim = None);
+    }
+}
+
+/// The descriptor in a store to a portal page, if it is a submission: one store of 64 aligned bytes
+/// to a page that exists (the interrupt message store's two do not), with bus mastering on.
+pub(crate) fn portal_store(front: &Front, offset: u64, data: &[u8]) -> Option<Descriptor> {
+    let bytes: &[u8; DESCRIPTOR_SIZE] = data.try_into().ok()?;
+    let page = offset % PORTAL_STRIDE / PORTAL_PAGE;
+    let aligned = offset.is_multiple_of(DESCRIPTOR_SIZE as u64);
+    (page < 2 && aligned && front.function().bus_master()).then(|| Descriptor::from_bytes(bytes))
+}
+
+/// The PCI function of a DSA with `queues` portals and `vectors` MSI-X vectors.
+pub(crate) fn function(
+    queues: usize,
+    vectors: usize,
+    device: &Device,
+) -> Result<Function, ioasid_vfio::pci::LayoutError> {
+    let portals = (queues as u64 * PORTAL_STRIDE).next_power_of_two();
+    let msix = MsixLayout::new(0, reg::MSIX_TABLE, reg::MSIX_PBA, vectors as u16);
+    let mut builder = FunctionBuilder::new(reg::VENDOR, reg::DEVICE)
+        .class(reg::CLASS, 0)
+        .subsystem(reg::VENDOR, 0)
+        .bar(0, Bar::memory64(reg::BAR0_SIZE))
+        .bar(2, Bar::memory64(portals).with_wide_stores())
+        .express()
+        .msix(msix)
+        .power_management()
+        .advanced_error_reporting()
+        .address_translation();
+    if device.max_pasids() > 0 {
+        builder = builder.pasid(device.pasid_bits());
+    }
+    if device.supports_page_requests() {
+        builder = builder.page_requests(512);
+    }
+    builder.build()
+}
+
+/// A front that belongs to no device, for tests of the parts.
+#[cfg(test)]
+pub(crate) fn test_front() -> Arc<Front> {
+    let function = FunctionBuilder::new(reg::VENDOR, reg::DEVICE)
+        .bar(0, Bar::memory64(reg::BAR0_SIZE))
+        .msix(MsixLayout::new(0, reg::MSIX_TABLE, reg::MSIX_PBA, 2))
+        .build();
+    Arc::new(Front::new(function.expect("a layout that fits")))
+}

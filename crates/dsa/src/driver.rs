@@ -1,0 +1,424 @@
+//! The parent's own driver, as a driver of real hardware is written: it knows the registers, the
+//! portal and the DMA API, and nothing of what is behind them.
+
+use std::{
+    sync::{
+        Arc,
+        atomic::{Ordering, fence},
+    },
+    time::{Duration, Instant},
+};
+
+use ioasid_core::{
+    host::IrqSink,
+    inspect::{Inspect, Node},
+    sync::{Condvar, Mutex},
+};
+use ioasid_iommu::{CoherentBuffer, DmaApi};
+use ioasid_vfio::DeviceModel;
+
+use crate::{
+    config::{Error, QueueType},
+    device::{DsaDevice, QueueClaim},
+    latency::Latency,
+    spec::{
+        Cmd, CmdStatus, Command, CommandError, CompletionRecord, Descriptor, Opcode, Status,
+        command::queue_operand,
+        completion::{FAULT_ON_WRITE, RECORD_SIZE},
+        registers::{self as reg, GenCap, PORTAL_STRIDE},
+        tables::{GRPCFG_SIZE, WQCFG_SIZE, WqLimits, WqUse},
+    },
+};
+
+/// How long the driver waits for a command.
+const COMMAND_TIMEOUT: Duration = Duration::from_secs(10);
+/// How long the driver waits for a job.
+const JOB_TIMEOUT: Duration = Duration::from_secs(30);
+/// `PCI_COMMAND`: memory and bus mastering.
+const PCI_COMMAND: u64 = 4;
+const PCI_COMMAND_MEMORY_MASTER: u16 = 0x6;
+
+/// A DSA device under its own driver: configured, enabled, its DMA in the driver's own address
+/// space.
+#[derive(Debug)]
+pub struct HostDriver {
+    device: Arc<DsaDevice>,
+    dma: DmaApi,
+}
+
+impl HostDriver {
+    /// Takes the device: claims it for the DMA API, puts all its queues and engines into one group,
+    /// gives each queue its entries and enables the device.
+    ///
+    /// # Errors
+    /// [`Error::Ownership`] if a user has the device; [`Error::Command`] if it refuses.
+    pub fn probe(device: &Arc<DsaDevice>) -> Result<Arc<Self>, Error> {
+        let dma = device.device().use_dma_api()?;
+        let this = HostDriver {
+            device: Arc::clone(device),
+            dma,
+        };
+        let command = PCI_COMMAND_MEMORY_MASTER.to_le_bytes();
+        // Offset 4 of configuration space exists, and the bits ask for no reset.
+        let _ = device.function().write_config(PCI_COMMAND, &command);
+        this.command(Command::ResetDevice, 0)?;
+        let bits = |count: usize| (1_u64 << count) - 1;
+        this.write64(reg::GRPCFG, bits(device.queues().len()));
+        this.write64(reg::GRPCFG + GRPCFG_SIZE / 2, bits(device.engines()));
+        let capabilities = GenCap::from_bits(this.read64(reg::GENCAP));
+        let limits = WqLimits::new()
+            .with_max_xfer_shift(capabilities.max_xfer_shift())
+            .with_max_batch_shift(capabilities.max_batch_shift());
+        let usage = WqUse::new().with_dedicated(true).with_priority(10);
+        for (queue, config) in (0..).zip(device.queues()) {
+            let entry = reg::WQCFG + queue * WQCFG_SIZE;
+            this.write32(entry, config.size.into());
+            this.write32(entry + 8, usage.into_bits());
+            this.write32(entry + 12, limits.into_bits());
+        }
+        this.command(Command::EnableDevice, 0)?;
+        Ok(Arc::new(this))
+    }
+
+    /// The device.
+    pub fn device(&self) -> &Arc<DsaDevice> {
+        &self.device
+    }
+
+    /// The DMA API: buffers that jobs can name.
+    pub fn dma(&self) -> &DmaApi {
+        &self.dma
+    }
+
+    /// Takes queue `index` for this driver and enables it.
+    ///
+    /// # Errors
+    /// [`Error::NoQueue`], [`Error::QueueBusy`], [`Error::Buffer`], [`Error::Command`].
+    pub fn open_queue(self: &Arc<Self>, index: usize) -> Result<HostQueue, Error> {
+        let claim = self.device.claim_queue(index, QueueType::Kernel)?;
+        let slots = usize::from(self.device.queues()[index].size);
+        let records = self
+            .dma
+            .alloc_coherent(slots * RECORD_SIZE)
+            .map_err(|error| Error::Buffer(error.to_string()))?;
+        let completions = Arc::new(Completions::default());
+        let vector = index as u16 + 1;
+        let vectors = self.device.function().vectors();
+        vectors.connect(vector.into(), Some(completions.clone() as Arc<dyn IrqSink>));
+        let queue = HostQueue {
+            driver: Arc::clone(self),
+            index,
+            vector,
+            records,
+            completions,
+            slots: Mutex::new((0..slots).rev().collect()),
+            freed: Condvar::new(),
+            statistics: Mutex::default(),
+            _claim: claim,
+        };
+        self.command(Command::EnableWq, index as u32)?;
+        Ok(queue)
+    }
+
+    /// Stores a command and waits for its result.
+    fn command(&self, command: Command, operand: u32) -> Result<(), Error> {
+        let cmd = Cmd::new().with_code(command as u8).with_operand(operand);
+        self.write32(reg::CMD, cmd.into_bits());
+        let deadline = Instant::now() + COMMAND_TIMEOUT;
+        loop {
+            let status = CmdStatus::from_bits(self.read32(reg::CMDSTS));
+            if !status.active() {
+                return command_result(status.error());
+            }
+            if Instant::now() > deadline {
+                return Err(Error::Timeout);
+            }
+            std::thread::sleep(Duration::from_micros(50));
+        }
+    }
+
+    fn read32(&self, offset: u64) -> u32 {
+        let mut bytes = [0; 4];
+        self.device.read(0, offset, &mut bytes);
+        u32::from_le_bytes(bytes)
+    }
+
+    fn read64(&self, offset: u64) -> u64 {
+        let mut bytes = [0; 8];
+        self.device.read(0, offset, &mut bytes);
+        u64::from_le_bytes(bytes)
+    }
+
+    fn write32(&self, offset: u64, value: u32) {
+        self.device.write(0, offset, &value.to_le_bytes());
+    }
+
+    fn write64(&self, offset: u64, value: u64) {
+        self.device.write(0, offset, &value.to_le_bytes());
+    }
+}
+
+impl Drop for HostDriver {
+    fn drop(&mut self) {
+        // The device is the driver's own: it cannot refuse, and a command that does not end leaves
+        // nothing to do here.
+        let _ = self.command(Command::ResetDevice, 0);
+    }
+}
+
+/// The codes that this driver can meet, by name.
+fn command_result(code: u8) -> Result<(), Error> {
+    use CommandError as E;
+    let known = [
+        E::InvalidCommand,
+        E::InvalidQueue,
+        E::DeviceEnabled,
+        E::BusMaster,
+        E::QueueSizeRange,
+        E::GroupQueues,
+        E::GroupEngines,
+        E::GroupNoEngine,
+        E::GroupNoQueue,
+        E::DeviceNotEnabled,
+        E::QueueEnabled,
+        E::QueueSize,
+        E::QueuePriority,
+        E::QueueMode,
+        E::BlockOnFault,
+        E::PasidEnable,
+        E::QueueDeviceNotEnabled,
+    ];
+    match code {
+        0 => Ok(()),
+        code => Err(Error::Command(
+            known
+                .into_iter()
+                .find(|error| *error as u8 == code)
+                .unwrap_or(E::Hardware),
+        )),
+    }
+}
+
+/// Completion interrupts, counted.
+#[derive(Debug, Default)]
+struct Completions {
+    count: Mutex<u64>,
+    raised: Condvar,
+}
+
+impl IrqSink for Completions {
+    fn signal(&self) {
+        *self.count.lock() += 1;
+        self.raised.notify_all();
+    }
+}
+
+/// Jobs of one queue, counted.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct JobCounts {
+    /// Jobs that ended.
+    pub jobs: u64,
+    /// Of them, those that did not succeed.
+    pub errors: u64,
+    /// Of them, those that a page fault ended.
+    pub faults: u64,
+}
+
+#[derive(Debug, Default)]
+struct Statistics {
+    counts: JobCounts,
+    latency: Latency,
+}
+
+/// One queue of the parent's own driver. Jobs may be submitted from several threads; no more of
+/// them are under way than the queue has entries, so none is dropped.
+#[derive(Debug)]
+pub struct HostQueue {
+    // Fields are dropped in this order: nothing of the queue is in flight when its records go, and
+    // the driver outlives both.
+    _claim: QueueClaim,
+    records: CoherentBuffer,
+    index: usize,
+    vector: u16,
+    completions: Arc<Completions>,
+    /// Record slots that are free.
+    slots: Mutex<Vec<usize>>,
+    freed: Condvar,
+    statistics: Mutex<Statistics>,
+    driver: Arc<HostDriver>,
+}
+
+/// A job under way.
+#[derive(Debug)]
+#[must_use = "a job is waited for"]
+pub struct Ticket {
+    slot: usize,
+    submitted: Instant,
+}
+
+impl HostQueue {
+    /// The driver.
+    pub fn driver(&self) -> &Arc<HostDriver> {
+        &self.driver
+    }
+
+    /// The queue's index.
+    pub fn index(&self) -> usize {
+        self.index
+    }
+
+    /// Stores a descriptor to the portal. Its record address, completion flags and interrupt are
+    /// the driver's; waits while as many jobs are under way as the queue has entries.
+    pub fn submit(&self, mut descriptor: Descriptor) -> Ticket {
+        let slot = {
+            let mut slots = self.slots.lock();
+            loop {
+                match slots.pop() {
+                    Some(slot) => break slot,
+                    None => slots = self.freed.wait(slots),
+                }
+            }
+        };
+        let offset = slot * RECORD_SIZE;
+        self.records.memory().write(offset, &[0; RECORD_SIZE]);
+        descriptor.record_addr = self.records.iova() + offset as u64;
+        descriptor.flags.set_record_valid(true);
+        descriptor.flags.set_request_record(true);
+        let descriptor = descriptor.with_interrupt(self.vector);
+        let portal = self.index as u64 * PORTAL_STRIDE;
+        let submitted = Instant::now();
+        fence(Ordering::Release);
+        self.driver.device.write(2, portal, &descriptor.to_bytes());
+        Ticket { slot, submitted }
+    }
+
+    /// Waits for the completion interrupt of a job and gives its record.
+    ///
+    /// # Errors
+    /// [`Error::Timeout`]; the job's slot is not used again then.
+    pub fn wait(&self, ticket: Ticket) -> Result<CompletionRecord, Error> {
+        let offset = ticket.slot * RECORD_SIZE;
+        let deadline = ticket.submitted + JOB_TIMEOUT;
+        let mut count = self.completions.count.lock();
+        loop {
+            let mut status = [0];
+            self.records.memory().read(offset, &mut status);
+            if status[0] != 0 {
+                break;
+            }
+            let now = Instant::now();
+            if now >= deadline {
+                return Err(Error::Timeout);
+            }
+            count = self.completions.raised.wait_timeout(count, deadline - now);
+        }
+        drop(count);
+        // The status was written last.
+        fence(Ordering::Acquire);
+        let latency = ticket.submitted.elapsed();
+        let mut bytes = [0; RECORD_SIZE];
+        self.records.memory().read(offset, &mut bytes);
+        let record = CompletionRecord::from_bytes(&bytes);
+        self.slots.lock().push(ticket.slot);
+        self.freed.notify_one();
+        let mut statistics = self.statistics.lock();
+        statistics.latency.add(latency);
+        statistics.counts.jobs += 1;
+        statistics.counts.errors += u64::from(!record.succeeded());
+        let fault = record.status & !FAULT_ON_WRITE == Status::PageFault as u8;
+        statistics.counts.faults += u64::from(fault);
+        Ok(record)
+    }
+
+    /// Submits one job and waits for it.
+    ///
+    /// # Errors
+    /// [`Error::Job`] if it does not succeed, [`Error::Timeout`].
+    pub fn run(&self, descriptor: Descriptor) -> Result<CompletionRecord, Error> {
+        let ticket = self.submit(descriptor);
+        let record = self.wait(ticket)?;
+        if record.succeeded() {
+            Ok(record)
+        } else {
+            Err(Error::Job {
+                status: record.status,
+                completed: record.completed,
+                fault_addr: record.fault_addr,
+            })
+        }
+    }
+
+    /// Copies `size` bytes between two addresses of the DMA API.
+    ///
+    /// # Errors
+    /// As for [`HostQueue::run`].
+    pub fn memory_move(&self, destination: u64, source: u64, size: u32) -> Result<(), Error> {
+        self.run(Descriptor::memory_move(destination, source, size, 0))
+            .map(drop)
+    }
+
+    /// Fills `size` bytes with a pattern.
+    ///
+    /// # Errors
+    /// As for [`HostQueue::run`].
+    pub fn fill(&self, destination: u64, pattern: u64, size: u32) -> Result<(), Error> {
+        self.run(Descriptor::fill(destination, pattern, size, 0))
+            .map(drop)
+    }
+
+    /// Compares `size` bytes; `Some` is the offset of the first difference.
+    ///
+    /// # Errors
+    /// As for [`HostQueue::run`].
+    pub fn compare(&self, a: u64, b: u64, size: u32) -> Result<Option<u32>, Error> {
+        let record = self.run(Descriptor::compare(a, b, size, 0))?;
+        Ok((record.result != 0).then_some(record.completed))
+    }
+
+    /// Waits until everything submitted before has ended, by a Drain descriptor.
+    ///
+    /// # Errors
+    /// As for [`HostQueue::run`].
+    pub fn drain(&self) -> Result<(), Error> {
+        self.run(Descriptor::new(Opcode::Drain, 0)).map(drop)
+    }
+
+    /// Aborts what the queue still has; jobs that are dropped never complete.
+    ///
+    /// # Errors
+    /// [`Error::Command`], [`Error::Timeout`].
+    pub fn abort(&self) -> Result<(), Error> {
+        let operand = queue_operand(self.index as u32);
+        self.driver.command(Command::AbortWq, operand)
+    }
+
+    /// Jobs so far.
+    pub fn counts(&self) -> JobCounts {
+        self.statistics.lock().counts
+    }
+
+    /// Times from the store to the portal to the completed wait.
+    pub fn latency(&self) -> Latency {
+        self.statistics.lock().latency.clone()
+    }
+}
+
+impl Drop for HostQueue {
+    fn drop(&mut self) {
+        let vectors = self.driver.device.function().vectors();
+        vectors.connect(self.vector.into(), None);
+    }
+}
+
+impl Inspect for HostQueue {
+    fn inspect(&self) -> Node {
+        let statistics = self.statistics.lock();
+        let counts = statistics.counts;
+        Node::new()
+            .with("queue", self.index)
+            .with("jobs", counts.jobs)
+            .with("errors", counts.errors)
+            .with("faults", counts.faults)
+            .with("latency", statistics.latency.inspect())
+    }
+}

@@ -1,0 +1,284 @@
+//! Engines: the threads that execute descriptors, and the ways a descriptor leaves one before it is
+//! done.
+//!
+//! An engine serves every client, so it never waits for one. A descriptor that
+//!
+//! * has moved the bytes of one guard goes back to its queue, and other queues get their turn;
+//! * needs memory that may block moves to its client's worker, which runs the rest of it;
+//! * wants a page that is missing is parked until its page request is answered.
+
+use std::sync::{Arc, Weak};
+
+use ioasid_core::{
+    host::Worker,
+    sync::{Condvar, Mutex, MutexGuard},
+};
+use ioasid_iommu::{Device, DmaPort, Fault, PageResponse};
+
+use crate::{
+    exec::{Effects, Halt},
+    front::Front,
+    queue::{Refused, Task},
+    spec::{
+        Descriptor,
+        registers::{SwError, SwErrorInfo},
+    },
+    state::{Raised, State},
+};
+
+/// What engines, portals and registers of one device share.
+#[derive(Debug)]
+pub(crate) struct Shared {
+    pub(crate) device: Arc<Device>,
+    state: Mutex<State>,
+    /// Engines wait here for work.
+    work: Condvar,
+    /// Whoever waits for descriptors or engines to end waits here.
+    ended: Condvar,
+}
+
+/// Where a descriptor is being executed.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Place {
+    Engine,
+    Worker,
+}
+
+impl Shared {
+    pub(crate) fn new(device: Arc<Device>, state: State) -> Arc<Self> {
+        Arc::new(Shared {
+            device,
+            state: Mutex::new(state),
+            work: Condvar::new(),
+            ended: Condvar::new(),
+        })
+    }
+
+    pub(crate) fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock()
+    }
+
+    /// Changes the state, ends the commands that can end, and wakes whoever that concerns.
+    pub(crate) fn change<R>(&self, change: impl FnOnce(&mut State) -> R) -> R {
+        let mut state = self.lock();
+        let result = change(&mut state);
+        self.release(state);
+        result
+    }
+
+    /// Gives the lock back after a change.
+    fn release(&self, mut state: MutexGuard<'_, State>) {
+        let raised = state.settle();
+        let wake = state.idle_engines > 0 && state.has_work();
+        drop(state);
+        if wake {
+            self.work.notify_all();
+        }
+        self.ended.notify_all();
+        raise(raised);
+    }
+
+    /// Waits until `done`. Never called by an engine.
+    pub(crate) fn wait_until(&self, mut done: impl FnMut(&State) -> bool) {
+        let mut state = self.lock();
+        while !done(&state) {
+            state = self.ended.wait(state);
+        }
+    }
+
+    /// Takes a descriptor that was stored to the portal of `queue` by the owner of `front`. Never
+    /// executes it: that is the engines' part.
+    pub(crate) fn submit(&self, queue: usize, front: &Arc<Front>, descriptor: Descriptor) {
+        let mut state = self.lock();
+        let Some(target) = state.queues.get_mut(queue) else {
+            return;
+        };
+        let index = target.session.as_ref().map_or(0, |session| session.index);
+        let accepted = target.accept(descriptor);
+        let wake = accepted.is_ok() && state.idle_engines > 0;
+        drop(state);
+        if wake {
+            self.work.notify_all();
+        }
+        if accepted == Err(Refused::NotEnabled) {
+            front.raise(
+                front.report(SwError {
+                    info: SwErrorInfo::new()
+                        .with_desc_valid(true)
+                        .with_wq_idx_valid(true)
+                        .with_wq_idx(index)
+                        .with_error(SwError::QUEUE_DISABLED)
+                        .with_operation(descriptor.opcode)
+                        .with_pasid(descriptor.pasid),
+                    ..SwError::default()
+                }),
+            );
+        }
+    }
+
+    /// The life of engine `index`.
+    pub(crate) fn engine(self: &Arc<Self>, index: usize) {
+        let mut port = self.device.port();
+        let mut state = self.lock();
+        while !state.stopping {
+            match state.next(index) {
+                Some(task) => {
+                    drop(state);
+                    self.execute(task, &mut port, Place::Engine);
+                    state = self.lock();
+                }
+                None => {
+                    state.idle_engines += 1;
+                    state = self.work.wait(state);
+                    state.idle_engines -= 1;
+                }
+            }
+        }
+        drop(state);
+        // The port goes first: whoever waits for the engines finds none of their slots left.
+        drop(port);
+        self.lock().engines -= 1;
+        self.ended.notify_all();
+    }
+
+    /// Ends the engines and waits for them.
+    pub(crate) fn stop(&self) {
+        self.lock().stopping = true;
+        self.work.notify_all();
+        self.wait_until(|state| state.engines == 0);
+    }
+
+    /// Executes `task` as far as it goes here.
+    fn execute(self: &Arc<Self>, mut task: Task, port: &mut DmaPort, place: Place) {
+        let session = Arc::clone(&task.session);
+        let mut total = Effects::default();
+        let halt = loop {
+            if session.aborted() {
+                break Ok(());
+            }
+            let mut effects = Effects::default();
+            let result = {
+                let mut guard = match place {
+                    Place::Engine => port.enter(session.pasid),
+                    Place::Worker => port.enter_blocking(session.pasid),
+                };
+                task.execution
+                    .step(&mut guard, &session.terms, &mut effects)
+            };
+            for error in effects.errors {
+                let info = error
+                    .info
+                    .with_wq_idx_valid(true)
+                    .with_wq_idx(session.index);
+                session
+                    .front
+                    .raise(session.front.report(SwError { info, ..error }));
+            }
+            for vector in effects.interrupts {
+                session.front.interrupt(vector);
+            }
+            total.bytes += effects.bytes;
+            total.ended += effects.ended;
+            total.failed += effects.failed;
+            total.faults += effects.faults;
+            match result {
+                Err(Halt::Budget) if place == Place::Worker => {}
+                result => break result,
+            }
+        };
+        let queue = task.queue;
+        let mut state = self.lock();
+        if place == Place::Engine {
+            state.charge(queue, total.bytes);
+        }
+        state.queues[queue].account(&total);
+        if place == Place::Worker {
+            state.queues[queue].returns_from_remote();
+        }
+        match halt {
+            Ok(()) => self.end(state, &task),
+            Err(Halt::Budget) => {
+                if let Err(task) = state.queues[queue].resume_later(task) {
+                    self.end(state, &task);
+                }
+            }
+            Err(Halt::Remote(worker)) => {
+                state.queues[queue].goes_remote();
+                drop(state);
+                self.hand_over(task, &worker);
+            }
+            Err(Halt::Page(fault)) => self.park(state, task, &fault),
+        }
+    }
+
+    /// The descriptor is done, or cut short.
+    fn end(&self, mut state: MutexGuard<'_, State>, task: &Task) {
+        state.queues[task.queue].end(task);
+        self.release(state);
+    }
+
+    /// Parks `task` and asks for the page that it misses.
+    fn park(self: &Arc<Self>, mut state: MutexGuard<'_, State>, task: Task, fault: &Fault) {
+        let (queue, sequence) = (task.queue, task.sequence);
+        // Parked before asking: the answer may come from within the request.
+        if let Err(task) = state.queues[queue].park(task) {
+            return self.end(state, &task);
+        }
+        drop(state);
+        let shared = Arc::downgrade(self);
+        let on_answer = move |response| {
+            if let Some(shared) = Weak::upgrade(&shared) {
+                let denied = response != PageResponse::Success;
+                shared.change(|state| state.queues[queue].unpark(sequence, denied));
+            }
+        };
+        if self
+            .device
+            .request_page(fault, Box::new(on_answer))
+            .is_err()
+        {
+            self.change(|state| state.queues[queue].unpark(sequence, true));
+        }
+    }
+
+    /// Lets `worker` execute the rest of `task`.
+    fn hand_over(self: &Arc<Self>, task: Task, worker: &Arc<dyn Worker>) {
+        let mut job = RemoteJob {
+            shared: Arc::clone(self),
+            task: Some(task),
+        };
+        let run = move || {
+            if let Some(task) = job.task.take() {
+                let mut port = job.shared.device.port();
+                job.shared.execute(task, &mut port, Place::Worker);
+            }
+        };
+        // A worker that has stopped drops the job, and that ends the descriptor.
+        let _ = worker.submit(Box::new(run));
+    }
+}
+
+/// A descriptor on its way to a worker. If the worker goes without running it, its client is gone
+/// and the descriptor ends without a trace in memory.
+#[derive(Debug)]
+struct RemoteJob {
+    shared: Arc<Shared>,
+    task: Option<Task>,
+}
+
+impl Drop for RemoteJob {
+    fn drop(&mut self) {
+        if let Some(task) = self.task.take() {
+            let mut state = self.shared.lock();
+            state.queues[task.queue].returns_from_remote();
+            self.shared.end(state, &task);
+        }
+    }
+}
+
+/// Raises interrupts; no lock is held.
+pub(crate) fn raise(raised: Raised) {
+    for (front, interrupt) in raised {
+        front.raise(interrupt);
+    }
+}

@@ -1,0 +1,179 @@
+//! A batch: a list of descriptors in the client's memory, read with the client's PASID.
+
+use std::collections::VecDeque;
+
+use ioasid_iommu::{DmaGuard, Fault};
+
+use super::{
+    Effects, Halt, Terms,
+    ending::Ending,
+    fault_of,
+    operation::{Operation, check},
+    read_rest,
+};
+use crate::spec::{CompletionRecord, Descriptor, Status, descriptor::DESCRIPTOR_SIZE};
+
+/// Descriptors that are read ahead. The client may change what was not read yet, and only that.
+const WINDOW: u64 = 16;
+/// Descriptors that run under one guard: with its bytes, what bounds it.
+const PER_GUARD: u32 = 64;
+
+/// A batch descriptor and how far its list has come.
+#[derive(Debug)]
+pub(crate) struct Batch {
+    descriptor: Descriptor,
+    phase: Phase,
+    /// Descriptors that were read.
+    fetched: u64,
+    window: VecDeque<Descriptor>,
+    current: Option<Operation>,
+    /// Descriptors that ended.
+    ended: u64,
+    failed: bool,
+    denied: bool,
+    /// Bytes of the window that is being read.
+    buffer: Vec<u8>,
+    filled: u64,
+}
+
+#[derive(Debug)]
+enum Phase {
+    Check,
+    Run,
+    End(Ending),
+}
+
+impl Batch {
+    pub(crate) const fn new(descriptor: Descriptor) -> Self {
+        Batch {
+            descriptor,
+            phase: Phase::Check,
+            fetched: 0,
+            window: VecDeque::new(),
+            current: None,
+            ended: 0,
+            failed: false,
+            denied: false,
+            buffer: Vec::new(),
+            filled: 0,
+        }
+    }
+
+    pub(crate) const fn deny_page(&mut self) {
+        match &mut self.current {
+            Some(operation) => operation.deny_page(),
+            None => self.denied = true,
+        }
+    }
+
+    pub(crate) fn step(
+        &mut self,
+        guard: &mut DmaGuard<'_>,
+        terms: &Terms,
+        effects: &mut Effects,
+    ) -> Result<(), Halt> {
+        loop {
+            self.phase = match &self.phase {
+                Phase::Check => match check(&self.descriptor, terms, None) {
+                    Ok(_) => Phase::Run,
+                    Err(ending) => Phase::End(ending),
+                },
+                Phase::Run => Phase::End(self.run(guard, terms, effects)?),
+                Phase::End(ending) => return ending.step(&self.descriptor, guard, terms, effects),
+            };
+        }
+    }
+
+    fn run(
+        &mut self,
+        guard: &mut DmaGuard<'_>,
+        terms: &Terms,
+        effects: &mut Effects,
+    ) -> Result<Ending, Halt> {
+        let count = u64::from(self.descriptor.size);
+        let mut here = 0;
+        while self.ended < count {
+            if self.current.is_none() {
+                if here == PER_GUARD {
+                    return Err(Halt::Budget);
+                }
+                if self.window.is_empty()
+                    && let Some(fault) = self.fetch(count, guard, terms)?
+                {
+                    guard.report(&fault);
+                    effects.faults += 1;
+                    let ended = self.completed();
+                    return Ok(Ending::fault(Status::BatchPageFault, &fault, ended, None));
+                }
+                let Some(descriptor) = self.window.pop_front() else {
+                    continue;
+                };
+                // The descriptors before have ended: this engine runs a batch in order.
+                if descriptor.flags.fence() && self.failed {
+                    break;
+                }
+                let index = u16::try_from(self.ended).unwrap_or(u16::MAX);
+                self.current = Some(Operation::new(descriptor, Some(index)));
+            }
+            if let Some(operation) = &mut self.current {
+                self.failed |= !operation.step(guard, terms, effects)?;
+                self.current = None;
+                self.ended += 1;
+                here += 1;
+            }
+        }
+        let status = if self.failed {
+            Status::BatchFail
+        } else {
+            Status::Success
+        };
+        let record = CompletionRecord {
+            status: status as u8,
+            completed: self.completed(),
+            ..CompletionRecord::default()
+        };
+        Ok(Ending::new(record, None))
+    }
+
+    /// Reads the next part of the list: all of it, or the descriptors before a page fault, or the
+    /// fault if there are none.
+    fn fetch(
+        &mut self,
+        count: u64,
+        guard: &mut DmaGuard<'_>,
+        terms: &Terms,
+    ) -> Result<Option<Fault>, Halt> {
+        let len = WINDOW.min(count - self.fetched) as usize * DESCRIPTOR_SIZE;
+        self.buffer.resize(len, 0);
+        let from = self
+            .descriptor
+            .source
+            .wrapping_add(self.fetched * DESCRIPTOR_SIZE as u64);
+        let fault = match read_rest(guard, from, &mut self.buffer, &mut self.filled) {
+            Ok(()) => None,
+            Err(stop) => Some(fault_of(stop)?),
+        };
+        let whole = self.filled as usize / DESCRIPTOR_SIZE * DESCRIPTOR_SIZE;
+        if let Some(fault) = fault
+            && whole == 0
+        {
+            let waits =
+                self.descriptor.flags.block_on_fault() && terms.block_on_fault && !self.denied;
+            if waits && fault.reason.is_recoverable() {
+                return Err(Halt::Page(fault));
+            }
+            return Ok(Some(fault));
+        }
+        let (read, _) = self.buffer.split_at(whole);
+        let (descriptors, _) = read.as_chunks::<DESCRIPTOR_SIZE>();
+        self.window
+            .extend(descriptors.iter().map(Descriptor::from_bytes));
+        self.fetched += self.window.len() as u64;
+        self.filled = 0;
+        Ok(None)
+    }
+
+    fn completed(&self) -> u32 {
+        u32::try_from(self.ended).unwrap_or(u32::MAX)
+    }
+}

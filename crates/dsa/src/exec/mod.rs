@@ -1,0 +1,151 @@
+//! Executing descriptors: resumable state machines that move bytes through a [`DmaGuard`] and never
+//! wait.
+//!
+//! A step runs under one guard until the descriptor is done or a [`Halt`] says why it cannot go on
+//! there. Nothing that could block happens inside a step: interrupts and errors are collected in
+//! [`Effects`] and delivered by whoever dropped the guard.
+
+mod batch;
+mod crc;
+mod ending;
+mod operation;
+
+use std::sync::Arc;
+
+use ioasid_core::host::Worker;
+use ioasid_iommu::{DmaGuard, Fault, Stop, Transfer};
+
+use crate::spec::{Descriptor, Opcode, registers::SwError};
+
+use self::{batch::Batch, operation::Operation};
+
+/// Why a step ended before its descriptor did. It is resumed by another step.
+#[derive(Debug)]
+pub(crate) enum Halt {
+    /// The guard has moved as many bytes as it may: take a new one.
+    Budget,
+    /// Memory that may block: go on on this worker.
+    Remote(Arc<dyn Worker>),
+    /// The descriptor wants to wait until this page fault has been handled.
+    Page(Fault),
+}
+
+/// What steps cause outside of memory, in order.
+#[derive(Debug, Default)]
+pub(crate) struct Effects {
+    /// MSI-X vectors to raise, checked.
+    pub(crate) interrupts: Vec<u16>,
+    /// Errors without a completion record.
+    pub(crate) errors: Vec<SwError>,
+    /// Bytes moved.
+    pub(crate) bytes: u64,
+    /// Descriptors that ended, those of batches included.
+    pub(crate) ended: u64,
+    /// Of them, those that did not succeed.
+    pub(crate) failed: u64,
+    /// Page faults that ended a descriptor or hit its completion record.
+    pub(crate) faults: u64,
+}
+
+/// What the queue allows a descriptor.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Terms {
+    /// Largest transfer in bytes.
+    pub(crate) max_transfer: u64,
+    /// Largest batch in descriptors.
+    pub(crate) max_batch: u64,
+    /// Block On Fault may be set.
+    pub(crate) block_on_fault: bool,
+    /// MSI-X vectors of the client's device.
+    pub(crate) vectors: u32,
+}
+
+/// One descriptor as a client submitted it, perhaps a batch.
+#[derive(Debug)]
+pub(crate) enum Execution {
+    /// A descriptor of its own.
+    Single(Box<Operation>),
+    /// A list of them.
+    Batch(Box<Batch>),
+}
+
+impl Execution {
+    /// A submitted descriptor.
+    pub(crate) fn new(descriptor: Descriptor) -> Self {
+        if descriptor.opcode == Opcode::Batch as u8 {
+            Execution::Batch(Box::new(Batch::new(descriptor)))
+        } else {
+            Execution::Single(Box::new(Operation::new(descriptor, None)))
+        }
+    }
+
+    /// Goes on until the descriptor is done (`Ok`) or cannot go on under this guard.
+    pub(crate) fn step(
+        &mut self,
+        guard: &mut DmaGuard<'_>,
+        terms: &Terms,
+        effects: &mut Effects,
+    ) -> Result<(), Halt> {
+        match self {
+            Execution::Single(operation) => operation.step(guard, terms, effects).map(drop),
+            Execution::Batch(batch) => batch.step(guard, terms, effects),
+        }
+    }
+
+    /// The page fault that stopped the last step will not be mended: the access is tried once more
+    /// and then fails the descriptor.
+    pub(crate) fn deny_page(&mut self) {
+        match self {
+            Execution::Single(operation) => operation.deny_page(),
+            Execution::Batch(batch) => batch.deny_page(),
+        }
+    }
+}
+
+/// The fault that stopped an operation, or why the step ends.
+fn fault_of(stop: Stop) -> Result<Fault, Halt> {
+    match stop {
+        Stop::Fault(fault) => Ok(fault),
+        Stop::Remote(worker) => Err(Halt::Remote(worker)),
+        // Whatever else may stop an operation asks to try again under a new guard.
+        _ => Err(Halt::Budget),
+    }
+}
+
+/// Adds what a transfer did to `done`.
+fn advance(transfer: Transfer, done: &mut u64) -> Result<(), Stop> {
+    *done = done.saturating_add(transfer.done);
+    transfer.stop.map_or(Ok(()), Err)
+}
+
+/// Reads the rest of `buffer` from `address`, of which `done` bytes have been read.
+fn read_rest(
+    guard: &mut DmaGuard<'_>,
+    address: u64,
+    buffer: &mut [u8],
+    done: &mut u64,
+) -> Result<(), Stop> {
+    let Some(rest) = buffer.get_mut(*done as usize..) else {
+        return Ok(());
+    };
+    if rest.is_empty() {
+        return Ok(());
+    }
+    advance(guard.read(address.wrapping_add(*done), rest), done)
+}
+
+/// Writes the rest of `buffer` to `address`, of which `done` bytes have been written.
+fn write_rest(
+    guard: &mut DmaGuard<'_>,
+    address: u64,
+    buffer: &[u8],
+    done: &mut u64,
+) -> Result<(), Stop> {
+    let Some(rest) = buffer.get(*done as usize..) else {
+        return Ok(());
+    };
+    if rest.is_empty() {
+        return Ok(());
+    }
+    advance(guard.write(address.wrapping_add(*done), rest), done)
+}

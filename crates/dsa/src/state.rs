@@ -1,0 +1,284 @@
+//! What one lock protects: the queues, the groups, which engine does what next, and the commands
+//! that wait for descriptors to end.
+
+use std::{fmt, sync::Arc};
+
+use crate::{
+    front::{Front, MiscInterrupt},
+    queue::{Queue, Task},
+    spec::{CommandError, GroupConfig},
+};
+
+/// Engine time of a queue of the highest priority per round, in bytes. One round of all queues is
+/// what a small job waits at most, so it is about the bytes of one guard.
+const ROUND: i64 = 256 << 10;
+/// What a descriptor costs besides its bytes.
+const DESCRIPTOR_COST: i64 = 512;
+
+/// What happens when the descriptors that a command waits for have ended.
+pub(crate) type Then = Box<dyn FnOnce(&mut State) -> Result<(), CommandError> + Send>;
+
+/// A command that waits for descriptors to end.
+pub(crate) struct Pending {
+    pub(crate) front: Arc<Front>,
+    pub(crate) request_interrupt: bool,
+    /// Queues and the mark that each has to pass.
+    pub(crate) waits: Vec<(usize, u64)>,
+    pub(crate) then: Then,
+}
+
+impl fmt::Debug for Pending {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Pending")
+            .field("waits", &self.waits)
+            .finish_non_exhaustive()
+    }
+}
+
+/// Interrupts to raise once the lock is free.
+pub(crate) type Raised = Vec<(Arc<Front>, MiscInterrupt)>;
+
+/// The state of a device that its queues share.
+#[derive(Debug)]
+pub(crate) struct State {
+    /// Enabled by its driver.
+    pub(crate) enabled: bool,
+    pub(crate) general: u32,
+    pub(crate) groups: Vec<GroupConfig>,
+    pub(crate) queues: Vec<Queue>,
+    pub(crate) pending: Vec<Pending>,
+    /// The queue whose turn it is, for each engine.
+    turns: Vec<usize>,
+    /// Engines that wait for work.
+    pub(crate) idle_engines: usize,
+    /// Engine threads that have not ended.
+    pub(crate) engines: usize,
+    /// The device is going: engines end.
+    pub(crate) stopping: bool,
+}
+
+impl State {
+    pub(crate) fn new(queues: usize, engines: usize) -> Self {
+        State {
+            enabled: false,
+            general: 0,
+            groups: vec![GroupConfig::default(); engines],
+            queues: (0..queues).map(|_| Queue::new()).collect(),
+            pending: Vec::new(),
+            turns: vec![0; engines],
+            idle_engines: 0,
+            engines: 0,
+            stopping: false,
+        }
+    }
+
+    /// The queues that exist, as bits.
+    pub(crate) fn all_queues(&self) -> u64 {
+        bits(self.queues.len())
+    }
+
+    /// The engines that exist, as bits.
+    pub(crate) fn all_engines(&self) -> u64 {
+        bits(self.turns.len())
+    }
+
+    /// Indexes of the queues in `set` that exist.
+    pub(crate) fn indexes(&self, set: u64) -> impl Iterator<Item = usize> + use<> {
+        (0..self.queues.len()).filter(move |index| set & 1 << index != 0)
+    }
+
+    /// The next descriptor for `engine`, from the queues of its group in turn: each may use engine
+    /// time up to its credit, then it is the next one's turn; when no queue with work has credit
+    /// left, all of them get a new share, weighted by priority. A queue never waits while its
+    /// engines are idle, and none can starve another.
+    pub(crate) fn next(&mut self, engine: usize) -> Option<Task> {
+        let bit = 1 << engine;
+        let set = self
+            .groups
+            .iter()
+            .find(|group| group.engines & bit != 0)?
+            .queues;
+        let count = self.queues.len();
+        let turn = *self.turns.get(engine)?;
+        loop {
+            let mut work = false;
+            for step in 0..count {
+                let index = (turn + step) % count;
+                let Some(queue) = self.queues.get_mut(index) else {
+                    continue;
+                };
+                if set & 1 << index == 0 || !queue.has_work() {
+                    continue;
+                }
+                work = true;
+                if queue.credit > 0 {
+                    self.turns[engine] = index;
+                    return queue.take(index);
+                }
+            }
+            if !work {
+                return None;
+            }
+            for index in self.indexes(set) {
+                let queue = &mut self.queues[index];
+                if queue.has_work() {
+                    let weight = i64::from(queue.config.usage.priority().max(1));
+                    queue.credit = (queue.credit + ROUND * weight / 15).min(ROUND);
+                }
+            }
+        }
+    }
+
+    /// Takes engine time off the credit of a queue.
+    pub(crate) fn charge(&mut self, index: usize, bytes: u64) {
+        if let Some(queue) = self.queues.get_mut(index) {
+            let cost = i64::try_from(bytes).unwrap_or(i64::MAX);
+            queue.credit = queue
+                .credit
+                .saturating_sub(cost.saturating_add(DESCRIPTOR_COST));
+        }
+    }
+
+    /// Whether an engine could do something now.
+    pub(crate) fn has_work(&self) -> bool {
+        self.queues.iter().any(Queue::has_work)
+    }
+
+    /// Marks of the queues in `set`: passed when everything accepted so far is done.
+    pub(crate) fn marks(&self, set: u64) -> Vec<(usize, u64)> {
+        self.indexes(set)
+            .map(|index| (index, self.queues[index].mark()))
+            .collect()
+    }
+
+    /// Whether every mark is passed.
+    pub(crate) fn passed(&self, marks: &[(usize, u64)]) -> bool {
+        marks
+            .iter()
+            .all(|(index, mark)| self.queues[*index].passed(*mark))
+    }
+
+    /// Aborts the queues in `set`.
+    pub(crate) fn abort(&mut self, set: u64) {
+        for index in self.indexes(set) {
+            self.queues[index].abort();
+        }
+    }
+
+    /// Lets the queues in `set` accept nothing more.
+    pub(crate) fn close(&mut self, set: u64) {
+        for index in self.indexes(set) {
+            let queue = &mut self.queues[index];
+            queue.closing = queue.session.is_some();
+        }
+    }
+
+    /// Disables the queues in `set`, which are idle.
+    pub(crate) fn disable(&mut self, set: u64) {
+        for index in self.indexes(set) {
+            self.queues[index].disable();
+        }
+    }
+
+    /// Ends the commands whose descriptors have ended.
+    pub(crate) fn settle(&mut self) -> Raised {
+        let mut raised = Raised::new();
+        while let Some(at) = self.pending.iter().position(|c| self.passed(&c.waits)) {
+            let command = self.pending.remove(at);
+            let result = (command.then)(self);
+            let interrupt = command.front.end_command(result, command.request_interrupt);
+            raised.push((command.front, interrupt));
+        }
+        raised
+    }
+}
+
+/// The `count` lowest bits.
+fn bits(count: usize) -> u64 {
+    u64::MAX.checked_shr(64 - count as u32).unwrap_or(0)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{
+        device::test_front,
+        exec::Terms,
+        queue::Session,
+        spec::{Descriptor, Opcode},
+    };
+
+    fn busy_state(priorities: &[u8]) -> State {
+        let mut state = State::new(priorities.len(), 2);
+        state.groups[0] = GroupConfig {
+            queues: state.all_queues(),
+            engines: state.all_engines(),
+            flags: 0,
+        };
+        let terms = Terms {
+            max_transfer: 1,
+            max_batch: 2,
+            block_on_fault: false,
+            vectors: 1,
+        };
+        for (queue, priority) in state.queues.iter_mut().zip(priorities) {
+            queue.config.size = u16::MAX;
+            queue.config.usage.set_priority(*priority);
+            queue.session = Some(Session::new(test_front(), 0, None, None, terms));
+            for _ in 0..20_000 {
+                queue.accept(Descriptor::new(Opcode::Noop, 0)).unwrap();
+            }
+        }
+        state
+    }
+
+    /// Bytes that each queue gets of 3000 turns, with its own cost per descriptor.
+    fn shares(state: &mut State, costs: &[u64]) -> Vec<u64> {
+        let mut shares = vec![0; costs.len()];
+        for turn in 0..3000 {
+            let task = state.next(turn % 2).expect("there is work");
+            let cost = costs[task.queue];
+            shares[task.queue] += cost;
+            state.charge(task.queue, cost);
+            state.queues[task.queue].end(&task);
+        }
+        shares
+    }
+
+    #[test]
+    fn queues_of_equal_priority_share_by_bytes_not_by_descriptors() {
+        let mut state = busy_state(&[10, 10]);
+        let shares = shares(&mut state, &[4096, 131_072]);
+        let ratio = shares[0] as f64 / shares[1] as f64;
+        assert!((0.7..1.3).contains(&ratio), "{shares:?}");
+    }
+
+    #[test]
+    fn a_low_priority_is_a_smaller_share_and_never_none() {
+        let mut state = busy_state(&[15, 1]);
+        let shares = shares(&mut state, &[4096, 4096]);
+        assert!(shares[0] > 5 * shares[1], "{shares:?}");
+        assert!(shares[1] > 0, "{shares:?}");
+    }
+
+    #[test]
+    fn an_idle_queue_leaves_its_share_to_the_others() {
+        let mut state = busy_state(&[10, 10]);
+        state.queues[1].abort();
+        let shares = shares(&mut state, &[4096, 4096]);
+        assert_eq!(shares, [3000 * 4096, 0]);
+    }
+
+    #[test]
+    fn an_engine_serves_its_own_group_only() {
+        let mut state = busy_state(&[10, 10]);
+        state.groups[0].queues = 1;
+        state.groups[0].engines = 1;
+        state.groups[1].queues = 2;
+        state.groups[1].engines = 2;
+        assert_eq!(state.next(0).unwrap().queue, 0);
+        assert_eq!(state.next(1).unwrap().queue, 1);
+        state.groups[1].engines = 0;
+        assert!(state.next(1).is_none());
+    }
+}

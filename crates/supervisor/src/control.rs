@@ -59,8 +59,14 @@ pub enum ControlError {
     #[error("{0:?} cannot name a machine")]
     BadName(String),
     /// The file system or the host said no.
-    #[error("cannot serve at {}: {1}", .0.display())]
-    Io(PathBuf, #[source] io::Error),
+    #[error("cannot serve at {}: {error}", path.display())]
+    Io {
+        /// The socket or its directory.
+        path: PathBuf,
+        /// What it said.
+        #[source]
+        error: io::Error,
+    },
 }
 
 /// Where this user's machines have their sockets. Makes the directory.
@@ -69,7 +75,10 @@ pub enum ControlError {
 /// [`ControlError::UnsafeDirectory`], [`ControlError::Io`].
 pub fn directory() -> Result<PathBuf, ControlError> {
     let path = directory_path();
-    let io = |error| ControlError::Io(path.clone(), error);
+    let io = |error| ControlError::Io {
+        path: path.clone(),
+        error,
+    };
     match DirBuilder::new().mode(0o700).create(&path) {
         Err(error) if error.kind() != io::ErrorKind::AlreadyExists => return Err(io(error)),
         _ => {}
@@ -180,7 +189,10 @@ impl ControlServer {
     /// # Errors
     /// See [`ControlError`].
     pub fn start(view: Arc<dyn MachineView>, path: PathBuf) -> Result<Self, ControlError> {
-        let io = |error| ControlError::Io(path.clone(), error);
+        let io = |error| ControlError::Io {
+            path: path.clone(),
+            error,
+        };
         clear_stale(&path)?;
         let listener = UnixListener::bind(&path).map_err(io)?;
         rustix::fs::chmod(&path, rustix::fs::Mode::from_raw_mode(0o600))
@@ -231,7 +243,10 @@ impl Drop for ControlServer {
 }
 
 fn clear_stale(path: &Path) -> Result<(), ControlError> {
-    let io = |error| ControlError::Io(path.to_owned(), error);
+    let io = |error| ControlError::Io {
+        path: path.to_owned(),
+        error,
+    };
     match fs::symlink_metadata(path) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
         Err(error) => Err(io(error)),

@@ -88,8 +88,14 @@ pub enum RunError {
     #[error("{0}")]
     Wire(#[from] WireError),
     /// No machine there.
-    #[error("cannot reach the machine at {}: {1}", .0.display())]
-    Connect(PathBuf, #[source] io::Error),
+    #[error("cannot reach the machine at {}: {error}", path.display())]
+    Connect {
+        /// Its socket.
+        path: PathBuf,
+        /// Why not.
+        #[source]
+        error: io::Error,
+    },
     /// The session could not be started.
     #[error("cannot serve the program: {0}")]
     Session(#[source] io::Error),
@@ -150,8 +156,10 @@ pub fn start(view: Arc<dyn MachineView>, options: RunOptions) -> Result<Running,
 /// # Errors
 /// See [`RunError`].
 pub fn start_joined(socket: &Path, options: RunOptions) -> Result<Running, RunError> {
-    let mut machine =
-        control::connect(socket).map_err(|error| RunError::Connect(socket.to_owned(), error))?;
+    let mut machine = control::connect(socket).map_err(|error| RunError::Connect {
+        path: socket.to_owned(),
+        error,
+    })?;
     let request = Request::Join {
         vm: options.vm.clone(),
         program: options.name(),

@@ -93,7 +93,7 @@ fn launch(
 
     let directory = std::env::current_dir().ok();
     namespace::enter()?;
-    let placeholders = dev::build(&description.nodes).map_err(|e| LaunchError::Dev(e))?;
+    let placeholders = dev::build(&description.nodes).map_err(LaunchError::Dev)?;
     sysfs::build(&description.sysfs)?;
     return_to(directory);
 

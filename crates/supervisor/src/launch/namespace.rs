@@ -1,6 +1,6 @@
 //! A mount namespace of our own, and a user namespace where that takes one.
 
-use std::{fs, io};
+use std::fs;
 
 use rustix::{
     io::Errno,
@@ -36,5 +36,5 @@ pub(super) fn enter() -> Result<(), LaunchError> {
 }
 
 fn write(path: &str, text: &str) -> Result<(), LaunchError> {
-    fs::write(path, text).map_err(|e: io::Error| LaunchError::IdMap(e))
+    fs::write(path, text).map_err(LaunchError::IdMap)
 }

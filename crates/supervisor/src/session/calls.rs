@@ -254,8 +254,12 @@ impl Server {
         match listener.reply_with_fd(request.id, file, None, cloexec) {
             Ok(_) => Ok(Answer::Answered),
             Err(error) if is(&error, libc::ENOENT) => Ok(Answer::Answered),
-            Err(error) if is(&error, libc::EMFILE) => Err(Errno::EMFILE),
-            Err(_) => Err(Errno::ENOMEM),
+            // Its table is full: what the kernel says is what `open` says.
+            Err(error) => {
+                let errno = error.raw_os_error().unwrap_or(Errno::ENOMEM.get());
+                listener.fail(request.id, errno);
+                Ok(Answer::Answered)
+            }
         }
     }
 

@@ -13,7 +13,7 @@ use std::{
 use ioasid_core::host::Caller;
 use ioasid_host::Process;
 use rustix::{
-    fs::{AtFlags, CWD, Mode, OFlags, ResolveFlags, fstat, openat, openat2, statat},
+    fs::{CWD, Mode, OFlags, ResolveFlags, fstat, openat, openat2},
     io::Errno,
 };
 
@@ -90,11 +90,6 @@ pub(super) fn is_cloexec(tid: u32, fd: u32) -> bool {
         u64::from_str_radix(line.trim(), 8).ok()
     });
     octal.is_some_and(|bits| bits & libc::O_CLOEXEC as u64 != 0)
-}
-
-/// Whether the thread can be looked at at all.
-pub(super) fn is_visible(tid: u32) -> bool {
-    statat(CWD, format!("/proc/{tid}/root/."), AtFlags::empty()).is_ok()
 }
 
 /// `N` of `/proc/self/fd/N` and its kin. Those links are of the reader, so they cannot be followed

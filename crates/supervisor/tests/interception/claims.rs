@@ -1,0 +1,483 @@
+//! The claims. Each is made as this user, and those marked so also as an unprivileged one with
+//! no_new_privs, if we are root and can become that.
+
+use std::{
+    fs,
+    io::{BufRead, BufReader, Read, Write},
+    os::unix::{fs::PermissionsExt, net::UnixStream},
+    path::{Path, PathBuf},
+    process::{Child, Command, ExitCode, Output, Stdio},
+    sync::OnceLock,
+    time::{Duration, Instant},
+};
+
+use ioasid_core::inspect::Value;
+use ioasid_supervisor::control;
+use libtest_mimic::{Arguments, Failed, Trial};
+
+/// Who runs the machine and its programs.
+#[derive(Clone, Copy, PartialEq)]
+enum User {
+    Us,
+    Nobody,
+}
+
+type Claim = fn(User) -> Result<(), Failed>;
+
+const CLAIMS: &[(&str, Claim)] = &[
+    ("exit_status_is_the_programs_own", exit_status),
+    ("objects_belong_to_the_open_file", |u| client(u, "objects")),
+    ("a_node_is_known_by_its_inode_not_its_name", |u| {
+        client(u, "names")
+    }),
+    ("a_device_node_is_a_character_device_that_works", |u| {
+        client(u, "device")
+    }),
+    ("sysfs_leads_to_the_device", |u| client(u, "sysfs")),
+    ("the_hosts_nodes_and_files_work_as_before", |u| {
+        client(u, "host")
+    }),
+    ("a_program_without_our_files_is_left_alone", |u| {
+        client(u, "bystander")
+    }),
+    ("a_program_cannot_break_its_session", |u| {
+        client(u, "hostile")
+    }),
+    ("a_vm_sees_what_it_owns", vm_sees_what_it_owns),
+    ("the_program_keeps_its_uid_and_gains_nothing", keeps_its_uid),
+    ("a_signal_storm_repeats_no_ioctl", signal_storm),
+    ("a_run_inside_a_run_is_refused_in_one_sentence", nested),
+    ("a_daemon_outlives_a_private_machine", daemon),
+    ("a_signal_to_run_reaches_the_program", forwarded),
+    ("two_programs_share_a_served_machine", served),
+    ("a_killed_program_leaves_nothing_behind", killed),
+    ("a_hostile_peer_costs_only_itself", hostile_peer),
+    (
+        "a_stale_socket_is_replaced_and_a_live_one_is_not",
+        stale_socket,
+    ),
+];
+
+pub fn main() -> ExitCode {
+    let arguments = Arguments::from_args();
+    let mut trials = Vec::new();
+    for (name, claim) in CLAIMS {
+        trials.push(Trial::test(*name, move || claim(User::Us)));
+        trials.push(
+            Trial::test(format!("{name}::unprivileged"), move || claim(User::Nobody))
+                .with_ignored_flag(unprivileged().is_none()),
+        );
+    }
+    libtest_mimic::run(&arguments, trials).exit_code()
+}
+
+/// This executable where uid 65534 may execute it; `None` if we cannot become that uid.
+fn unprivileged() -> Option<&'static Path> {
+    static COPY: OnceLock<Option<PathBuf>> = OnceLock::new();
+    COPY.get_or_init(|| {
+        if !rustix::process::geteuid().is_root() {
+            return None;
+        }
+        let directory = tempfile::Builder::new()
+            .prefix("ioasid-claims-")
+            .permissions(fs::Permissions::from_mode(0o777))
+            .tempdir()
+            .ok()?
+            .keep();
+        let copy = directory.join("claims");
+        fs::copy(std::env::current_exe().ok()?, &copy).ok()?;
+        let works = setpriv(Path::new("/bin/true")).status().ok()?.success();
+        works.then_some(copy)
+    })
+    .as_deref()
+}
+
+fn setpriv(program: &Path) -> Command {
+    let mut command = Command::new("setpriv");
+    command
+        .args([
+            "--reuid=65534",
+            "--regid=65534",
+            "--clear-groups",
+            "--no-new-privs",
+        ])
+        .arg(program)
+        .env("TMPDIR", "/tmp")
+        .env_remove("XDG_RUNTIME_DIR")
+        .current_dir("/");
+    command
+}
+
+/// The executable as that user sees it.
+fn executable(user: User) -> PathBuf {
+    match user {
+        User::Us => std::env::current_exe().unwrap(),
+        User::Nobody => unprivileged().unwrap().to_owned(),
+    }
+}
+
+fn part(user: User, name: &str) -> Command {
+    let mut command = match user {
+        User::Us => Command::new(executable(user)),
+        User::Nobody => setpriv(&executable(user)),
+    };
+    command.arg(name).stdin(Stdio::null());
+    command
+}
+
+fn run(user: User, words: &[&str]) -> Output {
+    part(user, "part:run")
+        .arg("--")
+        .args(words)
+        .output()
+        .unwrap()
+}
+
+fn client(user: User, name: &str) -> Result<(), Failed> {
+    let exe = executable(user);
+    let output = run(user, &[exe.to_str().unwrap(), "part:client", name]);
+    succeeded(&output)
+}
+
+fn succeeded(output: &Output) -> Result<(), Failed> {
+    if output.status.success() {
+        return Ok(());
+    }
+    let stderr = String::from_utf8_lossy(&output.stderr);
+    Err(format!("{}: {stderr}", output.status).into())
+}
+
+fn check(test: bool, what: &str) -> Result<(), Failed> {
+    if test { Ok(()) } else { Err(what.into()) }
+}
+
+fn exit_status(user: User) -> Result<(), Failed> {
+    let table: &[(&[&str], i32)] = &[
+        (&["true"], 0),
+        (&["false"], 1),
+        (&["/bin/sh", "-c", "exit 42"], 42),
+        (&["/bin/sh", "-c", "exit 255"], 255),
+        (&["/bin/sh", "-c", "kill -KILL $$"], 137),
+        (&["/bin/sh", "-c", "kill -TERM $$"], 143),
+        (&["/bin/sh", "-c", "kill -SEGV $$"], 139),
+        (&["/nonexistent/program"], 127),
+        (&["no-such-program-anywhere"], 127),
+        (&["/etc/passwd"], 126),
+        (&["/tmp"], 126),
+    ];
+    for (words, expected) in table {
+        let output = run(user, words);
+        let stderr = String::from_utf8_lossy(&output.stderr);
+        let found = output.status.code();
+        check(
+            found == Some(*expected),
+            &format!("{words:?}: {found:?}, not {expected}: {stderr}"),
+        )?;
+        let lines = stderr.lines().count();
+        let silent = !matches!(expected, 126 | 127);
+        check(
+            if silent { lines == 0 } else { lines == 1 },
+            &format!("{words:?} says: {stderr}"),
+        )?;
+    }
+    Ok(())
+}
+
+fn vm_sees_what_it_owns(user: User) -> Result<(), Failed> {
+    let exe = executable(user);
+    let exe = exe.to_str().unwrap();
+    for (vm, name) in [("vm1", "device"), ("vm2", "no-device")] {
+        let output = part(user, "part:run")
+            .args(["--vm", vm, "--", exe, "part:client", name])
+            .output()?;
+        succeeded(&output)?;
+    }
+    let output = part(user, "part:run")
+        .args(["--vm", "vm9", "--", "true"])
+        .output()?;
+    let stderr = String::from_utf8_lossy(&output.stderr);
+    check(
+        output.status.code() == Some(125) && stderr == "ioasid: the machine has no vm \"vm9\"\n",
+        &stderr,
+    )
+}
+
+fn keeps_its_uid(user: User) -> Result<(), Failed> {
+    let exe = executable(user);
+    let words = [exe.to_str().unwrap(), "part:client", "identity"];
+    let output = run(user, &words);
+    succeeded(&output)?;
+    let inside = String::from_utf8_lossy(&output.stdout).into_owned();
+    let outside = fs::read_to_string("/proc/self/status")?;
+    let expected = |name: &str| outside.lines().find(|l| l.starts_with(name)).unwrap();
+    match user {
+        User::Us => check(
+            ["Uid:", "Gid:", "CapEff:", "NoNewPrivs:"]
+                .iter()
+                .all(|name| inside.contains(expected(name))),
+            &inside,
+        ),
+        User::Nobody => check(
+            inside.contains("Uid:\t65534\t65534\t65534\t65534")
+                && inside.contains("Gid:\t65534\t65534\t65534\t65534")
+                && inside.contains("CapEff:\t0000000000000000")
+                && inside.contains("NoNewPrivs:\t1"),
+            &inside,
+        ),
+    }
+}
+
+/// 5000 ioctls here; `IOASID_STORM=60000` for the long form.
+fn signal_storm(user: User) -> Result<(), Failed> {
+    let count = std::env::var("IOASID_STORM").unwrap_or_else(|_| "5000".to_owned());
+    let exe = executable(user);
+    succeeded(&run(
+        user,
+        &[exe.to_str().unwrap(), "part:client", "storm", &count],
+    ))
+}
+
+fn nested(user: User) -> Result<(), Failed> {
+    let exe = executable(user);
+    let output = run(user, &[exe.to_str().unwrap(), "part:run", "--", "true"]);
+    let stderr = String::from_utf8_lossy(&output.stderr);
+    check(
+        output.status.code() == Some(125)
+            && stderr.contains("ioasid run inside ioasid run is not possible")
+            && stderr.lines().count() == 1,
+        &stderr,
+    )
+}
+
+fn daemon(user: User) -> Result<(), Failed> {
+    let scratch = tempfile::tempdir()?;
+    fs::set_permissions(scratch.path(), fs::Permissions::from_mode(0o777))?;
+    let (go, done) = (scratch.path().join("go"), scratch.path().join("done"));
+    // The daemon waits until the machine is gone, then opens a file for reading and writing.
+    let script = format!(
+        "(while ! test -e {go}; do sleep 0.01; done; echo x 1<> {done}) >/dev/null 2>&1 & exit 3",
+        go = go.display(),
+        done = done.display()
+    );
+    let output = run(user, &["/bin/sh", "-c", &script]);
+    check(output.status.code() == Some(3), &format!("{output:?}"))?;
+    fs::write(&go, "")?;
+    wait_for("the daemon's file", || {
+        fs::read_to_string(&done).is_ok_and(|text| text == "x\n")
+    })
+}
+
+fn forwarded(user: User) -> Result<(), Failed> {
+    let script = "trap 'exit 9' TERM; echo ready; while :; do sleep 0.01; done";
+    let mut child = part(user, "part:run")
+        .args(["--", "/bin/sh", "-c", script])
+        .stdout(Stdio::piped())
+        .spawn()?;
+    expect_line(&mut child, "ready")?;
+    let pid = rustix::process::Pid::from_child(&child);
+    rustix::process::kill_process(pid, rustix::process::Signal::TERM)?;
+    let status = child.wait()?;
+    check(status.code() == Some(9), &status.to_string())
+}
+
+/// A machine served by that user; ends when dropped.
+struct Served {
+    child: Child,
+    socket: PathBuf,
+    _directory: tempfile::TempDir,
+}
+
+impl Served {
+    fn start(user: User) -> Result<Self, Failed> {
+        let directory = tempfile::tempdir()?;
+        fs::set_permissions(directory.path(), fs::Permissions::from_mode(0o777))?;
+        let socket = directory.path().join("m.sock");
+        let mut child = part(user, "part:serve")
+            .arg(&socket)
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .spawn()?;
+        expect_line(&mut child, "serving")?;
+        Ok(Served {
+            child,
+            socket,
+            _directory: directory,
+        })
+    }
+
+    fn join(&self, user: User, name: &str) -> Command {
+        let exe = executable(user);
+        let mut command = part(user, "part:join");
+        command
+            .arg(&self.socket)
+            .arg("--")
+            .arg(exe)
+            .args(["part:client", name]);
+        command
+    }
+
+    /// Contexts alive, and programs that are served.
+    fn counts(&self) -> Result<(u64, usize), Failed> {
+        let tree = control::inspect(&self.socket)?;
+        match (tree.field("contexts"), tree.field("programs")) {
+            (Some(Value::Count(contexts)), Some(Value::List(programs))) => {
+                Ok((*contexts, programs.len()))
+            }
+            _ => Err(format!("{tree:?}").into()),
+        }
+    }
+}
+
+impl Drop for Served {
+    fn drop(&mut self) {
+        drop(self.child.stdin.take());
+        let _ = self.child.wait();
+    }
+}
+
+fn served(user: User) -> Result<(), Failed> {
+    let machine = Served::start(user)?;
+    control::ping(&machine.socket)?;
+    let start = |name: &str| machine.join(user, name).stderr(Stdio::piped()).spawn();
+    for _ in 0..3 {
+        let programs = [start("objects")?, start("device")?, start("names")?];
+        for program in programs {
+            succeeded(&program.wait_with_output()?)?;
+        }
+    }
+    wait_for("the programs to leave", || {
+        machine.counts().is_ok_and(|c| c == (0, 0))
+    })?;
+    let output = part(user, "part:join")
+        .arg(&machine.socket)
+        .args(["--vm", "vm9", "--", "true"])
+        .output()?;
+    let stderr = String::from_utf8_lossy(&output.stderr);
+    check(stderr == "ioasid: the machine has no vm \"vm9\"\n", &stderr)?;
+    let output = part(user, "part:join")
+        .arg(&machine.socket)
+        .args(["--", "no-such-program-anywhere"])
+        .output()?;
+    check(output.status.code() == Some(127), &format!("{output:?}"))
+}
+
+fn killed(user: User) -> Result<(), Failed> {
+    let machine = Served::start(user)?;
+    let entries = |what: &str| {
+        let path = format!("/proc/{}/{what}", machine.child.id());
+        fs::read_dir(path).map_or(0, Iterator::count)
+    };
+    let mut before = None;
+    for round in 0..10 {
+        let mut program = machine
+            .join(user, "hold")
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .spawn()?;
+        expect_line(&mut program, "holding")?;
+        check(machine.counts()? == (1, 1), "held while it lives")?;
+        // The program itself, not the `run` in front of it.
+        let children = format!("/proc/{0}/task/{0}/children", program.id());
+        let pid = fs::read_to_string(children)?;
+        let pid = pid
+            .trim()
+            .parse()
+            .map_err(|_| format!("children: {pid:?}"))?;
+        let pid = rustix::process::Pid::from_raw(pid).ok_or("pid")?;
+        rustix::process::kill_process(pid, rustix::process::Signal::KILL)?;
+        let status = program.wait()?;
+        check(status.code() == Some(137), &status.to_string())?;
+        wait_for("everything to be closed", || {
+            machine.counts().is_ok_and(|c| c == (0, 0))
+        })?;
+        // The first round warms up; afterwards nothing may pile up.
+        if round == 0 {
+            before = Some((entries("fd"), entries("task")));
+        }
+    }
+    wait_for("descriptors and threads to be as before", || {
+        before == Some((entries("fd"), entries("task")))
+    })
+}
+
+fn hostile_peer(user: User) -> Result<(), Failed> {
+    let machine = Served::start(user)?;
+    let mut idle = Vec::new();
+    for text in [
+        &b""[..],
+        b"\n",
+        b"{}\n",
+        b"[[[[[[[[[[[[[[",
+        b"{\"schema\":1,\"message\":{\"join\":{\"vm\":null,\"program\":\"x\"}}}\n",
+        b"\xff\xff\xff\xff\n",
+    ] {
+        let mut peer = UnixStream::connect(&machine.socket)?;
+        peer.write_all(text)?;
+        idle.push(peer);
+    }
+    // A listener that is none.
+    let mut peer = UnixStream::connect(&machine.socket)?;
+    peer.write_all(b"{\"schema\":1,\"message\":{\"join\":{\"vm\":null,\"program\":\"x\"}}}\n")?;
+    let mut reader = BufReader::new(peer.try_clone()?);
+    let mut line = String::new();
+    reader.read_line(&mut line)?;
+    let mut channel = ioasid_supervisor::wire::Channel::new(peer);
+    let attach = ioasid_supervisor::wire::Attach {
+        base: 896,
+        placeholders: Vec::new(),
+    };
+    let null = fs::File::open("/dev/null")?;
+    channel.send(&attach, Some(std::os::fd::AsFd::as_fd(&null)))?;
+    let mut answer = String::new();
+    let _ = reader.read_line(&mut answer);
+    // Whatever it answered, it goes on.
+    for _ in 0..5 {
+        succeeded(&machine.join(user, "objects").output()?)?;
+    }
+    drop(idle);
+    wait_for("the peers to be gone", || {
+        machine.counts().is_ok_and(|c| c == (0, 0))
+    })
+}
+
+fn stale_socket(user: User) -> Result<(), Failed> {
+    let machine = Served::start(user)?;
+    let serve_again = || part(user, "part:serve").arg(&machine.socket).output();
+    let output = serve_again()?;
+    let stderr = String::from_utf8_lossy(&output.stderr);
+    check(
+        output.status.code() == Some(125) && stderr.contains("already"),
+        &stderr,
+    )?;
+    control::ping(&machine.socket)?;
+    let pid = rustix::process::Pid::from_child(&machine.child);
+    rustix::process::kill_process(pid, rustix::process::Signal::KILL)?;
+    wait_for("the machine to die", || {
+        control::ping(&machine.socket).is_err()
+    })?;
+    check(machine.socket.exists(), "it left its socket")?;
+    succeeded(&serve_again()?)?;
+    check(!machine.socket.exists(), "the next one cleaned up")
+}
+
+fn expect_line(child: &mut Child, expected: &str) -> Result<(), Failed> {
+    let mut line = Vec::new();
+    let stdout = child.stdout.as_mut().ok_or("no pipe")?;
+    let mut byte = [0];
+    while line.last() != Some(&b'\n') && stdout.read(&mut byte)? == 1 {
+        line.push(byte[0]);
+    }
+    let line = String::from_utf8_lossy(&line);
+    check(line.trim_end() == expected, &format!("it said {line:?}"))
+}
+
+fn wait_for(what: &str, mut test: impl FnMut() -> bool) -> Result<(), Failed> {
+    let start = Instant::now();
+    while !test() {
+        if start.elapsed() > Duration::from_secs(20) {
+            return Err(format!("waited in vain for {what}").into());
+        }
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    Ok(())
+}

@@ -1,0 +1,517 @@
+//! The programs that are run. They know Linux and nothing of us.
+
+use std::{
+    collections::BTreeSet,
+    ffi::OsString,
+    fs::{self, File, OpenOptions},
+    io,
+    os::{
+        fd::{AsFd, AsRawFd, FromRawFd, OwnedFd, RawFd},
+        unix::{
+            fs::{FileExt, FileTypeExt, MetadataExt, symlink},
+            net::UnixStream,
+            process::CommandExt,
+        },
+    },
+    process::{Command, ExitCode},
+    sync::atomic::{AtomicBool, AtomicU64, Ordering},
+    thread,
+    time::Duration,
+};
+
+use crate::machine::{ADDRESS, RDEV};
+
+const IOAS_ALLOC: u64 = 0x3b81;
+const DESTROY: u64 = 0x3b80;
+const DEVICE_BIND: u64 = 0x3b76;
+const DEVICE_GET_INFO: u64 = 0x3b6b;
+
+type Check = Result<(), Box<dyn std::error::Error>>;
+
+type Client = (&'static str, fn() -> Check);
+
+const CLIENTS: &[Client] = &[
+    ("objects", objects),
+    ("names", names),
+    ("device", device),
+    ("sysfs", sysfs),
+    ("host", host),
+    ("bystander", bystander),
+    ("no-device", no_device),
+    ("identity", identity),
+    ("hold", hold),
+    ("after-exec", after_exec),
+    ("hostile", hostile),
+];
+
+pub fn main(words: Vec<OsString>) -> ExitCode {
+    let name = words[0].to_str().unwrap();
+    let result = if name == "storm" {
+        storm(words[1].to_str().unwrap().parse().unwrap())
+    } else {
+        let (_, client) = CLIENTS.iter().find(|(n, _)| *n == name).unwrap();
+        client()
+    };
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("client {name}: {error}");
+            ExitCode::from(77)
+        }
+    }
+}
+
+macro_rules! ensure {
+    ($test:expr) => {
+        if !$test {
+            return Err(format!("line {}: {}", line!(), stringify!($test)).into());
+        }
+    };
+}
+
+macro_rules! ensure_eq {
+    ($left:expr, $right:expr) => {
+        match (&$left, &$right) {
+            (left, right) if *left == *right => {}
+            (left, right) => {
+                let text = stringify!($left);
+                return Err(format!("line {}: {text} is {left:?}, not {right:?}", line!()).into());
+            }
+        }
+    };
+}
+
+fn ioctl<T>(fd: RawFd, request: u64, argument: &mut T) -> io::Result<i32> {
+    // SAFETY: each caller passes the structure that the request names.
+    let ret = unsafe { libc::ioctl(fd, request as _, std::ptr::from_mut(argument)) };
+    if ret < 0 {
+        Err(io::Error::last_os_error())
+    } else {
+        Ok(ret)
+    }
+}
+
+fn iommu() -> io::Result<File> {
+    OpenOptions::new().read(true).write(true).open("/dev/iommu")
+}
+
+fn vfio() -> io::Result<File> {
+    let path = "/dev/vfio/devices/vfio0";
+    OpenOptions::new().read(true).write(true).open(path)
+}
+
+fn alloc(fd: &impl AsRawFd) -> io::Result<u32> {
+    let mut argument = [12u32, 0, 0];
+    ioctl(fd.as_raw_fd(), IOAS_ALLOC, &mut argument)?;
+    Ok(argument[2])
+}
+
+fn destroy(fd: &impl AsRawFd, id: u32) -> io::Result<()> {
+    ioctl(fd.as_raw_fd(), DESTROY, &mut [8u32, id]).map(drop)
+}
+
+fn errno<T>(result: io::Result<T>) -> i32 {
+    result.err().and_then(|e| e.raw_os_error()).unwrap_or(0)
+}
+
+/// Objects belong to the open file: dup, fork, exec, threads and SCM_RIGHTS share them, another
+/// open does not, and the last close ends them.
+fn objects() -> Check {
+    let file = iommu()?;
+    let other = iommu()?;
+    ensure_eq!(alloc(&file)?, 1);
+    ensure_eq!(alloc(&file)?, 2);
+    ensure_eq!(alloc(&other)?, 1);
+    ensure_eq!(errno(destroy(&file, 7)), libc::ENOENT);
+
+    let duplicate = file.try_clone()?;
+    ensure_eq!(alloc(&duplicate)?, 3);
+    // SAFETY: a plain dup.
+    let low = unsafe { OwnedFd::from_raw_fd(libc::dup2(file.as_raw_fd(), 77)) };
+    ensure_eq!(alloc(&low)?, 4);
+    drop(low);
+    drop(duplicate);
+
+    // SAFETY: the child makes system calls only.
+    match unsafe { libc::fork() } {
+        0 => {
+            let code = match alloc(&file) {
+                Ok(5) => 0,
+                _ => 1,
+            };
+            // SAFETY: ends the child without its parent's destructors.
+            unsafe { libc::_exit(code) }
+        }
+        pid => {
+            let mut status = 0;
+            // SAFETY: waits for the child just made.
+            unsafe { libc::waitpid(pid, &mut status, 0) };
+            ensure_eq!(status, 0);
+        }
+    }
+
+    let (here, there) = UnixStream::pair()?;
+    let mut sender = ioasid_supervisor::wire::Channel::new(here);
+    let mut receiver = ioasid_supervisor::wire::Channel::new(there);
+    sender.send(&(), Some(file.as_fd()))?;
+    receiver.receive::<()>(100)?;
+    let passed = receiver.take_fd().ok_or("nothing passed")?;
+    ensure!(passed.as_raw_fd() != file.as_raw_fd());
+    drop(file);
+    ensure_eq!(alloc(&passed)?, 6);
+
+    let ids: BTreeSet<u32> = thread::scope(|scope| {
+        let work = || {
+            (0..250)
+                .map(|_| alloc(&passed).unwrap())
+                .collect::<Vec<_>>()
+        };
+        let threads: Vec<_> = (0..4).map(|_| scope.spawn(work)).collect();
+        threads
+            .into_iter()
+            .flat_map(|t| t.join().unwrap())
+            .collect()
+    });
+    ensure_eq!(ids, (7..1007).collect());
+
+    // A program that replaces itself keeps it too.
+    rustix::io::fcntl_setfd(&passed, rustix::io::FdFlags::empty())?;
+    let fd = passed.as_raw_fd().to_string();
+    let status = crate::part("part:client")
+        .arg("after-exec")
+        .env("FD", &fd)
+        .status()?;
+    ensure!(status.success());
+    ensure_eq!(alloc(&passed)?, 1008);
+
+    drop(passed);
+    for _ in 0..200 {
+        ensure_eq!(alloc(&iommu()?)?, 1);
+    }
+    Ok(())
+}
+
+fn after_exec() -> Check {
+    if let Ok(fd) = std::env::var("FD") {
+        let fd: RawFd = fd.parse()?;
+        ensure_eq!(alloc(&fd)?, 1007);
+        // Once more through exec without fork, and with vfork before it.
+        // SAFETY: inherited for this purpose.
+        let fd = unsafe { OwnedFd::from_raw_fd(fd) };
+        ensure!(Command::new("/bin/true").status()?.success());
+        let error = crate::part("part:client")
+            .arg("after-exec")
+            .env_remove("FD")
+            .env("AGAIN", fd.as_raw_fd().to_string())
+            .exec();
+        return Err(error.into());
+    }
+    let fd: RawFd = std::env::var("AGAIN")?.parse()?;
+    ensure_eq!(errno(destroy(&fd, 5000)), libc::ENOENT);
+    destroy(&fd, 3)?;
+    ensure_eq!(alloc(&fd)?, 3);
+    Ok(())
+}
+
+/// However a node is named, it is the node.
+fn names() -> Check {
+    let scratch = tempfile::tempdir()?;
+    let link = scratch.path().join("link");
+    symlink("/dev/iommu", &link)?;
+    let open = |path: &str| OpenOptions::new().read(true).write(true).open(path);
+    ensure_eq!(alloc(&open("/dev/ioasid")?)?, 1);
+    ensure_eq!(alloc(&open("/dev/../dev/./iommu")?)?, 1);
+    ensure_eq!(alloc(&open(link.to_str().ok_or("path")?)?)?, 1);
+    std::env::set_current_dir("/dev/vfio")?;
+    ensure_eq!(alloc(&open("../iommu")?)?, 1);
+    // A relative path over an absolute link, and an open for reading only: past the open trap.
+    std::env::set_current_dir(scratch.path())?;
+    let late = open("link")?;
+    ensure_eq!(alloc(&late)?, 1);
+    ensure_eq!(alloc(&late)?, 2);
+    let read_only = File::open("/dev/iommu")?;
+    ensure_eq!(alloc(&read_only)?, 1);
+    // An open through /proc is a new open.
+    let file = iommu()?;
+    ensure_eq!(alloc(&file)?, 1);
+    let again = open(&format!("/proc/self/fd/{}", file.as_raw_fd()))?;
+    ensure_eq!(alloc(&again)?, 1);
+    drop(again);
+    ensure_eq!(alloc(&file)?, 2);
+    // openat2
+    let at2 = rustix::fs::openat2(
+        rustix::fs::CWD,
+        "/dev/iommu",
+        rustix::fs::OFlags::RDWR | rustix::fs::OFlags::CLOEXEC,
+        rustix::fs::Mode::empty(),
+        rustix::fs::ResolveFlags::empty(),
+    )?;
+    ensure_eq!(alloc(&at2)?, 1);
+    ensure!(rustix::io::fcntl_getfd(&at2)?.contains(rustix::io::FdFlags::CLOEXEC));
+    Ok(())
+}
+
+/// A device node is a character device with the number that sysfs shows, and its registers work.
+fn device() -> Check {
+    let file = vfio()?;
+    let metadata = file.metadata()?;
+    ensure!(metadata.file_type().is_char_device());
+    ensure_eq!(metadata.rdev(), rustix::fs::makedev(RDEV.0, RDEV.1));
+    let stat = rustix::fs::fstat(&file)?;
+    ensure_eq!(stat.st_rdev, metadata.rdev());
+    ensure_eq!(stat.st_mode & 0o170_000, 0o020_000);
+    let dev = format!("/sys/bus/pci/devices/{ADDRESS}/vfio-dev/vfio0/dev");
+    ensure_eq!(fs::read_to_string(dev)?, format!("{}:{}\n", RDEV.0, RDEV.1));
+
+    let mut info = [20u32, 0, 0, 0, 0];
+    ensure_eq!(
+        errno(ioctl(file.as_raw_fd(), DEVICE_GET_INFO, &mut info)),
+        libc::EINVAL
+    );
+    let iommu = iommu()?;
+    let mut bind = [16u32, 0, iommu.as_raw_fd() as u32, 0];
+    ioctl(file.as_raw_fd(), DEVICE_BIND, &mut bind)?;
+    ensure_eq!(bind[3], 1);
+    ioctl(file.as_raw_fd(), DEVICE_GET_INFO, &mut info)?;
+    ensure_eq!(info[1] & 3, 3);
+
+    // Memory space on, then the counter in BAR 0.
+    let config = 7u64 << 40;
+    file.write_all_at(&[6, 0], config + 4)?;
+    file.write_all_at(&41u64.to_le_bytes(), 0)?;
+    let copy = file.try_clone()?;
+    copy.write_all_at(&1u64.to_le_bytes(), 0)?;
+    let mut sum = [0; 8];
+    copy.read_exact_at(&mut sum, 0)?;
+    ensure_eq!(u64::from_le_bytes(sum), 42);
+    let mut ids = [0; 4];
+    file.read_exact_at(&mut ids, config)?;
+    ensure_eq!(ids, [0x36, 0x1b, 0x05, 0x00]);
+    ensure!(file.read_at(&mut ids, 1 << 50).is_err());
+
+    // SAFETY: a mapping that fails.
+    let mapped = unsafe {
+        libc::mmap(
+            std::ptr::null_mut(),
+            4096,
+            libc::PROT_READ,
+            libc::MAP_SHARED,
+            file.as_raw_fd(),
+            0,
+        )
+    };
+    ensure_eq!(mapped, libc::MAP_FAILED);
+    ensure_eq!(
+        io::Error::last_os_error().raw_os_error(),
+        Some(libc::EINVAL)
+    );
+
+    // The close of the last copy gives the device back before the next open.
+    drop((file, copy));
+    for _ in 0..50 {
+        let file = vfio()?;
+        bind[3] = 0;
+        ioctl(file.as_raw_fd(), DEVICE_BIND, &mut bind)?;
+    }
+    Ok(())
+}
+
+/// sysfs leads to the device, and the host's entries are still there.
+fn sysfs() -> Check {
+    let link = format!("/sys/bus/pci/devices/{ADDRESS}");
+    let real = fs::canonicalize(&link)?;
+    ensure_eq!(
+        real.to_str(),
+        Some(format!("/sys/devices/pci0000:6b/{ADDRESS}").as_str())
+    );
+    ensure_eq!(fs::read_to_string(format!("{link}/vendor"))?, "0x1b36\n");
+    ensure!(
+        fs::read_dir("/sys/bus/pci/devices")?.any(|e| e.is_ok_and(|e| e.file_name() == ADDRESS))
+    );
+    ensure_eq!(
+        fs::canonicalize(format!("{link}/subsystem"))?.to_str(),
+        Some("/sys/bus/pci")
+    );
+    ensure!(fs::read_dir("/sys/class")?.count() > 0);
+    ensure!(fs::read_to_string("/sys/devices/system/cpu/online")?.starts_with('0'));
+    Ok(())
+}
+
+/// The host's nodes work as before.
+fn host() -> Check {
+    fs::write("/dev/null", "x")?;
+    let mut bytes = [1; 16];
+    io::Read::read_exact(&mut File::open("/dev/zero")?, &mut bytes)?;
+    ensure_eq!(bytes, [0; 16]);
+    ensure!(fs::metadata("/dev/null")?.file_type().is_char_device());
+    ensure_eq!(fs::metadata("/dev")?.mode() & 0o7777, 0o755);
+    let scratch = tempfile::tempdir()?;
+    let path = scratch.path().join("f");
+    let file = OpenOptions::new()
+        .read(true)
+        .write(true)
+        .create_new(true)
+        .open(&path)?;
+    file.write_all_at(b"plain", 0)?;
+    ensure_eq!(fs::read(&path)?, b"plain");
+    // High descriptors that are not ours are nobody's business.
+    // SAFETY: a plain dup.
+    let high = unsafe { OwnedFd::from_raw_fd(libc::dup2(file.as_raw_fd(), 1000)) };
+    let high = File::from(high);
+    ensure_eq!(high.metadata()?.len(), 5);
+    high.write_all_at(b"x", 0)?;
+    ensure_eq!(fs::read(&path)?, b"xlain");
+    ensure_eq!(errno(alloc(&high)), libc::ENOTTY);
+    ensure_eq!(errno(alloc(&555)), libc::EBADF);
+    Ok(())
+}
+
+/// A process without a single file of ours.
+fn bystander() -> Check {
+    let answer = Command::new("/bin/sh")
+        .args([
+            "-c",
+            "read x; echo $x > /dev/null; ls / > /dev/null; exit 5",
+        ])
+        .status()?;
+    ensure_eq!(answer.code(), Some(5));
+    Ok(())
+}
+
+fn no_device() -> Check {
+    ensure_eq!(errno(vfio()), libc::ENOENT);
+    ensure_eq!(fs::read_dir("/dev/vfio/devices")?.count(), 0);
+    ensure_eq!(alloc(&iommu()?)?, 1);
+    Ok(())
+}
+
+/// Prints uid, gid and effective capabilities.
+fn identity() -> Check {
+    let status = fs::read_to_string("/proc/self/status")?;
+    for line in status.lines() {
+        if ["Uid:", "Gid:", "CapEff:", "NoNewPrivs:"]
+            .iter()
+            .any(|name| line.starts_with(name))
+        {
+            println!("{line}");
+        }
+    }
+    ensure_eq!(alloc(&iommu()?)?, 1);
+    Ok(())
+}
+
+/// Holds a bound device until stdin ends, or is killed.
+fn hold() -> Check {
+    let iommu = iommu()?;
+    ensure_eq!(alloc(&iommu)?, 1);
+    let file = vfio()?;
+    let mut bind = [16u32, 0, iommu.as_raw_fd() as u32, 0];
+    ioctl(file.as_raw_fd(), DEVICE_BIND, &mut bind)?;
+    println!("holding");
+    io::copy(&mut io::stdin(), &mut io::sink())?;
+    Ok(())
+}
+
+/// Wrong pointers, numbers and paths are errnos.
+fn hostile() -> Check {
+    let file = iommu()?;
+    let fd = file.as_raw_fd();
+    // SAFETY: the kernel checks every one of these pointers.
+    unsafe {
+        let call = |request: u64, pointer: usize| {
+            let ret = libc::ioctl(fd, request as _, pointer);
+            if ret < 0 {
+                io::Error::last_os_error().raw_os_error()
+            } else {
+                None
+            }
+        };
+        ensure_eq!(call(IOAS_ALLOC, 0), Some(libc::EFAULT));
+        ensure_eq!(call(IOAS_ALLOC, usize::MAX), Some(libc::EFAULT));
+        ensure_eq!(call(IOAS_ALLOC, 1 << 63), Some(libc::EFAULT));
+        ensure_eq!(call(0x3bff, 0), Some(libc::ENOTTY));
+        ensure_eq!(
+            libc::open(std::ptr::without_provenance(8), libc::O_RDWR),
+            -1
+        );
+        ensure_eq!(
+            io::Error::last_os_error().raw_os_error(),
+            Some(libc::EFAULT)
+        );
+        ensure_eq!(libc::read(fd, std::ptr::null_mut(), 8), -1);
+        ensure_eq!(
+            io::Error::last_os_error().raw_os_error(),
+            Some(libc::EINVAL)
+        );
+    }
+    let long = "/".repeat(5000);
+    let open = |path: &str| OpenOptions::new().read(true).write(true).open(path);
+    ensure_eq!(errno(open(&long)), libc::ENAMETOOLONG);
+    ensure_eq!(errno(open("/dev/nothing")), libc::ENOENT);
+    ensure_eq!(errno(open("")), libc::ENOENT);
+    ensure_eq!(
+        errno(ioctl(-1, IOAS_ALLOC, &mut [12u32, 0, 0])),
+        libc::EBADF
+    );
+    ensure_eq!(errno(ioctl(-1, 0x3bfe, &mut [0u32; 2])), libc::ENOTTY);
+    // More files than there are numbers of ours, up to the limit.
+    let mut files = Vec::new();
+    for _ in 0..300 {
+        files.push(iommu()?);
+    }
+    for file in &files {
+        ensure_eq!(alloc(file)?, 1);
+    }
+    let few = libc::rlimit {
+        rlim_cur: 64,
+        rlim_max: 64,
+    };
+    files.clear();
+    // SAFETY: lowers our own limit.
+    unsafe { libc::setrlimit(libc::RLIMIT_NOFILE, &few) };
+    ensure_eq!(alloc(&iommu()?)?, 1);
+    let error = loop {
+        match iommu() {
+            Ok(file) => files.push(file),
+            Err(error) => break error,
+        }
+    };
+    ensure_eq!(error.raw_os_error(), Some(libc::EMFILE));
+    ensure_eq!(alloc(&file)?, 1);
+    Ok(())
+}
+
+/// `count` ioctls under 5000 signals a second make `count` objects.
+fn storm(count: u32) -> Check {
+    static SIGNALS: AtomicU64 = AtomicU64::new(0);
+    extern "C" fn handler(_: libc::c_int) {
+        SIGNALS.fetch_add(1, Ordering::Relaxed);
+    }
+    let handler: extern "C" fn(libc::c_int) = handler;
+    // SAFETY: the handler only counts.
+    let target = unsafe {
+        let mut action: libc::sigaction = std::mem::zeroed();
+        action.sa_sigaction = handler as libc::sighandler_t;
+        action.sa_flags = libc::SA_RESTART;
+        libc::sigaction(libc::SIGUSR1, &action, std::ptr::null_mut());
+        libc::pthread_self()
+    };
+    let file = iommu()?;
+    let done = AtomicBool::new(false);
+    let ids = thread::scope(|scope| {
+        scope.spawn(|| {
+            while !done.load(Ordering::Acquire) {
+                // SAFETY: the thread lives until `done` is seen.
+                unsafe { libc::pthread_kill(target, libc::SIGUSR1) };
+                thread::sleep(Duration::from_micros(150));
+            }
+        });
+        let ids: Result<Vec<u32>, _> = (0..count).map(|_| alloc(&file)).collect();
+        done.store(true, Ordering::Release);
+        ids
+    })?;
+    ensure!(ids.iter().copied().eq(1..=count));
+    ensure_eq!(alloc(&file)?, count + 1);
+    ensure!(SIGNALS.load(Ordering::Relaxed) > 100);
+    Ok(())
+}

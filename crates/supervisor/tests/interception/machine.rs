@@ -1,0 +1,144 @@
+//! A machine of one device: a counter that interrupts when it is written.
+
+use std::sync::{
+    Arc, Weak,
+    atomic::{AtomicU64, Ordering},
+};
+
+use ioasid_core::{inspect, spa::SpaSpace, sync::Mutex};
+use ioasid_iommu::{DeviceConfig, Iommu, IommuConfig};
+use ioasid_iommufd::Context;
+use ioasid_supervisor::{MachineView, NodeInfo, SysfsEntry, SysfsKind};
+use ioasid_vfio::{
+    DeviceModel, Passthrough, Vfio,
+    pci::{Bar, Function, FunctionBuilder, MsixLayout},
+};
+
+pub const ADDRESS: &str = "0000:6b:01.0";
+pub const RDEV: (u32, u32) = (511, 3);
+
+#[derive(Debug)]
+struct Adder {
+    function: Function,
+    sum: AtomicU64,
+}
+
+impl DeviceModel for Adder {
+    fn function(&self) -> &Function {
+        &self.function
+    }
+
+    fn read(&self, bar: u8, offset: u64, data: &mut [u8]) {
+        data.fill(0);
+        if let (0, 0, Ok(data)) = (bar, offset, data.try_into()) {
+            let data: &mut [u8; 8] = data;
+            *data = self.sum.load(Ordering::Acquire).to_le_bytes();
+        }
+    }
+
+    fn write(&self, bar: u8, offset: u64, data: &[u8]) {
+        if let (0, 0, Ok(data)) = (bar, offset, data.try_into()) {
+            self.sum
+                .fetch_add(u64::from_le_bytes(data), Ordering::AcqRel);
+            self.function.vectors().signal(0);
+        }
+    }
+
+    fn reset(&self) {
+        self.sum.store(0, Ordering::Release);
+    }
+}
+
+#[derive(Debug)]
+pub struct Example {
+    iommu: Arc<Iommu>,
+    vfio: Arc<Vfio>,
+    contexts: Mutex<Vec<Weak<Context>>>,
+}
+
+impl Example {
+    pub fn new() -> Arc<Self> {
+        let iommu = Iommu::new(IommuConfig::default());
+        let config = DeviceConfig::new(ADDRESS.parse().unwrap());
+        let dma = iommu.add_device(config).unwrap();
+        let function = FunctionBuilder::new(0x1b36, 0x0005)
+            .class(0x00ff00, 1)
+            .bar(0, Bar::memory64(0x4000))
+            .express()
+            .msix(MsixLayout::new(0, 0x2000, 0x3000, 1))
+            .build()
+            .unwrap();
+        let vfio = Vfio::new(&iommu);
+        let sum = AtomicU64::new(0);
+        vfio.add(Arc::new(Adder { function, sum }), Passthrough::Whole(dma));
+        Arc::new(Example {
+            iommu,
+            vfio,
+            contexts: Mutex::default(),
+        })
+    }
+}
+
+impl MachineView for Example {
+    fn new_context(&self) -> Arc<Context> {
+        let context = Context::new(&self.iommu);
+        self.contexts.lock().push(Arc::downgrade(&context));
+        context
+    }
+
+    fn nodes(&self, vm: Option<&str>) -> Vec<NodeInfo> {
+        if vm == Some("vm2") {
+            return Vec::new();
+        }
+        let node = |device: Arc<ioasid_vfio::VfioDevice>| NodeInfo {
+            name: device.name().to_owned(),
+            major: RDEV.0,
+            minor: RDEV.1,
+            device,
+        };
+        self.vfio.devices().into_iter().map(node).collect()
+    }
+
+    fn sysfs(&self, vm: Option<&str>) -> Vec<SysfsEntry> {
+        if vm == Some("vm2") {
+            return Vec::new();
+        }
+        let device = format!("devices/pci0000:6b/{ADDRESS}");
+        let entry = |path: String, kind| SysfsEntry { path, kind };
+        vec![
+            entry(
+                format!("{device}/vendor"),
+                SysfsKind::File(b"0x1b36\n".to_vec()),
+            ),
+            entry(
+                format!("{device}/vfio-dev/vfio0/dev"),
+                SysfsKind::File(format!("{}:{}\n", RDEV.0, RDEV.1).into_bytes()),
+            ),
+            entry(
+                format!("bus/pci/devices/{ADDRESS}"),
+                SysfsKind::Link(format!("../../../{device}")),
+            ),
+            entry(
+                format!("{device}/subsystem"),
+                SysfsKind::Link("../../../bus/pci".to_owned()),
+            ),
+        ]
+    }
+
+    fn space(&self) -> Arc<SpaSpace> {
+        Arc::clone(self.iommu.space())
+    }
+
+    fn inspect(&self) -> inspect::Node {
+        let mut contexts = self.contexts.lock();
+        contexts.retain(|context| context.strong_count() > 0);
+        let bound = self.vfio.devices().iter().any(|d| d.is_bound());
+        inspect::Node::new()
+            .with("contexts", contexts.len())
+            .with("bound", bound)
+    }
+
+    fn has_vm(&self, vm: &str) -> bool {
+        matches!(vm, "vm1" | "vm2")
+    }
+}

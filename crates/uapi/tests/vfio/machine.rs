@@ -1,0 +1,214 @@
+//! A program with a flat memory and a few file descriptors, and a device for it.
+
+use std::sync::Arc;
+
+use ioasid_core::{
+    Pasid,
+    host::{Caller, CountingIrq, FdError, IrqSink},
+    memory::{MemoryGone, PageSource, PinError},
+    sync::Mutex,
+};
+use ioasid_iommu::{Device, DeviceConfig, Iommu, IommuConfig};
+use ioasid_iommufd::Context;
+use ioasid_uapi::{Errno, Program, vfio::device_ioctl};
+use ioasid_vfio::{
+    DefaultPasid, DeviceFile, DeviceModel, Error, Passthrough, Vfio,
+    pci::{Bar, Function, FunctionBuilder, MsixLayout},
+};
+
+/// The program's memory starts here.
+pub(crate) const BASE: u64 = 0x10_0000;
+/// And has this many bytes.
+pub(crate) const SIZE: usize = 0x4000;
+/// A `/dev/iommu` file.
+pub(crate) const IOMMUFD: i32 = 3;
+/// A file that is neither that nor an eventfd.
+pub(crate) const FILE: i32 = 4;
+/// The first of four eventfds.
+pub(crate) const EVENTFD: i32 = 10;
+/// Not open.
+pub(crate) const CLOSED: i32 = 99;
+
+#[derive(Debug)]
+pub(crate) struct TestProgram {
+    memory: Mutex<Vec<u8>>,
+    /// Nothing can be written from this offset on.
+    pub(crate) writable: Mutex<usize>,
+    pub(crate) context: Arc<Context>,
+    pub(crate) eventfds: [Arc<CountingIrq>; 4],
+}
+
+impl TestProgram {
+    fn range(address: u64, len: usize) -> Result<std::ops::Range<usize>, MemoryGone> {
+        let start = address.checked_sub(BASE).ok_or(MemoryGone { done: 0 })?;
+        let start = usize::try_from(start).map_err(|_| MemoryGone { done: 0 })?;
+        match start.checked_add(len) {
+            Some(end) if end <= SIZE => Ok(start..end),
+            _ => Err(MemoryGone { done: 0 }),
+        }
+    }
+
+    /// Fills the memory with words from `address` on.
+    pub(crate) fn put(&self, address: u64, words: &[u32]) {
+        let bytes: Vec<u8> = words.iter().flat_map(|word| word.to_ne_bytes()).collect();
+        let range = Self::range(address, bytes.len()).unwrap();
+        self.memory.lock()[range].copy_from_slice(&bytes);
+    }
+
+    /// The word at `address`.
+    pub(crate) fn word(&self, address: u64) -> u32 {
+        let mut bytes = [0; 4];
+        self.read(address, &mut bytes).unwrap();
+        u32::from_ne_bytes(bytes)
+    }
+}
+
+impl Caller for TestProgram {
+    fn read(&self, address: u64, dst: &mut [u8]) -> Result<(), MemoryGone> {
+        let range = Self::range(address, dst.len())?;
+        dst.copy_from_slice(&self.memory.lock()[range]);
+        Ok(())
+    }
+
+    fn write(&self, address: u64, src: &[u8]) -> Result<(), MemoryGone> {
+        let range = Self::range(address, src.len())?;
+        if range.end > *self.writable.lock() {
+            return Err(MemoryGone { done: 0 });
+        }
+        self.memory.lock()[range].copy_from_slice(src);
+        Ok(())
+    }
+
+    fn pages(&self, _address: u64, _len: u64) -> Result<Arc<dyn PageSource>, PinError> {
+        Err(PinError::NoMemory)
+    }
+
+    fn file_pages(&self, _: i32, _: u64, _: u64) -> Result<Arc<dyn PageSource>, FdError> {
+        Err(FdError::NotOpen)
+    }
+
+    fn eventfd(&self, fd: i32) -> Result<Arc<dyn IrqSink>, FdError> {
+        match fd {
+            EVENTFD..14 => Ok(self.eventfds[(fd - EVENTFD) as usize].clone()),
+            IOMMUFD | FILE => Err(FdError::WrongType),
+            _ => Err(FdError::NotOpen),
+        }
+    }
+}
+
+impl Program for TestProgram {
+    fn iommufd(&self, fd: i32) -> Result<Arc<Context>, FdError> {
+        match fd {
+            IOMMUFD => Ok(Arc::clone(&self.context)),
+            FILE | EVENTFD..14 => Err(FdError::WrongType),
+            _ => Err(FdError::NotOpen),
+        }
+    }
+}
+
+/// BAR 0 with MSI-X, BAR 2 that swallows stores.
+#[derive(Debug)]
+struct Model(Function);
+
+impl Model {
+    fn new() -> Arc<Self> {
+        let function = FunctionBuilder::new(0x1b36, 0x0005)
+            .bar(0, Bar::memory64(0x4000))
+            .bar(2, Bar::memory64(0x4000).with_wide_stores())
+            .express()
+            .msix(MsixLayout::new(0, 0x2000, 0x3000, 4))
+            .build()
+            .unwrap();
+        Arc::new(Model(function))
+    }
+}
+
+impl DeviceModel for Model {
+    fn function(&self) -> &Function {
+        &self.0
+    }
+
+    fn read(&self, _bar: u8, _offset: u64, data: &mut [u8]) {
+        data.fill(0x5a);
+    }
+
+    fn write(&self, _bar: u8, offset: u64, data: &[u8]) {
+        assert!(matches!(data.len(), 1 | 2 | 4 | 8 | 64));
+        assert!(offset.is_multiple_of(data.len() as u64));
+    }
+
+    fn reset(&self) {}
+}
+
+/// A child of a device, with PASID 5.
+#[derive(Debug)]
+struct Child(Arc<Device>);
+
+impl DefaultPasid for Child {
+    fn bind(&self) -> Result<(Arc<Device>, Pasid), Error> {
+        let pasid = Pasid::new(5).ok_or(Error::Exhausted("PASIDs"))?;
+        Ok((Arc::clone(&self.0), pasid))
+    }
+
+    fn quiesce(&self) {}
+
+    fn unbind(&self) {}
+}
+
+/// One program with one open file of one device.
+pub(crate) struct Machine {
+    pub(crate) dma: Arc<Device>,
+    pub(crate) file: Arc<DeviceFile>,
+    pub(crate) program: TestProgram,
+}
+
+impl Machine {
+    /// With a whole device.
+    pub(crate) fn whole() -> Self {
+        Self::new(|dma| Passthrough::Whole(Arc::clone(dma)))
+    }
+
+    /// With a child.
+    pub(crate) fn child() -> Self {
+        Self::new(|dma| Passthrough::Child(Arc::new(Child(Arc::clone(dma)))))
+    }
+
+    fn new(passthrough: impl FnOnce(&Arc<Device>) -> Passthrough) -> Self {
+        let iommu = Iommu::new(IommuConfig::default());
+        let config = DeviceConfig::new("0000:6b:01.0".parse().unwrap());
+        let dma = iommu.add_device(config).unwrap();
+        let device = Vfio::new(&iommu).add(Model::new(), passthrough(&dma));
+        Machine {
+            file: device.open().unwrap(),
+            dma,
+            program: TestProgram {
+                memory: Mutex::new(vec![0; SIZE]),
+                writable: Mutex::new(SIZE),
+                context: Context::new(&iommu),
+                eventfds: std::array::from_fn(|_| CountingIrq::new()),
+            },
+        }
+    }
+
+    /// Bound already.
+    pub(crate) fn bound(self) -> Self {
+        self.file.bind(&self.program.context).unwrap();
+        self
+    }
+
+    /// The ioctl `cmd` with these words as its struct.
+    pub(crate) fn call(&self, cmd: u32, words: &[u32]) -> Result<u64, Errno> {
+        self.program.put(BASE, words);
+        self.at(cmd, BASE)
+    }
+
+    /// The ioctl `cmd` with its struct at `address`.
+    pub(crate) fn at(&self, cmd: u32, address: u64) -> Result<u64, Errno> {
+        device_ioctl(&self.file, cmd, address, &self.program)
+    }
+
+    /// The words of the struct after a call.
+    pub(crate) fn words<const N: usize>(&self) -> [u32; N] {
+        std::array::from_fn(|at| self.program.word(BASE + 4 * at as u64))
+    }
+}

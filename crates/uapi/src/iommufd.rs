@@ -1,16 +1,173 @@
-//! The ioctls of `/dev/iommu`.
+//! The ioctls of `/dev/iommu` (drivers/iommu/iommufd/main.c).
+//!
+//! The order of checks, the same for every command: an unknown number is ENOTTY and its argument is
+//! not touched; then the struct's size is read (EFAULT); a known number in a request that is
+//! otherwise different is ENOTTY; a size below the least is EINVAL; bytes beyond the known struct
+//! must be 0 (E2BIG); bytes that an older program does not have count as 0. A reply is as much of
+//! the struct as the program has.
+//!
+//! # Not built yet
+//! Commands of Linux 7.2 whose sizes are checked and whose answer then is EOPNOTSUPP:
+//! HWPT_INVALIDATE, FAULT_QUEUE_ALLOC, VIOMMU_ALLOC, VDEVICE_ALLOC, VEVENTQ_ALLOC, HW_QUEUE_ALLOC,
+//! and HWPT_ALLOC on another page table. The VFIO container commands: GET_API_VERSION works,
+//! CHECK_EXTENSION knows no extension, the others are ENODEV without a compatibility IOAS and
+//! EOPNOTSUPP with one. IOMMU_TEST_CMD is ENOTTY, as in a kernel without its self-test.
 
-use std::sync::Arc;
+use std::{mem::size_of, sync::Arc};
 
-use ioasid_iommufd::Context;
+use ioasid_iommufd::{Context, Error};
 
-use crate::{Errno, Program};
+use crate::{Errno, Program, spec::iommufd as spec};
+
+mod call;
+mod dirty;
+mod hwpt;
+mod ioas;
+mod object;
+
+use call::Call;
+
+type Handler = fn(&Call<'_>) -> Result<u64, Errno>;
+
+/// One ioctl of `/dev/iommu`.
+#[derive(Clone, Copy, Debug)]
+pub struct Command {
+    /// The number, from [`spec::BASE`].
+    pub nr: u32,
+    /// The kernel's name, without `IOMMU_`.
+    pub name: &'static str,
+    /// Bytes of the struct as Linux 7.2 knows it.
+    pub size: usize,
+    /// The least size that a program may have.
+    pub min_size: usize,
+    run: Handler,
+}
+
+impl Command {
+    /// The whole request number.
+    pub const fn request(&self) -> u32 {
+        spec::TYPE << 8 | self.nr
+    }
+}
+
+/// A command whose struct never grew.
+const fn command<T>(nr: u32, name: &'static str, run: Handler) -> Command {
+    grown::<T>(nr, name, size_of::<T>(), run)
+}
+
+/// A command whose struct grew from `min_size`.
+const fn grown<T>(nr: u32, name: &'static str, min_size: usize, run: Handler) -> Command {
+    Command {
+        nr,
+        name,
+        size: size_of::<T>(),
+        min_size,
+        run,
+    }
+}
+
+/// A command of Linux 7.2 that is not built yet.
+const fn missing(nr: u32, name: &'static str, size: usize, min_size: usize) -> Command {
+    Command {
+        nr,
+        name,
+        size,
+        min_size,
+        run: not_built,
+    }
+}
+
+/// Every ioctl of Linux 7.2, by number and without gaps from [`spec::BASE`].
+pub const COMMANDS: &[Command] = &[
+    command::<spec::Destroy>(0x80, "DESTROY", object::destroy),
+    command::<spec::IoasAlloc>(0x81, "IOAS_ALLOC", ioas::alloc),
+    command::<spec::IoasAllowIovas>(0x82, "IOAS_ALLOW_IOVAS", ioas::allow_iovas),
+    command::<spec::IoasCopy>(0x83, "IOAS_COPY", ioas::copy),
+    command::<spec::IoasIovaRanges>(0x84, "IOAS_IOVA_RANGES", ioas::iova_ranges),
+    command::<spec::IoasMap>(0x85, "IOAS_MAP", ioas::map),
+    command::<spec::IoasUnmap>(0x86, "IOAS_UNMAP", ioas::unmap),
+    command::<spec::Opt>(0x87, "OPTION", object::option),
+    command::<spec::VfioIoas>(0x88, "VFIO_IOAS", object::vfio_ioas),
+    grown::<spec::HwptAlloc>(0x89, "HWPT_ALLOC", 24, hwpt::alloc),
+    grown::<spec::HwInfo>(0x8a, "GET_HW_INFO", 32, hwpt::hw_info),
+    command::<spec::HwptSetDirtyTracking>(0x8b, "HWPT_SET_DIRTY_TRACKING", dirty::set_tracking),
+    command::<spec::HwptGetDirtyBitmap>(0x8c, "HWPT_GET_DIRTY_BITMAP", dirty::get_bitmap),
+    missing(0x8d, "HWPT_INVALIDATE", 32, 32),
+    missing(0x8e, "FAULT_QUEUE_ALLOC", 16, 16),
+    command::<spec::IoasMapFile>(0x8f, "IOAS_MAP_FILE", ioas::map_file),
+    missing(0x90, "VIOMMU_ALLOC", 40, 24),
+    missing(0x91, "VDEVICE_ALLOC", 24, 24),
+    command::<spec::IoasChangeProcess>(0x92, "IOAS_CHANGE_PROCESS", object::change_process),
+    missing(0x93, "VEVENTQ_ALLOC", 32, 28),
+    missing(0x94, "HW_QUEUE_ALLOC", 40, 40),
+];
+
+/// The one answer to what is not built yet.
+fn not_built(call: &Call<'_>) -> Result<u64, Errno> {
+    Err(Error::NotBuilt(call.command().name).into())
+}
+
+fn find(cmd: u32) -> Option<&'static Command> {
+    let index = (cmd & 0xff).checked_sub(spec::BASE)?;
+    COMMANDS.get(usize::try_from(index).ok()?)
+}
+
+/// The kernel's name of the ioctl `cmd`, without `IOMMU_`, for messages.
+pub fn command_name(cmd: u32) -> Option<&'static str> {
+    let command = find(cmd).filter(|command| command.request() == cmd)?;
+    Some(command.name)
+}
 
 /// Runs the ioctl `cmd` with the argument `arg` on `context`, for `program`.
 ///
 /// # Errors
 /// What the kernel would answer.
-pub fn ioctl(context: &Arc<Context>, cmd: u32, arg: u64, program: &dyn Program) -> Result<u64, Errno> {
-    let _ = (context, cmd, arg, program);
-    todo!()
+pub fn ioctl(
+    context: &Arc<Context>,
+    cmd: u32,
+    arg: u64,
+    program: &dyn Program,
+) -> Result<u64, Errno> {
+    let Some(command) = find(cmd) else {
+        return container(context, cmd, arg);
+    };
+    let call = Call::read(context, command, cmd, arg, program)?;
+    (command.run)(&call)
+}
+
+/// The commands of a VFIO container, on a `/dev/iommu` file (drivers/iommu/iommufd/vfio_compat.c).
+fn container(context: &Context, cmd: u32, arg: u64) -> Result<u64, Errno> {
+    /// The container's types of IOMMU: v1 and v2 of type 1 (`include/uapi/linux/vfio.h`).
+    const TYPES: [u64; 2] = [1, 3];
+    match cmd {
+        spec::VFIO_GET_API_VERSION | spec::VFIO_CHECK_EXTENSION => Ok(0),
+        spec::VFIO_SET_IOMMU if !TYPES.contains(&arg) => Err(Errno::EINVAL),
+        spec::VFIO_SET_IOMMU
+        | spec::VFIO_IOMMU_GET_INFO
+        | spec::VFIO_IOMMU_MAP_DMA
+        | spec::VFIO_IOMMU_UNMAP_DMA => {
+            context.vfio_ioas()?;
+            Err(Error::NotBuilt("the VFIO container on /dev/iommu").into())
+        }
+        _ => Err(Errno::ENOTTY),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_table_is_dense_and_its_structs_fit_the_buffer() {
+        for (index, command) in COMMANDS.iter().enumerate() {
+            assert_eq!(
+                command.nr as usize,
+                spec::BASE as usize + index,
+                "{}",
+                command.name
+            );
+            assert!(command.min_size <= command.size && command.size <= call::MAX_SIZE);
+            assert_eq!(command_name(command.request()), Some(command.name));
+        }
+    }
 }

@@ -1,1 +1,332 @@
-//! `include/uapi/linux/iommufd.h`.
+//! `include/uapi/linux/iommufd.h`: the structs, numbers and flags of `/dev/iommu`.
+//!
+//! Every struct starts with its own size, so that both sides may be older than the other.
+
+use zerocopy::{FromBytes, Immutable, IntoBytes};
+
+/// The `_IO` type of iommufd and VFIO, `';'`.
+pub const TYPE: u32 = 0x3b;
+
+/// Number of the first iommufd ioctl (`IOMMUFD_CMD_BASE`).
+pub const BASE: u32 = 0x80;
+
+macro_rules! wire {
+    ($($(#[$doc:meta])* $name:ident { $($(#[$field_doc:meta])* $field:ident: $kind:ty,)* })*) => {
+        $(
+            $(#[$doc])*
+            #[repr(C)]
+            #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+            #[derive(FromBytes, IntoBytes, Immutable)]
+            pub struct $name {
+                $($(#[$field_doc])* pub $field: $kind,)*
+            }
+        )*
+    };
+}
+
+wire! {
+    /// `struct iommu_destroy`: IOMMU_DESTROY.
+    Destroy {
+        /// Bytes of this struct.
+        size: u32,
+        /// The object.
+        id: u32,
+    }
+
+    /// `struct iommu_ioas_alloc`: IOMMU_IOAS_ALLOC.
+    IoasAlloc {
+        /// Bytes of this struct.
+        size: u32,
+        /// Must be 0.
+        flags: u32,
+        /// Out: the IOAS.
+        out_ioas_id: u32,
+    }
+
+    /// `struct iommu_iova_range`: one element of an array.
+    IovaRange {
+        /// First IOVA.
+        start: u64,
+        /// Inclusive last IOVA.
+        last: u64,
+    }
+
+    /// `struct iommu_ioas_iova_ranges`: IOMMU_IOAS_IOVA_RANGES.
+    IoasIovaRanges {
+        /// Bytes of this struct.
+        size: u32,
+        /// The IOAS.
+        ioas_id: u32,
+        /// In: elements of the array. Out: elements that there are.
+        num_iovas: u32,
+        /// Must be 0.
+        reserved: u32,
+        /// Address of an array of [`IovaRange`].
+        allowed_iovas: u64,
+        /// Out: what mappings must be aligned to.
+        out_iova_alignment: u64,
+    }
+
+    /// `struct iommu_ioas_allow_iovas`: IOMMU_IOAS_ALLOW_IOVAS.
+    IoasAllowIovas {
+        /// Bytes of this struct.
+        size: u32,
+        /// The IOAS.
+        ioas_id: u32,
+        /// Elements of the array.
+        num_iovas: u32,
+        /// Must be 0.
+        reserved: u32,
+        /// Address of an array of [`IovaRange`].
+        allowed_iovas: u64,
+    }
+
+    /// `struct iommu_ioas_map`: IOMMU_IOAS_MAP.
+    IoasMap {
+        /// Bytes of this struct.
+        size: u32,
+        /// [`MAP_FIXED_IOVA`], [`MAP_WRITEABLE`], [`MAP_READABLE`].
+        flags: u32,
+        /// The IOAS.
+        ioas_id: u32,
+        /// Must be 0.
+        reserved: u32,
+        /// Address of the memory.
+        user_va: u64,
+        /// Bytes.
+        length: u64,
+        /// In with FIXED_IOVA, else out: the IOVA.
+        iova: u64,
+    }
+
+    /// `struct iommu_ioas_map_file`: IOMMU_IOAS_MAP_FILE.
+    IoasMapFile {
+        /// Bytes of this struct.
+        size: u32,
+        /// As in [`IoasMap`].
+        flags: u32,
+        /// The IOAS.
+        ioas_id: u32,
+        /// The file.
+        fd: i32,
+        /// First byte of the file.
+        start: u64,
+        /// Bytes.
+        length: u64,
+        /// In with FIXED_IOVA, else out: the IOVA.
+        iova: u64,
+    }
+
+    /// `struct iommu_ioas_copy`: IOMMU_IOAS_COPY.
+    IoasCopy {
+        /// Bytes of this struct.
+        size: u32,
+        /// As in [`IoasMap`].
+        flags: u32,
+        /// The IOAS to map in.
+        dst_ioas_id: u32,
+        /// The IOAS that has the pages.
+        src_ioas_id: u32,
+        /// Bytes.
+        length: u64,
+        /// In with FIXED_IOVA, else out: the IOVA in the destination.
+        dst_iova: u64,
+        /// The IOVA in the source.
+        src_iova: u64,
+    }
+
+    /// `struct iommu_ioas_unmap`: IOMMU_IOAS_UNMAP.
+    IoasUnmap {
+        /// Bytes of this struct.
+        size: u32,
+        /// The IOAS.
+        ioas_id: u32,
+        /// First IOVA.
+        iova: u64,
+        /// In: bytes. Out: bytes that were unmapped.
+        length: u64,
+    }
+
+    /// `struct iommu_option`: IOMMU_OPTION.
+    Opt {
+        /// Bytes of this struct.
+        size: u32,
+        /// [`OPTION_RLIMIT_MODE`] or [`OPTION_HUGE_PAGES`].
+        option_id: u32,
+        /// [`OPTION_OP_SET`] or [`OPTION_OP_GET`].
+        op: u16,
+        /// Must be 0.
+        reserved: u16,
+        /// The object that has the option; 0 for an option of the file.
+        object_id: u32,
+        /// The value.
+        val64: u64,
+    }
+
+    /// `struct iommu_vfio_ioas`: IOMMU_VFIO_IOAS.
+    VfioIoas {
+        /// Bytes of this struct.
+        size: u32,
+        /// In for SET, out for GET: the IOAS.
+        ioas_id: u32,
+        /// [`VFIO_IOAS_GET`], [`VFIO_IOAS_SET`] or [`VFIO_IOAS_CLEAR`].
+        op: u16,
+        /// Must be 0.
+        reserved: u16,
+    }
+
+    /// `struct iommu_hwpt_alloc`: IOMMU_HWPT_ALLOC.
+    HwptAlloc {
+        /// Bytes of this struct.
+        size: u32,
+        /// `enum iommufd_hwpt_alloc_flags`.
+        flags: u32,
+        /// The device.
+        dev_id: u32,
+        /// The IOAS, page table or vIOMMU to build on.
+        pt_id: u32,
+        /// Out: the page table.
+        out_hwpt_id: u32,
+        /// Must be 0.
+        reserved: u32,
+        /// `enum iommu_hwpt_data_type`; [`HWPT_DATA_NONE`] on an IOAS.
+        data_type: u32,
+        /// Bytes of the data.
+        data_len: u32,
+        /// Address of the data.
+        data_uptr: u64,
+        /// The fault queue, with FAULT_ID_VALID.
+        fault_id: u32,
+        /// Padding.
+        reserved2: u32,
+    }
+
+    /// `struct iommu_hw_info`: IOMMU_GET_HW_INFO.
+    HwInfo {
+        /// Bytes of this struct.
+        size: u32,
+        /// [`HW_INFO_FLAG_INPUT_TYPE`].
+        flags: u32,
+        /// The device.
+        dev_id: u32,
+        /// In: bytes of the buffer. Out: bytes that there are.
+        data_len: u32,
+        /// Address of the buffer.
+        data_uptr: u64,
+        /// In with INPUT_TYPE: the type that is wanted. Out: the type of the data.
+        data_type: u32,
+        /// Out: PASIDs that can be chosen, as a power of two.
+        out_max_pasid_log2: u8,
+        /// Must be 0.
+        reserved: [u8; 3],
+        /// Out: `enum iommufd_hw_capabilities`.
+        out_capabilities: u64,
+    }
+
+    /// `struct iommu_hw_info_vtd`: the data of type [`HW_INFO_TYPE_INTEL_VTD`].
+    HwInfoVtd {
+        /// Errata: none.
+        flags: u32,
+        /// 0.
+        reserved: u32,
+        /// CAP_REG.
+        cap_reg: u64,
+        /// ECAP_REG.
+        ecap_reg: u64,
+    }
+
+    /// `struct iommu_hwpt_set_dirty_tracking`: IOMMU_HWPT_SET_DIRTY_TRACKING.
+    HwptSetDirtyTracking {
+        /// Bytes of this struct.
+        size: u32,
+        /// [`DIRTY_TRACKING_ENABLE`].
+        flags: u32,
+        /// The page table.
+        hwpt_id: u32,
+        /// Padding.
+        reserved: u32,
+    }
+
+    /// `struct iommu_hwpt_get_dirty_bitmap`: IOMMU_HWPT_GET_DIRTY_BITMAP.
+    HwptGetDirtyBitmap {
+        /// Bytes of this struct.
+        size: u32,
+        /// The page table.
+        hwpt_id: u32,
+        /// [`DIRTY_BITMAP_NO_CLEAR`].
+        flags: u32,
+        /// Must be 0.
+        reserved: u32,
+        /// First IOVA.
+        iova: u64,
+        /// Bytes.
+        length: u64,
+        /// Bytes per bit.
+        page_size: u64,
+        /// Address of the bitmap: bit n of it is page n from `iova`.
+        data: u64,
+    }
+
+    /// `struct iommu_ioas_change_process`: IOMMU_IOAS_CHANGE_PROCESS.
+    IoasChangeProcess {
+        /// Bytes of this struct.
+        size: u32,
+        /// Must be 0.
+        reserved: u32,
+    }
+}
+
+/// Map at the given IOVA (`IOMMU_IOAS_MAP_FIXED_IOVA`).
+pub const MAP_FIXED_IOVA: u32 = 1 << 0;
+/// Devices may write (`IOMMU_IOAS_MAP_WRITEABLE`).
+pub const MAP_WRITEABLE: u32 = 1 << 1;
+/// Devices may read (`IOMMU_IOAS_MAP_READABLE`).
+pub const MAP_READABLE: u32 = 1 << 2;
+
+/// How locked memory is counted (`IOMMU_OPTION_RLIMIT_MODE`).
+pub const OPTION_RLIMIT_MODE: u32 = 0;
+/// Whether large leaves are used (`IOMMU_OPTION_HUGE_PAGES`).
+pub const OPTION_HUGE_PAGES: u32 = 1;
+/// Sets an option.
+pub const OPTION_OP_SET: u16 = 0;
+/// Reads an option.
+pub const OPTION_OP_GET: u16 = 1;
+
+/// Reads the IOAS of VFIO commands.
+pub const VFIO_IOAS_GET: u16 = 0;
+/// Sets it.
+pub const VFIO_IOAS_SET: u16 = 1;
+/// Clears it.
+pub const VFIO_IOAS_CLEAR: u16 = 2;
+
+/// No data (`IOMMU_HWPT_DATA_NONE`).
+pub const HWPT_DATA_NONE: u32 = 0;
+
+/// `data_type` is an input (`IOMMU_HW_INFO_FLAG_INPUT_TYPE`).
+pub const HW_INFO_FLAG_INPUT_TYPE: u32 = 1 << 0;
+/// No data, or whatever there is (`IOMMU_HW_INFO_TYPE_NONE`, `_DEFAULT`).
+pub const HW_INFO_TYPE_DEFAULT: u32 = 0;
+/// Intel VT-d.
+pub const HW_INFO_TYPE_INTEL_VTD: u32 = 1;
+/// Dirty tracking is supported (`IOMMU_HW_CAP_DIRTY_TRACKING`).
+pub const HW_CAP_DIRTY_TRACKING: u64 = 1 << 0;
+/// The device has no usable ATS (`IOMMU_HW_CAP_PCI_ATS_NOT_SUPPORTED`).
+pub const HW_CAP_PCI_ATS_NOT_SUPPORTED: u64 = 1 << 3;
+
+/// Turns tracking on (`IOMMU_HWPT_DIRTY_TRACKING_ENABLE`).
+pub const DIRTY_TRACKING_ENABLE: u32 = 1 << 0;
+/// Leaves the bits as they are (`IOMMU_HWPT_GET_DIRTY_BITMAP_NO_CLEAR`).
+pub const DIRTY_BITMAP_NO_CLEAR: u32 = 1 << 0;
+
+/// `VFIO_GET_API_VERSION`.
+pub const VFIO_GET_API_VERSION: u32 = 0x3b64;
+/// `VFIO_CHECK_EXTENSION`.
+pub const VFIO_CHECK_EXTENSION: u32 = 0x3b65;
+/// `VFIO_SET_IOMMU`.
+pub const VFIO_SET_IOMMU: u32 = 0x3b66;
+/// `VFIO_IOMMU_GET_INFO`.
+pub const VFIO_IOMMU_GET_INFO: u32 = 0x3b70;
+/// `VFIO_IOMMU_MAP_DMA`.
+pub const VFIO_IOMMU_MAP_DMA: u32 = 0x3b71;
+/// `VFIO_IOMMU_UNMAP_DMA`.
+pub const VFIO_IOMMU_UNMAP_DMA: u32 = 0x3b72;

@@ -1,0 +1,80 @@
+//! Commands on page tables and devices (drivers/iommu/iommufd/{hw_pagetable,device}.c).
+
+use ioasid_iommufd::{Error, HwptAlloc, HwptFlags, ObjectId};
+use zerocopy::IntoBytes;
+
+use super::call::{Call, address};
+use crate::{Errno, spec::iommufd as spec};
+
+pub(super) fn alloc(call: &Call<'_>) -> Result<u64, Errno> {
+    let mut args: spec::HwptAlloc = call.args();
+    if args.reserved != 0 {
+        return Err(Errno::EOPNOTSUPP);
+    }
+    let has_data = args.data_type != spec::HWPT_DATA_NONE;
+    if has_data != (args.data_len != 0) {
+        return Err(Error::BadData.into());
+    }
+    let id = call.context().hwpt_alloc(HwptAlloc {
+        device: ObjectId::from_raw(args.dev_id),
+        parent: ObjectId::from_raw(args.pt_id),
+        flags: HwptFlags::from_raw(args.flags),
+        fault_id: args.fault_id,
+        has_data,
+    })?;
+    args.out_hwpt_id = id.get();
+    let replied = call.reply(&args);
+    if replied.is_err() {
+        // Nobody knows the id: the kernel takes the object back as well.
+        let _ = call.context().destroy(id);
+    }
+    replied
+}
+
+pub(super) fn hw_info(call: &Call<'_>) -> Result<u64, Errno> {
+    let mut args: spec::HwInfo = call.args();
+    if args.flags & !spec::HW_INFO_FLAG_INPUT_TYPE != 0 || args.reserved != [0; 3] {
+        return Err(Errno::EOPNOTSUPP);
+    }
+    if args.flags & spec::HW_INFO_FLAG_INPUT_TYPE == 0 {
+        args.data_type = spec::HW_INFO_TYPE_DEFAULT;
+    }
+    let info = call.context().hw_info(ObjectId::from_raw(args.dev_id))?;
+    let wanted = args.data_type;
+    let (kind, vtd) = match info.vtd {
+        Some(vtd) => {
+            let data = spec::HwInfoVtd {
+                cap_reg: vtd.cap,
+                ecap_reg: vtd.ecap,
+                ..Default::default()
+            };
+            (spec::HW_INFO_TYPE_INTEL_VTD, Some(data))
+        }
+        None => (spec::HW_INFO_TYPE_DEFAULT, None),
+    };
+    if wanted != spec::HW_INFO_TYPE_DEFAULT && wanted != kind {
+        return Err(Errno::EOPNOTSUPP);
+    }
+    let data = vtd.as_ref().map_or(&[][..], |data| data.as_bytes());
+    let room = args.data_len as usize;
+    let copied = data.len().min(room);
+    if copied > 0 {
+        call.program().write(args.data_uptr, &data[..copied])?;
+    }
+    // A program that knows a longer struct finds zeros in the rest of it.
+    if room > copied {
+        call.clear(
+            address(args.data_uptr, copied as u64)?,
+            (room - copied) as u64,
+        )?;
+    }
+    args.data_len = data.len() as u32;
+    args.data_type = kind;
+    args.out_max_pasid_log2 = info.max_pasid_log2;
+    // No device has a translation cache of its own.
+    args.out_capabilities = spec::HW_CAP_PCI_ATS_NOT_SUPPORTED;
+    if info.dirty_tracking {
+        args.out_capabilities |= spec::HW_CAP_DIRTY_TRACKING;
+    }
+    call.reply(&args)
+}

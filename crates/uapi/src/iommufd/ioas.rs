@@ -1,0 +1,236 @@
+//! Commands on address spaces (drivers/iommu/iommufd/ioas.c).
+
+use std::sync::Arc;
+
+use ioasid_core::{
+    AddrRange, Prot,
+    host::FdError,
+    memory::{Extent, MemoryGone, PAGE_SIZE, PageSource, PinError},
+};
+use ioasid_iommufd::{CopyArgs, Error, MapArgs, ObjectId};
+use zerocopy::IntoBytes;
+
+use super::call::Call;
+use crate::{Errno, spec::iommufd as spec};
+
+/// Ranges that ALLOW_IOVAS takes. The kernel's limit is the memory that the program may use; an
+/// IOAS here has at most this many.
+const ALLOWED_RANGES: u32 = 1 << 16;
+
+pub(super) fn alloc(call: &Call<'_>) -> Result<u64, Errno> {
+    let mut args: spec::IoasAlloc = call.args();
+    if args.flags != 0 {
+        return Err(Errno::EOPNOTSUPP);
+    }
+    let id = call.context().ioas_alloc()?;
+    args.out_ioas_id = id.get();
+    let replied = call.reply(&args);
+    if replied.is_err() {
+        // Nobody knows the id: the kernel takes the object back as well.
+        let _ = call.context().destroy(id);
+    }
+    replied
+}
+
+pub(super) fn iova_ranges(call: &Call<'_>) -> Result<u64, Errno> {
+    let mut args: spec::IoasIovaRanges = call.args();
+    if args.reserved != 0 {
+        return Err(Errno::EOPNOTSUPP);
+    }
+    let found = call
+        .context()
+        .ioas_iova_ranges(ObjectId::from_raw(args.ioas_id))?;
+    let room = args.num_iovas as usize;
+    let ranges: Vec<spec::IovaRange> = found
+        .ranges
+        .iter()
+        .take(room)
+        .map(|range| spec::IovaRange {
+            start: range.start(),
+            last: range.last(),
+        })
+        .collect();
+    if !ranges.is_empty() {
+        call.program()
+            .write(args.allowed_iovas, ranges.as_bytes())?;
+    }
+    args.num_iovas = u32::try_from(found.ranges.len()).unwrap_or(u32::MAX);
+    args.out_iova_alignment = found.alignment;
+    call.reply(&args)?;
+    // The number that is needed and the ranges that fit are written all the same.
+    if found.ranges.len() > room {
+        return Err(Errno::EMSGSIZE);
+    }
+    Ok(0)
+}
+
+pub(super) fn allow_iovas(call: &Call<'_>) -> Result<u64, Errno> {
+    let args: spec::IoasAllowIovas = call.args();
+    if args.reserved != 0 {
+        return Err(Errno::EOPNOTSUPP);
+    }
+    let ioas = ObjectId::from_raw(args.ioas_id);
+    call.context().ioas_exists(ioas)?;
+    let mut allowed = Vec::new();
+    let mut chunk = [spec::IovaRange::default(); 64];
+    let count = args.num_iovas as usize;
+    while allowed.len() < count {
+        if allowed.len() >= ALLOWED_RANGES as usize {
+            return Err(Errno::ENOMEM);
+        }
+        let room = chunk.len().min(count - allowed.len());
+        let chunk = &mut chunk[..room];
+        call.read_array(args.allowed_iovas, allowed.len(), chunk)?;
+        for range in chunk {
+            let range = AddrRange::new(range.start, range.last);
+            let range = range.filter(|range| range.start() < range.last());
+            allowed.push(range.ok_or(Error::BadRanges)?);
+        }
+    }
+    call.context().ioas_allow_iovas(ioas, &allowed)?;
+    Ok(0)
+}
+
+/// What MAP, MAP_FILE and COPY check in common, before any id is looked up.
+fn check_map(flags: u32, addresses: &[u64]) -> Result<Prot, Errno> {
+    let known = spec::MAP_FIXED_IOVA | spec::MAP_WRITEABLE | spec::MAP_READABLE;
+    if flags & !known != 0 {
+        return Err(Errno::EOPNOTSUPP);
+    }
+    if addresses.contains(&u64::MAX) {
+        return Err(Errno::EOVERFLOW);
+    }
+    let prot = Prot {
+        read: flags & spec::MAP_READABLE != 0,
+        write: flags & spec::MAP_WRITEABLE != 0,
+    };
+    if prot == Prot::NONE {
+        return Err(Error::NoPermission.into());
+    }
+    Ok(prot)
+}
+
+/// The IOVA, unless one is to be chosen.
+fn fixed(flags: u32, iova: u64) -> Option<u64> {
+    (flags & spec::MAP_FIXED_IOVA != 0).then_some(iova)
+}
+
+pub(super) fn map(call: &Call<'_>) -> Result<u64, Errno> {
+    let mut args: spec::IoasMap = call.args();
+    if args.reserved != 0 {
+        return Err(Errno::EOPNOTSUPP);
+    }
+    let prot = check_map(args.flags, &[args.iova, args.length])?;
+    let ioas = ObjectId::from_raw(args.ioas_id);
+    call.context().ioas_exists(ioas)?;
+    args.user_va
+        .checked_add(args.length)
+        .ok_or(Error::Overflow)?;
+    let map = pages_of(
+        args.user_va,
+        args.length,
+        fixed(args.flags, args.iova),
+        prot,
+    )?;
+    let pages = call
+        .program()
+        .pages(args.user_va - map.offset, args.length + map.offset)?;
+    args.iova = call.context().ioas_map(ioas, pages, map)?;
+    call.reply(&args)
+}
+
+pub(super) fn map_file(call: &Call<'_>) -> Result<u64, Errno> {
+    let mut args: spec::IoasMapFile = call.args();
+    let prot = check_map(args.flags, &[args.iova, args.length])?;
+    let ioas = ObjectId::from_raw(args.ioas_id);
+    call.context().ioas_exists(ioas)?;
+    args.start.checked_add(args.length).ok_or(Error::Overflow)?;
+    // The file is looked up before the length, as in the kernel.
+    let offset = args.start % PAGE_SIZE;
+    let len = args.length.saturating_add(offset).max(1);
+    let start = args.start - offset;
+    let pages: Arc<dyn PageSource> = match call.program().file_pages(args.fd, start, len) {
+        Ok(pages) => pages,
+        Err(FdError::WrongType | FdError::BeyondEnd) => Arc::new(NoPages { start, len }),
+        Err(error) => return Err(error.into()),
+    };
+    let map = pages_of(args.start, args.length, fixed(args.flags, args.iova), prot)?;
+    args.iova = call.context().ioas_map(ioas, pages, map)?;
+    call.reply(&args)
+}
+
+/// The mapping of `len` bytes from `address` on, whose pages start at the page of `address`.
+fn pages_of(address: u64, len: u64, iova: Option<u64>, prot: Prot) -> Result<MapArgs, Errno> {
+    if len == 0 || len > u64::MAX - PAGE_SIZE {
+        return Err(Error::Empty.into());
+    }
+    Ok(MapArgs {
+        iova,
+        len,
+        offset: address % PAGE_SIZE,
+        prot,
+    })
+}
+
+/// A file that has no such pages. Linux looks only when the pages are needed: with no device
+/// attached such a mapping can be made.
+#[derive(Debug)]
+struct NoPages {
+    start: u64,
+    len: u64,
+}
+
+impl PageSource for NoPages {
+    fn size(&self) -> u64 {
+        self.len
+    }
+
+    fn pin(&self, _offset: u64, _len: u64, _prot: Prot) -> Result<Vec<Extent>, PinError> {
+        Err(PinError::OutOfRange)
+    }
+
+    fn alignment_hint(&self) -> u64 {
+        self.start
+    }
+
+    fn is_file(&self) -> bool {
+        true
+    }
+
+    fn read(&self, _offset: u64, _dst: &mut [u8]) -> Result<(), MemoryGone> {
+        Err(MemoryGone { done: 0 })
+    }
+
+    fn write(&self, _offset: u64, _src: &[u8]) -> Result<(), MemoryGone> {
+        Err(MemoryGone { done: 0 })
+    }
+}
+
+pub(super) fn copy(call: &Call<'_>) -> Result<u64, Errno> {
+    let mut args: spec::IoasCopy = call.args();
+    let prot = check_map(args.flags, &[args.length, args.src_iova, args.dst_iova])?;
+    args.dst_iova = call.context().ioas_copy(CopyArgs {
+        dst: ObjectId::from_raw(args.dst_ioas_id),
+        src: ObjectId::from_raw(args.src_ioas_id),
+        dst_iova: fixed(args.flags, args.dst_iova),
+        src_iova: args.src_iova,
+        len: args.length,
+        prot,
+    })?;
+    call.reply(&args)
+}
+
+pub(super) fn unmap(call: &Call<'_>) -> Result<u64, Errno> {
+    let mut args: spec::IoasUnmap = call.args();
+    let ioas = ObjectId::from_raw(args.ioas_id);
+    args.length = if args.iova == 0 && args.length == u64::MAX {
+        call.context().ioas_unmap_all(ioas)?
+    } else {
+        call.context().ioas_exists(ioas)?;
+        if args.iova == u64::MAX || args.length == u64::MAX {
+            return Err(Error::Overflow.into());
+        }
+        call.context().ioas_unmap(ioas, args.iova, args.length)?
+    };
+    call.reply(&args)
+}

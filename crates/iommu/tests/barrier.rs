@@ -1,0 +1,318 @@
+//! The barrier on real threads: when a translation has been taken away, nothing is written through
+//! it any more. `IOASID_RACES` sets the number of races (100 000 by default).
+#![cfg(not(ioasid_shuttle))]
+
+mod common;
+
+use std::{
+    env,
+    sync::{
+        Arc, Barrier, Mutex, PoisonError,
+        atomic::{AtomicBool, AtomicU64, Ordering},
+        mpsc,
+    },
+    thread,
+    time::Duration,
+};
+
+use common::*;
+use ioasid_core::{AddrRange, Pasid, Prot, memory::OwnPages};
+use ioasid_iommu::{
+    Device, Domain, DomainConfig, Iommu, OwnerId, Route, Stop, attach_device, attach_device_pasid,
+    detach_device_pasid,
+};
+
+const IOVA: u64 = 0x40_0000;
+const LEN: usize = 8192;
+
+fn races() -> u64 {
+    env::var("IOASID_RACES")
+        .ok()
+        .and_then(|text| text.parse().ok())
+        .unwrap_or(100_000)
+}
+
+/// Copies to [`IOVA`] without end, fault or not, and counts its rounds.
+struct Engine {
+    rounds: AtomicU64,
+    stop: AtomicBool,
+}
+
+impl Engine {
+    fn new() -> Arc<Self> {
+        Arc::new(Engine {
+            rounds: AtomicU64::new(0),
+            stop: AtomicBool::new(false),
+        })
+    }
+
+    fn run(&self, device: &Arc<Device>, pasid: Option<Pasid>) {
+        let mut port = device.port();
+        while !self.stop.load(Ordering::Acquire) {
+            let mut guard = port.enter(pasid);
+            let transfer = guard.fill(IOVA, u64::MAX, LEN as u64);
+            drop(guard);
+            assert!(!matches!(transfer.stop, Some(Stop::Remote(_))));
+            self.rounds.fetch_add(1, Ordering::AcqRel);
+        }
+    }
+
+    /// Returns when a round that began after the call has ended.
+    fn wait_for_a_round(&self) {
+        let seen = self.rounds.load(Ordering::Acquire);
+        while self.rounds.load(Ordering::Acquire) < seen + 2 {
+            thread::yield_now();
+        }
+    }
+}
+
+/// Runs `races` rounds of: give the engine the memory with `begin`, take it away with `end`, mark
+/// the memory, and see that the mark stays while the engine goes on.
+fn race(
+    iommu: &Arc<Iommu>,
+    device: &Arc<Device>,
+    pasid: Option<Pasid>,
+    races: u64,
+    memory: &OwnPages,
+    begin: impl Fn(),
+    end: impl Fn(),
+) {
+    // One race at a time: they want a CPU for each side.
+    static ALONE: Mutex<()> = Mutex::new(());
+    let _alone = ALONE.lock().unwrap_or_else(PoisonError::into_inner);
+    let engine = Engine::new();
+    let mut hits = 0;
+    thread::scope(|scope| {
+        let running = scope.spawn(|| engine.run(device, pasid));
+        let mut random = Random(races | 1);
+        for round in 0..races {
+            memory.memory().write(0, &[0; LEN]);
+            begin();
+            for _ in 0..random.below(200) {
+                std::hint::spin_loop();
+            }
+            if round % 64 == 0 {
+                engine.wait_for_a_round();
+            }
+            end();
+            let mut found = vec![0; LEN];
+            memory.memory().read(0, &mut found);
+            hits += u64::from(found.contains(&0xff));
+            memory.memory().write(0, &[0x55; LEN]);
+            // What was in flight would land now. A whole round of the engine is waited for only now
+            // and then: where CPUs are few it takes a time slice.
+            if round % 64 == 32 {
+                engine.wait_for_a_round();
+            }
+            for _ in 0..random.below(2000) {
+                std::hint::spin_loop();
+            }
+            memory.memory().read(0, &mut found);
+            assert!(
+                found.iter().all(|byte| *byte == 0x55),
+                "round {round}: written after the call returned"
+            );
+            assert!(!running.is_finished());
+        }
+        engine.stop.store(true, Ordering::Release);
+    });
+    assert!(hits >= races / 64, "the engine did reach the memory");
+    assert_eq!(iommu.grace().retired_items(), 0, "nothing is left behind");
+}
+
+#[test]
+fn no_byte_is_written_after_unmap_returned() {
+    let iommu = machine();
+    let device = device(&iommu, 1);
+    let (domain, memory) = (domain(&iommu), pages(&iommu, LEN));
+    attach_device(&domain, &device, &sink()).unwrap();
+    race(
+        &iommu,
+        &device,
+        None,
+        races() / 2,
+        &memory,
+        || {
+            domain
+                .map(IOVA, memory.spa(), LEN as u64, Prot::RW)
+                .unwrap()
+        },
+        || assert_eq!(domain.unmap(range(IOVA, LEN as u64)), LEN as u64),
+    );
+}
+
+#[test]
+fn no_byte_is_written_after_detach_returned() {
+    let iommu = machine();
+    let device = device(&iommu, 1);
+    let (domain, memory) = mapped(&iommu, IOVA, LEN);
+    for pasid in [None, pasid(77)] {
+        let route = Route {
+            device: Arc::clone(&device),
+            pasid,
+        };
+        race(
+            &iommu,
+            &device,
+            pasid,
+            races() / 8,
+            &memory,
+            || route.attach(&domain, &sink()).unwrap(),
+            || route.detach(),
+        );
+    }
+}
+
+#[test]
+fn no_byte_is_written_to_the_old_domain_after_replace_returned() {
+    let iommu = machine();
+    let device = device(&iommu, 1);
+    let (domain, memory) = mapped(&iommu, IOVA, LEN);
+    let (other, _other_memory) = mapped(&iommu, IOVA, LEN);
+    let route = Route {
+        device: Arc::clone(&device),
+        pasid: pasid(3),
+    };
+    route.attach(&other, &sink()).unwrap();
+    race(
+        &iommu,
+        &device,
+        pasid(3),
+        races() / 8,
+        &memory,
+        || route.replace(&domain, &sink()).unwrap(),
+        || route.replace(&other, &sink()).unwrap(),
+    );
+}
+
+#[test]
+fn no_byte_is_written_after_ownership_is_given_back() {
+    let iommu = machine();
+    let device = device(&iommu, 1);
+    let (domain, memory) = mapped(&iommu, IOVA, LEN);
+    let claim = Mutex::new(None);
+    race(
+        &iommu,
+        &device,
+        None,
+        races() / 8,
+        &memory,
+        || {
+            let owned = device.group().claim_dma_owner(OwnerId::new()).unwrap();
+            *claim.lock().unwrap() = Some(owned);
+            attach_device(&domain, &device, &sink()).unwrap();
+        },
+        || drop(claim.lock().unwrap().take()),
+    );
+}
+
+#[test]
+fn a_page_written_after_its_dirty_bit_was_cleared_is_dirty_again() {
+    let iommu = machine();
+    let device = device(&iommu, 1);
+    let config = DomainConfig {
+        dirty_tracking: true,
+        ..DomainConfig::unmanaged(FORMAT)
+    };
+    let domain = iommu.alloc_domain(config).unwrap();
+    let memory = pages(&iommu, LEN);
+    domain
+        .map(IOVA, memory.spa(), LEN as u64, Prot::RW)
+        .unwrap();
+    domain.set_dirty_tracking(true);
+    attach_device(&domain, &device, &sink()).unwrap();
+    let stop = AtomicBool::new(false);
+    thread::scope(|scope| {
+        scope.spawn(|| {
+            let mut port = device.port();
+            let mut random = Random(5);
+            while !stop.load(Ordering::Acquire) {
+                let number = random.next();
+                let offset = (number >> 8) % LEN as u64;
+                write(&mut port, None, IOVA + offset, &[number as u8]).unwrap();
+            }
+        });
+        let all = range(IOVA, LEN as u64);
+        let mut changes = 0_u64;
+        for round in 0..races() / 8 {
+            domain.read_dirty(all, true, &mut |_| {});
+            let clean = contents(&memory, LEN);
+            if round % 2 == 0 {
+                thread::yield_now();
+            }
+            let later = contents(&memory, LEN);
+            let mut dirty: Vec<AddrRange> = Vec::new();
+            domain.read_dirty(all, false, &mut |range| dirty.push(range));
+            for offset in (0..LEN).filter(|offset| clean[*offset] != later[*offset]) {
+                changes += 1;
+                let iova = IOVA + offset as u64;
+                assert!(
+                    dirty.iter().any(|range| range.contains(iova)),
+                    "round {round}: {iova:#x} changed and is not dirty"
+                );
+            }
+        }
+        stop.store(true, Ordering::Release);
+        assert!(changes > 0);
+    });
+}
+
+/// Attaches new memory at a PASID of `device`.
+fn attached(iommu: &Arc<Iommu>, device: &Arc<Device>, number: u32) -> (Arc<Domain>, OwnPages) {
+    let (domain, memory) = mapped(iommu, IOVA, LEN);
+    attach_device_pasid(&domain, device, number, &sink()).unwrap();
+    (domain, memory)
+}
+
+#[test]
+fn an_unmap_waits_for_guards_of_its_own_domain_and_for_no_others() {
+    let iommu = machine();
+    let device = device(&iommu, 1);
+    let (a, _memory_a) = attached(&iommu, &device, 1);
+    let (b, _memory_b) = attached(&iommu, &device, 2);
+    let mut port = device.port();
+    let guard = port.enter(pasid(1));
+    // On this very thread: it would never return if it waited for the guard.
+    assert_eq!(b.unmap(range(IOVA, LEN as u64)), LEN as u64);
+    iommu.grace().wait(b.id());
+    let (send, returned) = mpsc::channel();
+    thread::scope(|scope| {
+        scope.spawn(|| send.send(a.unmap(range(IOVA, LEN as u64))).unwrap());
+        // Never before the guard is gone, however long we look.
+        assert!(returned.recv_timeout(Duration::from_millis(50)).is_err());
+        drop(guard);
+        assert_eq!(returned.recv(), Ok(LEN as u64));
+    });
+}
+
+#[test]
+fn a_reader_that_blocks_for_ever_delays_only_its_own_domain() {
+    let iommu = machine();
+    let device = device(&iommu, 1);
+    let (stuck, _memory) = attached(&iommu, &device, 1);
+    let mut port = device.port();
+    let guard = port.enter_blocking(pasid(1));
+    let started = Barrier::new(2);
+    let (send, returned) = mpsc::channel();
+    thread::scope(|scope| {
+        scope.spawn(|| {
+            started.wait();
+            detach_device_pasid(&device, 1);
+            send.send(()).unwrap();
+        });
+        started.wait();
+        assert!(returned.recv_timeout(Duration::from_millis(50)).is_err());
+        // The same device and group, other domains: everything goes on, on this thread.
+        for number in 2..50 {
+            let (domain, _memory) = attached(&iommu, &device, number);
+            let mut other = device.port();
+            write(&mut other, pasid(number), IOVA, b"x").unwrap();
+            domain.unmap(range(IOVA, LEN as u64));
+            detach_device_pasid(&device, number);
+        }
+        assert_eq!(iommu.paging_domains(), 1, "only the stuck one is left");
+        drop(guard);
+        returned.recv().unwrap();
+    });
+    assert!(stuck.attachments().is_empty());
+}

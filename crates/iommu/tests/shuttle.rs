@@ -1,0 +1,412 @@
+//! The barrier under a scheduler that explores interleavings:
+//! `RUSTFLAGS="--cfg ioasid_shuttle" cargo test -p ioasid-iommu --target-dir target-shuttle`.
+#![cfg(ioasid_shuttle)]
+
+mod common;
+
+use std::sync::Arc;
+
+use common::*;
+use ioasid_core::{
+    AddrRange, Prot,
+    memory::OwnPages,
+    sync::{Condvar, Mutex, thread},
+};
+use ioasid_iommu::{
+    Device, DeviceConfig, Domain, DomainConfig, Iommu, PageRequest, PageRequestHandler,
+    PageResponse, Route, attach_device,
+};
+
+const IOVA: u64 = 0x1000;
+const MARK: u8 = 0xee;
+
+/// Interleavings per test; `IOASID_SHUTTLE` sets it.
+fn check(scenario: impl Fn() + Send + Sync + 'static) {
+    let iterations = std::env::var("IOASID_SHUTTLE")
+        .ok()
+        .and_then(|text| text.parse().ok())
+        .unwrap_or(400);
+    shuttle::check_random(scenario, iterations);
+}
+
+struct Scene {
+    iommu: Arc<Iommu>,
+    device: Arc<Device>,
+    domain: Arc<Domain>,
+    memory: OwnPages,
+}
+
+fn scene() -> Scene {
+    let iommu = machine();
+    let device = iommu
+        .add_device(DeviceConfig {
+            pasid_bits: 2,
+            ..DeviceConfig::new(address(1))
+        })
+        .unwrap();
+    let config = DomainConfig {
+        dirty_tracking: true,
+        ..DomainConfig::unmanaged(FORMAT)
+    };
+    let domain = iommu.alloc_domain(config).unwrap();
+    let memory = pages(&iommu, 4096);
+    domain.map(IOVA, memory.spa(), 4096, Prot::RW).unwrap();
+    Scene {
+        iommu,
+        device,
+        domain,
+        memory,
+    }
+}
+
+impl Scene {
+    fn route(&self, tagged: bool) -> Route {
+        Route {
+            device: Arc::clone(&self.device),
+            pasid: if tagged { pasid(3) } else { None },
+        }
+    }
+
+    /// Two writes on a thread of its own, landing or not.
+    fn engine(&self, route: &Route) -> thread::JoinHandle<()> {
+        let route = route.clone();
+        thread::spawn(move || {
+            let mut port = route.device.port();
+            for byte in 1..=2 {
+                let _ = port.enter(route.pasid).write(IOVA, &[byte]);
+            }
+        })
+    }
+
+    fn mark(&self) {
+        self.memory.memory().write(0, &[MARK]);
+    }
+
+    fn assert_marked(&self) {
+        assert_eq!(
+            contents(&self.memory, 1),
+            [MARK],
+            "written after the return"
+        );
+    }
+}
+
+fn page() -> AddrRange {
+    range(IOVA, 4096)
+}
+
+#[test]
+fn unmap_waits_for_dma_in_flight() {
+    check(|| {
+        let scene = scene();
+        let route = scene.route(false);
+        route.attach(&scene.domain, &sink()).unwrap();
+        let engine = scene.engine(&route);
+        assert_eq!(scene.domain.unmap(page()), 4096);
+        scene.mark();
+        engine.join().unwrap();
+        scene.assert_marked();
+    });
+}
+
+#[test]
+fn detach_waits_for_dma_in_flight() {
+    for tagged in [false, true] {
+        check(move || {
+            let scene = scene();
+            let route = scene.route(tagged);
+            route.attach(&scene.domain, &sink()).unwrap();
+            let engine = scene.engine(&route);
+            route.detach();
+            scene.mark();
+            engine.join().unwrap();
+            scene.assert_marked();
+        });
+    }
+}
+
+#[test]
+fn replace_waits_for_dma_in_the_old_domain_and_shows_no_gap() {
+    check(|| {
+        let scene = scene();
+        let route = scene.route(true);
+        route.attach(&scene.domain, &sink()).unwrap();
+        let next = domain(&scene.iommu);
+        let next_memory = pages(&scene.iommu, 4096);
+        next.map(IOVA, next_memory.spa(), 4096, Prot::RW).unwrap();
+        let engine = {
+            let route = route.clone();
+            thread::spawn(move || {
+                let mut port = route.device.port();
+                for byte in 1..=2 {
+                    let transfer = port.enter(route.pasid).write(IOVA, &[byte]);
+                    assert!(transfer.is_complete(), "a window without a translation");
+                }
+            })
+        };
+        route.replace(&next, &sink()).unwrap();
+        scene.mark();
+        engine.join().unwrap();
+        scene.assert_marked();
+    });
+}
+
+#[test]
+fn destroy_leaves_no_dma_and_no_reference() {
+    check(|| {
+        let scene = scene();
+        let route = scene.route(true);
+        route.attach(&scene.domain, &sink()).unwrap();
+        let engine = scene.engine(&route);
+        let Scene {
+            iommu,
+            device,
+            domain,
+            memory,
+        } = scene;
+        route.detach();
+        assert_eq!(Arc::strong_count(&domain), 1);
+        drop(domain);
+        assert_eq!(iommu.paging_domains(), 0);
+        memory.memory().write(0, &[MARK]);
+        engine.join().unwrap();
+        assert_eq!(contents(&memory, 1), [MARK]);
+        drop((iommu, device));
+    });
+}
+
+#[test]
+fn an_unmap_beside_a_detach_waits_for_dma_in_flight() {
+    check(|| {
+        let scene = scene();
+        let route = scene.route(false);
+        route.attach(&scene.domain, &sink()).unwrap();
+        let engine = scene.engine(&route);
+        let detach = {
+            let route = route.clone();
+            thread::spawn(move || route.detach())
+        };
+        // Whether the route is still there or on its way out: the unmap is a barrier.
+        scene.domain.unmap(page());
+        scene.mark();
+        engine.join().unwrap();
+        detach.join().unwrap();
+        scene.assert_marked();
+    });
+}
+
+#[test]
+fn an_attach_beside_an_unmap_sees_the_mapping_gone() {
+    check(|| {
+        let scene = scene();
+        let route = scene.route(true);
+        let attach = {
+            let (route, domain) = (route.clone(), Arc::clone(&scene.domain));
+            thread::spawn(move || {
+                route.attach(&domain, &sink()).unwrap();
+                let _ = route.device.port().enter(route.pasid).write(IOVA, &[1]);
+            })
+        };
+        // Nobody is attached, or somebody just now: the shortcut must not be taken then.
+        scene.domain.unmap(page());
+        scene.mark();
+        attach.join().unwrap();
+        scene.assert_marked();
+    });
+}
+
+#[test]
+fn a_write_is_in_memory_before_its_page_is_read_or_dirty_again() {
+    check(|| {
+        let scene = scene();
+        let route = scene.route(false);
+        scene.domain.set_dirty_tracking(true);
+        route.attach(&scene.domain, &sink()).unwrap();
+        let engine = scene.engine(&route);
+        scene.domain.read_dirty(page(), true, &mut |_| {});
+        let copied = contents(&scene.memory, 1);
+        engine.join().unwrap();
+        let last = contents(&scene.memory, 1);
+        let mut dirty = false;
+        scene
+            .domain
+            .read_dirty(page(), false, &mut |_| dirty = true);
+        assert!(copied == last || dirty, "a write was lost");
+    });
+}
+
+#[test]
+fn a_dirty_read_does_not_bring_an_unmapped_page_back() {
+    check(|| {
+        let scene = scene();
+        let route = scene.route(false);
+        scene.domain.set_dirty_tracking(true);
+        route.attach(&scene.domain, &sink()).unwrap();
+        let engine = scene.engine(&route);
+        let reader = {
+            let domain = Arc::clone(&scene.domain);
+            thread::spawn(move || domain.read_dirty(page(), true, &mut |_| {}))
+        };
+        scene.domain.unmap(page());
+        scene.mark();
+        engine.join().unwrap();
+        reader.join().unwrap();
+        scene.assert_marked();
+        assert!(scene.domain.iova_to_phys(IOVA).is_none());
+    });
+}
+
+/// A handler on a thread of its own, as a fault queue is.
+#[derive(Debug, Default)]
+struct Queue {
+    requests: Mutex<Vec<PageRequest>>,
+    arrived: Condvar,
+}
+
+impl PageRequestHandler for Queue {
+    fn request(&self, request: PageRequest) {
+        self.requests.lock().push(request);
+        self.arrived.notify_one();
+    }
+}
+
+/// Where an engine waits for its answer.
+#[derive(Debug, Default)]
+struct Answer {
+    response: Mutex<Option<PageResponse>>,
+    given: Condvar,
+}
+
+impl Answer {
+    fn wait(&self) -> PageResponse {
+        let mut response = self.response.lock();
+        loop {
+            if let Some(response) = *response {
+                return response;
+            }
+            response = self.given.wait(response);
+        }
+    }
+}
+
+/// An engine that misses one page beyond the mapped one, asks for it and waits.
+fn faulting_engine(device: Arc<Device>) -> thread::JoinHandle<PageResponse> {
+    thread::spawn(move || {
+        let mut port = device.port();
+        let answer = Arc::new(Answer::default());
+        let fault = *port
+            .enter(None)
+            .write(IOVA + 4096, &[1])
+            .fault()
+            .expect("not mapped yet");
+        let given = Arc::clone(&answer);
+        let asked = device.request_page(
+            &fault,
+            Box::new(move |response| {
+                *given.response.lock() = Some(response);
+                given.given.notify_one();
+            }),
+        );
+        if asked.is_err() {
+            return PageResponse::Invalid;
+        }
+        let response = answer.wait();
+        if response == PageResponse::Success {
+            let transfer = port.enter(None).write(IOVA + 4096, &[1]);
+            assert!(transfer.is_complete());
+        }
+        response
+    })
+}
+
+#[test]
+fn an_unmap_while_its_caller_owes_a_page_answer_completes() {
+    check(|| {
+        let scene = scene();
+        let queue = Arc::new(Queue::default());
+        scene.domain.set_page_request_handler(Some(queue.clone()));
+        attach_device(&scene.domain, &scene.device, &sink()).unwrap();
+        let engine = faulting_engine(Arc::clone(&scene.device));
+        let mut requests = queue.requests.lock();
+        while requests.is_empty() {
+            requests = queue.arrived.wait(requests);
+        }
+        let request = requests.remove(0);
+        drop(requests);
+        // The engine waits for us; this must not wait for the engine.
+        assert_eq!(scene.domain.unmap(page()), 4096);
+        scene
+            .domain
+            .map(request.iova, scene.memory.spa(), 4096, Prot::RW)
+            .unwrap();
+        scene
+            .iommu
+            .page_response(request.id, PageResponse::Success)
+            .unwrap();
+        assert_eq!(engine.join().unwrap(), PageResponse::Success);
+        assert_eq!(contents(&scene.memory, 1), [1]);
+    });
+}
+
+#[test]
+fn a_detach_with_a_page_request_on_its_way_leaves_no_engine_waiting() {
+    check(|| {
+        let scene = scene();
+        let queue = Arc::new(Queue::default());
+        scene.domain.set_page_request_handler(Some(queue.clone()));
+        attach_device(&scene.domain, &scene.device, &sink()).unwrap();
+        let engine = {
+            let device = Arc::clone(&scene.device);
+            thread::spawn(move || {
+                // Before, during or after the detach: never stuck.
+                let fault = *device
+                    .port()
+                    .enter(None)
+                    .write(IOVA + 4096, &[1])
+                    .fault()
+                    .expect("never mapped");
+                let answer = Arc::new(Answer::default());
+                let given = Arc::clone(&answer);
+                let asked = device.request_page(
+                    &fault,
+                    Box::new(move |response| {
+                        *given.response.lock() = Some(response);
+                        given.given.notify_one();
+                    }),
+                );
+                if asked.is_ok() {
+                    assert_eq!(answer.wait(), PageResponse::Invalid);
+                }
+            })
+        };
+        scene.route(false).detach();
+        engine.join().unwrap();
+        assert_eq!(scene.iommu.pending_page_requests(), 0);
+        scene.domain.set_page_request_handler(None);
+    });
+}
+
+#[test]
+fn concurrent_changes_of_one_route_leave_one_of_their_domains() {
+    check(|| {
+        let scene = scene();
+        let route = scene.route(true);
+        let other = domain(&scene.iommu);
+        route.attach(&scene.domain, &sink()).unwrap();
+        let replacer = {
+            let (route, other) = (route.clone(), Arc::clone(&other));
+            thread::spawn(move || {
+                let _ = route.replace(&other, &sink());
+            })
+        };
+        let engine = scene.engine(&route);
+        route.detach();
+        replacer.join().unwrap();
+        engine.join().unwrap();
+        let routes = scene.domain.attachments().len() + other.attachments().len();
+        assert_eq!(routes, scene.device.attachments().len());
+        route.detach();
+        assert!(scene.device.attachments().is_empty());
+        assert!(other.attachments().is_empty());
+    });
+}

@@ -1,5 +1,7 @@
 //! Clocks and processors.
 
+use std::time::Instant;
+
 use rustix::{
     thread::{CpuSet, sched_getaffinity, sched_setaffinity},
     time::{ClockId, clock_gettime},
@@ -9,6 +11,29 @@ use rustix::{
 pub(crate) fn thread_cpu() -> u64 {
     let time = clock_gettime(ClockId::ThreadCPUTime);
     time.tv_sec as u64 * 1_000_000_000 + time.tv_nsec as u64
+}
+
+/// Tells whether a thread had its processor for itself.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Presence {
+    wall: Instant,
+    cpu: u64,
+}
+
+impl Presence {
+    /// From here on.
+    pub(crate) fn start() -> Presence {
+        Presence {
+            wall: Instant::now(),
+            cpu: thread_cpu(),
+        }
+    }
+
+    /// Whether this thread ran nine tenths of the time since, or more.
+    pub(crate) fn held(&self) -> bool {
+        let (wall, cpu) = (self.wall.elapsed().as_nanos(), thread_cpu() - self.cpu);
+        u128::from(cpu) * 10 >= wall * 9
+    }
 }
 
 /// The processors that this process may use.

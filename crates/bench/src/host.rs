@@ -10,8 +10,8 @@ use std::{
 };
 
 use crate::{
-    clock::{self, thread_cpu},
-    measure::{Effort, number},
+    clock::{self, Presence, thread_cpu},
+    measure::{Effort, Quartiles, number},
     opaque::opaque,
 };
 
@@ -19,7 +19,7 @@ use crate::{
 pub(crate) fn line(effort: Effort) -> String {
     let round_trip = match core_to_core(Duration::from_millis(effort.slot / 400_000)) {
         Some(nanoseconds) => format!("{} ns", number(nanoseconds)),
-        None => "one processor only".to_owned(),
+        None => "unknown (busy, or one processor)".to_owned(),
     };
     format!(
         "host: core to core and back {round_trip}; memcpy GB/s: 4 KiB hot {}, 64 KiB cold {}, \
@@ -34,7 +34,7 @@ pub(crate) fn line(effort: Effort) -> String {
 }
 
 /// Nanoseconds from one core to another and back (median of short windows); `None` with one
-/// processor.
+/// processor, or if the two threads did not run at the same time.
 pub(crate) fn core_to_core(time: Duration) -> Option<f64> {
     let processors = clock::processors();
     let (&first, &second) = (processors.first()?, processors.get(1)?);
@@ -43,9 +43,10 @@ pub(crate) fn core_to_core(time: Duration) -> Option<f64> {
     let there = Arc::clone(&ball);
     let partner = thread::spawn(move || {
         clock::pin(second);
+        let presence = Presence::start();
         loop {
             match there.0.load(Ordering::Acquire) {
-                STOP => return,
+                STOP => return presence.held(),
                 value if value % 2 == 1 => there.0.store(value + 1, Ordering::Release),
                 _ => std::hint::spin_loop(),
             }
@@ -53,6 +54,7 @@ pub(crate) fn core_to_core(time: Duration) -> Option<f64> {
     });
     let measured = thread::spawn(move || {
         clock::pin(first);
+        let presence = Presence::start();
         let deadline = Instant::now() + time;
         let mut windows = Vec::new();
         let mut value = 0;
@@ -68,11 +70,12 @@ pub(crate) fn core_to_core(time: Duration) -> Option<f64> {
             windows.push(before.elapsed().as_nanos() as f64 / 256.0);
         }
         ball.0.store(STOP, Ordering::Release);
-        crate::measure::Quartiles::of(windows).median
+        let median = Quartiles::of(windows).median;
+        presence.held().then_some(median)
     });
-    let result = measured.join().ok();
-    let _ = partner.join();
-    result
+    let result = measured.join().ok().flatten();
+    let together = partner.join().unwrap_or(false);
+    result.filter(|_| together)
 }
 
 #[repr(align(128))]

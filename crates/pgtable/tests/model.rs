@@ -209,14 +209,15 @@ enum Operation {
 /// the last page of the space.
 fn address(last: u64) -> impl Strategy<Value = u64> {
     let base = prop_oneof![
-        2 => Just(0u64),
+        6 => Just(0u64),
         1 => Just((1 << 30) - 0x20_0000),
         1 => Just((1 << 39) - 0x20_0000),
         1 => Just(last - 0x7f_ffff),
         1 => Just(last - 0x1_ffff_ffff),
     ];
     let offset = prop_oneof![
-        4 => (0u64..1100).prop_map(|pages| pages * PAGE),
+        6 => (0u64..33).prop_map(|pages| pages * PAGE),
+        2 => (0u64..1100).prop_map(|pages| pages * PAGE),
         2 => (0u64..5).prop_map(|n| n * 0x20_0000),
         1 => (0u64..8).prop_map(|n| n * 0x4000_0000),
         1 => (0u64..0x80_0000),
@@ -226,7 +227,8 @@ fn address(last: u64) -> impl Strategy<Value = u64> {
 
 fn length() -> impl Strategy<Value = u64> {
     prop_oneof![
-        6 => (1u64..1100).prop_map(|pages| pages * PAGE),
+        4 => (0u32..7).prop_map(|shift| PAGE << shift),
+        4 => (1u64..1100).prop_map(|pages| pages * PAGE),
         2 => (1u64..4).prop_map(|n| n * 0x20_0000),
         1 => (1u64..3).prop_map(|n| n * 0x4000_0000),
         1 => Just(0u64),
@@ -305,7 +307,7 @@ fn apply(table: &PageTable, model: &mut Model, operation: &Operation) {
 }
 
 /// Every edge of every leaf, and the nothing around it.
-fn compare(table: &PageTable, model: &Model) {
+fn compare(table: &PageTable, model: &mut Model) {
     for (&start, leaf) in &model.leaves {
         for iova in [
             start.wrapping_sub(1),
@@ -317,6 +319,7 @@ fn compare(table: &PageTable, model: &Model) {
         }
     }
     assert_eq!(table.mapped_bytes(), model.bytes());
+    apply(table, model, &Operation::ReadDirty(0, u64::MAX, false));
 }
 
 fn behaves(format: TableFormat, dirty_tracking: bool, operations: &[Operation]) {
@@ -329,7 +332,7 @@ fn behaves(format: TableFormat, dirty_tracking: bool, operations: &[Operation]) 
     for operation in operations {
         apply(&table, &mut model, operation);
     }
-    compare(&table, &model);
+    compare(&table, &mut model);
     let all = table.unmap(AddrRange::ALL);
     assert_eq!(all.bytes, model.unmap(AddrRange::ALL));
     assert_eq!((table.mapped_bytes(), table.table_pages()), (0, 1));
@@ -352,7 +355,7 @@ macro_rules! formats {
             proptest! {
                 #![proptest_config(ProptestConfig {
                     failure_persistence: None,
-                    ..ProptestConfig::with_cases(192)
+                    ..ProptestConfig::with_cases(256)
                 })]
 
                 #[test]

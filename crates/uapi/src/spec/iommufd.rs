@@ -10,270 +10,288 @@ pub const TYPE: u32 = 0x3b;
 /// Number of the first iommufd ioctl (`IOMMUFD_CMD_BASE`).
 pub const BASE: u32 = 0x80;
 
-macro_rules! wire {
-    ($($(#[$doc:meta])* $name:ident { $($(#[$field_doc:meta])* $field:ident: $kind:ty,)* })*) => {
-        $(
-            $(#[$doc])*
-            #[repr(C)]
-            #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-            #[derive(FromBytes, IntoBytes, Immutable)]
-            pub struct $name {
-                $($(#[$field_doc])* pub $field: $kind,)*
-            }
-        )*
-    };
+/// `struct iommu_destroy`: IOMMU_DESTROY.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable)]
+pub struct Destroy {
+    /// Bytes of this struct.
+    pub size: u32,
+    /// The object.
+    pub id: u32,
 }
 
-wire! {
-    /// `struct iommu_destroy`: IOMMU_DESTROY.
-    Destroy {
-        /// Bytes of this struct.
-        size: u32,
-        /// The object.
-        id: u32,
-    }
+/// `struct iommu_ioas_alloc`: IOMMU_IOAS_ALLOC.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable)]
+pub struct IoasAlloc {
+    /// Bytes of this struct.
+    pub size: u32,
+    /// Must be 0.
+    pub flags: u32,
+    /// Out: the IOAS.
+    pub out_ioas_id: u32,
+}
 
-    /// `struct iommu_ioas_alloc`: IOMMU_IOAS_ALLOC.
-    IoasAlloc {
-        /// Bytes of this struct.
-        size: u32,
-        /// Must be 0.
-        flags: u32,
-        /// Out: the IOAS.
-        out_ioas_id: u32,
-    }
+/// `struct iommu_iova_range`: one element of an array.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable)]
+pub struct IovaRange {
+    /// First IOVA.
+    pub start: u64,
+    /// Inclusive last IOVA.
+    pub last: u64,
+}
 
-    /// `struct iommu_iova_range`: one element of an array.
-    IovaRange {
-        /// First IOVA.
-        start: u64,
-        /// Inclusive last IOVA.
-        last: u64,
-    }
+/// `struct iommu_ioas_iova_ranges`: IOMMU_IOAS_IOVA_RANGES.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable)]
+pub struct IoasIovaRanges {
+    /// Bytes of this struct.
+    pub size: u32,
+    /// The IOAS.
+    pub ioas_id: u32,
+    /// In: elements of the array. Out: elements that there are.
+    pub num_iovas: u32,
+    /// Must be 0.
+    pub reserved: u32,
+    /// Address of an array of [`IovaRange`].
+    pub allowed_iovas: u64,
+    /// Out: what mappings must be aligned to.
+    pub out_iova_alignment: u64,
+}
 
-    /// `struct iommu_ioas_iova_ranges`: IOMMU_IOAS_IOVA_RANGES.
-    IoasIovaRanges {
-        /// Bytes of this struct.
-        size: u32,
-        /// The IOAS.
-        ioas_id: u32,
-        /// In: elements of the array. Out: elements that there are.
-        num_iovas: u32,
-        /// Must be 0.
-        reserved: u32,
-        /// Address of an array of [`IovaRange`].
-        allowed_iovas: u64,
-        /// Out: what mappings must be aligned to.
-        out_iova_alignment: u64,
-    }
+/// `struct iommu_ioas_allow_iovas`: IOMMU_IOAS_ALLOW_IOVAS.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable)]
+pub struct IoasAllowIovas {
+    /// Bytes of this struct.
+    pub size: u32,
+    /// The IOAS.
+    pub ioas_id: u32,
+    /// Elements of the array.
+    pub num_iovas: u32,
+    /// Must be 0.
+    pub reserved: u32,
+    /// Address of an array of [`IovaRange`].
+    pub allowed_iovas: u64,
+}
 
-    /// `struct iommu_ioas_allow_iovas`: IOMMU_IOAS_ALLOW_IOVAS.
-    IoasAllowIovas {
-        /// Bytes of this struct.
-        size: u32,
-        /// The IOAS.
-        ioas_id: u32,
-        /// Elements of the array.
-        num_iovas: u32,
-        /// Must be 0.
-        reserved: u32,
-        /// Address of an array of [`IovaRange`].
-        allowed_iovas: u64,
-    }
+/// `struct iommu_ioas_map`: IOMMU_IOAS_MAP.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable)]
+pub struct IoasMap {
+    /// Bytes of this struct.
+    pub size: u32,
+    /// [`MAP_FIXED_IOVA`], [`MAP_WRITEABLE`], [`MAP_READABLE`].
+    pub flags: u32,
+    /// The IOAS.
+    pub ioas_id: u32,
+    /// Must be 0.
+    pub reserved: u32,
+    /// Address of the memory.
+    pub user_va: u64,
+    /// Bytes.
+    pub length: u64,
+    /// In with FIXED_IOVA, else out: the IOVA.
+    pub iova: u64,
+}
 
-    /// `struct iommu_ioas_map`: IOMMU_IOAS_MAP.
-    IoasMap {
-        /// Bytes of this struct.
-        size: u32,
-        /// [`MAP_FIXED_IOVA`], [`MAP_WRITEABLE`], [`MAP_READABLE`].
-        flags: u32,
-        /// The IOAS.
-        ioas_id: u32,
-        /// Must be 0.
-        reserved: u32,
-        /// Address of the memory.
-        user_va: u64,
-        /// Bytes.
-        length: u64,
-        /// In with FIXED_IOVA, else out: the IOVA.
-        iova: u64,
-    }
+/// `struct iommu_ioas_map_file`: IOMMU_IOAS_MAP_FILE.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable)]
+pub struct IoasMapFile {
+    /// Bytes of this struct.
+    pub size: u32,
+    /// As in [`IoasMap`].
+    pub flags: u32,
+    /// The IOAS.
+    pub ioas_id: u32,
+    /// The file.
+    pub fd: i32,
+    /// First byte of the file.
+    pub start: u64,
+    /// Bytes.
+    pub length: u64,
+    /// In with FIXED_IOVA, else out: the IOVA.
+    pub iova: u64,
+}
 
-    /// `struct iommu_ioas_map_file`: IOMMU_IOAS_MAP_FILE.
-    IoasMapFile {
-        /// Bytes of this struct.
-        size: u32,
-        /// As in [`IoasMap`].
-        flags: u32,
-        /// The IOAS.
-        ioas_id: u32,
-        /// The file.
-        fd: i32,
-        /// First byte of the file.
-        start: u64,
-        /// Bytes.
-        length: u64,
-        /// In with FIXED_IOVA, else out: the IOVA.
-        iova: u64,
-    }
+/// `struct iommu_ioas_copy`: IOMMU_IOAS_COPY.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable)]
+pub struct IoasCopy {
+    /// Bytes of this struct.
+    pub size: u32,
+    /// As in [`IoasMap`].
+    pub flags: u32,
+    /// The IOAS to map in.
+    pub dst_ioas_id: u32,
+    /// The IOAS that has the pages.
+    pub src_ioas_id: u32,
+    /// Bytes.
+    pub length: u64,
+    /// In with FIXED_IOVA, else out: the IOVA in the destination.
+    pub dst_iova: u64,
+    /// The IOVA in the source.
+    pub src_iova: u64,
+}
 
-    /// `struct iommu_ioas_copy`: IOMMU_IOAS_COPY.
-    IoasCopy {
-        /// Bytes of this struct.
-        size: u32,
-        /// As in [`IoasMap`].
-        flags: u32,
-        /// The IOAS to map in.
-        dst_ioas_id: u32,
-        /// The IOAS that has the pages.
-        src_ioas_id: u32,
-        /// Bytes.
-        length: u64,
-        /// In with FIXED_IOVA, else out: the IOVA in the destination.
-        dst_iova: u64,
-        /// The IOVA in the source.
-        src_iova: u64,
-    }
+/// `struct iommu_ioas_unmap`: IOMMU_IOAS_UNMAP.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable)]
+pub struct IoasUnmap {
+    /// Bytes of this struct.
+    pub size: u32,
+    /// The IOAS.
+    pub ioas_id: u32,
+    /// First IOVA.
+    pub iova: u64,
+    /// In: bytes. Out: bytes that were unmapped.
+    pub length: u64,
+}
 
-    /// `struct iommu_ioas_unmap`: IOMMU_IOAS_UNMAP.
-    IoasUnmap {
-        /// Bytes of this struct.
-        size: u32,
-        /// The IOAS.
-        ioas_id: u32,
-        /// First IOVA.
-        iova: u64,
-        /// In: bytes. Out: bytes that were unmapped.
-        length: u64,
-    }
+/// `struct iommu_option`: IOMMU_OPTION.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable)]
+pub struct Opt {
+    /// Bytes of this struct.
+    pub size: u32,
+    /// [`OPTION_RLIMIT_MODE`] or [`OPTION_HUGE_PAGES`].
+    pub option_id: u32,
+    /// [`OPTION_OP_SET`] or [`OPTION_OP_GET`].
+    pub op: u16,
+    /// Must be 0.
+    pub reserved: u16,
+    /// The object that has the option; 0 for an option of the file.
+    pub object_id: u32,
+    /// The value.
+    pub val64: u64,
+}
 
-    /// `struct iommu_option`: IOMMU_OPTION.
-    Opt {
-        /// Bytes of this struct.
-        size: u32,
-        /// [`OPTION_RLIMIT_MODE`] or [`OPTION_HUGE_PAGES`].
-        option_id: u32,
-        /// [`OPTION_OP_SET`] or [`OPTION_OP_GET`].
-        op: u16,
-        /// Must be 0.
-        reserved: u16,
-        /// The object that has the option; 0 for an option of the file.
-        object_id: u32,
-        /// The value.
-        val64: u64,
-    }
+/// `struct iommu_vfio_ioas`: IOMMU_VFIO_IOAS.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable)]
+pub struct VfioIoas {
+    /// Bytes of this struct.
+    pub size: u32,
+    /// In for SET, out for GET: the IOAS.
+    pub ioas_id: u32,
+    /// [`VFIO_IOAS_GET`], [`VFIO_IOAS_SET`] or [`VFIO_IOAS_CLEAR`].
+    pub op: u16,
+    /// Must be 0.
+    pub reserved: u16,
+}
 
-    /// `struct iommu_vfio_ioas`: IOMMU_VFIO_IOAS.
-    VfioIoas {
-        /// Bytes of this struct.
-        size: u32,
-        /// In for SET, out for GET: the IOAS.
-        ioas_id: u32,
-        /// [`VFIO_IOAS_GET`], [`VFIO_IOAS_SET`] or [`VFIO_IOAS_CLEAR`].
-        op: u16,
-        /// Must be 0.
-        reserved: u16,
-    }
+/// `struct iommu_hwpt_alloc`: IOMMU_HWPT_ALLOC.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable)]
+pub struct HwptAlloc {
+    /// Bytes of this struct.
+    pub size: u32,
+    /// `enum iommufd_hwpt_alloc_flags`.
+    pub flags: u32,
+    /// The device.
+    pub dev_id: u32,
+    /// The IOAS, page table or vIOMMU to build on.
+    pub pt_id: u32,
+    /// Out: the page table.
+    pub out_hwpt_id: u32,
+    /// Must be 0.
+    pub reserved: u32,
+    /// `enum iommu_hwpt_data_type`; [`HWPT_DATA_NONE`] on an IOAS.
+    pub data_type: u32,
+    /// Bytes of the data.
+    pub data_len: u32,
+    /// Address of the data.
+    pub data_uptr: u64,
+    /// The fault queue, with FAULT_ID_VALID.
+    pub fault_id: u32,
+    /// Padding.
+    pub reserved2: u32,
+}
 
-    /// `struct iommu_hwpt_alloc`: IOMMU_HWPT_ALLOC.
-    HwptAlloc {
-        /// Bytes of this struct.
-        size: u32,
-        /// `enum iommufd_hwpt_alloc_flags`.
-        flags: u32,
-        /// The device.
-        dev_id: u32,
-        /// The IOAS, page table or vIOMMU to build on.
-        pt_id: u32,
-        /// Out: the page table.
-        out_hwpt_id: u32,
-        /// Must be 0.
-        reserved: u32,
-        /// `enum iommu_hwpt_data_type`; [`HWPT_DATA_NONE`] on an IOAS.
-        data_type: u32,
-        /// Bytes of the data.
-        data_len: u32,
-        /// Address of the data.
-        data_uptr: u64,
-        /// The fault queue, with FAULT_ID_VALID.
-        fault_id: u32,
-        /// Padding.
-        reserved2: u32,
-    }
+/// `struct iommu_hw_info`: IOMMU_GET_HW_INFO.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable)]
+pub struct HwInfo {
+    /// Bytes of this struct.
+    pub size: u32,
+    /// [`HW_INFO_FLAG_INPUT_TYPE`].
+    pub flags: u32,
+    /// The device.
+    pub dev_id: u32,
+    /// In: bytes of the buffer. Out: bytes that there are.
+    pub data_len: u32,
+    /// Address of the buffer.
+    pub data_uptr: u64,
+    /// In with INPUT_TYPE: the type that is wanted. Out: the type of the data.
+    pub data_type: u32,
+    /// Out: PASIDs that can be chosen, as a power of two.
+    pub out_max_pasid_log2: u8,
+    /// Must be 0.
+    pub reserved: [u8; 3],
+    /// Out: `enum iommufd_hw_capabilities`.
+    pub out_capabilities: u64,
+}
 
-    /// `struct iommu_hw_info`: IOMMU_GET_HW_INFO.
-    HwInfo {
-        /// Bytes of this struct.
-        size: u32,
-        /// [`HW_INFO_FLAG_INPUT_TYPE`].
-        flags: u32,
-        /// The device.
-        dev_id: u32,
-        /// In: bytes of the buffer. Out: bytes that there are.
-        data_len: u32,
-        /// Address of the buffer.
-        data_uptr: u64,
-        /// In with INPUT_TYPE: the type that is wanted. Out: the type of the data.
-        data_type: u32,
-        /// Out: PASIDs that can be chosen, as a power of two.
-        out_max_pasid_log2: u8,
-        /// Must be 0.
-        reserved: [u8; 3],
-        /// Out: `enum iommufd_hw_capabilities`.
-        out_capabilities: u64,
-    }
+/// `struct iommu_hw_info_vtd`: the data of type [`HW_INFO_TYPE_INTEL_VTD`].
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable)]
+pub struct HwInfoVtd {
+    /// Errata: none.
+    pub flags: u32,
+    /// 0.
+    pub reserved: u32,
+    /// CAP_REG.
+    pub cap_reg: u64,
+    /// ECAP_REG.
+    pub ecap_reg: u64,
+}
 
-    /// `struct iommu_hw_info_vtd`: the data of type [`HW_INFO_TYPE_INTEL_VTD`].
-    HwInfoVtd {
-        /// Errata: none.
-        flags: u32,
-        /// 0.
-        reserved: u32,
-        /// CAP_REG.
-        cap_reg: u64,
-        /// ECAP_REG.
-        ecap_reg: u64,
-    }
+/// `struct iommu_hwpt_set_dirty_tracking`: IOMMU_HWPT_SET_DIRTY_TRACKING.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable)]
+pub struct HwptSetDirtyTracking {
+    /// Bytes of this struct.
+    pub size: u32,
+    /// [`DIRTY_TRACKING_ENABLE`].
+    pub flags: u32,
+    /// The page table.
+    pub hwpt_id: u32,
+    /// Padding.
+    pub reserved: u32,
+}
 
-    /// `struct iommu_hwpt_set_dirty_tracking`: IOMMU_HWPT_SET_DIRTY_TRACKING.
-    HwptSetDirtyTracking {
-        /// Bytes of this struct.
-        size: u32,
-        /// [`DIRTY_TRACKING_ENABLE`].
-        flags: u32,
-        /// The page table.
-        hwpt_id: u32,
-        /// Padding.
-        reserved: u32,
-    }
+/// `struct iommu_hwpt_get_dirty_bitmap`: IOMMU_HWPT_GET_DIRTY_BITMAP.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable)]
+pub struct HwptGetDirtyBitmap {
+    /// Bytes of this struct.
+    pub size: u32,
+    /// The page table.
+    pub hwpt_id: u32,
+    /// [`DIRTY_BITMAP_NO_CLEAR`].
+    pub flags: u32,
+    /// Must be 0.
+    pub reserved: u32,
+    /// First IOVA.
+    pub iova: u64,
+    /// Bytes.
+    pub length: u64,
+    /// Bytes per bit.
+    pub page_size: u64,
+    /// Address of the bitmap: bit n of it is page n from `iova`.
+    pub data: u64,
+}
 
-    /// `struct iommu_hwpt_get_dirty_bitmap`: IOMMU_HWPT_GET_DIRTY_BITMAP.
-    HwptGetDirtyBitmap {
-        /// Bytes of this struct.
-        size: u32,
-        /// The page table.
-        hwpt_id: u32,
-        /// [`DIRTY_BITMAP_NO_CLEAR`].
-        flags: u32,
-        /// Must be 0.
-        reserved: u32,
-        /// First IOVA.
-        iova: u64,
-        /// Bytes.
-        length: u64,
-        /// Bytes per bit.
-        page_size: u64,
-        /// Address of the bitmap: bit n of it is page n from `iova`.
-        data: u64,
-    }
-
-    /// `struct iommu_ioas_change_process`: IOMMU_IOAS_CHANGE_PROCESS.
-    IoasChangeProcess {
-        /// Bytes of this struct.
-        size: u32,
-        /// Must be 0.
-        reserved: u32,
-    }
+/// `struct iommu_ioas_change_process`: IOMMU_IOAS_CHANGE_PROCESS.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable)]
+pub struct IoasChangeProcess {
+    /// Bytes of this struct.
+    pub size: u32,
+    /// Must be 0.
+    pub reserved: u32,
 }
 
 /// Map at the given IOVA (`IOMMU_IOAS_MAP_FIXED_IOVA`).

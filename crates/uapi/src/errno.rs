@@ -180,7 +180,6 @@ impl From<ioasid_vfio::Error> for Errno {
         match error {
             Error::Iommufd(error) => error.into(),
             Error::Eventfd(error) => error.into(),
-            Error::GroupInUse => Errno::EBUSY,
             Error::Gone | Error::NoSuchUuid => Errno::ENODEV,
             Error::StillOpen => Errno::EAGAIN,
             Error::BeyondConfig => Errno::EFAULT,

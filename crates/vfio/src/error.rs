@@ -16,9 +16,6 @@ pub enum Error {
     /// The device is bound through another open file (EINVAL).
     #[error("the device is bound through another file")]
     BoundElsewhere,
-    /// The group file of the device is in use (EBUSY).
-    #[error("the group of the device is in use")]
-    GroupInUse,
     /// The device is gone, or going (ENODEV).
     #[error("the device is gone")]
     Gone,

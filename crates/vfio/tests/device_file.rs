@@ -25,8 +25,8 @@ fn set_msix(file: &DeviceFile, fds: Vec<Eventfd>) -> Result<()> {
 }
 
 fn bound(device: &Arc<VfioDevice>, context: &Arc<Context>) -> Arc<DeviceFile> {
-    let file = device.open().unwrap();
-    file.bind(context).unwrap();
+    let file = device.open().expect("the device is not leaving");
+    file.bind(context).expect("nobody else has it");
     file
 }
 
@@ -187,6 +187,28 @@ fn closing_a_child_quiesces_releases_detaches_and_frees_in_this_order() {
     );
     assert_eq!(machine.iommu.pasids().held(), 0);
     assert_eq!(device.open_files(), 0);
+}
+
+#[test]
+fn no_access_reaches_the_device_once_close_has_returned() {
+    let machine = Machine::new();
+    let (device, model) = machine.whole(&machine.dma(OTHER));
+    let context = Context::new(&machine.iommu);
+    for _ in 0..50 {
+        let file = bound(&device, &context);
+        let stores = || model.stores.lock().len();
+        let before = stores();
+        std::thread::scope(|scope| {
+            let writer = scope.spawn(|| while file.write(PORTAL, &[0; 64]).is_ok() {});
+            while stores() < before + 10 {
+                std::thread::yield_now();
+            }
+            file.close();
+            let closed = stores();
+            assert_eq!(writer.join().ok(), Some(()));
+            assert_eq!(stores(), closed);
+        });
+    }
 }
 
 #[test]

@@ -1,4 +1,5 @@
 //! A program with a flat memory and a few file descriptors, and a device for it.
+#![allow(clippy::unwrap_used, reason = "these are tests")]
 
 use std::sync::Arc;
 

@@ -9,7 +9,7 @@ use std::{
 
 use ioasid_core::{
     inspect::{Inspect, Node},
-    sync::Mutex,
+    sync::{Condvar, Mutex},
 };
 
 use super::uuid::Uuid;
@@ -97,13 +97,37 @@ impl Mdev {
 pub struct MdevRegistry {
     vfio: Arc<Vfio>,
     state: Mutex<State>,
+    /// A child was made, or was not.
+    made: Condvar,
 }
 
 #[derive(Debug, Default)]
 struct State {
     parents: BTreeMap<String, Parent>,
-    /// `None` while it is being made.
-    devices: BTreeMap<Uuid, Option<Arc<Mdev>>>,
+    devices: BTreeMap<Uuid, Slot>,
+}
+
+/// A UUID that is taken.
+#[derive(Debug)]
+enum Slot {
+    /// The parent of this name is making the child.
+    Making(String),
+    /// The child exists.
+    Made(Arc<Mdev>),
+}
+
+impl State {
+    fn children(&self) -> impl Iterator<Item = &Arc<Mdev>> {
+        self.devices.values().filter_map(|slot| match slot {
+            Slot::Made(mdev) => Some(mdev),
+            Slot::Making(_) => None,
+        })
+    }
+
+    fn is_making(&self, parent: &str) -> bool {
+        let mut slots = self.devices.values();
+        slots.any(|slot| matches!(slot, Slot::Making(name) if name == parent))
+    }
 }
 
 #[derive(Debug)]
@@ -119,10 +143,11 @@ impl MdevRegistry {
         Arc::new(MdevRegistry {
             vfio: Arc::clone(vfio),
             state: Mutex::default(),
+            made: Condvar::new(),
         })
     }
 
-    /// Lets children of `parent` be made.
+    /// Lets children of `parent` be made. Its name must not be another parent's.
     pub fn add_parent(&self, parent: Arc<dyn MdevParent>) {
         let entry = Parent {
             parent: Arc::clone(&parent),
@@ -146,13 +171,19 @@ impl MdevRegistry {
     /// a child is in use after `patience`: the parent stays, with the children that are left.
     pub fn remove_parent(&self, name: &str, patience: Duration) -> Result<()> {
         let end = Instant::now() + patience;
-        match self.state.lock().parents.get_mut(name) {
+        let mut state = self.state.lock();
+        match state.parents.get_mut(name) {
             Some(parent) if !parent.leaving => parent.leaving = true,
             _ => return Err(Error::Gone),
         }
-        let children = self.list().into_iter();
-        let children = children.filter(|mdev| mdev.parent.name() == name);
+        while state.is_making(name) {
+            state = self.made.wait(state);
+        }
+        let children: Vec<_> = state.children().cloned().collect();
+        drop(state);
         let gone = children
+            .into_iter()
+            .filter(|mdev| mdev.parent.name() == name)
             .map(|mdev| self.remove(mdev.uuid, end.saturating_duration_since(Instant::now())))
             .filter(|result| *result != Err(Error::NoSuchUuid))
             .fold(Ok(()), Result::and);
@@ -194,9 +225,10 @@ impl MdevRegistry {
         });
         let mut state = self.state.lock();
         match &made {
-            Ok(mdev) => state.devices.insert(uuid, Some(Arc::clone(mdev))),
+            Ok(mdev) => state.devices.insert(uuid, Slot::Made(Arc::clone(mdev))),
             Err(_) => state.devices.remove(&uuid),
         };
+        self.made.notify_all();
         made
     }
 
@@ -209,11 +241,12 @@ impl MdevRegistry {
         if parent.available_instances(type_id) == 0 {
             return Err(Error::NoInstance);
         }
-        match state.parents.get(&parent.name()) {
+        let name = parent.name();
+        match state.parents.get(&name) {
             Some(entry) if !entry.leaving => {}
             _ => return Err(Error::Gone),
         }
-        state.devices.insert(uuid, None);
+        state.devices.insert(uuid, Slot::Making(name));
         Ok(())
     }
 
@@ -232,13 +265,15 @@ impl MdevRegistry {
 
     /// The child `uuid`.
     pub fn find(&self, uuid: Uuid) -> Option<Arc<Mdev>> {
-        self.state.lock().devices.get(&uuid).cloned().flatten()
+        match self.state.lock().devices.get(&uuid) {
+            Some(Slot::Made(mdev)) => Some(Arc::clone(mdev)),
+            Some(Slot::Making(_)) | None => None,
+        }
     }
 
     /// The children, by UUID.
     pub fn list(&self) -> Vec<Arc<Mdev>> {
-        let state = self.state.lock();
-        state.devices.values().flatten().cloned().collect()
+        self.state.lock().children().cloned().collect()
     }
 }
 

@@ -1,9 +1,6 @@
 //! A small device, whole or as a child, on a real IOMMU.
-#![allow(
-    dead_code,
-    unreachable_pub,
-    reason = "a module of each test file, which uses its part"
-)]
+#![allow(dead_code, unreachable_pub, reason = "each test file uses its part")]
+#![allow(clippy::unwrap_used, reason = "these are tests")]
 
 use std::sync::{
     Arc,

@@ -31,8 +31,16 @@ impl Listener {
     /// kernel does not know it.
     ///
     /// # Errors
-    /// If the kernel's notification structures are larger than the ones this was compiled with.
+    /// If `fd` is another kind of file, whose system calls may block for ever, or the kernel's
+    /// notification structures are larger than the ones this was compiled with.
     pub fn new(fd: OwnedFd) -> io::Result<Self> {
+        let kind = std::fs::read_link(format!("/proc/self/fd/{}", fd.as_raw_fd()))?;
+        if kind.as_os_str() != "anon_inode:seccomp notify" {
+            return Err(io::Error::new(
+                io::ErrorKind::InvalidInput,
+                "the descriptor is not a seccomp listener",
+            ));
+        }
         if !sys::notif_sizes_fit()? {
             return Err(io::Error::new(
                 io::ErrorKind::Unsupported,

@@ -88,6 +88,8 @@ impl Files {
         let stat = rustix::fs::fstat(&file)?;
         let path = format!("/proc/self/fd/{}", file.as_raw_fd());
         let watch = inotify::add_watch(&self.inotify, path, inotify::WatchFlags::CLOSE_WRITE)?;
+        // Nobody else is to make a second open file of this inode, whose close would look like ours.
+        rustix::fs::fchmod(&file, Mode::empty())?;
         let identity = (stat.st_dev, stat.st_ino);
         self.watches.insert(watch, identity);
         self.open.insert(
@@ -181,8 +183,6 @@ fn reopened_memfd(node: &NodeName) -> io::Result<OwnedFd> {
     )?;
     let path = format!("/proc/self/fd/{}", memfd.as_raw_fd());
     let file = rustix::fs::open(path, OFlags::RDWR | OFlags::CLOEXEC, Mode::empty())?;
-    // Nobody else is to make a second open file of this inode, whose close would look like ours.
-    rustix::fs::fchmod(&file, Mode::empty())?;
     Ok(file)
 }
 

@@ -26,7 +26,7 @@ use std::{
 
 use ioasid_core::sync::{
     Mutex,
-    atomic::{AtomicU64, Ordering},
+    atomic::{AtomicU64, Ordering, fence},
 };
 
 use crate::{
@@ -57,6 +57,27 @@ impl Table {
     pub(crate) fn entries(&self, first: usize, count: usize) -> &[AtomicU64] {
         let tail = self.entries.get(first..).unwrap_or_default();
         &tail[..count.min(tail.len())]
+    }
+
+    /// Stores `first`, `first + step` and so on into `count` slots from `slot` on, as many as the
+    /// table has. What was written before is visible to who sees one of them.
+    #[inline]
+    pub(crate) fn store_run(&self, slot: usize, count: usize, first: u64, step: u64) {
+        let entries = self.entries(slot, count);
+        fence(Ordering::Release);
+        let (chunks, rest) = entries.as_chunks::<8>();
+        let mut entry = first;
+        for chunk in chunks {
+            for (lane, slot) in chunk.iter().enumerate() {
+                let value = entry.wrapping_add(step.wrapping_mul(lane as u64));
+                slot.store(value, Ordering::Relaxed);
+            }
+            entry = entry.wrapping_add(step.wrapping_mul(8));
+        }
+        for slot in rest {
+            slot.store(entry, Ordering::Relaxed);
+            entry = entry.wrapping_add(step);
+        }
     }
 
     /// The address of the table in table space.

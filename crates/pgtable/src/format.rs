@@ -34,8 +34,6 @@ pub(crate) trait Format: Send + Sync + 'static {
     const MAX_LEVELS: u32;
     /// Last input address.
     const LAST: u64;
-    /// Whether a leaf can fill several slots of a table.
-    const SIZED_LEAVES: bool;
     /// The accessed bit of a leaf.
     const ACCESSED: u64;
     /// The dirty bit of a leaf.

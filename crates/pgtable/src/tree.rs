@@ -13,7 +13,7 @@
 use std::marker::PhantomData;
 
 use ioasid_core::{
-    Access, AddrRange, Prot,
+    Access, AddrRange,
     sync::{
         Mutex,
         atomic::{AtomicBool, AtomicU64, Ordering},
@@ -146,7 +146,7 @@ impl<F: Format> Tree<F> {
     }
 
     /// Walks to the entry that decides about `iova`. `None` if the levels do not reach so far.
-    #[inline]
+    #[inline(always)]
     fn find(&self, iova: u64) -> Option<Found<'_>> {
         let (mut table, levels) = self.top();
         if iova > F::reach(levels) {
@@ -171,6 +171,24 @@ impl<F: Format> Tree<F> {
         }
     }
 
+    /// The lowest table whose coverage holds `start..=last`, which the levels reach, and its level:
+    /// where a writer starts. A slot that the range fills is the business of the table that holds it.
+    #[inline]
+    fn common_table(&self, start: u64, last: u64) -> (&Table, u32) {
+        let (mut table, levels) = self.top();
+        let mut level = levels - 1;
+        while level > 0 {
+            let slot = slot_range(start, level);
+            let entry = table.entry(index(start, level)).load(Ordering::Relaxed);
+            match self.arena.child::<F>(entry, level) {
+                Some(child) if last <= slot.1 && (start, last) != slot => table = child,
+                _ => break,
+            }
+            level -= 1;
+        }
+        (table, level)
+    }
+
     /// The translation that the leaf `entry` of a table at `level` gives for `iova`.
     #[inline]
     fn translation(entry: u64, level: u32, iova: u64) -> Translation {
@@ -183,39 +201,51 @@ impl<F: Format> Tree<F> {
     }
 
     /// What hardware does for one access.
-    #[inline]
+    #[inline(always)]
     pub(crate) fn translate(&self, iova: u64, access: Access) -> Result<Translation, WalkFault> {
+        // The usual case, short enough to be inlined: nothing to mark, nothing to complain about.
+        if let Some(found) = self.find(iova)
+            && F::is_present(found.entry)
+            && F::prot(found.entry).allows(access)
+            && (!self.tracking() || found.entry & F::marks(access) == F::marks(access))
+        {
+            return Ok(Self::translation(found.entry, found.level, iova));
+        }
+        self.translate_and_mark(iova, access)
+    }
+
+    /// [`Tree::translate`] when the walk faults or the leaf has to be marked.
+    #[cold]
+    #[inline(never)]
+    fn translate_and_mark(&self, iova: u64, access: Access) -> Result<Translation, WalkFault> {
+        if iova > F::LAST {
+            return Err(WalkFault::OutOfRange);
+        }
         loop {
-            let Some(found) = self.find(iova) else {
-                return Err(if iova > F::LAST {
-                    WalkFault::OutOfRange
-                } else {
-                    WalkFault::NotPresent
-                });
-            };
-            let (entry, level) = (found.entry, found.level);
-            if !F::is_present(entry) {
-                return Err(WalkFault::NotPresent);
-            }
-            let translation = Self::translation(entry, level, iova);
-            if !translation.prot.allows(access) {
+            let found = self.find(iova).filter(|found| F::is_present(found.entry));
+            let Found {
+                table,
+                level,
+                entry,
+            } = found.ok_or(WalkFault::NotPresent)?;
+            if !F::prot(entry).allows(access) {
                 return Err(WalkFault::Permission);
             }
-            if self.tracking.load(Ordering::Relaxed) {
-                let marked = entry | F::marks(access);
-                // The entry that was observed, or nothing: whoever changed it meanwhile decides, and
-                // the walk starts again.
-                if marked != entry
-                    && found
-                        .table
-                        .entry(index(iova, level))
-                        .compare_exchange(entry, marked, Ordering::AcqRel, Ordering::Relaxed)
-                        .is_err()
-                {
-                    continue;
-                }
+            let marked = if self.tracking() {
+                entry | F::marks(access)
+            } else {
+                entry
+            };
+            // The entry that was observed, or nothing: whoever changed it meanwhile decides, and the
+            // walk starts again.
+            let slot = table.entry(index(iova, level));
+            if marked == entry
+                || slot
+                    .compare_exchange(entry, marked, Ordering::AcqRel, Ordering::Relaxed)
+                    .is_ok()
+            {
+                return Ok(Self::translation(entry, level, iova));
             }
-            return Ok(translation);
         }
     }
 
@@ -227,13 +257,9 @@ impl<F: Format> Tree<F> {
     }
 
     /// Whether walks set accessed and dirty bits.
+    #[inline]
     pub(crate) fn tracking(&self) -> bool {
         self.tracking.load(Ordering::Relaxed)
-    }
-
-    /// The attribute bits of a new leaf.
-    fn attributes(&self, prot: Prot) -> u64 {
-        F::attributes(prot, self.tracking())
     }
 
     /// Gives tables back after the caller's barrier.

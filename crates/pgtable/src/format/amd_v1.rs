@@ -19,7 +19,6 @@ impl Format for AmdV1 {
     const MIN_LEVELS: u32 = bits::MIN_LEVELS;
     const MAX_LEVELS: u32 = bits::MAX_LEVELS;
     const LAST: u64 = u64::MAX;
-    const SIZED_LEAVES: bool = true;
     const ACCESSED: u64 = bits::ACCESSED;
     const DIRTY: u64 = bits::DIRTY;
 

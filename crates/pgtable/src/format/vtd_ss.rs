@@ -13,7 +13,6 @@ impl Format for VtdSecondStage {
     const MIN_LEVELS: u32 = bits::LEVELS;
     const MAX_LEVELS: u32 = bits::LEVELS;
     const LAST: u64 = (1 << bits::INPUT_BITS) - 1;
-    const SIZED_LEAVES: bool = false;
     const ACCESSED: u64 = bits::ACCESSED;
     const DIRTY: u64 = bits::DIRTY;
 

@@ -37,18 +37,40 @@ impl<F: Format> Tree<F> {
             return Err(MapError::OutOfRange);
         }
         let mut writer = self.writer.lock();
-        let (table, levels) = self.top();
-        let within = range.last().min(F::reach(levels));
-        if range.start() <= within && !self.is_empty(table, levels - 1, range.start(), within) {
-            return Err(MapError::Exists);
+        let reach = F::reach(self.top().1);
+        if let Some(within) = AddrRange::new(iova, range.last().min(reach)) {
+            let (table, level) = self.common_table(within.start(), within.last());
+            if !self.is_empty(table, level, within.start(), within.last()) {
+                return Err(MapError::Exists);
+            }
+            if within == range {
+                self.fill_whole(&mut writer, table, level, range, spa, prot);
+                return Ok(());
+            }
         }
         self.grow(range.last());
-        let (table, levels) = self.top();
-        let attributes = self.attributes(prot);
-        let written = self.fill(&mut writer, table, levels - 1, range, spa, attributes);
-        Counters::add(&self.counters.writes, written);
-        Counters::add(&self.counters.pages, len >> PAGE_SHIFT);
+        let (table, level) = self.common_table(range.start(), range.last());
+        self.fill_whole(&mut writer, table, level, range, spa, prot);
         Ok(())
+    }
+
+    /// The second pass of [`Tree::map`], with the accounting.
+    #[inline]
+    fn fill_whole(
+        &self,
+        writer: &mut Writer,
+        table: &Table,
+        level: u32,
+        range: AddrRange,
+        spa: u64,
+        prot: Prot,
+    ) {
+        let attributes = F::attributes(prot, self.tracking());
+        let written = self.fill(writer, table, level, range, spa, attributes);
+        Counters::add(&self.counters.writes, written);
+        // Not the whole space: a mapping is at most 2^52 bytes long.
+        let pages = range.len_saturating() >> PAGE_SHIFT;
+        Counters::add(&self.counters.pages, pages);
     }
 
     /// Whether no address from `start` to `last`, both in `table`'s coverage, is mapped.
@@ -97,18 +119,15 @@ impl<F: Format> Tree<F> {
                     let (count, step, bytes) = if single {
                         let room = ((last - iova).saturating_add(1) >> shift) as usize;
                         let count = room.min(ENTRIES - first);
-                        (count, 1 << shift, (count as u64) << shift)
+                        (count, 1u64 << shift, (count as u64) << shift)
                     } else {
                         (1 << (size - shift), 0, 1 << size)
                     };
                     if level > 0 {
                         self.detach_empty(writer, table, level, first, count);
                     }
-                    let mut leaf = F::leaf(spa, size, level, attributes);
-                    for entry in table.entries(first, count) {
-                        entry.store(leaf, Ordering::Release);
-                        leaf = leaf.wrapping_add(step);
-                    }
+                    let leaf = F::leaf(spa, size, level, attributes);
+                    table.store_run(first, count, leaf, step);
                     written += count as u64;
                     bytes
                 }

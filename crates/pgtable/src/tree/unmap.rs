@@ -24,7 +24,7 @@ struct Cleared {
 impl<F: Format> Tree<F> {
     pub(crate) fn unmap(&self, range: AddrRange) -> Unmapped {
         let mut writer = self.writer.lock();
-        let (table, levels) = self.top();
+        let reach = F::reach(self.top().1);
         let mut cleared = Cleared {
             pages: 0,
             writes: 0,
@@ -32,15 +32,10 @@ impl<F: Format> Tree<F> {
         };
         let limbo = cleared.freed.len();
         if let Some(pages) = whole_pages(range)
-            && let Some(within) = AddrRange::new(pages.start(), pages.last().min(F::reach(levels)))
+            && let Some(within) = AddrRange::new(pages.start(), pages.last().min(reach))
         {
-            self.clear(
-                &mut cleared,
-                table,
-                levels - 1,
-                within.start(),
-                within.last(),
-            );
+            let (table, level) = self.common_table(within.start(), within.last());
+            self.clear(&mut cleared, table, level, within.start(), within.last());
         }
         let tables = (cleared.freed.len() - limbo) as u64;
         Counters::sub(&self.counters.tables, tables);
@@ -54,13 +49,6 @@ impl<F: Format> Tree<F> {
 
     /// Clears the leaves that lie in `start..=last`, which lies in `table`'s coverage.
     fn clear(&self, cleared: &mut Cleared, table: &Table, level: u32, mut start: u64, last: u64) {
-        if level == 0 && !F::SIZED_LEAVES {
-            let (first, count) = slots(start, last, level);
-            let pages = clear_entries(table, first, count);
-            cleared.pages += pages;
-            cleared.writes += pages;
-            return;
-        }
         loop {
             let slot = table.entry(index(start, level));
             let entry = slot.load(Ordering::Relaxed);
@@ -79,12 +67,19 @@ impl<F: Format> Tree<F> {
             } else if F::is_present(entry) {
                 let mask = mask(F::leaf_shift(entry, level));
                 let (leaf, leaf_last) = (start & !mask, start | mask);
-                if leaf == start && leaf_last <= last {
+                if leaf != start || leaf_last > last {
+                    leaf_last
+                } else if mask == super::mask(entry_shift(level)) {
+                    self.clear_run(cleared, table, level, start, last)
+                } else {
                     let (first, count) = slots(leaf, leaf_last, level);
-                    cleared.writes += clear_entries(table, first, count);
+                    for entry in table.entries(first, count) {
+                        entry.store(0, Ordering::Release);
+                    }
+                    cleared.writes += count as u64;
                     cleared.pages += (mask >> PAGE_SHIFT) + 1;
+                    leaf_last
                 }
-                leaf_last
             } else {
                 slot_range(start, level).1
             };
@@ -93,6 +88,40 @@ impl<F: Format> Tree<F> {
             }
             start = end + 1;
         }
+    }
+
+    /// Clears leaves of one slot each, as many as follow each other from the slot that starts at
+    /// `start` and lie before `last`. Returns the last address dealt with.
+    #[inline]
+    fn clear_run(
+        &self,
+        cleared: &mut Cleared,
+        table: &Table,
+        level: u32,
+        start: u64,
+        last: u64,
+    ) -> u64 {
+        let shift = entry_shift(level);
+        // Whole slots; the caller has seen that the first is one.
+        let whole = (last - start).saturating_add(1) >> shift;
+        let entries = table.entries(index(start, level), whole as usize);
+        let mut count = 0;
+        for slot in entries {
+            // A plain store, not an exchange: only this writer makes entries, and a reader's
+            // compare-exchange that comes late fails on the 0.
+            let entry = slot.load(Ordering::Relaxed);
+            if !F::is_present(entry)
+                || (level > 0 && F::is_link(entry, level))
+                || F::leaf_shift(entry, level) != shift
+            {
+                break;
+            }
+            slot.store(0, Ordering::Release);
+            count += 1;
+        }
+        cleared.writes += count;
+        cleared.pages += count << (shift - PAGE_SHIFT);
+        start + ((count << shift) - 1)
     }
 
     /// Empties a subtree that no walk has ever seen and gives its tables back at once.
@@ -117,21 +146,6 @@ fn whole_pages(range: AddrRange) -> Option<AddrRange> {
         rest => (range.last() - rest).checked_sub(1)?,
     };
     AddrRange::new(start, last)
-}
-
-/// Clears `count` slots from `first` on; returns how many were in use.
-#[inline]
-fn clear_entries(table: &Table, first: usize, count: usize) -> u64 {
-    let mut used = 0;
-    for entry in table.entries(first, count) {
-        // A plain store, not an exchange: only this writer makes entries, and a reader's
-        // compare-exchange that comes late fails on the 0.
-        if entry.load(Ordering::Relaxed) != 0 {
-            entry.store(0, Ordering::Release);
-            used += 1;
-        }
-    }
-    used
 }
 
 #[cfg(test)]

@@ -85,6 +85,9 @@ pub enum Error {
         /// What has it.
         owner: QueueType,
     },
+    /// The device has a driver of the host (EBUSY).
+    #[error("the device has a driver")]
+    Driven,
     /// An engine thread could not be started (EAGAIN).
     #[error("cannot start an engine")]
     Engine(#[source] std::io::Error),

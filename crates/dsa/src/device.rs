@@ -1,6 +1,6 @@
 //! The whole device: its register file, its portals, and who may have which of its queues.
 
-use std::sync::Arc;
+use std::sync::{Arc, atomic::AtomicBool};
 
 use ioasid_core::{
     host::Spawner,
@@ -41,6 +41,8 @@ pub struct DsaDevice {
     pub(crate) shared: Arc<Shared>,
     pub(crate) front: Arc<Front>,
     pub(crate) pasids: Arc<PasidPool>,
+    /// A driver of the host has it.
+    pub(crate) driven: AtomicBool,
     queues: Vec<QueueConfig>,
     engines: usize,
 }
@@ -74,6 +76,7 @@ impl DsaDevice {
             shared: Shared::new(Arc::clone(&device), state),
             front: Arc::new(Front::new(function)),
             pasids: Arc::clone(iommu.pasids()),
+            driven: AtomicBool::new(false),
             queues,
             engines,
         });

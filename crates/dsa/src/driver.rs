@@ -51,9 +51,15 @@ impl HostDriver {
     /// gives each queue its entries and enables the device.
     ///
     /// # Errors
-    /// [`Error::Ownership`] if a user has the device; [`Error::Command`] if it refuses.
+    /// [`Error::Driven`] if the device has a driver; [`Error::Ownership`] if a user has it;
+    /// [`Error::Command`] if it refuses.
     pub fn probe(device: &Arc<DsaDevice>) -> Result<Arc<Self>, Error> {
-        let dma = device.device().use_dma_api()?;
+        if device.driven.swap(true, Ordering::AcqRel) {
+            return Err(Error::Driven);
+        }
+        let dma = device.device().use_dma_api().inspect_err(|_| {
+            device.driven.store(false, Ordering::Release);
+        })?;
         let this = HostDriver {
             device: Arc::clone(device),
             dma,
@@ -163,6 +169,7 @@ impl Drop for HostDriver {
         // The device is the driver's own: it cannot refuse, and a command that does not end leaves
         // nothing to do here.
         let _ = self.command(Command::ResetDevice, 0);
+        self.device.driven.store(false, Ordering::Release);
     }
 }
 

@@ -70,7 +70,11 @@ impl Ending {
         let mut reached = true;
         if usable && (flags.request_record() || !self.succeeded()) {
             if let Err(stop) = self.write_record(descriptor.record_addr, guard) {
-                let fault = fault_of(stop)?;
+                // A record lies in one page, so all of it is what could not be reached.
+                let fault = Fault {
+                    iova: descriptor.record_addr,
+                    ..fault_of(stop)?
+                };
                 guard.report(&fault);
                 effects.faults += 1;
                 effects.errors.push(self.error(descriptor, Some(&fault)));

@@ -1,0 +1,588 @@
+//! Queues and commands: what is accepted, what is dropped, and what a command may leave behind.
+
+mod common;
+
+use common::{
+    Area, Driver, Requests, Whole, add_device, eventually, new_domain, new_dsa, new_iommu, noise,
+    usage,
+};
+use ioasid_core::{
+    Pasid,
+    inspect::{Inspect, Value},
+};
+use ioasid_dsa::{
+    DsaConfig, Error, HostDriver, QueueType,
+    spec::{
+        Command, CommandError, Descriptor, Opcode, Status,
+        command::queue_operand,
+        registers::{self as reg, GenCap, PORTAL_PAGE, TableOffsets, WqCap},
+        tables::WQCFG_SIZE,
+    },
+};
+use ioasid_iommu::{FaultLog, FaultSink, PageResponse, attach_device_pasid};
+use std::sync::Arc;
+
+const SRC: u64 = Area::BASE + 0x10_0000;
+const DST: u64 = Area::BASE + 0x40_0000;
+const END: u64 = Area::BASE + Whole::SIZE;
+const RECORDS: u64 = Area::BASE + 0x8000;
+
+/// Where the record of descriptor `index` goes.
+fn record(index: u64) -> u64 {
+    RECORDS + index * 32
+}
+
+/// Keeps queue 0 from executing anything that is submitted from now on: a descriptor that waits for
+/// a page, and a Drain that waits for it. Takes one entry of the queue.
+fn block(whole: &Whole) -> Arc<Requests> {
+    let requests = Requests::install(&whole.domain);
+    let waiting = Descriptor::memory_move(DST, END, 64, Area::BASE + 0x40).with_block_on_fault();
+    whole.driver.submit(0, waiting);
+    eventually("the page request", || !requests.is_empty());
+    whole
+        .driver
+        .submit(0, Descriptor::new(Opcode::Drain, Area::BASE + 0x60));
+    requests
+}
+
+fn unblock(whole: &Whole, requests: &Requests) {
+    let request = requests.next();
+    whole
+        .iommu
+        .page_response(request.id, PageResponse::Invalid)
+        .unwrap();
+}
+
+fn queue_field(dsa: &dyn Inspect, queue: usize, field: &str) -> Value {
+    let node = dsa.inspect();
+    let Some(Value::List(queues)) = node.field("queues") else {
+        panic!("queues are listed")
+    };
+    let Value::Node(queue) = &queues[queue] else {
+        panic!("a queue is a node")
+    };
+    queue.field(field).unwrap().clone()
+}
+
+#[test]
+fn a_queue_takes_its_size_without_loss_and_silently_drops_one_more() {
+    let whole = Whole::new(16);
+    let requests = block(&whole);
+    whole.area.write(RECORDS, &[0; 4096]);
+    for index in 0..16 {
+        whole
+            .driver
+            .submit(0, Descriptor::new(Opcode::Noop, record(index)));
+    }
+    assert_eq!(queue_field(&*whole.dsa, 0, "dropped"), Value::Count(1));
+    unblock(&whole, &requests);
+    for index in 0..15 {
+        assert_eq!(whole.area.wait(record(index)).status, Status::Success as u8);
+    }
+    assert_eq!(whole.driver.command(Command::DrainWq, 1), 0);
+    assert_eq!(whole.area.record(record(15)).status, 0, "dropped");
+    assert_eq!(whole.driver.software_error(), None, "silently");
+}
+
+#[test]
+fn descriptors_are_not_executed_inside_the_portal_store() {
+    let whole = Whole::new(16);
+    let requests = block(&whole);
+    let at = record(0);
+    whole.area.write(at, &[0; 32]);
+    whole.driver.submit(0, Descriptor::new(Opcode::Noop, at));
+    assert_eq!(whole.area.record(at).status, 0);
+    unblock(&whole, &requests);
+    whole.area.wait(at);
+}
+
+#[test]
+fn an_abort_with_64_queued_leaves_memory_alone() {
+    let whole = Whole::new(128);
+    whole
+        .area
+        .write(Area::BASE, &noise(Whole::SIZE as usize, 3));
+    let requests = block(&whole);
+    for index in 0..64 {
+        let to = DST + index * 0x1000;
+        whole.driver.submit(
+            0,
+            Descriptor::memory_move(to, SRC, 0x1000, record(index)).with_interrupt(1),
+        );
+    }
+    let irq = whole.driver.listen(1);
+    let before = whole.area.read(Area::BASE, Whole::SIZE as usize);
+    assert_eq!(whole.driver.command(Command::AbortWq, queue_operand(0)), 0);
+    // The answer to the page request of a descriptor that is gone changes nothing.
+    unblock(&whole, &requests);
+    assert_eq!(whole.driver.command(Command::DrainAll, 0), 0);
+    assert!(whole.area.read(Area::BASE, Whole::SIZE as usize) == before);
+    assert_eq!(irq.count(), 0);
+    assert_eq!(queue_field(&*whole.dsa, 0, "aborted"), Value::Count(66));
+    // The queue is enabled still, and works.
+    assert_eq!(whole.run(Descriptor::new(Opcode::Noop, 0)).status, 1);
+}
+
+#[test]
+fn after_an_abort_in_the_middle_of_work_nothing_is_written() {
+    let whole = Whole::new(128);
+    for round in 0..100_u64 {
+        for index in 0..8 {
+            let to = DST + index * 0x4_0000;
+            whole
+                .driver
+                .submit(0, Descriptor::fill(to, round, 0x4_0000, record(index)));
+        }
+        assert_eq!(whole.driver.command(Command::AbortWq, 1), 0);
+        let before = whole.area.read(Area::BASE, Whole::SIZE as usize);
+        std::thread::yield_now();
+        assert!(
+            whole.area.read(Area::BASE, Whole::SIZE as usize) == before,
+            "{round}"
+        );
+    }
+}
+
+#[test]
+fn a_drain_command_waits_for_what_was_accepted_and_says_so() {
+    let whole = Whole::new(16);
+    let requests = block(&whole);
+    whole.area.write(record(0), &[0; 32]);
+    whole
+        .driver
+        .submit(0, Descriptor::new(Opcode::Noop, record(0)));
+    let misc = whole.driver.listen(0);
+    let cmd = 8_u32 << 20 | 1 << 31 | 1;
+    whole.driver.write32(reg::CMD, cmd);
+    assert!(whole.driver.command_status().active());
+    // A command that is stored meanwhile is ignored.
+    whole.driver.start(Command::DisableDevice, 0);
+    unblock(&whole, &requests);
+    eventually("the end of the drain", || {
+        !whole.driver.command_status().active()
+    });
+    assert_eq!(whole.area.record(record(0)).status, Status::Success as u8);
+    eventually("its interrupt", || misc.count() == 1);
+    assert_eq!(whole.driver.read32(reg::INTCAUSE), 2);
+    whole.driver.write32(reg::INTCAUSE, 2);
+    assert_eq!(whole.driver.read32(reg::INTCAUSE), 0);
+    assert_eq!(whole.driver.read32(reg::GENSTS) & 3, 1, "enabled as before");
+}
+
+#[test]
+fn disable_drains_and_reset_aborts() {
+    let whole = Whole::new(16);
+    whole.area.write(RECORDS, &[0; 4096]);
+    for index in 0..8 {
+        whole.driver.submit(
+            0,
+            Descriptor::memory_move(DST, SRC, 0x10_0000, record(index)),
+        );
+    }
+    assert_eq!(whole.driver.command(Command::DisableWq, 1), 0);
+    for index in 0..8 {
+        assert_eq!(
+            whole.area.record(record(index)).status,
+            1,
+            "done before the result"
+        );
+    }
+    assert_eq!(whole.driver.read32(reg::WQCFG + 24) >> 30, 0);
+    // A store to a disabled queue is an error of its owner, and no work.
+    whole
+        .driver
+        .submit(0, Descriptor::new(Opcode::Noop, record(9)));
+    assert_eq!(whole.driver.software_error(), Some(0x52));
+    assert_eq!(whole.driver.command(Command::ResetDevice, 0), 0);
+    for offset in (reg::GRPCFG..reg::MSIX_TABLE).step_by(8) {
+        assert_eq!(whole.driver.read64(offset), 0, "{offset:#x}");
+    }
+    assert_eq!(whole.driver.read32(reg::GENSTS) & 3, 0);
+    assert_eq!(whole.driver.software_error(), None);
+}
+
+#[test]
+fn other_queues_work_while_one_waits() {
+    let whole = Whole::new(16);
+    assert_eq!(whole.driver.command(Command::EnableWq, 1), 0);
+    let requests = block(&whole);
+    for index in 0..100 {
+        let at = record(index % 4);
+        whole.area.write(at, &[0; 32]);
+        whole
+            .driver
+            .submit(1, Descriptor::memory_move(DST, SRC, 4096, at));
+        assert_eq!(whole.area.wait(at).status, 1);
+    }
+    // And commands on them concern them alone.
+    assert_eq!(whole.driver.command(Command::DrainWq, queue_operand(1)), 0);
+    assert_eq!(
+        whole.driver.command(Command::DisableWq, queue_operand(1)),
+        0
+    );
+    assert_eq!(whole.area.record(Area::BASE + 0x60).status, 0);
+    unblock(&whole, &requests);
+    whole.area.wait(Area::BASE + 0x60);
+}
+
+#[test]
+fn descriptors_that_wait_for_pages_are_bounded() {
+    let whole = Whole::new(128);
+    let requests = Requests::install(&whole.domain);
+    for _ in 0..100 {
+        let waiting = Descriptor::memory_move(DST, END, 64, Area::BASE + 0x40);
+        whole.driver.submit(0, waiting.with_block_on_fault());
+    }
+    eventually("the limit", || {
+        queue_field(&*whole.dsa, 0, "waiting_for_pages") == Value::Count(32)
+    });
+    assert!(whole.iommu.pending_page_requests() <= 32);
+    for _ in 0..100 {
+        unblock(&whole, &requests);
+    }
+    assert_eq!(whole.driver.command(Command::DrainWq, 1), 0);
+    assert_eq!(queue_field(&*whole.dsa, 0, "faults"), Value::Count(100));
+}
+
+#[test]
+fn a_page_request_ended_by_the_detach_leaves_no_stuck_descriptor() {
+    let whole = Whole::new(128);
+    let _requests = Requests::install(&whole.domain);
+    for _ in 0..20 {
+        let waiting = Descriptor::memory_move(DST, END, 64, Area::BASE + 0x40);
+        whole.driver.submit(0, waiting.with_block_on_fault());
+    }
+    eventually("all to wait", || whole.iommu.pending_page_requests() == 20);
+    ioasid_iommu::detach_device(&whole.device);
+    assert_eq!(whole.driver.command(Command::DrainWq, 1), 0);
+    assert_eq!(whole.iommu.pending_page_requests(), 0);
+}
+
+#[test]
+fn a_dedicated_queue_uses_the_pasid_of_its_configuration_whatever_descriptors_claim() {
+    let whole = Whole::new(16);
+    let faults: Arc<dyn FaultSink> = FaultLog::new(8);
+    let mut areas = Vec::new();
+    for pasid in [5, 6] {
+        let domain = new_domain(&whole.iommu, &whole.device);
+        let area = Area::new(&whole.iommu, 0x4000);
+        area.map(&domain, 0x4000);
+        attach_device_pasid(&domain, &whole.device, pasid, &faults).unwrap();
+        areas.push((area, domain));
+    }
+    let tagged = usage().with_pasid(5).with_pasid_en(true);
+    whole.driver.configure_queue(1, 16, tagged);
+    assert_eq!(whole.driver.command(Command::EnableWq, 1), 0);
+    let (own, other) = (&areas[0].0, &areas[1].0);
+    own.write(Area::BASE + 0x1000, b"secret of five..");
+    let forged = Descriptor {
+        pasid: 6,
+        privileged: true,
+        ..Descriptor::memory_move(Area::BASE + 0x2000, Area::BASE + 0x1000, 16, Area::BASE)
+    };
+    whole.driver.submit(1, forged);
+    assert_eq!(own.wait(Area::BASE).status, 1);
+    assert_eq!(own.read(Area::BASE + 0x2000, 16), b"secret of five..");
+    assert_eq!(other.read(Area::BASE, 0x4000), vec![0; 0x4000]);
+    // By PASID: only the queue that is tagged with it.
+    assert_eq!(whole.driver.command(Command::DrainPasid, 5), 0);
+    assert_eq!(whole.driver.command(Command::AbortPasid, 77), 0);
+    // A PASID that leads nowhere moves nothing.
+    assert_eq!(
+        whole.driver.command(Command::DisableWq, queue_operand(1)),
+        0
+    );
+    whole.driver.configure_queue(1, 16, tagged.with_pasid(7));
+    assert_eq!(whole.driver.command(Command::EnableWq, 1), 0);
+    whole.driver.submit(1, forged);
+    assert_eq!(whole.driver.command(Command::DrainAll, 0), 0);
+    assert_eq!(
+        whole.driver.software_error(),
+        Some(Status::RecordFault as u8)
+    );
+    assert!(Pasid::new(7).is_some_and(|p| {
+        whole
+            .device
+            .fault_log()
+            .faults()
+            .iter()
+            .all(|f| f.pasid == Some(p))
+    }));
+}
+
+#[test]
+fn commands_refuse_what_the_specification_refuses() {
+    let iommu = new_iommu();
+    let device = add_device(&iommu, "0000:6b:01.0");
+    let dsa = new_dsa(&iommu, &device, DsaConfig::with_queues(4));
+    let code = |error: CommandError| error as u8;
+    let driver = Driver { model: dsa };
+    assert_eq!(
+        driver.command(Command::EnableDevice, 0),
+        code(CommandError::BusMaster)
+    );
+    let driver = Driver::new(driver.model);
+    assert_eq!(
+        driver.command(Command::EnableWq, 0),
+        code(CommandError::DeviceNotEnabled)
+    );
+    assert_eq!(
+        driver.command(Command::DisableDevice, 0),
+        code(CommandError::DisableNotEnabled)
+    );
+    assert_eq!(
+        driver.command(Command::DrainWq, 1),
+        code(CommandError::QueueDeviceNotEnabled)
+    );
+    driver.write32(reg::CMD, 13 << 20);
+    assert_eq!(
+        driver.command_status().error(),
+        code(CommandError::InvalidCommand)
+    );
+    // Sizes and groups.
+    driver.configure_queue(0, 129, usage());
+    assert_eq!(
+        driver.command(Command::EnableDevice, 0),
+        code(CommandError::QueueSizeRange)
+    );
+    driver.configure_queue(0, 32, usage());
+    assert_eq!(
+        driver.command(Command::EnableDevice, 0),
+        code(CommandError::GroupQueues)
+    );
+    driver.write64(reg::GRPCFG, 1);
+    assert_eq!(
+        driver.command(Command::EnableDevice, 0),
+        code(CommandError::GroupNoEngine)
+    );
+    driver.write64(reg::GRPCFG + 32, 4);
+    assert_eq!(
+        driver.command(Command::EnableDevice, 0),
+        code(CommandError::GroupEngines)
+    );
+    driver.write64(reg::GRPCFG + 32, 1);
+    assert_eq!(driver.command(Command::EnableDevice, 0), 0);
+    assert_eq!(
+        driver.command(Command::EnableDevice, 0),
+        code(CommandError::DeviceEnabled)
+    );
+    // The device is enabled: no more configuration.
+    driver.write64(reg::GRPCFG, 3);
+    driver.write32(reg::WQCFG, 1);
+    assert_eq!(
+        (driver.read64(reg::GRPCFG), driver.read32(reg::WQCFG)),
+        (1, 32)
+    );
+    // Queues.
+    assert_eq!(
+        driver.command(Command::EnableWq, 9),
+        code(CommandError::InvalidQueue)
+    );
+    assert_eq!(
+        driver.command(Command::EnableWq, 1),
+        code(CommandError::QueueSize)
+    );
+    for (wrong, error) in [
+        (usage().with_priority(0), CommandError::QueuePriority),
+        (usage().with_dedicated(false), CommandError::QueueMode),
+        (usage().with_pasid_en(true), CommandError::PasidEnable),
+    ] {
+        driver.configure_queue(0, 32, wrong);
+        assert_eq!(driver.command(Command::EnableWq, 0), code(error));
+    }
+    driver.configure_queue(0, 32, usage());
+    driver.write32(reg::WQCFG + 12, 22);
+    assert_eq!(
+        driver.command(Command::EnableWq, 0),
+        code(CommandError::MaxTransfer)
+    );
+    driver.write32(reg::WQCFG + 12, 21 | 11 << 5);
+    assert_eq!(
+        driver.command(Command::EnableWq, 0),
+        code(CommandError::MaxBatch)
+    );
+    driver.write32(reg::WQCFG + 12, 21 | 10 << 5);
+    assert_eq!(driver.command(Command::EnableWq, 0), 0);
+    assert_eq!(
+        driver.command(Command::EnableWq, 0),
+        code(CommandError::QueueEnabled)
+    );
+    assert_eq!(
+        driver.read32(reg::WQCFG + 24) >> 30,
+        1,
+        "drivers read the state back"
+    );
+    for operand in [0, 0x10, 1 << 16 | 1] {
+        assert_eq!(
+            driver.command(Command::DrainWq, operand),
+            code(CommandError::InvalidQueue)
+        );
+    }
+}
+
+#[test]
+fn the_register_file_is_what_drivers_expect() {
+    let iommu = new_iommu();
+    let device = add_device(&iommu, "0000:6b:01.0");
+    let driver = Driver::new(new_dsa(&iommu, &device, DsaConfig::default()));
+    assert_eq!(driver.read32(reg::VERSION), 0x100);
+    let general = GenCap::from_bits(driver.read64(reg::GENCAP));
+    assert!(general.config_en() && general.cmd_cap() && general.max_xfer_shift() <= 21);
+    assert_eq!(driver.read32(reg::CMDCAP) & 1 << 13, 0);
+    let queues = WqCap::from_bits(driver.read64(reg::WQCAP));
+    assert_eq!(
+        (
+            queues.num_wqs(),
+            queues.total_wq_size(),
+            queues.wqcfg_size()
+        ),
+        (8, 256, 0)
+    );
+    assert_eq!(driver.read64(reg::ENGCAP), 2);
+    let offsets = TableOffsets::from_bits(driver.read64(reg::OFFSETS).into());
+    assert_eq!(u64::from(offsets.wqcfg()) << 8, reg::WQCFG);
+    let function = driver.model.function();
+    assert_eq!(function.vectors().count(), 9);
+    assert_eq!(function.bar(0).unwrap().size, 0x1_0000);
+    assert_eq!(function.bar(2).unwrap().size, 8 * 0x4000);
+    let mut id = [0; 4];
+    function.read_config(0, &mut id).unwrap();
+    assert_eq!(id, [0x86, 0x80, 0x25, 0x0b]);
+    // Every offset and width answers, and nothing panics.
+    for offset in 0..0x4000 {
+        for width in [1, 2, 4, 8] {
+            let mut data = vec![0xee; width];
+            driver.model.read(0, offset, &mut data);
+            driver.model.write(0, offset, &vec![0xff; width]);
+        }
+    }
+    driver.model.read(0, u64::MAX - 2, &mut [0; 8]);
+    driver.model.write(2, u64::MAX & !63, &[0; 64]);
+    driver.model.write(7, 0, &[0; 64]);
+}
+
+#[test]
+fn a_submission_is_one_aligned_store_of_64_bytes_to_a_page_that_exists() {
+    let whole = Whole::new(16);
+    let descriptor = Descriptor::new(Opcode::Noop, record(0)).to_bytes();
+    whole.driver.model.write(2, 0, &descriptor[..8]);
+    whole.driver.model.write(2, 32, &descriptor);
+    whole.driver.model.write(2, 2 * PORTAL_PAGE, &descriptor);
+    assert_eq!(queue_field(&*whole.dsa, 0, "accepted"), Value::Count(0));
+    whole.driver.model.write(2, 64, &descriptor);
+    whole.driver.model.write(2, PORTAL_PAGE + 128, &descriptor);
+    assert_eq!(queue_field(&*whole.dsa, 0, "accepted"), Value::Count(2));
+}
+
+#[test]
+fn a_queue_has_one_owner_and_an_mdev_queue_is_locked_for_its_parent() {
+    let whole = Whole::new(16);
+    let claim = whole.dsa.claim_queue(2, QueueType::Mdev).unwrap();
+    assert!(matches!(
+        whole.dsa.claim_queue(2, QueueType::User),
+        Err(Error::QueueBusy {
+            index: 2,
+            owner: QueueType::Mdev
+        })
+    ));
+    assert!(matches!(
+        whole.dsa.claim_queue(9, QueueType::User),
+        Err(Error::NoQueue(9))
+    ));
+    let entry = reg::WQCFG + 2 * WQCFG_SIZE;
+    let before = whole.driver.read32(entry + 8);
+    whole
+        .driver
+        .write32(entry + 8, usage().with_pasid(9).into_bits());
+    assert_eq!(whole.driver.read32(entry + 8), before);
+    let invalid = CommandError::InvalidQueue as u8;
+    assert_eq!(whole.driver.command(Command::EnableWq, 2), invalid);
+    assert_eq!(
+        whole.driver.command(Command::ResetWq, queue_operand(2)),
+        invalid
+    );
+    assert_eq!(
+        queue_field(&*whole.dsa, 2, "state"),
+        Value::Text("locked".into())
+    );
+    drop(claim);
+    assert_eq!(whole.driver.command(Command::EnableWq, 2), 0);
+}
+
+#[test]
+fn the_parents_driver_moves_bytes_through_the_dma_api() {
+    let iommu = new_iommu();
+    let device = add_device(&iommu, "0000:6a:01.0");
+    let dsa = new_dsa(&iommu, &device, DsaConfig::with_queues(4));
+    let driver = HostDriver::probe(&dsa).unwrap();
+    assert!(matches!(HostDriver::probe(&dsa), Err(Error::Driven)));
+    let queue = driver.open_queue(0).unwrap();
+    assert!(matches!(driver.open_queue(0), Err(Error::QueueBusy { .. })));
+    let (from, to) = (
+        driver.dma().alloc_coherent(1 << 20).unwrap(),
+        driver.dma().alloc_coherent(1 << 20).unwrap(),
+    );
+    from.memory().write(0, &noise(1 << 20, 7));
+    queue.memory_move(to.iova(), from.iova(), 1 << 20).unwrap();
+    assert_eq!(
+        queue.compare(to.iova(), from.iova(), 1 << 20).unwrap(),
+        None
+    );
+    queue.fill(to.iova() + 4096, 0x55, 8).unwrap();
+    assert_eq!(
+        queue.compare(to.iova(), from.iova(), 1 << 20).unwrap(),
+        Some(4096)
+    );
+    queue.drain().unwrap();
+    let gone = to.iova();
+    drop(to);
+    let Err(Error::Job {
+        status, fault_addr, ..
+    }) = queue.fill(gone, 0, 64)
+    else {
+        panic!("an unmapped buffer is out of reach")
+    };
+    assert_eq!((status, fault_addr), (0x83, gone));
+    let counts = queue.counts();
+    assert_eq!((counts.jobs, counts.errors, counts.faults), (6, 1, 1));
+    assert_eq!(queue.latency().count(), 6);
+    drop(queue);
+    drop(from);
+    drop(driver);
+    assert_eq!(iommu.paging_domains(), 0);
+}
+
+#[test]
+fn a_dropped_device_leaves_no_engine_and_no_reader_behind() {
+    let whole = Whole::new(64);
+    let requests = block(&whole);
+    for index in 0..16 {
+        whole.driver.submit(
+            0,
+            Descriptor::memory_move(DST, SRC, 0x10_0000, record(index)),
+        );
+    }
+    let Whole {
+        iommu,
+        dsa,
+        driver,
+        device,
+        area,
+        ..
+    } = whole;
+    let alive = Arc::downgrade(&dsa);
+    drop(driver);
+    drop(dsa);
+    assert!(alive.upgrade().is_none());
+    let before = area.read(Area::BASE, Whole::SIZE as usize);
+    unblock_after_drop(&iommu, &requests);
+    assert!(area.read(Area::BASE, Whole::SIZE as usize) == before);
+    // No thread holds the device: only the test, the machine and its group do.
+    ioasid_iommu::detach_device(&device);
+    assert!(iommu.remove_device(&device).is_ok());
+    assert_eq!(Arc::strong_count(&device), 1);
+}
+
+fn unblock_after_drop(iommu: &ioasid_iommu::Iommu, requests: &Requests) {
+    let _ = iommu.page_response(requests.next().id, PageResponse::Success);
+}

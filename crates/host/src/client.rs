@@ -262,7 +262,7 @@ impl Processes {
     /// Process `id`, if it is open, still the same and `tid` is one of its threads.
     fn find(&self, id: i32, tid: i32) -> Option<Arc<Process>> {
         let process = self.by_id.get(&id)?;
-        (process.has_thread(tid) && process.still_same()).then(|| Arc::clone(process))
+        (process.has_thread(tid) && process.memory().is_alive()).then(|| Arc::clone(process))
     }
 
     fn insert(&mut self, tid: i32, process: &Arc<Process>) {

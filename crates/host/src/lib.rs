@@ -13,10 +13,8 @@
 //!
 //! The invariant of this crate: **whatever a client gives - an address, a file descriptor, a file
 //! that never answers, a counter that is full - costs that client alone.** No call here waits for a
-//! client, except on that client's own threads and in [`Process`]'s own reads and writes, which the
-//! thread that serves the client makes.
-
-#![cfg_attr(not(test), warn(clippy::exhaustive_enums))]
+//! client, except on that client's own threads and in the reads and writes that a [`Process`] and its
+//! pages offer, which only the thread that serves the client makes.
 
 #[cfg(not(all(target_os = "linux", target_arch = "x86_64")))]
 compile_error!("ioasid-host needs Linux on x86-64");

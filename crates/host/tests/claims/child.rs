@@ -315,9 +315,12 @@ fn userfault(len: u64) -> Result<u64, Errno> {
 /// A process that shares our memory, as after `vfork`, and only waits. Gives its id.
 fn vfork() -> i32 {
     extern "C" fn run(_: *mut libc::c_void) -> libc::c_int {
-        loop {
-            // SAFETY: takes no pointer.
-            unsafe { libc::pause() };
+        // SAFETY: neither takes a pointer. It must not outlive us, whatever becomes of the test.
+        unsafe {
+            libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL, 0, 0, 0);
+            loop {
+                libc::pause();
+            }
         }
     }
     let stack = map(64 << 10, "rw", None) + (64 << 10);

@@ -67,6 +67,17 @@ fn an_eventfd_with_a_full_counter_delays_nobody() {
 }
 
 #[test]
+fn a_full_counter_takes_no_more_and_is_not_waited_for() {
+    let mut f = Fixture::new();
+    let full = f.child.ask(&format!("eventfd {}", u64::MAX - 1));
+    let good = f.child.ask("eventfd 0");
+    f.process.eventfd(full as i32).unwrap().signal();
+    f.process.eventfd(good as i32).unwrap().signal();
+    assert_eq!(f.child.ask(&format!("read {good}")), 1);
+    assert_eq!(f.child.ask(&format!("read {full}")), u64::MAX - 1);
+}
+
+#[test]
 fn a_signal_after_the_client_has_stopped_goes_nowhere() {
     let mut f = Fixture::new();
     let fd = f.child.ask("eventfd 5 nonblock");

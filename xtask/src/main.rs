@@ -46,7 +46,7 @@ enum Verb {
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
         rest: Vec<String>,
     },
-    /// Every test in its long form, optimised.
+    /// Every test, concurrency claim and end-to-end run in its long form: an hour or more.
     Long {
         /// Passed to `cargo test`.
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
@@ -64,7 +64,7 @@ fn main() -> ExitCode {
         Verb::Quick => quick(),
         Verb::Check => check(),
         Verb::Floors => floors(),
-        Verb::Shuttle { rest } => shuttle(&rest),
+        Verb::Shuttle { rest } => shuttle(&rest, &[]),
         Verb::Bench { rest } => bench(&rest),
         Verb::Long { rest } => long(&rest),
         Verb::Deny => deny(),
@@ -149,7 +149,7 @@ fn floors() -> Result<()> {
     }
 }
 
-fn shuttle(rest: &[String]) -> Result<()> {
+fn shuttle(rest: &[String], variables: &[(&str, &str)]) -> Result<()> {
     let flags = env::var("RUSTFLAGS").unwrap_or_default();
     let targets = shuttle_targets()?;
     if targets.is_empty() {
@@ -161,6 +161,7 @@ fn shuttle(rest: &[String]) -> Result<()> {
             .args(["--target-dir", "target-shuttle"])
             .args(if rest.is_empty() { &[][..] } else { &["--"] })
             .args(rest)
+            .envs(variables.iter().copied())
             .env("RUSTFLAGS", format!("{flags} --cfg ioasid_shuttle")))?;
     }
     Ok(())
@@ -209,12 +210,33 @@ fn bench(rest: &[String]) -> Result<()> {
     run(cargo().args(words).args(rest))
 }
 
+/// What makes the tests run their long form; each variable may be set by hand as well.
+const LONG: [(&str, &str); 5] = [
+    ("IOASID_LONG", "1"),
+    ("IOASID_RACES", "1000000"),
+    ("IOASID_SHUTTLE", "5000"),
+    ("IOASID_STORM", "200000"),
+    ("PROPTEST_CASES", "20000"),
+];
+
 fn long(rest: &[String]) -> Result<()> {
+    let set = LONG.iter().filter(|(name, _)| env::var_os(name).is_none());
+    let set: Vec<_> = set.copied().collect();
     run(cargo()
         .args(["test", "--release", "--workspace"])
         .args(rest)
-        .env("IOASID_LONG", "1")
-        .env("PROPTEST_CASES", "20000"))
+        .envs(set.clone()))?;
+    shuttle(&[], &set)?;
+    let mut scripts = read_dir(&root().join("tests")).unwrap_or_default();
+    scripts.retain(|path| path.extension().is_some_and(|extension| extension == "sh"));
+    scripts.sort();
+    for script in scripts {
+        run(Command::new("bash")
+            .arg(script)
+            .current_dir(root())
+            .envs(set.clone()))?;
+    }
+    Ok(())
 }
 
 fn deny() -> Result<()> {

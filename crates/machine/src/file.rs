@@ -200,14 +200,18 @@ impl MachineFile {
         })?;
         text.parse().map_err(|error| match error {
             MachineFileError::Syntax(text) => MachineFileError::Syntax(format!("{shown}: {text}")),
-            MachineFileError::Invalid(text) => MachineFileError::Invalid(format!("{shown}: {text}")),
+            MachineFileError::Invalid(text) => {
+                MachineFileError::Invalid(format!("{shown}: {text}"))
+            }
             other => other,
         })
     }
 
     /// The machine that is used without a file.
     pub fn default_machine() -> Self {
-        DEFAULT_MACHINE.parse().expect("the built-in machine file is valid")
+        DEFAULT_MACHINE
+            .parse()
+            .expect("the built-in machine file is valid")
     }
 
     /// A machine of the devices that `strings` describe, such as `dsa,queues=4,driver=vfio`.
@@ -215,14 +219,23 @@ impl MachineFile {
     /// # Errors
     /// See [`MachineFileError`].
     pub fn from_device_strings<S: AsRef<str>>(strings: &[S]) -> Result<Self, MachineFileError> {
-        let device = strings.iter().map(|s| s.as_ref().parse()).collect::<Result<_, _>>()?;
-        MachineFile { iommu: IommuSection::default(), device }.checked()
+        let device = strings
+            .iter()
+            .map(|s| s.as_ref().parse())
+            .collect::<Result<_, _>>()?;
+        MachineFile {
+            iommu: IommuSection::default(),
+            device,
+        }
+        .checked()
     }
 
     /// Fills in what was left out and refuses what cannot be built.
     fn checked(mut self) -> Result<Self, MachineFileError> {
         if self.device.is_empty() {
-            return Err(invalid("the machine has no device: add a [[device]] section"));
+            return Err(invalid(
+                "the machine has no device: add a [[device]] section",
+            ));
         }
         let mut addresses = BTreeSet::new();
         for device in &self.device {
@@ -245,12 +258,16 @@ impl MachineFile {
                     .ok_or_else(|| invalid("no PCI address is left for another device"))?,
             };
             device.address = Some(address);
-            device.check().map_err(|text| invalid(format!("device {address}: {text}")))?;
+            device
+                .check()
+                .map_err(|text| invalid(format!("device {address}: {text}")))?;
             for queue in &device.queue {
                 if let Some(uuid) = queue.uuid
                     && !uuids.insert(uuid)
                 {
-                    return Err(invalid(format!("device {address}: the uuid {uuid} is used twice")));
+                    return Err(invalid(format!(
+                        "device {address}: the uuid {uuid} is used twice"
+                    )));
                 }
             }
         }
@@ -261,14 +278,19 @@ impl MachineFile {
     pub fn vms(&self) -> BTreeSet<&str> {
         let devices = self.device.iter().filter_map(|device| device.vm.as_deref());
         let queues = self.device.iter().flat_map(|device| &device.queue);
-        devices.chain(queues.filter_map(|queue| queue.vm.as_deref())).collect()
+        devices
+            .chain(queues.filter_map(|queue| queue.vm.as_deref()))
+            .collect()
     }
 }
 
 impl DeviceSection {
     fn check(&mut self) -> Result<(), String> {
         if !(1..=MAX_ENGINES).contains(&self.engines) {
-            return Err(format!("engines must be 1 to {MAX_ENGINES}, not {}", self.engines));
+            return Err(format!(
+                "engines must be 1 to {MAX_ENGINES}, not {}",
+                self.engines
+            ));
         }
         if let Some(queues) = self.queues {
             if !self.queue.is_empty() && queues != self.queue.len() {
@@ -282,11 +304,18 @@ impl DeviceSection {
             }
         }
         if self.queue.len() > MAX_QUEUES {
-            return Err(format!("{} queues are more than {MAX_QUEUES}", self.queue.len()));
+            return Err(format!(
+                "{} queues are more than {MAX_QUEUES}",
+                self.queue.len()
+            ));
         }
         if self.queue.is_empty() {
-            let queue =
-                QueueSection { owner: Owner::Host, uuid: None, vm: None, size: default_queue_size() };
+            let queue = QueueSection {
+                owner: Owner::Host,
+                uuid: None,
+                vm: None,
+                size: default_queue_size(),
+            };
             self.queue = vec![queue; self.queues.unwrap_or(DEFAULT_QUEUES)];
         }
         self.queues = Some(self.queue.len());
@@ -355,21 +384,29 @@ impl FromStr for DeviceSection {
                 Err(_) => toml::Value::String(value.to_owned()),
             };
             if key == "queue" || table.insert(key.to_owned(), value).is_some() {
-                return Err(bad(format!("`{key}` cannot be given here, or is given twice")));
+                return Err(bad(format!(
+                    "`{key}` cannot be given here, or is given twice"
+                )));
             }
         }
-        table.try_into().map_err(|error: toml::de::Error| bad(error.message().to_owned()))
+        table
+            .try_into()
+            .map_err(|error: toml::de::Error| bad(error.message().to_owned()))
     }
 }
 
 /// Adds "did you mean" to serde's message about an unknown name, when one is near enough.
 fn with_nearest(message: &str) -> String {
     let quoted: Vec<&str> = message.split('`').skip(1).step_by(2).collect();
-    let Some((wrong, valid)) = quoted.split_first() else { return message.to_owned() };
+    let Some((wrong, valid)) = quoted.split_first() else {
+        return message.to_owned();
+    };
     if !message.starts_with("unknown") {
         return message.to_owned();
     }
-    let nearest = valid.iter().min_by_key(|name| strsim::damerau_levenshtein(wrong, name));
+    let nearest = valid
+        .iter()
+        .min_by_key(|name| strsim::damerau_levenshtein(wrong, name));
     match nearest {
         Some(name) if strsim::damerau_levenshtein(wrong, name) <= 1 + wrong.len() / 3 => {
             format!("{message}; did you mean `{name}`?")
@@ -399,7 +436,10 @@ mod tests {
     #[test]
     fn an_unknown_key_is_refused_with_the_nearest_one() {
         let text = error("[[device]]\nmodel = \"dsa\"\nengnies = 2\n");
-        assert!(text.contains("line 3") && text.contains("did you mean `engines`?"), "{text}");
+        assert!(
+            text.contains("line 3") && text.contains("did you mean `engines`?"),
+            "{text}"
+        );
         let text = error("[[device]]\nmodel = \"dsb\"\n");
         assert!(text.contains("did you mean `dsa`?"), "{text}");
     }
@@ -411,11 +451,23 @@ mod tests {
             (String::new(), "no device"),
             (format!("{device}engines = 0\n"), "engines must be 1"),
             (format!("{device}queues = 99\n"), "queues must be 1"),
-            (format!("{device}address = \"6a:1.0\"\n"), "not a PCI address"),
-            (format!("{device}driver = \"host\"\nvm = \"a\"\n"), "needs driver"),
-            (format!("{device}[[device.queue]]\nowner = \"mdev\"\n"), "use driver = \"host\""),
             (
-                format!("{0}address = \"0000:6a:01.0\"\n{0}address = \"0000:6a:01.0\"\n", device),
+                format!("{device}address = \"6a:1.0\"\n"),
+                "not a PCI address",
+            ),
+            (
+                format!("{device}driver = \"host\"\nvm = \"a\"\n"),
+                "needs driver",
+            ),
+            (
+                format!("{device}[[device.queue]]\nowner = \"mdev\"\n"),
+                "use driver = \"host\"",
+            ),
+            (
+                format!(
+                    "{0}address = \"0000:6a:01.0\"\n{0}address = \"0000:6a:01.0\"\n",
+                    device
+                ),
                 "two devices",
             ),
         ] {
@@ -438,7 +490,9 @@ mod tests {
             ("", "unknown variant"),
             ("dsa,queue=1", "cannot be given"),
         ] {
-            let found = MachineFile::from_device_strings(&[bad]).unwrap_err().to_string();
+            let found = MachineFile::from_device_strings(&[bad])
+                .unwrap_err()
+                .to_string();
             assert!(found.contains(cause), "{bad}: {found}");
         }
     }

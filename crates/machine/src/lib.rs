@@ -1,1 +1,19 @@
-//! Floor 6: a machine file becomes a running set of IOMMU, devices, queues and mdevs
+//! Floor 6: a machine file becomes a running machine.
+//!
+//! A [`Machine`] is one IOMMU with its devices, queues and mediated devices, and everything that
+//! programs can open on it. It makes no system call: where programs come from, and how they reach
+//! it, is the business of the floors above. Whoever holds the machine can look at it through
+//! [`ioasid_core::inspect`]: each floor below shows its own part, this one puts them together.
+//!
+//! * [`file`]: the machine file and device strings.
+//! * [`machine`]: the running set.
+//! * [`sysfs`]: what programs find below `/sys`.
+
+#![forbid(unsafe_code)]
+
+pub mod file;
+pub mod machine;
+pub mod sysfs;
+
+pub use file::{MachineFile, MachineFileError};
+pub use machine::{Machine, MachineError, MdevInfo, VfioNode};

@@ -1,0 +1,179 @@
+//! The command line.
+
+use std::{ffi::OsString, path::PathBuf};
+
+use clap::{Args, Parser, Subcommand};
+
+/// The Linux I/O address space system in user space.
+///
+/// Programs that do device passthrough open /dev/iommu and /dev/vfio/..., map memory, attach devices
+/// and run DMA - on any machine, without an IOMMU, an accelerator, a kernel module or root.
+#[derive(Debug, Parser)]
+#[command(
+    name = "ioasid",
+    version,
+    max_term_width = 100,
+    disable_help_subcommand = true
+)]
+pub(crate) struct Cli {
+    /// Say more on stderr (-v: modes and steps, -vv: each request).
+    #[arg(short, long, global = true, action = clap::ArgAction::Count)]
+    pub(crate) verbose: u8,
+    /// What to do.
+    #[command(subcommand)]
+    pub(crate) verb: Verb,
+}
+
+/// The verbs.
+#[derive(Debug, Subcommand)]
+pub(crate) enum Verb {
+    /// Run a program that sees a machine's devices.
+    ///
+    /// The exit status is the program's own, or 128+N if signal N killed it; 125 if ioasid itself
+    /// failed, 126 if the program could not be executed, 127 if it was not found.
+    Run(RunArgs),
+    /// Keep a machine running, for programs to join.
+    Serve(ServeArgs),
+    /// Show what a running machine holds.
+    Inspect(InspectArgs),
+    /// Create, list and remove mediated devices of a running machine.
+    Mdev(MdevArgs),
+    /// Show the scene: one parent, three queues, two VMs, and check every claim.
+    Demo(DemoArgs),
+    /// The child side of `run`.
+    #[command(name = "__launch", hide = true)]
+    Launch(RestArgs),
+    /// One VM of the demo.
+    #[command(name = "__vm", hide = true)]
+    Vm(RestArgs),
+}
+
+/// Where a machine comes from.
+#[derive(Args, Debug)]
+#[group(multiple = false)]
+pub(crate) struct MachineArgs {
+    /// Build the machine that this TOML file describes.
+    #[arg(long, value_name = "FILE")]
+    pub(crate) machine: Option<PathBuf>,
+    /// Build a machine of this device, such as dsa,queues=4,driver=vfio; may be given again.
+    #[arg(long, value_name = "MODEL[,KEY=VALUE...]")]
+    pub(crate) device: Vec<String>,
+}
+
+/// `run`.
+#[derive(Args, Debug)]
+pub(crate) struct RunArgs {
+    /// The machine, if it is private to the program.
+    #[command(flatten)]
+    pub(crate) machine: MachineArgs,
+    /// Join the machine that `serve` keeps: its name or the path of its socket.
+    #[arg(long, value_name = "NAME|SOCKET", conflicts_with_all = ["machine", "device"])]
+    pub(crate) join: Option<String>,
+    /// Show the program only what this VM owns.
+    #[arg(long, value_name = "NAME")]
+    pub(crate) vm: Option<String>,
+    /// The program and its arguments.
+    #[arg(last = true, required = true, value_name = "PROGRAM")]
+    pub(crate) program: Vec<OsString>,
+}
+
+/// `serve`.
+#[derive(Args, Debug)]
+pub(crate) struct ServeArgs {
+    /// The machine file; without one the default machine.
+    #[arg(value_name = "MACHINE.toml")]
+    pub(crate) machine: Option<PathBuf>,
+    /// Name of the machine, for --join and inspect; the file's name by default.
+    #[arg(long)]
+    pub(crate) name: Option<String>,
+    /// Path of the control socket, instead of one made from the name.
+    #[arg(long, value_name = "PATH", conflicts_with = "name")]
+    pub(crate) socket: Option<PathBuf>,
+}
+
+/// `inspect`.
+#[derive(Args, Debug)]
+pub(crate) struct InspectArgs {
+    /// The machine: its name or the path of its socket; may be left out if only one runs.
+    #[arg(value_name = "NAME|SOCKET")]
+    pub(crate) machine: Option<String>,
+    /// Print one JSON object.
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+/// `mdev`.
+#[derive(Args, Debug)]
+pub(crate) struct MdevArgs {
+    /// The machine: its name or the path of its socket; may be left out if only one runs.
+    #[arg(long, value_name = "NAME|SOCKET", global = true)]
+    pub(crate) machine: Option<String>,
+    /// What to do.
+    #[command(subcommand)]
+    pub(crate) verb: MdevVerb,
+}
+
+/// `mdev ...`.
+#[derive(Debug, Subcommand)]
+pub(crate) enum MdevVerb {
+    /// Create a mediated device on a queue that is set aside for one.
+    Create {
+        /// PCI address of the parent, such as 0000:6a:01.0.
+        parent: String,
+        /// Its UUID.
+        uuid: String,
+        /// The type; see `mdev list`.
+        #[arg(long = "type", default_value = "dsa-1dwq")]
+        type_name: String,
+        /// The VM that owns it.
+        #[arg(long)]
+        vm: Option<String>,
+    },
+    /// List types, free instances and devices.
+    List,
+    /// Remove a mediated device that no program uses.
+    Remove {
+        /// Its UUID.
+        uuid: String,
+    },
+}
+
+/// `demo`.
+#[derive(Args, Debug)]
+pub(crate) struct DemoArgs {
+    /// Print one JSON object with every claim and what was measured.
+    #[arg(long)]
+    pub(crate) json: bool,
+    /// Check the claims a few times more often.
+    #[arg(long, hide = true, default_value_t = 1)]
+    pub(crate) rounds: u32,
+}
+
+/// Everything after a hidden verb, for the floor that understands it.
+#[derive(Args, Debug)]
+pub(crate) struct RestArgs {
+    /// Passed on.
+    #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+    pub(crate) rest: Vec<OsString>,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        use clap::CommandFactory as _;
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn options_after_the_dashes_belong_to_the_program() {
+        let cli = Cli::parse_from(["ioasid", "run", "--vm", "a", "--", "prog", "--vm", "-v"]);
+        let Verb::Run(run) = cli.verb else {
+            panic!("run")
+        };
+        assert_eq!(run.program, ["prog", "--vm", "-v"]);
+        assert_eq!(run.vm.as_deref(), Some("a"));
+    }
+}

@@ -1,0 +1,287 @@
+//! The scene, live: one parent device with three queues, two VMs, three address spaces.
+//!
+//! The machine lives in this process; each VM is a process of its own that joined it through
+//! `ioasid run --join` and uses the ABI alone. The picture of domains and routes is read from the
+//! IOMMU itself; every claim is checked, and says what was done.
+
+mod claims;
+mod guest;
+mod order;
+mod parent;
+mod picture;
+mod screen;
+pub(crate) mod vm;
+
+use std::{
+    fmt,
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context as _, Result, ensure};
+use ioasid_core::{PciAddress, host::StdSpawner};
+use ioasid_iommu::{Domain, Iommu};
+use ioasid_machine::{Machine, MachineFile};
+use ioasid_supervisor::ControlServer;
+
+use crate::{cli::DemoArgs, view::View};
+use guest::Guest;
+use order::{Order, Which};
+use parent::Parent;
+use picture::Camera;
+use screen::{Outcome, Screen};
+
+/// IOVA of each VM's memory.
+const MEMORY: u64 = 4 << 30;
+/// Bytes of each VM's memory: the source of a copy is its first half.
+const MEMORY_LEN: usize = 32 << 20;
+/// IOVA of each VM's completion records.
+const RECORDS: u64 = 1 << 20;
+/// Bytes of an area of completion records.
+const RECORDS_LEN: usize = 8192;
+/// Where the pdev's records start in that area; the mdev's start at 0.
+const PDEV_RECORDS: u64 = 4096;
+
+/// `ioasid demo`: 0 if every claim holds.
+pub(crate) fn run(args: &DemoArgs) -> Result<u8> {
+    let start = Instant::now();
+    let mut screen = Screen::new(args.json);
+    screen.title(
+        "ioasid demo: one parent device, three queues, two VMs",
+        &[
+            "No IOMMU, no accelerator, no kernel module: the machine is in this process,",
+            "each VM is a process that uses /dev/iommu and /dev/vfio as on real hardware.",
+        ],
+    );
+    let mut scene = Scene::set_up(&mut screen)?;
+    claims::check(&mut scene, &mut screen)?;
+    scene.take_down(&mut screen)?;
+    Ok(u8::from(screen.finish(start.elapsed().as_secs_f64()) > 0))
+}
+
+/// Everything that is on stage.
+struct Scene {
+    machine: Arc<Machine>,
+    server: ControlServer,
+    camera: Camera,
+    parent: Parent,
+    vm1: Guest,
+    vm2: Option<Guest>,
+    parent_address: PciAddress,
+    pdev_address: PciAddress,
+    /// Paging domains after each step, and what each attach reported.
+    history: History,
+}
+
+/// What the set-up measured for the claims.
+#[derive(Debug, Default)]
+struct History {
+    domains: Vec<usize>,
+    vm1_page_tables: [u64; 2],
+    /// Table pages of VM1's domain with one and with two devices.
+    vm1_table_pages: [u64; 2],
+}
+
+impl Scene {
+    fn set_up(screen: &mut Screen) -> Result<Self> {
+        let machine = Machine::build("demo", &MachineFile::default_machine(), &StdSpawner)?;
+        let socket = std::env::temp_dir().join(format!("ioasid-demo-{}.sock", std::process::id()));
+        let server = ControlServer::start(View::new(&machine), socket)?;
+        let mut camera = Camera::new(machine.iommu().clone());
+        let mut history = History::default();
+
+        let (parent_address, queue) = machine
+            .host_queues()
+            .next()
+            .context("the machine has no parent driver")?;
+        let parent = Parent::start(queue.clone())?;
+        let pdev_address = machine
+            .iommu()
+            .devices()
+            .iter()
+            .map(|device| device.address())
+            .find(|address| *address != parent_address)
+            .context("the machine has no second device")?;
+        history.domains.push(machine.iommu().paging_domains());
+        screen.step(
+            "The parent's driver works on queue 0, through the DMA API",
+            &camera.take(),
+        );
+
+        let mut vm1 = Guest::start(server.path(), "vm1").context("starting VM1")?;
+        vm1.tell(&Order::Open).context(
+            "VM1 cannot use /dev/iommu. `ioasid run` needs user and mount namespaces (or root) \
+             and seccomp notification; see docs/limits.md",
+        )?;
+        vm1.tell(&Order::Map {
+            iova: MEMORY,
+            len: MEMORY_LEN,
+        })?;
+        vm1.tell(&Order::Map {
+            iova: RECORDS,
+            len: RECORDS_LEN,
+        })?;
+        history.vm1_page_tables[0] = vm1.number(&Order::Attach(Which::Mdev))?;
+        history.domains.push(machine.iommu().paging_domains());
+        history.vm1_table_pages[0] = newest(machine.iommu())?.table_pages();
+        screen.step(
+            "VM1 attaches its mediated device: queue 1 of the parent",
+            &camera.take(),
+        );
+
+        history.vm1_page_tables[1] = vm1.number(&Order::Attach(Which::Pdev))?;
+        history.domains.push(machine.iommu().paging_domains());
+        history.vm1_table_pages[1] = newest(machine.iommu())?.table_pages();
+        screen.step(
+            "VM1 attaches a whole device to the same address space",
+            &camera.take(),
+        );
+
+        let mut vm2 = Guest::start(server.path(), "vm2").context("starting VM2")?;
+        set_up_vm2(&mut vm2)?;
+        history.domains.push(machine.iommu().paging_domains());
+        screen.step(
+            "VM2 attaches its mediated device: queue 2 of the parent",
+            &camera.take(),
+        );
+
+        for (which, first) in [(Which::Mdev, 0), (Which::Pdev, PDEV_RECORDS)] {
+            vm1.tell(&Order::BringUp {
+                which,
+                records: RECORDS,
+                first,
+            })?;
+        }
+        Ok(Scene {
+            machine,
+            server,
+            camera,
+            parent,
+            vm1,
+            vm2: Some(vm2),
+            parent_address,
+            pdev_address,
+            history,
+        })
+    }
+
+    /// Every VM leaves; the parent's domain is what remains.
+    fn take_down(mut self, screen: &mut Screen) -> Result<()> {
+        self.vm1.exit()?;
+        if let Some(vm2) = self.vm2.take() {
+            vm2.exit()?;
+        }
+        let iommu = self.machine.iommu().clone();
+        settle("the domains of both VMs to go", || {
+            iommu.paging_domains() == 1
+        })?;
+        screen.step("Both VMs have left", &self.camera.take());
+        screen.heading("Afterwards");
+        let mut counts = self.history.domains.clone();
+        counts.push(iommu.paging_domains());
+        let shown: Vec<_> = counts.iter().map(usize::to_string).collect();
+        screen.claim(Outcome {
+            claim: "A domain appears with the first attach that needs it and goes with the last",
+            result: verdict(
+                counts == [1, 2, 2, 3, 1],
+                format!(
+                    "domains that hold a page table, step by step: {}",
+                    shown.join(", ")
+                ),
+            ),
+        });
+        let work = self.parent.stop();
+        screen.claim(Outcome {
+            claim: "The parent's own driver worked through all of it, without a single fault",
+            result: verdict(
+                work.jobs > 0 && work.errors == 0 && work.faults == 0,
+                format!(
+                    "{} jobs on queue 0, {} errors, {} faults",
+                    work.jobs, work.errors, work.faults
+                ),
+            ),
+        });
+        drop(self.server);
+        Ok(())
+    }
+
+    fn vm2(&mut self) -> Result<&mut Guest> {
+        self.vm2.as_mut().context("VM2 is not running")
+    }
+
+    /// The domain with a route of `device` and, as `tagged` says, with or without a PASID.
+    fn domain_of(&self, device: PciAddress, tagged: bool, skip: usize) -> Result<Arc<Domain>> {
+        let mut domains = self.machine.iommu().domains();
+        domains.retain(|domain| {
+            domain.kind().is_paging()
+                && domain
+                    .attachments()
+                    .iter()
+                    .any(|(found, pasid)| *found == device && pasid.is_some() == tagged)
+        });
+        domains.sort_by_key(|domain| domain.id());
+        domains
+            .into_iter()
+            .nth(skip)
+            .with_context(|| format!("no domain of {device}"))
+    }
+
+    fn vm1_domain(&self) -> Result<Arc<Domain>> {
+        self.domain_of(self.pdev_address, false, 0)
+    }
+
+    fn vm2_domain(&self) -> Result<Arc<Domain>> {
+        let vm1 = self.vm1_domain()?.id();
+        let first = self.domain_of(self.parent_address, true, 0)?;
+        if first.id() == vm1 {
+            self.domain_of(self.parent_address, true, 1)
+        } else {
+            Ok(first)
+        }
+    }
+}
+
+/// VM2 from nothing to ready: memory, records, its mediated device.
+fn set_up_vm2(vm2: &mut Guest) -> Result<()> {
+    vm2.tell(&Order::Open)?;
+    vm2.tell(&Order::Map {
+        iova: MEMORY,
+        len: MEMORY_LEN,
+    })?;
+    vm2.tell(&Order::Map {
+        iova: RECORDS,
+        len: RECORDS_LEN,
+    })?;
+    vm2.tell(&Order::Attach(Which::Mdev))?;
+    vm2.tell(&Order::BringUp {
+        which: Which::Mdev,
+        records: RECORDS,
+        first: 0,
+    })?;
+    Ok(())
+}
+
+fn newest(iommu: &Arc<Iommu>) -> Result<Arc<Domain>> {
+    let domains = iommu
+        .domains()
+        .into_iter()
+        .filter(|domain| domain.kind().is_paging());
+    domains
+        .max_by_key(|domain| domain.id())
+        .context("there is no domain")
+}
+
+/// A claim's result: the same words whether it holds or not.
+fn verdict(holds: bool, text: String) -> Result<String, String> {
+    if holds { Ok(text) } else { Err(text) }
+}
+
+/// Waits for something that another process or thread brings about.
+fn settle(what: impl fmt::Display, mut done: impl FnMut() -> bool) -> Result<()> {
+    let deadline = Instant::now() + Duration::from_secs(10);
+    while !done() {
+        ensure!(Instant::now() < deadline, "waited 10 s for {what}");
+        std::thread::sleep(Duration::from_millis(2));
+    }
+    Ok(())
+}

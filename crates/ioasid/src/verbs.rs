@@ -1,0 +1,205 @@
+//! What each verb does, apart from the demo.
+
+use std::{
+    path::{Path, PathBuf},
+    sync::Arc,
+};
+
+use anyhow::{Context as _, Result, bail};
+use ioasid_core::host::StdSpawner;
+use ioasid_machine::{Machine, MachineFile};
+use ioasid_supervisor::{
+    ControlServer, RunOptions, control,
+    run::{join, run as run_private},
+    view::MdevRequest,
+};
+use signal_hook::{
+    consts::{SIGHUP, SIGINT, SIGTERM},
+    iterator::Signals,
+};
+
+use crate::{
+    cli::{InspectArgs, MachineArgs, MdevArgs, MdevVerb, RunArgs, ServeArgs},
+    say, tree,
+    view::View,
+};
+
+fn build(name: &str, file: &MachineFile) -> Result<Arc<Machine>> {
+    Machine::build(name, file, &StdSpawner).context("building the machine")
+}
+
+fn machine_file(args: &MachineArgs) -> Result<MachineFile> {
+    Ok(match &args.machine {
+        Some(path) => MachineFile::load(path)?,
+        None if !args.device.is_empty() => MachineFile::from_device_strings(&args.device)?,
+        None => MachineFile::default_machine(),
+    })
+}
+
+/// `ioasid run`: the program's exit status.
+pub(crate) fn run(args: RunArgs) -> Result<u8> {
+    let mut words = args.program.into_iter();
+    let program = words
+        .next()
+        .context("no program given; put it after `--`")?;
+    let mut options = RunOptions::new(program, words);
+    options.vm = args.vm;
+    options.forward_signals = true;
+    let status = match &args.join {
+        Some(machine) => join(&socket(machine)?, options)?,
+        None => {
+            let file = machine_file(&args.machine)?;
+            let machine = build("private", &file)?;
+            known_vm(&machine, options.vm.as_deref())?;
+            // Other terminals may look at it; a program does not depend on it.
+            let name = format!("run-{}", std::process::id());
+            let server = control::socket_path(&name)
+                .and_then(|path| ControlServer::start(View::new(&machine), path));
+            if let Err(error) = &server {
+                tracing::info!("this machine cannot be inspected: {error}");
+            }
+            run_private(View::new(&machine), options)?
+        }
+    };
+    Ok(u8::try_from(status).unwrap_or(u8::MAX))
+}
+
+fn known_vm(machine: &Machine, vm: Option<&str>) -> Result<()> {
+    match vm {
+        Some(vm) if !machine.has_vm(vm) => {
+            let known = machine.vms();
+            if known.is_empty() {
+                bail!("the machine has no vm `{vm}`: nothing in it belongs to a vm");
+            }
+            bail!("the machine has no vm `{vm}`; it has {}", known.join(", "))
+        }
+        _ => Ok(()),
+    }
+}
+
+/// `ioasid serve`: until a signal ends it.
+pub(crate) fn serve(args: ServeArgs) -> Result<u8> {
+    let (file, default_name) = match &args.machine {
+        Some(path) => {
+            let stem = path
+                .file_stem()
+                .map(|stem| stem.to_string_lossy().into_owned());
+            (
+                MachineFile::load(path)?,
+                stem.unwrap_or_else(|| "machine".to_owned()),
+            )
+        }
+        None => (MachineFile::default_machine(), "default".to_owned()),
+    };
+    let name = args.name.unwrap_or(default_name);
+    let path = match args.socket {
+        Some(path) => path,
+        None => control::socket_path(&name)?,
+    };
+    let machine = build(&name, &file)?;
+    let mut end = Signals::new([SIGTERM, SIGINT, SIGHUP]).context("waiting for signals")?;
+    let server = ControlServer::start(View::new(&machine), path)?;
+    let shown = server.path().display();
+    say(&format!("ioasid: machine `{name}` at {shown}"));
+    let vms = machine.vms();
+    if vms.is_empty() {
+        say(&format!("  join it:  ioasid run --join {shown} -- PROGRAM"));
+    }
+    for vm in vms {
+        say(&format!(
+            "  join it:  ioasid run --join {shown} --vm {vm} -- PROGRAM"
+        ));
+    }
+    say(&format!("  look:     ioasid inspect {shown}"));
+    end.forever().next();
+    drop(server);
+    Ok(0)
+}
+
+/// The socket of the machine called, or at, `machine`.
+fn socket(machine: &str) -> Result<PathBuf> {
+    let path = control::socket_path(machine)?;
+    if !path.exists() {
+        let found = control::find_machines();
+        if found.is_empty() {
+            bail!("no machine `{machine}` is running; start one with `ioasid serve`");
+        }
+        let found: Vec<_> = found.iter().map(|path| machine_name(path)).collect();
+        bail!(
+            "no machine `{machine}` is running; there is {}",
+            found.join(", ")
+        );
+    }
+    Ok(path)
+}
+
+fn machine_name(path: &Path) -> String {
+    path.file_stem()
+        .unwrap_or(path.as_os_str())
+        .to_string_lossy()
+        .into_owned()
+}
+
+/// The machine that was named, or the only one.
+fn chosen(machine: Option<&str>) -> Result<PathBuf> {
+    match machine {
+        Some(machine) => socket(machine),
+        None => match control::find_machines().as_slice() {
+            [] => bail!("no machine is running; start one with `ioasid serve`"),
+            [only] => Ok(only.clone()),
+            several => {
+                let names: Vec<_> = several.iter().map(|path| machine_name(path)).collect();
+                bail!(
+                    "several machines are running, name one: {}",
+                    names.join(", ")
+                )
+            }
+        },
+    }
+}
+
+/// `ioasid inspect`.
+pub(crate) fn inspect(args: InspectArgs) -> Result<u8> {
+    let path = chosen(args.machine.as_deref())?;
+    let node = control::inspect(&path).with_context(|| format!("asking {}", path.display()))?;
+    show(node, args.json);
+    Ok(0)
+}
+
+/// Prints a tree on standard output.
+fn show(node: ioasid_core::inspect::Node, json: bool) {
+    use std::io::Write as _;
+    let mut value = tree::to_json(node);
+    let text = if json {
+        if let Some(object) = value.as_object_mut() {
+            object.insert("schema".to_owned(), 1.into());
+        }
+        format!("{value:#}\n")
+    } else {
+        tree::to_text(&value)
+    };
+    // A reader that went away (`| head`) wants no more.
+    let _ = std::io::stdout().write_all(text.as_bytes());
+}
+
+/// `ioasid mdev`.
+pub(crate) fn mdev(args: MdevArgs) -> Result<u8> {
+    let path = chosen(args.machine.as_deref())?;
+    let request = match args.verb {
+        MdevVerb::Create {
+            parent,
+            uuid,
+            type_name,
+            vm,
+        } => MdevRequest::Create {
+            parent,
+            kind: type_name,
+            uuid,
+            vm,
+        },
+        MdevVerb::List => MdevRequest::List,
+        MdevVerb::Remove { uuid } => MdevRequest::Remove { uuid },
+    };
+    show(control::mdev(&path, request)?, false);
+    Ok(0)
+}

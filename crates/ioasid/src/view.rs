@@ -1,0 +1,90 @@
+//! A machine, as the supervisor wants to see it.
+
+use std::sync::Arc;
+
+use ioasid_core::{
+    inspect::{Inspect as _, Node},
+    spa::SpaSpace,
+};
+use ioasid_iommufd::Context;
+use ioasid_machine::Machine;
+use ioasid_supervisor::{MachineView, NodeInfo, SysfsEntry, view::MdevRequest};
+
+/// The view of one machine.
+#[derive(Debug)]
+pub(crate) struct View(Arc<Machine>);
+
+impl View {
+    /// The view of `machine`.
+    pub(crate) fn new(machine: &Arc<Machine>) -> Arc<dyn MachineView> {
+        Arc::new(View(Arc::clone(machine)))
+    }
+}
+
+impl MachineView for View {
+    fn new_context(&self) -> Arc<Context> {
+        self.0.new_context()
+    }
+
+    fn nodes(&self, vm: Option<&str>) -> Vec<NodeInfo> {
+        let nodes = self.0.nodes(vm).into_iter();
+        let info = |node: ioasid_machine::VfioNode| NodeInfo {
+            name: node.name,
+            major: node.major,
+            minor: node.minor,
+            device: node.device,
+        };
+        nodes.map(info).collect()
+    }
+
+    fn sysfs(&self, vm: Option<&str>) -> Vec<SysfsEntry> {
+        let kind = |kind| match kind {
+            ioasid_machine::sysfs::SysfsKind::File(bytes) => {
+                ioasid_supervisor::SysfsKind::File(bytes)
+            }
+            ioasid_machine::sysfs::SysfsKind::Link(target) => {
+                ioasid_supervisor::SysfsKind::Link(target)
+            }
+            _ => ioasid_supervisor::SysfsKind::Dir,
+        };
+        let entries = self.0.sysfs(vm).into_iter();
+        entries
+            .map(|entry| SysfsEntry {
+                path: entry.path,
+                kind: kind(entry.kind),
+            })
+            .collect()
+    }
+
+    fn space(&self) -> Arc<SpaSpace> {
+        Arc::clone(self.0.iommu().space())
+    }
+
+    fn inspect(&self) -> Node {
+        self.0.inspect()
+    }
+
+    fn has_vm(&self, vm: &str) -> bool {
+        self.0.has_vm(vm)
+    }
+
+    fn mdev(&self, request: &MdevRequest) -> Result<Node, String> {
+        let sentence = |error: ioasid_machine::MachineError| error.to_string();
+        match request {
+            MdevRequest::Create {
+                parent,
+                kind,
+                uuid,
+                vm,
+            } => {
+                self.0
+                    .create_mdev(parent, kind, uuid, vm.clone())
+                    .map_err(sentence)?;
+            }
+            MdevRequest::Remove { uuid } => self.0.remove_mdev(uuid).map_err(sentence)?,
+            MdevRequest::List => {}
+            _ => return Err("this machine does not know that request".to_owned()),
+        }
+        Ok(self.0.inspect_mdevs())
+    }
+}

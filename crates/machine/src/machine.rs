@@ -1,0 +1,552 @@
+//! The running set: IOMMU, devices, the parent's own driver, mediated devices, open contexts.
+
+use std::{
+    collections::BTreeMap,
+    fmt,
+    sync::{Arc, Weak},
+    time::Duration,
+};
+
+use ioasid_core::{
+    PciAddress,
+    host::Spawner,
+    inspect::{Inspect, Node, Value},
+    sync::Mutex,
+};
+use ioasid_dsa::{DsaConfig, DsaDevice, DsaParent, HostDriver, HostQueue, QueueConfig, TYPE_1DWQ};
+use ioasid_iommu::{DeviceConfig, Iommu, IommuConfig};
+use ioasid_iommufd::Context;
+use ioasid_vfio::{
+    DeviceModel, Passthrough, Vfio, VfioDevice,
+    mdev::{Mdev, MdevParent, MdevRegistry, Uuid},
+};
+
+use crate::{
+    file::{DeviceSection, Driver, MachineFile, Model, Owner},
+    sysfs::{MdevFunction, MdevTypeEntry, PciFunction, SysfsBuilder, SysfsEntry, VfioName},
+};
+
+/// Character device major number of the VFIO device nodes: in Linux a dynamic one, here the first
+/// that Linux would give (`CHRDEV_MAJOR_DYN_EXT_START`, include/linux/fs.h).
+const VFIO_MAJOR: u32 = 511;
+
+/// PASIDs that one device can use, as a power of two.
+const PASID_BITS: u8 = 20;
+
+/// How long the removal of a mediated device waits for its user.
+const REMOVE_PATIENCE: Duration = Duration::from_secs(5);
+
+/// Why a machine could not be built or changed.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum MachineError {
+    /// The IOMMU refuses a device.
+    #[error("device {address}: {cause}")]
+    Device {
+        /// The device.
+        address: PciAddress,
+        /// Why, in words.
+        cause: String,
+    },
+    /// A mediated device could not be created or removed.
+    #[error("mediated device {uuid}: {cause}")]
+    Mdev {
+        /// What was given as its UUID.
+        uuid: String,
+        /// Why.
+        cause: ioasid_vfio::Error,
+    },
+}
+
+/// One device of the machine.
+struct MachineDevice {
+    section: DeviceSection,
+    address: PciAddress,
+    dsa: Arc<DsaDevice>,
+    /// What the host has of a device that it drives.
+    host: Option<HostSide>,
+    /// The node, for a device that is offered whole.
+    vfio: Option<Arc<VfioDevice>>,
+}
+
+/// A device that its own driver holds: the queues it works on, and the children of the others.
+struct HostSide {
+    queues: Vec<Arc<HostQueue>>,
+    parent: Arc<DsaParent>,
+    // Goes last: the queues are the driver's.
+    _driver: Arc<HostDriver>,
+}
+
+/// A device node below `/dev/vfio/devices`.
+#[derive(Clone, Debug)]
+pub struct VfioNode {
+    /// File name, `vfio0`.
+    pub name: String,
+    /// Character device number.
+    pub major: u32,
+    /// Character device number.
+    pub minor: u32,
+    /// What an open opens.
+    pub device: Arc<VfioDevice>,
+}
+
+impl VfioNode {
+    fn new(device: &Arc<VfioDevice>) -> Self {
+        let (name, minor) = (device.name().to_owned(), device.index());
+        VfioNode {
+            name,
+            major: VFIO_MAJOR,
+            minor,
+            device: Arc::clone(device),
+        }
+    }
+
+    fn sysfs_name(&self) -> VfioName {
+        VfioName {
+            name: self.name.clone(),
+            major: self.major,
+            minor: self.minor,
+        }
+    }
+}
+
+/// A mediated device, for lists.
+#[derive(Clone, Debug)]
+pub struct MdevInfo {
+    /// Its UUID.
+    pub uuid: Uuid,
+    /// Its parent's name.
+    pub parent: String,
+    /// Its type.
+    pub type_name: String,
+    /// The VM that owns it.
+    pub vm: Option<String>,
+    /// Its node.
+    pub node: VfioNode,
+}
+
+/// A running machine. Dropping it stops its engines.
+pub struct Machine {
+    name: String,
+    iommu: Arc<Iommu>,
+    mdevs: Arc<MdevRegistry>,
+    devices: Vec<MachineDevice>,
+    vm_of_mdev: Mutex<BTreeMap<Uuid, String>>,
+    contexts: Mutex<Vec<Weak<Context>>>,
+}
+
+impl Machine {
+    /// Builds the machine that `file` describes; its engines run on threads of `spawner`.
+    ///
+    /// # Errors
+    /// See [`MachineError`]; what was built before the error is taken down again.
+    pub fn build(
+        name: impl Into<String>,
+        file: &MachineFile,
+        spawner: &dyn Spawner,
+    ) -> Result<Arc<Self>, MachineError> {
+        let format = file.iommu.format.into();
+        let iommu = Iommu::new(IommuConfig {
+            format,
+            ..IommuConfig::default()
+        });
+        let vfio = Vfio::new(&iommu);
+        let mdevs = MdevRegistry::new(&vfio);
+        let mut devices = Vec::new();
+        for section in &file.device {
+            devices.push(MachineDevice::build(
+                section, &iommu, &vfio, &mdevs, spawner,
+            )?);
+        }
+        let machine = Arc::new(Machine {
+            name: name.into(),
+            iommu,
+
+            mdevs,
+            devices,
+            vm_of_mdev: Mutex::default(),
+            contexts: Mutex::default(),
+        });
+        for device in &machine.devices {
+            for queue in &device.section.queue {
+                if let Some(uuid) = queue.uuid {
+                    let parent = device.address.to_string();
+                    machine.create_mdev(&parent, TYPE_1DWQ, &uuid.to_string(), queue.vm.clone())?;
+                }
+            }
+        }
+        Ok(machine)
+    }
+
+    /// Its name.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// The IOMMU in front of every device.
+    pub fn iommu(&self) -> &Arc<Iommu> {
+        &self.iommu
+    }
+
+    /// The software DSA at `address`.
+    pub fn dsa(&self, address: PciAddress) -> Option<&Arc<DsaDevice>> {
+        self.devices
+            .iter()
+            .find(|device| device.address == address)
+            .map(|device| &device.dsa)
+    }
+
+    /// The queues on which the parents' own drivers work.
+    pub fn host_queues(&self) -> impl Iterator<Item = (PciAddress, &Arc<HostQueue>)> {
+        let hosts = self
+            .devices
+            .iter()
+            .filter_map(|d| Some((d.address, d.host.as_ref()?)));
+        hosts.flat_map(|(address, host)| host.queues.iter().map(move |queue| (address, queue)))
+    }
+
+    /// A new open file of `/dev/iommu`.
+    pub fn new_context(&self) -> Arc<Context> {
+        let context = Context::new(&self.iommu);
+        let mut contexts = self.contexts.lock();
+        contexts.retain(|known| known.strong_count() > 0);
+        contexts.push(Arc::downgrade(&context));
+        context
+    }
+
+    /// Whether something of the machine belongs to `vm`.
+    pub fn has_vm(&self, vm: &str) -> bool {
+        self.devices
+            .iter()
+            .any(|device| device.section.vm.as_deref() == Some(vm))
+            || self.vm_of_mdev.lock().values().any(|owner| owner == vm)
+    }
+
+    /// The names of all VMs.
+    pub fn vms(&self) -> Vec<String> {
+        let devices = self
+            .devices
+            .iter()
+            .filter_map(|device| device.section.vm.clone());
+        let mut vms: Vec<_> = devices
+            .chain(self.vm_of_mdev.lock().values().cloned())
+            .collect();
+        vms.sort();
+        vms.dedup();
+        vms
+    }
+
+    /// The whole devices that a program of `vm` sees; all for `None`.
+    fn pdevs<'a>(&'a self, vm: Option<&'a str>) -> impl Iterator<Item = &'a MachineDevice> {
+        self.devices.iter().filter(move |device| {
+            device.vfio.is_some() && (vm.is_none() || device.section.vm.as_deref() == vm)
+        })
+    }
+
+    /// The mediated devices that a program of `vm` sees; all for `None`.
+    pub fn mdevs(&self, vm: Option<&str>) -> Vec<MdevInfo> {
+        let owners = self.vm_of_mdev.lock().clone();
+        let info = |mdev: Arc<Mdev>| MdevInfo {
+            uuid: mdev.uuid(),
+            parent: mdev.parent().name(),
+            type_name: mdev.type_id().to_owned(),
+            vm: owners.get(&mdev.uuid()).cloned(),
+            node: VfioNode::new(mdev.device()),
+        };
+        let mdevs = self.mdevs.list().into_iter().map(info);
+        mdevs
+            .filter(|mdev| vm.is_none() || mdev.vm.as_deref() == vm)
+            .collect()
+    }
+
+    /// The device nodes that a program of `vm` sees; all for `None`.
+    pub fn nodes(&self, vm: Option<&str>) -> Vec<VfioNode> {
+        let pdevs = self
+            .pdevs(vm)
+            .filter_map(|device| device.vfio.as_ref())
+            .map(VfioNode::new);
+        pdevs
+            .chain(self.mdevs(vm).into_iter().map(|mdev| mdev.node))
+            .collect()
+    }
+
+    /// What is added to the `/sys` of a program of `vm`. A parent is shown to whoever sees one of
+    /// its mediated devices.
+    pub fn sysfs(&self, vm: Option<&str>) -> Vec<SysfsEntry> {
+        let mut sysfs = SysfsBuilder::new();
+        let mdevs = self.mdevs(vm);
+        for device in &self.devices {
+            let name = device.address.to_string();
+            let is_parent = mdevs.iter().any(|mdev| mdev.parent == name);
+            let is_visible = self
+                .pdevs(vm)
+                .any(|visible| visible.address == device.address);
+            if vm.is_none() || is_parent || is_visible {
+                sysfs.pci(&device.pci_function());
+            }
+            if is_parent || (vm.is_none() && device.host.is_some()) {
+                device
+                    .mdev_types()
+                    .iter()
+                    .for_each(|entry| sysfs.mdev_type(entry));
+            }
+        }
+        for mdev in mdevs {
+            let Ok(parent) = mdev.parent.parse() else {
+                continue;
+            };
+            sysfs.mdev(&MdevFunction {
+                uuid: mdev.uuid.to_string(),
+                parent,
+                type_name: mdev.type_name,
+                group: mdev.node.device.group_number(),
+                vfio: mdev.node.sysfs_name(),
+            });
+        }
+        sysfs.finish()
+    }
+
+    /// Creates a mediated device on a queue of `parent` that is set aside for one.
+    ///
+    /// # Errors
+    /// [`MachineError::Mdev`] with what writing to the `create` file would give: EINVAL for what is
+    /// no UUID, EEXIST, EUSERS when no queue is left.
+    pub fn create_mdev(
+        &self,
+        parent: &str,
+        type_name: &str,
+        uuid: &str,
+        vm: Option<String>,
+    ) -> Result<MdevInfo, MachineError> {
+        let failed = |cause| MachineError::Mdev {
+            uuid: uuid.to_owned(),
+            cause,
+        };
+        let mdev = self
+            .mdevs
+            .create(parent, type_name, uuid.as_bytes())
+            .map_err(failed)?;
+        if let Some(vm) = &vm {
+            self.vm_of_mdev.lock().insert(mdev.uuid(), vm.clone());
+        }
+        Ok(MdevInfo {
+            uuid: mdev.uuid(),
+            parent: parent.to_owned(),
+            type_name: type_name.to_owned(),
+            vm,
+            node: VfioNode::new(mdev.device()),
+        })
+    }
+
+    /// Removes a mediated device: asks its user for it and waits a few seconds.
+    ///
+    /// # Errors
+    /// [`MachineError::Mdev`] if there is none, or it is still in use.
+    pub fn remove_mdev(&self, uuid: &str) -> Result<(), MachineError> {
+        let failed = |cause| MachineError::Mdev {
+            uuid: uuid.to_owned(),
+            cause,
+        };
+        let parsed: Uuid = uuid.parse().map_err(failed)?;
+        self.mdevs.remove(parsed, REMOVE_PATIENCE).map_err(failed)?;
+        self.vm_of_mdev.lock().remove(&parsed);
+        Ok(())
+    }
+
+    fn inspect_mdev(&self, mdev: &MdevInfo) -> Node {
+        let mut node = Node::new()
+            .with("uuid", mdev.uuid.to_string())
+            .with("type", mdev.type_name.as_str())
+            .with("parent", mdev.parent.as_str())
+            .with("vm", mdev.vm.as_deref().unwrap_or("-"))
+            .with("node", mdev.node.name.as_str());
+        let hosts = self
+            .devices
+            .iter()
+            .filter_map(|device| device.host.as_ref());
+        if let Some(child) = hosts.filter_map(|host| host.parent.child(mdev.uuid)).next() {
+            node.set("queue", child.inspect());
+        }
+        node.with("vfio", mdev.node.device.inspect())
+    }
+
+    /// The parents with their types, free instances and children.
+    pub fn inspect_mdevs(&self) -> Node {
+        let mut types = Vec::new();
+        for device in &self.devices {
+            for entry in device.mdev_types() {
+                types.push(
+                    Node::new()
+                        .with("parent", entry.parent.to_string())
+                        .with("type", entry.type_name)
+                        .with("description", entry.description)
+                        .with("available_instances", entry.available_instances),
+                );
+            }
+        }
+        let devices: Vec<Node> = self
+            .mdevs(None)
+            .iter()
+            .map(|mdev| self.inspect_mdev(mdev))
+            .collect();
+        Node::new().with("types", types).with("devices", devices)
+    }
+}
+
+impl MachineDevice {
+    fn build(
+        section: &DeviceSection,
+        iommu: &Arc<Iommu>,
+        vfio: &Arc<Vfio>,
+        mdevs: &MdevRegistry,
+        spawner: &dyn Spawner,
+    ) -> Result<Self, MachineError> {
+        let Model::Dsa = section.model;
+        let Some(address) = section.address else {
+            unreachable!("a checked machine file has an address for every device")
+        };
+        let failed = |cause: &dyn fmt::Display| MachineError::Device {
+            address,
+            cause: cause.to_string(),
+        };
+        let config = DeviceConfig {
+            pasid_bits: PASID_BITS,
+            format: iommu.config().format,
+            dirty: true,
+            page_requests: true,
+            ..DeviceConfig::new(address)
+        };
+        let device = iommu.add_device(config).map_err(|error| failed(&error))?;
+        let queues = section.queue.iter().map(|queue| QueueConfig {
+            size: u16::try_from(queue.size).unwrap_or(u16::MAX),
+            mdev: queue.owner == Owner::Mdev,
+        });
+        let config = DsaConfig {
+            queues: queues.collect(),
+            engines: section.engines,
+        };
+        let dsa = DsaDevice::new(iommu, device.clone(), config, spawner)
+            .map_err(|error| failed(&error))?;
+        let (mut host, mut node) = (None, None);
+        match section.driver {
+            Driver::Host => {
+                let driver = HostDriver::probe(&dsa).map_err(|error| failed(&error))?;
+                let own = section.queue.iter().enumerate();
+                let own = own.filter(|(_, queue)| queue.owner == Owner::Host);
+                let queues = own.map(|(index, _)| driver.open_queue(index).map(Arc::new));
+                let queues = queues
+                    .collect::<Result<_, _>>()
+                    .map_err(|error| failed(&error))?;
+                let parent = DsaParent::new(dsa.clone());
+                mdevs.add_parent(parent.clone());
+                host = Some(HostSide {
+                    queues,
+                    parent,
+                    _driver: driver,
+                });
+            }
+            Driver::Vfio => node = Some(vfio.add(dsa.clone(), Passthrough::Whole(device))),
+        }
+        Ok(MachineDevice {
+            section: section.clone(),
+            address,
+            dsa,
+            host,
+            vfio: node,
+        })
+    }
+
+    fn driver_name(&self) -> &'static str {
+        match self.section.driver {
+            Driver::Host => "idxd",
+            Driver::Vfio => "vfio-pci",
+        }
+    }
+
+    fn pci_function(&self) -> PciFunction {
+        let function = self.dsa.function();
+        let mut bars = [0; 6];
+        for (index, size) in bars.iter_mut().enumerate() {
+            *size = function.bar(index as u8).map_or(0, |bar| bar.size);
+        }
+        PciFunction {
+            address: self.address,
+            config: function.host_config(),
+            bars,
+            driver: self.driver_name(),
+            group: self.dsa.device().group().id(),
+            vfio: self
+                .vfio
+                .as_ref()
+                .map(|device| VfioNode::new(device).sysfs_name()),
+        }
+    }
+
+    fn mdev_types(&self) -> Vec<MdevTypeEntry> {
+        let Some(host) = &self.host else {
+            return Vec::new();
+        };
+        let types = host.parent.types().into_iter();
+        types
+            .map(|offered| MdevTypeEntry {
+                parent: self.address,
+                available_instances: host.parent.available_instances(&offered.id),
+                description: offered.description.unwrap_or(offered.name),
+                type_name: offered.id,
+            })
+            .collect()
+    }
+
+    fn inspect(&self) -> Node {
+        let mut node = Node::new()
+            .with("address", self.address.to_string())
+            .with("model", "dsa")
+            .with("driver", self.driver_name())
+            .with("vm", self.section.vm.as_deref().unwrap_or("-"))
+            .with("dsa", self.dsa.inspect());
+        if let Some(host) = &self.host {
+            let queues: Vec<Node> = host.queues.iter().map(|queue| queue.inspect()).collect();
+            node.set("host_queues", queues);
+        }
+        if let Some(device) = &self.vfio {
+            node.set("node", device.name())
+                .set("vfio", device.inspect());
+        }
+        node
+    }
+}
+
+impl Inspect for Machine {
+    fn inspect(&self) -> Node {
+        let devices: Vec<Node> = self.devices.iter().map(MachineDevice::inspect).collect();
+        let mdevs: Vec<Node> = self
+            .mdevs(None)
+            .iter()
+            .map(|mdev| self.inspect_mdev(mdev))
+            .collect();
+        let contexts: Vec<_> = self
+            .contexts
+            .lock()
+            .iter()
+            .filter_map(Weak::upgrade)
+            .collect();
+        let contexts: Vec<Value> = contexts
+            .iter()
+            .map(|context| context.inspect().into())
+            .collect();
+        Node::new()
+            .with("name", self.name.as_str())
+            .with("iommu", self.iommu.inspect())
+            .with("devices", devices)
+            .with("mdevs", mdevs)
+            .with("iommufds", Value::List(contexts))
+    }
+}
+
+impl fmt::Debug for Machine {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Machine")
+            .field("name", &self.name)
+            .finish_non_exhaustive()
+    }
+}

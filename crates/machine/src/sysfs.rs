@@ -1,0 +1,373 @@
+//! What a machine adds to a program's `/sys`: its PCI functions, mdevs, IOMMU groups and VFIO class
+//! devices, laid out as Linux does (Documentation/ABI/testing/sysfs-bus-pci, -bus-vfio-mdev,
+//! -class-iommu, -devices-vfio-dev).
+//!
+//! Entries are plain data: whoever builds a file tree from them needs no other knowledge.
+
+use std::fmt::Write as _;
+
+use ioasid_core::PciAddress;
+use serde::{Deserialize, Serialize};
+
+/// One entry below `/sys`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SysfsEntry {
+    /// Path relative to `/sys`, without `.` and `..`, for example
+    /// `devices/pci0000:6a/0000:6a:01.0/vendor`. Missing parents are made.
+    pub path: String,
+    /// What it is.
+    pub kind: SysfsKind,
+}
+
+/// The kind of a [`SysfsEntry`].
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+#[non_exhaustive]
+pub enum SysfsKind {
+    /// A directory. One that the host has too is merged with the host's.
+    Dir,
+    /// A file with these bytes.
+    File(Vec<u8>),
+    /// A symbolic link with this target, a relative one.
+    Link(String),
+}
+
+/// A `/dev/vfio/devices` node as sysfs names it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct VfioName {
+    /// `vfio0` and so on.
+    pub name: String,
+    /// Character device number.
+    pub major: u32,
+    /// Character device number.
+    pub minor: u32,
+}
+
+/// A PCI function as sysfs shows it.
+#[derive(Clone, Debug)]
+pub struct PciFunction {
+    /// Its address.
+    pub address: PciAddress,
+    /// The configuration space, at least the 64 bytes of the header.
+    pub config: Vec<u8>,
+    /// Sizes in bytes of BAR 0-5; 0 where there is none.
+    pub bars: [u64; 6],
+    /// Name of the bound driver.
+    pub driver: &'static str,
+    /// IOMMU group number.
+    pub group: u32,
+    /// Its VFIO node, if vfio-pci drives it.
+    pub vfio: Option<VfioName>,
+}
+
+/// A mediated device as sysfs shows it.
+#[derive(Clone, Debug)]
+pub struct MdevFunction {
+    /// Its UUID, lower case.
+    pub uuid: String,
+    /// The parent's address.
+    pub parent: PciAddress,
+    /// Its type's full name, `dsa-1dwq`.
+    pub type_name: String,
+    /// IOMMU group number of its own.
+    pub group: u32,
+    /// Its VFIO node.
+    pub vfio: VfioName,
+}
+
+/// A type that a parent offers.
+#[derive(Clone, Debug)]
+pub struct MdevTypeEntry {
+    /// The parent's address.
+    pub parent: PciAddress,
+    /// Full name, `dsa-1dwq`.
+    pub type_name: String,
+    /// For people.
+    pub description: String,
+    /// How many more can be created.
+    pub available_instances: u32,
+}
+
+/// Collects entries.
+#[derive(Debug, Default)]
+pub struct SysfsBuilder {
+    entries: Vec<SysfsEntry>,
+}
+
+impl SysfsBuilder {
+    /// The entries that are there without any device.
+    pub fn new() -> Self {
+        let mut sysfs = SysfsBuilder::default();
+        for dir in [
+            "bus/pci/devices",
+            "bus/pci/drivers/vfio-pci",
+            "bus/mdev/devices",
+            "bus/mdev/drivers/vfio_mdev",
+            "class/vfio-dev",
+            "class/mdev_bus",
+            "kernel/iommu_groups",
+            "module/vfio",
+            "module/vfio_pci",
+            "module/iommufd",
+        ] {
+            sysfs.dir(dir);
+        }
+        sysfs
+    }
+
+    fn push(&mut self, path: impl Into<String>, kind: SysfsKind) {
+        self.entries.push(SysfsEntry {
+            path: path.into(),
+            kind,
+        });
+    }
+
+    fn dir(&mut self, path: impl Into<String>) {
+        self.push(path, SysfsKind::Dir);
+    }
+
+    fn file(&mut self, path: impl Into<String>, text: impl Into<Vec<u8>>) {
+        self.push(path, SysfsKind::File(text.into()));
+    }
+
+    /// A link at `path` to `target`, both relative to `/sys`.
+    fn link(&mut self, path: impl Into<String>, target: &str) {
+        let path = path.into();
+        let up = "../".repeat(path.matches('/').count());
+        self.push(path, SysfsKind::Link(format!("{up}{target}")));
+    }
+
+    fn iommu_group(&mut self, device_path: &str, name: &str, group: u32) {
+        let group_path = format!("kernel/iommu_groups/{group}");
+        self.file(format!("{group_path}/type"), "DMA-FQ\n");
+        self.file(
+            format!("{group_path}/reserved_regions"),
+            "0x00000000fee00000 0x00000000feefffff msi\n",
+        );
+        self.link(format!("{group_path}/devices/{name}"), device_path);
+        self.link(format!("{device_path}/iommu_group"), &group_path);
+    }
+
+    fn vfio_dev(&mut self, device_path: &str, vfio: &VfioName) {
+        let VfioName { name, major, minor } = vfio;
+        let path = format!("{device_path}/vfio-dev/{name}");
+        self.file(format!("{path}/dev"), format!("{major}:{minor}\n"));
+        self.file(
+            format!("{path}/uevent"),
+            format!("MAJOR={major}\nMINOR={minor}\nDEVNAME=vfio/devices/{name}\n"),
+        );
+        self.link(format!("{path}/device"), device_path);
+        self.link(format!("{path}/subsystem"), "class/vfio-dev");
+        self.link(format!("class/vfio-dev/{name}"), &path);
+    }
+
+    /// Adds a PCI function.
+    pub fn pci(&mut self, function: &PciFunction) {
+        let address = function.address;
+        let path = pci_path(address);
+        let byte = |offset: usize| u32::from(function.config.get(offset).copied().unwrap_or(0));
+        let word = |offset: usize| byte(offset) | byte(offset + 1) << 8;
+        let class = byte(9) | byte(10) << 8 | byte(11) << 16;
+        let (vendor, device, sub_vendor, sub_device) = (word(0), word(2), word(0x2c), word(0x2e));
+        for (name, text) in [
+            ("vendor", format!("{vendor:#06x}\n")),
+            ("device", format!("{device:#06x}\n")),
+            ("subsystem_vendor", format!("{sub_vendor:#06x}\n")),
+            ("subsystem_device", format!("{sub_device:#06x}\n")),
+            ("class", format!("{class:#08x}\n")),
+            ("revision", format!("{:#04x}\n", byte(8))),
+            ("irq", "0\n".to_owned()),
+            ("enable", "1\n".to_owned()),
+            ("numa_node", "-1\n".to_owned()),
+            ("local_cpulist", "0\n".to_owned()),
+            ("driver_override", "(null)\n".to_owned()),
+            (
+                "modalias",
+                format!(
+                    "pci:v{vendor:08X}d{device:08X}sv{sub_vendor:08X}sd{sub_device:08X}\
+                     bc{:02X}sc{:02X}i{:02X}\n",
+                    byte(11),
+                    byte(10),
+                    byte(9)
+                ),
+            ),
+            (
+                "uevent",
+                format!(
+                    "DRIVER={}\nPCI_CLASS={class:X}\nPCI_ID={vendor:04X}:{device:04X}\n\
+                     PCI_SUBSYS_ID={sub_vendor:04X}:{sub_device:04X}\nPCI_SLOT_NAME={address}\n",
+                    function.driver
+                ),
+            ),
+            ("resource", resource_text(function)),
+        ] {
+            self.file(format!("{path}/{name}"), text);
+        }
+        self.file(format!("{path}/config"), function.config.clone());
+        let name = address.to_string();
+        self.link(format!("{path}/subsystem"), "bus/pci");
+        self.link(format!("bus/pci/devices/{name}"), &path);
+        let driver = format!("bus/pci/drivers/{}", function.driver);
+        self.link(format!("{driver}/{name}"), &path);
+        self.link(format!("{path}/driver"), &driver);
+        self.iommu_group(&path, &name, function.group);
+        if let Some(vfio) = &function.vfio {
+            self.vfio_dev(&path, vfio);
+        }
+    }
+
+    /// Adds a mediated device.
+    pub fn mdev(&mut self, mdev: &MdevFunction) {
+        let path = format!("{}/{}", pci_path(mdev.parent), mdev.uuid);
+        let type_path = mdev_type_path(mdev.parent, &mdev.type_name);
+        self.link(format!("{path}/subsystem"), "bus/mdev");
+        self.link(format!("{path}/driver"), "bus/mdev/drivers/vfio_mdev");
+        self.link(format!("{path}/mdev_type"), &type_path);
+        self.file(format!("{path}/uevent"), "DRIVER=vfio_mdev\n");
+        self.link(format!("bus/mdev/devices/{}", mdev.uuid), &path);
+        self.link(format!("bus/mdev/drivers/vfio_mdev/{}", mdev.uuid), &path);
+        self.link(format!("{type_path}/devices/{}", mdev.uuid), &path);
+        self.iommu_group(&path, &mdev.uuid, mdev.group);
+        self.vfio_dev(&path, &mdev.vfio);
+    }
+
+    /// Adds a type that a parent offers.
+    pub fn mdev_type(&mut self, entry: &MdevTypeEntry) {
+        let path = mdev_type_path(entry.parent, &entry.type_name);
+        self.file(format!("{path}/name"), format!("{}\n", entry.type_name));
+        self.file(format!("{path}/device_api"), "vfio-pci\n");
+        self.file(
+            format!("{path}/description"),
+            format!("{}\n", entry.description),
+        );
+        self.file(
+            format!("{path}/available_instances"),
+            format!("{}\n", entry.available_instances),
+        );
+        self.dir(format!("{path}/devices"));
+        self.link(
+            format!("class/mdev_bus/{}", entry.parent),
+            &pci_path(entry.parent),
+        );
+    }
+
+    /// All entries, each path once.
+    pub fn finish(mut self) -> Vec<SysfsEntry> {
+        let mut seen = std::collections::HashSet::new();
+        self.entries.retain(|entry| seen.insert(entry.path.clone()));
+        self.entries
+    }
+}
+
+fn pci_path(address: PciAddress) -> String {
+    format!(
+        "devices/pci{:04x}:{:02x}/{address}",
+        address.segment,
+        address.bus()
+    )
+}
+
+fn mdev_type_path(parent: PciAddress, type_name: &str) -> String {
+    format!("{}/mdev_supported_types/{type_name}", pci_path(parent))
+}
+
+/// The 17 lines `start end flags` that `pciutils` and user-space drivers read.
+fn resource_text(function: &PciFunction) -> String {
+    /// `IORESOURCE_MEM | IORESOURCE_PREFETCH | IORESOURCE_SIZEALIGN | IORESOURCE_MEM_64`.
+    const MEM64: u64 = 0x0014_220c;
+    // Where firmware would have put the BARs: above 4 GiB, by bus number.
+    let mut next = 0x2000_0000_0000_u64 + (u64::from(function.address.rid.0) << 28);
+    let mut text = String::new();
+    for line in 0..17 {
+        let size = function.bars.get(line).copied().unwrap_or(0);
+        let (start, last, flags) = match size {
+            0 => (0, 0, 0),
+            size => {
+                let start = next.next_multiple_of(size);
+                next = start + size;
+                (start, start + size - 1, MEM64)
+            }
+        };
+        let _ = writeln!(text, "{start:#018x} {last:#018x} {flags:#018x}");
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn vfio(minor: u32) -> VfioName {
+        VfioName {
+            name: format!("vfio{minor}"),
+            major: 511,
+            minor,
+        }
+    }
+
+    fn find<'a>(entries: &'a [SysfsEntry], path: &str) -> &'a SysfsKind {
+        let found = entries.iter().find(|entry| entry.path == path);
+        &found.unwrap_or_else(|| panic!("no {path}")).kind
+    }
+
+    #[test]
+    fn a_function_shows_what_clients_read() {
+        let mut config = vec![0; 256];
+        config[..4].copy_from_slice(&[0x86, 0x80, 0x25, 0x0b]);
+        config[11] = 0x08;
+        config[10] = 0x80;
+        let mut sysfs = SysfsBuilder::new();
+        sysfs.pci(&PciFunction {
+            address: "0000:6b:01.0".parse().unwrap(),
+            config,
+            bars: [0x10000, 0, 0x10000, 0, 0, 0],
+            driver: "vfio-pci",
+            group: 3,
+            vfio: Some(vfio(0)),
+        });
+        let entries = sysfs.finish();
+        let base = "devices/pci0000:6b/0000:6b:01.0";
+        let text = |name: &str| match find(&entries, &format!("{base}/{name}")) {
+            SysfsKind::File(bytes) => String::from_utf8(bytes.clone()).unwrap(),
+            other => panic!("{name} is {other:?}"),
+        };
+        assert_eq!(text("vendor"), "0x8086\n");
+        assert_eq!(text("device"), "0x0b25\n");
+        assert_eq!(text("class"), "0x088000\n");
+        assert_eq!(text("resource").lines().count(), 17);
+        assert_eq!(text("vfio-dev/vfio0/dev"), "511:0\n");
+        assert_eq!(
+            find(&entries, &format!("{base}/iommu_group")),
+            &SysfsKind::Link("../../../kernel/iommu_groups/3".into())
+        );
+        assert_eq!(
+            find(&entries, "bus/pci/devices/0000:6b:01.0"),
+            &SysfsKind::Link(format!("../../../{base}"))
+        );
+    }
+
+    #[test]
+    fn an_mdev_is_found_by_uuid_and_says_that_it_is_one() {
+        let mut sysfs = SysfsBuilder::new();
+        let parent = "0000:6a:01.0".parse().unwrap();
+        let uuid = "5f2e6a9e-93a1-4f0a-9b3e-3d8f0c1b2a01";
+        sysfs.mdev(&MdevFunction {
+            uuid: uuid.into(),
+            parent,
+            type_name: "dsa-1dwq".into(),
+            group: 9,
+            vfio: vfio(1),
+        });
+        let entries = sysfs.finish();
+        let base = format!("devices/pci0000:6a/0000:6a:01.0/{uuid}");
+        assert_eq!(
+            find(&entries, &format!("{base}/subsystem")),
+            &SysfsKind::Link("../../../../bus/mdev".into())
+        );
+        let in_vfio_dev = entries
+            .iter()
+            .filter(|e| e.path.starts_with(&format!("{base}/vfio-dev/vfio1/")))
+            .count();
+        assert!(in_vfio_dev >= 3);
+    }
+}

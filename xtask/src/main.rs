@@ -215,7 +215,7 @@ const LONG: [(&str, &str); 5] = [
     ("IOASID_LONG", "1"),
     ("IOASID_RACES", "1000000"),
     ("IOASID_SHUTTLE", "5000"),
-    ("IOASID_STORM", "200000"),
+    ("IOASID_STORM", "60000"),
     ("PROPTEST_CASES", "20000"),
 ];
 

@@ -2,7 +2,7 @@
 
 use std::{io, path::PathBuf};
 
-use crate::run::Role;
+use crate::config::Role;
 
 /// Result of this crate.
 pub type Result<T> = std::result::Result<T, Error>;

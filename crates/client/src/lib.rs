@@ -19,6 +19,7 @@
 //! published crates do not wrap, or wrap without giving back what the kernel answered).
 
 mod bring_up;
+mod config;
 mod device;
 pub mod discover;
 pub mod dsa;
@@ -31,12 +32,10 @@ mod run;
 mod vm;
 
 pub use bring_up::Limits;
+pub use config::{Choice, Config, Order, PageTables, Role};
 pub use device::Device;
 pub use error::{Error, Result};
 pub use memory::{DmaMemory, MemoryKind};
 pub use queue::{Completed, DsaQueue, RecordSlot};
-pub use run::{
-    Choice, Config, DATA_IOVA, DeviceReport, NoObserver, Observer, Order, PageTables, RECORDS_IOVA,
-    Report, Role, Step, run,
-};
+pub use run::{DATA_IOVA, DeviceReport, NoObserver, Observer, RECORDS_IOVA, Report, Step, run};
 pub use vm::{Area, Vm};

@@ -66,6 +66,15 @@ impl Engine {
     }
 }
 
+/// Ends an engine also when an assertion ends the test.
+struct StopOnDrop<'a>(&'a AtomicBool);
+
+impl Drop for StopOnDrop<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Release);
+    }
+}
+
 /// Runs `races` rounds of: give the engine the memory with `begin`, take it away with `end`, mark
 /// the memory, and see that the mark stays while the engine goes on.
 fn race(
@@ -84,6 +93,7 @@ fn race(
     let mut hits = 0;
     thread::scope(|scope| {
         let running = scope.spawn(|| engine.run(device, pasid));
+        let _stop = StopOnDrop(&engine.stop);
         let mut random = Random(races | 1);
         for round in 0..races {
             memory.memory().write(0, &[0; LEN]);
@@ -114,7 +124,6 @@ fn race(
             );
             assert!(!running.is_finished());
         }
-        engine.stop.store(true, Ordering::Release);
     });
     assert!(hits >= races / 64, "the engine did reach the memory");
     assert_eq!(iommu.grace().retired_items(), 0, "nothing is left behind");
@@ -232,6 +241,7 @@ fn a_page_written_after_its_dirty_bit_was_cleared_is_dirty_again() {
                 write(&mut port, None, IOVA + offset, &[number as u8]).unwrap();
             }
         });
+        let _stop = StopOnDrop(&stop);
         let all = range(IOVA, LEN as u64);
         let mut changes = 0_u64;
         for round in 0..races() / 8 {
@@ -252,7 +262,6 @@ fn a_page_written_after_its_dirty_bit_was_cleared_is_dirty_again() {
                 );
             }
         }
-        stop.store(true, Ordering::Release);
         assert!(changes > 0);
     });
 }

@@ -20,13 +20,15 @@ use ioasid_iommu::{
 const IOVA: u64 = 0x1000;
 const MARK: u8 = 0xee;
 
-/// Interleavings per test; `IOASID_SHUTTLE` sets it.
-fn check(scenario: impl Fn() + Send + Sync + 'static) {
+/// Runs a scenario under many interleavings (`IOASID_SHUTTLE` sets how many): random ones, and ones
+/// with few preemptions at random places, which reach what a random walk hardly does.
+fn check(scenario: impl Fn() + Send + Sync + Clone + 'static) {
     let iterations = std::env::var("IOASID_SHUTTLE")
         .ok()
         .and_then(|text| text.parse().ok())
-        .unwrap_or(400);
-    shuttle::check_random(scenario, iterations);
+        .unwrap_or(4000);
+    shuttle::check_random(scenario.clone(), iterations / 2);
+    shuttle::check_pct(scenario, iterations / 2, 3);
 }
 
 struct Scene {

@@ -18,7 +18,7 @@ use ioasid_iommu::{Device, DmaPort, Fault, PageResponse};
 use crate::{
     exec::{Effects, Halt},
     front::Front,
-    queue::{Refused, Task},
+    queue::{Refused, Session, Task},
     spec::{
         Descriptor,
         registers::{SwError, SwErrorInfo},
@@ -150,7 +150,7 @@ impl Shared {
 
     /// Executes `task` as far as it goes here.
     fn execute(self: &Arc<Self>, mut task: Task, port: &mut DmaPort, place: Place) {
-        let session = Arc::clone(&task.session);
+        let session = &task.session;
         let mut total = Effects::default();
         let halt = loop {
             if session.aborted() {
@@ -162,25 +162,11 @@ impl Shared {
                     Place::Engine => port.enter(session.pasid),
                     Place::Worker => port.enter_blocking(session.pasid),
                 };
-                task.execution
-                    .step(&mut guard, &session.terms, &mut effects)
+                let execution = &mut task.execution;
+                execution.step(&mut guard, &session.terms, &mut effects)
             };
-            for error in effects.errors {
-                let info = error
-                    .info
-                    .with_wq_idx_valid(true)
-                    .with_wq_idx(session.index);
-                session
-                    .front
-                    .raise(session.front.report(SwError { info, ..error }));
-            }
-            for vector in effects.interrupts {
-                session.front.interrupt(vector);
-            }
-            total.bytes += effects.bytes;
-            total.ended += effects.ended;
-            total.failed += effects.failed;
-            total.faults += effects.faults;
+            deliver(session, &mut effects);
+            total.add(&effects);
             match result {
                 Err(Halt::Budget) if place == Place::Worker => {}
                 result => break result,
@@ -188,18 +174,16 @@ impl Shared {
         };
         let queue = task.queue;
         let mut state = self.lock();
-        if place == Place::Engine {
-            state.charge(queue, total.bytes);
-        }
         state.queues[queue].account(&total);
-        if place == Place::Worker {
-            state.queues[queue].returns_from_remote();
+        match place {
+            Place::Engine => state.charge(queue, total.bytes),
+            Place::Worker => state.queues[queue].returns_from_remote(),
         }
         match halt {
-            Ok(()) => self.end(state, &task),
+            Ok(()) => self.end(state, task),
             Err(Halt::Budget) => {
                 if let Err(task) = state.queues[queue].resume_later(task) {
-                    self.end(state, &task);
+                    self.end(state, task);
                 }
             }
             Err(Halt::Remote(worker)) => {
@@ -212,8 +196,12 @@ impl Shared {
     }
 
     /// The descriptor is done, or cut short.
-    fn end(&self, mut state: MutexGuard<'_, State>, task: &Task) {
-        state.queues[task.queue].end(task);
+    fn end(&self, mut state: MutexGuard<'_, State>, task: Task) {
+        let (queue, sequence) = (task.queue, task.sequence);
+        let aborted = task.session.aborted();
+        // Before anybody learns that it has ended: with it goes its hold on the PASID.
+        drop(task);
+        state.queues[queue].end(sequence, aborted);
         self.release(state);
     }
 
@@ -222,7 +210,7 @@ impl Shared {
         let (queue, sequence) = (task.queue, task.sequence);
         // Parked before asking: the answer may come from within the request.
         if let Err(task) = state.queues[queue].park(task) {
-            return self.end(state, &task);
+            return self.end(state, task);
         }
         drop(state);
         let shared = Arc::downgrade(self);
@@ -271,8 +259,21 @@ impl Drop for RemoteJob {
         if let Some(task) = self.task.take() {
             let mut state = self.shared.lock();
             state.queues[task.queue].returns_from_remote();
-            self.shared.end(state, &task);
+            self.shared.end(state, task);
         }
+    }
+}
+
+/// Delivers what a step caused outside of memory; no guard and no lock is held.
+fn deliver(session: &Session, effects: &mut Effects) {
+    let front = &session.front;
+    for error in effects.errors.drain(..) {
+        let info = error.info.with_wq_idx_valid(true);
+        let info = info.with_wq_idx(session.index);
+        front.raise(front.report(SwError { info, ..error }));
+    }
+    for vector in effects.interrupts.drain(..) {
+        front.interrupt(vector);
     }
 }
 

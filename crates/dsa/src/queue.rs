@@ -284,10 +284,10 @@ impl Queue {
         self.remote = self.remote.saturating_sub(1);
     }
 
-    /// The descriptor is done, or cut short.
-    pub(crate) fn end(&mut self, task: &Task) {
-        self.stats.aborted += u64::from(task.session.aborted());
-        self.running.retain(|sequence| *sequence != task.sequence);
+    /// A descriptor is done, or cut short by an abort.
+    pub(crate) fn end(&mut self, sequence: u64, aborted: bool) {
+        self.stats.aborted += u64::from(aborted);
+        self.running.retain(|running| *running != sequence);
     }
 
     /// Drops what waits and what is suspended, and asks what is on an engine or a worker to end.
@@ -360,7 +360,7 @@ mod tests {
         let task = queue.take(0).unwrap();
         assert_eq!(queue.accept(descriptor), Ok(()));
         assert_eq!((queue.stats.accepted, queue.stats.dropped), (3, 1));
-        queue.end(&task);
+        queue.end(task.sequence, false);
         assert_eq!(queue.depth(), (2, 0));
     }
 
@@ -371,7 +371,7 @@ mod tests {
         queue.accept(Descriptor::new(Opcode::Drain, 0)).unwrap();
         let first = queue.take(0).unwrap();
         assert!(!queue.has_work());
-        queue.end(&first);
+        queue.end(first.sequence, false);
         assert!(queue.has_work());
     }
 
@@ -383,7 +383,7 @@ mod tests {
         let mark = queue.mark();
         queue.accept(Descriptor::new(Opcode::Noop, 0)).unwrap();
         assert!(!queue.passed(mark));
-        queue.end(&first);
+        queue.end(first.sequence, false);
         assert!(queue.passed(mark), "later descriptors do not count");
     }
 

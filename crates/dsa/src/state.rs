@@ -240,7 +240,7 @@ mod tests {
             let cost = costs[task.queue];
             shares[task.queue] += cost;
             state.charge(task.queue, cost);
-            state.queues[task.queue].end(&task);
+            state.queues[task.queue].end(task.sequence, false);
         }
         shares
     }

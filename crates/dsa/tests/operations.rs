@@ -1,4 +1,5 @@
 //! Every operation against a software reference, and every way in which one can end.
+#![allow(clippy::unwrap_used, reason = "a test may panic")]
 
 mod common;
 

@@ -1,4 +1,5 @@
 //! Queues and commands: what is accepted, what is dropped, and what a command may leave behind.
+#![allow(clippy::unwrap_used, reason = "a test may panic")]
 
 mod common;
 
@@ -457,7 +458,7 @@ fn the_register_file_is_what_drivers_expect() {
         }
     }
     driver.model.read(0, u64::MAX - 2, &mut [0; 8]);
-    driver.model.write(2, u64::MAX & !63, &[0; 64]);
+    driver.model.write(2, !63, &[0; 64]);
     driver.model.write(7, 0, &[0; 64]);
 }
 
@@ -546,10 +547,9 @@ fn the_parents_driver_moves_bytes_through_the_dma_api() {
     let counts = queue.counts();
     assert_eq!((counts.jobs, counts.errors, counts.faults), (6, 1, 1));
     assert_eq!(queue.latency().count(), 6);
-    drop(queue);
-    drop(from);
+    drop((queue, from));
     drop(driver);
-    assert_eq!(iommu.paging_domains(), 0);
+    HostDriver::probe(&dsa).expect("the device is free again");
 }
 
 #[test]

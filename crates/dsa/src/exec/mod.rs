@@ -47,6 +47,16 @@ pub(crate) struct Effects {
     pub(crate) faults: u64,
 }
 
+impl Effects {
+    /// Adds the counts of another step.
+    pub(crate) const fn add(&mut self, other: &Effects) {
+        self.bytes += other.bytes;
+        self.ended += other.ended;
+        self.failed += other.failed;
+        self.faults += other.faults;
+    }
+}
+
 /// What the queue allows a descriptor.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Terms {

@@ -1,4 +1,5 @@
 //! What the tests share: a machine, memory, and a driver as a program would write it.
+#![allow(clippy::unwrap_used, reason = "a test may panic")]
 #![allow(dead_code, reason = "each test binary uses its own part")]
 #![allow(unreachable_pub, reason = "shared by several test binaries")]
 

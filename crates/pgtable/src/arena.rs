@@ -65,16 +65,17 @@ impl Table {
     pub(crate) fn store_run(&self, slot: usize, count: usize, first: u64, step: u64) {
         let entries = self.entries(slot, count);
         fence(Ordering::Release);
-        let (chunks, rest) = entries.as_chunks::<8>();
+        // Up to the next 64 bytes one by one, then whole lines, then the rest.
+        let (head, entries) = entries.split_at(entries.len().min(slot.wrapping_neg() % 8));
+        let (lines, tail) = entries.as_chunks::<8>();
         let mut entry = first;
-        for chunk in chunks {
-            for (lane, slot) in chunk.iter().enumerate() {
-                let value = entry.wrapping_add(step.wrapping_mul(lane as u64));
-                slot.store(value, Ordering::Relaxed);
-            }
-            entry = entry.wrapping_add(step.wrapping_mul(8));
+        for slot in head {
+            slot.store(entry, Ordering::Relaxed);
+            entry = entry.wrapping_add(step);
         }
-        for slot in rest {
+        store_lines(lines, entry, step);
+        entry = entry.wrapping_add(step.wrapping_mul(8 * lines.len() as u64));
+        for slot in tail {
             slot.store(entry, Ordering::Relaxed);
             entry = entry.wrapping_add(step);
         }
@@ -84,6 +85,72 @@ impl Table {
     #[inline]
     pub(crate) fn address(&self) -> u64 {
         ptr::from_ref(self).expose_provenance() as u64
+    }
+}
+
+/// Stores `first`, `first + step` and so on into `lines`, 64 bytes at a time.
+#[cfg(not(all(target_arch = "x86_64", not(ioasid_shuttle), not(miri))))]
+#[inline]
+fn store_lines(lines: &[[AtomicU64; 8]], first: u64, step: u64) {
+    let mut entry = first;
+    for slot in lines.as_flattened() {
+        slot.store(entry, Ordering::Relaxed);
+        entry = entry.wrapping_add(step);
+    }
+}
+
+/// Stores `first`, `first + step` and so on into `lines`, 64 bytes at a time.
+///
+/// The compiler does not merge atomic stores; written out, two entries go with one store, which
+/// halves the time to map a gigabyte of 4 KiB pages.
+#[cfg(all(target_arch = "x86_64", not(ioasid_shuttle), not(miri)))]
+#[inline]
+fn store_lines(lines: &[[AtomicU64; 8]], first: u64, step: u64) {
+    use std::arch::{
+        asm,
+        x86_64::{__m128i, _mm_set_epi64x},
+    };
+
+    let vector = |low: u64, high: u64| -> __m128i {
+        // SAFETY: SSE2 is a part of x86-64.
+        unsafe { _mm_set_epi64x(high as i64, low as i64) }
+    };
+    let pair = |lane: u64| {
+        let low = first.wrapping_add(step.wrapping_mul(lane));
+        vector(low, low.wrapping_add(step))
+    };
+    let line_step = step.wrapping_mul(8);
+    let range = lines.as_ptr_range();
+    if lines.is_empty() {
+        return;
+    }
+    debug_assert!(range.start.addr().is_multiple_of(64));
+    // SAFETY: writes exactly the bytes of `lines`, which are atomics and so may be written through a
+    // shared reference. The stores are aligned, and the processor does not tear the aligned 8-byte
+    // halves of a 16-byte store: to any other thread each entry is stored by one relaxed store.
+    unsafe {
+        asm!(
+            "2:",
+            "movdqa xmmword ptr [{at}], {a}",
+            "movdqa xmmword ptr [{at} + 16], {b}",
+            "movdqa xmmword ptr [{at} + 32], {c}",
+            "movdqa xmmword ptr [{at} + 48], {d}",
+            "paddq {a}, {step}",
+            "paddq {b}, {step}",
+            "paddq {c}, {step}",
+            "paddq {d}, {step}",
+            "add {at}, 64",
+            "cmp {at}, {end}",
+            "jne 2b",
+            at = inout(reg) range.start => _,
+            end = in(reg) range.end,
+            a = inout(xmm_reg) pair(0) => _,
+            b = inout(xmm_reg) pair(2) => _,
+            c = inout(xmm_reg) pair(4) => _,
+            d = inout(xmm_reg) pair(6) => _,
+            step = in(xmm_reg) vector(line_step, line_step),
+            options(nostack),
+        );
     }
 }
 
@@ -370,6 +437,31 @@ mod tests {
             assert!(arena.at(address + 8).is_none());
         }
         assert!(arena.at(0).is_none() && arena.at(u64::MAX).is_none());
+    }
+
+    #[test]
+    fn a_run_is_stored_into_its_slots_and_no_others() {
+        let arena = Arena::new();
+        for (slot, count) in [
+            (0, 512),
+            (0, 1),
+            (3, 4),
+            (5, 30),
+            (7, 505),
+            (8, 16),
+            (511, 9),
+        ] {
+            let table = arena.allocate();
+            table.store_run(slot, count, 0x5007, 0x1000);
+            for index in 0..ENTRIES {
+                let expected = match index.checked_sub(slot) {
+                    Some(n) if n < count => 0x5007 + 0x1000 * n as u64,
+                    _ => 0,
+                };
+                let found = table.entry(index).load(Ordering::Relaxed);
+                assert_eq!(found, expected, "run of {count} from {slot}: slot {index}");
+            }
+        }
     }
 
     #[test]

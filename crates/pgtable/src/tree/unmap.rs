@@ -4,7 +4,10 @@
 
 use std::mem;
 
-use ioasid_core::{AddrRange, sync::atomic::Ordering};
+use ioasid_core::{
+    AddrRange,
+    sync::atomic::{AtomicU64, Ordering},
+};
 
 use super::{Counters, Tree, clip, index, mask, slot_range, slots};
 use crate::{
@@ -48,7 +51,14 @@ impl<F: Format> Tree<F> {
     }
 
     /// Clears the leaves that lie in `start..=last`, which lies in `table`'s coverage.
+    ///
+    /// With plain stores, not exchanges: only this writer makes entries, and a reader's
+    /// compare-exchange that comes late fails on the 0.
     fn clear(&self, cleared: &mut Cleared, table: &Table, level: u32, mut start: u64, last: u64) {
+        if level == 0 {
+            Self::clear_pages(cleared, table, start, last);
+            return;
+        }
         loop {
             let slot = table.entry(index(start, level));
             let entry = slot.load(Ordering::Relaxed);
@@ -73,9 +83,7 @@ impl<F: Format> Tree<F> {
                     self.clear_run(cleared, table, level, start, last)
                 } else {
                     let (first, count) = slots(leaf, leaf_last, level);
-                    for entry in table.entries(first, count) {
-                        entry.store(0, Ordering::Release);
-                    }
+                    table.store_run(first, count, 0, 0);
                     cleared.writes += count as u64;
                     cleared.pages += (mask >> PAGE_SHIFT) + 1;
                     leaf_last
@@ -88,6 +96,38 @@ impl<F: Format> Tree<F> {
             }
             start = end + 1;
         }
+    }
+
+    /// [`Tree::clear`] at level 0, where all that is present are leaves, and each slot of one stands
+    /// for 4 KiB: only the leaves at the two ends can reach beyond the range.
+    fn clear_pages(cleared: &mut Cleared, table: &Table, mut start: u64, mut last: u64) {
+        let leaf = |iova: u64| {
+            let entry = table.entry(index(iova, 0)).load(Ordering::Relaxed);
+            let mask = mask(F::leaf_shift(entry, 0));
+            (iova & !mask, iova | mask)
+        };
+        let (first_leaf, first_end) = leaf(start);
+        if first_leaf < start {
+            if first_end >= last {
+                return;
+            }
+            start = first_end + 1;
+        }
+        let (last_leaf, last_end) = leaf(last);
+        if last_end > last {
+            if last_leaf <= start {
+                return;
+            }
+            last = last_leaf - 1;
+        }
+        let (first, count) = slots(start, last, 0);
+        let present = |slot: &AtomicU64| u64::from(F::is_present(slot.load(Ordering::Relaxed)));
+        let pages = table.entries(first, count).iter().map(present).sum::<u64>();
+        if pages != 0 {
+            table.store_run(first, count, 0, 0);
+        }
+        cleared.pages += pages;
+        cleared.writes += pages;
     }
 
     /// Clears leaves of one slot each, as many as follow each other from the slot that starts at
@@ -104,21 +144,16 @@ impl<F: Format> Tree<F> {
         let shift = entry_shift(level);
         // Whole slots; the caller has seen that the first is one.
         let whole = (last - start).saturating_add(1) >> shift;
-        let entries = table.entries(index(start, level), whole as usize);
-        let mut count = 0;
-        for slot in entries {
-            // A plain store, not an exchange: only this writer makes entries, and a reader's
-            // compare-exchange that comes late fails on the 0.
+        let first = index(start, level);
+        let entries = table.entries(first, whole as usize);
+        let single = |slot: &AtomicU64| {
             let entry = slot.load(Ordering::Relaxed);
-            if !F::is_present(entry)
-                || (level > 0 && F::is_link(entry, level))
-                || F::leaf_shift(entry, level) != shift
-            {
-                break;
-            }
-            slot.store(0, Ordering::Release);
-            count += 1;
-        }
+            let leaf = F::is_present(entry) && !F::is_link(entry, level);
+            leaf && F::leaf_shift(entry, level) == shift
+        };
+        let count = entries.iter().take_while(|slot| single(slot)).count();
+        table.store_run(first, count, 0, 0);
+        let count = count as u64;
         cleared.writes += count;
         cleared.pages += count << (shift - PAGE_SHIFT);
         start + ((count << shift) - 1)

@@ -251,7 +251,7 @@ impl fmt::Display for Table {
                 && let Some(ratio) = self.ratio(row, 0)
             {
                 let quartiles = format!("[{} .. {}]", number(ratio.low), number(ratio.high));
-                write!(f, " {:>7}x {quartiles:<18}", number(ratio.median))?;
+                write!(f, " {:>7}x {quartiles}", number(ratio.median))?;
             }
             writeln!(f)?;
             for &goal in &row.goals {

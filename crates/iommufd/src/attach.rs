@@ -171,7 +171,9 @@ impl Context {
                 });
                 let domain = hwpt.domain().domain();
                 if let Err(error) = checked.and_then(|()| device.point(pasid, domain)) {
-                    hwpt.ioas().unreserve(id);
+                    if device.reserves(pasid) {
+                        hwpt.ioas().unreserve(id);
+                    }
                     return Err(error);
                 }
                 let at = Attachment {
@@ -202,7 +204,7 @@ impl Context {
             return Ok(());
         }
         let pasid = seat.1;
-        let moves = old.ioas().id() != hwpt.ioas().id();
+        let moves = device.reserves(pasid) && old.ioas().id() != hwpt.ioas().id();
         let unreserve = |ioas: &Ioas| devices.iter().for_each(|id| ioas.unreserve(*id));
         let change = || {
             if moves {
@@ -262,7 +264,7 @@ impl Context {
             seats.0.remove(&seat);
             device.unpoint(seat.1);
         }
-        if !device.reserved(seat.1).is_empty() {
+        if device.reserves(seat.1) {
             hwpt.ioas().unreserve(device.id());
         }
         self.put_hwpt(&hwpt);

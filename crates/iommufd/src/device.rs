@@ -68,9 +68,15 @@ impl DeviceObject {
         self.child.or(pasid)
     }
 
-    /// What mappings must stay away from; nothing, unless the DMA has no PASID.
+    /// Whether mappings must stay away from the device's reserved regions: only if the DMA has no
+    /// PASID.
+    pub(crate) fn reserves(&self, pasid: Option<Pasid>) -> bool {
+        self.route(pasid).is_none()
+    }
+
+    /// What mappings must stay away from.
     pub(crate) fn reserved(&self, pasid: Option<Pasid>) -> Vec<AddrRange> {
-        if self.route(pasid).is_some() {
+        if !self.reserves(pasid) {
             return Vec::new();
         }
         let regions = self.device.reserved_regions().iter();
@@ -113,8 +119,8 @@ impl DeviceObject {
 impl From<AttachError> for Error {
     fn from(error: AttachError) -> Self {
         match error {
-            AttachError::NoPasidSupport => Error::NoPasids,
-            AttachError::PasidRange => Error::NoSuchPasid,
+            // A device without PASIDs has a limit of 0: any PASID is beyond it.
+            AttachError::NoPasidSupport | AttachError::PasidRange => Error::NoSuchPasid,
             AttachError::Busy => Error::DeviceBusy,
             _ => Error::Incompatible,
         }

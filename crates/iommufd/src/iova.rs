@@ -3,10 +3,7 @@
 //!
 //! Ranges are (start, inclusive last). The rules are those of drivers/iommu/iommufd/io_pagetable.c.
 
-use std::{
-    collections::{BTreeMap, BTreeSet},
-    ops::RangeInclusive,
-};
+use std::{collections::BTreeMap, ops::RangeInclusive};
 
 use ioasid_core::{AddrRange, DomainId, memory::PAGE_SIZE};
 use rangemap::RangeInclusiveSet;
@@ -134,10 +131,12 @@ impl<T> IovaSpace<T> {
         let Entry { last, area } = self.areas.remove(&start)?;
         self.mapped = self.mapped.saturating_sub((last - start).saturating_add(1));
         let before = self.areas.range(..start).next_back();
-        let hole = before.map_or(0, |(_, entry)| entry.last + 1);
+        let after = self.areas.range(start..).next();
+        let gap_start = before.map_or(0, |(_, entry)| entry.last + 1);
+        let gap_last = after.map_or(u64::MAX, |(start, _)| start - 1);
         let areas = self.areas.len();
         for search in &mut self.searches {
-            search.opened(hole, areas);
+            search.opened(gap_start, gap_last, areas);
         }
         Some(area)
     }
@@ -157,7 +156,7 @@ impl<T> IovaSpace<T> {
     /// # Errors
     /// [`Error::AddressInUse`] if an area or an allowed range is in the way.
     pub(crate) fn reserve(&mut self, owner: Owner, ranges: Vec<AddrRange>) -> Result<(), Error> {
-        if self.owners.contains_key(&owner) {
+        if ranges.is_empty() || self.owners.contains_key(&owner) {
             return Ok(());
         }
         for range in &ranges {
@@ -306,10 +305,10 @@ impl Shape {
 #[derive(Debug)]
 struct Search {
     shape: Shape,
-    /// Nothing of this shape fits below, except in `holes`.
+    /// Nothing of this shape fits below, except in `gaps`.
     frontier: u64,
-    /// Starts of gaps below the frontier that opened since it passed them.
-    holes: BTreeSet<u64>,
+    /// Where gaps opened below the frontier since it passed: start to inclusive last.
+    gaps: BTreeMap<u64, u64>,
 }
 
 impl Search {
@@ -324,38 +323,30 @@ impl Search {
         Search {
             shape,
             frontier: Self::FIRST,
-            holes: BTreeSet::new(),
+            gaps: BTreeMap::new(),
         }
     }
 
-    /// An area went, and the gap where it was starts at `hole`; `areas` are left.
-    fn opened(&mut self, hole: u64, areas: usize) {
-        if hole >= self.frontier {
+    /// An area went, and the gap where it was is `start..=last` now; `areas` are left.
+    fn opened(&mut self, start: u64, last: u64, areas: usize) {
+        if start >= self.frontier {
             return;
         }
-        self.holes.insert(hole.max(Self::FIRST));
-        if self.holes.len() > areas + 64 {
-            // More holes than gaps there can be: start over from the lowest.
-            self.frontier = self.holes.first().copied().unwrap_or(Self::FIRST);
-            self.holes.clear();
+        let known = self.gaps.entry(start.max(Self::FIRST)).or_insert(last);
+        *known = last.max(*known);
+        if self.gaps.len() > areas + 64 {
+            // More gaps than there can be: start over from the lowest.
+            self.frontier = self.gaps.keys().next().copied().unwrap_or(Self::FIRST);
+            self.gaps.clear();
         }
     }
 
     fn run<T>(&mut self, space: &IovaSpace<T>) -> Option<u64> {
-        while let Some(hole) = self.holes.first().copied() {
-            // A start behind the next area belongs to another gap.
-            let start = match space.highest_in(AddrRange::new(hole, hole)?) {
-                Some(area) => area.last().checked_add(1),
-                None => Some(hole),
-            };
-            let next = start.and_then(|start| space.areas.range(start..).next());
-            let end = next.map_or(u64::MAX, |(start, _)| *start);
-            let fit = start.and_then(|start| space.first_fit(self.shape, start, end));
-            self.holes.remove(&hole);
-            if let Some(fit) = fit
-                && fit < self.frontier
-            {
-                self.holes.insert(fit);
+        // What was mapped in a gap since it opened is walked over like anywhere else.
+        while let Some((start, last)) = self.gaps.pop_first() {
+            let fit = space.first_fit(self.shape, start, last);
+            if let Some(fit) = fit.filter(|fit| *fit < self.frontier) {
+                self.gaps.insert(fit, last);
                 return Some(fit);
             }
         }
@@ -364,3 +355,7 @@ impl Search {
         fit
     }
 }
+
+#[cfg(test)]
+#[path = "iova_model.rs"]
+mod model;

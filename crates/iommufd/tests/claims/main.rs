@@ -1,0 +1,10 @@
+//! What the object model of `/dev/iommu` promises, each test a claim.
+#![allow(unreachable_pub, clippy::unwrap_used)] // One binary of modules, helpers included.
+
+mod attaching;
+mod dirty;
+mod machine;
+mod maps;
+mod objects;
+mod pinning;
+mod sharing;

@@ -1,0 +1,210 @@
+//! Ids, use counts, DESTROY, HWPT_ALLOC, options and the end of a file.
+
+use ioasid_core::inspect::{Inspect, Value};
+use ioasid_iommu::TableFormat;
+use ioasid_iommufd::{Error, HwptAlloc, HwptFlags, ObjectId};
+
+use crate::machine::*;
+
+#[test]
+fn ids_are_the_lowest_free_numbers_from_one_for_all_types() {
+    let m = machine();
+    let pdev = m.pdev(1);
+    let (one, two) = (m.ioas(), m.ioas());
+    assert_eq!([pdev.id().get(), one.get(), two.get()], [1, 2, 3]);
+    let hwpt = pdev.attach(two).unwrap();
+    assert_eq!(hwpt.get(), 4);
+    assert_eq!(m.context.destroy(one), Ok(()));
+    assert_eq!(m.context.destroy(one), Err(Error::NoObject(one)));
+    let manual = m
+        .context
+        .hwpt_alloc(HwptAlloc::new(pdev.id(), two))
+        .unwrap();
+    assert_eq!(manual, one, "reused by another type");
+    assert_eq!(m.ioas().get(), 5);
+    let zero = ObjectId::from_raw(0);
+    assert_eq!(m.context.destroy(zero), Err(Error::NoObject(zero)));
+}
+
+#[test]
+fn what_is_in_use_is_not_destroyed() {
+    let m = machine();
+    let pdev = m.pdev(1);
+    let ioas = m.ioas();
+    let manual = m
+        .context
+        .hwpt_alloc(HwptAlloc::new(pdev.id(), ioas))
+        .unwrap();
+    assert_eq!(m.context.destroy(ioas), Err(Error::InUse(ioas)));
+    assert_eq!(m.context.destroy(pdev.id()), Err(Error::InUse(pdev.id())));
+    pdev.attach(manual).unwrap();
+    assert_eq!(m.context.destroy(manual), Err(Error::InUse(manual)));
+    pdev.detach();
+    assert_eq!(m.context.destroy(manual), Ok(()));
+    assert_eq!(m.context.destroy(ioas), Ok(()));
+    assert_eq!(m.domains().len(), 0);
+}
+
+#[test]
+fn a_command_wants_an_object_of_its_type() {
+    let m = machine();
+    let pdev = m.pdev(1);
+    let ioas = m.ioas();
+    let hwpt = pdev.attach(ioas).unwrap();
+    for id in [pdev.id(), hwpt, NOBODY] {
+        let missing = Error::NoObject(id);
+        assert_eq!(m.context.ioas_unmap_all(id), Err(missing));
+        assert_eq!(m.context.ioas_iova_ranges(id), Err(missing));
+        assert_eq!(m.context.ioas_huge_pages(id), Err(missing));
+        assert_eq!(m.context.set_vfio_ioas(Some(id)), Err(missing));
+    }
+    assert_eq!(m.context.hw_info(ioas), Err(Error::NoObject(ioas)));
+    let dirty = m.context.hwpt_set_dirty_tracking(ioas, true);
+    assert_eq!(dirty, Err(Error::NoObject(ioas)));
+}
+
+#[test]
+fn page_tables_are_refused_in_the_kernels_order() {
+    let m = machine();
+    let pdev = m.pdev(1);
+    let ioas = m.ioas();
+    let automatic = pdev.attach(ioas).unwrap();
+    let alloc = |args| m.context.hwpt_alloc(args);
+    let args = HwptAlloc::new(pdev.id(), ioas);
+    let unknown = HwptFlags::from_raw(1 << 31);
+    assert_eq!(
+        alloc(HwptAlloc::new(NOBODY, NOBODY).with_flags(unknown)),
+        Err(Error::NoObject(NOBODY))
+    );
+    for parent in [NOBODY, pdev.id()] {
+        let args = HwptAlloc::new(pdev.id(), parent).with_flags(unknown);
+        assert_eq!(alloc(args), Err(Error::NotAParent(parent)));
+    }
+    let unsupported = Err(Error::FlagsNotSupported);
+    assert_eq!(alloc(args.with_flags(unknown)), unsupported);
+    let both = HwptFlags::FAULT_ID_VALID.with(HwptFlags::NEST_PARENT);
+    assert_eq!(alloc(args.with_flags(both)), unsupported);
+    let faults = HwptAlloc {
+        fault_id: 9,
+        ..args.with_flags(HwptFlags::FAULT_ID_VALID)
+    };
+    assert_eq!(alloc(faults), Err(Error::NoObject(ObjectId::from_raw(9))));
+    let with_data = HwptAlloc {
+        has_data: true,
+        ..args
+    };
+    assert_eq!(alloc(with_data), unsupported);
+    let nested = |parent| HwptAlloc {
+        parent,
+        ..with_data
+    };
+    assert_eq!(alloc(nested(automatic)), Err(Error::NotAParent(automatic)));
+    let plain = alloc(args).unwrap();
+    assert_eq!(alloc(nested(plain)), Err(Error::NotAParent(plain)));
+    assert_eq!(alloc(HwptAlloc::new(pdev.id(), plain)), unsupported);
+    let parent = alloc(args.with_flags(HwptFlags::NEST_PARENT)).unwrap();
+    assert!(matches!(alloc(nested(parent)), Err(Error::NotBuilt(_))));
+}
+
+#[test]
+fn devices_say_what_they_can_do() {
+    let m = machine();
+    let mut narrow = config(2);
+    narrow.pasid_bits = 8;
+    narrow.dirty = false;
+    narrow.page_requests = false;
+    narrow.format = TableFormat::X86_64Stage1;
+    let narrow = m.iommu.add_device(narrow).unwrap();
+    let narrow = m.context.bind_device(&narrow, sink()).unwrap();
+    let (wide, child) = (m.pdev(1), m.mdev(3, 5));
+    let info = m.context.hw_info(wide.id()).unwrap();
+    assert_eq!((info.max_pasid_log2, info.dirty_tracking), (20, true));
+    let ecap = info.vtd.unwrap().ecap;
+    assert_eq!(
+        (ecap >> 40 & 1, ecap >> 35 & 0x1f),
+        (1, 19),
+        "20-bit PASIDs"
+    );
+    assert_eq!((ecap >> 46 & 1, ecap >> 47 & 1), (1, 0), "second stage");
+    let info = m.context.hw_info(narrow.id()).unwrap();
+    assert_eq!((info.max_pasid_log2, info.dirty_tracking), (8, false));
+    let ecap = info.vtd.unwrap().ecap;
+    assert_eq!(
+        (ecap >> 35 & 0x1f, ecap >> 45 & 1, ecap >> 29 & 1),
+        (7, 0, 0)
+    );
+    assert_eq!((ecap >> 46 & 1, ecap >> 47 & 1), (0, 1), "first stage");
+    let info = m.context.hw_info(child.id()).unwrap();
+    assert_eq!(info.max_pasid_log2, 0, "nobody chooses PASIDs at a child");
+}
+
+#[test]
+fn options_are_kept() {
+    let m = machine();
+    assert!(!m.context.rlimit_per_process());
+    assert_eq!(m.context.set_rlimit_per_process(true), Ok(()));
+    let ioas = m.ioas();
+    assert_eq!(
+        m.context.set_rlimit_per_process(false),
+        Err(Error::HasObjects)
+    );
+    assert!(m.context.rlimit_per_process());
+    assert_eq!(m.context.vfio_ioas(), Err(Error::NoVfioIoas));
+    assert_eq!(m.context.set_vfio_ioas(Some(ioas)), Ok(()));
+    assert_eq!(m.context.vfio_ioas(), Ok(ioas));
+    assert_eq!(m.context.destroy(ioas), Ok(()));
+    assert_eq!(m.context.vfio_ioas(), Err(Error::NoVfioIoas));
+}
+
+#[test]
+fn everything_goes_with_the_file() {
+    let m = machine();
+    let (pdev, mdev) = (m.pdev(1), m.mdev(2, 5));
+    let ioas = m.ioas();
+    m.map(ioas, 0x10000, PAGE);
+    let manual = m
+        .context
+        .hwpt_alloc(HwptAlloc::new(pdev.id(), ioas))
+        .unwrap();
+    pdev.attach(manual).unwrap();
+    mdev.attach(ioas).unwrap();
+    m.context.close();
+    assert!(reaches(&pdev, 0x10000), "bound devices keep the file");
+    assert_eq!(m.context.ioas_alloc(), Err(Error::Closed));
+    drop(pdev);
+    assert!(reaches(&mdev, 0x10000));
+    drop(mdev);
+    assert_eq!(m.domains().len(), 0);
+    assert_eq!(m.iommu.space().used_windows(), 0);
+    assert_eq!(m.context.ioas_unmap_all(ioas), Err(Error::NoObject(ioas)));
+}
+
+#[test]
+fn the_tree_shows_mappings_and_domains() {
+    let m = machine();
+    let (pdev, mdev) = (m.pdev(1), m.mdev(2, 5));
+    let ioas = m.ioas();
+    m.map(ioas, 0x10000, 2 * PAGE);
+    m.map(ioas, 0x20000, PAGE);
+    let show = |field: &str| {
+        let tree = m.context.inspect();
+        let Some(Value::List(spaces)) = tree.field("ioas") else {
+            panic!("a list of address spaces")
+        };
+        let Value::Node(space) = &spaces[0] else {
+            panic!("an address space is a node")
+        };
+        space.field(field).cloned()
+    };
+    assert_eq!(show("areas"), Some(Value::Count(2)));
+    assert_eq!(show("mapped_bytes"), Some(Value::Count(3 * PAGE)));
+    assert_eq!(show("pinned_bytes"), Some(Value::Count(0)));
+    pdev.attach(ioas).unwrap();
+    mdev.attach(ioas).unwrap();
+    assert_eq!(show("pinned_bytes"), Some(Value::Count(3 * PAGE)));
+    let domain = u64::from(m.domains()[0].id().get());
+    assert_eq!(
+        show("domains"),
+        Some(Value::List(vec![Value::Count(domain)]))
+    );
+}

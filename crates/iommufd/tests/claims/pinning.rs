@@ -1,0 +1,205 @@
+//! When pages are pinned, how often, and when they are given back.
+
+use std::sync::{
+    Arc,
+    atomic::{AtomicUsize, Ordering},
+};
+
+use ioasid_core::{
+    Prot,
+    memory::{Extent, MemoryGone, OwnMemory, PageSource, PinError},
+    spa::SpaSpace,
+};
+use ioasid_iommufd::{CopyArgs, Error, MapArgs};
+
+use crate::machine::*;
+
+/// Pages that get new system physical addresses at each pin, so that what is pinned can be counted.
+#[derive(Debug)]
+struct Counted {
+    space: Arc<SpaSpace>,
+    memory: Arc<OwnMemory>,
+    pins: AtomicUsize,
+    fault: bool,
+    file: bool,
+}
+
+impl Counted {
+    fn new(m: &Machine, len: u64) -> Arc<Self> {
+        Arc::new(Self::build(m, len))
+    }
+
+    fn build(m: &Machine, len: u64) -> Self {
+        Counted {
+            space: Arc::clone(m.iommu.space()),
+            memory: OwnMemory::new(len as usize),
+            pins: AtomicUsize::new(0),
+            fault: false,
+            file: false,
+        }
+    }
+
+    /// Addresses where nothing is mapped.
+    fn unmapped(m: &Machine, len: u64) -> Arc<Self> {
+        let mut pages = Self::build(m, len);
+        pages.fault = true;
+        Arc::new(pages)
+    }
+
+    fn file(m: &Machine, len: u64) -> Arc<Self> {
+        let mut pages = Self::build(m, len);
+        pages.file = true;
+        Arc::new(pages)
+    }
+
+    fn pins(&self) -> usize {
+        self.pins.load(Ordering::Relaxed)
+    }
+}
+
+impl PageSource for Counted {
+    fn size(&self) -> u64 {
+        ioasid_core::memory::Backing::size(&*self.memory)
+    }
+
+    fn pin(&self, offset: u64, len: u64, _prot: Prot) -> Result<Vec<Extent>, PinError> {
+        if self.fault {
+            return Err(PinError::Fault);
+        }
+        self.pins.fetch_add(1, Ordering::Relaxed);
+        let range = self.space.register(self.memory.clone(), 0);
+        let range = range.map_err(|_| PinError::NoMemory)?;
+        let spa = range.start() + offset;
+        let hold = Arc::new(range);
+        Ok(vec![Extent { spa, len, hold }])
+    }
+
+    fn is_file(&self) -> bool {
+        self.file
+    }
+
+    fn read(&self, _offset: u64, _dst: &mut [u8]) -> Result<(), MemoryGone> {
+        Err(MemoryGone { done: 0 })
+    }
+
+    fn write(&self, _offset: u64, _src: &[u8]) -> Result<(), MemoryGone> {
+        Err(MemoryGone { done: 0 })
+    }
+}
+
+#[test]
+fn pages_are_pinned_by_the_first_domain_and_released_with_the_last() {
+    let m = machine();
+    let (pdev, mdev) = (m.pdev(1), m.mdev(2, 5));
+    let ioas = m.ioas();
+    let pages = Counted::new(&m, 4 * PAGE);
+    let args = MapArgs::fixed(0x10000, 4 * PAGE, Prot::RW);
+    m.context.ioas_map(ioas, pages.clone(), args).unwrap();
+    assert_eq!((pages.pins(), m.iommu.space().used_windows()), (0, 0));
+    pdev.attach(ioas).unwrap();
+    mdev.attach(ioas).unwrap();
+    assert_eq!((pages.pins(), m.iommu.space().used_windows()), (1, 1));
+    pdev.detach();
+    assert_eq!(
+        m.iommu.space().used_windows(),
+        1,
+        "the other still needs them"
+    );
+    mdev.detach();
+    assert_eq!(m.iommu.space().used_windows(), 0);
+    pdev.attach(ioas).unwrap();
+    assert!(reaches(&pdev, 0x10000) && pages.pins() == 2);
+    m.context.ioas_unmap_all(ioas).unwrap();
+    assert_eq!(m.iommu.space().used_windows(), 0, "and so does an unmap");
+}
+
+#[test]
+fn a_copy_is_pinned_once() {
+    let m = machine();
+    let (pdev, mdev) = (m.pdev(1), m.mdev(2, 5));
+    let (one, two) = (m.ioas(), m.ioas());
+    pdev.attach(one).unwrap();
+    mdev.attach(two).unwrap();
+    let pages = Counted::new(&m, 4 * PAGE);
+    let args = MapArgs::fixed(0x10000, 4 * PAGE, Prot::RW);
+    m.context.ioas_map(one, pages.clone(), args).unwrap();
+    let copy = CopyArgs {
+        dst: two,
+        src: one,
+        dst_iova: Some(0x20000),
+        src_iova: 0x11000,
+        len: 2 * PAGE,
+        prot: Prot::RW,
+    };
+    m.context.ioas_copy(copy).unwrap();
+    assert_eq!(pages.pins(), 1);
+    m.context.ioas_unmap_all(one).unwrap();
+    assert_eq!(m.iommu.space().used_windows(), 1);
+    assert!(reaches(&mdev, 0x20000));
+    m.context.ioas_unmap_all(two).unwrap();
+    assert_eq!(m.iommu.space().used_windows(), 0);
+}
+
+#[test]
+fn an_address_that_is_not_there_is_an_error_only_for_a_page_table() {
+    let fault = Error::Pin(PinError::Fault);
+    let m = machine();
+    let pdev = m.pdev(1);
+    let ioas = m.ioas();
+    m.map(ioas, 0x8000, PAGE);
+    let args = MapArgs::fixed(0x10000, PAGE, Prot::RW);
+    let map = || m.context.ioas_map(ioas, Counted::unmapped(&m, PAGE), args);
+    assert_eq!(map(), Ok(0x10000));
+    assert_eq!(pdev.attach(ioas), Err(fault));
+    assert_eq!(pdev.attached(None), None);
+    assert_eq!(m.domains().len(), 0, "nothing is left of the attempt");
+    let whole = m.context.ioas_iova_ranges(m.ioas()).unwrap();
+    assert_eq!(m.context.ioas_iova_ranges(ioas), Ok(whole));
+    m.context.ioas_unmap(ioas, 0x10000, PAGE).unwrap();
+    pdev.attach(ioas).unwrap();
+    assert_eq!(map(), Err(fault));
+    assert!(reaches(&pdev, 0x8000) && !reaches(&pdev, 0x10000));
+    m.map(ioas, 0x10000, PAGE);
+}
+
+#[test]
+fn a_copy_that_fails_in_the_middle_leaves_nothing() {
+    let m = machine();
+    let pdev = m.pdev(1);
+    let (src, dst) = (m.ioas(), m.ioas());
+    pdev.attach(dst).unwrap();
+    let good = Counted::new(&m, PAGE);
+    let args = |iova| MapArgs::fixed(iova, PAGE, Prot::RW);
+    m.context
+        .ioas_map(src, good.clone(), args(0x10000))
+        .unwrap();
+    m.context
+        .ioas_map(src, Counted::unmapped(&m, PAGE), args(0x11000))
+        .unwrap();
+    let copy = CopyArgs {
+        dst,
+        src,
+        dst_iova: Some(0x10000),
+        src_iova: 0x10000,
+        len: 2 * PAGE,
+        prot: Prot::RW,
+    };
+    assert_eq!(m.context.ioas_copy(copy), Err(Error::Pin(PinError::Fault)));
+    assert!(!reaches(&pdev, 0x10000));
+    assert_eq!((good.pins(), m.iommu.space().used_windows()), (1, 0));
+    assert_eq!(m.context.ioas_unmap_all(dst), Ok(0));
+}
+
+#[test]
+fn mappings_change_hands_only_if_files_hold_the_pages() {
+    let m = machine();
+    assert_eq!(m.context.change_process(), Ok(()));
+    let ioas = m.ioas();
+    let args = MapArgs::fixed(0x10000, PAGE, Prot::RW);
+    m.context
+        .ioas_map(ioas, Counted::file(&m, PAGE), args)
+        .unwrap();
+    assert_eq!(m.context.change_process(), Ok(()));
+    m.map(ioas, 0x20000, PAGE);
+    assert_eq!(m.context.change_process(), Err(Error::NotFileBacked));
+}

@@ -50,6 +50,24 @@ enum Trees {
 /// 1. calls `unmap`, `read_dirty` or `set_dirty_tracking`;
 /// 2. waits until all walks that began before have ended (the barrier);
 /// 3. gives freed tables back with [`recycle`](PageTable::recycle).
+///
+/// ```
+/// use ioasid_core::{Access, AddrRange, Prot};
+/// use ioasid_pgtable::{PageTable, TableConfig, TableFormat, WalkFault};
+///
+/// let table = PageTable::new(TableConfig::new(TableFormat::AmdV1));
+/// table.map(0x20_0000, 0x4000_0000, 0x20_0000, Prot::READ)?;
+/// let found = table.translate(0x20_1234, Access::Read).expect("mapped");
+/// assert_eq!((found.spa, found.len), (0x4000_1234, 0x1f_edcc));
+/// assert_eq!(table.translate(0x20_1234, Access::Write), Err(WalkFault::Permission));
+///
+/// let range = AddrRange::new(0x20_0000, 0x3f_ffff).expect("not empty");
+/// let unmapped = table.unmap(range);
+/// // Here a domain waits for its readers.
+/// table.recycle(unmapped.freed);
+/// assert_eq!(table.iova_to_phys(0x20_1234), None);
+/// # Ok::<(), ioasid_pgtable::MapError>(())
+/// ```
 pub struct PageTable {
     trees: Trees,
 }

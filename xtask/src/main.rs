@@ -8,6 +8,8 @@
     reason = "a tool for a terminal"
 )]
 
+mod e2e;
+
 use std::{
     collections::BTreeSet,
     env,
@@ -54,6 +56,8 @@ enum Verb {
     },
     /// Licences, bans, sources and advisories, if cargo-deny is installed.
     Deny,
+    /// Real programs, end to end: `ioasid run`, `serve`, `inspect`, `demo` and an ordinary client.
+    E2e(e2e::E2e),
     /// What continuous integration runs.
     Ci,
 }
@@ -68,6 +72,7 @@ fn main() -> ExitCode {
         Verb::Bench { rest } => bench(&rest),
         Verb::Long { rest } => long(&rest),
         Verb::Deny => deny(),
+        Verb::E2e(arguments) => e2e::run(&arguments),
         Verb::Ci => run(&mut Command::new(root().join(".ci/run"))),
     };
     match result {

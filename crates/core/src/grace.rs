@@ -14,8 +14,9 @@
 //! order is the classic store-buffering one: the reader stores its marker, fences and loads the
 //! data; the writer stores the data, fences and loads the markers; at least one sees the other.
 //!
-//! Waiters park, they never spin: a reader that is preempted under its guard would otherwise cost
-//! its waiter a whole scheduling period.
+//! Waiters look a few times and then park: a guard is short, so a reader that runs is usually gone
+//! before a thread could be put to sleep and woken; one that is preempted under its guard would cost
+//! a spinning waiter a whole scheduling period.
 //!
 //! # Safety argument
 //! Cells hand out `&T` to objects owned by an `Arc` in the cell. An object leaves its cell through
@@ -37,6 +38,9 @@ use crate::{
 
 /// Marker of a slot with no guard.
 const IDLE: u32 = 0;
+/// How often a waiter looks before it parks: about the time that a thread takes to be put to sleep.
+#[cfg(not(ioasid_shuttle))]
+const SPINS: u32 = 200;
 /// Marker of a guard that has not found its domain.
 const ANY: u32 = DomainId::RESERVED;
 
@@ -73,8 +77,15 @@ impl SlotState {
         Marker(self.marker.load(Ordering::SeqCst))
     }
 
-    /// Parks until the marker is not `seen` any more.
-    fn park_while(&self, seen: Marker) {
+    /// Returns when the marker is not `seen` any more.
+    fn wait_while(&self, seen: Marker) {
+        #[cfg(not(ioasid_shuttle))]
+        for _ in 0..SPINS {
+            if self.marker() != seen {
+                return;
+            }
+            std::hint::spin_loop();
+        }
         self.waiters.fetch_add(1, Ordering::SeqCst);
         let mut held = self.lock.lock();
         while self.marker() == seen {
@@ -149,7 +160,7 @@ impl Grace {
             while now.sequence() == first.sequence()
                 && (now.what() == ANY || now.what() == domain.get())
             {
-                slot.park_while(now);
+                slot.wait_while(now);
                 now = slot.marker();
             }
         }

@@ -285,19 +285,29 @@ fn accept(listener: &UnixListener, shared: &Arc<Shared>) {
             }
             *connections += 1;
         }
-        let served = Arc::clone(shared);
+        let slot = Slot(Arc::clone(shared));
         let spawned = std::thread::Builder::new()
             .name("connection".to_owned())
             .spawn(move || {
-                if let Err(error) = serve(&served, stream) {
+                let shared = Arc::clone(&slot.0);
+                if let Err(error) = serve(&shared, stream) {
                     tracing::debug!(%error, "a connection ended");
                 }
-                *served.connections.lock() -= 1;
+                drop(slot);
             });
         if let Err(error) = spawned {
             tracing::warn!(%error, "no thread for a connection");
-            *shared.connections.lock() -= 1;
         }
+    }
+}
+
+/// One of the connections, given back however it ends.
+#[derive(Debug)]
+struct Slot(Arc<Shared>);
+
+impl Drop for Slot {
+    fn drop(&mut self) {
+        *self.0.connections.lock() -= 1;
     }
 }
 

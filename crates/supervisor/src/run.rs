@@ -17,6 +17,11 @@ use std::{
     sync::Arc,
 };
 
+use rustix::{
+    io::Errno,
+    process::{WaitId, WaitIdOptions, waitid},
+};
+
 use crate::{
     control,
     launch::{EXIT_FAILED, LINGER, VERB},
@@ -110,7 +115,7 @@ pub struct Running {
     child: Child,
     session: Option<Session>,
     launcher: PathBuf,
-    _signals: Option<ForwardSignals>,
+    signals: Option<ForwardSignals>,
 }
 
 /// Runs a program against a machine of this process until it ends.
@@ -146,9 +151,16 @@ pub fn start(view: Arc<dyn MachineView>, options: RunOptions) -> Result<Running,
     let Some((attach, listener)) = launcher.prepare(&description)? else {
         return Ok(launcher.into_running(None));
     };
-    let session = Session::start(view, name, vm, listener, attach).map_err(RunError::Session)?;
-    launcher.release()?;
-    Ok(launcher.into_running(Some(session)))
+    match Session::start(view, name, vm, listener, attach) {
+        Ok(session) => {
+            launcher.release()?;
+            Ok(launcher.into_running(Some(session)))
+        }
+        Err(error) => {
+            launcher.abandon();
+            Err(RunError::Session(error))
+        }
+    }
 }
 
 /// Starts a program against the machine served at `socket`.
@@ -275,7 +287,7 @@ impl Launcher {
             child: self.child,
             session,
             launcher: self.path,
-            _signals: self.signals,
+            signals: self.signals,
         }
     }
 }
@@ -301,6 +313,11 @@ impl Running {
     /// # Errors
     /// [`RunError::Wait`].
     pub fn wait(mut self) -> Result<i32, RunError> {
+        self.await_end();
+        if let Some(signals) = &self.signals {
+            // Before it is reaped: its number is another process's then.
+            signals.target(0);
+        }
         let status = self.child.wait().map_err(RunError::Wait)?;
         if let Some(session) = self.session.take() {
             if session.has_processes() {
@@ -309,6 +326,13 @@ impl Running {
             drop(session);
         }
         Ok(exit_code(status))
+    }
+
+    /// Waits for the child and leaves it unreaped.
+    fn await_end(&self) {
+        let pid = rustix::process::Pid::from_child(&self.child);
+        let ended = WaitIdOptions::EXITED | WaitIdOptions::NOWAIT;
+        while matches!(waitid(WaitId::Pid(pid), ended), Err(Errno::INTR)) {}
     }
 
     fn leave_to_a_lingerer(&self, session: &Session) {

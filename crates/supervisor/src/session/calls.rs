@@ -176,7 +176,9 @@ impl Server {
         flags: u64,
     ) -> Outcome {
         let has = |flag: i32| flags & flag as u64 != 0;
-        if has(libc::O_PATH) || has(libc::O_DIRECTORY) {
+        if has(libc::O_PATH) || has(libc::O_DIRECTORY) || (has(libc::O_CREAT) && has(libc::O_EXCL))
+        {
+            // Never an open of a node, if it succeeds at all.
             return Ok(Answer::Proceed);
         }
         let Some(path) = path::read_path(process, path) else {

@@ -15,11 +15,10 @@ use std::{
     os::fd::{AsFd, OwnedFd},
     panic::{AssertUnwindSafe, catch_unwind},
     sync::{
-        Arc,
-        atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering},
+        Arc, Condvar, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicU64, AtomicUsize, Ordering},
         mpsc,
     },
-    thread::JoinHandle,
     time::Duration,
 };
 
@@ -43,7 +42,6 @@ const CLOSE_PATIENCE: Duration = Duration::from_secs(2);
 #[derive(Debug)]
 pub struct Session {
     shared: Arc<Shared>,
-    thread: Option<JoinHandle<()>>,
 }
 
 #[derive(Debug)]
@@ -52,7 +50,8 @@ struct Shared {
     vm: Option<String>,
     listener: Listener,
     stop: OwnedFd,
-    finished: AtomicBool,
+    finished: Mutex<bool>,
+    end: Condvar,
     requests: AtomicU64,
     open_files: AtomicUsize,
 }
@@ -76,7 +75,8 @@ impl Session {
             vm,
             listener: Listener::new(listener)?,
             stop: eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?,
-            finished: AtomicBool::new(false),
+            finished: Mutex::new(false),
+            end: Condvar::new(),
             requests: AtomicU64::new(0),
             open_files: AtomicUsize::new(0),
         });
@@ -95,13 +95,10 @@ impl Session {
             warned: false,
             shared: Arc::clone(&shared),
         };
-        let thread = std::thread::Builder::new()
+        std::thread::Builder::new()
             .name("session".to_owned())
             .spawn(move || server.run())?;
-        Ok(Session {
-            shared,
-            thread: Some(thread),
-        })
+        Ok(Session { shared })
     }
 
     /// The program's name.
@@ -111,7 +108,7 @@ impl Session {
 
     /// Whether the tree is gone and everything it held is closed.
     pub fn is_finished(&self) -> bool {
-        self.shared.finished.load(Ordering::Acquire)
+        *self.shared.finished()
     }
 
     /// Whether processes of the tree are left.
@@ -137,24 +134,34 @@ impl Session {
         let _ = rustix::io::write(&self.shared.stop, &1u64.to_ne_bytes());
     }
 
-    /// Waits until the session has ended.
-    pub fn wait(mut self) {
-        self.join();
-    }
-
-    fn join(&mut self) {
-        if let Some(thread) = self.thread.take() {
-            // A panic has been reported where it happened.
-            let _ = thread.join();
+    /// Waits until the session has ended, which may be as long as the program lives.
+    pub fn wait(&self) {
+        let mut finished = self.shared.finished();
+        while !*finished {
+            let woken = self.shared.end.wait(finished);
+            finished = woken.unwrap_or_else(PoisonError::into_inner);
         }
     }
 }
 
+impl Shared {
+    fn finished(&self) -> MutexGuard<'_, bool> {
+        self.finished.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
 impl Drop for Session {
+    /// Ends the session. One that is caught in memory of its program's which does not answer is
+    /// left behind, and ends when the program lets go of it or dies.
     fn drop(&mut self) {
-        if self.thread.is_some() {
-            self.stop();
-            self.join();
+        self.stop();
+        let finished = self.shared.finished();
+        let ended = self
+            .shared
+            .end
+            .wait_timeout_while(finished, 2 * CLOSE_PATIENCE, |finished| !*finished);
+        if ended.is_ok_and(|(_, timeout)| timeout.timed_out()) {
+            tracing::warn!(program = %self.shared.name, "a session does not end yet");
         }
     }
 }
@@ -193,7 +200,8 @@ impl Server {
         self.closer.close(objects);
         self.shared.open_files.store(0, Ordering::Relaxed);
         self.client.stop();
-        self.shared.finished.store(true, Ordering::Release);
+        *self.shared.finished() = true;
+        self.shared.end.notify_all();
     }
 
     fn serve(&mut self) -> io::Result<()> {

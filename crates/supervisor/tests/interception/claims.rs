@@ -61,7 +61,7 @@ const CLAIMS: &[(&str, Claim)] = &[
     ),
 ];
 
-pub fn main() -> ExitCode {
+pub(crate) fn main() -> ExitCode {
     let arguments = Arguments::from_args();
     let mut trials = Vec::new();
     for (name, claim) in CLAIMS {
@@ -468,9 +468,7 @@ fn stale_socket(user: User) -> Result<(), Failed> {
     control::ping(&machine.socket)?;
     let pid = rustix::process::Pid::from_child(&machine.child);
     rustix::process::kill_process(pid, rustix::process::Signal::KILL)?;
-    wait_for("the machine to die", || {
-        control::ping(&machine.socket).is_err()
-    })?;
+    machine.child.wait()?;
     check(machine.socket.exists(), "it left its socket")?;
     succeeded(&serve_again()?)?;
     check(!machine.socket.exists(), "the next one cleaned up")

@@ -44,7 +44,7 @@ const CLIENTS: &[Client] = &[
     ("hostile", hostile),
 ];
 
-pub fn main(words: Vec<OsString>) -> ExitCode {
+pub(crate) fn main(words: Vec<OsString>) -> ExitCode {
     let name = words[0].to_str().unwrap();
     let result = if name == "storm" {
         storm(words[1].to_str().unwrap().parse().unwrap())

@@ -14,8 +14,8 @@ use ioasid_vfio::{
     pci::{Bar, Function, FunctionBuilder, MsixLayout},
 };
 
-pub const ADDRESS: &str = "0000:6b:01.0";
-pub const RDEV: (u32, u32) = (511, 3);
+pub(crate) const ADDRESS: &str = "0000:6b:01.0";
+pub(crate) const RDEV: (u32, u32) = (511, 3);
 
 #[derive(Debug)]
 struct Adder {
@@ -50,14 +50,14 @@ impl DeviceModel for Adder {
 }
 
 #[derive(Debug)]
-pub struct Example {
+pub(crate) struct Example {
     iommu: Arc<Iommu>,
     vfio: Arc<Vfio>,
     contexts: Mutex<Vec<Weak<Context>>>,
 }
 
 impl Example {
-    pub fn new() -> Arc<Self> {
+    pub(crate) fn new() -> Arc<Self> {
         let iommu = Iommu::new(IommuConfig::default());
         let config = DeviceConfig::new(ADDRESS.parse().unwrap());
         let dma = iommu.add_device(config).unwrap();

@@ -1,0 +1,107 @@
+//! Whatever a program sends, it gets an answer, and what it holds stays in order.
+
+use ioasid_core::inspect::Inspect;
+use ioasid_iommufd::{BoundDevice, ObjectId};
+use ioasid_uapi::{iommufd::COMMANDS, spec::iommufd as spec};
+use proptest::prelude::*;
+
+use crate::machine::*;
+
+/// Words that tend to get past the first checks.
+fn word() -> impl Strategy<Value = u32> {
+    prop_oneof![
+        4 => Just(0u32),
+        4 => 0..12u32,
+        1 => (0..64u32).prop_map(|page| page << 12),
+        1 => Just(PAGE as u32),
+        1 => Just(BASE as u32),
+        1 => Just(DATA as u32),
+        1 => Just(0xfee0_0000),
+        1 => Just(u32::MAX),
+        1 => any::<u32>(),
+    ]
+}
+
+#[derive(Clone, Debug)]
+struct Shot {
+    request: u32,
+    size: u32,
+    words: Vec<u32>,
+    address: u64,
+    attach: Option<(usize, u32)>,
+}
+
+fn shot() -> impl Strategy<Value = Shot> {
+    let known = (0..COMMANDS.len()).prop_map(|at| COMMANDS[at].request());
+    let request = prop_oneof![
+        12 => known,
+        1 => any::<u32>(),
+        1 => (0..256u32).prop_map(|nr| spec::TYPE << 8 | nr),
+    ];
+    let size = prop_oneof![6 => Just(0u32), 1 => 0..64u32, 1 => any::<u32>()];
+    let address = prop_oneof![8 => Just(BASE), 1 => Just(READ_ONLY - 16), 1 => any::<u64>()];
+    let attach = prop::option::weighted(0.2, (0..4usize, 0..12u32));
+    (
+        request,
+        size,
+        prop::collection::vec(word(), 16),
+        address,
+        attach,
+    )
+        .prop_map(|(request, size, words, address, attach)| Shot {
+            request,
+            size,
+            words,
+            address,
+            attach,
+        })
+}
+
+fn fire(m: &Machine, devices: &[BoundDevice; 2], shot: Shot) {
+    if let Some((how, pt)) = shot.attach {
+        let pt = ObjectId::from_raw(pt);
+        // Whether it succeeds is not the point.
+        match how {
+            0 => drop(devices[0].attach(pt)),
+            1 => drop(devices[1].attach(pt)),
+            2 => drop(devices[0].attach_pasid(pt, shot.words[0])),
+            _ => devices[(pt.get() & 1) as usize].detach(),
+        }
+    }
+    let command = COMMANDS
+        .iter()
+        .find(|command| command.request() == shot.request);
+    let size = match (shot.size, command) {
+        (0, Some(command)) => command.size as u32,
+        (size, _) => size,
+    };
+    let bytes: Vec<u8> = shot
+        .words
+        .iter()
+        .flat_map(|word| word.to_ne_bytes())
+        .collect();
+    m.put(BASE, &bytes);
+    m.put(BASE, &size.to_ne_bytes());
+    let _ = m.at(shot.request, shot.address);
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 200, ..ProptestConfig::default() })]
+
+    #[test]
+    fn any_sequence_of_ioctls_is_answered_and_leaves_nothing_behind(
+        shots in prop::collection::vec(shot(), 1..60),
+    ) {
+        let m = Machine::new();
+        let before = m.iommu.space().used_windows();
+        let devices = [m.pdev(), m.mdev()];
+        for shot in shots {
+            fire(&m, &devices, shot);
+        }
+        let _ = m.context.inspect();
+        drop(devices);
+        m.context.close();
+        prop_assert_eq!(m.iommu.paging_domains(), 0);
+        prop_assert_eq!(m.iommu.space().used_windows(), before);
+    }
+}

@@ -1,0 +1,168 @@
+//! The structs and numbers agree with the kernel's header, as published in `iommufd-bindings`.
+
+use std::mem::offset_of;
+
+use ioasid_uapi::{iommufd::COMMANDS, spec::iommufd as ours};
+use iommufd_bindings::iommufd as theirs;
+
+/// Fields with the same name, then those whose name differs.
+macro_rules! same_struct {
+    ($ours:ident, $theirs:ident {
+        $($field:ident),* $(; $($renamed:ident = $other:ident),*)?
+    }) => {
+        $(assert_eq!(
+            offset_of!(ours::$ours, $field),
+            offset_of!(theirs::$theirs, $field),
+            concat!(stringify!($theirs), ".", stringify!($field)),
+        );)*
+        $($(assert_eq!(
+            offset_of!(ours::$ours, $renamed),
+            offset_of!(theirs::$theirs, $other),
+            concat!(stringify!($theirs), ".", stringify!($other)),
+        );)*)?
+        assert_eq!(size_of::<ours::$ours>(), size_of::<theirs::$theirs>());
+    };
+}
+
+#[test]
+fn structs_have_the_kernels_layout() {
+    same_struct!(Destroy, iommu_destroy { size, id });
+    same_struct!(
+        IoasAlloc,
+        iommu_ioas_alloc {
+            size,
+            flags,
+            out_ioas_id
+        }
+    );
+    same_struct!(IovaRange, iommu_iova_range { start, last });
+    same_struct!(IoasIovaRanges, iommu_ioas_iova_ranges { size, ioas_id, num_iovas, allowed_iovas, out_iova_alignment; reserved = __reserved });
+    same_struct!(IoasAllowIovas, iommu_ioas_allow_iovas { size, ioas_id, num_iovas, allowed_iovas; reserved = __reserved });
+    same_struct!(IoasMap, iommu_ioas_map { size, flags, ioas_id, user_va, length, iova; reserved = __reserved });
+    same_struct!(
+        IoasMapFile,
+        iommu_ioas_map_file {
+            size,
+            flags,
+            ioas_id,
+            fd,
+            start,
+            length,
+            iova
+        }
+    );
+    same_struct!(
+        IoasCopy,
+        iommu_ioas_copy {
+            size,
+            flags,
+            dst_ioas_id,
+            src_ioas_id,
+            length,
+            dst_iova,
+            src_iova
+        }
+    );
+    same_struct!(
+        IoasUnmap,
+        iommu_ioas_unmap {
+            size,
+            ioas_id,
+            iova,
+            length
+        }
+    );
+    same_struct!(Opt, iommu_option { size, option_id, op, object_id, val64; reserved = __reserved });
+    same_struct!(VfioIoas, iommu_vfio_ioas { size, ioas_id, op; reserved = __reserved });
+    same_struct!(HwptAlloc, iommu_hwpt_alloc { size, flags, dev_id, pt_id, out_hwpt_id, data_type, data_len, data_uptr, fault_id; reserved = __reserved, reserved2 = __reserved2 });
+    same_struct!(HwInfo, iommu_hw_info { size, flags, dev_id, data_len, data_uptr, out_max_pasid_log2, out_capabilities; data_type = __bindgen_anon_1, reserved = __reserved });
+    same_struct!(HwInfoVtd, iommu_hw_info_vtd { flags, cap_reg, ecap_reg; reserved = __reserved });
+    same_struct!(HwptSetDirtyTracking, iommu_hwpt_set_dirty_tracking { size, flags, hwpt_id; reserved = __reserved });
+    same_struct!(HwptGetDirtyBitmap, iommu_hwpt_get_dirty_bitmap { size, hwpt_id, flags, iova, length, page_size, data; reserved = __reserved });
+    same_struct!(IoasChangeProcess, iommu_ioas_change_process { size; reserved = __reserved });
+}
+
+#[test]
+fn numbers_sizes_and_least_sizes_are_the_kernels() {
+    macro_rules! theirs {
+        ($($number:ident $kind:ident . $last:ident),* $(,)?) => {
+            [$((
+                theirs::$number,
+                size_of::<theirs::$kind>(),
+                // The last field of the struct's first version.
+                offset_of!(theirs::$kind, $last),
+            )),*]
+        };
+    }
+    let theirs = theirs![
+        IOMMUFD_CMD_DESTROY iommu_destroy.id,
+        IOMMUFD_CMD_IOAS_ALLOC iommu_ioas_alloc.out_ioas_id,
+        IOMMUFD_CMD_IOAS_ALLOW_IOVAS iommu_ioas_allow_iovas.allowed_iovas,
+        IOMMUFD_CMD_IOAS_COPY iommu_ioas_copy.src_iova,
+        IOMMUFD_CMD_IOAS_IOVA_RANGES iommu_ioas_iova_ranges.out_iova_alignment,
+        IOMMUFD_CMD_IOAS_MAP iommu_ioas_map.iova,
+        IOMMUFD_CMD_IOAS_UNMAP iommu_ioas_unmap.length,
+        IOMMUFD_CMD_OPTION iommu_option.val64,
+        IOMMUFD_CMD_VFIO_IOAS iommu_vfio_ioas.__reserved,
+        IOMMUFD_CMD_HWPT_ALLOC iommu_hwpt_alloc.__reserved,
+        IOMMUFD_CMD_GET_HW_INFO iommu_hw_info.__reserved,
+        IOMMUFD_CMD_HWPT_SET_DIRTY_TRACKING iommu_hwpt_set_dirty_tracking.__reserved,
+        IOMMUFD_CMD_HWPT_GET_DIRTY_BITMAP iommu_hwpt_get_dirty_bitmap.data,
+        IOMMUFD_CMD_HWPT_INVALIDATE iommu_hwpt_invalidate.__reserved,
+        IOMMUFD_CMD_FAULT_QUEUE_ALLOC iommu_fault_alloc.out_fault_fd,
+        IOMMUFD_CMD_IOAS_MAP_FILE iommu_ioas_map_file.iova,
+        IOMMUFD_CMD_VIOMMU_ALLOC iommu_viommu_alloc.out_viommu_id,
+        IOMMUFD_CMD_VDEVICE_ALLOC iommu_vdevice_alloc.virt_id,
+        IOMMUFD_CMD_IOAS_CHANGE_PROCESS iommu_ioas_change_process.__reserved,
+        IOMMUFD_CMD_VEVENTQ_ALLOC iommu_veventq_alloc.out_veventq_fd,
+        IOMMUFD_CMD_HW_QUEUE_ALLOC iommu_hw_queue_alloc.length,
+    ];
+    assert_eq!(COMMANDS.len(), theirs.len());
+    for (command, (number, size, last)) in COMMANDS.iter().zip(theirs) {
+        assert_eq!(
+            (command.nr, command.size),
+            (number, size),
+            "{}",
+            command.name
+        );
+        // Fields are 1 to 8 bytes wide; the least size is the end of that one.
+        let width = command.min_size - last;
+        assert!((1..=8).contains(&width), "{}", command.name);
+    }
+    assert_eq!(ours::TYPE, u32::from(theirs::IOMMUFD_TYPE));
+}
+
+#[test]
+fn flags_are_the_kernels() {
+    assert_eq!(
+        [
+            ours::MAP_FIXED_IOVA,
+            ours::MAP_WRITEABLE,
+            ours::MAP_READABLE
+        ],
+        [
+            theirs::iommufd_ioas_map_flags_IOMMU_IOAS_MAP_FIXED_IOVA,
+            theirs::iommufd_ioas_map_flags_IOMMU_IOAS_MAP_WRITEABLE,
+            theirs::iommufd_ioas_map_flags_IOMMU_IOAS_MAP_READABLE,
+        ]
+    );
+    assert_eq!(
+        [ours::OPTION_RLIMIT_MODE, ours::OPTION_HUGE_PAGES],
+        [
+            theirs::iommufd_option_IOMMU_OPTION_RLIMIT_MODE,
+            theirs::iommufd_option_IOMMU_OPTION_HUGE_PAGES,
+        ]
+    );
+    assert_eq!(
+        [
+            ours::HW_INFO_TYPE_DEFAULT,
+            ours::HW_INFO_TYPE_INTEL_VTD,
+            ours::HW_INFO_FLAG_INPUT_TYPE
+        ],
+        [
+            theirs::iommu_hw_info_type_IOMMU_HW_INFO_TYPE_DEFAULT,
+            theirs::iommu_hw_info_type_IOMMU_HW_INFO_TYPE_INTEL_VTD,
+            theirs::iommufd_hw_info_flags_IOMMU_HW_INFO_FLAG_INPUT_TYPE,
+        ]
+    );
+}

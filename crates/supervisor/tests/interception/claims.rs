@@ -71,7 +71,12 @@ pub(crate) fn main() -> ExitCode {
                 .with_ignored_flag(unprivileged().is_none()),
         );
     }
-    libtest_mimic::run(&arguments, trials).exit_code()
+    let conclusion = libtest_mimic::run(&arguments, trials);
+    if let Some(copy) = unprivileged().and_then(Path::parent) {
+        // A copy that stays behind in the temporary directory harms nobody.
+        let _ = fs::remove_dir_all(copy);
+    }
+    conclusion.exit_code()
 }
 
 /// This executable where uid 65534 may execute it; `None` if we cannot become that uid.

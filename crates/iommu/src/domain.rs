@@ -81,6 +81,7 @@ impl DomainConfig {
 }
 
 /// How addresses are translated.
+#[allow(clippy::large_enum_variant)] // One per domain, never moved; a walk saves a load.
 pub(crate) enum Translator {
     Blocked,
     Identity,

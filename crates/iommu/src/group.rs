@@ -5,8 +5,8 @@
 //! devices' drivers use the DMA API, on the group's default domain, or one user owns the group and
 //! everything is blocked until that user attaches domains; never both.
 //!
-//! Every change of a route goes through [`GroupState::point`], which swaps the cells, and then
-//! [`Left::settle`], which is the barrier. The group's lock is *not* held over the barrier: a reader
+//! Every change of a route goes through `GroupState::point`, which swaps the cells, and then
+//! `Left::settle`, which is the barrier. The group's lock is *not* held over the barrier: a reader
 //! that blocks for ever delays only those who wait for its own domain.
 
 use std::{

@@ -23,6 +23,37 @@
 //! A guard is bounded by bytes and holds nothing that blocks, except on a client's own worker. No
 //! lock is held while waiting, and no wait happens under a guard.
 //!
+//! # Example
+//! One device, its primary domain and an auxiliary one: the same address leads to two buffers.
+//! ```
+//! use std::sync::Arc;
+//! use ioasid_core::{Pasid, Prot, memory::OwnPages};
+//! use ioasid_iommu::{
+//!     DeviceConfig, DomainConfig, FaultLog, FaultSink, Iommu, IommuConfig, Route,
+//! };
+//!
+//! # fn main() -> Result<(), Box<dyn std::error::Error>> {
+//! let iommu = Iommu::new(IommuConfig::default());
+//! let device = iommu.add_device(DeviceConfig::new("0000:6a:01.0".parse()?))?;
+//! let faults: Arc<dyn FaultSink> = FaultLog::new(16);
+//! let mut port = device.port();
+//! for pasid in [None, Pasid::new(5)] {
+//!     let domain = iommu.alloc_domain(DomainConfig::unmanaged(device.format()))?;
+//!     let buffer = OwnPages::new(iommu.space(), 4096)?;
+//!     domain.map(0x1000, buffer.spa(), 4096, Prot::RW)?;
+//!     let route = Route { device: device.clone(), pasid };
+//!     route.attach(&domain, &faults)?;
+//!     assert!(port.enter(pasid).write(0x1000, b"here").is_complete());
+//!     let mut found = [0; 4];
+//!     buffer.memory().read(0, &mut found);
+//!     assert_eq!(&found, b"here");
+//!     route.detach();
+//!     assert!(port.enter(pasid).write(0x1000, b"gone").fault().is_some());
+//! }
+//! # Ok(())
+//! # }
+//! ```
+//!
 //! All address ranges are (start, inclusive last).
 #![forbid(unsafe_code)]
 

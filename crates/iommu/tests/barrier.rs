@@ -1,6 +1,7 @@
 //! The barrier on real threads: when a translation has been taken away, nothing is written through
 //! it any more. `IOASID_RACES` sets the number of races (100 000 by default).
 #![cfg(not(ioasid_shuttle))]
+#![allow(clippy::unwrap_used)] // A failed unwrap is a failed test.
 
 mod common;
 

@@ -1,5 +1,6 @@
 //! The DMA API: the driver's own mappings on the default domain.
 #![cfg(not(ioasid_shuttle))]
+#![allow(clippy::unwrap_used)] // A failed unwrap is a failed test.
 
 mod common;
 

@@ -1,5 +1,6 @@
 //! Faults: exact, to the owner alone, bounded; and page requests, which are always answered.
 #![cfg(not(ioasid_shuttle))]
+#![allow(clippy::unwrap_used)] // A failed unwrap is a failed test.
 
 mod common;
 

@@ -1,5 +1,6 @@
 //! DMA ownership: a driver or a user, never both; and the default-PASID child, which claims nothing.
 #![cfg(not(ioasid_shuttle))]
+#![allow(clippy::unwrap_used)] // A failed unwrap is a failed test.
 
 mod common;
 

@@ -1,5 +1,6 @@
 //! Attaching: which DMA lands where, and what is refused.
 #![cfg(not(ioasid_shuttle))]
+#![allow(clippy::unwrap_used)] // A failed unwrap is a failed test.
 
 mod common;
 
@@ -9,7 +10,11 @@ use std::sync::{
 };
 
 use common::*;
-use ioasid_core::{Access, Prot, memory::OwnPages};
+use ioasid_core::{
+    Access, Prot,
+    inspect::{Inspect, Value},
+    memory::OwnPages,
+};
 use ioasid_iommu::{
     AttachError, DeviceConfig, Domain, DomainConfig, DomainKind, Fault, FaultReason, Route,
     TableFormat, attach_device, attach_device_pasid, attach_group, detach_device,
@@ -414,4 +419,29 @@ fn a_device_is_removed_when_nothing_is_attached() {
     iommu.remove_device(&device).unwrap();
     assert!(iommu.devices().is_empty());
     assert!(iommu.remove_device(&device).is_err());
+}
+
+#[test]
+fn inspection_shows_domains_with_their_routes_and_devices_with_theirs() {
+    let iommu = machine();
+    let device = device(&iommu, 1);
+    let (domain, _memory) = mapped(&iommu, IOVA, 8192);
+    attach_device(&domain, &device, &sink()).unwrap();
+    attach_device_pasid(&domain, &device, 5, &sink()).unwrap();
+    write(&mut device.port(), None, IOVA, &[0; 100]).unwrap();
+    let node = domain.inspect();
+    let routes = ["0000:6a:01.0", "0000:6a:01.0 pasid 5"];
+    assert_eq!(node.field("routes"), Some(&Value::from(routes.to_vec())));
+    assert_eq!(node.field("mapped_bytes"), Some(&Value::Count(8192)));
+    assert_eq!(node.field("table_pages"), Some(&Value::Count(4)));
+    assert_eq!(node.field("dma_bytes"), Some(&Value::Count(100)));
+    let tree = iommu.inspect();
+    assert_eq!(tree.field("paging_domains"), Some(&Value::Count(1)));
+    let Some(Value::List(devices)) = tree.field("devices") else {
+        panic!("a list of devices")
+    };
+    let Some(Value::Node(shown)) = devices.first() else {
+        panic!("one device")
+    };
+    assert!(matches!(shown.field("routes"), Some(Value::List(routes)) if routes.len() == 2));
 }

@@ -1,6 +1,7 @@
 //! The barrier under a scheduler that explores interleavings:
 //! `RUSTFLAGS="--cfg ioasid_shuttle" cargo test -p ioasid-iommu --target-dir target-shuttle`.
 #![cfg(ioasid_shuttle)]
+#![allow(clippy::unwrap_used)] // A failed unwrap is a failed test.
 
 mod common;
 

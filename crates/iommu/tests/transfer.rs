@@ -1,5 +1,6 @@
 //! Moving bytes: memmove for the whole range, over as many leaves and guards as it takes.
 #![cfg(not(ioasid_shuttle))]
+#![allow(clippy::unwrap_used)] // A failed unwrap is a failed test.
 
 mod common;
 

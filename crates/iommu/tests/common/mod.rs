@@ -1,5 +1,6 @@
 //! A small machine for the tests: devices, buffers and copies that retry.
 #![allow(dead_code, unreachable_pub)] // Each test file uses its part.
+#![allow(clippy::unwrap_used)] // A failed unwrap is a failed test.
 
 use std::sync::Arc;
 

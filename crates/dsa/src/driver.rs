@@ -173,36 +173,14 @@ impl Drop for HostDriver {
     }
 }
 
-/// The codes that this driver can meet, by name.
+/// The result of a command as its status register has it.
 fn command_result(code: u8) -> Result<(), Error> {
-    use CommandError as E;
-    let known = [
-        E::InvalidCommand,
-        E::InvalidQueue,
-        E::DeviceEnabled,
-        E::BusMaster,
-        E::QueueSizeRange,
-        E::GroupQueues,
-        E::GroupEngines,
-        E::GroupNoEngine,
-        E::GroupNoQueue,
-        E::DeviceNotEnabled,
-        E::QueueEnabled,
-        E::QueueSize,
-        E::QueuePriority,
-        E::QueueMode,
-        E::BlockOnFault,
-        E::PasidEnable,
-        E::QueueDeviceNotEnabled,
-    ];
     match code {
         0 => Ok(()),
-        code => Err(Error::Command(
-            known
-                .into_iter()
-                .find(|error| *error as u8 == code)
-                .unwrap_or(E::Hardware),
-        )),
+        code => {
+            let error = CommandError::from_code(code);
+            Err(error.unwrap_or(CommandError::Hardware).into())
+        }
     }
 }
 

@@ -96,9 +96,13 @@ impl Shared {
         let index = target.session.as_ref().map_or(0, |session| session.index);
         let accepted = target.accept(descriptor);
         let wake = accepted.is_ok() && state.idle_engines > 0;
+        // With several groups, the one engine that wakes could be one that does not serve it.
+        let one_is_enough = state.engine_groups() == 1;
         drop(state);
-        if wake {
-            self.work.notify_all();
+        match (wake, one_is_enough) {
+            (true, true) => self.work.notify_one(),
+            (true, false) => self.work.notify_all(),
+            _ => {}
         }
         if accepted == Err(Refused::NotEnabled) {
             front.raise(

@@ -23,6 +23,22 @@
 //! * When a drain, an abort, a disable or a reset is done, no descriptor that it concerns touches
 //!   memory any more.
 //! * A completion record is written before its interrupt, and its status byte after all others.
+//!
+//! # Capabilities
+//! | | whole device | child |
+//! |---|---|---|
+//! | queues | 1 to 32, dedicated | 1, dedicated |
+//! | groups, engines | as many as engines, 1 to 16 | 1, 1 (shown; it shares its parent's) |
+//! | transfer, batch | 2 MiB, 1024 descriptors | the same |
+//! | operations | No-op, Batch, Drain, Memory Move, Fill, Compare, Compare Pattern, Dualcast, CRC, Copy with CRC, Cache Flush | the same |
+//! | Block On Fault | if the device can request pages | the same |
+//! | commands | 1 to 12 | 1 to 10, on its own queue |
+//! | interrupt handles | MSI-X vectors, one per queue and one for errors and commands | two MSI-X vectors |
+//! | configurable | yes | no |
+//!
+//! Not there: shared queues, delta records, DIF, translation fetch, the event log, the interrupt
+//! message store, performance monitoring, drain readback, read-buffer limits (kept, without effect),
+//! occupancy interrupts, per-queue operation masks, batch continuation.
 #![forbid(unsafe_code)]
 
 mod child;

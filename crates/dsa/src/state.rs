@@ -139,6 +139,12 @@ impl State {
         }
     }
 
+    /// Groups that have engines.
+    pub(crate) fn engine_groups(&self) -> usize {
+        let groups = self.groups.iter();
+        groups.filter(|group| group.engines != 0).count()
+    }
+
     /// Whether an engine could do something now.
     pub(crate) fn has_work(&self) -> bool {
         self.queues.iter().any(Queue::has_work)

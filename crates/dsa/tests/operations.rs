@@ -509,12 +509,12 @@ fn a_page_that_is_mapped_on_request_lets_the_descriptor_go_on() {
     assert_eq!(whole.area.record(at).status, 0);
     // Each of the two missing pages is asked for.
     for page in 0..2 {
+        let request = if page == 0 { request } else { requests.next() };
         let spa = more.pages.spa() + page * 0x1000;
         whole
             .domain
             .map(END + page * 0x1000, spa, 0x1000, Prot::RW)
             .unwrap();
-        let request = if page == 0 { request } else { requests.next() };
         whole
             .iommu
             .page_response(request.id, PageResponse::Success)

@@ -181,6 +181,40 @@ pub enum CommandError {
     QueueDeviceNotEnabled = 0x32,
 }
 
+impl CommandError {
+    /// Every error of this model.
+    pub const ALL: [CommandError; 23] = [
+        CommandError::InvalidCommand,
+        CommandError::InvalidQueue,
+        CommandError::Hardware,
+        CommandError::DeviceEnabled,
+        CommandError::Configuration,
+        CommandError::BusMaster,
+        CommandError::PasidInvalid,
+        CommandError::QueueSizeRange,
+        CommandError::GroupQueues,
+        CommandError::GroupEngines,
+        CommandError::GroupNoEngine,
+        CommandError::GroupNoQueue,
+        CommandError::DeviceNotEnabled,
+        CommandError::QueueEnabled,
+        CommandError::QueueSize,
+        CommandError::QueuePriority,
+        CommandError::QueueMode,
+        CommandError::BlockOnFault,
+        CommandError::PasidEnable,
+        CommandError::MaxBatch,
+        CommandError::MaxTransfer,
+        CommandError::DisableNotEnabled,
+        CommandError::QueueDeviceNotEnabled,
+    ];
+
+    /// The error with this code; `None` for success and for codes of other devices.
+    pub fn from_code(code: u8) -> Option<CommandError> {
+        CommandError::ALL.into_iter().find(|e| *e as u8 == code)
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

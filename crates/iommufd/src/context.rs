@@ -455,6 +455,13 @@ impl Context {
     }
 }
 
+impl Drop for Context {
+    fn drop(&mut self) {
+        // The order matters: domains go before the pages they point at.
+        self.close();
+    }
+}
+
 impl Inspect for Context {
     fn inspect(&self) -> Node {
         let objects = self.objects.lock().objects();

@@ -18,6 +18,34 @@
 //! attributes agree stand on one [`Domain`](ioasid_iommu::Domain), whether they were made by hand
 //! or by attaching to the IOAS, for a whole device or for a child.
 //!
+//! # Example
+//! A whole device and a default-PASID child of another one on one address space:
+//! ```
+//! # use std::sync::Arc;
+//! # use ioasid_core::{Pasid, Prot, memory::OwnPages};
+//! # use ioasid_iommu::{DeviceConfig, FaultLog, Iommu, IommuConfig};
+//! use ioasid_iommufd::{Context, MapArgs};
+//!
+//! # fn main() -> Result<(), Box<dyn std::error::Error>> {
+//! let iommu = Iommu::new(IommuConfig::default());
+//! let pdev = iommu.add_device(DeviceConfig::new("0000:6b:01.0".parse()?))?;
+//! let parent = iommu.add_device(DeviceConfig::new("0000:6a:01.0".parse()?))?;
+//! let pasid = Pasid::new(5).ok_or("a PASID")?;
+//!
+//! let context = Context::new(&iommu);
+//! let pdev = context.bind_device(&pdev, FaultLog::new(8))?;
+//! let mdev = context.bind_pasid(&parent, pasid, FaultLog::new(8))?;
+//!
+//! let ioas = context.ioas_alloc()?;
+//! let pages = OwnPages::new(iommu.space(), 4096)?;
+//! context.ioas_map(ioas, Arc::new(pages), MapArgs::fixed(0x1000, 4096, Prot::RW))?;
+//!
+//! assert_eq!(pdev.attach(ioas)?, mdev.attach(ioas)?, "one page table");
+//! assert_eq!(iommu.domains()[0].attachments().len(), 2, "one domain, two routes");
+//! # Ok(())
+//! # }
+//! ```
+//!
 //! Ranges are (start, inclusive last). The behaviour follows Linux 7.2
 //! (drivers/iommu/iommufd/{device,hw_pagetable,io_pagetable,ioas,main}.c).
 #![forbid(unsafe_code)]

@@ -2,6 +2,7 @@
 #![allow(unreachable_pub, clippy::unwrap_used)] // One binary of modules, helpers included.
 
 mod attaching;
+mod barrier;
 mod dirty;
 mod machine;
 mod maps;

@@ -70,6 +70,9 @@ pub enum FdError {
     /// Out of memory or over a limit (ENOMEM).
     #[error("no memory, or over a limit")]
     NoMemory,
+    /// The program can be given no further file descriptor (EMFILE).
+    #[error("no file descriptor is free")]
+    NoneFree,
 }
 
 /// The program behind an ioctl: its memory and its file descriptors, as far as an ioctl names them.

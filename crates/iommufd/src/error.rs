@@ -123,6 +123,19 @@ pub enum Error {
     /// Dirty tracking is off, or the range is not wholly mapped, or not aligned (EINVAL).
     #[error("no dirty bits can be read there")]
     NoDirtyBits,
+    /// A read or write whose length is no multiple of a record (ESPIPE).
+    #[error("the length is not one of whole records")]
+    PartialRecord,
+    /// The buffer of a read is too short for the first event (EINVAL).
+    #[error("the first event does not fit the buffer")]
+    ReadTooShort,
+    /// An answer names no fault that waits for one, or is none that there is (EINVAL).
+    #[error("the answer fits no fault")]
+    BadAnswer,
+    /// This kind of file takes no answers (EINVAL).
+    #[error("nothing can be written to this file")]
+    NotWritable,
+
     /// A mapping comes from a process, not from a file (EINVAL).
     #[error("a mapping belongs to the process")]
     NotFileBacked,

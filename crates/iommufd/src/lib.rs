@@ -8,6 +8,7 @@
 //! * [`BoundDevice`]: a device, or one default-PASID child of a device, that a program holds;
 //!   `attach`: what it is attached to.
 //! * [`HwInfo`], [`DirtyRequest`]: what a device can do; which pages were written.
+//! * [`EventFile`]: queues of events that programs read through a descriptor of their own.
 //!
 //! What never lives here: the layout of ioctl structs and errno numbers (the `uapi` crate), and any
 //! notion of a mediated device: a child is a `device + PASID`, and the presence of the PASID alone
@@ -56,6 +57,7 @@ mod device;
 mod dirty;
 mod domains;
 mod error;
+mod event;
 mod hw_info;
 mod hwpt;
 mod ioas;
@@ -67,6 +69,7 @@ pub use context::Context;
 pub use device::BoundDevice;
 pub use dirty::DirtyRequest;
 pub use error::Error;
+pub use event::{EventFile, Notify};
 pub use hw_info::{HwInfo, VtdRegisters};
 pub use hwpt::{HwptAlloc, HwptFlags};
 pub use ioas::{CopyArgs, IovaRanges, MapArgs};

@@ -60,6 +60,8 @@ errnos! {
     ENODEV = 19;
     /// Invalid argument.
     EINVAL = 22;
+    /// Too many open files.
+    EMFILE = 24;
     /// Not an ioctl of this file.
     ENOTTY = 25;
     /// No space left.
@@ -130,6 +132,7 @@ impl From<FdError> for Errno {
         match error {
             FdError::NotOpen => Errno::EBADF,
             FdError::NoMemory => Errno::ENOMEM,
+            FdError::NoneFree => Errno::EMFILE,
             _ => Errno::EINVAL,
         }
     }
@@ -152,6 +155,7 @@ impl From<Error> for Errno {
             | Error::NoPasids
             | Error::NoDirtyTracking => Errno::EOPNOTSUPP,
             Error::NoVfioIoas | Error::Closed => Errno::ENODEV,
+            Error::PartialRecord => Errno::ESPIPE,
             Error::NotAParent(_)
             | Error::NotAttachable(_)
             | Error::Empty
@@ -167,6 +171,9 @@ impl From<Error> for Errno {
             | Error::NotForPasids
             | Error::NoSuchPasid
             | Error::NoDirtyBits
+            | Error::ReadTooShort
+            | Error::BadAnswer
+            | Error::NotWritable
             | Error::NotFileBacked => Errno::EINVAL,
             // The enum may grow: a cause without a number yet is an invalid argument.
             _ => Errno::EINVAL,

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use ioasid_core::host::{Caller, FdError};
-use ioasid_iommufd::Context;
+use ioasid_iommufd::{Context, EventFile};
 
 /// The program behind an ioctl: its memory and files ([`Caller`]), and those file descriptors that
 /// are our own objects.
@@ -13,4 +13,16 @@ pub trait Program: Caller {
     /// # Errors
     /// [`FdError::NotOpen`], or [`FdError::WrongType`] if it is another kind of file.
     fn iommufd(&self, fd: i32) -> Result<Arc<Context>, FdError>;
+
+    /// Gives the program a new descriptor, open for reading and writing, whose reads, writes and
+    /// readiness are `file`'s; closed on exec if `cloexec`. When the last copy of it is gone,
+    /// [`EventFile::closed`] is called.
+    ///
+    /// # Errors
+    /// [`FdError::NoneFree`], [`FdError::NoMemory`]. A program that can be given no descriptors, the
+    /// default, has none free.
+    fn install_event_file(&self, file: Arc<dyn EventFile>, cloexec: bool) -> Result<i32, FdError> {
+        let _ = (file, cloexec);
+        Err(FdError::NoneFree)
+    }
 }

@@ -409,7 +409,8 @@ fn compatible(domain: &Domain, device: &Device) -> bool {
     let table = match config.kind {
         DomainKind::Blocked | DomainKind::Identity => true,
         DomainKind::Dma | DomainKind::Unmanaged => {
-            config.format == device.format() && (!config.dirty_tracking || device.supports_dirty())
+            config.format.is_walked_with(device.format())
+                && (!config.dirty_tracking || device.supports_dirty())
         }
     };
     table && (device.supports_page_requests() || domain.handler().lock().is_none())

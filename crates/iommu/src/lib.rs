@@ -77,7 +77,9 @@ pub use dma_api::{CoherentBuffer, DmaApi, DmaMapError, DmaMapping};
 pub use domain::{Domain, DomainConfig, DomainKind};
 pub use fault::{Fault, FaultLog, FaultReason, FaultSink};
 pub use group::{DmaOwnership, Group, OwnerId, OwnershipError};
-pub use ioasid_pgtable::{MapError, TableFormat, Translation};
+pub use ioasid_pgtable::{
+    CustomFormat, CustomTable, MapError, TableFormat, Translation, WalkFault,
+};
 pub use machine::{DeviceError, DomainError, Iommu, IommuConfig};
 pub use page_request::{
     OnAnswer, PageRequest, PageRequestError, PageRequestHandler, PageRequestId, PageResponse,

@@ -2,6 +2,8 @@
 
 use std::{fmt, str::FromStr};
 
+use crate::custom::CustomFormat;
+
 /// A page-table format.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 #[non_exhaustive]
@@ -17,22 +19,33 @@ pub enum TableFormat {
     /// specification, section 2.2.3). It grows from 3 to 6 levels as needed. Input addresses: 64
     /// bits.
     AmdV1,
+    /// A table that a back end brings along.
+    Custom(&'static CustomFormat),
 }
 
 impl TableFormat {
-    /// Every format.
+    /// Every format of this crate.
     pub const ALL: [TableFormat; 3] = [
         TableFormat::X86_64Stage1,
         TableFormat::VtdSecondStage,
         TableFormat::AmdV1,
     ];
 
-    /// The name in machine files: `x86-64`, `vtd-ss` or `amdv1`.
+    /// The name in machine files: `x86-64`, `vtd-ss` or `amdv1`. Custom formats have none there.
     pub const fn name(self) -> &'static str {
         match self {
             TableFormat::X86_64Stage1 => "x86-64",
             TableFormat::VtdSecondStage => "vtd-ss",
             TableFormat::AmdV1 => "amdv1",
+            TableFormat::Custom(format) => format.name,
+        }
+    }
+
+    /// Whether an IOMMU that walks tables of this format walks those of `other` as well.
+    pub fn is_walked_with(self, other: TableFormat) -> bool {
+        match (self, other) {
+            (TableFormat::Custom(one), TableFormat::Custom(other)) => one.family == other.family,
+            _ => self == other,
         }
     }
 }

@@ -4,8 +4,9 @@
 //! would read, in one of three formats. The bits are in [`spec`], a format is one small file, and
 //! the algorithms (map, unmap, walk, dirty read-and-clear, cut) are written once for all of them.
 //!
-//! * [`config`]: which format, and its names.
-//! * [`table`]: [`PageTable`], the front of the crate: one `match` on the format, no `dyn` below.
+//! * [`config`]: which format, and its names. [`custom`]: formats that a back end brings along.
+//! * [`table`]: [`PageTable`], the front of the crate: one `match` on the format, no `dyn` below
+//!   for those of this crate.
 //! * [`error`]: why a mapping was refused or a walk stopped.
 //! * [`spec`]: every bit of every entry, after the format's specification.
 //!
@@ -22,6 +23,7 @@
 
 mod arena;
 pub mod config;
+pub mod custom;
 pub mod error;
 mod format;
 pub mod spec;
@@ -30,5 +32,6 @@ mod tree;
 
 pub use arena::FreedTables;
 pub use config::{TableConfig, TableFormat};
+pub use custom::{CustomFormat, CustomTable};
 pub use error::{MapError, WalkFault};
 pub use table::{PageTable, Translation, Unmapped};

@@ -8,6 +8,7 @@ use ioasid_core::{Access, AddrRange, Prot};
 
 use crate::{
     FreedTables, MapError, TableConfig, TableFormat, WalkFault,
+    custom::Custom,
     format::{AmdV1, VtdSecondStage, X86_64Stage1},
     tree::Tree,
 };
@@ -37,6 +38,7 @@ enum Trees {
     X86_64Stage1(Tree<X86_64Stage1>),
     VtdSecondStage(Tree<VtdSecondStage>),
     AmdV1(Tree<AmdV1>),
+    Custom(Custom),
 }
 
 /// A page table in one of the [formats](TableFormat).
@@ -79,6 +81,7 @@ macro_rules! on_tree {
             Trees::X86_64Stage1($tree) => $body,
             Trees::VtdSecondStage($tree) => $body,
             Trees::AmdV1($tree) => $body,
+            Trees::Custom($tree) => $body,
         }
     };
 }
@@ -91,6 +94,7 @@ impl PageTable {
             TableFormat::X86_64Stage1 => Trees::X86_64Stage1(Tree::new(tracking)),
             TableFormat::VtdSecondStage => Trees::VtdSecondStage(Tree::new(tracking)),
             TableFormat::AmdV1 => Trees::AmdV1(Tree::new(tracking)),
+            TableFormat::Custom(format) => Trees::Custom(Custom::new(format, tracking)),
         };
         PageTable { trees }
     }
@@ -101,6 +105,7 @@ impl PageTable {
             Trees::X86_64Stage1(_) => TableFormat::X86_64Stage1,
             Trees::VtdSecondStage(_) => TableFormat::VtdSecondStage,
             Trees::AmdV1(_) => TableFormat::AmdV1,
+            Trees::Custom(custom) => TableFormat::Custom(custom.format),
         }
     }
 
@@ -109,7 +114,8 @@ impl PageTable {
         on_tree!(self, tree => tree.aperture())
     }
 
-    /// The sizes of all leaves, as a bitmap of powers of two. The smallest is 4 KiB.
+    /// The sizes of all leaves, as a bitmap of powers of two. The smallest is 4 KiB, but for custom
+    /// formats.
     pub fn page_sizes(&self) -> u64 {
         on_tree!(self, tree => tree.page_sizes())
     }

@@ -1,0 +1,193 @@
+//! Page tables that a back end brings along.
+//!
+//! The formats of this crate are those of real IOMMUs. Who models another one (a test bench, an IOMMU
+//! with a granule of its own) implements [`CustomTable`] and names it by a [`CustomFormat`]; domains
+//! then hold such a table like any other. It is reached through `dyn` and takes the locks it likes,
+//! within the protocol of [`PageTable`](crate::PageTable): an unmap may return while a walk that
+//! began before still uses the old translation, since its caller has a barrier.
+
+use std::{
+    fmt,
+    hash::{Hash, Hasher},
+};
+
+use ioasid_core::{Access, AddrRange, Prot};
+
+use crate::{
+    MapError, Unmapped, WalkFault,
+    arena::{Arena, FreedTables},
+    table::Translation,
+};
+
+/// A page table of another kind than those of this crate. Each method is what the method of
+/// [`PageTable`](crate::PageTable) of that name is; none may panic for any address.
+pub trait CustomTable: Send + Sync {
+    /// The input addresses that can be mapped.
+    fn aperture(&self) -> AddrRange;
+
+    /// The sizes of all leaves, as a bitmap of powers of two. Not 0.
+    fn page_sizes(&self) -> u64;
+
+    /// Maps a range; all of it or nothing.
+    ///
+    /// # Errors
+    /// See [`MapError`].
+    fn map(&self, iova: u64, spa: u64, len: u64, prot: Prot) -> Result<(), MapError>;
+
+    /// Takes every leaf out that lies in `range` whole; returns their bytes.
+    fn unmap(&self, range: AddrRange) -> u64;
+
+    /// Makes a leaf boundary at `iova`.
+    ///
+    /// # Errors
+    /// See [`MapError`].
+    fn cut(&self, iova: u64) -> Result<(), MapError>;
+
+    /// Does what hardware does for one access.
+    ///
+    /// # Errors
+    /// See [`WalkFault`].
+    fn translate(&self, iova: u64, access: Access) -> Result<Translation, WalkFault>;
+
+    /// The translation of `iova`, leaving no trace.
+    fn iova_to_phys(&self, iova: u64) -> Option<Translation>;
+
+    /// Switches dirty tracking; switching it on clears all dirty bits.
+    fn set_dirty_tracking(&self, on: bool);
+
+    /// Whether accesses are marked.
+    fn dirty_tracking(&self) -> bool;
+
+    /// Reports what was written in `range`, ascending, and clears it if asked to.
+    fn read_dirty(&self, range: AddrRange, clear: bool, report: &mut dyn FnMut(AddrRange));
+
+    /// Bytes that are mapped.
+    fn mapped_bytes(&self) -> u64;
+
+    /// Leaves that were written since the beginning.
+    fn writes(&self) -> u64;
+}
+
+/// Names and makes tables of one custom format.
+pub struct CustomFormat {
+    /// The name; two formats of one name are the same.
+    pub name: &'static str,
+    /// The IOMMU that walks such tables. Formats of one family can stand behind one device.
+    pub family: &'static str,
+    /// Makes an empty table, with dirty tracking on or off.
+    pub make: fn(tracking: bool) -> Box<dyn CustomTable>,
+}
+
+impl PartialEq for CustomFormat {
+    fn eq(&self, other: &Self) -> bool {
+        self.name == other.name
+    }
+}
+
+impl Eq for CustomFormat {}
+
+impl Hash for CustomFormat {
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        self.name.hash(state);
+    }
+}
+
+impl fmt::Debug for CustomFormat {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name)
+    }
+}
+
+/// A [`CustomTable`] in the place of a tree.
+pub(crate) struct Custom {
+    pub(crate) format: &'static CustomFormat,
+    table: Box<dyn CustomTable>,
+    /// Without memory: makes the empty lists of freed tables.
+    arena: Arena,
+}
+
+impl Custom {
+    pub(crate) fn new(format: &'static CustomFormat, tracking: bool) -> Self {
+        Custom {
+            format,
+            table: (format.make)(tracking),
+            arena: Arena::new(),
+        }
+    }
+
+    pub(crate) fn aperture(&self) -> AddrRange {
+        self.table.aperture()
+    }
+
+    pub(crate) fn page_sizes(&self) -> u64 {
+        self.table.page_sizes()
+    }
+
+    pub(crate) fn map(&self, iova: u64, spa: u64, len: u64, prot: Prot) -> Result<(), MapError> {
+        self.table.map(iova, spa, len, prot)
+    }
+
+    pub(crate) fn unmap(&self, range: AddrRange) -> Unmapped {
+        Unmapped {
+            bytes: self.table.unmap(range),
+            freed: self.arena.freed(),
+        }
+    }
+
+    pub(crate) fn recycle(&self, freed: FreedTables) {
+        self.arena.recycle(freed);
+    }
+
+    pub(crate) fn cut(&self, iova: u64) -> Result<(), MapError> {
+        self.table.cut(iova)
+    }
+
+    #[cold]
+    pub(crate) fn translate(&self, iova: u64, access: Access) -> Result<Translation, WalkFault> {
+        self.table.translate(iova, access)
+    }
+
+    #[cold]
+    pub(crate) fn lookup(&self, iova: u64) -> Option<Translation> {
+        self.table.iova_to_phys(iova)
+    }
+
+    pub(crate) fn set_tracking(&self, on: bool) {
+        self.table.set_dirty_tracking(on);
+    }
+
+    pub(crate) fn tracking(&self) -> bool {
+        self.table.dirty_tracking()
+    }
+
+    pub(crate) fn read_dirty(
+        &self,
+        range: AddrRange,
+        clear: bool,
+        report: &mut dyn FnMut(AddrRange),
+    ) {
+        self.table.read_dirty(range, clear, report);
+    }
+
+    /// No table memory of ours.
+    pub(crate) fn tables(&self) -> u64 {
+        0
+    }
+
+    pub(crate) fn mapped_bytes(&self) -> u64 {
+        self.table.mapped_bytes()
+    }
+
+    pub(crate) fn writes(&self) -> u64 {
+        self.table.writes()
+    }
+
+    /// Nothing to walk by hand.
+    pub(crate) fn root(&self) -> (u64, u32) {
+        (0, 0)
+    }
+
+    pub(crate) fn read_entry(&self, _table: u64, _index: usize) -> Option<u64> {
+        None
+    }
+}

@@ -334,7 +334,7 @@ fn agree(format: TableFormat, walk: fn(&PageTable, u64) -> Option<Leaf>) {
         table: PageTable::new(TableConfig::new(format)),
         walk,
         areas: BTreeMap::new(),
-        random: Random(format as u64 + 1),
+        random: Random(format.name().len() as u64),
         met: 0,
         made: 0,
         refused: 0,

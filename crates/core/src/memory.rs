@@ -23,7 +23,7 @@ use std::{
     marker::PhantomData,
     ptr::NonNull,
     sync::Arc,
-    sync::atomic::{Ordering, fence},
+    sync::atomic::{Ordering, compiler_fence, fence},
 };
 
 use crate::{
@@ -57,8 +57,12 @@ pub struct PlainCopy;
 unsafe impl RawCopy for PlainCopy {
     #[inline]
     unsafe fn copy(&self, dst: *mut u8, src: *const u8, len: usize) -> usize {
+        // Others change these bytes: a copy made before or after says nothing about this one, so the
+        // compiler may neither merge it with another nor move it out of a loop.
+        compiler_fence(Ordering::SeqCst);
         // SAFETY: the caller promises both ranges; they may overlap.
         unsafe { std::ptr::copy(src, dst, len) };
+        compiler_fence(Ordering::SeqCst);
         len
     }
 

@@ -62,3 +62,19 @@ fn page_sources_refuse_reads_outside_without_touching_the_buffer() {
     }
     assert_eq!(buffer, [7; 8]);
 }
+
+#[test]
+fn a_reader_that_polls_sees_what_another_thread_writes() {
+    // Optimised, a copy that the compiler could move out of the loop would never see the byte.
+    let memory = OwnMemory::new(SIZE);
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            let mut byte = [0];
+            while byte == [0] {
+                memory.read(SIZE - 1, &mut byte);
+            }
+        });
+        std::thread::sleep(std::time::Duration::from_millis(5));
+        memory.write(SIZE - 1, &[1]);
+    });
+}

@@ -71,7 +71,8 @@ impl Stage {
                     "--target",
                     &target,
                 ])
-                .args(["--target-dir", "target/static"])
+                .arg("--target-dir")
+                .arg(target().join("static"))
                 .env("RUSTFLAGS", "-C target-feature=+crt-static")
                 .current_dir(root()),
         )?;
@@ -79,7 +80,7 @@ impl Stage {
         fs::create_dir_all(&directory)?;
         fs::set_permissions(&directory, fs::Permissions::from_mode(0o755))?;
         let stage = Stage { directory, long };
-        let built = root().join("target");
+        let built = target();
         for (from, to) in [
             (built.join("release/ioasid"), "ioasid"),
             (built.join("release/passthrough-client"), "client"),
@@ -306,14 +307,52 @@ fn leftovers(tree: &Json) -> Vec<String> {
     left
 }
 
-/// Runs a command that must succeed within a minute.
+/// Where cargo puts what it builds.
+fn target() -> PathBuf {
+    match std::env::var_os("CARGO_TARGET_DIR") {
+        Some(path) => root().join(path),
+        None => root().join("target"),
+    }
+}
+
+/// Runs a command that must succeed within two minutes.
 pub(crate) fn succeed(command: &mut Command) -> Result<String> {
-    let output = command
+    let mut child = command
         .stdout(Stdio::piped())
         .stderr(Stdio::piped())
-        .output()?;
+        .spawn()?;
+    let deadline = Instant::now() + Duration::from_secs(120);
+    let (out, err) = (child.stdout.take(), child.stderr.take());
+    // Read beside the wait: a program that fills a pipe would never end.
+    let stdout = std::thread::spawn(move || read_all(out));
+    let stderr = std::thread::spawn(move || read_all(err));
+    let status = loop {
+        if let Some(status) = child.try_wait()? {
+            break status;
+        }
+        if Instant::now() > deadline {
+            child.kill()?;
+            child.wait()?;
+            bail!("{command:?} did not end within two minutes");
+        }
+        std::thread::sleep(Duration::from_millis(2));
+    };
+    let output = Output {
+        status,
+        stdout: stdout.join().unwrap_or_default(),
+        stderr: stderr.join().unwrap_or_default(),
+    };
     ensure!(output.status.success(), "{command:?}: {}", shown(&output));
     Ok(String::from_utf8_lossy(&output.stdout).into_owned())
+}
+
+fn read_all(pipe: Option<impl std::io::Read>) -> Vec<u8> {
+    let mut bytes = Vec::new();
+    if let Some(mut pipe) = pipe {
+        // What was read before an error is still worth showing.
+        let _ = pipe.read_to_end(&mut bytes);
+    }
+    bytes
 }
 
 /// The end of what a command said, and its status.

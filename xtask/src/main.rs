@@ -8,6 +8,7 @@
     reason = "a tool for a terminal"
 )]
 
+mod conformance;
 mod e2e;
 
 use std::{
@@ -58,6 +59,10 @@ enum Verb {
     Deny,
     /// Real programs, end to end: `ioasid run`, `serve`, `inspect`, `demo` and an ordinary client.
     E2e(e2e::E2e),
+    /// The kernel's own self-tests, unmodified, under `ioasid run`.
+    Conformance(conformance::Conformance),
+    /// Fetches what other tasks build from, into the cache folder.
+    Fetch(conformance::Fetch),
     /// What continuous integration runs.
     Ci,
 }
@@ -73,6 +78,13 @@ fn main() -> ExitCode {
         Verb::Long { rest } => long(&rest),
         Verb::Deny => deny(),
         Verb::E2e(arguments) => e2e::run(&arguments),
+        Verb::Conformance(arguments) => match conformance::run(&arguments) {
+            Ok(true) => Ok(()),
+            // Its last line has said how many; nothing may follow it.
+            Ok(false) => return ExitCode::FAILURE,
+            Err(error) => Err(error),
+        },
+        Verb::Fetch(arguments) => conformance::fetch(&arguments),
         Verb::Ci => run(&mut Command::new(root().join(".ci/run"))),
     };
     match result {

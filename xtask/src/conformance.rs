@@ -1,0 +1,306 @@
+//! The kernel's own self-tests, unmodified, under `ioasid run`.
+//!
+//! The sources come from the Debian package of the kernel's source and are built in a cache folder;
+//! nothing of the kernel is committed. What a test does other than pass is written down, with its
+//! reason, in `conformance/SUITE-KERNEL.toml`; a run that differs from that, either way, fails.
+//!
+//! One run: [`apt`] and [`source`] fetch, [`headers`] and [`build`] make the programs, [`hugepages`]
+//! lends them memory, [`stage`] puts them where an unprivileged user can run them, [`launch`] runs
+//! one, [`tap`] reads what it says, [`expect`] compares and [`report`] prints.
+
+mod apt;
+mod build;
+mod expect;
+mod headers;
+mod hugepages;
+mod launch;
+mod listing;
+mod report;
+mod source;
+mod stage;
+mod tap;
+
+use std::{
+    fs::{self, File},
+    path::{Path, PathBuf},
+    process::Command,
+    time::Duration,
+};
+
+use anyhow::{Context, Result, bail};
+use clap::{Args, Subcommand, ValueEnum};
+use rustix::fs::{FlockOperation, flock};
+
+use expect::Expectations;
+use hugepages::Hugepages;
+use launch::{Limits, Outcome, Signals};
+use tap::Run;
+
+/// A program of the kernel's self-tests.
+#[derive(Clone, Copy, Debug, ValueEnum)]
+pub(crate) enum Suite {
+    /// Every ioctl of `/dev/iommu` (tools/testing/selftests/iommu/iommufd.c).
+    Iommufd,
+    /// The same calls with every allocation failing in turn (iommufd_fail_nth.c).
+    #[value(name = "iommufd_fail_nth")]
+    IommufdFailNth,
+}
+
+impl Suite {
+    /// The program's name, which is also that of its expectations.
+    fn name(self) -> &'static str {
+        match self {
+            Self::Iommufd => "iommufd",
+            Self::IommufdFailNth => "iommufd_fail_nth",
+        }
+    }
+
+    /// Its folder in `tools/testing/selftests`.
+    fn folder(self) -> &'static str {
+        "iommu"
+    }
+}
+
+/// Arguments of `cargo xtask conformance`.
+#[derive(Args, Debug)]
+pub(crate) struct Conformance {
+    suite: Suite,
+    /// Link the test program statically.
+    #[arg(long = "static")]
+    static_link: bool,
+    /// Run it so many times in a row.
+    #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..))]
+    runs: u32,
+    /// Run only the tests whose names contain TEXT; may be given again.
+    #[arg(long, value_name = "TEXT")]
+    filter: Vec<String>,
+    /// Print how the run differs from this TAP file, test by test.
+    #[arg(long, value_name = "FILE.tap")]
+    compare_oracle: Option<PathBuf>,
+    /// Leave the host's pool of huge pages as it is.
+    #[arg(long)]
+    no_hugepages: bool,
+    /// Stop a run after so many seconds.
+    #[arg(long, value_name = "SECONDS", default_value_t = 600)]
+    timeout: u64,
+    /// Use this `ioasid` instead of building one, optimised.
+    #[arg(long, value_name = "PROGRAM")]
+    ioasid: Option<PathBuf>,
+    /// Passed to `ioasid run`, such as `-v`; may be given again.
+    #[arg(long, value_name = "OPTION", allow_hyphen_values = true)]
+    run_option: Vec<String>,
+    #[command(flatten)]
+    origin: apt::Origin,
+}
+
+/// Arguments of `cargo xtask fetch`.
+#[derive(Args, Debug)]
+pub(crate) struct Fetch {
+    #[command(subcommand)]
+    what: What,
+}
+
+#[derive(Debug, Subcommand)]
+enum What {
+    /// The parts of the kernel's source that the self-tests are built from.
+    KernelSource {
+        #[command(flatten)]
+        origin: apt::Origin,
+        /// Look for a newer version even if there is one already.
+        #[arg(long)]
+        refresh: bool,
+    },
+}
+
+/// The cache: everything that is fetched, built or recorded.
+#[derive(Debug)]
+pub(crate) struct Cache {
+    folder: PathBuf,
+    /// Held while the cache is used: two runners would share the host's huge pages.
+    _lock: File,
+}
+
+impl Cache {
+    /// `target/conformance`, made and locked; waits for another runner.
+    fn open() -> Result<Self> {
+        let folder = super::root().join("target/conformance");
+        fs::create_dir_all(&folder).with_context(|| format!("making {}", folder.display()))?;
+        let path = folder.join("lock");
+        let lock = File::create(&path).with_context(|| format!("opening {}", path.display()))?;
+        if flock(&lock, FlockOperation::NonBlockingLockExclusive).is_err() {
+            println!("conformance: waiting for another run to end");
+            flock(&lock, FlockOperation::LockExclusive).context("locking the cache")?;
+        }
+        Ok(Self {
+            folder,
+            _lock: lock,
+        })
+    }
+
+    fn path(&self, inside: impl AsRef<Path>) -> PathBuf {
+        self.folder.join(inside)
+    }
+
+    /// As [`Self::path`], made if it is missing.
+    fn folder(&self, inside: impl AsRef<Path>) -> Result<PathBuf> {
+        let path = self.path(inside);
+        fs::create_dir_all(&path).with_context(|| format!("making {}", path.display()))?;
+        Ok(path)
+    }
+}
+
+/// `cargo xtask fetch`.
+pub(crate) fn fetch(arguments: &Fetch) -> Result<()> {
+    let What::KernelSource { origin, refresh } = &arguments.what;
+    let source = source::fetch(&Cache::open()?, origin, *refresh)?;
+    println!("Linux {} is in {}", source.version, source.folder.display());
+    Ok(())
+}
+
+/// `cargo xtask conformance`: whether every test did what is expected of it.
+///
+/// Its last line on stdout is `N passed, N failed, N skipped`, the sum of all runs.
+///
+/// # Errors
+/// What kept the tests from being run.
+pub(crate) fn run(arguments: &Conformance) -> Result<bool> {
+    let suite = arguments.suite;
+    let oracle = arguments
+        .compare_oracle
+        .as_deref()
+        .map(read_tap)
+        .transpose()?;
+    let cache = Cache::open()?;
+    let source = source::fetch(&cache, &arguments.origin, false)?;
+    let programs = build::selftest(
+        &cache,
+        &arguments.origin,
+        &source,
+        suite.folder(),
+        arguments.static_link,
+    )?;
+    let program = programs.join(suite.name());
+    let expectations = Expectations::find(
+        &super::root().join("conformance"),
+        suite.name(),
+        &source.version,
+    )?;
+    let all = listing::of(&program)?;
+    let chosen = listing::choose(&all, &arguments.filter)?;
+    let ioasid = match &arguments.ioasid {
+        Some(path) => path.clone(),
+        None => build::ioasid()?,
+    };
+    let selftest = has_selftest(&ioasid)?;
+    if !selftest {
+        println!(
+            "conformance: this ioasid has no `run --selftest`: whatever needs the mock device fails"
+        );
+    }
+
+    let stage = stage::Stage::new(&[&ioasid, &program])?;
+    println!(
+        "conformance: {} of Linux {}, {} of {} tests, {} build, as {}",
+        suite.name(),
+        source.version,
+        chosen.len(),
+        all.len(),
+        if arguments.static_link {
+            "static"
+        } else {
+            "dynamic"
+        },
+        stage.user(),
+    );
+
+    let signals = Signals::watch()?;
+    let hugepages = Hugepages::lend(&cache, !arguments.no_hugepages)?;
+    println!("conformance: {hugepages}");
+    let expected = expectations.of(&all, hugepages.enough())?;
+    let limits = Limits {
+        time: Duration::from_secs(arguments.timeout),
+        signals: &signals,
+    };
+    let mut options: Vec<&str> = arguments.run_option.iter().map(String::as_str).collect();
+    options.extend(selftest.then_some("--selftest"));
+
+    let mut totals = tap::Counts::default();
+    let mut as_expected = true;
+    for number in 1..=arguments.runs {
+        if arguments.runs > 1 {
+            println!("\n-- run {number} of {}", arguments.runs);
+        }
+        let mut command = stage.command(&ioasid, &options, &program);
+        if chosen.len() < all.len() {
+            command.args(chosen.iter().flat_map(|name| ["-r", name]));
+        }
+        let ended = launch::run(command, &limits)?;
+        let log = keep_log(
+            &cache,
+            suite,
+            &source.version,
+            hugepages.enough(),
+            &ended.output,
+        )?;
+        let run = Run::parse(&ended.output);
+        let results = run.results_of(&chosen);
+        let counts = tap::Counts::of(&results);
+        let surprises = expect::surprises(&expected, &results);
+        report::fixtures(&results, &expected);
+        report::surprises(&surprises, &run);
+        if let Some(oracle) = &oracle {
+            report::against(oracle, &results);
+        }
+        let plain = report::outcome(&ended, &counts, surprises.len(), &log);
+        totals += counts;
+        as_expected &= surprises.is_empty() && plain;
+        if let Outcome::Interrupted(signal) = ended.outcome {
+            drop(hugepages);
+            bail!("stopped by signal {signal}; the huge pages are as they were");
+        }
+    }
+    drop(hugepages);
+    println!("{totals}");
+    Ok(as_expected)
+}
+
+fn read_tap(path: &Path) -> Result<Run> {
+    let text = fs::read_to_string(path).with_context(|| format!("reading {}", path.display()))?;
+    let run = Run::parse(&text);
+    if run.is_empty() {
+        bail!(
+            "{} holds no line `ok N NAME`: is it a TAP file?",
+            path.display()
+        );
+    }
+    Ok(run)
+}
+
+/// Whether `ioasid run` knows `--selftest`.
+fn has_selftest(ioasid: &Path) -> Result<bool> {
+    let output = Command::new(ioasid)
+        .args(["run", "--help"])
+        .output()
+        .with_context(|| format!("running {}", ioasid.display()))?;
+    Ok(String::from_utf8_lossy(&output.stdout).contains("--selftest"))
+}
+
+/// Keeps all that the last run of this kind said.
+fn keep_log(
+    cache: &Cache,
+    suite: Suite,
+    version: &str,
+    hugepages: bool,
+    output: &str,
+) -> Result<PathBuf> {
+    let kind = if hugepages {
+        "hugepages"
+    } else {
+        "no-hugepages"
+    };
+    let path = cache
+        .folder("runs")?
+        .join(format!("{}-{version}-{kind}.tap", suite.name()));
+    fs::write(&path, output).with_context(|| format!("writing {}", path.display()))?;
+    Ok(path)
+}

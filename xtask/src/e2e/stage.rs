@@ -72,7 +72,7 @@ impl Stage {
                     &target,
                 ])
                 .arg("--target-dir")
-                .arg(target().join("static"))
+                .arg(target_directory().join("static"))
                 .env("RUSTFLAGS", "-C target-feature=+crt-static")
                 .current_dir(root()),
         )?;
@@ -80,7 +80,7 @@ impl Stage {
         fs::create_dir_all(&directory)?;
         fs::set_permissions(&directory, fs::Permissions::from_mode(0o755))?;
         let stage = Stage { directory, long };
-        let built = target();
+        let built = target_directory();
         for (from, to) in [
             (built.join("release/ioasid"), "ioasid"),
             (built.join("release/passthrough-client"), "client"),
@@ -308,7 +308,7 @@ fn leftovers(tree: &Json) -> Vec<String> {
 }
 
 /// Where cargo puts what it builds.
-fn target() -> PathBuf {
+fn target_directory() -> PathBuf {
     match std::env::var_os("CARGO_TARGET_DIR") {
         Some(path) => root().join(path),
         None => root().join("target"),

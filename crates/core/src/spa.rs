@@ -160,6 +160,7 @@ impl SpaSpace {
         }
         Ok(SpaRange {
             space: Arc::clone(self),
+            window,
             range,
             first,
             count,
@@ -213,6 +214,7 @@ impl fmt::Debug for SpaSpace {
 /// the grace period.
 pub struct SpaRange {
     space: Arc<SpaSpace>,
+    window: Arc<Window>,
     range: AddrRange,
     first: usize,
     count: usize,
@@ -227,6 +229,12 @@ impl SpaRange {
     /// The addresses.
     pub fn range(&self) -> AddrRange {
         self.range
+    }
+
+    /// The bytes, for software that holds the registration: no guard is needed, and remote memory
+    /// may block as long as it likes.
+    pub fn memory(&self) -> Memory<'_> {
+        self.window.backing.memory()
     }
 }
 

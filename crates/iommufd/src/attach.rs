@@ -73,8 +73,8 @@ impl Context {
     pub(crate) fn attachable(&self, id: ObjectId) -> Result<Object, Error> {
         match self.objects.lock().object(id) {
             None => Err(Error::NoObject(id)),
-            Some(Object::Device(_)) => Err(Error::NotAttachable(id)),
-            Some(object) => Ok(object),
+            Some(object @ (Object::Ioas(_) | Object::Hwpt(_))) => Ok(object),
+            Some(_) => Err(Error::NotAttachable(id)),
         }
     }
 
@@ -91,7 +91,7 @@ impl Context {
                 Ok(hwpt.id())
             }
             Object::Ioas(ioas) => self.attach_ioas(&mut seats, device, pasid, &ioas),
-            Object::Device(_) => Err(Error::NotAttachable(pt_id)),
+            _ => Err(Error::NotAttachable(pt_id)),
         }
     }
 

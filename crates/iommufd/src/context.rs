@@ -9,7 +9,7 @@ use ioasid_core::{
     AddrRange, Pasid,
     inspect::{Inspect, Node, Value},
     memory::PageSource,
-    sync::Mutex,
+    sync::{Mutex, MutexGuard},
 };
 use ioasid_iommu::{Device, FaultSink, Iommu, OwnerId, OwnershipError};
 
@@ -67,7 +67,16 @@ impl Context {
         &self.iommu
     }
 
-    fn ioas(&self, id: ObjectId) -> Result<Arc<Ioas>, Error> {
+    /// The object table, while the file is open.
+    pub(crate) fn open_objects(&self) -> Result<MutexGuard<'_, Table>, Error> {
+        let objects = self.objects.lock();
+        if self.closed.load(Ordering::Acquire) {
+            return Err(Error::Closed);
+        }
+        Ok(objects)
+    }
+
+    pub(crate) fn ioas(&self, id: ObjectId) -> Result<Arc<Ioas>, Error> {
         match self.objects.lock().object(id) {
             Some(Object::Ioas(ioas)) => Ok(ioas),
             _ => Err(Error::NoObject(id)),
@@ -129,10 +138,7 @@ impl Context {
         self: &Arc<Self>,
         make: impl FnOnce(ObjectId) -> Arc<DeviceObject>,
     ) -> Result<BoundDevice, Error> {
-        let mut objects = self.objects.lock();
-        if self.closed.load(Ordering::Acquire) {
-            return Err(Error::Closed);
-        }
+        let mut objects = self.open_objects()?;
         let id = objects.reserve()?;
         let object = make(id);
         objects.install(id, Object::Device(Arc::clone(&object)));
@@ -146,10 +152,7 @@ impl Context {
     /// # Errors
     /// [`Error::NoIds`], [`Error::Closed`].
     pub fn ioas_alloc(&self) -> Result<ObjectId, Error> {
-        let mut objects = self.objects.lock();
-        if self.closed.load(Ordering::Acquire) {
-            return Err(Error::Closed);
-        }
+        let mut objects = self.open_objects()?;
         let id = objects.reserve()?;
         objects.install(id, Object::Ioas(Ioas::new(id)));
         Ok(id)
@@ -224,7 +227,8 @@ impl Context {
     ///
     /// # Errors
     /// [`Error::NoObject`], [`Error::Empty`], [`Error::Overflow`], and [`Error::NotMapped`] if
-    /// nothing is mapped there or an area lies across an edge (areas before that one are gone then).
+    /// nothing is mapped there or an area lies across an edge, [`Error::AreaLocked`],
+    /// [`Error::StillHeld`] (areas before that one are gone then).
     pub fn ioas_unmap(&self, ioas: ObjectId, iova: u64, len: u64) -> Result<u64, Error> {
         let ioas = self.ioas(ioas)?;
         if len == 0 {
@@ -240,9 +244,26 @@ impl Context {
     /// IOAS_UNMAP of 0..=2^64-1: as [`Context::ioas_unmap`], and an empty IOAS is no error.
     ///
     /// # Errors
-    /// [`Error::NoObject`].
+    /// [`Error::NoObject`], [`Error::AreaLocked`], [`Error::StillHeld`].
     pub fn ioas_unmap_all(&self, ioas: ObjectId) -> Result<u64, Error> {
-        Ok(self.ioas(ioas)?.unmap_all())
+        self.ioas(ioas)?.unmap_all()
+    }
+
+    /// How many sources of pages, one per MAP however often it was copied, have pinned the system
+    /// physical addresses `page`, wholly or in part: the pins that a page of a program has.
+    pub fn pins_of(&self, page: AddrRange) -> usize {
+        let objects = self.objects.lock().objects();
+        let mut holders: Vec<*const Pages> = Vec::new();
+        for object in objects {
+            if let Object::Ioas(ioas) = object {
+                let state = ioas.state.lock();
+                let areas = state.space.areas().map(|(_, area)| &area.pages);
+                holders.extend(areas.filter(|pages| pages.holds(page)).map(Arc::as_ptr));
+            }
+        }
+        holders.sort();
+        holders.dedup();
+        holders.len()
     }
 
     /// HWPT_ALLOC: a page table of an IOAS for a device, to be attached by its own id. It shares its
@@ -323,8 +344,10 @@ impl Context {
     /// # Errors
     /// [`Error::NoObject`], [`Error::InUse`].
     pub fn destroy(&self, id: ObjectId) -> Result<(), Error> {
+        // Dropped without a lock: what a back end made may hold devices.
+        let removed;
         let _attachments = self.attachments.lock();
-        let removed = self.objects.lock().remove(id)?;
+        removed = self.objects.lock().remove(id)?;
         self.take_apart(&removed);
         Ok(())
     }
@@ -338,13 +361,14 @@ impl Context {
                     options.vfio_ioas = None;
                 }
                 drop(options);
-                ioas.unmap_all();
+                // Nothing is attached that could hold pages.
+                let _ = ioas.unmap_all();
             }
             Object::Hwpt(hwpt) => {
                 self.objects.lock().put(hwpt.ioas().id());
                 hwpt.release();
             }
-            Object::Device(_) => {}
+            Object::Device(_) | Object::Access(_) | Object::Foreign(_) => {}
         }
     }
 
@@ -360,6 +384,14 @@ impl Context {
     }
 
     pub(crate) fn finish_close(&self) {
+        let foreign = {
+            let mut table = self.objects.lock();
+            if !self.closed.load(Ordering::Acquire) || table.objects().iter().any(keeps_file) {
+                return;
+            }
+            table.take_foreign()
+        };
+        drop(foreign);
         let _attachments = self.attachments.lock();
         let objects = {
             let mut table = self.objects.lock();
@@ -453,6 +485,12 @@ impl Context {
             Err(Error::NotFileBacked)
         }
     }
+}
+
+/// Whether whoever uses `object` keeps the objects of a file whose last descriptor is gone. Devices
+/// do as well, but those of a back end's objects go with them.
+fn keeps_file(object: &Object) -> bool {
+    matches!(object, Object::Access(access) if access.keeps_file())
 }
 
 impl Drop for Context {

@@ -68,6 +68,25 @@ pub enum Error {
     /// An address that the page table cannot hold (ERANGE).
     #[error("the page table cannot hold these addresses")]
     OutsideTable,
+    /// Hardware owns the pages of a mapping: its queue goes first (EBUSY).
+    #[error("the pages belong to a queue of hardware")]
+    AreaLocked,
+    /// An access object does not let go of pages that are to be unmapped (EDEADLOCK).
+    #[error("an access object does not let go of the pages")]
+    StillHeld,
+    /// An access object cannot use these pages: they are about to go, start or end inside a page, or
+    /// belong to another device (EINVAL).
+    #[error("the pages cannot be used through an access object")]
+    NotAccessible,
+    /// The access object is attached to no IOAS (ENOENT).
+    #[error("the access object is attached to no IOAS")]
+    NotAttached,
+    /// The access object is attached already (EINVAL).
+    #[error("the access object is attached already")]
+    AlreadyAttached,
+    /// The exporter of a dma-buf has taken it back (ENODEV).
+    #[error("the memory has been taken back by its exporter")]
+    Revoked,
     /// A list of ranges overlaps itself or has a range whose start is not below its last (EINVAL).
     #[error("the ranges overlap or are empty")]
     BadRanges,

@@ -4,7 +4,7 @@
 //! that takes, pinning and barrier included: one change of an IOAS at a time. `state` is held only
 //! for lookups and bookkeeping, so that inspection and COPY from this IOAS never wait for a peer.
 
-use std::sync::Arc;
+use std::{collections::BTreeMap, sync::Arc};
 
 use ioasid_core::{
     AddrRange, Prot,
@@ -14,6 +14,7 @@ use ioasid_core::{
 };
 
 use crate::{
+    access::{AccessObject, AreaUse},
     domains::{IoasDomain, Tables},
     error::Error,
     iova::{IovaSpace, Owner},
@@ -91,6 +92,8 @@ pub(crate) struct Area {
     pub(crate) prot: Prot,
     /// System physical addresses, while the IOAS has a domain.
     pub(crate) run: Option<Arc<Run>>,
+    /// Who else holds its pages.
+    pub(crate) usage: Arc<AreaUse>,
 }
 
 /// Bytes of some pages, to become an area.
@@ -106,13 +109,20 @@ pub(crate) struct Part {
 pub(crate) struct State {
     pub(crate) space: IovaSpace<Area>,
     pub(crate) tables: Tables,
+    /// The access objects that are attached.
+    pub(crate) accesses: BTreeMap<ObjectId, Arc<AccessObject>>,
     large_pages: bool,
 }
 
 impl State {
     /// What mappings must be aligned to.
     pub(crate) fn alignment(&self) -> u64 {
-        let least = if self.large_pages { 1 } else { PAGE_SIZE };
+        let pins = self.accesses.values().any(|access| access.pins());
+        let least = if self.large_pages && !pins {
+            1
+        } else {
+            PAGE_SIZE
+        };
         self.tables.alignment().max(least)
     }
 
@@ -146,6 +156,7 @@ impl Ioas {
             state: Mutex::new(State {
                 space: IovaSpace::default(),
                 tables: Tables::default(),
+                accesses: BTreeMap::new(),
                 large_pages: true,
             }),
         })
@@ -186,6 +197,7 @@ impl Ioas {
                 offset: part.offset,
                 prot,
                 run: None,
+                usage: Arc::default(),
             };
             areas.push((range, area));
         }
@@ -234,45 +246,74 @@ impl Ioas {
         }
     }
 
-    /// Unmaps the areas that lie wholly in `range`, with one barrier, and returns their bytes. When
-    /// it returns no DMA through them is in flight.
+    /// Unmaps the areas that lie wholly in `range`, and returns their bytes. When it returns no DMA
+    /// through them is in flight, and no access object holds their pages.
     ///
     /// # Errors
-    /// [`Error::NotMapped`] if an area lies across an edge; those before it are unmapped then, as
-    /// in the kernel.
+    /// [`Error::NotMapped`] if an area lies across an edge, [`Error::AreaLocked`] if hardware owns
+    /// one, [`Error::StillHeld`] if an access object does not let go of one; those before it are
+    /// unmapped then, as in the kernel.
     pub(crate) fn unmap(&self, range: AddrRange) -> Result<u64, Error> {
-        let _change = self.change.lock();
-        let (areas, domains, cut) = {
-            let mut state = self.state.lock();
-            let mut whole = Vec::new();
-            let mut cut = false;
-            for (area, _) in state.space.overlapping(range) {
-                cut = !range.covers(area);
-                if cut {
+        let mut bytes = 0u64;
+        let mut kicks = Kicks::default();
+        loop {
+            let change = self.change.lock();
+            let (areas, domains, end) = {
+                let mut state = self.state.lock();
+                let mut whole = Vec::new();
+                let mut end = End::Done;
+                for (area_range, area) in state.space.overlapping(range) {
+                    if area.usage.is_locked() {
+                        end = End::Error(Error::AreaLocked);
+                    } else if !range.covers(area_range) {
+                        end = End::Error(Error::NotMapped);
+                    } else if area.usage.refuse_new() {
+                        end = End::Held(area_range);
+                    } else {
+                        whole.push(area_range);
+                        continue;
+                    }
                     break;
                 }
-                whole.push(area);
+                let areas: Vec<_> = if whole.len() == state.space.len() {
+                    state.space.clear()
+                } else {
+                    let remove =
+                        |range: AddrRange| Some((range, state.space.remove(range.start())?));
+                    whole.into_iter().filter_map(remove).collect()
+                };
+                (areas, state.tables.domains(), end)
+            };
+            take_down(&domains, &areas);
+            bytes = bytes.saturating_add(total(&areas));
+            drop(areas);
+            drop(change);
+            match end {
+                End::Done => return Ok(bytes),
+                End::Error(error) => return Err(error),
+                // No lock is held: whoever is told lets go of the pages before it returns.
+                End::Held(area) => {
+                    kicks.count(area)?;
+                    self.tell_accesses(area);
+                }
             }
-            let remove = |range: AddrRange| Some((range, state.space.remove(range.start())?));
-            let areas: Vec<_> = whole.into_iter().filter_map(remove).collect();
-            (areas, state.tables.domains(), cut)
-        };
-        take_down(&domains, &areas);
-        if cut {
-            return Err(Error::NotMapped);
         }
-        Ok(total(&areas))
     }
 
     /// Unmaps everything and returns how many bytes that were.
-    pub(crate) fn unmap_all(&self) -> u64 {
-        let _change = self.change.lock();
-        let (areas, domains) = {
-            let mut state = self.state.lock();
-            (state.space.clear(), state.tables.domains())
-        };
-        take_down(&domains, &areas);
-        total(&areas)
+    ///
+    /// # Errors
+    /// As [`Ioas::unmap`].
+    pub(crate) fn unmap_all(&self) -> Result<u64, Error> {
+        self.unmap(AddrRange::ALL)
+    }
+
+    /// Asks every access object to let go of the pages behind `area`.
+    fn tell_accesses(&self, area: AddrRange) {
+        let accesses: Vec<_> = self.state.lock().accesses.values().cloned().collect();
+        for access in accesses {
+            access.tell(area);
+        }
     }
 
     pub(crate) fn large_pages(&self) -> bool {
@@ -316,6 +357,40 @@ impl Ioas {
             .space
             .areas()
             .all(|(_, area)| area.pages.source().is_file())
+    }
+}
+
+/// How a pass of [`Ioas::unmap`] ended.
+enum End {
+    Done,
+    Error(Error),
+    /// An access object holds pages of the area.
+    Held(AddrRange),
+}
+
+/// How often the holders of one area were told to let go.
+#[derive(Default)]
+struct Kicks {
+    area: Option<AddrRange>,
+    times: u32,
+}
+
+impl Kicks {
+    /// The kernel gives up after as many (`iopt_unmap_iova_range`).
+    const MOST: u32 = 100;
+
+    fn count(&mut self, area: AddrRange) -> Result<(), Error> {
+        if self.area != Some(area) {
+            *self = Kicks {
+                area: Some(area),
+                times: 0,
+            };
+        }
+        self.times += 1;
+        if self.times > Self::MOST {
+            return Err(Error::StillHeld);
+        }
+        Ok(())
     }
 }
 

@@ -8,6 +8,8 @@
 //! * [`BoundDevice`]: a device, or one default-PASID child of a device, that a program holds;
 //!   `attach`: what it is attached to.
 //! * [`HwInfo`], [`DirtyRequest`]: what a device can do; which pages were written.
+//! * [`Access`]: memory of an IOAS for who needs no page table: emulated devices, queues of hardware.
+//! * [`ForeignObject`]: objects of a back end in the same table of ids.
 //! * [`EventFile`]: queues of events that programs read through a descriptor of their own.
 //!
 //! What never lives here: the layout of ioctl structs and errno numbers (the `uapi` crate), and any
@@ -51,6 +53,7 @@
 //! (drivers/iommu/iommufd/{device,hw_pagetable,io_pagetable,ioas,main}.c).
 #![forbid(unsafe_code)]
 
+mod access;
 mod attach;
 mod context;
 mod device;
@@ -58,6 +61,7 @@ mod dirty;
 mod domains;
 mod error;
 mod event;
+mod foreign;
 mod hw_info;
 mod hwpt;
 mod ioas;
@@ -65,11 +69,13 @@ mod iova;
 mod object;
 mod pages;
 
+pub use access::{Access, AccessKind, AccessUser, PinnedPages};
 pub use context::Context;
 pub use device::BoundDevice;
 pub use dirty::DirtyRequest;
 pub use error::Error;
 pub use event::{EventFile, Notify};
+pub use foreign::{ForeignObject, ReservedId};
 pub use hw_info::{HwInfo, VtdRegisters};
 pub use hwpt::{HwptAlloc, HwptFlags};
 pub use ioas::{CopyArgs, IovaRanges, MapArgs};

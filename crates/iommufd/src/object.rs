@@ -6,7 +6,10 @@ use std::{
     sync::Arc,
 };
 
-use crate::{device::DeviceObject, error::Error, hwpt::Hwpt, ioas::Ioas};
+use crate::{
+    access::AccessObject, device::DeviceObject, error::Error, foreign::ForeignObject, hwpt::Hwpt,
+    ioas::Ioas,
+};
 
 /// The id of one object of a [`Context`](crate::Context), 1..=2^31-1. Programs send any number, so
 /// holding one says nothing about an object existing.
@@ -43,6 +46,8 @@ pub(crate) enum Object {
     Ioas(Arc<Ioas>),
     Hwpt(Arc<Hwpt>),
     Device(Arc<DeviceObject>),
+    Access(Arc<AccessObject>),
+    Foreign(Arc<dyn ForeignObject>),
 }
 
 #[derive(Debug)]
@@ -131,6 +136,20 @@ impl Table {
         }
         self.forget(id);
         Ok(object)
+    }
+
+    /// Takes out every object of a back end that nobody uses.
+    pub(crate) fn take_foreign(&mut self) -> Vec<Object> {
+        let foreign = |entry: &Entry| matches!(entry.object, Some(Object::Foreign(_)));
+        let ids: Vec<_> = self
+            .entries
+            .iter()
+            .filter(|(_, entry)| entry.users == 0 && foreign(entry))
+            .map(|(id, _)| *id)
+            .collect();
+        ids.into_iter()
+            .filter_map(|id| self.remove(id).ok())
+            .collect()
     }
 
     /// Whether any id is taken.

@@ -1,53 +1,112 @@
 //! The memory behind areas.
 //!
 //! One MAP makes one [`Pages`]; a COPY shares it, so memory is pinned and counted once however many
-//! address spaces show it. Pages get system physical addresses only when the first domain needs
-//! them: mapping an address that is not there is an error only if a domain is attached, as in
-//! Linux. The addresses are given back when the last [`Run`] goes, which its areas hold until the
-//! unmap of their last domain, barrier included, has returned.
+//! address spaces show it. Pages get system physical addresses only when the first domain (or
+//! access) needs them: mapping an address that is not there is an error only if a domain is
+//! attached, as in Linux. The addresses are given back when the last [`Run`] goes, which its areas
+//! hold until the unmap of their last domain, barrier included, has returned.
 
 use std::{
     collections::BTreeMap,
-    sync::{Arc, Weak},
+    fmt,
+    sync::{
+        Arc, Weak,
+        atomic::{AtomicBool, Ordering},
+    },
 };
 
 use ioasid_core::{
     Prot,
-    memory::{Extent, PageSource, PinError},
+    host::Account,
+    memory::{Extent, PAGE_SIZE, PageSource, PinError},
     sync::Mutex,
 };
 
+use crate::ledger::{Charge, MemoryLedger};
+
 /// A source of pages and what is pinned of it.
-#[derive(Debug)]
 pub(crate) struct Pages {
     source: Arc<dyn PageSource>,
     writable: bool,
-    /// Pinned runs by their offset. A run is found again only while an area holds it.
-    runs: Mutex<BTreeMap<u64, Weak<Run>>>,
+    /// The exporter took the memory back, for good.
+    revoked: AtomicBool,
+    ledger: Arc<MemoryLedger>,
+    /// Its number in the ledger.
+    number: u64,
+    pinned: Mutex<Pinned>,
+}
+
+struct Pinned {
+    /// Pinned runs by their offset and number. A run is found again only while somebody holds it.
+    runs: BTreeMap<(u64, u64), Weak<Run>>,
+    last: u64,
+    charge: Charge,
+    /// Bytes that count now.
+    charged: u64,
+}
+
+impl Pinned {
+    /// Bytes of the pages that the live runs cover together.
+    fn covered(&self) -> u64 {
+        let mut bytes = 0;
+        let mut next = 0;
+        for run in self.runs.values().filter_map(Weak::upgrade) {
+            let start = (run.offset / PAGE_SIZE * PAGE_SIZE).max(next);
+            let end = run.offset.saturating_add(run.len);
+            let end = end.checked_next_multiple_of(PAGE_SIZE).unwrap_or(end);
+            bytes += end.saturating_sub(start);
+            next = next.max(end);
+        }
+        bytes
+    }
 }
 
 impl Pages {
     /// The pages of `source`; `writable` if devices may ever write them.
-    pub(crate) fn new(source: Arc<dyn PageSource>, writable: bool) -> Arc<Self> {
-        Arc::new(Pages {
+    pub(crate) fn new(
+        source: Arc<dyn PageSource>,
+        writable: bool,
+        ledger: &Arc<MemoryLedger>,
+        charge: Charge,
+    ) -> Arc<Self> {
+        let pages = Arc::new_cyclic(|weak: &Weak<Pages>| Pages {
             source,
             writable,
-            runs: Mutex::default(),
-        })
+            revoked: AtomicBool::new(false),
+            ledger: Arc::clone(ledger),
+            number: ledger.enter(Weak::clone(weak)),
+            pinned: Mutex::new(Pinned {
+                runs: BTreeMap::new(),
+                last: 0,
+                charge,
+                charged: 0,
+            }),
+        });
+        pages
     }
 
-    pub(crate) fn source(&self) -> &dyn PageSource {
-        &*self.source
+    pub(crate) fn source(&self) -> &Arc<dyn PageSource> {
+        &self.source
     }
 
     pub(crate) fn writable(&self) -> bool {
         self.writable
     }
 
+    /// The exporter takes the memory back. Nothing is pinned of it from now on.
+    pub(crate) fn revoke(&self) {
+        self.revoked.store(true, Ordering::Release);
+    }
+
+    /// Whether the exporter has taken the memory back: no page table shows it any more.
+    pub(crate) fn is_revoked(&self) -> bool {
+        self.revoked.load(Ordering::Acquire)
+    }
+
     /// System physical addresses for `len` bytes from `offset`, shared with whoever has them.
     ///
     /// May block as the source does: called with no lock held that inspection needs.
-    pub(crate) fn pin(&self, offset: u64, len: u64) -> Result<Arc<Run>, PinError> {
+    pub(crate) fn pin(self: &Arc<Self>, offset: u64, len: u64) -> Result<Arc<Run>, PinError> {
         if let Some(run) = self.pinned(offset, len) {
             return Ok(run);
         }
@@ -63,38 +122,139 @@ impl Pages {
             return Err(PinError::OutOfRange);
         }
         let run = Arc::new(Run {
+            pages: Arc::clone(self),
             offset,
             len,
             extents,
         });
-        let mut runs = self.runs.lock();
-        runs.retain(|_, run| run.strong_count() > 0);
-        runs.insert(offset, Arc::downgrade(&run));
-        Ok(run)
+        let mut pinned = self.pinned.lock();
+        pinned.last += 1;
+        let key = (offset, pinned.last);
+        pinned.runs.insert(key, Arc::downgrade(&run));
+        let counted = self.count(&mut pinned);
+        if counted.is_err() {
+            pinned.runs.remove(&key);
+        }
+        drop(pinned);
+        counted.map(|()| run)
     }
 
-    fn pinned(&self, offset: u64, len: u64) -> Option<Arc<Run>> {
-        let runs = self.runs.lock();
-        let mut before = runs.range(..=offset).rev();
-        before.find_map(|(_, run)| run.upgrade().filter(|run| run.covers(offset, len)))
+    /// Brings the ledger up to date with the runs that there are.
+    fn count(&self, pinned: &mut Pinned) -> Result<(), PinError> {
+        if self.source.is_device() {
+            return Ok(());
+        }
+        let covered = pinned.covered();
+        if covered > pinned.charged {
+            let more = covered - pinned.charged;
+            self.ledger.charge(pinned.charge, more)?;
+        } else {
+            let less = pinned.charged - covered;
+            self.ledger.uncharge(pinned.charge, less);
+        }
+        pinned.charged = covered;
+        Ok(())
+    }
+
+    /// A run is gone.
+    fn unpinned(&self) {
+        let mut pinned = self.pinned.lock();
+        pinned.runs.retain(|_, run| run.strong_count() > 0);
+        // Less than before: nothing can be refused.
+        let _ = self.count(&mut pinned);
+    }
+
+    /// A live run that has all of `len` bytes from `offset`.
+    pub(crate) fn pinned(&self, offset: u64, len: u64) -> Option<Arc<Run>> {
+        let pinned = self.pinned.lock();
+        let mut before = pinned.runs.range(..=(offset, u64::MAX)).rev();
+        // What is upgraded and not wanted is dropped after the lock is free.
+        let mut passed = Vec::new();
+        let found = before.find_map(|(_, run)| {
+            let run = run.upgrade()?;
+            if run.covers(offset, len) {
+                return Some(run);
+            }
+            passed.push(run);
+            None
+        });
+        drop(pinned);
+        drop(passed);
+        found
+    }
+
+    /// Whether the page at `spa` is pinned.
+    pub(crate) fn has_pinned(&self, spa: u64) -> bool {
+        let runs: Vec<_> = {
+            let pinned = self.pinned.lock();
+            pinned.runs.values().filter_map(Weak::upgrade).collect()
+        };
+        let page = spa / PAGE_SIZE;
+        runs.iter().flat_map(|run| &run.extents).any(|extent| {
+            let last = extent.spa.saturating_add(extent.len - 1);
+            (extent.spa / PAGE_SIZE..=last / PAGE_SIZE).contains(&page)
+        })
+    }
+
+    /// Bytes that are counted as locked now.
+    pub(crate) fn charged(&self) -> (Charge, u64) {
+        let pinned = self.pinned.lock();
+        (pinned.charge, pinned.charged)
+    }
+
+    /// Whoever maps pays from now on: `account` has been charged for what is pinned.
+    pub(crate) fn hand_over(&self, account: Account) {
+        let mut pinned = self.pinned.lock();
+        self.ledger.uncharge(pinned.charge, pinned.charged);
+        pinned.charge = pinned.charge.moved_to(account);
     }
 
     /// Bytes that have system physical addresses now.
     pub(crate) fn pinned_bytes(&self) -> u64 {
-        let runs = self.runs.lock();
-        runs.values()
-            .filter_map(Weak::upgrade)
-            .map(|run| run.len)
-            .sum()
+        let runs: Vec<_> = {
+            let pinned = self.pinned.lock();
+            pinned.runs.values().filter_map(Weak::upgrade).collect()
+        };
+        runs.iter().map(|run| run.len).sum()
+    }
+}
+
+impl Drop for Pages {
+    fn drop(&mut self) {
+        self.ledger.leave(self.number);
+    }
+}
+
+impl fmt::Debug for Pages {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Pages")
+            .field("source", &self.source)
+            .field("writable", &self.writable)
+            .finish_non_exhaustive()
     }
 }
 
 /// Part of a source that has system physical addresses. They stay valid while this lives.
-#[derive(Debug)]
 pub(crate) struct Run {
+    pages: Arc<Pages>,
     offset: u64,
     len: u64,
     extents: Vec<Extent>,
+}
+
+impl Drop for Run {
+    fn drop(&mut self) {
+        self.pages.unpinned();
+    }
+}
+
+impl fmt::Debug for Run {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Run")
+            .field("offset", &self.offset)
+            .field("len", &self.len)
+            .finish_non_exhaustive()
+    }
 }
 
 impl Run {
@@ -103,6 +263,67 @@ impl Run {
             .checked_sub(self.offset)
             .and_then(|skip| self.len.checked_sub(skip))
             .is_some_and(|rest| len <= rest)
+    }
+
+    /// Whether an address of `page` is one of the run's.
+    fn holds(&self, page: AddrRange) -> bool {
+        let of = |extent: &Extent| AddrRange::from_len(extent.spa, extent.len);
+        let mut ranges = self.extents.iter().filter_map(of);
+        ranges.any(|range| range.overlaps(page))
+    }
+
+    /// Calls `copy` with each extent that has bytes of the range, the offset in its registration and
+    /// the bytes, in order.
+    fn each(
+        &self,
+        offset: u64,
+        len: usize,
+        copy: &mut dyn FnMut(&Extent, u64, usize) -> Result<(), MemoryGone>,
+    ) -> Result<(), MemoryGone> {
+        let mut skip = offset.saturating_sub(self.offset);
+        let mut left = len;
+        for extent in &self.extents {
+            if skip >= extent.len {
+                skip -= extent.len;
+                continue;
+            }
+            let bytes = usize::try_from(extent.len - skip).map_or(left, |room| room.min(left));
+            let start = extent.spa.wrapping_add(skip);
+            copy(extent, start.wrapping_sub(extent.hold.start()), bytes)?;
+            skip = 0;
+            left -= bytes;
+            if left == 0 {
+                return Ok(());
+            }
+        }
+        Err(MemoryGone { done: len - left })
+    }
+
+    fn read(&self, offset: u64, dst: &mut [u8]) -> Result<(), MemoryGone> {
+        let mut rest = &mut *dst;
+        let len = rest.len();
+        self.each(offset, len, &mut |extent, at, bytes| {
+            let (part, after) = std::mem::take(&mut rest).split_at_mut(bytes);
+            rest = after;
+            match extent.hold.memory() {
+                Memory::Direct(memory) => direct(memory, at, bytes)?.read(part),
+                Memory::Remote(memory) => memory.read(at, part),
+                _ => Err(MemoryGone { done: 0 }),
+            }
+        })
+    }
+
+    fn write(&self, offset: u64, src: &[u8]) -> Result<(), MemoryGone> {
+        let mut rest = src;
+        self.each(offset, src.len(), &mut |extent, at, bytes| {
+            let (part, after) = rest.split_at(bytes);
+            rest = after;
+            match extent.hold.memory() {
+                Memory::Direct(memory) => direct(memory, at, bytes)?.write(part),
+                Memory::Remote(memory) => memory.write(at, part),
+                _ => Err(MemoryGone { done: 0 }),
+            }
+        })
     }
 
     /// The (system physical address, length) pieces of `len` bytes from `offset` of the source.

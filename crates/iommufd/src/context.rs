@@ -249,23 +249,6 @@ impl Context {
         self.ioas(ioas)?.unmap_all()
     }
 
-    /// How many sources of pages, one per MAP however often it was copied, have pinned the system
-    /// physical addresses `page`, wholly or in part: the pins that a page of a program has.
-    pub fn pins_of(&self, page: AddrRange) -> usize {
-        let objects = self.objects.lock().objects();
-        let mut holders: Vec<*const Pages> = Vec::new();
-        for object in objects {
-            if let Object::Ioas(ioas) = object {
-                let state = ioas.state.lock();
-                let areas = state.space.areas().map(|(_, area)| &area.pages);
-                holders.extend(areas.filter(|pages| pages.holds(page)).map(Arc::as_ptr));
-            }
-        }
-        holders.sort();
-        holders.dedup();
-        holders.len()
-    }
-
     /// HWPT_ALLOC: a page table of an IOAS for a device, to be attached by its own id. It shares its
     /// domain with the other page tables of the IOAS whose attributes agree.
     ///

@@ -18,7 +18,7 @@ use std::{
 use ioasid_core::{
     Prot,
     host::Account,
-    memory::{Extent, PAGE_SIZE, PageSource, PinError},
+    memory::{Extent, Memory, MemoryGone, PAGE_SIZE, PageSource, PinError, RawBytes},
     sync::Mutex,
 };
 
@@ -183,17 +183,57 @@ impl Pages {
         found
     }
 
-    /// Whether the page at `spa` is pinned.
-    pub(crate) fn has_pinned(&self, spa: u64) -> bool {
-        let runs: Vec<_> = {
+    /// Whether software may use them too, not only page tables.
+    pub(crate) fn is_accessible(&self) -> bool {
+        !self.source.is_device()
+    }
+
+    /// Copies bytes out: from the pinned pages where there are some, else from wherever the source
+    /// finds them now. May block as the source does.
+    pub(crate) fn read(&self, offset: u64, dst: &mut [u8]) -> Result<(), MemoryGone> {
+        match self.pinned(offset, dst.len() as u64) {
+            Some(run) => run.read(offset, dst),
+            None => self.source.read(offset, dst),
+        }
+    }
+
+    /// Copies bytes in; as [`Pages::read`].
+    pub(crate) fn write(&self, offset: u64, src: &[u8]) -> Result<(), MemoryGone> {
+        match self.pinned(offset, src.len() as u64) {
+            Some(run) => run.write(offset, src),
+            None => self.source.write(offset, src),
+        }
+    }
+
+    /// Whether an address of `page` has been given to one of the runs.
+    pub(crate) fn holds(&self, page: AddrRange) -> bool {
+        let live: Vec<_> = {
             let pinned = self.pinned.lock();
             pinned.runs.values().filter_map(Weak::upgrade).collect()
         };
-        let page = spa / PAGE_SIZE;
-        runs.iter().flat_map(|run| &run.extents).any(|extent| {
-            let last = extent.spa.saturating_add(extent.len - 1);
-            (extent.spa / PAGE_SIZE..=last / PAGE_SIZE).contains(&page)
-        })
+        live.iter().any(|run| run.holds(page))
+    }
+
+    /// Whether software may touch the pages.
+    pub(crate) fn is_accessible(&self) -> bool {
+        !self.source.is_device()
+    }
+
+    /// Copies bytes out: through what is pinned, which stays when its owner has gone, or else through
+    /// the source.
+    pub(crate) fn read(&self, offset: u64, dst: &mut [u8]) -> Result<(), MemoryGone> {
+        match self.pinned(offset, dst.len() as u64) {
+            Some(run) => run.read(offset, dst),
+            None => self.source.read(offset, dst),
+        }
+    }
+
+    /// Copies bytes in; as [`Pages::read`].
+    pub(crate) fn write(&self, offset: u64, src: &[u8]) -> Result<(), MemoryGone> {
+        match self.pinned(offset, src.len() as u64) {
+            Some(run) => run.write(offset, src),
+            None => self.source.write(offset, src),
+        }
     }
 
     /// Bytes that are counted as locked now.
@@ -234,6 +274,14 @@ impl fmt::Debug for Pages {
     }
 }
 
+/// `len` bytes at `offset` of directly addressable memory.
+fn direct(memory: RawBytes<'_>, offset: u64, len: usize) -> Result<RawBytes<'_>, MemoryGone> {
+    let offset = usize::try_from(offset).ok();
+    offset
+        .and_then(|offset| memory.slice(offset, len))
+        .ok_or(MemoryGone { done: 0 })
+}
+
 /// Part of a source that has system physical addresses. They stay valid while this lives.
 pub(crate) struct Run {
     pages: Arc<Pages>,
@@ -263,13 +311,6 @@ impl Run {
             .checked_sub(self.offset)
             .and_then(|skip| self.len.checked_sub(skip))
             .is_some_and(|rest| len <= rest)
-    }
-
-    /// Whether an address of `page` is one of the run's.
-    fn holds(&self, page: AddrRange) -> bool {
-        let of = |extent: &Extent| AddrRange::from_len(extent.spa, extent.len);
-        let mut ranges = self.extents.iter().filter_map(of);
-        ranges.any(|range| range.overlaps(page))
     }
 
     /// Calls `copy` with each extent that has bytes of the range, the offset in its registration and
@@ -352,18 +393,33 @@ impl Run {
     }
 }
 
+/// `len` bytes at `offset` of directly addressable memory.
+fn direct(memory: RawBytes<'_>, offset: u64, len: usize) -> Result<RawBytes<'_>, MemoryGone> {
+    let offset = usize::try_from(offset).ok();
+    let bytes = offset.and_then(|offset| memory.slice(offset, len));
+    bytes.ok_or(MemoryGone { done: 0 })
+}
+
 #[cfg(test)]
 mod tests {
     use ioasid_core::{grace::Grace, memory::OwnPages, spa::SpaSpace};
 
     use super::*;
 
+    use crate::ledger::Limits;
+
+    fn pages_of(source: OwnPages, ledger: &Arc<MemoryLedger>) -> Arc<Pages> {
+        let charge = Charge::new(Account::default(), true);
+        Pages::new(Arc::new(source), true, ledger, charge)
+    }
+
     #[test]
     fn a_part_of_what_is_pinned_is_not_pinned_again() {
         let space = SpaSpace::new(Grace::new());
         let source = OwnPages::new(&space, 1 << 20).unwrap();
         let spa = source.spa();
-        let pages = Pages::new(Arc::new(source), true);
+        let ledger = MemoryLedger::new(Limits::Counted);
+        let pages = pages_of(source, &ledger);
         let whole = pages.pin(0, 1 << 20).unwrap();
         let part = pages.pin(0x3000, 0x2000).unwrap();
         assert!(Arc::ptr_eq(&whole, &part));
@@ -372,6 +428,41 @@ mod tests {
         drop((whole, part));
         assert_eq!(pages.pinned_bytes(), 0);
         assert!(pages.pin(0, (1 << 20) + 4096).is_err());
+    }
+
+    #[test]
+    fn a_page_counts_once_however_many_runs_have_it() {
+        let space = SpaSpace::new(Grace::new());
+        let source = OwnPages::new(&space, 1 << 20).unwrap();
+        let page = AddrRange::from_len(source.spa() + 0x3000, 0x1000).unwrap();
+        let ledger = MemoryLedger::new(Limits::Counted);
+        let pages = pages_of(source, &ledger);
+        let part = pages.pin(0x3000, 0x1000).unwrap();
+        assert_eq!((ledger.locked(0), ledger.pins(page)), (0x1000, 1));
+        let whole = pages.pin(0x2000, 0x3800).unwrap();
+        assert_eq!((ledger.locked(0), ledger.pins(page)), (0x4000, 1));
+        drop(part);
+        assert_eq!((ledger.locked(0), ledger.pins(page)), (0x4000, 1));
+        drop(whole);
+        assert_eq!((ledger.locked(0), ledger.pins(page)), (0, 0));
+    }
+
+    #[test]
+    fn what_is_pinned_moves_to_the_account_it_is_handed_to() {
+        let space = SpaSpace::new(Grace::new());
+        let ledger = MemoryLedger::new(Limits::Counted);
+        let pages = pages_of(OwnPages::new(&space, 0x2000).unwrap(), &ledger);
+        let run = pages.pin(0, 0x2000).unwrap();
+        let other = Account {
+            process: 7,
+            ..Account::default()
+        };
+        let (charge, bytes) = pages.charged();
+        ledger.charge(charge.moved_to(other), bytes).unwrap();
+        pages.hand_over(other);
+        assert_eq!((ledger.locked(0), ledger.locked(7)), (0, 0x2000));
+        drop(run);
+        assert_eq!(ledger.locked(7), 0);
     }
 
     #[test]
@@ -387,7 +478,9 @@ mod tests {
             len,
             hold: Arc::clone(&hold),
         };
+        let ledger = MemoryLedger::new(Limits::Counted);
         let run = Run {
+            pages: pages_of(OwnPages::new(&space, 4096).unwrap(), &ledger),
             offset: 0x1000,
             len: 0x4000,
             extents: vec![

@@ -75,6 +75,19 @@ pub enum FdError {
     NoneFree,
 }
 
+/// On whose account memory is locked: the program as it was when it asked.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Account {
+    /// The process, by a number that stands for its address space and is not used again.
+    pub process: u64,
+    /// The user id.
+    pub user: u32,
+    /// Whether no limit applies (CAP_IPC_LOCK).
+    pub unlimited: bool,
+    /// The limit in bytes (RLIMIT_MEMLOCK), if there is one.
+    pub limit: Option<u64>,
+}
+
 /// The program behind an ioctl: its memory and its file descriptors, as far as an ioctl names them.
 ///
 /// Everything it gives is hostile: bytes may change between two reads, so each is read once.
@@ -109,6 +122,11 @@ pub trait Caller: Send + Sync + fmt::Debug {
     /// # Errors
     /// [`FdError::NotOpen`], or [`FdError::WrongType`] if it is not an eventfd.
     fn eventfd(&self, fd: i32) -> Result<Arc<dyn IrqSink>, FdError>;
+
+    /// Who pays for memory that this ioctl locks. By default nobody in particular, without limit.
+    fn account(&self) -> Account {
+        Account::default()
+    }
 }
 
 /// An interrupt sink that counts, for tests and in-process drivers.

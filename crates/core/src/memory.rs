@@ -271,6 +271,9 @@ pub enum PinError {
     /// The range lies outside the object (EINVAL).
     #[error("the range lies outside the memory object")]
     OutOfRange,
+    /// The exporter has taken the memory back (ENODEV).
+    #[error("the memory was taken back")]
+    Revoked,
 }
 
 /// A run of pages that has a system physical address. The address stays valid while the extent (or
@@ -307,6 +310,17 @@ pub trait PageSource: Send + Sync + fmt::Debug {
     /// Whether the pages come from a file (`IOMMU_IOAS_CHANGE_PROCESS` allows only those).
     fn is_file(&self) -> bool {
         false
+    }
+
+    /// Whether the pages are a device's, handed on by a dma-buf: they are not pinned or counted, the
+    /// processor does not touch them, and their exporter can take them back.
+    fn is_device(&self) -> bool {
+        false
+    }
+
+    /// Calls `on_revoke` once if the exporter takes the pages back; at once if it has.
+    fn on_revoke(&self, on_revoke: Box<dyn Fn() + Send + Sync>) {
+        drop(on_revoke);
     }
 
     /// Copies bytes out, for in-kernel users such as access objects. May block as the memory does.

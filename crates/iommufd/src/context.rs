@@ -7,6 +7,7 @@ use std::sync::{
 
 use ioasid_core::{
     AddrRange, Pasid,
+    host::Account,
     inspect::{Inspect, Node, Value},
     memory::PageSource,
     sync::{Mutex, MutexGuard},
@@ -21,6 +22,7 @@ use crate::{
     hw_info::HwInfo,
     hwpt::{Hwpt, HwptAlloc, HwptFlags},
     ioas::{CopyArgs, Ioas, IovaRanges, MapArgs, Part},
+    ledger::{Charge, Limits, MemoryLedger},
     object::{Object, ObjectId, Table},
     pages::Pages,
 };
@@ -32,6 +34,7 @@ use crate::{
 #[derive(Debug)]
 pub struct Context {
     iommu: Arc<Iommu>,
+    ledger: Arc<MemoryLedger>,
     owner: OwnerId,
     closed: AtomicBool,
     /// Held for lookups and bookkeeping only; inside every other lock.
@@ -50,10 +53,16 @@ struct Options {
 }
 
 impl Context {
-    /// A file without objects.
+    /// A file without objects, whose locked memory counts in a ledger of its own.
     pub fn new(iommu: &Arc<Iommu>) -> Arc<Self> {
+        Context::with_ledger(iommu, &MemoryLedger::new(Limits::Counted))
+    }
+
+    /// A file without objects, whose locked memory counts in `ledger`.
+    pub fn with_ledger(iommu: &Arc<Iommu>, ledger: &Arc<MemoryLedger>) -> Arc<Self> {
         Arc::new(Context {
             iommu: Arc::clone(iommu),
+            ledger: Arc::clone(ledger),
             owner: OwnerId::new(),
             closed: AtomicBool::new(false),
             objects: Mutex::default(),
@@ -65,6 +74,11 @@ impl Context {
     /// The machine's IOMMU.
     pub fn iommu(&self) -> &Arc<Iommu> {
         &self.iommu
+    }
+
+    /// Who has locked how much memory.
+    pub fn ledger(&self) -> &Arc<MemoryLedger> {
+        &self.ledger
     }
 
     /// The object table, while the file is open.
@@ -196,12 +210,27 @@ impl Context {
         pages: Arc<dyn PageSource>,
         args: MapArgs,
     ) -> Result<u64, Error> {
+        self.ioas_map_for(Account::default(), ioas, pages, args)
+    }
+
+    /// [`Context::ioas_map`], where `account` pays for the memory that is locked.
+    ///
+    /// # Errors
+    /// Those of [`Context::ioas_map`].
+    pub fn ioas_map_for(
+        &self,
+        account: Account,
+        ioas: ObjectId,
+        pages: Arc<dyn PageSource>,
+        args: MapArgs,
+    ) -> Result<u64, Error> {
         if !(args.prot.read || args.prot.write) {
             return Err(Error::NoPermission);
         }
         let ioas = self.ioas(ioas)?;
+        let charge = Charge::new(account, self.rlimit_per_process());
         let part = Part {
-            pages: Pages::new(pages, args.prot.write),
+            pages: Pages::new(pages, args.prot.write, &self.ledger, charge),
             offset: args.offset,
             len: args.len,
         };
@@ -247,6 +276,11 @@ impl Context {
     /// [`Error::NoObject`], [`Error::AreaLocked`], [`Error::StillHeld`].
     pub fn ioas_unmap_all(&self, ioas: ObjectId) -> Result<u64, Error> {
         self.ioas(ioas)?.unmap_all()
+    }
+
+    /// As [`MemoryLedger::pins`].
+    pub fn pins_of(&self, page: AddrRange) -> usize {
+        self.ledger.pins(page)
     }
 
     /// HWPT_ALLOC: a page table of an IOAS for a device, to be attached by its own id. It shares its

@@ -66,6 +66,7 @@ mod hw_info;
 mod hwpt;
 mod ioas;
 mod iova;
+mod ledger;
 mod object;
 mod pages;
 
@@ -79,4 +80,5 @@ pub use foreign::{ForeignObject, ReservedId};
 pub use hw_info::{HwInfo, VtdRegisters};
 pub use hwpt::{HwptAlloc, HwptFlags};
 pub use ioas::{CopyArgs, IovaRanges, MapArgs};
+pub use ledger::{Limits, MemoryLedger};
 pub use object::ObjectId;

@@ -16,7 +16,7 @@ use std::{
 };
 
 use ioasid_core::{
-    Prot,
+    AddrRange, Prot,
     host::Account,
     memory::{Extent, Memory, MemoryGone, PAGE_SIZE, PageSource, PinError, RawBytes},
     sync::Mutex,
@@ -214,28 +214,6 @@ impl Pages {
         live.iter().any(|run| run.holds(page))
     }
 
-    /// Whether software may touch the pages.
-    pub(crate) fn is_accessible(&self) -> bool {
-        !self.source.is_device()
-    }
-
-    /// Copies bytes out: through what is pinned, which stays when its owner has gone, or else through
-    /// the source.
-    pub(crate) fn read(&self, offset: u64, dst: &mut [u8]) -> Result<(), MemoryGone> {
-        match self.pinned(offset, dst.len() as u64) {
-            Some(run) => run.read(offset, dst),
-            None => self.source.read(offset, dst),
-        }
-    }
-
-    /// Copies bytes in; as [`Pages::read`].
-    pub(crate) fn write(&self, offset: u64, src: &[u8]) -> Result<(), MemoryGone> {
-        match self.pinned(offset, src.len() as u64) {
-            Some(run) => run.write(offset, src),
-            None => self.source.write(offset, src),
-        }
-    }
-
     /// Bytes that are counted as locked now.
     pub(crate) fn charged(&self) -> (Charge, u64) {
         let pinned = self.pinned.lock();
@@ -367,6 +345,13 @@ impl Run {
         })
     }
 
+    /// Whether an address of `page` is one of the run's.
+    fn holds(&self, page: AddrRange) -> bool {
+        let of = |extent: &Extent| AddrRange::from_len(extent.spa, extent.len);
+        let mut ranges = self.extents.iter().filter_map(of);
+        ranges.any(|range| range.overlaps(page))
+    }
+
     /// The (system physical address, length) pieces of `len` bytes from `offset` of the source.
     /// Neighbours whose addresses touch are one piece, so that leaves can be as large as possible.
     pub(crate) fn pieces(&self, offset: u64, len: u64) -> Vec<(u64, u64)> {
@@ -391,13 +376,6 @@ impl Run {
         }
         pieces
     }
-}
-
-/// `len` bytes at `offset` of directly addressable memory.
-fn direct(memory: RawBytes<'_>, offset: u64, len: usize) -> Result<RawBytes<'_>, MemoryGone> {
-    let offset = usize::try_from(offset).ok();
-    let bytes = offset.and_then(|offset| memory.slice(offset, len));
-    bytes.ok_or(MemoryGone { done: 0 })
 }
 
 #[cfg(test)]

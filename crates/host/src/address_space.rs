@@ -28,6 +28,7 @@ use ioasid_core::{
 
 use crate::{
     client::{Shared, WindowPermit},
+    file::FileId,
     maps::{Maps, Vma},
 };
 
@@ -37,6 +38,8 @@ pub(crate) struct AddressSpace {
     maps: Maps,
     /// The registrations of its private memory, by chunk of 1 GiB of user address.
     windows: Mutex<HashMap<u64, Weak<SpaRange>>>,
+    /// An address at which shared memory was found: the next is often in the same mapping.
+    shared_hint: Mutex<u64>,
 }
 
 impl AddressSpace {
@@ -45,6 +48,7 @@ impl AddressSpace {
             mem,
             maps: Maps::new(maps),
             windows: Mutex::new(HashMap::new()),
+            shared_hint: Mutex::new(0),
         })
     }
 
@@ -57,6 +61,23 @@ impl AddressSpace {
 
     pub(crate) fn find(&self, address: u64) -> Option<Vma> {
         self.maps.find(address)
+    }
+
+    /// Where the shared memory behind `id` is mapped from its offset `offset` on, and how many bytes
+    /// of it.
+    pub(crate) fn find_shared(&self, id: FileId, offset: u64) -> Option<(u64, u64)> {
+        let here = |vma: Vma| {
+            let inside = offset.checked_sub(vma.offset)?;
+            let address = vma.range.start().checked_add(inside)?;
+            let found = vma.shared_file(address)?;
+            (found == (id.dev, id.ino, offset)).then(|| {
+                *self.shared_hint.lock() = address;
+                (address, vma.range.last() - address + 1)
+            })
+        };
+        let hint = *self.shared_hint.lock();
+        let hinted = self.find(hint).and_then(here);
+        hinted.or_else(|| self.maps.all().into_iter().find_map(here))
     }
 
     /// Whether the process itself could write all of `range`.

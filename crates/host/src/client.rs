@@ -13,11 +13,12 @@ use std::{
 use ioasid_core::{
     host::Worker,
     inspect::{Inspect, Node},
-    spa::SpaSpace,
+    spa::{SpaRange, SpaSpace},
     sync::Mutex,
 };
 
 use crate::{
+    address_space::AddressSpace,
     copy::RecoveringCopy,
     file::{FileId, MemoryFile, WeakFileWindow},
     irq::InterruptThread,
@@ -64,7 +65,10 @@ pub(crate) struct Shared {
     pub(crate) copier: &'static RecoveringCopy,
     /// The mapped chunks of files. The live mapping of a file keeps its identity from being reused.
     pub(crate) file_windows: Mutex<HashMap<(FileId, u64), WeakFileWindow>>,
+    /// The registered chunks of shared memory that no descriptor leads to.
+    pub(crate) shared_windows: Mutex<HashMap<(FileId, u64), Weak<SpaRange>>>,
     files: Mutex<HashMap<FileId, Weak<MemoryFile>>>,
+    spaces: Mutex<Vec<Weak<AddressSpace>>>,
     windows: Arc<AtomicUsize>,
     limits: Limits,
 }
@@ -88,6 +92,19 @@ impl Shared {
             })
             .is_ok()
             .then(|| WindowPermit(Arc::clone(&self.windows)))
+    }
+
+    /// Remembers an address space of the client's.
+    pub(crate) fn remember_space(&self, space: &Arc<AddressSpace>) {
+        let mut spaces = self.spaces.lock();
+        spaces.retain(|space| space.strong_count() > 0);
+        spaces.push(Arc::downgrade(space));
+    }
+
+    /// The client's address spaces that are open, the latest first.
+    pub(crate) fn address_spaces(&self) -> Vec<Arc<AddressSpace>> {
+        let spaces = self.spaces.lock();
+        spaces.iter().rev().filter_map(Weak::upgrade).collect()
     }
 
     /// The open file `id`, while some mapping uses it.
@@ -150,6 +167,8 @@ impl Client {
                 interrupts: InterruptThread::new(&format!("irq {name}"))?,
                 copier: RecoveringCopy::get()?,
                 file_windows: Mutex::default(),
+                shared_windows: Mutex::default(),
+                spaces: Mutex::default(),
                 files: Mutex::default(),
                 windows: Arc::default(),
                 limits,

@@ -27,6 +27,7 @@ mod irq;
 mod maps;
 mod pages;
 mod process;
+mod shared;
 mod worker;
 
 pub use client::{Client, Limits, ProcessError};

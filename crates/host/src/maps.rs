@@ -83,6 +83,12 @@ impl Maps {
             .find(|vma| vma.range.contains(address))
     }
 
+    /// Every mapping; none if the address space is gone.
+    pub(crate) fn all(&self) -> Vec<Vma> {
+        let text = self.read_text().unwrap_or_default();
+        text.lines().filter_map(parse_line).collect()
+    }
+
     fn query(&self, address: u64) -> io::Result<Vma> {
         let mut query = spec::ProcmapQuery {
             size: size_of::<spec::ProcmapQuery>() as u64,

@@ -1,8 +1,9 @@
 //! A process's address range as a source of pages.
 //!
 //! Where the process has mapped a memory file shared, and a descriptor of that file can be had, the
-//! pages are the file's: zero copy, and they stay when the process unmaps them. Everything else is
-//! read and written where it is: it follows the address, so a later `munmap` shows.
+//! pages are the file's: zero copy, and they stay when the process unmaps them. Shared memory without
+//! such a descriptor stays as long as any process of the client maps it. Everything else is read and
+//! written where it is: it follows the address, so a later `munmap` shows.
 
 use std::{os::fd::AsFd, sync::Arc};
 
@@ -10,7 +11,7 @@ use ioasid_core::{
     access::Prot,
     memory::{Extent, MemoryGone, PageSource, PinError},
     range::AddrRange,
-    spa::WINDOW_SIZE,
+    spa::{SpaRange, WINDOW_SIZE},
 };
 
 use crate::{
@@ -19,6 +20,7 @@ use crate::{
     file::{FileId, MemoryFile, identify, is_memory_device},
     maps::Vma,
     process::Process,
+    shared,
 };
 
 /// Descriptors of a process that are looked at to find the one of a mapped file.
@@ -55,26 +57,24 @@ impl ProcessPages {
 
     /// The pages of `range`, which lies in `vma`.
     fn pin_in(&self, vma: &Vma, range: AddrRange, prot: Prot) -> Result<Vec<Extent>, PinError> {
-        if let Some((dev, ino, offset)) = vma.shared_file(range.start())
-            && let Some(file) = self.find_file(FileId { dev, ino }, vma)
+        let len = range.len_saturating();
+        let Some((dev, ino, offset)) = vma.shared_file(range.start()) else {
+            return in_chunks(range.start(), len, |chunk| {
+                self.memory().window(self.client(), chunk)
+            });
+        };
+        let id = FileId { dev, ino };
+        // One page has one system physical address: what is registered already stays what it is.
+        let client = self.client();
+        if shared::known(client, id, offset / WINDOW_SIZE).is_none()
+            && let Some(file) = self.find_file(id, vma)
             && (file.writable() || !prot.write)
         {
-            return file.pin(self.client(), offset, range.len_saturating(), prot);
+            return file.pin(client, offset, len, prot);
         }
-        let mut extents = Vec::new();
-        let mut rest = Some(range);
-        while let Some(range) = rest {
-            let (chunk, inside) = (range.start() / WINDOW_SIZE, range.start() % WINDOW_SIZE);
-            let len = range.len_saturating().min(WINDOW_SIZE - inside);
-            let hold = self.memory().window(self.client(), chunk)?;
-            extents.push(Extent {
-                spa: hold.start() + inside,
-                len,
-                hold,
-            });
-            rest = after(range.start() + (len - 1), range);
-        }
-        Ok(extents)
+        in_chunks(offset, len, |chunk| {
+            shared::window(client, id, chunk, self.memory())
+        })
     }
 
     /// The file `id`, if it is a memory file and one of the ways to it is open: the client has
@@ -123,6 +123,29 @@ impl ProcessPages {
                     .flatten()
             })
     }
+}
+
+/// `len` bytes from `start` of memory whose chunks of 1 GiB are registered by `window`.
+fn in_chunks(
+    start: u64,
+    len: u64,
+    mut window: impl FnMut(u64) -> Result<Arc<SpaRange>, PinError>,
+) -> Result<Vec<Extent>, PinError> {
+    let end = start.checked_add(len).ok_or(PinError::OutOfRange)?;
+    let mut extents = Vec::new();
+    let mut at = start;
+    while at < end {
+        let (chunk, inside) = (at / WINDOW_SIZE, at % WINDOW_SIZE);
+        let len = (end - at).min(WINDOW_SIZE - inside);
+        let hold = window(chunk)?;
+        extents.push(Extent {
+            spa: hold.start() + inside,
+            len,
+            hold,
+        });
+        at += len;
+    }
+    Ok(extents)
 }
 
 /// What remains of `range` behind `last`.

@@ -63,9 +63,10 @@ impl Process {
         };
         let mem = open("mem", OFlags::RDWR)?;
         let maps = open("maps", OFlags::RDONLY)?;
+        let memory = AddressSpace::new(File::from(mem), File::from(maps));
         let process = Arc::new_cyclic(|this| Process {
             id,
-            memory: AddressSpace::new(File::from(mem), File::from(maps)),
+            memory: Arc::clone(&memory),
             borrows_memory: shares_memory(id, parent),
             pidfd,
             dir,
@@ -75,6 +76,7 @@ impl Process {
         // If it is alive now, all that was opened by its number is its own; if the first of the two
         // is still its memory, the second is the same.
         if process.still_same() {
+            process.client.remember_space(&memory);
             Ok(process)
         } else {
             Err(ProcessError::Gone)
@@ -187,6 +189,21 @@ impl Process {
     /// The mounts that it sees.
     pub(crate) fn mountinfo(&self) -> Option<String> {
         read_text(&self.dir, "mountinfo")
+    }
+
+    /// Whether the program itself could write all of `range`.
+    pub fn is_writable(&self, range: AddrRange) -> bool {
+        self.memory.is_writable(range)
+    }
+
+    /// One more than its largest descriptor number (the soft `RLIMIT_NOFILE`).
+    pub fn descriptor_limit(&self) -> u32 {
+        let text = read_text(&self.dir, "limits").unwrap_or_default();
+        let limit = text
+            .lines()
+            .find_map(|line| line.strip_prefix("Max open files"))
+            .and_then(|values| values.split_whitespace().next()?.parse().ok());
+        limit.unwrap_or(u32::MAX)
     }
 
     fn link(&self, fd: i32) -> Result<Vec<u8>, FdError> {

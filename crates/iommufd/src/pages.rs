@@ -37,8 +37,9 @@ pub(crate) struct Pages {
 }
 
 struct Pinned {
-    /// Pinned runs by their offset and number. A run is found again only while somebody holds it.
-    runs: BTreeMap<(u64, u64), Weak<Run>>,
+    /// Pinned runs by their offset and number, with their bytes. A run is found again only while
+    /// somebody holds it.
+    runs: BTreeMap<(u64, u64), (u64, Weak<Run>)>,
     last: u64,
     charge: Charge,
     /// Bytes that count now.
@@ -50,9 +51,11 @@ impl Pinned {
     fn covered(&self) -> u64 {
         let mut bytes = 0;
         let mut next = 0;
-        for run in self.runs.values().filter_map(Weak::upgrade) {
-            let start = (run.offset / PAGE_SIZE * PAGE_SIZE).max(next);
-            let end = run.offset.saturating_add(run.len);
+        // None is upgraded: the end of a run needs the lock that the caller has.
+        let live = self.runs.iter().filter(|(_, (_, run))| run.strong_count() > 0);
+        for ((offset, _), (len, _)) in live {
+            let start = (offset / PAGE_SIZE * PAGE_SIZE).max(next);
+            let end = offset.saturating_add(*len);
             let end = end.checked_next_multiple_of(PAGE_SIZE).unwrap_or(end);
             bytes += end.saturating_sub(start);
             next = next.max(end);
@@ -69,7 +72,7 @@ impl Pages {
         ledger: &Arc<MemoryLedger>,
         charge: Charge,
     ) -> Arc<Self> {
-        let pages = Arc::new_cyclic(|weak: &Weak<Pages>| Pages {
+        Arc::new_cyclic(|weak: &Weak<Pages>| Pages {
             source,
             writable,
             revoked: AtomicBool::new(false),
@@ -81,8 +84,7 @@ impl Pages {
                 charge,
                 charged: 0,
             }),
-        });
-        pages
+        })
     }
 
     pub(crate) fn source(&self) -> &Arc<dyn PageSource> {
@@ -130,13 +132,14 @@ impl Pages {
         let mut pinned = self.pinned.lock();
         pinned.last += 1;
         let key = (offset, pinned.last);
-        pinned.runs.insert(key, Arc::downgrade(&run));
+        pinned.runs.insert(key, (len, Arc::downgrade(&run)));
         let counted = self.count(&mut pinned);
         if counted.is_err() {
             pinned.runs.remove(&key);
         }
         drop(pinned);
-        counted.map(|()| run)
+        counted?;
+        Ok(run)
     }
 
     /// Brings the ledger up to date with the runs that there are.
@@ -159,7 +162,7 @@ impl Pages {
     /// A run is gone.
     fn unpinned(&self) {
         let mut pinned = self.pinned.lock();
-        pinned.runs.retain(|_, run| run.strong_count() > 0);
+        pinned.runs.retain(|_, (_, run)| run.strong_count() > 0);
         // Less than before: nothing can be refused.
         let _ = self.count(&mut pinned);
     }
@@ -170,7 +173,7 @@ impl Pages {
         let mut before = pinned.runs.range(..=(offset, u64::MAX)).rev();
         // What is upgraded and not wanted is dropped after the lock is free.
         let mut passed = Vec::new();
-        let found = before.find_map(|(_, run)| {
+        let found = before.find_map(|(_, (_, run))| {
             let run = run.upgrade()?;
             if run.covers(offset, len) {
                 return Some(run);
@@ -209,7 +212,8 @@ impl Pages {
     pub(crate) fn holds(&self, page: AddrRange) -> bool {
         let live: Vec<_> = {
             let pinned = self.pinned.lock();
-            pinned.runs.values().filter_map(Weak::upgrade).collect()
+            let runs = pinned.runs.values();
+            runs.filter_map(|(_, run)| run.upgrade()).collect()
         };
         live.iter().any(|run| run.holds(page))
     }
@@ -231,7 +235,8 @@ impl Pages {
     pub(crate) fn pinned_bytes(&self) -> u64 {
         let runs: Vec<_> = {
             let pinned = self.pinned.lock();
-            pinned.runs.values().filter_map(Weak::upgrade).collect()
+            let runs = pinned.runs.values();
+            runs.filter_map(|(_, run)| run.upgrade()).collect()
         };
         runs.iter().map(|run| run.len).sum()
     }

@@ -6,8 +6,8 @@
 //! | `open`, `openat` | the access mode is `O_RDWR`, as every client of these nodes uses |
 //! | `openat2` | always: its flags lie behind a pointer |
 //! | `execve`, `execveat` | always: the memory of the process changes under us |
-//! | `read`, `write`, `pread64`, `pwrite64`, `fstat`, `dup`, `mmap` | the descriptor is at least BASE |
-//! | `fcntl` | likewise, and the command duplicates the descriptor |
+//! | `read`, `write` and their kin, `fstat`, `dup`, `mmap` | the descriptor is at least BASE |
+//! | `fcntl` | likewise, and the command duplicates the descriptor or asks how it is open |
 //! | `newfstatat`, `statx` | likewise, and the descriptor itself is meant (`AT_EMPTY_PATH`) |
 //!
 //! Descriptors of ours are handed out from BASE up, so ordinary files cost a program nothing but
@@ -142,6 +142,12 @@ pub fn program(base: u32) -> Vec<Instruction> {
         libc::SYS_write,
         libc::SYS_pread64,
         libc::SYS_pwrite64,
+        libc::SYS_readv,
+        libc::SYS_writev,
+        libc::SYS_preadv,
+        libc::SYS_pwritev,
+        libc::SYS_preadv2,
+        libc::SYS_pwritev2,
         libc::SYS_fstat,
         libc::SYS_dup,
     ] {
@@ -170,6 +176,7 @@ pub fn program(base: u32) -> Vec<Instruction> {
 
     a.label(Fcntl).load(arg(1));
     a.jump(BPF_JEQ, libc::F_DUPFD as u32, Fd0, Next);
+    a.jump(BPF_JEQ, libc::F_GETFL as u32, Fd0, Next);
     a.jump(BPF_JEQ, libc::F_DUPFD_CLOEXEC as u32, Fd0, Allow);
 
     for (label, index) in [(EmptyPath3, 3), (EmptyPath2, 2)] {

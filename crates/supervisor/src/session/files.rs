@@ -1,10 +1,11 @@
 //! The open files of ours that a program tree holds.
 //!
-//! Behind each descriptor stands a memfd, *reopened* through `/proc/self/fd`: such a file tells
+//! Behind each descriptor of a node stands a memfd, *reopened* through `/proc/self/fd`: such a file tells
 //! inotify when its last reference goes, which counts `dup`, `fork` and descriptors in flight. The
 //! event is queued before `close` returns to the program, so draining the queue before each request
 //! gives the exact order of a close and a following open. Nothing is ever stored in the memfd, and
-//! its seals make a write that bypasses the filter an error instead of a loss.
+//! its seals make a write that bypasses the filter an error instead of a loss. A file of events has a
+//! pipe instead ([`super::event`]), opened the same way.
 
 use std::{
     collections::HashMap,
@@ -14,13 +15,14 @@ use std::{
     sync::Arc,
 };
 
-use ioasid_iommufd::Context;
+use ioasid_iommufd::{Context, EventFile};
 use ioasid_vfio::DeviceFile;
 use rustix::{
     fs::{MemfdFlags, Mode, OFlags, SealFlags, fcntl_add_seals, inotify, memfd_create},
     io::Errno,
 };
 
+use super::event::{EventPipe, Readiness};
 use crate::wire::NodeName;
 
 /// Device and inode number: what a file is known by.
@@ -33,6 +35,8 @@ pub(super) enum Object {
     Iommufd(Arc<Context>),
     /// An open device node.
     Device(Arc<DeviceFile>),
+    /// A file of events, which an ioctl gave.
+    Event(Arc<EventPipe>),
 }
 
 impl Object {
@@ -41,8 +45,18 @@ impl Object {
         match self {
             Object::Iommufd(context) => context.close(),
             Object::Device(file) => file.close(),
+            Object::Event(pipe) => pipe.file().closed(),
         }
     }
+}
+
+/// A node of ours that a program opened.
+#[derive(Clone, Debug)]
+pub(super) struct Node {
+    /// Its name.
+    pub(super) name: NodeName,
+    /// Device number that `fstat` reports: major, minor.
+    pub(super) rdev: (u32, u32),
 }
 
 /// An open file.
@@ -50,14 +64,16 @@ impl Object {
 pub(super) struct OpenFile {
     /// What it is.
     pub(super) object: Object,
-    /// The node that was opened.
-    pub(super) node: NodeName,
-    /// Device number that `fstat` reports: major, minor.
-    pub(super) rdev: (u32, u32),
+    /// The node that was opened; none if the file has no name, as one of events.
+    pub(super) node: Option<Node>,
     /// Where `read` and `write` without an offset go on. One for all duplicates, as in Linux.
     pub(super) position: u64,
     watch: i32,
 }
+
+/// The last descriptor of a file is gone: it was open for writing, or for reading alone.
+const CLOSES: inotify::ReadFlags =
+    inotify::ReadFlags::CLOSE_WRITE.union(inotify::ReadFlags::CLOSE_NOWRITE);
 
 /// The table.
 #[derive(Debug)]
@@ -65,6 +81,8 @@ pub(super) struct Files {
     inotify: OwnedFd,
     open: HashMap<Identity, OpenFile>,
     watches: HashMap<i32, Identity>,
+    events: HashMap<Identity, Arc<EventPipe>>,
+    readiness: Arc<Readiness>,
 }
 
 impl Files {
@@ -74,22 +92,42 @@ impl Files {
             inotify: inotify::init(inotify::CreateFlags::NONBLOCK | inotify::CreateFlags::CLOEXEC)?,
             open: HashMap::new(),
             watches: HashMap::new(),
+            events: HashMap::new(),
+            readiness: Readiness::new()?,
         })
     }
 
-    /// Makes a file for `object`. It is open as long as somebody holds the descriptor.
-    pub(super) fn create(
+    /// Makes a file for `object`, an open of `node`. It is open as long as somebody holds the
+    /// descriptor.
+    pub(super) fn create(&mut self, object: Object, node: Node) -> io::Result<OwnedFd> {
+        let file = reopened_memfd(&node.name)?;
+        self.watch(&file, object, Some(node))?;
+        Ok(file)
+    }
+
+    /// Makes a file of events, likewise.
+    pub(super) fn create_event(&mut self, file: Arc<dyn EventFile>) -> io::Result<OwnedFd> {
+        let (pipe, program) = EventPipe::new(file, &self.readiness)?;
+        let identity = self.watch(&program, Object::Event(Arc::clone(&pipe)), None)?;
+        self.events.insert(identity, pipe);
+        Ok(program)
+    }
+
+    fn watch(
         &mut self,
+        file: &OwnedFd,
         object: Object,
-        node: NodeName,
-        rdev: (u32, u32),
-    ) -> io::Result<OwnedFd> {
-        let file = reopened_memfd(&node)?;
-        let stat = rustix::fs::fstat(&file)?;
+        node: Option<Node>,
+    ) -> io::Result<Identity> {
+        let stat = rustix::fs::fstat(file)?;
         let path = format!("/proc/self/fd/{}", file.as_raw_fd());
-        let watch = inotify::add_watch(&self.inotify, path, inotify::WatchFlags::CLOSE_WRITE)?;
+        let close = match rustix::fs::fcntl_getfl(file)? & OFlags::ACCMODE {
+            OFlags::RDONLY => inotify::WatchFlags::CLOSE_NOWRITE,
+            _ => inotify::WatchFlags::CLOSE_WRITE,
+        };
+        let watch = inotify::add_watch(&self.inotify, path, close)?;
         // Nobody else is to make a second open file of this inode, whose close would look like ours.
-        rustix::fs::fchmod(&file, Mode::empty())?;
+        rustix::fs::fchmod(file, Mode::empty())?;
         let identity = (stat.st_dev, stat.st_ino);
         self.watches.insert(watch, identity);
         self.open.insert(
@@ -97,12 +135,25 @@ impl Files {
             OpenFile {
                 object,
                 node,
-                rdev,
                 position: 0,
                 watch,
             },
         );
-        Ok(file)
+        Ok(identity)
+    }
+
+    /// What wakes the session when a file of events changes by itself.
+    pub(super) fn readiness(&self) -> BorrowedFd<'_> {
+        self.readiness.as_ref().as_fd()
+    }
+
+    /// Makes poll tell of the events there are now.
+    pub(super) fn sync_events(&self) {
+        if self.readiness.take() {
+            for pipe in self.events.values() {
+                pipe.sync();
+            }
+        }
     }
 
     /// The file of ours with this inode.
@@ -123,9 +174,7 @@ impl Files {
         let mut watches = Vec::new();
         loop {
             match reader.next() {
-                Ok(event) if event.events().contains(inotify::ReadFlags::CLOSE_WRITE) => {
-                    watches.push(event.wd());
-                }
+                Ok(event) if event.events().intersects(CLOSES) => watches.push(event.wd()),
                 Ok(event) if event.events().contains(inotify::ReadFlags::QUEUE_OVERFLOW) => {
                     tracing::warn!("a program closes files faster than they can be counted");
                 }
@@ -137,6 +186,7 @@ impl Files {
             let Some(identity) = self.watches.remove(&watch) else {
                 continue;
             };
+            self.events.remove(&identity);
             if let Some(file) = self.open.remove(&identity) {
                 // The inode goes with the watch; it is gone already if this fails.
                 let _ = inotify::remove_watch(&self.inotify, file.watch);
@@ -149,8 +199,13 @@ impl Files {
     /// Takes out everything: devices first, since they stand on the others.
     pub(super) fn take_all(&mut self) -> Vec<Object> {
         self.watches.clear();
+        self.events.clear();
         let mut objects: Vec<Object> = self.open.drain().map(|(_, file)| file.object).collect();
-        objects.sort_by_key(|object| matches!(object, Object::Iommufd(_)));
+        objects.sort_by_key(|object| match object {
+            Object::Device(_) => 0,
+            Object::Event(_) => 1,
+            Object::Iommufd(_) => 2,
+        });
         objects
     }
 

@@ -4,10 +4,14 @@
 //! barrier - blocks this tree alone. The tree ends when the kernel reports that no process has the
 //! filter any more; every file is closed then, whatever state the programs left it in.
 
+mod asking;
 mod calls;
+mod event;
 mod files;
+mod open;
 mod path;
 mod stat;
+mod transfer;
 
 use std::{
     collections::HashMap,
@@ -211,14 +215,18 @@ impl Server {
                 PollFd::new(&shared.listener, PollFlags::IN),
                 PollFd::new(&self.files, PollFlags::IN),
                 PollFd::new(&shared.stop, PollFlags::IN),
+                PollFd::from_borrowed_fd(self.files.readiness(), PollFlags::IN),
             ];
             match poll(&mut fds, None) {
                 Ok(_) | Err(rustix::io::Errno::INTR) => {}
                 Err(error) => return Err(error.into()),
             }
-            let [requests, closes, stop] = fds.map(|fd| fd.revents());
+            let [requests, closes, stop, events] = fds.map(|fd| fd.revents());
             if !stop.is_empty() {
                 return Ok(());
+            }
+            if !events.is_empty() {
+                self.files.sync_events();
             }
             if requests.contains(PollFlags::IN) {
                 // The request is taken first and the closes after it: whatever the program closed

@@ -1,5 +1,5 @@
-//! What `fstat` and `statx` say of a file of ours: a character device with a stable number, as
-//! QEMU checks before it trusts a device node.
+//! What `fstat` and `statx` say of a file of ours: a node is a character device with a stable number,
+//! as QEMU checks before it trusts it.
 //!
 //! Layouts: `struct stat` of x86-64 (`arch/x86/include/uapi/asm/stat.h`) and `struct statx`
 //! (`include/uapi/linux/stat.h`).
@@ -9,7 +9,9 @@ use zerocopy::{Immutable, IntoBytes};
 use super::files::Identity;
 
 /// Character device, readable and writable by everybody.
-const MODE: u32 = 0o020_666;
+const NODE_MODE: u32 = 0o020_666;
+/// A file without a name has no type (`fs/anon_inodes.c`).
+const ANONYMOUS_MODE: u32 = 0o600;
 const STATX_BASIC_STATS: u32 = 0x7ff;
 const BLOCK_SIZE: u32 = 4096;
 
@@ -58,39 +60,57 @@ pub(super) struct Statx {
 
 const _: () = assert!(size_of::<Stat>() == 144 && size_of::<Statx>() == 256);
 
-/// `fstat` of a node at `identity` with the device number `rdev` (major, minor).
-pub(super) fn stat((dev, ino): Identity, rdev: (u32, u32)) -> Stat {
-    Stat {
-        dev,
-        ino,
-        nlink: 1,
-        mode: MODE,
-        rdev: rustix::fs::makedev(rdev.0, rdev.1),
-        blksize: BLOCK_SIZE.into(),
-        ..Stat::default()
-    }
+/// What is told of a file.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Facts {
+    /// Device and inode number.
+    pub(super) place: Identity,
+    /// The device number of a node; without one, the file is an anonymous one, which has no type.
+    pub(super) rdev: Option<(u32, u32)>,
 }
 
-/// `statx` of the same.
-pub(super) fn statx((dev, ino): Identity, rdev: (u32, u32)) -> Statx {
-    Statx {
-        mask: STATX_BASIC_STATS,
-        blksize: BLOCK_SIZE,
-        attributes: 0,
-        nlink: 1,
-        uid: 0,
-        gid: 0,
-        mode: MODE as u16,
-        pad: 0,
-        ino,
-        size: 0,
-        blocks: 0,
-        attributes_mask: 0,
-        times: [0; 8],
-        rdev_major: rdev.0,
-        rdev_minor: rdev.1,
-        dev_major: rustix::fs::major(dev),
-        dev_minor: rustix::fs::minor(dev),
-        rest: [0; 14],
+impl Facts {
+    fn mode(self) -> u32 {
+        self.rdev.map_or(ANONYMOUS_MODE, |_| NODE_MODE)
+    }
+
+    /// As `fstat` tells it.
+    pub(super) fn stat(self) -> Stat {
+        let (dev, ino) = self.place;
+        Stat {
+            dev,
+            ino,
+            nlink: 1,
+            mode: self.mode(),
+            rdev: self.rdev.map_or(0, |(a, b)| rustix::fs::makedev(a, b)),
+            blksize: BLOCK_SIZE.into(),
+            ..Stat::default()
+        }
+    }
+
+    /// As `statx` tells it.
+    pub(super) fn statx(self) -> Statx {
+        let (dev, ino) = self.place;
+        let (rdev_major, rdev_minor) = self.rdev.unwrap_or_default();
+        Statx {
+            mask: STATX_BASIC_STATS,
+            blksize: BLOCK_SIZE,
+            attributes: 0,
+            nlink: 1,
+            uid: 0,
+            gid: 0,
+            mode: self.mode() as u16,
+            pad: 0,
+            ino,
+            size: 0,
+            blocks: 0,
+            attributes_mask: 0,
+            times: [0; 8],
+            rdev_major,
+            rdev_minor,
+            dev_major: rustix::fs::major(dev),
+            dev_minor: rustix::fs::minor(dev),
+            rest: [0; 14],
+        }
     }
 }

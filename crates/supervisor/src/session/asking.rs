@@ -1,0 +1,142 @@
+//! The program behind an ioctl, as the floor that understands ioctls sees it.
+
+use std::{
+    os::fd::AsFd,
+    sync::{Arc, Mutex, PoisonError},
+};
+
+use ioasid_core::{
+    host::{Caller, FdError, IrqSink},
+    memory::{MemoryGone, PageSource, PinError},
+};
+use ioasid_host::Process;
+use ioasid_iommufd::{Context, EventFile};
+use ioasid_uapi::{Errno, Program};
+
+use super::{
+    Server,
+    files::{Files, Object},
+    open::Numbers,
+};
+use crate::listener::Request;
+
+/// A program in the middle of an ioctl.
+#[derive(Debug)]
+pub(super) struct Asking<'a> {
+    process: &'a Arc<Process>,
+    files: &'a Files,
+    numbers: Numbers,
+    /// Files that it gets if the ioctl succeeds, each with the number it was promised.
+    promised: Mutex<Vec<Promise>>,
+}
+
+/// A file of events and the number that the program will find it at.
+#[derive(Debug)]
+pub(super) struct Promise {
+    number: u32,
+    file: Arc<dyn EventFile>,
+    cloexec: bool,
+}
+
+impl<'a> Asking<'a> {
+    pub(super) fn new(process: &'a Arc<Process>, files: &'a Files, numbers: Numbers) -> Self {
+        Asking {
+            process,
+            files,
+            numbers,
+            promised: Mutex::default(),
+        }
+    }
+
+    /// What was promised meanwhile.
+    pub(super) fn into_promises(self) -> Vec<Promise> {
+        self.promised
+            .into_inner()
+            .unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Caller for Asking<'_> {
+    fn read(&self, address: u64, dst: &mut [u8]) -> Result<(), MemoryGone> {
+        self.process.read(address, dst)
+    }
+
+    fn write(&self, address: u64, src: &[u8]) -> Result<(), MemoryGone> {
+        self.process.write(address, src)
+    }
+
+    fn pages(&self, address: u64, len: u64) -> Result<Arc<dyn PageSource>, PinError> {
+        self.process.pages(address, len)
+    }
+
+    fn file_pages(&self, fd: i32, start: u64, len: u64) -> Result<Arc<dyn PageSource>, FdError> {
+        self.process.file_pages(fd, start, len)
+    }
+
+    fn eventfd(&self, fd: i32) -> Result<Arc<dyn IrqSink>, FdError> {
+        self.process.eventfd(fd)
+    }
+}
+
+impl Program for Asking<'_> {
+    fn iommufd(&self, fd: i32) -> Result<Arc<Context>, FdError> {
+        let identity = self.process.fd_identity(fd)?;
+        match self.files.get(identity).map(|file| &file.object) {
+            Some(Object::Iommufd(context)) => Ok(Arc::clone(context)),
+            _ => Err(FdError::WrongType),
+        }
+    }
+
+    /// The number is promised here and kept when the ioctl has succeeded, so that one whose answer
+    /// cannot be written leaves no descriptor behind.
+    fn install_event_file(&self, file: Arc<dyn EventFile>, cloexec: bool) -> Result<i32, FdError> {
+        let mut promised = self.promised.lock().unwrap_or_else(PoisonError::into_inner);
+        let taken = |number| promised.iter().any(|promise| promise.number == number);
+        let number = self
+            .numbers
+            .free(self.process)
+            .find(|number| !taken(*number))
+            .ok_or(FdError::NoneFree)?;
+        promised.push(Promise {
+            number,
+            file,
+            cloexec,
+        });
+        i32::try_from(number).map_err(|_| FdError::NoneFree)
+    }
+}
+
+impl Server {
+    /// Gives the program what it was promised; the request still waits.
+    pub(super) fn keep(&mut self, request: &Request, promises: Vec<Promise>) -> Result<(), Errno> {
+        let mut promises = promises.into_iter();
+        for promise in promises.by_ref() {
+            let ours = self.files.create_event(Arc::clone(&promise.file));
+            let given = ours.and_then(|ours| {
+                let Promise {
+                    number, cloexec, ..
+                } = promise;
+                let listener = &self.shared.listener;
+                listener.replace_fd(request.id, ours.as_fd(), number, cloexec)
+            });
+            if let Err(error) = given {
+                // If it could be made and not given, the end of our copy has closed it already.
+                promise.file.closed();
+                promises.for_each(Promise::withdraw);
+                return Err(match error.raw_os_error() {
+                    Some(libc::EBADF | libc::EMFILE) => Errno::EMFILE,
+                    _ => Errno::ENOMEM,
+                });
+            }
+        }
+        self.count_open_files();
+        Ok(())
+    }
+}
+
+impl Promise {
+    /// The ioctl failed: nobody will ever have the file.
+    pub(super) fn withdraw(self) {
+        self.file.closed();
+    }
+}

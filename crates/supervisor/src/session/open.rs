@@ -1,0 +1,198 @@
+//! Opens of nodes, and the numbers that descriptors of ours get.
+
+use std::{
+    io,
+    os::fd::{AsFd, BorrowedFd, OwnedFd},
+    sync::{Arc, atomic::Ordering},
+};
+
+use ioasid_core::host::FdError;
+use ioasid_host::Process;
+use ioasid_uapi::Errno;
+
+use super::{
+    Server,
+    calls::{Answer, Outcome},
+    files::{Identity, Node, Object},
+    path,
+};
+use crate::{filter::RESERVED_FDS, listener::Request, wire::NodeName};
+
+/// Device number of `/dev/iommu`: a misc device with a dynamic minor.
+const IOMMU_RDEV: (u32, u32) = (10, 126);
+
+/// The numbers that are ours: from `base` on, as many as the filter knows.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Numbers {
+    pub(super) base: u32,
+}
+
+impl Numbers {
+    /// One past the last.
+    fn end(self) -> u32 {
+        self.base.saturating_add(RESERVED_FDS)
+    }
+
+    /// Numbers that are free in the program's table, ours first. After them come those that the
+    /// kernel gives out last: reads and writes of a file there do not work, ioctls do.
+    pub(super) fn free(self, process: &Process) -> impl Iterator<Item = u32> {
+        let limit = process.descriptor_limit();
+        (self.base..self.end())
+            .chain((0..self.base).rev())
+            .filter(move |number| *number < limit && is_free(process, *number))
+    }
+
+    /// The first free number of ours from `least` on.
+    fn first_free(self, process: &Process, least: u32) -> Option<u32> {
+        (self.base.max(least)..self.end()).find(|number| is_free(process, *number))
+    }
+}
+
+fn is_free(process: &Process, number: u32) -> bool {
+    let number = i32::try_from(number);
+    number.is_ok_and(|n| matches!(process.fd_identity(n), Err(FdError::NotOpen)))
+}
+
+impl Server {
+    pub(super) fn numbers(&self) -> Numbers {
+        Numbers { base: self.base }
+    }
+
+    pub(super) fn count_open_files(&self) {
+        let open = self.files.len();
+        self.shared.open_files.store(open, Ordering::Relaxed);
+    }
+
+    /// Puts a file of ours in the place of a placeholder that was opened past us.
+    pub(super) fn bind_late(
+        &mut self,
+        request: &Request,
+        fd: u32,
+        node: NodeName,
+    ) -> Result<Identity, Errno> {
+        let cloexec = path::is_cloexec(request.tid, fd);
+        let file = self.open_node(node)?;
+        let stat = rustix::fs::fstat(&file).map_err(|_| Errno::EIO)?;
+        self.shared
+            .listener
+            .replace_fd(request.id, file.as_fd(), fd, cloexec)
+            .map_err(|_| Errno::EBADF)?;
+        Ok((stat.st_dev, stat.st_ino))
+    }
+
+    pub(super) fn open(
+        &mut self,
+        request: &Request,
+        process: &Arc<Process>,
+        dirfd: i32,
+        path: u64,
+        flags: u64,
+    ) -> Outcome {
+        let has = |flag: i32| flags & flag as u64 != 0;
+        if has(libc::O_PATH) || has(libc::O_DIRECTORY) || (has(libc::O_CREAT) && has(libc::O_EXCL))
+        {
+            // Never an open of a node, if it succeeds at all.
+            return Ok(Answer::Proceed);
+        }
+        let Some(path) = path::read_path(process, path) else {
+            return Ok(Answer::Proceed);
+        };
+        let follow = !has(libc::O_NOFOLLOW);
+        let Some(identity) = path::look_up(process, request.tid, dirfd, &path, follow) else {
+            return Ok(Answer::Proceed);
+        };
+        let node = match self.placeholders.get(&identity) {
+            Some(node) => node.clone(),
+            None => match self.files.get(identity) {
+                // A file of ours that is opened again through /proc is a new open of its node.
+                Some(file) => file.node.as_ref().ok_or(Errno::ENXIO)?.name.clone(),
+                None => return Ok(Answer::Proceed),
+            },
+        };
+        let file = self.open_node(node)?;
+        self.hand_over(
+            request,
+            process,
+            file.as_fd(),
+            self.base,
+            has(libc::O_CLOEXEC),
+        )
+    }
+
+    fn open_node(&mut self, name: NodeName) -> Result<OwnedFd, Errno> {
+        let (object, rdev) = match &name {
+            NodeName::Iommu => (Object::Iommufd(self.view.new_context()), IOMMU_RDEV),
+            NodeName::Device(name) => {
+                let nodes = self.view.nodes(self.shared.vm.as_deref());
+                let info = nodes.into_iter().find(|info| info.name == *name);
+                // It was removed since the program's /dev was made.
+                let info = info.ok_or(Errno::ENODEV)?;
+                let file = info.device.open().map_err(Errno::from)?;
+                (Object::Device(file), (info.major, info.minor))
+            }
+        };
+        let file = match self.files.create(object.clone(), Node { name, rdev }) {
+            Ok(file) => file,
+            Err(error) => {
+                tracing::warn!(%error, "no file can be made for a program");
+                object.close();
+                return Err(Errno::ENOMEM);
+            }
+        };
+        self.count_open_files();
+        Ok(file)
+    }
+
+    /// Gives `file` a number of ours in the program's table, and that number as the answer.
+    fn hand_over(
+        &self,
+        request: &Request,
+        process: &Process,
+        file: BorrowedFd<'_>,
+        least: u32,
+        cloexec: bool,
+    ) -> Outcome {
+        let listener = &self.shared.listener;
+        if let Some(number) = self.numbers().first_free(process, least)
+            && listener
+                .reply_with_fd(request.id, file, Some(number), cloexec)
+                .is_ok()
+        {
+            return Ok(Answer::Answered);
+        }
+        // Ours are used up, or over a limit that was lowered: any number then. Ioctls work there.
+        match listener.reply_with_fd(request.id, file, None, cloexec) {
+            Ok(_) => Ok(Answer::Answered),
+            Err(error) if is(&error, libc::ENOENT) => Ok(Answer::Answered),
+            // Its table is full: what the kernel says is what `open` says.
+            Err(error) => {
+                let errno = error.raw_os_error().unwrap_or(Errno::ENOMEM.get());
+                listener.fail(request.id, errno);
+                Ok(Answer::Answered)
+            }
+        }
+    }
+
+    /// `dup` and `fcntl(F_DUPFD)`: the copy gets a number of ours too, so that `read` on it works.
+    pub(super) fn duplicate(
+        &mut self,
+        request: &Request,
+        process: &Arc<Process>,
+        least: u32,
+        cloexec: bool,
+    ) -> Outcome {
+        let fd = request.args[0];
+        let ours = Self::identity(process, fd).is_some_and(|id| self.files.get(id).is_some());
+        if !ours {
+            return Ok(Answer::Proceed);
+        }
+        let Ok(file) = process.get_fd(fd as i32) else {
+            return Ok(Answer::Proceed);
+        };
+        self.hand_over(request, process, file.as_fd(), least, cloexec)
+    }
+}
+
+fn is(error: &io::Error, code: i32) -> bool {
+    error.raw_os_error() == Some(code)
+}

@@ -72,6 +72,8 @@ errnos! {
     ERANGE = 34;
     /// Would deadlock.
     EDEADLK = 35;
+    /// Invalid exchange.
+    EBADE = 52;
     /// Value too large.
     EOVERFLOW = 75;
     /// File descriptor in bad state.
@@ -121,6 +123,7 @@ impl From<PinError> for Errno {
         match error {
             PinError::Fault => Errno::EFAULT,
             PinError::NoMemory => Errno::ENOMEM,
+            PinError::Revoked => Errno::ENODEV,
             _ => Errno::EINVAL,
         }
     }
@@ -141,8 +144,10 @@ impl From<FdError> for Errno {
 impl From<Error> for Errno {
     fn from(error: Error) -> Self {
         match error {
-            Error::NoObject(_) | Error::NotMapped => Errno::ENOENT,
-            Error::InUse(_) | Error::DeviceBusy | Error::HasObjects => Errno::EBUSY,
+            Error::NoObject(_) | Error::NotMapped | Error::NotAttached => Errno::ENOENT,
+            Error::InUse(_) | Error::DeviceBusy | Error::HasObjects | Error::AreaLocked => {
+                Errno::EBUSY
+            }
             Error::NoIds | Error::NoSpace | Error::PasidSpace => Errno::ENOSPC,
             Error::Overflow => Errno::EOVERFLOW,
             Error::OutsideTable => Errno::ERANGE,
@@ -154,7 +159,8 @@ impl From<Error> for Errno {
             | Error::NotBuilt(_)
             | Error::NoPasids
             | Error::NoDirtyTracking => Errno::EOPNOTSUPP,
-            Error::NoVfioIoas | Error::Closed => Errno::ENODEV,
+            Error::NoVfioIoas | Error::Closed | Error::Revoked => Errno::ENODEV,
+            Error::StillHeld => Errno::EDEADLK,
             Error::PartialRecord => Errno::ESPIPE,
             Error::NotAParent(_)
             | Error::NotAttachable(_)

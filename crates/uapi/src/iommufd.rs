@@ -13,7 +13,7 @@
 //! CHECK_EXTENSION knows no extension, the others are ENODEV without a compatibility IOAS and
 //! EOPNOTSUPP with one. IOMMU_TEST_CMD is ENOTTY, as in a kernel without its self-test.
 
-use std::{mem::size_of, sync::Arc};
+use std::{fmt, mem::size_of, sync::Arc};
 
 use ioasid_iommufd::{Context, Error};
 
@@ -25,7 +25,7 @@ mod hwpt;
 mod ioas;
 mod object;
 
-use call::Call;
+pub use call::Call;
 
 type Handler = fn(&Call<'_>) -> Result<u64, Errno>;
 
@@ -101,6 +101,43 @@ pub const COMMANDS: &[Command] = &[
     missing(0x93, "VEVENTQ_ALLOC", 32, 28),
     missing(0x94, "HW_QUEUE_ALLOC", 40, 40),
 ];
+
+/// A command that a back end adds to those of Linux.
+pub trait Extension: Send + Sync + fmt::Debug {
+    /// Its number, name and sizes; the number is none of [`COMMANDS`].
+    fn command(&self) -> &'static Command;
+
+    /// Runs it. The struct has been read.
+    ///
+    /// # Errors
+    /// What the program is to see.
+    fn run(&self, call: &Call<'_>) -> Result<u64, Errno>;
+}
+
+impl Command {
+    /// The command of an [`Extension`] whose struct grew from `min_size`.
+    pub const fn extension<T>(nr: u32, name: &'static str, min_size: usize) -> Self {
+        grown::<T>(nr, name, min_size, not_built)
+    }
+}
+
+/// As [`ioctl`], with one more command.
+///
+/// # Errors
+/// As [`ioctl`].
+pub fn extended_ioctl(
+    extension: &dyn Extension,
+    context: &Arc<Context>,
+    cmd: u32,
+    arg: u64,
+    program: &dyn Program,
+) -> Result<u64, Errno> {
+    let command = extension.command();
+    if cmd & 0xff != command.nr {
+        return ioctl(context, cmd, arg, program);
+    }
+    extension.run(&Call::read(context, command, cmd, arg, program)?)
+}
 
 /// The one answer to what is not built yet.
 fn not_built(call: &Call<'_>) -> Result<u64, Errno> {

@@ -8,14 +8,14 @@ use zerocopy::{FromBytes, Immutable, IntoBytes};
 use super::Command;
 use crate::{Errno, Program};
 
-/// The largest struct of a command.
-pub(super) const MAX_SIZE: usize = 48;
+/// The largest struct of a command: the self-test's.
+pub(super) const MAX_SIZE: usize = 72;
 
 /// Bytes looked at or cleared at a time in a program's memory.
 const CHUNK: usize = 4096;
 
-/// One ioctl in progress.
-pub(super) struct Call<'a> {
+/// One ioctl in progress: what the handler of a command works on.
+pub struct Call<'a> {
     context: &'a Arc<Context>,
     command: &'static Command,
     program: &'a dyn Program,
@@ -79,7 +79,8 @@ impl<'a> Call<'a> {
         Ok(())
     }
 
-    pub(super) fn context(&self) -> &'a Arc<Context> {
+    /// The file that the ioctl was issued on.
+    pub fn context(&self) -> &'a Arc<Context> {
         self.context
     }
 
@@ -87,18 +88,22 @@ impl<'a> Call<'a> {
         self.command
     }
 
-    pub(super) fn program(&self) -> &'a dyn Program {
+    /// The program that issued it.
+    pub fn program(&self) -> &'a dyn Program {
         self.program
     }
 
     /// The struct.
-    pub(super) fn args<T: FromBytes>(&self) -> T {
+    pub fn args<T: FromBytes>(&self) -> T {
         // The table's sizes are those of the structs, and all fit the buffer.
         T::read_from_prefix(&self.bytes).map_or_else(|_| T::new_zeroed(), |(args, _)| args)
     }
 
     /// Copies the struct back, as much of it as the program has.
-    pub(super) fn reply<T: IntoBytes + Immutable>(&self, reply: &T) -> Result<u64, Errno> {
+    ///
+    /// # Errors
+    /// EFAULT.
+    pub fn reply<T: IntoBytes + Immutable>(&self, reply: &T) -> Result<u64, Errno> {
         let bytes = reply.as_bytes();
         self.program
             .write(self.arg, &bytes[..self.size.min(bytes.len())])?;

@@ -96,8 +96,7 @@ impl Shared {
         let index = target.session.as_ref().map_or(0, |session| session.index);
         let accepted = target.accept(descriptor);
         let wake = accepted.is_ok() && state.idle_engines > 0;
-        // With several groups, the one engine that wakes could be one that does not serve it.
-        let one_is_enough = state.engine_groups() == 1;
+        let one_is_enough = state.all_engines_serve(queue);
         drop(state);
         match (wake, one_is_enough) {
             (true, true) => self.work.notify_one(),

@@ -139,10 +139,13 @@ impl State {
         }
     }
 
-    /// Groups that have engines.
-    pub(crate) fn engine_groups(&self) -> usize {
-        let groups = self.groups.iter();
-        groups.filter(|group| group.engines != 0).count()
+    /// Whether every engine serves `queue`: then it does not matter which one wakes. An engine may
+    /// serve another group, or none at all.
+    pub(crate) fn all_engines_serve(&self, queue: usize) -> bool {
+        let all = self.all_engines();
+        let serves =
+            |group: &GroupConfig| group.queues >> queue & 1 == 1 && group.engines & all == all;
+        self.groups.iter().any(serves)
     }
 
     /// Whether an engine could do something now.

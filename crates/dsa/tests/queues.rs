@@ -476,6 +476,20 @@ fn a_submission_is_one_aligned_store_of_64_bytes_to_a_page_that_exists() {
 }
 
 #[test]
+fn an_engine_of_no_group_does_not_swallow_the_wake_up_of_another() {
+    let whole = Whole::new(16);
+    // The group keeps engine 0 alone, as small drivers configure it.
+    whole.driver.command(Command::DisableDevice, 0);
+    whole.driver.write64(reg::GRPCFG + 32, 1);
+    assert_eq!(whole.driver.command(Command::EnableDevice, 0), 0);
+    assert_eq!(whole.driver.command(Command::EnableWq, 0), 0);
+    for _ in 0..500 {
+        let done = whole.run(Descriptor::memory_move(DST, SRC, 64, record(0)));
+        assert_eq!(done.status, Status::Success as u8);
+    }
+}
+
+#[test]
 fn a_queue_has_one_owner_and_an_mdev_queue_is_locked_for_its_parent() {
     let whole = Whole::new(16);
     let claim = whole.dsa.claim_queue(2, QueueType::Mdev).unwrap();

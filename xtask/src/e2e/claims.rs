@@ -80,7 +80,7 @@ fn exit_status(stage: &Stage) -> Result<String> {
             let output = stage
                 .ioasid(user)
                 .args(["run", "--"])
-                .args(program)
+                .args(&program)
                 .output()?;
             let found = output.status.code();
             ensure!(

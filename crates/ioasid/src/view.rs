@@ -38,22 +38,7 @@ impl MachineView for View {
     }
 
     fn sysfs(&self, vm: Option<&str>) -> Vec<SysfsEntry> {
-        let kind = |kind| match kind {
-            ioasid_machine::sysfs::SysfsKind::File(bytes) => {
-                ioasid_supervisor::SysfsKind::File(bytes)
-            }
-            ioasid_machine::sysfs::SysfsKind::Link(target) => {
-                ioasid_supervisor::SysfsKind::Link(target)
-            }
-            _ => ioasid_supervisor::SysfsKind::Dir,
-        };
-        let entries = self.0.sysfs(vm).into_iter();
-        entries
-            .map(|entry| SysfsEntry {
-                path: entry.path,
-                kind: kind(entry.kind),
-            })
-            .collect()
+        self.0.sysfs(vm)
     }
 
     fn space(&self) -> Arc<SpaSpace> {

@@ -7,6 +7,8 @@ use ioasid_iommufd::Context;
 use ioasid_vfio::VfioDevice;
 use serde::{Deserialize, Serialize};
 
+pub use ioasid_machine::sysfs::{SysfsEntry, SysfsKind};
+
 /// One `/dev/vfio/devices/NAME`.
 #[derive(Clone, Debug)]
 pub struct NodeInfo {
@@ -18,29 +20,6 @@ pub struct NodeInfo {
     pub minor: u32,
     /// What an open of the node opens.
     pub device: Arc<VfioDevice>,
-}
-
-/// One entry that is added to the program's `/sys`.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct SysfsEntry {
-    /// Path relative to `/sys`, without `.` and `..`, for example
-    /// `devices/pci0000:6a/0000:6a:01.0/vendor`. Missing parents are made.
-    pub path: String,
-    /// What it is.
-    pub kind: SysfsKind,
-}
-
-/// The kind of a [`SysfsEntry`].
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-#[non_exhaustive]
-pub enum SysfsKind {
-    /// A directory. One that the host has too is merged with the host's.
-    Dir,
-    /// A file with these bytes.
-    File(Vec<u8>),
-    /// A symbolic link with this target, normally a relative one.
-    Link(String),
 }
 
 /// A request about mediated devices, from `ioasid mdev` by way of the control socket.

@@ -8,7 +8,7 @@ use std::{
 
 use anyhow::{Context as _, Result, ensure};
 
-use super::stage::{Client, Stage, User, shown, succeed};
+use super::stage::{Client, Served, Stage, User, shown, succeed};
 
 type Claim = fn(&Stage) -> Result<String>;
 
@@ -269,11 +269,11 @@ fn stopped(stage: &Stage) -> Result<String> {
     let mut hostage = served
         .join(stage, "vm2")
         .arg(stage.client(Client::Dynamic))
-        .args(["--pdev", "none", "--mib", "4096"])
+        .args(["--pdev", "none", "--mib", "65536"])
         .stdout(Stdio::null())
         .stderr(Stdio::null())
         .spawn()?;
-    wait_for_dma(stage, &served)?;
+    wait_for_dma(stage, &served, 0)?;
     signal_program(hostage.id(), "STOP")?;
     let start = Instant::now();
     let result = succeed(
@@ -300,14 +300,26 @@ fn killed(stage: &Stage) -> Result<String> {
     let mut baseline = None;
     for run in 0..times {
         let kind = ["private", "file", "shared"][run % 3];
+        // The mediated device alone, or the whole one of the same VM first.
+        let pdev = ["none", "first"][run % 2];
+        let before = jobs(stage, &served)?;
         let mut victim = served
             .join(stage, "vm1")
             .arg(stage.client(Client::Dynamic))
-            .args(["--mib", "4096", "--data", kind, "--records", kind])
+            .args([
+                "--mib",
+                "65536",
+                "--data",
+                kind,
+                "--records",
+                kind,
+                "--pdev",
+                pdev,
+            ])
             .stdout(Stdio::null())
             .stderr(Stdio::null())
             .spawn()?;
-        wait_for_dma(stage, &served)?;
+        wait_for_dma(stage, &served, before)?;
         // Anywhere in a batch: a different moment each time.
         std::thread::sleep(Duration::from_micros(137 * (run as u64 % 41)));
         signal_program(victim.id(), "KILL")?;
@@ -387,21 +399,21 @@ fn mdevs(stage: &Stage) -> Result<String> {
     Ok("created, listed, used by a program, removed; three refusals".to_owned())
 }
 
-/// Waits until a mediated device's queue moves bytes.
-fn wait_for_dma(stage: &Stage, served: &super::stage::Served) -> Result<()> {
-    let moved = || -> Result<u64> {
-        let tree = served.inspect(stage)?;
-        let queues = tree["devices"][0]["dsa"]["queues"]
-            .as_array()
-            .cloned()
-            .unwrap_or_default();
-        let children = queues.iter().filter(|queue| queue["owner"] == "mdev");
-        Ok(children
-            .filter_map(|queue| queue["under_way"].as_u64())
-            .sum())
-    };
+/// Descriptors that programs' queues have done so far.
+fn jobs(stage: &Stage, served: &Served) -> Result<u64> {
+    let tree = served.inspect(stage)?;
+    let devices = tree["devices"].as_array().cloned().unwrap_or_default();
+    let queues = devices
+        .iter()
+        .filter_map(|device| device["dsa"]["queues"].as_array());
+    let queues = queues.flatten().filter(|queue| queue["owner"] != "kernel");
+    Ok(queues.filter_map(|queue| queue["jobs"].as_u64()).sum())
+}
+
+/// Waits until programs' queues have done more than `before` descriptors.
+fn wait_for_dma(stage: &Stage, served: &Served, before: u64) -> Result<()> {
     let deadline = Instant::now() + Duration::from_secs(20);
-    while moved()? == 0 {
+    while jobs(stage, served)? <= before {
         ensure!(Instant::now() < deadline, "no DMA within 20 s");
         std::thread::sleep(Duration::from_millis(1));
     }

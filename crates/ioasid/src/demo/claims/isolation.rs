@@ -41,7 +41,7 @@ pub(crate) const CLAIMS: &[(&str, Check)] = &[
         interrupt_window,
     ),
     (
-        "Untagged DMA of the parent never uses a VM's domain; an unknown PASID is blocked",
+        "The parent's untagged DMA never uses a VM's domain; unknown PASIDs are blocked",
         untagged,
     ),
     (

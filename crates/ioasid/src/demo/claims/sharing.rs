@@ -24,7 +24,7 @@ pub(crate) const CLAIMS: &[(&str, Check)] = &[
         one_domain,
     ),
     (
-        "An attachment is a device or a device with a PASID; the PASID alone decides",
+        "An attachment is a device, or a device with a PASID: that alone decides",
         routes,
     ),
     (

@@ -70,6 +70,12 @@ pub enum FdError {
     /// Out of memory or over a limit (ENOMEM).
     #[error("no memory, or over a limit")]
     NoMemory,
+    /// The range lies outside a dma-buf (EINVAL, at once: its size does not change).
+    #[error("outside the dma-buf")]
+    OutsideBuffer,
+    /// The exporter has taken a dma-buf back (ENODEV).
+    #[error("the memory was taken back")]
+    Revoked,
     /// The program can be given no further file descriptor (EMFILE).
     #[error("no file descriptor is free")]
     NoneFree,

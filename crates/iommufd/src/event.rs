@@ -1,6 +1,8 @@
 //! Files of events: what a fault queue or an event queue of a vIOMMU looks like to a program.
 
-use std::{fmt::Debug, sync::Arc};
+use std::{any::Any, fmt::Debug, sync::Arc};
+
+use ioasid_core::{host::FdError, memory::PageSource};
 
 use crate::error::Error;
 
@@ -13,11 +15,12 @@ pub type Notify = Arc<dyn Fn() + Send + Sync>;
 /// Nothing here blocks: a read of an empty file gives no bytes. Whoever gives the program a
 /// descriptor keeps this, reads and writes for it, and says when the last copy of the descriptor is
 /// gone.
-pub trait EventFile: Send + Sync + Debug {
+pub trait EventFile: Any + Send + Sync + Debug {
     /// Takes whole events of at most `count` bytes together.
     ///
     /// # Errors
-    /// [`Error::PartialRecord`], [`Error::ReadTooShort`]: nothing was taken.
+    /// [`Error::PartialRecord`], [`Error::ReadTooShort`]: nothing was taken. [`Error::NotReadable`] if
+    /// this kind of file has no events.
     fn read(&self, count: usize) -> Result<Vec<u8>, Error>;
 
     /// Takes answers; returns the bytes of those that were good, up to the first that was not.
@@ -41,6 +44,16 @@ pub trait EventFile: Send + Sync + Debug {
     /// Whether [`EventFile::write`] can succeed: poll tells this file writable.
     fn is_writable(&self) -> bool {
         false
+    }
+
+    /// `len` bytes from `start` of the file's memory, for IOAS_MAP_FILE: a dma-buf has some.
+    ///
+    /// # Errors
+    /// [`FdError::WrongType`] if this kind of file has none, the default;
+    /// [`FdError::OutsideBuffer`], [`FdError::Revoked`].
+    fn pages(&self, start: u64, len: u64) -> Result<Arc<dyn PageSource>, FdError> {
+        let _ = (start, len);
+        Err(FdError::WrongType)
     }
 
     /// The kernel's name of such files, as `/proc/PID/fd` shows it.

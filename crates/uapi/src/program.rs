@@ -14,6 +14,16 @@ pub trait Program: Caller {
     /// [`FdError::NotOpen`], or [`FdError::WrongType`] if it is another kind of file.
     fn iommufd(&self, fd: i32) -> Result<Arc<Context>, FdError>;
 
+    /// The file behind a descriptor that [`Program::install_event_file`] gave.
+    ///
+    /// # Errors
+    /// [`FdError::NotOpen`], or [`FdError::WrongType`] if it is another kind of file. A program that
+    /// can be given no descriptors, the default, has none.
+    fn event_file(&self, fd: i32) -> Result<Arc<dyn EventFile>, FdError> {
+        let _ = fd;
+        Err(FdError::WrongType)
+    }
+
     /// Gives the program a new descriptor, open for reading and writing, whose reads, writes and
     /// readiness are `file`'s; closed on exec if `cloexec`. When the last copy of it is gone,
     /// [`EventFile::closed`] is called.

@@ -149,7 +149,12 @@ pub(super) fn map_file(call: &Call<'_>) -> Result<u64, Errno> {
     let offset = args.start % PAGE_SIZE;
     let len = args.length.saturating_add(offset).max(1);
     let start = args.start - offset;
-    let pages: Arc<dyn PageSource> = match call.program().file_pages(args.fd, start, len) {
+    let program = call.program();
+    let pages = match program.event_file(args.fd) {
+        Ok(file) => file.pages(start, len),
+        Err(_) => program.file_pages(args.fd, start, len),
+    };
+    let pages: Arc<dyn PageSource> = match pages {
         Ok(pages) => pages,
         Err(FdError::WrongType | FdError::BeyondEnd) => Arc::new(NoPages { start, len }),
         Err(error) => return Err(error.into()),

@@ -20,6 +20,8 @@ pub(crate) enum Owner {
     Device(ObjectId),
     /// A page table that cannot translate the whole space.
     Domain(DomainId),
+    /// Nobody: it is for good. Each has a number of its own.
+    Nobody(u64),
 }
 
 #[derive(Debug)]
@@ -39,6 +41,8 @@ pub(crate) struct IovaSpace<T> {
     allowed: RangeInclusiveSet<u64>,
     searches: Vec<Search>,
     mapped: u64,
+    /// Ranges that are reserved for good.
+    for_good: u64,
 }
 
 impl<T> Default for IovaSpace<T> {
@@ -50,6 +54,7 @@ impl<T> Default for IovaSpace<T> {
             allowed: RangeInclusiveSet::new(),
             searches: Vec::new(),
             mapped: 0,
+            for_good: 0,
         }
     }
 }
@@ -149,6 +154,15 @@ impl<T> IovaSpace<T> {
             .into_iter()
             .filter_map(|(start, entry)| Some((AddrRange::new(start, entry.last)?, entry.area)))
             .collect()
+    }
+
+    /// Reserves `range` for good.
+    ///
+    /// # Errors
+    /// As for [`IovaSpace::reserve`].
+    pub(crate) fn reserve_for_good(&mut self, range: AddrRange) -> Result<(), Error> {
+        self.for_good += 1;
+        self.reserve(Owner::Nobody(self.for_good), vec![range])
     }
 
     /// Reserves `ranges` for `owner`, all or none. An owner that has reserved before keeps that.

@@ -22,7 +22,6 @@ pub struct SysfsEntry {
 /// The kind of a [`SysfsEntry`].
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
-#[non_exhaustive]
 pub enum SysfsKind {
     /// A directory. One that the host has too is merged with the host's.
     Dir,

@@ -15,7 +15,7 @@ use ioasid_core::{
 };
 use ioasid_dsa::{DsaConfig, DsaDevice, DsaParent, HostDriver, HostQueue, QueueConfig, TYPE_1DWQ};
 use ioasid_iommu::{DeviceConfig, Iommu, IommuConfig};
-use ioasid_iommufd::Context;
+use ioasid_iommufd::{Context, Limits, MemoryLedger};
 use ioasid_vfio::{
     DeviceModel, Passthrough, Vfio, VfioDevice,
     mdev::{Mdev, MdevParent, MdevRegistry, Uuid},
@@ -133,6 +133,8 @@ pub struct Machine {
     devices: Vec<MachineDevice>,
     vm_of_mdev: Mutex<BTreeMap<Uuid, String>>,
     contexts: Mutex<Vec<Weak<Context>>>,
+    /// Memory that programs have locked, whichever of their files they locked it with.
+    ledger: Arc<MemoryLedger>,
 }
 
 impl Machine {
@@ -166,6 +168,7 @@ impl Machine {
             devices,
             vm_of_mdev: Mutex::default(),
             contexts: Mutex::default(),
+            ledger: MemoryLedger::new(Limits::Counted),
         });
         for device in &machine.devices {
             for queue in &device.section.queue {
@@ -205,9 +208,14 @@ impl Machine {
         hosts.flat_map(|(address, host)| host.queues.iter().map(move |queue| (address, queue)))
     }
 
+    /// Who has locked how much memory.
+    pub fn ledger(&self) -> &Arc<MemoryLedger> {
+        &self.ledger
+    }
+
     /// A new open file of `/dev/iommu`.
     pub fn new_context(&self) -> Arc<Context> {
-        let context = Context::new(&self.iommu);
+        let context = Context::with_ledger(&self.iommu, &self.ledger);
         let mut contexts = self.contexts.lock();
         contexts.retain(|known| known.strong_count() > 0);
         contexts.push(Arc::downgrade(&context));

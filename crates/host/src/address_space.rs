@@ -15,7 +15,10 @@ use std::{
     fs::File,
     io,
     os::unix::fs::FileExt,
-    sync::{Arc, Weak},
+    sync::{
+        Arc, Weak,
+        atomic::{AtomicU64, Ordering},
+    },
 };
 
 use ioasid_core::{
@@ -34,6 +37,8 @@ use crate::{
 
 /// The address space of a process, bound to what it had when it was opened.
 pub(crate) struct AddressSpace {
+    /// Stands for it in accounts; never used again.
+    number: u64,
     mem: File,
     maps: Maps,
     /// The registrations of its private memory, by chunk of 1 GiB of user address.
@@ -44,12 +49,18 @@ pub(crate) struct AddressSpace {
 
 impl AddressSpace {
     pub(crate) fn new(mem: File, maps: File) -> Arc<Self> {
+        static LAST: AtomicU64 = AtomicU64::new(0);
         Arc::new(AddressSpace {
+            number: LAST.fetch_add(1, Ordering::Relaxed) + 1,
             mem,
             maps: Maps::new(maps),
             windows: Mutex::new(HashMap::new()),
             shared_hint: Mutex::new(0),
         })
+    }
+
+    pub(crate) fn number(&self) -> u64 {
+        self.number
     }
 
     /// Whether any process still uses it.

@@ -3,7 +3,7 @@
 use std::{
     collections::HashMap,
     fmt, io,
-    os::fd::OwnedFd,
+    os::fd::{AsFd, BorrowedFd, OwnedFd},
     sync::{
         Arc, Weak,
         atomic::{AtomicUsize, Ordering},
@@ -23,6 +23,7 @@ use crate::{
     file::{FileId, MemoryFile, WeakFileWindow},
     irq::InterruptThread,
     process::{Process, process_of},
+    processes::Processes,
     worker::ClientWorker,
 };
 
@@ -138,6 +139,8 @@ pub struct Client {
     name: String,
     shared: Arc<Shared>,
     processes: Mutex<Processes>,
+    /// Another descriptor of what [`Processes`] waits on.
+    ended: OwnedFd,
 }
 
 impl Client {
@@ -160,6 +163,7 @@ impl Client {
         limits: Limits,
     ) -> io::Result<Arc<Self>> {
         let name = name.into();
+        let processes = Processes::new()?;
         Ok(Arc::new(Client {
             shared: Arc::new(Shared {
                 space,
@@ -173,7 +177,8 @@ impl Client {
                 windows: Arc::default(),
                 limits,
             }),
-            processes: Mutex::default(),
+            ended: processes.ended().try_clone_to_owned()?,
+            processes: Mutex::new(processes),
             name,
         }))
     }
@@ -200,7 +205,7 @@ impl Client {
     /// See [`ProcessError`].
     pub fn process(self: &Arc<Self>, tid: i32) -> Result<Arc<Process>, ProcessError> {
         let mut processes = self.processes.lock();
-        let hint = processes.of_thread.get(&tid).copied().unwrap_or(tid);
+        let hint = processes.of_thread(tid).map_or(tid, |process| process.id());
         if let Some(process) = processes.find(hint, tid) {
             return Ok(process);
         }
@@ -220,13 +225,33 @@ impl Client {
         Ok(process)
     }
 
+    /// As [`Client::process`], from memory and without a system call; `None` if it is not known.
+    ///
+    /// It is the right one if [`Client::forget_ended`] was called since the thread is known to have
+    /// been alive, and [`Client::forget_memory_of`] for each `exec`.
+    pub fn known_process(&self, tid: i32) -> Option<Arc<Process>> {
+        self.processes.lock().of_thread(tid)
+    }
+
+    /// Forgets the threads that have ended since the last call, and returns their numbers. There are
+    /// some if this client is readable as a file ([`AsFd`]).
+    pub fn forget_ended(&self) -> Vec<i32> {
+        self.processes.lock().forget_ended()
+    }
+
+    /// The thread `tid` calls `exec`, or has lost its address space in another way: its process is
+    /// looked up anew.
+    pub fn forget_memory_of(&self, tid: i32) {
+        self.processes.lock().forget_process_of(tid);
+    }
+
     /// Ends both threads when they have done what is queued, and lets go of the processes; DMA to
     /// the client's private memory and its interrupts end. Does not wait: a thread that the client
     /// has blocked stays until the client lets it go or dies.
     pub fn stop(&self) {
         self.shared.worker.stop();
         self.shared.interrupts.stop();
-        *self.processes.lock() = Processes::default();
+        self.processes.lock().clear();
     }
 
     /// Whether both threads have ended.
@@ -249,7 +274,7 @@ impl Inspect for Client {
         };
         Node::new()
             .with("name", self.name.as_str())
-            .with("processes", self.processes.lock().by_id.len())
+            .with("processes", self.processes.lock().len())
             .with("windows", shared.windows.load(Ordering::Relaxed))
             .with("windows_limit", shared.limits.windows)
             .with("file_chunks_mapped", mapped(&shared.file_windows.lock()))
@@ -258,45 +283,17 @@ impl Inspect for Client {
     }
 }
 
+/// Readable while there is something for [`Client::forget_ended`].
+impl AsFd for Client {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.ended.as_fd()
+    }
+}
+
 impl fmt::Debug for Client {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Client")
             .field("name", &self.name)
             .finish_non_exhaustive()
-    }
-}
-
-/// The processes of a client that are open.
-#[derive(Default)]
-struct Processes {
-    by_id: HashMap<i32, Arc<Process>>,
-    /// The process of a thread that is not its first: a hint, checked at each use.
-    of_thread: HashMap<i32, i32>,
-}
-
-impl Processes {
-    /// Hints that are kept before they are all forgotten.
-    const MOST_HINTS: usize = 4096;
-
-    /// Process `id`, if it is open, still the same and `tid` is one of its threads.
-    fn find(&self, id: i32, tid: i32) -> Option<Arc<Process>> {
-        let process = self.by_id.get(&id)?;
-        (process.has_thread(tid) && process.memory().is_alive()).then(|| Arc::clone(process))
-    }
-
-    fn insert(&mut self, tid: i32, process: &Arc<Process>) {
-        self.by_id.retain(|_, process| process.still_same());
-        if self.of_thread.len() >= Self::MOST_HINTS {
-            self.of_thread.clear();
-        }
-        if process.borrows_memory() {
-            return;
-        }
-        self.by_id.insert(process.id(), Arc::clone(process));
-        if tid == process.id() {
-            self.of_thread.remove(&tid);
-        } else {
-            self.of_thread.insert(tid, process.id());
-        }
     }
 }

@@ -27,6 +27,7 @@ mod irq;
 mod maps;
 mod pages;
 mod process;
+mod processes;
 mod shared;
 mod worker;
 

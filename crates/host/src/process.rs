@@ -11,9 +11,10 @@ use std::{
 };
 
 use ioasid_core::{
-    host::{Caller, FdError, IrqSink},
+    host::{Account, Caller, FdError, IrqSink},
     memory::{MemoryGone, PageSource, PinError},
     range::AddrRange,
+    sync::Mutex,
 };
 use rustix::{
     event::{PollFd, PollFlags, Timespec, poll},
@@ -47,6 +48,8 @@ pub struct Process {
     /// while the address space lives on.
     borrows_memory: bool,
     client: Arc<Shared>,
+    /// As it was when it was asked for first, or after [`Process::forget_account`].
+    account: Mutex<Option<Account>>,
     this: std::sync::Weak<Process>,
 }
 
@@ -71,6 +74,7 @@ impl Process {
             pidfd,
             dir,
             client,
+            account: Mutex::new(None),
             this: this.clone(),
         });
         // If it is alive now, all that was opened by its number is its own; if the first of the two
@@ -191,6 +195,41 @@ impl Process {
         read_text(&self.dir, "mountinfo")
     }
 
+    /// What stands for its address space in an [`Account`].
+    pub fn number(&self) -> u64 {
+        self.memory.number()
+    }
+
+    /// Its user, capabilities or limits are about to change: they are read again when needed.
+    pub fn forget_account(&self) {
+        *self.account.lock() = None;
+    }
+
+    fn read_account(&self) -> Account {
+        /// Bit of CAP_IPC_LOCK (`include/uapi/linux/capability.h`).
+        const IPC_LOCK: u32 = 14;
+        let status = read_text(&self.dir, "status").unwrap_or_default();
+        let field = |name| {
+            let line = status.lines().find_map(|line| line.strip_prefix(name));
+            line.and_then(|values: &str| values.split_whitespace().next())
+        };
+        let user = field("Uid:").and_then(|uid| uid.parse().ok());
+        let capabilities = field("CapEff:").and_then(|set| u64::from_str_radix(set, 16).ok());
+        Account {
+            process: self.number(),
+            user: user.unwrap_or(0),
+            unlimited: capabilities.is_some_and(|set| set >> IPC_LOCK & 1 != 0),
+            limit: self.limit("Max locked memory"),
+        }
+    }
+
+    /// The soft limit called `name` in `/proc/PID/limits`; `None` if there is none.
+    fn limit(&self, name: &str) -> Option<u64> {
+        let text = read_text(&self.dir, "limits")?;
+        let line = text.lines().find_map(|line| line.strip_prefix(name))?;
+        line.split_whitespace().next()?.parse().ok()
+    }
+
     /// Whether the program itself could write all of `range`.
     pub fn is_writable(&self, range: AddrRange) -> bool {
         self.memory.is_writable(range)
@@ -198,12 +237,8 @@ impl Process {
 
     /// One more than its largest descriptor number (the soft `RLIMIT_NOFILE`).
     pub fn descriptor_limit(&self) -> u32 {
-        let text = read_text(&self.dir, "limits").unwrap_or_default();
-        let limit = text
-            .lines()
-            .find_map(|line| line.strip_prefix("Max open files"))
-            .and_then(|values| values.split_whitespace().next()?.parse().ok());
-        limit.unwrap_or(u32::MAX)
+        let limit = self.limit("Max open files");
+        limit.map_or(u32::MAX, |limit| u32::try_from(limit).unwrap_or(u32::MAX))
     }
 
     fn link(&self, fd: i32) -> Result<Vec<u8>, FdError> {
@@ -271,6 +306,13 @@ impl Caller for Process {
         let thread = Arc::clone(&self.client.interrupts);
         Ok(Arc::new(EventFd::new(taken, thread)))
     }
+
+    fn account(&self) -> Account {
+        *self
+            .account
+            .lock()
+            .get_or_insert_with(|| self.read_account())
+    }
 }
 
 /// The id of the process that thread `tid` belongs to now.
@@ -310,13 +352,17 @@ fn fd_path(fd: i32) -> Result<String, FdError> {
 }
 
 /// Whether two processes have one address space. Where the kernel cannot tell (built without kcmp),
-/// they may.
+/// or nobody may ask it (as in some containers), they may.
 fn shares_memory(a: i32, b: i32) -> bool {
-    const KCMP_VM: libc::c_int = 1;
-    // SAFETY: KCMP_VM compares two processes and takes no pointer.
-    match unsafe { libc::syscall(libc::SYS_kcmp, a, b, KCMP_VM, 0, 0) } {
+    let own = rustix::process::getpid().as_raw_pid();
+    let compare = |a: i32, b: i32| {
+        const KCMP_VM: libc::c_int = 1;
+        // SAFETY: KCMP_VM compares two processes and takes no pointer.
+        unsafe { libc::syscall(libc::SYS_kcmp, a, b, KCMP_VM, 0, 0) }
+    };
+    match compare(a, b) {
         0 => true,
-        -1 => Errno::from_io_error(&std::io::Error::last_os_error()) == Some(Errno::NOSYS),
+        -1 => compare(own, own) != 0,
         _ => false,
     }
 }

@@ -6,22 +6,24 @@
 //! | `open`, `openat` | the access mode is `O_RDWR`, as every client of these nodes uses |
 //! | `openat2` | always: its flags lie behind a pointer |
 //! | `execve`, `execveat` | always: the memory of the process changes under us |
-//! | `read`, `write` and their kin, `fstat`, `dup`, `mmap` | the descriptor is at least BASE |
-//! | `fcntl` | likewise, and the command duplicates the descriptor or asks how it is open |
+//! | `read`, `write` and their kin, `fstat`, `dup`, `mmap`, `close` | the descriptor is one of ours |
+//! | `dup2`, `dup3` | the new descriptor is |
+//! | `close_range` | ours may be in it |
+//! | `fcntl` | the descriptor is one of ours, and the command duplicates it or asks how it is open |
 //! | `newfstatat`, `statx` | likewise, and the descriptor itself is meant (`AT_EMPTY_PATH`) |
 //!
-//! Descriptors of ours are handed out from BASE up, so ordinary files cost a program nothing but
-//! the filter itself (about 30 ns a call). Calls of another architecture's ABI pass untouched.
+//! Descriptors of ours are the [`RESERVED_FDS`] from BASE up, so ordinary files cost a program nothing
+//! but the filter itself (about 30 ns a call). Calls of another architecture's ABI pass untouched.
 
 use libc::{
-    BPF_ABS, BPF_ALU, BPF_AND, BPF_JEQ, BPF_JGE, BPF_JMP, BPF_K, BPF_LD, BPF_RET, BPF_W,
+    BPF_ABS, BPF_ALU, BPF_AND, BPF_JEQ, BPF_JGE, BPF_JMP, BPF_K, BPF_LD, BPF_RET, BPF_SUB, BPF_W,
     SECCOMP_RET_ALLOW, SECCOMP_RET_USER_NOTIF,
 };
 
 /// The type byte of every ioctl of VFIO and iommufd, as it stands in the request number.
 pub const TYPE_BYTE: u32 = (b';' as u32) << 8;
 
-/// How many descriptor numbers below the limit are ours.
+/// How many descriptor numbers are ours, from BASE up.
 pub const RESERVED_FDS: u32 = 128;
 
 #[cfg(target_arch = "x86_64")]
@@ -71,7 +73,9 @@ enum Label {
     Fcntl,
     EmptyPath3,
     EmptyPath2,
+    CloseRange,
     Fd0,
+    Fd1,
     Fd4,
     CompareFd,
 }
@@ -150,9 +154,14 @@ pub fn program(base: u32) -> Vec<Instruction> {
         libc::SYS_pwritev2,
         libc::SYS_fstat,
         libc::SYS_dup,
+        libc::SYS_close,
     ] {
         a.jump(BPF_JEQ, nr(call), Fd0, Next);
     }
+    #[cfg(target_arch = "x86_64")]
+    a.jump(BPF_JEQ, nr(libc::SYS_dup2), Fd1, Next);
+    a.jump(BPF_JEQ, nr(libc::SYS_dup3), Fd1, Next);
+    a.jump(BPF_JEQ, nr(libc::SYS_close_range), CloseRange, Next);
     a.jump(BPF_JEQ, nr(libc::SYS_openat), OpenFlags2, Next);
     #[cfg(target_arch = "x86_64")]
     a.jump(BPF_JEQ, nr(libc::SYS_open), OpenFlags1, Next);
@@ -185,13 +194,19 @@ pub fn program(base: u32) -> Vec<Instruction> {
         a.jump(BPF_JEQ, 0, Allow, Fd0);
     }
 
-    // Each of the two ways to a descriptor carries its own comparison: BPF has no call.
+    // The range ends above BASE or has no end.
+    a.label(CloseRange).load(arg(1));
+    a.jump(BPF_JGE, base, Notify, Allow);
+
+    // BPF has no call, and no jump without a condition but this.
     a.label(Fd4).load(arg(4));
     a.jump(BPF_JGE, 0, CompareFd, CompareFd);
+    a.label(Fd1).load(arg(1));
+    a.jump(BPF_JGE, 0, CompareFd, CompareFd);
     a.label(Fd0).load(arg(0));
-    a.label(CompareFd);
-    a.jump(BPF_JGE, 1 << 31, Allow, Next);
-    a.jump(BPF_JGE, base, Notify, Allow);
+    // Numbers below BASE, negative ones too, become large ones.
+    a.label(CompareFd).op(BPF_ALU | BPF_SUB | BPF_K, base);
+    a.jump(BPF_JGE, RESERVED_FDS, Allow, Notify);
 
     a.label(Notify).op(BPF_RET | BPF_K, SECCOMP_RET_USER_NOTIF);
     a.label(Allow).op(BPF_RET | BPF_K, SECCOMP_RET_ALLOW);
@@ -224,6 +239,10 @@ mod tests {
                     acc &= i.k;
                     continue;
                 }
+                c if c == BPF_ALU | BPF_SUB | BPF_K => {
+                    acc = acc.wrapping_sub(i.k);
+                    continue;
+                }
                 c if c == BPF_RET | BPF_K => return i.k == SECCOMP_RET_USER_NOTIF,
                 c if c == BPF_JMP | BPF_JEQ | BPF_K => acc == i.k,
                 c if c == BPF_JMP | BPF_JGE | BPF_K => acc >= i.k,
@@ -251,6 +270,9 @@ mod tests {
             (libc::SYS_statx, [900, 0, empty, 0, 0, 0]),
             (libc::SYS_mmap, [0, 4096, 3, 1, 896, 0]),
             (libc::SYS_dup, [896, 0, 0, 0, 0, 0]),
+            (libc::SYS_close, [1023, 0, 0, 0, 0, 0]),
+            (libc::SYS_dup2, [3, 900, 0, 0, 0, 0]),
+            (libc::SYS_close_range, [3, u64::MAX, 0, 0, 0, 0]),
             (
                 libc::SYS_fcntl,
                 [896, libc::F_DUPFD_CLOEXEC as u64, 3, 0, 0, 0],
@@ -274,7 +296,10 @@ mod tests {
             (libc::SYS_mmap, [0, 4096, 3, 0x22, u64::MAX, 0]),
             (libc::SYS_mmap, [896, 4096, 3, 1, 3, 0]),
             (libc::SYS_fcntl, [896, libc::F_GETFD as u64, 0, 0, 0, 0]),
-            (libc::SYS_close, [896, 0, 0, 0, 0, 0]),
+            (libc::SYS_close, [895, 0, 0, 0, 0, 0]),
+            (libc::SYS_close, [1024, 0, 0, 0, 0, 0]),
+            (libc::SYS_dup2, [900, 3, 0, 0, 0, 0]),
+            (libc::SYS_close_range, [3, 20, 0, 0, 0, 0]),
             (libc::SYS_getppid, [0; 6]),
         ];
         for (nr, args) in asked {

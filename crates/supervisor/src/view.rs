@@ -4,6 +4,7 @@ use std::{fmt, sync::Arc};
 
 use ioasid_core::{inspect, spa::SpaSpace};
 use ioasid_iommufd::Context;
+use ioasid_uapi::iommufd::Extension;
 use ioasid_vfio::VfioDevice;
 use serde::{Deserialize, Serialize};
 
@@ -53,6 +54,11 @@ pub enum MdevRequest {
 pub trait MachineView: Send + Sync + fmt::Debug {
     /// A new open file of `/dev/iommu`.
     fn new_context(&self) -> Arc<Context>;
+
+    /// A command that a back end adds to those of `/dev/iommu`; none by default.
+    fn extension(&self) -> Option<&dyn Extension> {
+        None
+    }
 
     /// The device nodes that a program of `vm` sees; all of them for `None`.
     fn nodes(&self, vm: Option<&str>) -> Vec<NodeInfo>;

@@ -6,7 +6,7 @@ use std::{
 };
 
 use ioasid_core::{
-    host::{Caller, FdError, IrqSink},
+    host::{Account, Caller, FdError, IrqSink},
     memory::{MemoryGone, PageSource, PinError},
 };
 use ioasid_host::Process;
@@ -26,6 +26,7 @@ pub(super) struct Asking<'a> {
     process: &'a Arc<Process>,
     files: &'a Files,
     numbers: Numbers,
+    argument: Mutex<Argument>,
     /// Files that it gets if the ioctl succeeds, each with the number it was promised.
     promised: Mutex<Vec<Promise>>,
 }
@@ -38,12 +39,80 @@ pub(super) struct Promise {
     cloexec: bool,
 }
 
+/// The structure that the ioctl's argument points to, read in one piece: whoever decodes it looks at
+/// its size first and then at the rest.
+#[derive(Debug)]
+struct Argument {
+    address: u64,
+    bytes: [u8; Argument::SIZE],
+    /// How many were read.
+    len: usize,
+    /// Nothing is to be read any more, or it has been written to since.
+    spent: bool,
+}
+
+impl Argument {
+    /// More than any structure that has a fixed size.
+    const SIZE: usize = 80;
+
+    fn new(address: u64) -> Self {
+        Argument {
+            address,
+            bytes: [0; Self::SIZE],
+            len: 0,
+            spent: false,
+        }
+    }
+
+    /// Fills `dst` if it is all in here.
+    fn read(&mut self, process: &Process, address: u64, dst: &mut [u8]) -> bool {
+        if self.spent {
+            return false;
+        }
+        if self.len == 0 {
+            self.len = self.fetch(process);
+            self.spent = self.len == 0;
+        }
+        let start = address.checked_sub(self.address);
+        let start = start.and_then(|start| usize::try_from(start).ok());
+        let found = start.and_then(|start| self.bytes.get(..self.len)?.get(start..));
+        match found.and_then(|found| found.get(..dst.len())) {
+            Some(found) => {
+                dst.copy_from_slice(found);
+                true
+            }
+            None => false,
+        }
+    }
+
+    /// Not beyond the page, whose neighbour need not be there.
+    fn fetch(&mut self, process: &Process) -> usize {
+        let in_page = 4096 - self.address % 4096;
+        let len = usize::try_from(in_page).map_or(Self::SIZE, |n| n.min(Self::SIZE));
+        let bytes = self.bytes.get_mut(..len).unwrap_or_default();
+        match process.read(self.address, bytes) {
+            Ok(()) => len,
+            Err(_) => 0,
+        }
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
 impl<'a> Asking<'a> {
-    pub(super) fn new(process: &'a Arc<Process>, files: &'a Files, numbers: Numbers) -> Self {
+    pub(super) fn new(
+        process: &'a Arc<Process>,
+        files: &'a Files,
+        numbers: Numbers,
+        arg: u64,
+    ) -> Self {
         Asking {
             process,
             files,
             numbers,
+            argument: Mutex::new(Argument::new(arg)),
             promised: Mutex::default(),
         }
     }
@@ -58,10 +127,14 @@ impl<'a> Asking<'a> {
 
 impl Caller for Asking<'_> {
     fn read(&self, address: u64, dst: &mut [u8]) -> Result<(), MemoryGone> {
+        if lock(&self.argument).read(self.process, address, dst) {
+            return Ok(());
+        }
         self.process.read(address, dst)
     }
 
     fn write(&self, address: u64, src: &[u8]) -> Result<(), MemoryGone> {
+        lock(&self.argument).spent = true;
         self.process.write(address, src)
     }
 
@@ -76,6 +149,10 @@ impl Caller for Asking<'_> {
     fn eventfd(&self, fd: i32) -> Result<Arc<dyn IrqSink>, FdError> {
         self.process.eventfd(fd)
     }
+
+    fn account(&self) -> Account {
+        self.process.account()
+    }
 }
 
 impl Program for Asking<'_> {
@@ -87,10 +164,26 @@ impl Program for Asking<'_> {
         }
     }
 
+    fn event_file(&self, fd: i32) -> Result<Arc<dyn EventFile>, FdError> {
+        let identity = self.process.fd_identity(fd)?;
+        match self.files.get(identity).map(|file| &file.object) {
+            Some(Object::Event(pipe)) => Ok(Arc::clone(pipe.file())),
+            _ => Err(FdError::WrongType),
+        }
+    }
+
+    fn event_file(&self, fd: i32) -> Result<Arc<dyn EventFile>, FdError> {
+        let identity = self.process.fd_identity(fd)?;
+        match self.files.get(identity).map(|file| &file.object) {
+            Some(Object::Event(pipe)) => Ok(Arc::clone(pipe.file())),
+            _ => Err(FdError::WrongType),
+        }
+    }
+
     /// The number is promised here and kept when the ioctl has succeeded, so that one whose answer
     /// cannot be written leaves no descriptor behind.
     fn install_event_file(&self, file: Arc<dyn EventFile>, cloexec: bool) -> Result<i32, FdError> {
-        let mut promised = self.promised.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut promised = lock(&self.promised);
         let taken = |number| promised.iter().any(|promise| promise.number == number);
         let number = self
             .numbers

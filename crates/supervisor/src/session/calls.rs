@@ -38,11 +38,7 @@ pub(super) type Outcome = Result<Answer, Errno>;
 impl Server {
     /// Answers one request.
     pub(super) fn dispatch(&mut self, request: &Request) {
-        let outcome = match self.process(request) {
-            Some(process) => self.call(request, &process),
-            None if is_greeting(request) => Err(Errno::EPERM),
-            None => Ok(Answer::Proceed),
-        };
+        let outcome = self.outcome(request);
         // Whoever polls after this call finds what the call has changed.
         self.files.sync_events();
         let listener = &self.shared.listener;
@@ -54,9 +50,52 @@ impl Server {
         }
     }
 
+    fn outcome(&mut self, request: &Request) -> Outcome {
+        let tid = i32::try_from(request.tid).unwrap_or(0);
+        self.identities.settle(tid);
+        match request.nr {
+            libc::SYS_execve | libc::SYS_execveat => {
+                self.client.forget_memory_of(tid);
+                return Ok(Answer::Proceed);
+            }
+            #[cfg(target_arch = "x86_64")]
+            libc::SYS_dup2 => {
+                self.identities.unsettle(tid);
+                return Ok(Answer::Proceed);
+            }
+            libc::SYS_close | libc::SYS_close_range | libc::SYS_dup3 => {
+                self.identities.unsettle(tid);
+                return Ok(Answer::Proceed);
+            }
+            _ => {}
+        }
+        for first in [true, false] {
+            let Some(process) = self.process(request, tid) else {
+                break;
+            };
+            let outcome = self.call(request, &process);
+            // Only if nobody can read it: what its program was before an `exec` that we were told of
+            // too early. Nothing has been done then.
+            if first && matches!(outcome, Err(Errno::EFAULT)) && !process.still_same() {
+                self.client.forget_memory_of(tid);
+                continue;
+            }
+            return outcome;
+        }
+        if is_greeting(request) {
+            return Err(Errno::EPERM);
+        }
+        Ok(Answer::Proceed)
+    }
+
     /// The process that asks, if it may be looked at.
-    fn process(&mut self, request: &Request) -> Option<Arc<Process>> {
-        let tid = i32::try_from(request.tid).ok().filter(|tid| *tid > 0)?;
+    fn process(&mut self, request: &Request, tid: i32) -> Option<Arc<Process>> {
+        if let Some(process) = self.client.known_process(tid) {
+            return Some(process);
+        }
+        if tid == 0 {
+            return None;
+        }
         let process = match self.client.process(tid) {
             Ok(process) => process,
             Err(error) => {
@@ -121,13 +160,24 @@ impl Server {
         }
     }
 
-    pub(super) fn identity(process: &Process, fd: u64) -> Option<Identity> {
-        process.fd_identity(fd as i32).ok()
+    /// The inode behind a descriptor.
+    pub(super) fn identity(&mut self, process: &Process, fd: u64) -> Option<Identity> {
+        let number = fd as u32;
+        let ours = self.numbers().contains(number);
+        if ours && let Some(identity) = self.identities.get(process.number(), number) {
+            return Some(identity);
+        }
+        let identity = process.fd_identity(fd as i32).ok()?;
+        if ours && self.files.get(identity).is_some() {
+            self.identities.learn(process.number(), number, identity);
+        }
+        Some(identity)
     }
 
     /// The file of ours behind a descriptor.
-    fn file(&self, process: &Process, fd: u64) -> Option<&OpenFile> {
-        Self::identity(process, fd).and_then(|identity| self.files.get(identity))
+    pub(super) fn file(&mut self, process: &Process, fd: u64) -> Option<&OpenFile> {
+        let identity = self.identity(process, fd)?;
+        self.files.get(identity)
     }
 
     fn ioctl(&mut self, request: &Request, process: &Arc<Process>) -> Outcome {
@@ -136,7 +186,7 @@ impl Server {
         if is_greeting(request) {
             return greet(process, arg);
         }
-        let Some(mut identity) = Self::identity(process, fd) else {
+        let Some(mut identity) = self.identity(process, fd) else {
             return Ok(Answer::Proceed);
         };
         if let Some(node) = self.placeholders.get(&identity).cloned() {
@@ -145,9 +195,14 @@ impl Server {
         let Some(file) = self.files.get(identity) else {
             return Ok(Answer::Proceed);
         };
-        let program = Asking::new(process, &self.files, self.numbers());
+        let program = Asking::new(process, &self.files, self.numbers(), arg);
         let result = match &file.object {
-            Object::Iommufd(context) => uapi::iommufd::ioctl(context, cmd, arg, &program),
+            Object::Iommufd(context) => match self.view.extension() {
+                Some(extension) => {
+                    uapi::iommufd::extended_ioctl(extension, context, cmd, arg, &program)
+                }
+                None => uapi::iommufd::ioctl(context, cmd, arg, &program),
+            },
             Object::Device(device) => uapi::vfio::device_ioctl(device, cmd, arg, &program),
             Object::Event(_) => Err(Errno::ENOTTY),
         };
@@ -169,7 +224,7 @@ impl Server {
         found.map_or((0, 0), |(identity, _)| *identity)
     }
 
-    fn stat(&self, process: &Arc<Process>, fd: u64, address: u64) -> Outcome {
+    fn stat(&mut self, process: &Arc<Process>, fd: u64, address: u64) -> Outcome {
         let Some(stat) = self.facts(process, fd) else {
             return Ok(Answer::Proceed);
         };
@@ -177,7 +232,7 @@ impl Server {
         Ok(Answer::Value(0))
     }
 
-    fn statx(&self, process: &Arc<Process>, fd: u64, address: u64) -> Outcome {
+    fn statx(&mut self, process: &Arc<Process>, fd: u64, address: u64) -> Outcome {
         let Some(stat) = self.facts(process, fd) else {
             return Ok(Answer::Proceed);
         };
@@ -185,8 +240,8 @@ impl Server {
         Ok(Answer::Value(0))
     }
 
-    fn facts(&self, process: &Process, fd: u64) -> Option<stat::Facts> {
-        let identity = Self::identity(process, fd)?;
+    fn facts(&mut self, process: &Process, fd: u64) -> Option<stat::Facts> {
+        let identity = self.identity(process, fd)?;
         let file = self.files.get(identity)?;
         let rdev = file.node.as_ref().map(|node| node.rdev);
         Some(stat::Facts {
@@ -197,7 +252,7 @@ impl Server {
 
     /// `fcntl(F_GETFL)`: every file of ours is open for reading and writing, whatever stands behind
     /// it.
-    fn flags(&self, process: &Process, fd: u64) -> Outcome {
+    fn flags(&mut self, process: &Process, fd: u64) -> Outcome {
         if self.file(process, fd).is_none() {
             return Ok(Answer::Proceed);
         }
@@ -210,7 +265,7 @@ impl Server {
     }
 
     /// No region has the mmap flag, and mapping one without it is EINVAL.
-    fn mmap(&self, process: &Arc<Process>, fd: u64) -> Outcome {
+    fn mmap(&mut self, process: &Arc<Process>, fd: u64) -> Outcome {
         match self.file(process, fd).map(|file| &file.object) {
             Some(Object::Event(_)) => Err(Errno::ENODEV),
             Some(_) => Err(Errno::EINVAL),

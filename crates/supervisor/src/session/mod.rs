@@ -8,6 +8,7 @@ mod asking;
 mod calls;
 mod event;
 mod files;
+mod identities;
 mod open;
 mod path;
 mod stat;
@@ -27,10 +28,11 @@ use std::{
 };
 
 use files::{Files, Identity, Object};
+use identities::Identities;
 use ioasid_core::inspect;
 use ioasid_host::Client;
 use ioasid_uapi::Errno;
-use rustix::event::{EventfdFlags, PollFd, PollFlags, eventfd, poll};
+use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec, epoll, eventfd, poll};
 
 use crate::{
     listener::{Listener, Request},
@@ -89,6 +91,7 @@ impl Session {
             view,
             client,
             files: Files::new()?,
+            identities: Identities::default(),
             closer,
             placeholders: attach
                 .placeholders
@@ -118,7 +121,7 @@ impl Session {
     /// Whether processes of the tree are left.
     pub fn has_processes(&self) -> bool {
         let mut fds = [PollFd::new(&self.shared.listener, PollFlags::empty())];
-        match poll(&mut fds, Some(&rustix::time::Timespec::default())) {
+        match poll(&mut fds, Some(&Timespec::default())) {
             Ok(0) => true,
             _ => !fds[0].revents().contains(PollFlags::HUP),
         }
@@ -188,6 +191,7 @@ struct Server {
     view: Arc<dyn MachineView>,
     client: Arc<Client>,
     files: Files,
+    identities: Identities,
     closer: Closer,
     placeholders: HashMap<Identity, NodeName>,
     base: u32,
@@ -210,38 +214,42 @@ impl Server {
 
     fn serve(&mut self) -> io::Result<()> {
         let shared = Arc::clone(&self.shared);
+        let ready = Ready::new(&shared, &self.files, &self.client)?;
         loop {
-            let mut fds = [
-                PollFd::new(&shared.listener, PollFlags::IN),
-                PollFd::new(&self.files, PollFlags::IN),
-                PollFd::new(&shared.stop, PollFlags::IN),
-                PollFd::from_borrowed_fd(self.files.readiness(), PollFlags::IN),
-            ];
-            match poll(&mut fds, None) {
-                Ok(_) | Err(rustix::io::Errno::INTR) => {}
-                Err(error) => return Err(error.into()),
-            }
-            let [requests, closes, stop, events] = fds.map(|fd| fd.revents());
-            if !stop.is_empty() {
+            let now = ready.wait(None)?;
+            if now.stop {
                 return Ok(());
             }
-            if !events.is_empty() {
-                self.files.sync_events();
-            }
-            if requests.contains(PollFlags::IN) {
-                // The request is taken first and the closes after it: whatever the program closed
-                // before it made the request is seen before the request is carried out.
+            if now.request {
+                // The request is taken first and the rest after it: whatever the program closed
+                // before it made the request is seen before the request is carried out, and a thread
+                // that ended before has left its number.
                 let request = shared.listener.receive()?;
-                self.close_what_was_closed();
+                self.take_note(ready.wait(Some(&Timespec::default()))?);
                 if let Some(request) = request {
                     shared.requests.fetch_add(1, Ordering::Relaxed);
                     self.answer(&request);
                 }
-            } else if requests.intersects(PollFlags::HUP | PollFlags::ERR | PollFlags::NVAL) {
+            } else if now.no_program {
                 return Ok(());
-            } else if !closes.is_empty() {
-                self.close_what_was_closed();
+            } else {
+                self.take_note(now);
             }
+        }
+    }
+
+    /// Learns what has happened beside the requests.
+    fn take_note(&mut self, now: Now) {
+        if now.threads_ended {
+            for tid in self.client.forget_ended() {
+                self.identities.ended(tid);
+            }
+        }
+        if now.files_closed {
+            self.close_what_was_closed();
+        }
+        if now.events {
+            self.files.sync_events();
         }
     }
 
@@ -250,9 +258,8 @@ impl Server {
         if closed.is_empty() {
             return;
         }
-        self.shared
-            .open_files
-            .store(self.files.len(), Ordering::Relaxed);
+        self.identities.forget();
+        self.count_open_files();
         if !self.closer.close(closed) {
             tracing::warn!(
                 program = %self.shared.name,
@@ -268,6 +275,73 @@ impl Server {
             tracing::error!(?request, "a request made the supervisor panic");
             self.shared.listener.fail(request.id, Errno::EIO.get());
         }
+    }
+}
+
+/// Everything the session waits for.
+#[derive(Debug)]
+struct Ready(OwnedFd);
+
+/// What of it is there now.
+#[derive(Clone, Copy, Debug, Default)]
+struct Now {
+    request: bool,
+    no_program: bool,
+    files_closed: bool,
+    events: bool,
+    threads_ended: bool,
+    stop: bool,
+}
+
+impl Ready {
+    const LISTENER: u64 = 0;
+    const CLOSES: u64 = 1;
+    const EVENTS: u64 = 2;
+    const THREADS: u64 = 3;
+    const STOP: u64 = 4;
+
+    fn new(shared: &Shared, files: &Files, client: &Client) -> io::Result<Self> {
+        let all = epoll::create(epoll::CreateFlags::CLOEXEC)?;
+        for (what, fd) in [
+            (Self::LISTENER, shared.listener.as_fd()),
+            (Self::CLOSES, files.as_fd()),
+            (Self::EVENTS, files.readiness()),
+            (Self::THREADS, client.as_fd()),
+            (Self::STOP, shared.stop.as_fd()),
+        ] {
+            let data = epoll::EventData::new_u64(what);
+            epoll::add(&all, fd, data, epoll::EventFlags::IN)?;
+        }
+        Ok(Ready(all))
+    }
+
+    fn wait(&self, timeout: Option<&Timespec>) -> io::Result<Now> {
+        let none = epoll::Event {
+            flags: epoll::EventFlags::empty(),
+            data: epoll::EventData::new_u64(0),
+        };
+        let mut events = [none; 5];
+        let found = match epoll::wait(&self.0, events.as_mut_slice(), timeout) {
+            Ok(found) => found,
+            Err(rustix::io::Errno::INTR) => 0,
+            Err(error) => return Err(error.into()),
+        };
+        let mut now = Now::default();
+        for event in events.iter().take(found) {
+            let (data, flags) = (event.data, event.flags);
+            match data.u64() {
+                Self::LISTENER => {
+                    now.request = flags.contains(epoll::EventFlags::IN);
+                    now.no_program =
+                        flags.intersects(epoll::EventFlags::HUP | epoll::EventFlags::ERR);
+                }
+                Self::CLOSES => now.files_closed = true,
+                Self::EVENTS => now.events = true,
+                Self::THREADS => now.threads_ended = true,
+                _ => now.stop = true,
+            }
+        }
+        Ok(now)
     }
 }
 

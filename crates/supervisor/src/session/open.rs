@@ -33,6 +33,10 @@ impl Numbers {
         self.base.saturating_add(RESERVED_FDS)
     }
 
+    pub(super) fn contains(self, number: u32) -> bool {
+        (self.base..self.end()).contains(&number)
+    }
+
     /// Numbers that are free in the program's table, ours first. After them come those that the
     /// kernel gives out last: reads and writes of a file there do not work, ioctls do.
     pub(super) fn free(self, process: &Process) -> impl Iterator<Item = u32> {
@@ -182,8 +186,7 @@ impl Server {
         cloexec: bool,
     ) -> Outcome {
         let fd = request.args[0];
-        let ours = Self::identity(process, fd).is_some_and(|id| self.files.get(id).is_some());
-        if !ours {
+        if self.file(process, fd).is_none() {
             return Ok(Answer::Proceed);
         }
         let Ok(file) = process.get_fd(fd as i32) else {

@@ -115,7 +115,8 @@ impl Server {
         shape: Shape,
     ) -> Outcome {
         let args = &request.args;
-        let file = Self::identity(process, args[0]).and_then(|id| self.files.get_mut(id));
+        let identity = self.identity(process, args[0]);
+        let file = identity.and_then(|identity| self.files.get_mut(identity));
         let Some(file) = file else {
             return Ok(Answer::Proceed);
         };

@@ -172,14 +172,6 @@ impl Program for Asking<'_> {
         }
     }
 
-    fn event_file(&self, fd: i32) -> Result<Arc<dyn EventFile>, FdError> {
-        let identity = self.process.fd_identity(fd)?;
-        match self.files.get(identity).map(|file| &file.object) {
-            Some(Object::Event(pipe)) => Ok(Arc::clone(pipe.file())),
-            _ => Err(FdError::WrongType),
-        }
-    }
-
     /// The number is promised here and kept when the ioctl has succeeded, so that one whose answer
     /// cannot be written leaves no descriptor behind.
     fn install_event_file(&self, file: Arc<dyn EventFile>, cloexec: bool) -> Result<i32, FdError> {

@@ -1,0 +1,228 @@
+//! Memory of an IOAS for who needs no page table.
+
+use std::sync::{Arc, Mutex};
+
+use ioasid_core::{AddrRange, Prot};
+use ioasid_iommufd::{Access, AccessKind, AccessUser, CopyArgs, Error, MapArgs, PinnedPages};
+
+use crate::machine::*;
+
+/// Holds pins until it is asked for them.
+#[derive(Debug, Default)]
+struct Holder {
+    pinned: Mutex<Vec<PinnedPages>>,
+    asked: Mutex<Vec<AddrRange>>,
+    stubborn: bool,
+}
+
+impl AccessUser for Holder {
+    fn unmap(&self, range: AddrRange) {
+        self.asked.lock().unwrap().push(range);
+        if !self.stubborn {
+            let mut pinned = self.pinned.lock().unwrap();
+            pinned.retain(|pages| !pages.range().overlaps(range));
+        }
+    }
+}
+
+impl Holder {
+    fn hold(&self, access: &Access, iova: u64, len: u64) {
+        let pinned = access.pin(iova, len, true).unwrap();
+        self.pinned.lock().unwrap().push(pinned);
+    }
+
+    fn held(&self) -> usize {
+        self.pinned.lock().unwrap().len()
+    }
+}
+
+fn range(start: u64, len: u64) -> AddrRange {
+    AddrRange::from_len(start, len).unwrap()
+}
+
+fn pinning(m: &Machine, holder: &Arc<Holder>) -> Access {
+    let user = Arc::clone(holder) as Arc<dyn AccessUser>;
+    m.context.create_access(AccessKind::Pins(user)).unwrap()
+}
+
+fn copying(m: &Machine) -> Access {
+    m.context.create_access(AccessKind::Copies).unwrap()
+}
+
+#[test]
+fn bytes_are_copied_across_areas_up_to_the_first_hole() {
+    let m = machine();
+    let ioas = m.ioas();
+    let first = m.map(ioas, 0x1000, PAGE);
+    let second = m.map(ioas, 0x2000, PAGE);
+    let access = copying(&m);
+    assert_eq!(access.read(0x1000, &mut [0]), Err(Error::NotAttached));
+    access.attach(ioas).unwrap();
+    assert_eq!(access.attach(ioas), Err(Error::AlreadyAttached));
+    access.write(0x1ffe, b"over").unwrap();
+    assert_eq!((byte(&first, 4095), byte(&second, 0)), (b'v', b'e'));
+    let mut found = [0; 4];
+    access.read(0x1ffe, &mut found).unwrap();
+    assert_eq!(&found, b"over");
+    assert_eq!(access.write(0x2ffe, b"hole"), Err(Error::NotMapped));
+    assert_eq!((byte(&second, 4094), byte(&second, 4095)), (b'h', b'o'));
+    assert_eq!(access.read(0x1000, &mut []), Err(Error::Empty));
+    assert_eq!(access.read(u64::MAX, &mut [0; 2]), Err(Error::Overflow));
+}
+
+#[test]
+fn what_was_mapped_read_only_is_not_written() {
+    let m = machine();
+    let ioas = m.ioas();
+    let args = MapArgs::fixed(0x1000, PAGE, Prot::READ);
+    let pages = Arc::new(m.pages(PAGE));
+    m.context.ioas_map(ioas, pages, args).unwrap();
+    let holder = Arc::<Holder>::default();
+    let access = pinning(&m, &holder);
+    access.attach(ioas).unwrap();
+    assert_eq!(access.write(0x1000, b"x"), Err(Error::ReadOnlyPages));
+    let refused = access.pin(0x1000, PAGE, true);
+    assert_eq!(refused.map(drop), Err(Error::ReadOnlyPages));
+    access.pin(0x1000, PAGE, false).unwrap();
+}
+
+#[test]
+fn a_page_is_pinned_once_however_many_hold_it() {
+    let m = machine();
+    let ioas = m.ioas();
+    let pages = m.map(ioas, 0x1000, 2 * PAGE);
+    let page = range(pages.spa() + PAGE, PAGE);
+    let holder = Arc::<Holder>::default();
+    let access = pinning(&m, &holder);
+    access.attach(ioas).unwrap();
+    assert_eq!(m.context.pins_of(page), 0, "nobody needs it");
+    holder.hold(&access, 0x2000, PAGE);
+    holder.hold(&access, 0x1000, 2 * PAGE);
+    assert_eq!(m.context.pins_of(page), 1);
+    let pdev = m.pdev(1);
+    pdev.attach(ioas).unwrap();
+    let copied = m.ioas();
+    let copy = CopyArgs {
+        dst: copied,
+        src: ioas,
+        dst_iova: None,
+        src_iova: 0x1000,
+        len: 2 * PAGE,
+        prot: Prot::RW,
+    };
+    m.context.ioas_copy(copy).unwrap();
+    assert_eq!(m.context.pins_of(page), 1, "and a page table");
+    let again = MapArgs::fixed(0x9000, 2 * PAGE, Prot::RW);
+    m.context.ioas_map(ioas, Arc::new(pages), again).unwrap();
+    assert_eq!(m.context.pins_of(page), 2, "another MAP");
+    drop(pdev);
+    assert_eq!(m.context.pins_of(page), 1);
+    holder.pinned.lock().unwrap().clear();
+    assert_eq!(m.context.pins_of(page), 0);
+}
+
+#[test]
+fn unmap_asks_for_what_is_pinned_and_goes_on_when_it_is_back() {
+    let m = machine();
+    let ioas = m.ioas();
+    for iova in [0x1000, 0x3000, 0x5000] {
+        m.map(ioas, iova, PAGE);
+    }
+    let holder = Arc::<Holder>::default();
+    let access = pinning(&m, &holder);
+    access.attach(ioas).unwrap();
+    holder.hold(&access, 0x3000, PAGE);
+    assert_eq!(m.context.ioas_unmap_all(ioas), Ok(3 * PAGE));
+    assert_eq!(*holder.asked.lock().unwrap(), [range(0x3000, PAGE)]);
+    assert_eq!(holder.held(), 0);
+}
+
+#[test]
+fn unmap_gives_up_on_who_does_not_let_go() {
+    let m = machine();
+    let ioas = m.ioas();
+    m.map(ioas, 0x1000, PAGE);
+    m.map(ioas, 0x3000, PAGE);
+    let holder = Arc::new(Holder {
+        stubborn: true,
+        ..Holder::default()
+    });
+    let access = pinning(&m, &holder);
+    access.attach(ioas).unwrap();
+    holder.hold(&access, 0x3000, PAGE);
+    assert_eq!(m.context.ioas_unmap_all(ioas), Err(Error::StillHeld));
+    assert_eq!(holder.asked.lock().unwrap().len(), 100);
+    let refused = access.pin(0x3000, PAGE, true);
+    assert_eq!(refused.map(drop), Err(Error::NotAccessible), "about to go");
+    let gone = access.pin(0x1000, PAGE, true);
+    assert_eq!(gone.map(drop), Err(Error::NotMapped), "gone before");
+    holder.pinned.lock().unwrap().clear();
+    assert_eq!(m.context.ioas_unmap_all(ioas), Ok(PAGE));
+}
+
+#[test]
+fn what_hardware_owns_is_not_unmapped() {
+    let m = machine();
+    let ioas = m.ioas();
+    m.map(ioas, 0x1000, PAGE);
+    let access = m.context.create_access(AccessKind::Locks).unwrap();
+    access.attach(ioas).unwrap();
+    let ring = access.pin(0x1000, PAGE, false).unwrap();
+    assert!(ring.are_locked());
+    assert_eq!(m.context.ioas_unmap(ioas, 0x1000, PAGE), Err(Error::AreaLocked));
+    drop(ring);
+    assert_eq!(m.context.ioas_unmap(ioas, 0x1000, PAGE), Ok(PAGE));
+}
+
+#[test]
+fn who_pins_makes_the_ioas_count_in_pages() {
+    let m = machine();
+    let ioas = m.ioas();
+    let args = MapArgs::fixed(0x800, 0x800, Prot::RW);
+    let half = Arc::new(m.pages(PAGE));
+    m.context.ioas_map(ioas, half, args).unwrap();
+    let access = pinning(&m, &Arc::default());
+    assert_eq!(access.attach(ioas), Err(Error::AddressInUse));
+    m.context.ioas_unmap_all(ioas).unwrap();
+    access.attach(ioas).unwrap();
+    assert_eq!(m.context.ioas_iova_ranges(ioas).unwrap().alignment, PAGE);
+    access.detach();
+    assert_eq!(m.context.ioas_iova_ranges(ioas).unwrap().alignment, 1);
+}
+
+#[test]
+fn a_replaced_ioas_gets_its_pins_back_and_can_go() {
+    let m = machine();
+    let (old, new) = (m.ioas(), m.ioas());
+    m.map(old, 0x1000, PAGE);
+    m.map(new, 0x8000, PAGE);
+    let holder = Arc::<Holder>::default();
+    let access = pinning(&m, &holder);
+    assert_eq!(access.replace(new), Err(Error::NotAttached));
+    access.attach(old).unwrap();
+    holder.hold(&access, 0x1000, PAGE);
+    access.replace(old).unwrap();
+    assert_eq!(holder.held(), 1, "itself");
+    assert_eq!(access.replace(NOBODY), Err(Error::NoObject(NOBODY)));
+    assert_eq!(holder.held(), 1, "nothing");
+    assert_eq!(m.context.destroy(old), Err(Error::InUse(old)));
+    access.replace(new).unwrap();
+    assert_eq!(holder.held(), 0);
+    m.context.destroy(old).unwrap();
+    holder.hold(&access, 0x8000, PAGE);
+}
+
+#[test]
+fn an_access_object_keeps_the_objects_of_a_closed_file() {
+    let m = machine();
+    let ioas = m.ioas();
+    let pages = m.map(ioas, 0x1000, PAGE);
+    let access = copying(&m);
+    access.attach(ioas).unwrap();
+    assert_eq!(m.context.destroy(access.id()), Err(Error::InUse(access.id())));
+    m.context.close();
+    access.write(0x1000, b"k").unwrap();
+    assert_eq!(byte(&pages, 0), b'k');
+    drop(access);
+    assert_eq!(m.context.ioas_unmap_all(ioas), Err(Error::NoObject(ioas)));
+}

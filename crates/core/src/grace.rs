@@ -6,7 +6,8 @@
 //!
 //! 1. [`Slot::enter`] publishes "some domain" (a wildcard): the reader may now load cells of a
 //!    [`ProtectedTable`], and so find its domain.
-//! 2. [`Guard::narrow`] replaces the wildcard by that domain.
+//! 2. [`Guard::narrow`] replaces the wildcard by that domain. A reader that can guess its domain
+//!    publishes it at once ([`Slot::enter_in`]), and begins [again](Guard::again) if it was wrong.
 //! 3. Dropping the guard clears the marker and wakes parked waiters.
 //!
 //! A writer makes its change visible (clears page-table entries, swaps a cell), then calls
@@ -14,51 +15,75 @@
 //! order is the classic store-buffering one: the reader stores its marker, fences and loads the
 //! data; the writer stores the data, fences and loads the markers; at least one sees the other.
 //!
+//! What leaves a cell is dropped after all guards of that moment, whatever their domain
+//! ([`Grace::retire`]): nobody waits, but one guard that never ended would keep everybody's objects.
+//! So a reader that must wait for its client does it inside [`Guard::block`], where its marker still
+//! names the domain but says that nothing is held: only the writers of that domain wait.
+//!
 //! Waiters look a few times and then park: a guard is short, so a reader that runs is usually gone
 //! before a thread could be put to sleep and woken; one that is preempted under its guard would cost
 //! a spinning waiter a whole scheduling period.
-//!
-//! # Safety argument
-//! Cells hand out `&T` to objects owned by an `Arc` in the cell. An object leaves its cell through
-//! [`ProtectedTable::swap`], which gives the cell's reference to [`Grace::retire`]; that drops it
-//! only when every guard that was published at the swap is gone. A guard of another [`Grace`]
-//! protects nothing, so each load compares the two.
-// UNSAFETY: cells are read without a lock; see the safety argument above.
-#![allow(unsafe_code)]
 
-use std::{any::Any, fmt, mem, ptr, sync::Arc};
+use std::{any::Any, fmt, mem, sync::Arc};
 
 use crate::{
     id::DomainId,
     sync::{
         Condvar, Mutex,
-        atomic::{AtomicPtr, AtomicU32, AtomicU64, Ordering, fence},
+        atomic::{AtomicU32, AtomicU64, AtomicUsize, Ordering, fence},
     },
 };
 
-/// Marker of a slot with no guard.
-const IDLE: u32 = 0;
+mod table;
+
+pub use table::{Held, ProtectedTable};
+
 /// How often a waiter looks before it parks: about the time that a thread takes to be put to sleep.
 #[cfg(not(ioasid_shuttle))]
 const SPINS: u32 = 200;
-/// Marker of a guard that has not found its domain.
+
+/// Reads no domain.
+const NONE: u32 = 0;
+/// Reads a domain, and has not found out which.
 const ANY: u32 = DomainId::RESERVED;
 
-/// The marker word: what is read in the low half, a sequence number that changes with every guard
-/// in the high half, so that a waiter tells one guard from the next.
+/// The marker word. Bits 31:0: the domain that is read. Bit 32: references out of cells may be held.
+/// Bits 63:33: a number that changes with every guard, so that a waiter tells one from the next.
 #[derive(Clone, Copy, PartialEq, Eq)]
 struct Marker(u64);
 
 impl Marker {
-    const fn new(sequence: u32, what: u32) -> Self {
-        Marker((sequence as u64) << 32 | what as u64)
+    const HOLDS: u64 = 1 << 32;
+
+    /// Of a guard.
+    const fn guard(sequence: u32, domain: u32) -> Self {
+        Marker((sequence as u64) << 33 | Self::HOLDS | domain as u64)
     }
 
-    const fn sequence(self) -> u32 {
-        (self.0 >> 32) as u32
+    /// Of a guard that holds nothing.
+    const fn blocked(sequence: u32, domain: u32) -> Self {
+        Marker((sequence as u64) << 33 | domain as u64)
     }
 
-    const fn what(self) -> u32 {
+    /// Of a slot without a guard.
+    const fn idle(sequence: u32) -> Self {
+        Self::blocked(sequence, NONE)
+    }
+
+    const fn same_guard(self, other: Marker) -> bool {
+        self.0 >> 33 == other.0 >> 33
+    }
+
+    const fn holds(self) -> bool {
+        self.0 & Self::HOLDS != 0
+    }
+
+    /// Whether `domain` may be read.
+    const fn reads(self, domain: DomainId) -> bool {
+        self.domain() == ANY || self.domain() == domain.get()
+    }
+
+    const fn domain(self) -> u32 {
         self.0 as u32
     }
 }
@@ -95,26 +120,57 @@ impl SlotState {
         self.waiters.fetch_sub(1, Ordering::SeqCst);
     }
 
+    /// Publishes the marker of a new guard in an idle slot.
+    ///
+    /// Pairs with the fence in [`Grace::wait`] and [`Grace::retire`]: whatever this reader loads from
+    /// here on is either the new state, or its marker is seen by the writer.
+    #[inline]
+    fn begin(&self, marker: Marker) {
+        // There an exchange is a full fence and takes half the time of the one that `fence` stands
+        // for (crossbeam-epoch does the same).
+        #[cfg(all(target_arch = "x86_64", not(ioasid_shuttle), not(miri)))]
+        {
+            self.marker.swap(marker.0, Ordering::SeqCst);
+            std::sync::atomic::compiler_fence(Ordering::SeqCst);
+        }
+        #[cfg(not(all(target_arch = "x86_64", not(ioasid_shuttle), not(miri))))]
+        {
+            self.marker.store(marker.0, Ordering::Relaxed);
+            fence(Ordering::SeqCst);
+        }
+    }
+
     /// Publishes `marker` and wakes whoever waits for the old one.
+    #[inline]
     fn publish(&self, marker: Marker) {
         self.marker.store(marker.0, Ordering::SeqCst);
         if self.waiters.load(Ordering::SeqCst) != 0 {
-            drop(self.lock.lock());
-            self.changed.notify_all();
+            self.wake();
         }
     }
+
+    #[cold]
+    fn wake(&self) {
+        drop(self.lock.lock());
+        self.changed.notify_all();
+    }
 }
+
+/// A slot, and the guard that was in it.
+type Seen = (Arc<SlotState>, Marker);
 
 /// Something that waits for guards to go before it is dropped.
 struct Retired {
     item: Box<dyn Any + Send>,
-    readers: Vec<(Arc<SlotState>, u32)>,
+    readers: Vec<Seen>,
 }
 
 /// All the readers of one machine, and what waits for them.
 pub struct Grace {
     slots: Mutex<Vec<Arc<SlotState>>>,
     retired: Mutex<Vec<Retired>>,
+    /// How many of them: a look without the lock.
+    waiting: AtomicUsize,
 }
 
 impl Grace {
@@ -123,6 +179,7 @@ impl Grace {
         Arc::new(Grace {
             slots: Mutex::new(Vec::new()),
             retired: Mutex::new(Vec::new()),
+            waiting: AtomicUsize::new(0),
         })
     }
 
@@ -142,8 +199,14 @@ impl Grace {
         }
     }
 
-    fn snapshot(&self) -> Vec<Arc<SlotState>> {
-        self.slots.lock().clone()
+    /// The slots whose markers are like that now. The caller's changes come before.
+    fn readers(&self, like: impl Fn(Marker) -> bool) -> Vec<Seen> {
+        fence(Ordering::SeqCst);
+        let slots = self.slots.lock();
+        let seen = slots.iter().map(|slot| (slot, slot.marker()));
+        seen.filter(|(_, marker)| like(*marker))
+            .map(|(slot, marker)| (Arc::clone(slot), marker))
+            .collect()
     }
 
     /// Returns when every guard on `domain` (or on a domain not found yet) that was published
@@ -153,13 +216,9 @@ impl Grace {
     /// Blocks as long as such a guard is held: never call it under a guard, nor with a lock held
     /// that a reader needs to finish.
     pub fn wait(&self, domain: DomainId) {
-        fence(Ordering::SeqCst);
-        for slot in self.snapshot() {
-            let first = slot.marker();
+        for (slot, first) in self.readers(|marker| marker.reads(domain)) {
             let mut now = first;
-            while now.sequence() == first.sequence()
-                && (now.what() == ANY || now.what() == domain.get())
-            {
+            while now.same_guard(first) && now.reads(domain) {
                 slot.wait_while(now);
                 now = slot.marker();
             }
@@ -169,33 +228,29 @@ impl Grace {
 
     /// Drops `item` once every guard that is published now is gone; never blocks.
     pub fn retire(&self, item: Box<dyn Any + Send>) {
-        fence(Ordering::SeqCst);
-        let readers: Vec<_> = self
-            .snapshot()
-            .into_iter()
-            .filter_map(|slot| {
-                let marker = slot.marker();
-                (marker.what() != IDLE).then(|| (slot, marker.sequence()))
-            })
-            .collect();
+        let readers = self.readers(Marker::holds);
         if readers.is_empty() {
             drop(item);
         } else {
-            self.retired.lock().push(Retired { item, readers });
+            let mut retired = self.retired.lock();
+            retired.push(Retired { item, readers });
+            self.waiting.store(retired.len(), Ordering::SeqCst);
         }
         self.collect();
     }
 
     /// Drops what no guard can reach any more; never blocks.
     pub fn collect(&self) {
+        if self.retired_items() == 0 {
+            return;
+        }
         let mut free: Vec<Box<dyn Any + Send>> = Vec::new();
         {
             let mut retired = self.retired.lock();
-            let waiting = mem::take(&mut *retired);
-            for mut entry in waiting {
-                entry.readers.retain(|(slot, sequence)| {
-                    let marker = slot.marker();
-                    marker.sequence() == *sequence && marker.what() != IDLE
+            for mut entry in mem::take(&mut *retired) {
+                entry.readers.retain(|(slot, seen)| {
+                    let now = slot.marker();
+                    now.same_guard(*seen) && now.holds()
                 });
                 if entry.readers.is_empty() {
                     free.push(entry.item);
@@ -203,6 +258,7 @@ impl Grace {
                     retired.push(entry);
                 }
             }
+            self.waiting.store(retired.len(), Ordering::SeqCst);
         }
         // Outside the lock: dropping an item may retire another.
         drop(free);
@@ -210,7 +266,7 @@ impl Grace {
 
     /// Items whose readers are not gone yet.
     pub fn retired_items(&self) -> usize {
-        self.retired.lock().len()
+        self.waiting.load(Ordering::SeqCst)
     }
 }
 
@@ -226,6 +282,7 @@ impl fmt::Debug for Grace {
 pub struct Slot {
     grace: Arc<Grace>,
     state: Arc<SlotState>,
+    /// Of the last guard, 31 bits. A waiter that sleeps through all of them waits for one more.
     sequence: u32,
 }
 
@@ -233,13 +290,27 @@ impl Slot {
     /// Publishes the marker of a reader that has not found its domain yet.
     #[inline]
     pub fn enter(&mut self) -> Guard<'_> {
-        self.sequence = self.sequence.wrapping_add(1);
-        let marker = Marker::new(self.sequence, ANY);
-        self.state.marker.store(marker.0, Ordering::Relaxed);
-        // Pairs with the fence in `Grace::wait` and `Grace::retire`: whatever this reader loads
-        // from here on is either the new state, or its marker is seen by the writer.
-        fence(Ordering::SeqCst);
+        self.begin(ANY)
+    }
+
+    /// As [`Slot::enter`], for a reader that reads nothing but cells and `domain`. If what it finds
+    /// in the cells leads to another one, it begins [again](Guard::again).
+    #[inline]
+    pub fn enter_in(&mut self, domain: DomainId) -> Guard<'_> {
+        self.begin(domain.get())
+    }
+
+    #[inline]
+    fn begin(&mut self, domain: u32) -> Guard<'_> {
+        let sequence = self.next();
+        self.state.begin(Marker::guard(sequence, domain));
         Guard { slot: self }
+    }
+
+    #[inline]
+    fn next(&mut self) -> u32 {
+        self.sequence = self.sequence.wrapping_add(1) & (u32::MAX >> 1);
+        self.sequence
     }
 }
 
@@ -261,16 +332,43 @@ impl fmt::Debug for Slot {
 
 /// A published in-flight marker. While it lives, what was loaded through it stays.
 pub struct Guard<'a> {
-    slot: &'a Slot,
+    slot: &'a mut Slot,
 }
 
 impl Guard<'_> {
-    /// Says that from here on only `domain` is read: waiters of other domains go on.
+    /// Says that from here on only `domain`, or none, is read: waiters of other domains go on. The
+    /// guard [covered](Guard::covers) it before.
     #[inline]
-    pub fn narrow(&self, domain: DomainId) {
-        self.slot
-            .state
-            .publish(Marker::new(self.slot.sequence, domain.get()));
+    pub fn narrow(&self, domain: impl Into<Option<DomainId>>) {
+        let domain = domain.into().map_or(NONE, DomainId::get);
+        let marker = Marker::guard(self.slot.sequence, domain);
+        self.slot.state.publish(marker);
+    }
+
+    /// Whether waiters of `domain` wait for this guard: what it leads to may be read.
+    #[inline]
+    pub fn covers(&self, domain: DomainId) -> bool {
+        Marker(self.slot.state.marker.load(Ordering::Relaxed)).reads(domain)
+    }
+
+    /// Ends this guard and begins the next, as [`Slot::enter`] does. Nothing that was loaded before
+    /// is borrowed still: the guard is taken for this.
+    pub fn again(&mut self) {
+        let sequence = self.slot.next();
+        self.slot.state.publish(Marker::guard(sequence, ANY));
+        // As in `SlotState::begin`.
+        fence(Ordering::SeqCst);
+    }
+
+    /// Does `work`, which may block for ever and goes on using `domain`: memory that an address of it
+    /// led to, kept by a reference of its own. Meanwhile waiters of `domain` wait, and nobody else
+    /// does. Afterwards the guard begins [again](Guard::again): cells and tables are read anew.
+    pub fn block<R>(&mut self, domain: DomainId, work: impl FnOnce() -> R) -> R {
+        let marker = Marker::blocked(self.slot.sequence, domain.get());
+        self.slot.state.publish(marker);
+        let result = work();
+        self.again();
+        result
     }
 
     fn grace(&self) -> &Arc<Grace> {
@@ -281,107 +379,12 @@ impl Guard<'_> {
 impl Drop for Guard<'_> {
     #[inline]
     fn drop(&mut self) {
-        self.slot
-            .state
-            .publish(Marker::new(self.slot.sequence, IDLE));
+        self.slot.state.publish(Marker::idle(self.slot.sequence));
     }
 }
 
 impl fmt::Debug for Guard<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("Guard")
-    }
-}
-
-/// A fixed number of cells, each empty or holding one shared object, read without a lock.
-pub struct ProtectedTable<T: Send + Sync + 'static> {
-    grace: Arc<Grace>,
-    cells: Box<[AtomicPtr<T>]>,
-}
-
-impl<T: Send + Sync + 'static> ProtectedTable<T> {
-    /// `len` empty cells whose readers are those of `grace`.
-    pub fn new(grace: Arc<Grace>, len: usize) -> Self {
-        let cells = (0..len).map(|_| AtomicPtr::new(ptr::null_mut())).collect();
-        ProtectedTable { grace, cells }
-    }
-
-    /// The object in cell `index`; `None` if the cell is empty or there is no such cell.
-    ///
-    /// # Panics
-    /// If the guard belongs to another [`Grace`]: a defect of the caller, never of a peer.
-    #[inline]
-    pub fn load<'g>(&'g self, index: usize, guard: &'g Guard<'_>) -> Option<&'g T> {
-        assert!(
-            Arc::ptr_eq(&self.grace, guard.grace()),
-            "guard of another machine"
-        );
-        let object = self.cells.get(index)?.load(Ordering::Acquire);
-        // SAFETY: a non-null pointer came from `Arc::into_raw` in `swap` and the cell's reference is
-        // dropped only after every guard published at the swap that removed it is gone (module
-        // comment). `guard` is published and belongs to the same `Grace`, and outlives `'g`.
-        unsafe { object.as_ref() }
-    }
-
-    /// As [`ProtectedTable::load`], with a reference that outlives the guard.
-    pub fn load_arc(&self, index: usize, guard: &Guard<'_>) -> Option<Arc<T>> {
-        let object: *const T = self.load(index, guard)?;
-        // SAFETY: the pointer came from `Arc::into_raw` and the cell's reference is alive, as in
-        // `load`; the count is raised before a second owner is made.
-        unsafe {
-            Arc::increment_strong_count(object);
-            Some(Arc::from_raw(object))
-        }
-    }
-
-    /// Puts `new` into cell `index`; the old object is dropped after the grace period.
-    ///
-    /// # Panics
-    /// If there is no such cell: a defect of the caller, never of a peer.
-    pub fn swap(&self, index: usize, new: Option<Arc<T>>) {
-        let new = new.map_or(ptr::null_mut(), |object| Arc::into_raw(object).cast_mut());
-        let old = self.cells[index].swap(new, Ordering::AcqRel);
-        if !old.is_null() {
-            // SAFETY: the pointer came from `Arc::into_raw`, and this swap took it out of the cell,
-            // so the cell's reference is ours alone now.
-            let old = unsafe { Arc::from_raw(old) };
-            self.grace.retire(Box::new(old));
-        }
-    }
-
-    /// Number of cells.
-    pub fn len(&self) -> usize {
-        self.cells.len()
-    }
-
-    /// Whether there are no cells at all.
-    pub fn is_empty(&self) -> bool {
-        self.cells.is_empty()
-    }
-
-    /// The grace period that protects the cells.
-    pub fn grace(&self) -> &Arc<Grace> {
-        &self.grace
-    }
-}
-
-impl<T: Send + Sync + 'static> Drop for ProtectedTable<T> {
-    fn drop(&mut self) {
-        for cell in &mut self.cells {
-            let object = mem::replace(cell.get_mut(), ptr::null_mut());
-            if !object.is_null() {
-                // SAFETY: as in `swap`; `&mut self` proves that no reader borrows the table, and
-                // `load` ties what it hands out to a borrow of the table.
-                drop(unsafe { Arc::from_raw(object) });
-            }
-        }
-    }
-}
-
-impl<T: Send + Sync + 'static> fmt::Debug for ProtectedTable<T> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("ProtectedTable")
-            .field("cells", &self.cells.len())
-            .finish_non_exhaustive()
     }
 }

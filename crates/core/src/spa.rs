@@ -12,7 +12,8 @@ use std::{fmt, sync::Arc};
 
 use crate::{
     grace::{Grace, Guard, ProtectedTable},
-    memory::{Backing, Memory, RawBytes, RemoteMemory},
+    host::Worker,
+    memory::{Backing, Memory, MemoryGone, RawBytes, RemoteMemory},
     range::AddrRange,
     sync::Mutex,
 };
@@ -41,20 +42,57 @@ struct Window {
 }
 
 /// What an SPA means.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 #[non_exhaustive]
 pub enum Resolved<'g> {
     /// Bytes that can be copied at once.
     Direct(RawBytes<'g>),
     /// Bytes of another process.
     Remote {
-        /// The memory.
-        memory: &'g dyn RemoteMemory,
+        /// The memory. It outlives the guard, which cannot be kept while a copy blocks.
+        memory: SharedRemote,
         /// Offset of the address inside it, in bytes.
         offset: u64,
         /// Bytes from there to the end of what was asked for or of the registration.
         len: u64,
     },
+}
+
+/// A counted reference to a registered [`RemoteMemory`].
+#[derive(Clone, Debug)]
+pub struct SharedRemote(Arc<dyn Backing>);
+
+impl SharedRemote {
+    fn memory(&self) -> Option<&dyn RemoteMemory> {
+        match self.0.memory() {
+            Memory::Remote(memory) => Some(memory),
+            // A backing is reached always the same way, so this does not happen.
+            Memory::Direct(_) => None,
+        }
+    }
+
+    /// As [`RemoteMemory::read`]; may block for ever.
+    ///
+    /// # Errors
+    /// [`MemoryGone`] if the other process has unmapped it or is gone.
+    pub fn read(&self, offset: u64, dst: &mut [u8]) -> Result<(), MemoryGone> {
+        let memory = self.memory().ok_or(MemoryGone { done: 0 })?;
+        memory.read(offset, dst)
+    }
+
+    /// As [`RemoteMemory::write`]; may block for ever.
+    ///
+    /// # Errors
+    /// As for reading.
+    pub fn write(&self, offset: u64, src: &[u8]) -> Result<(), MemoryGone> {
+        let memory = self.memory().ok_or(MemoryGone { done: 0 })?;
+        memory.write(offset, src)
+    }
+
+    /// The thread that serves the owner of this memory.
+    pub fn worker(&self) -> Option<&Arc<dyn Worker>> {
+        self.memory().map(RemoteMemory::worker)
+    }
 }
 
 /// The registered ranges of one machine.
@@ -183,8 +221,8 @@ impl SpaSpace {
                 let (offset, len) = (usize::try_from(offset).ok()?, usize::try_from(len).ok()?);
                 bytes.slice(offset, len).map(Resolved::Direct)
             }
-            Memory::Remote(memory) => Some(Resolved::Remote {
-                memory,
+            Memory::Remote(_) => Some(Resolved::Remote {
+                memory: SharedRemote(Arc::clone(&window.backing)),
                 offset,
                 len,
             }),
@@ -271,7 +309,7 @@ impl fmt::Debug for SpaRange {
     }
 }
 
-#[cfg(test)]
+#[cfg(all(test, not(ioasid_shuttle)))]
 mod tests {
     use super::*;
     use crate::memory::OwnMemory;

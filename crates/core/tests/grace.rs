@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use ioasid_core::{
     DomainId,
-    grace::{Grace, ProtectedTable},
+    grace::{Grace, Held, ProtectedTable},
     sync::{
         atomic::{AtomicBool, AtomicU64, Ordering},
         thread,
@@ -71,14 +71,24 @@ fn wait_does_not_wait_for_a_guard_on_another_domain() {
     });
 }
 
+/// Counts its deaths.
+struct Canary(Arc<AtomicU64>);
+
+impl Canary {
+    fn assert_alive(&self) {
+        thread::yield_now();
+        assert_eq!(self.0.load(Ordering::SeqCst), 0, "dropped under a guard");
+    }
+}
+
+impl Drop for Canary {
+    fn drop(&mut self) {
+        self.0.fetch_add(1, Ordering::SeqCst);
+    }
+}
+
 #[test]
 fn a_swapped_object_outlives_the_guards_that_saw_it() {
-    struct Canary(Arc<AtomicU64>);
-    impl Drop for Canary {
-        fn drop(&mut self) {
-            self.0.fetch_add(1, Ordering::SeqCst);
-        }
-    }
     explore(|| {
         let grace = Grace::new();
         let dropped = Arc::new(AtomicU64::new(0));
@@ -90,8 +100,7 @@ fn a_swapped_object_outlives_the_guards_that_saw_it() {
                 let mut slot = grace.slot();
                 let guard = slot.enter();
                 if let Some(canary) = table.load(0, &guard) {
-                    thread::yield_now();
-                    assert_eq!(canary.0.load(Ordering::SeqCst), 0, "dropped under a guard");
+                    canary.assert_alive();
                 }
             })
         };
@@ -133,6 +142,156 @@ fn a_waiter_parks_until_the_guard_goes_and_is_woken() {
         release.store(true, Ordering::SeqCst);
         grace.wait(domain(7));
         assert!(released.load(Ordering::SeqCst));
+        reader.join().unwrap();
+    });
+}
+
+#[test]
+fn a_blocked_guard_does_not_keep_what_others_retire() {
+    explore(|| {
+        let grace = Grace::new();
+        let dropped = Arc::new(AtomicU64::new(0));
+        let table = ProtectedTable::new(grace.clone(), 1);
+        table.swap(0, Some(Arc::new(Canary(dropped.clone()))));
+        let mut slot = grace.slot();
+        let mut guard = slot.enter();
+        guard.narrow(domain(2));
+        assert!(table.load(0, &guard).is_some());
+        guard.block(domain(2), || {
+            // For ever, as far as these two know.
+            table.swap(0, None);
+            grace.wait(domain(1));
+            assert_eq!(dropped.load(Ordering::SeqCst), 1);
+            assert_eq!(grace.retired_items(), 0);
+        });
+        assert!(table.load(0, &guard).is_none());
+    });
+}
+
+#[test]
+fn what_was_retired_before_a_guard_blocked_goes_while_it_blocks() {
+    explore(|| {
+        let grace = Grace::new();
+        let dropped = Arc::new(AtomicU64::new(0));
+        let mut slot = grace.slot();
+        let mut guard = slot.enter();
+        guard.narrow(domain(2));
+        grace.retire(Box::new(Canary(dropped.clone())));
+        assert_eq!(grace.retired_items(), 1);
+        guard.block(domain(2), || {
+            grace.wait(domain(1));
+            assert_eq!(dropped.load(Ordering::SeqCst), 1);
+        });
+    });
+}
+
+#[test]
+fn waiters_of_its_own_domain_wait_for_a_blocked_guard() {
+    explore(|| {
+        let grace = Grace::new();
+        let (blocked, done) = (
+            Arc::new(AtomicBool::new(false)),
+            Arc::new(AtomicBool::new(false)),
+        );
+        let reader = {
+            let (grace, blocked, done) = (grace.clone(), blocked.clone(), done.clone());
+            thread::spawn(move || {
+                let mut slot = grace.slot();
+                let mut guard = slot.enter();
+                guard.narrow(domain(1));
+                guard.block(domain(1), || {
+                    blocked.store(true, Ordering::SeqCst);
+                    thread::yield_now();
+                    done.store(true, Ordering::SeqCst);
+                });
+                // Another domain after the block: nobody waits for that one.
+                guard.narrow(domain(2));
+                thread::yield_now();
+            })
+        };
+        while !blocked.load(Ordering::SeqCst) {
+            thread::yield_now();
+        }
+        grace.wait(domain(1));
+        assert!(done.load(Ordering::SeqCst), "still using the old state");
+        reader.join().unwrap();
+    });
+}
+
+#[test]
+fn what_is_read_after_a_block_is_alive_and_current() {
+    explore(|| {
+        let grace = Grace::new();
+        let table = Arc::new(ProtectedTable::new(grace.clone(), 1));
+        table.swap(0, Some(Arc::new(Canary(Arc::default()))));
+        let swapped = Arc::new(AtomicBool::new(false));
+        let reader = {
+            let (grace, table, swapped) = (grace.clone(), table.clone(), swapped.clone());
+            thread::spawn(move || {
+                let mut slot = grace.slot();
+                let mut held = Held::new(slot.enter());
+                held.find(&table, 0);
+                held.get().expect("never empty").assert_alive();
+                let late = held.block(domain(1), || {
+                    thread::yield_now();
+                    swapped.load(Ordering::SeqCst)
+                });
+                assert!(held.get().is_none(), "forgotten by the block");
+                held.find(&table, 0);
+                let found = held.get().expect("never empty");
+                found.assert_alive();
+                if late {
+                    assert_eq!(Arc::strong_count(&found.0), 2, "the new one");
+                }
+            })
+        };
+        let new = Arc::<AtomicU64>::default();
+        table.swap(0, Some(Arc::new(Canary(new.clone()))));
+        swapped.store(true, Ordering::SeqCst);
+        reader.join().unwrap();
+        grace.collect();
+        assert_eq!(grace.retired_items(), 0);
+    });
+}
+
+#[test]
+fn a_guard_for_a_guessed_domain_keeps_cells_and_holds_back_that_domain_alone() {
+    explore(|| {
+        let grace = Grace::new();
+        let table = Arc::new(ProtectedTable::new(grace.clone(), 1));
+        table.swap(0, Some(Arc::new(Canary(Arc::default()))));
+        let reading = Arc::new(AtomicU64::new(0));
+        let reader = {
+            let (grace, table, reading) = (grace.clone(), table.clone(), reading.clone());
+            thread::spawn(move || {
+                let mut slot = grace.slot();
+                let mut held = Held::new(slot.enter_in(domain(1)));
+                assert!(held.guard().covers(domain(1)) && !held.guard().covers(domain(2)));
+                held.find(&table, 0);
+                held.get().expect("never empty").assert_alive();
+                // The cell leads to domain 2.
+                held.again();
+                assert!(held.get().is_none() && held.guard().covers(domain(2)));
+                held.find(&table, 0);
+                held.guard().narrow(domain(2));
+                if held
+                    .get()
+                    .is_some_and(|canary| Arc::strong_count(&canary.0) == 1)
+                {
+                    reading.store(1, Ordering::SeqCst);
+                    thread::yield_now();
+                    reading.store(0, Ordering::SeqCst);
+                }
+            })
+        };
+        let new = Arc::<AtomicU64>::default();
+        table.swap(0, Some(Arc::new(Canary(new.clone()))));
+        grace.wait(domain(2));
+        assert_eq!(
+            reading.load(Ordering::SeqCst),
+            0,
+            "the old object is in use"
+        );
         reader.join().unwrap();
     });
 }

@@ -1,4 +1,5 @@
 //! Raw bytes stay inside their range, whatever a caller asks for.
+#![cfg(not(ioasid_shuttle))]
 
 use std::sync::Arc;
 

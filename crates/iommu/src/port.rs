@@ -11,7 +11,7 @@ use std::{fmt, sync::Arc};
 use ioasid_core::{
     Access, DomainId, Pasid,
     grace::Slot,
-    memory::MemoryGone,
+    memory::{MemoryGone, RawBytes},
     sync::atomic::{Ordering, fence},
 };
 
@@ -19,7 +19,7 @@ use crate::{
     device::{Attachment, Device},
     fault::{Fault, FaultReason, FaultSink},
     transfer::{Direction, Stop, Transfer},
-    view::{Place, View},
+    view::{Halt, Place, View},
 };
 
 /// Bytes that [`DmaGuard::copy`], [`DmaGuard::fill`] and [`DmaGuard::compare`] may move under one
@@ -36,11 +36,16 @@ const SMALLEST_CHARGE: u64 = 64;
 /// Bytes copied at a time where a copy needs two steps.
 const BOUNCE: usize = 16 << 10;
 
+/// Routes of which a port remembers the domain.
+const GUESSES: usize = 16;
+
 /// One engine thread's access to memory, in the name of one device.
 pub struct DmaPort {
     device: Arc<Device>,
     slot: Slot,
     bounce: Box<[u8]>,
+    /// Where routes led last time, by the low bits of the PASID.
+    guesses: [Option<DomainId>; GUESSES],
 }
 
 impl DmaPort {
@@ -49,6 +54,7 @@ impl DmaPort {
             device,
             slot,
             bounce: vec![0; BOUNCE].into_boxed_slice(),
+            guesses: [None; GUESSES],
         }
     }
 
@@ -65,25 +71,18 @@ impl DmaPort {
 
     /// As [`DmaPort::enter`], where copies may block for ever. For the worker of the client that
     /// owns the memory, with a port of its own, and for nobody else: whoever changes the domain
-    /// waits for this guard.
+    /// waits for this guard. Nobody else does, and every address is translated anew after a copy that
+    /// may block; if the route has changed hands meanwhile, the rest stops with [`Stop::Budget`].
     pub fn enter_blocking(&mut self, pasid: Option<Pasid>) -> DmaGuard<'_> {
         self.enter_as(pasid, true)
     }
 
+    #[inline]
     fn enter_as(&mut self, pasid: Option<Pasid>, blocking: bool) -> DmaGuard<'_> {
-        let guard = self.slot.enter();
-        let attachment = self.device.routes().load(pasid, &guard);
-        if let Some(attachment) = &attachment {
-            guard.narrow(attachment.space.id);
-        }
+        let number = pasid.map_or(0, Pasid::get) as usize;
+        let guess = &mut self.guesses[number % GUESSES];
         DmaGuard {
-            view: View {
-                attachment,
-                device: &self.device,
-                pasid,
-                blocking,
-                guard,
-            },
+            view: View::enter(&self.device, &mut self.slot, pasid, blocking, guess),
             bounce: &mut self.bounce,
             budget: GUARD_BYTES,
             slack: GUARD_SLACK,
@@ -152,7 +151,7 @@ pub struct DmaGuard<'a> {
 impl DmaGuard<'_> {
     /// The domain that the route leads to.
     pub fn domain(&self) -> Option<DomainId> {
-        let attachment = self.view.attachment.as_ref()?;
+        let attachment = self.view.attachment()?;
         Some(attachment.space.id)
     }
 
@@ -165,7 +164,7 @@ impl DmaGuard<'_> {
     pub fn reporter(&self) -> FaultReporter {
         FaultReporter {
             device: Arc::clone(self.view.device),
-            attachment: self.view.attachment.clone(),
+            attachment: self.view.share_attachment(),
         }
     }
 
@@ -199,14 +198,10 @@ impl DmaGuard<'_> {
             *byte = value;
         }
         self.bulk(len, |guard, done, room| {
-            let view = &guard.view;
-            let iova = view.at(dst, done, Access::Write)?;
+            let iova = guard.view.at(dst, done, Access::Write)?;
             let phase = (done % 8) as usize;
-            let room = room.min((BOUNCE - 8) as u64);
-            let place = view.locate(iova, room, Access::Write)?;
-            let len = place.len().min(room);
-            let source = &guard.bounce[phase..phase + len as usize];
-            write_all(view, &place, source, iova)
+            let room = room.min((BOUNCE - 8) as u64) as usize;
+            guard.view.store(iova, &guard.bounce[phase..phase + room])
         })
     }
 
@@ -216,38 +211,31 @@ impl DmaGuard<'_> {
         let mut difference = None;
         let transfer = self.bulk(len, |guard, done, room| {
             let (left, right) = guard.bounce.split_at_mut(BOUNCE / 2);
-            let view = &guard.view;
-            let room = room.min(left.len() as u64);
+            let view = &mut guard.view;
+            let room = room.min(left.len() as u64) as usize;
             let at_a = view.at(a, done, Access::Read)?;
             let at_b = view.at(b, done, Access::Read)?;
-            let place_a = view.locate(at_a, room, Access::Read)?;
-            let place_b = view.locate(at_b, place_a.len(), Access::Read)?;
-            let len = place_a.len().min(place_b.len());
-            let (left, right) = (&mut left[..len as usize], &mut right[..len as usize]);
-            let read_a = read_all(view, &place_a.part(0, len), left, at_a);
-            let read_b = read_all(view, &place_b.part(0, len), right, at_b);
-            let (good, stop) = match (read_a, read_b) {
-                (Ok(_), Ok(_)) => (len, None),
-                (Err(a), Ok(_)) => (a.done, Some(a)),
-                (Ok(_), Err(b)) => (b.done, Some(b)),
-                (Err(a), Err(b)) if b.done < a.done => (b.done, Some(b)),
-                (Err(a), Err(_)) => (a.done, Some(a)),
+            let (len_a, halt_a) = parts(view.fetch(at_a, &mut left[..room]));
+            let (len_b, halt_b) = match len_a {
+                0 => (0, None),
+                _ => parts(view.fetch(at_b, &mut right[..len_a])),
             };
-            let same = left
-                .iter()
-                .zip(right.iter())
-                .take(good as usize)
-                .position(|(a, b)| a != b);
-            match (same, stop) {
-                (Some(offset), _) => {
-                    difference = Some(done + offset as u64);
-                    Err(Halt {
-                        done: offset as u64,
-                        stop: None,
-                    })
-                }
-                (None, Some(halt)) => Err(halt),
-                (None, None) => Ok(len),
+            let mut pairs = left.iter().zip(right.iter()).take(len_b);
+            if let Some(offset) = pairs.position(|(a, b)| a != b) {
+                difference = Some(done + offset as u64);
+                return Err(Halt {
+                    done: offset as u64,
+                    stop: None,
+                });
+            }
+            // Of two that stopped, the one that came less far; else there is more of `a` to come.
+            let stop = halt_b.or(halt_a.filter(|_| len_a == len_b));
+            match stop {
+                Some(stop) => Err(Halt {
+                    done: len_b as u64,
+                    stop: Some(stop),
+                }),
+                None => Ok(len_b as u64),
             }
         });
         (transfer, difference)
@@ -256,22 +244,16 @@ impl DmaGuard<'_> {
     /// Reads `dst.len()` bytes from `iova`.
     pub fn read(&mut self, iova: u64, dst: &mut [u8]) -> Transfer {
         self.small(dst.len(), |guard, done, room| {
-            let view = &guard.view;
-            let at = view.at(iova, done as u64, Access::Read)?;
-            let place = view.locate(at, room, Access::Read)?;
-            let len = place.len() as usize;
-            read_all(view, &place, &mut dst[done..done + len], at)
+            let at = guard.view.at(iova, done as u64, Access::Read)?;
+            guard.view.fetch(at, &mut dst[done..done + room])
         })
     }
 
     /// Writes `src` at `iova`.
     pub fn write(&mut self, iova: u64, src: &[u8]) -> Transfer {
         self.small(src.len(), |guard, done, room| {
-            let view = &guard.view;
-            let at = view.at(iova, done as u64, Access::Write)?;
-            let place = view.locate(at, room, Access::Write)?;
-            let len = place.len() as usize;
-            write_all(view, &place, &src[done..done + len], at)
+            let at = guard.view.at(iova, done as u64, Access::Write)?;
+            guard.view.store(at, &src[done..done + room])
         })
     }
 
@@ -282,21 +264,28 @@ impl DmaGuard<'_> {
         self.write(iova, std::slice::from_ref(&byte))
     }
 
+    #[inline]
     fn copy_up(&mut self, dst: u64, src: u64, done: u64, room: u64) -> Result<u64, Halt> {
         let view = &self.view;
         let from = view.at(src, done, Access::Read)?;
         let source = view.locate(from, room, Access::Read)?;
         let to = view.at(dst, done, Access::Write)?;
-        let target = view.locate(to, source.len(), Access::Write)?;
-        let len = source.len().min(target.len());
-        move_bytes(
-            view,
-            self.bounce,
-            &target.part(0, len),
-            to,
-            &source.part(0, len),
-            from,
-        )
+        let len = source.len();
+        if let Place::Direct(source) = source
+            && let Place::Direct(target) = view.locate(to, len, Access::Write)?
+        {
+            return copy_direct(view, target, to, source, from);
+        }
+        // One of them blocks: in two steps, each with translations of its own.
+        let buffer = &mut self.bounce[..len.min(BOUNCE as u64) as usize];
+        match self.view.fetch(from, buffer) {
+            Ok(read) => self.view.store_all(to, &buffer[..read as usize]),
+            Err(halt) => {
+                // What could be read still arrives.
+                self.view.store_all(to, &buffer[..halt.done as usize])?;
+                Err(halt)
+            }
+        }
     }
 
     /// Copies bytes that end at offset `end` (exclusive) of both ranges.
@@ -306,17 +295,19 @@ impl DmaGuard<'_> {
         let source = view.locate_back(from, room, Access::Read)?;
         let to = view.at(dst, end - 1, Access::Write)?;
         let target = view.locate_back(to, source.len(), Access::Write)?;
-        let direct = matches!((&source, &target), (Place::Direct(_), Place::Direct(_)));
         let mut len = source.len().min(target.len());
-        if !direct {
+        let result = if let (Place::Direct(source), Place::Direct(target)) = (&source, &target) {
+            let (to, from) = (to - (len - 1), from - (len - 1));
+            copy_direct(view, tail(*target, len), to, tail(*source, len), from)
+        } else {
             len = len.min(BOUNCE as u64);
-        }
-        let target = target.part(target.len() - len, len);
-        let source = source.part(source.len() - len, len);
-        let (to, from) = (to - (len - 1), from - (len - 1));
+            let buffer = &mut self.bounce[..len as usize];
+            let fetched = self.view.fetch_all(from - (len - 1), buffer);
+            fetched.and_then(|_| self.view.store_all(to - (len - 1), buffer))
+        };
         // Bytes done before a fault inside the piece are at its front: not a part of the tail that
         // counts as done.
-        move_bytes(view, self.bounce, &target, to, &source, from).map_err(|halt| Halt {
+        result.map_err(|halt| Halt {
             done: 0,
             stop: halt.stop,
         })
@@ -358,12 +349,12 @@ impl DmaGuard<'_> {
     fn small(
         &mut self,
         len: usize,
-        mut step: impl FnMut(&mut Self, usize, u64) -> Result<u64, Halt>,
+        mut step: impl FnMut(&mut Self, usize, usize) -> Result<u64, Halt>,
     ) -> Transfer {
         let mut done = 0;
         let mut stop = None;
         while done < len {
-            let room = (len - done).min(self.slack as usize) as u64;
+            let room = (len - done).min(self.slack as usize);
             if room == 0 {
                 stop = Some(Stop::Budget);
                 break;
@@ -390,7 +381,7 @@ impl DmaGuard<'_> {
 
 impl Drop for DmaGuard<'_> {
     fn drop(&mut self) {
-        if let Some(attachment) = &self.view.attachment
+        if let Some(attachment) = self.view.attachment()
             && self.operations > 0
         {
             let space = &attachment.space;
@@ -411,85 +402,57 @@ impl fmt::Debug for DmaGuard<'_> {
     }
 }
 
-/// The end of a loop: what its last step did before, and why (nothing: the operation is over).
-struct Halt {
-    done: u64,
-    stop: Option<Stop>,
-}
-
-impl<S: Into<Stop>> From<S> for Halt {
-    fn from(stop: S) -> Self {
-        Halt {
-            done: 0,
-            stop: Some(stop.into()),
-        }
+/// What a step did, and what stopped it.
+fn parts(result: Result<u64, Halt>) -> (usize, Option<Stop>) {
+    match result {
+        Ok(done) => (done as usize, None),
+        Err(halt) => (halt.done as usize, halt.stop),
     }
 }
 
-fn gone(view: &View<'_>, done: usize, iova: u64, access: Access, reason: FaultReason) -> Halt {
-    let at = iova.saturating_add(done as u64);
-    Halt {
-        done: done as u64,
-        stop: Some(view.fault(at, access, reason).into()),
-    }
+/// The last `len` bytes of `bytes`, which has as many.
+fn tail(bytes: RawBytes<'_>, len: u64) -> RawBytes<'_> {
+    let start = bytes.len().saturating_sub(len as usize);
+    bytes.slice(start, len as usize).unwrap_or(bytes)
 }
 
-fn read_all(view: &View<'_>, place: &Place<'_>, dst: &mut [u8], iova: u64) -> Result<u64, Halt> {
-    match place.read(dst) {
-        Ok(()) => Ok(dst.len() as u64),
-        Err(MemoryGone { done }) => Err(gone(
-            view,
-            done,
-            iova,
-            Access::Read,
-            FaultReason::MemoryGone,
-        )),
-    }
-}
-
-fn write_all(view: &View<'_>, place: &Place<'_>, src: &[u8], iova: u64) -> Result<u64, Halt> {
-    match place.write(src) {
-        Ok(()) => Ok(src.len() as u64),
-        Err(MemoryGone { done }) => {
-            Err(gone(view, done, iova, Access::Write, place.write_refused()))
-        }
-    }
-}
-
-/// Copies between two places of one length, at once where both are addressable, else through the
-/// bounce buffer, as much as that holds.
-fn move_bytes(
+/// Copies between two places of our own memory, as many bytes as both have.
+#[inline]
+fn copy_direct(
     view: &View<'_>,
-    bounce: &mut [u8],
-    target: &Place<'_>,
+    target: RawBytes<'_>,
     to: u64,
-    source: &Place<'_>,
+    source: RawBytes<'_>,
     from: u64,
 ) -> Result<u64, Halt> {
-    if let (Place::Direct(target_bytes), Place::Direct(source_bytes)) = (target, source) {
-        return match target_bytes.copy_from(*source_bytes) {
-            Ok(()) => Ok(source.len()),
-            Err(MemoryGone { done }) => {
-                // The copy does not say which side is gone.
-                let probe = source_bytes.slice(done, 1);
-                let source_gone = probe.is_some_and(|byte| byte.read(&mut [0]).is_err());
-                Err(if source_gone {
-                    gone(view, done, from, Access::Read, FaultReason::MemoryGone)
-                } else {
-                    gone(view, done, to, Access::Write, target.write_refused())
-                })
-            }
-        };
+    match target.copy_from(source) {
+        Ok(()) => Ok(source.len().min(target.len()) as u64),
+        Err(gone) => Err(copy_stopped(view, target, to, source, from, gone)),
     }
-    let len = source.len().min(bounce.len() as u64);
-    let buffer = &mut bounce[..len as usize];
-    match read_all(view, &source.part(0, len), buffer, from) {
-        Ok(_) => write_all(view, &target.part(0, len), buffer, to),
-        Err(halt) => {
-            // What could be read still arrives.
-            let read = (halt.done as usize).min(buffer.len());
-            write_all(view, &target.part(0, read as u64), &buffer[..read], to)?;
-            Err(halt)
-        }
+}
+
+/// Which side has stopped a copy; the copy does not say.
+#[cold]
+fn copy_stopped(
+    view: &View<'_>,
+    target: RawBytes<'_>,
+    to: u64,
+    source: RawBytes<'_>,
+    from: u64,
+    MemoryGone { done }: MemoryGone,
+) -> Halt {
+    let probe = source.slice(done, 1);
+    let source_gone = probe.is_some_and(|byte| byte.read(&mut [0]).is_err());
+    let (iova, access, reason) = if source_gone {
+        (from, Access::Read, FaultReason::MemoryGone)
+    } else if target.writable() {
+        (to, Access::Write, FaultReason::MemoryGone)
+    } else {
+        (to, Access::Write, FaultReason::Permission)
+    };
+    let fault = view.fault(iova.saturating_add(done as u64), access, reason);
+    Halt {
+        done: done as u64,
+        stop: Some(fault.into()),
     }
 }

@@ -5,7 +5,7 @@ use std::{collections::BTreeMap, fmt, sync::Arc};
 
 use ioasid_core::{
     Pasid,
-    grace::{Grace, Guard, ProtectedTable},
+    grace::{Grace, Held, ProtectedTable},
     sync::Mutex,
 };
 
@@ -39,14 +39,14 @@ impl RouteTable {
         }
     }
 
-    /// The attachment at a route.
+    /// Finds the attachment at a route.
     #[inline]
-    pub(crate) fn load(&self, pasid: Option<Pasid>, guard: &Guard<'_>) -> Option<Arc<Attachment>> {
+    pub(crate) fn find<'a>(&'a self, pasid: Option<Pasid>, held: &mut Held<'a, Attachment>) {
         match pasid {
-            None => self.rid.load_arc(0, guard),
+            None => held.find(&self.rid, 0),
             Some(pasid) => {
                 let (leaf, cell) = split(pasid);
-                self.directory.load(leaf, guard)?.load_arc(cell, guard)
+                held.find_in(&self.directory, leaf, cell);
             }
         }
     }

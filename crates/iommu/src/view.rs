@@ -3,10 +3,10 @@
 use std::sync::Arc;
 
 use ioasid_core::{
-    Access, Pasid,
-    grace::Guard,
-    memory::{MemoryGone, RawBytes, RemoteMemory},
-    spa::Resolved,
+    Access, DomainId, Pasid,
+    grace::{Held, Slot},
+    memory::{MemoryGone, RawBytes},
+    spa::{Resolved, SharedRemote},
 };
 use ioasid_pgtable::WalkFault;
 
@@ -22,73 +22,101 @@ const PAGE_MASK: u64 = 0xfff;
 
 /// What one guard sees.
 pub(crate) struct View<'a> {
-    // Dropped before the marker is cleared: a waiter that has seen the guard go finds its
-    // references gone as well.
-    pub(crate) attachment: Option<Arc<Attachment>>,
+    held: Held<'a, Attachment>,
+    /// The attachment that the route had before a copy blocked, if it has another one since, or none:
+    /// nothing goes through this guard any more, and its faults belong to the old owner.
+    left: Option<Arc<Attachment>>,
     pub(crate) device: &'a Arc<Device>,
     pub(crate) pasid: Option<Pasid>,
     /// Whether memory that may block can be touched.
-    pub(crate) blocking: bool,
-    pub(crate) guard: Guard<'a>,
+    blocking: bool,
 }
 
 /// Bytes that an address leads to, all in one registration.
 pub(crate) enum Place<'g> {
     Direct(RawBytes<'g>),
-    Remote {
-        memory: &'g dyn RemoteMemory,
-        offset: u64,
-        len: u64,
-    },
+    Remote(Far),
+}
+
+/// Bytes of another process.
+pub(crate) struct Far {
+    pub(crate) memory: SharedRemote,
+    pub(crate) offset: u64,
+    pub(crate) len: u64,
 }
 
 impl<'g> Place<'g> {
     pub(crate) fn len(&self) -> u64 {
         match self {
             Place::Direct(bytes) => bytes.len() as u64,
-            Place::Remote { len, .. } => *len,
-        }
-    }
-
-    /// `len` bytes from `skip`; both within the place.
-    pub(crate) fn part(&self, skip: u64, part: u64) -> Place<'g> {
-        match self {
-            Place::Direct(bytes) => {
-                let slice = bytes.slice(skip as usize, part as usize);
-                Place::Direct(slice.expect("a part lies inside its place"))
-            }
-            Place::Remote { memory, offset, .. } => Place::Remote {
-                memory: *memory,
-                offset: offset + skip,
-                len: part,
-            },
-        }
-    }
-
-    pub(crate) fn read(&self, dst: &mut [u8]) -> Result<(), MemoryGone> {
-        match self {
-            Place::Direct(bytes) => bytes.read(dst),
-            Place::Remote { memory, offset, .. } => memory.read(*offset, dst),
-        }
-    }
-
-    pub(crate) fn write(&self, src: &[u8]) -> Result<(), MemoryGone> {
-        match self {
-            Place::Direct(bytes) => bytes.write(src),
-            Place::Remote { memory, offset, .. } => memory.write(*offset, src),
-        }
-    }
-
-    /// The reason of a fault after a failed write.
-    pub(crate) fn write_refused(&self) -> FaultReason {
-        match self {
-            Place::Direct(bytes) if !bytes.writable() => FaultReason::Permission,
-            _ => FaultReason::MemoryGone,
+            Place::Remote(far) => far.len,
         }
     }
 }
 
-impl View<'_> {
+impl<'a> View<'a> {
+    /// Enters the domain at a route. `guess` is the domain that the route led to last time: if it
+    /// still does, the marker is written once.
+    #[inline]
+    pub(crate) fn enter(
+        device: &'a Arc<Device>,
+        slot: &'a mut Slot,
+        pasid: Option<Pasid>,
+        blocking: bool,
+        guess: &mut Option<DomainId>,
+    ) -> Self {
+        let guard = match *guess {
+            Some(domain) => slot.enter_in(domain),
+            None => slot.enter(),
+        };
+        let mut held = Held::new(guard);
+        device.routes().find(pasid, &mut held);
+        let found = held.get().map(|attachment| attachment.space.id);
+        if found.is_none() || found != *guess {
+            *guess = settle(device, pasid, &mut held);
+        }
+        View {
+            held,
+            left: None,
+            device,
+            pasid,
+            blocking,
+        }
+    }
+
+    /// Whose domain this is, also after the route has changed hands.
+    #[inline]
+    pub(crate) fn attachment(&self) -> Option<&Attachment> {
+        self.held.get().or(self.left.as_deref())
+    }
+
+    /// The same, for later.
+    pub(crate) fn share_attachment(&self) -> Option<Arc<Attachment>> {
+        self.held.share().or_else(|| self.left.clone())
+    }
+
+    /// Does `work`, which copies bytes that may block for ever. Only who changes this domain waits for
+    /// it. What was located before is gone: the route and every address are looked up anew, and if the
+    /// route has changed hands, nothing goes on.
+    pub(crate) fn block<R>(&mut self, work: impl FnOnce() -> R) -> R {
+        let before = self.held.share();
+        let Some(attachment) = before else {
+            // Nothing was located: there is no attachment.
+            return work();
+        };
+        let result = self.held.block(attachment.space.id, work);
+        self.device.routes().find(self.pasid, &mut self.held);
+        let same = |now: &Attachment| std::ptr::eq(now, &raw const *attachment);
+        if self.held.get().is_some_and(same) {
+            self.held.guard().narrow(attachment.space.id);
+        } else {
+            self.held.forget();
+            self.held.guard().narrow(None);
+            self.left = Some(attachment);
+        }
+        result
+    }
+
     pub(crate) fn fault(&self, iova: u64, access: Access, reason: FaultReason) -> Fault {
         Fault {
             device: self.device.address(),
@@ -107,19 +135,15 @@ impl View<'_> {
 
     /// One walk: the system physical address of `iova`, and for how many of `want` bytes it holds.
     #[inline]
-    fn translate(&self, iova: u64, want: u64, access: Access) -> Result<(u64, u64), Fault> {
-        let Some(attachment) = &self.attachment else {
-            let reason = match self.pasid {
-                Some(_) => FaultReason::NotAttached,
-                None => FaultReason::Blocked,
-            };
-            return Err(self.fault(iova, access, reason));
+    fn translate(&self, iova: u64, want: u64, access: Access) -> Result<(u64, u64), Stop> {
+        let Some(attachment) = self.held.get() else {
+            return Err(self.unattached(iova, access));
         };
         let mut want = want;
         if self.pasid.is_none() {
             for window in self.device.interrupt_windows() {
                 if window.contains(iova) {
-                    return Err(self.fault(iova, access, FaultReason::InterruptWindow));
+                    return Err(self.refused(iova, access, FaultReason::InterruptWindow));
                 }
                 if let Some(before) = window.start().checked_sub(iova) {
                     want = want.min(before);
@@ -129,16 +153,35 @@ impl View<'_> {
         match &attachment.space.translator {
             Translator::Paging(table) => match table.translate(iova, access) {
                 Ok(found) => Ok((found.spa, found.len.min(want))),
-                Err(error) => Err(self.fault(iova, access, walk_reason(error))),
+                Err(error) => Err(self.refused(iova, access, walk_reason(error))),
             },
             Translator::Identity => Ok((iova, want)),
-            Translator::Blocked => Err(self.fault(iova, access, FaultReason::Blocked)),
+            Translator::Blocked => Err(self.refused(iova, access, FaultReason::Blocked)),
         }
+    }
+
+    /// Why nothing can be translated here.
+    #[cold]
+    fn unattached(&self, iova: u64, access: Access) -> Stop {
+        if self.left.is_some() {
+            // Under a guard of its own it goes to whoever is attached now.
+            return Stop::Budget;
+        }
+        let reason = match self.pasid {
+            Some(_) => FaultReason::NotAttached,
+            None => FaultReason::Blocked,
+        };
+        self.refused(iova, access, reason)
+    }
+
+    #[cold]
+    fn refused(&self, iova: u64, access: Access, reason: FaultReason) -> Stop {
+        Stop::Fault(self.fault(iova, access, reason))
     }
 
     /// Up to `want` bytes from `iova` that are contiguous in system physical memory: neighbouring
     /// leaves are joined. Only the first byte's fault counts; a later one ends the run.
-    fn run(&self, iova: u64, want: u64, access: Access) -> Result<(u64, u64), Fault> {
+    fn run(&self, iova: u64, want: u64, access: Access) -> Result<(u64, u64), Stop> {
         let (spa, mut len) = self.translate(iova, want, access)?;
         while len < want {
             let Some(next) = iova.checked_add(len) else {
@@ -153,7 +196,7 @@ impl View<'_> {
     }
 
     /// As [`View::run`] for the bytes that *end* with `last`.
-    fn run_back(&self, last: u64, want: u64, access: Access) -> Result<(u64, u64), Fault> {
+    fn run_back(&self, last: u64, want: u64, access: Access) -> Result<(u64, u64), Stop> {
         let piece = |last: u64, want: u64| {
             let start = (last & !PAGE_MASK).max(last.saturating_sub(want - 1));
             (start, last - start + 1)
@@ -162,7 +205,7 @@ impl View<'_> {
         let (mut spa, found) = self.translate(start, len, access)?;
         if found < len {
             // Something begins inside the page: an interrupt window. The last byte lies in it.
-            return Err(self.fault(last, access, FaultReason::InterruptWindow));
+            return Err(self.refused(last, access, FaultReason::InterruptWindow));
         }
         while len < want && start > 0 {
             let (before, more) = piece(start - 1, want - len);
@@ -178,20 +221,108 @@ impl View<'_> {
 
     /// The registered bytes at a system physical address, as far as one registration goes.
     fn place(&self, spa: u64, len: u64, iova: u64, access: Access) -> Result<Place<'_>, Stop> {
-        match self.device.shared().space.resolve(&self.guard, spa, len) {
+        let space = &self.device.shared().space;
+        match space.resolve(self.held.guard(), spa, len) {
             Some(Resolved::Direct(bytes)) => Ok(Place::Direct(bytes)),
             Some(Resolved::Remote {
                 memory,
                 offset,
                 len,
-            }) if self.blocking => Ok(Place::Remote {
-                memory,
-                offset,
-                len,
-            }),
-            Some(Resolved::Remote { memory, .. }) => Err(Stop::Remote(Arc::clone(memory.worker()))),
-            Some(_) | None => Err(self.fault(iova, access, FaultReason::Unregistered).into()),
+            }) => self.far(
+                Far {
+                    memory,
+                    offset,
+                    len,
+                },
+                iova,
+                access,
+            ),
+            Some(_) | None => Err(self.refused(iova, access, FaultReason::Unregistered)),
         }
+    }
+
+    #[cold]
+    fn far(&self, far: Far, iova: u64, access: Access) -> Result<Place<'_>, Stop> {
+        match far.memory.worker() {
+            Some(_) if self.blocking => Ok(Place::Remote(far)),
+            Some(worker) => Err(Stop::Remote(Arc::clone(worker))),
+            None => Err(self.refused(iova, access, FaultReason::MemoryGone)),
+        }
+    }
+
+    /// Reads into `buffer` from `iova`, as far as one place goes: how many bytes, not 0.
+    pub(crate) fn fetch(&mut self, iova: u64, buffer: &mut [u8]) -> Result<u64, Halt> {
+        let (len, result) = match self.locate(iova, buffer.len() as u64, Access::Read)? {
+            Place::Direct(bytes) => {
+                let buffer = &mut buffer[..bytes.len()];
+                (buffer.len(), bytes.read(buffer))
+            }
+            Place::Remote(far) => {
+                let buffer = &mut buffer[..far.len as usize];
+                let read = || far.memory.read(far.offset, buffer);
+                (far.len as usize, self.block(read))
+            }
+        };
+        match result {
+            Ok(()) => Ok(len as u64),
+            Err(MemoryGone { done }) => {
+                let at = iova.saturating_add(done as u64);
+                Err(Halt {
+                    done: done as u64,
+                    stop: Some(self.refused(at, Access::Read, FaultReason::MemoryGone)),
+                })
+            }
+        }
+    }
+
+    /// Writes `buffer` to `iova`, as far as one place goes: how many bytes, not 0.
+    pub(crate) fn store(&mut self, iova: u64, buffer: &[u8]) -> Result<u64, Halt> {
+        let mut reason = FaultReason::MemoryGone;
+        let (len, result) = match self.locate(iova, buffer.len() as u64, Access::Write)? {
+            Place::Direct(bytes) => {
+                if !bytes.writable() {
+                    reason = FaultReason::Permission;
+                }
+                (bytes.len(), bytes.write(&buffer[..bytes.len()]))
+            }
+            Place::Remote(far) => {
+                let buffer = &buffer[..far.len as usize];
+                let write = || far.memory.write(far.offset, buffer);
+                (buffer.len(), self.block(write))
+            }
+        };
+        match result {
+            Ok(()) => Ok(len as u64),
+            Err(MemoryGone { done }) => {
+                let at = iova.saturating_add(done as u64);
+                Err(Halt {
+                    done: done as u64,
+                    stop: Some(self.refused(at, Access::Write, reason)),
+                })
+            }
+        }
+    }
+
+    /// As [`View::fetch`], place after place until the buffer is full.
+    pub(crate) fn fetch_all(&mut self, iova: u64, buffer: &mut [u8]) -> Result<u64, Halt> {
+        let mut done = 0;
+        while done < buffer.len() {
+            let at = self.at(iova, done as u64, Access::Read)?;
+            let more = self.fetch(at, &mut buffer[done..]);
+            done += more.map_err(|halt| halt.after(done as u64))? as usize;
+        }
+        Ok(done as u64)
+    }
+
+    /// As [`View::store`], place after place until all is written.
+    pub(crate) fn store_all(&mut self, iova: u64, buffer: &[u8]) -> Result<u64, Halt> {
+        let mut done = 0;
+        while done < buffer.len() {
+            let at = self.at(iova, done as u64, Access::Write)?;
+            let more = self.store(at, &buffer[done..]);
+            done += more.map_err(|halt| halt.after(done as u64))? as usize;
+        }
+        Ok(done as u64)
     }
 
     /// Up to `want` (not 0) bytes from `iova`.
@@ -221,6 +352,48 @@ impl View<'_> {
                 }
                 Err(stop) => return Err(stop),
             }
+        }
+    }
+}
+
+/// The guess was wrong: finds out what the route leads to, with a guard for any domain.
+#[cold]
+fn settle<'a>(
+    device: &'a Arc<Device>,
+    pasid: Option<Pasid>,
+    held: &mut Held<'a, Attachment>,
+) -> Option<DomainId> {
+    let found = |held: &Held<'a, Attachment>| held.get().map(|attachment| attachment.space.id);
+    if found(held).is_some_and(|domain| !held.guard().covers(domain)) {
+        held.again();
+        device.routes().find(pasid, held);
+    }
+    let domain = found(held);
+    held.guard().narrow(domain);
+    domain
+}
+
+/// The end of a loop: what its last step did before, and why (nothing: the operation is over).
+pub(crate) struct Halt {
+    pub(crate) done: u64,
+    pub(crate) stop: Option<Stop>,
+}
+
+impl Halt {
+    /// The same, for a step that had done `before` bytes already.
+    fn after(self, before: u64) -> Halt {
+        Halt {
+            done: before + self.done,
+            stop: self.stop,
+        }
+    }
+}
+
+impl<S: Into<Stop>> From<S> for Halt {
+    fn from(stop: S) -> Self {
+        Halt {
+            done: 0,
+            stop: Some(stop.into()),
         }
     }
 }

@@ -326,3 +326,94 @@ fn a_reader_that_blocks_for_ever_delays_only_its_own_domain() {
     });
     assert!(stuck.attachments().is_empty());
 }
+
+/// Says "answer" also when an assertion ends the test.
+struct AnswerOnDrop<'a>(&'a Stuck);
+
+impl Drop for AnswerOnDrop<'_> {
+    fn drop(&mut self) {
+        self.0.answer();
+    }
+}
+
+#[test]
+fn a_client_that_never_answers_keeps_nothing_of_the_others() {
+    let iommu = machine();
+    let device = device(&iommu, 1);
+    let (hostile, _memory) = attached(&iommu, &device, 1);
+    let far = IOVA + LEN as u64;
+    let (stuck, _range) = Stuck::map(&iommu, &hostile, far);
+    let (send, returned) = mpsc::channel();
+    thread::scope(|scope| {
+        let worker = scope.spawn(|| {
+            let mut port = device.port();
+            port.enter_blocking(pasid(1)).copy(IOVA, far, 64)
+        });
+        let _answer = AnswerOnDrop(&stuck);
+        stuck.wait_until_asked();
+        for number in 2..20 {
+            let (domain, memory) = attached(&iommu, &device, number);
+            let bytes = Arc::clone(memory.memory());
+            let mut port = device.port();
+            write(&mut port, pasid(number), IOVA, b"x").unwrap();
+            domain.unmap(range(IOVA, LEN as u64));
+            detach_device_pasid(&device, number);
+            drop(memory);
+            assert_eq!(iommu.grace().retired_items(), 0);
+            assert_eq!(Arc::strong_count(&bytes), 1, "its registration is gone");
+        }
+        // Its own changes wait, however long.
+        let hostile = &hostile;
+        scope.spawn(move || send.send(hostile.unmap(range(far, 4096))).unwrap());
+        assert!(returned.recv_timeout(Duration::from_millis(50)).is_err());
+        stuck.answer();
+        assert_eq!(returned.recv(), Ok(4096));
+        let transfer = worker.join().unwrap();
+        assert!(transfer.is_complete(), "{:?}", transfer.stop);
+    });
+}
+
+#[test]
+fn a_route_that_changed_hands_while_a_copy_blocked_ends_the_guard() {
+    let iommu = machine();
+    let device = device(&iommu, 1);
+    let (old, old_memory) = attached(&iommu, &device, 1);
+    let (new, new_memory) = mapped(&iommu, IOVA, LEN);
+    let far = IOVA + LEN as u64;
+    let (stuck, _range) = Stuck::map(&iommu, &old, far);
+    stuck.memory.write(0, &[7; 64]);
+    let route = Route {
+        device: Arc::clone(&device),
+        pasid: pasid(1),
+    };
+    thread::scope(|scope| {
+        let worker = scope.spawn(|| {
+            let mut port = device.port();
+            let mut guard = port.enter_blocking(pasid(1));
+            let transfer = guard.copy(IOVA, far, 64);
+            let after = guard.write(IOVA, b"after");
+            assert_eq!(guard.domain(), Some(old.id()), "faults go to the old owner");
+            (transfer, after)
+        });
+        let _answer = AnswerOnDrop(&stuck);
+        stuck.wait_until_asked();
+        let replace = scope.spawn(|| route.replace(&new, &sink()).unwrap());
+        while device
+            .attachments()
+            .iter()
+            .any(|(_, domain)| Arc::ptr_eq(domain, &old))
+        {
+            thread::yield_now();
+        }
+        assert!(!replace.is_finished());
+        stuck.answer();
+        let (transfer, after) = worker.join().unwrap();
+        for transfer in [transfer, after] {
+            assert_eq!(transfer.done, 0);
+            assert!(matches!(transfer.stop, Some(Stop::Budget)));
+        }
+    });
+    for memory in [old_memory, new_memory] {
+        assert!(contents(&memory, LEN).iter().all(|byte| *byte == 0));
+    }
+}

@@ -413,3 +413,79 @@ fn concurrent_changes_of_one_route_leave_one_of_their_domains() {
         assert!(other.attachments().is_empty());
     });
 }
+
+/// A worker that copies from a client's memory into the page at [`IOVA`], and the client's answer.
+fn blocked_worker(scene: &Scene, route: &Route) -> (Arc<Stuck>, thread::JoinHandle<()>) {
+    let far = IOVA + 4096;
+    let (stuck, range) = Stuck::map(&scene.iommu, &scene.domain, far);
+    let worker = {
+        let route = route.clone();
+        thread::spawn(move || {
+            let _range = range;
+            let mut port = route.device.port();
+            for _ in 0..2 {
+                let _ = port.enter_blocking(route.pasid).copy(IOVA, far, 1);
+            }
+        })
+    };
+    (stuck, worker)
+}
+
+#[test]
+fn a_copy_that_blocked_writes_nothing_through_what_was_unmapped_meanwhile() {
+    check(|| {
+        let scene = scene();
+        let route = scene.route(true);
+        route.attach(&scene.domain, &sink()).unwrap();
+        let (stuck, worker) = blocked_worker(&scene, &route);
+        let answer = thread::spawn(move || stuck.answer());
+        assert_eq!(scene.domain.unmap(page()), 4096);
+        scene.mark();
+        worker.join().unwrap();
+        answer.join().unwrap();
+        scene.assert_marked();
+    });
+}
+
+#[test]
+fn a_copy_that_blocked_writes_nothing_after_its_route_was_detached() {
+    check(|| {
+        let scene = scene();
+        let route = scene.route(true);
+        route.attach(&scene.domain, &sink()).unwrap();
+        let (stuck, worker) = blocked_worker(&scene, &route);
+        let answer = thread::spawn(move || stuck.answer());
+        route.detach();
+        scene.mark();
+        worker.join().unwrap();
+        answer.join().unwrap();
+        scene.assert_marked();
+    });
+}
+
+#[test]
+fn a_blocked_worker_does_not_hold_back_what_another_client_gives_up() {
+    check(|| {
+        let scene = scene();
+        let route = scene.route(true);
+        route.attach(&scene.domain, &sink()).unwrap();
+        let (stuck, worker) = blocked_worker(&scene, &route);
+        stuck.wait_until_asked();
+        let other = domain(&scene.iommu);
+        let other_memory = pages(&scene.iommu, 4096);
+        other.map(IOVA, other_memory.spa(), 4096, Prot::RW).unwrap();
+        let own = scene.route(false);
+        own.attach(&other, &sink()).unwrap();
+        let engine = scene.engine(&own);
+        other.unmap(page());
+        own.detach();
+        let bytes = Arc::clone(other_memory.memory());
+        drop(other_memory);
+        engine.join().unwrap();
+        scene.iommu.grace().collect();
+        assert_eq!(scene.iommu.grace().retired_items(), 0);
+        assert_eq!(Arc::strong_count(&bytes), 1);
+        stuck.answer();
+        worker.join().unwrap();
+    });
+}

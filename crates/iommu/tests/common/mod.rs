@@ -4,7 +4,13 @@
 
 use std::sync::Arc;
 
-use ioasid_core::{AddrRange, Pasid, PciAddress, Prot, Rid, memory::OwnPages};
+use ioasid_core::{
+    AddrRange, Pasid, PciAddress, Prot, Rid,
+    host::{Job, Worker, WorkerStopped},
+    memory::{Backing, Memory, MemoryGone, OwnMemory, OwnPages, RemoteMemory},
+    spa::SpaRange,
+    sync::{Condvar, Mutex},
+};
 use ioasid_iommu::{
     Device, DeviceConfig, DmaPort, Domain, DomainConfig, Fault, FaultLog, FaultSink, Iommu,
     IommuConfig, Stop, TableFormat,
@@ -131,5 +137,95 @@ impl Random {
 
     pub fn below(&mut self, limit: u64) -> u64 {
         self.next() % limit
+    }
+}
+
+/// Memory of a client that does not answer until it is told to.
+#[derive(Debug)]
+pub struct Stuck {
+    pub memory: Arc<OwnMemory>,
+    state: Mutex<StuckState>,
+    changed: Condvar,
+    worker: Arc<dyn Worker>,
+}
+
+#[derive(Debug, Default)]
+struct StuckState {
+    waiting: usize,
+    answers: bool,
+}
+
+#[derive(Debug)]
+struct NoWorker;
+
+impl Worker for NoWorker {
+    fn submit(&self, _job: Job) -> Result<(), WorkerStopped> {
+        Err(WorkerStopped)
+    }
+}
+
+impl Stuck {
+    /// Maps one page of it at `iova`.
+    pub fn map(iommu: &Arc<Iommu>, domain: &Domain, iova: u64) -> (Arc<Self>, SpaRange) {
+        let stuck = Arc::new(Stuck {
+            memory: OwnMemory::new(4096),
+            state: Mutex::default(),
+            changed: Condvar::new(),
+            worker: Arc::new(NoWorker),
+        });
+        let range = iommu.space().register(stuck.clone(), 0).unwrap();
+        domain.map(iova, range.start(), 4096, Prot::RW).unwrap();
+        (stuck, range)
+    }
+
+    /// Returns when somebody waits for an answer.
+    pub fn wait_until_asked(&self) {
+        let mut state = self.state.lock();
+        while state.waiting == 0 {
+            state = self.changed.wait(state);
+        }
+    }
+
+    /// Answers from now on.
+    pub fn answer(&self) {
+        self.state.lock().answers = true;
+        self.changed.notify_all();
+    }
+
+    fn asked(&self) {
+        let mut state = self.state.lock();
+        state.waiting += 1;
+        self.changed.notify_all();
+        while !state.answers {
+            state = self.changed.wait(state);
+        }
+    }
+}
+
+impl Backing for Stuck {
+    fn size(&self) -> u64 {
+        4096
+    }
+
+    fn memory(&self) -> Memory<'_> {
+        Memory::Remote(self)
+    }
+}
+
+impl RemoteMemory for Stuck {
+    fn read(&self, offset: u64, dst: &mut [u8]) -> Result<(), MemoryGone> {
+        self.asked();
+        self.memory.read(offset as usize, dst);
+        Ok(())
+    }
+
+    fn write(&self, offset: u64, src: &[u8]) -> Result<(), MemoryGone> {
+        self.asked();
+        self.memory.write(offset as usize, src);
+        Ok(())
+    }
+
+    fn worker(&self) -> &Arc<dyn Worker> {
+        &self.worker
     }
 }

@@ -23,6 +23,8 @@ pub const TYPE_1DWQ: &str = "dsa-1dwq";
 pub struct DsaParent {
     device: Arc<DsaDevice>,
     children: Mutex<BTreeMap<Uuid, Arc<DsaChild>>>,
+    /// Queues that are kept for particular children.
+    places: Mutex<BTreeMap<usize, Uuid>>,
 }
 
 impl DsaParent {
@@ -31,6 +33,7 @@ impl DsaParent {
         Arc::new(DsaParent {
             device,
             children: Mutex::default(),
+            places: Mutex::default(),
         })
     }
 
@@ -44,14 +47,27 @@ impl DsaParent {
         self.children.lock().get(&uuid).map(Arc::clone)
     }
 
-    /// Makes a child of one particular queue, for a machine whose file says which.
-    ///
-    /// # Errors
-    /// As for [`DsaChild::new`].
-    pub fn create_on(&self, queue: usize, uuid: Uuid) -> Result<Arc<DsaChild>, Error> {
+    /// Keeps a queue for the child that will have this UUID, for a machine whose file says which.
+    pub fn keep(&self, queue: usize, uuid: Uuid) {
+        self.places.lock().insert(queue, uuid);
+    }
+
+    fn create_on(&self, queue: usize, uuid: Uuid) -> Result<Arc<DsaChild>, Error> {
         let child = DsaChild::new(&self.device, queue)?;
         self.children.lock().insert(uuid, Arc::clone(&child));
         Ok(child)
+    }
+
+    /// Free queues for `uuid`: the one that is kept for it, or else those that are kept for nobody.
+    fn queues_for(&self, uuid: Uuid) -> Vec<usize> {
+        let places = self.places.lock();
+        let mut free = self.free_queues();
+        let own = free
+            .iter()
+            .copied()
+            .find(|queue| places.get(queue) == Some(&uuid));
+        free.retain(|queue| !places.contains_key(queue));
+        own.map_or(free, |queue| vec![queue])
     }
 
     /// Queues that were set aside for children and that nobody has.
@@ -89,7 +105,7 @@ impl MdevParent for DsaParent {
         if id != TYPE_1DWQ {
             return Err(ioasid_vfio::Error::NoSuchType);
         }
-        for queue in self.free_queues() {
+        for queue in self.queues_for(uuid) {
             match self.create_on(queue, uuid) {
                 Ok(child) => {
                     return Ok(MdevChild {

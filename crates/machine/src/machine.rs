@@ -446,6 +446,11 @@ impl MachineDevice {
                     .collect::<Result<_, _>>()
                     .map_err(|error| failed(&error))?;
                 let parent = DsaParent::new(dsa.clone());
+                for (index, queue) in section.queue.iter().enumerate() {
+                    if let Some(uuid) = queue.uuid {
+                        parent.keep(index, uuid);
+                    }
+                }
                 mdevs.add_parent(parent.clone());
                 host = Some(HostSide {
                     queues,

@@ -181,7 +181,7 @@ impl Scene {
         counts.push(iommu.paging_domains());
         let shown: Vec<_> = counts.iter().map(usize::to_string).collect();
         screen.claim(Outcome {
-            claim: "A domain appears with the first attach that needs it and goes with the last",
+            claim: "A domain comes with the first attach that needs it, goes with the last",
             result: verdict(
                 counts == [1, 2, 2, 3, 1],
                 format!(

@@ -41,11 +41,11 @@ pub(crate) const CLAIMS: &[(&str, Check)] = &[
         interrupt_window,
     ),
     (
-        "The parent's untagged DMA never uses a VM's domain; unknown PASIDs are blocked",
+        "The parent's own DMA never uses a VM's domain; unknown PASIDs are blocked",
         untagged,
     ),
     (
-        "A VM killed in the middle of its DMA: nothing is written after the release",
+        "A VM killed amid its DMA: nothing is written after the release",
         killed,
     ),
 ];

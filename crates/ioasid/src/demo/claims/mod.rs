@@ -31,3 +31,16 @@ fn all(scene: &mut Scene, screen: &mut Screen, claims: &[(&'static str, Check)])
         screen.claim(Outcome { claim, result });
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_claim_fits_a_terminal_of_80_columns() {
+        let claims = [sharing::CLAIMS, isolation::CLAIMS, library::CLAIMS].concat();
+        for (claim, _) in claims {
+            assert!(claim.chars().count() <= 80 - 7, "`{claim}` is too long");
+        }
+    }
+}

@@ -44,7 +44,7 @@ pub(crate) const CLAIMS: &[(&str, Check)] = &[
         normal_domain,
     ),
     (
-        "One map serves both devices of VM1, and one unmap stops both before it returns",
+        "One map serves both devices of VM1; one unmap stops both, then returns",
         one_unmap,
     ),
     (

@@ -1,0 +1,155 @@
+//! A machine is what its file says.
+
+use std::sync::Arc;
+
+use ioasid_core::{
+    host::StdSpawner,
+    inspect::{Inspect as _, Node, Value},
+};
+use ioasid_machine::{Machine, MachineFile, sysfs::SysfsKind};
+
+const FIRST: &str = "5f2e6a9e-93a1-4f0a-9b3e-3d8f0c1b2a01";
+const SECOND: &str = "5f2e6a9e-93a1-4f0a-9b3e-3d8f0c1b2a02";
+
+fn build(text: &str) -> Arc<Machine> {
+    let file: MachineFile = text.parse().unwrap();
+    Machine::build("test", &file, &StdSpawner).unwrap()
+}
+
+fn default_machine() -> Arc<Machine> {
+    Machine::build("test", &MachineFile::default_machine(), &StdSpawner).unwrap()
+}
+
+fn child_field(machine: &Machine, uuid: &str, field: &str) -> Option<Value> {
+    let tree = machine.inspect();
+    let Some(Value::List(mdevs)) = tree.field("mdevs") else {
+        panic!("mdevs are listed")
+    };
+    mdevs.iter().find_map(|mdev| match mdev {
+        Value::Node(mdev) if mdev.field("uuid") == Some(&uuid.into()) => {
+            match mdev.field("queue") {
+                Some(Value::Node(queue)) => queue.field(field).cloned(),
+                _ => None,
+            }
+        }
+        _ => None,
+    })
+}
+
+#[test]
+fn an_mdev_gets_the_queue_that_its_section_is_for() {
+    // The free queue comes first: order alone would give it away.
+    let machine = build(&format!(
+        "[[device]]\nmodel = \"dsa\"\ndriver = \"host\"\n\
+         [[device.queue]]\nowner = \"host\"\n\
+         [[device.queue]]\nowner = \"mdev\"\n\
+         [[device.queue]]\nowner = \"mdev\"\nuuid = \"{FIRST}\"\n\
+         [[device.queue]]\nowner = \"mdev\"\nuuid = \"{SECOND}\"\n"
+    ));
+    assert_eq!(child_field(&machine, FIRST, "queue"), Some(Value::Count(2)));
+    assert_eq!(
+        child_field(&machine, SECOND, "queue"),
+        Some(Value::Count(3))
+    );
+    let later = "5f2e6a9e-93a1-4f0a-9b3e-3d8f0c1b2aff";
+    machine
+        .create_mdev("0000:6a:01.0", "dsa-1dwq", later, None)
+        .unwrap();
+    assert_eq!(child_field(&machine, later, "queue"), Some(Value::Count(1)));
+    machine.remove_mdev(FIRST).unwrap();
+    let taken = machine.create_mdev(
+        "0000:6a:01.0",
+        "dsa-1dwq",
+        "5f2e6a9e-93a1-4f0a-9b3e-3d8f0c1b2afe",
+        None,
+    );
+    assert!(
+        taken.is_err(),
+        "a queue that is kept for one child goes to no other"
+    );
+    machine
+        .create_mdev("0000:6a:01.0", "dsa-1dwq", FIRST, None)
+        .unwrap();
+}
+
+#[test]
+fn a_vm_sees_what_it_owns_and_nothing_else() {
+    let machine = default_machine();
+    assert_eq!(machine.nodes(None).len(), 3);
+    assert_eq!(machine.nodes(Some("vm1")).len(), 2);
+    assert_eq!(machine.nodes(Some("vm2")).len(), 1);
+    assert!(machine.nodes(Some("vm3")).is_empty() && !machine.has_vm("vm3"));
+    let paths = |vm| -> Vec<String> {
+        machine
+            .sysfs(vm)
+            .into_iter()
+            .map(|entry| entry.path)
+            .collect()
+    };
+    let vm2 = paths(Some("vm2"));
+    assert!(
+        vm2.iter()
+            .any(|path| path.ends_with(&format!("bus/mdev/devices/{SECOND}")))
+    );
+    assert!(
+        !vm2.iter()
+            .any(|path| path.contains(FIRST) || path.contains("0000:6b:01.0"))
+    );
+    // The parent is there for its child to lie in, with the driver that has it.
+    assert!(
+        vm2.iter()
+            .any(|path| path == "bus/pci/drivers/idxd/0000:6a:01.0")
+    );
+}
+
+#[test]
+fn every_sysfs_path_is_relative_and_every_link_leads_to_an_entry() {
+    let machine = default_machine();
+    let entries = machine.sysfs(None);
+    for entry in &entries {
+        assert!(
+            !entry.path.starts_with('/') && !entry.path.contains(".."),
+            "{}",
+            entry.path
+        );
+        let SysfsKind::Link(target) = &entry.kind else {
+            continue;
+        };
+        let mut path: Vec<_> = entry.path.split('/').collect();
+        path.pop();
+        for part in target.split('/') {
+            if part == ".." {
+                path.pop().unwrap();
+            } else {
+                path.push(part);
+            }
+        }
+        let path = path.join("/");
+        let known = entries
+            .iter()
+            .any(|entry| entry.path == path || entry.path.starts_with(&format!("{path}/")));
+        let host = ["bus/pci", "bus/mdev", "class/vfio-dev"].contains(&path.as_str());
+        assert!(
+            known || host,
+            "{} leads to {path}, which is nowhere",
+            entry.path
+        );
+    }
+}
+
+#[test]
+fn only_the_parents_domain_is_there_before_a_program_comes() {
+    let machine = default_machine();
+    assert_eq!(machine.iommu().paging_domains(), 1);
+    let context = machine.new_context();
+    assert_eq!(count(&machine.inspect(), "iommufds"), 1);
+    drop(context);
+    assert_eq!(count(&machine.inspect(), "iommufds"), 0);
+}
+
+fn count(tree: &Node, list: &str) -> usize {
+    match tree.field(list) {
+        Some(Value::List(values)) => values.len(),
+        other => panic!("{list} is {other:?}"),
+    }
+}

@@ -374,7 +374,7 @@ impl AreaUse {
         self.users.load(Ordering::Acquire) > 0
     }
 
-    fn refuses_new(&self) -> bool {
+    pub(crate) fn refuses_new(&self) -> bool {
         self.leaving.load(Ordering::Acquire)
     }
 }

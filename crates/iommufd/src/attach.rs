@@ -10,12 +10,14 @@ use std::{
 };
 
 use ioasid_core::Pasid;
+use ioasid_iommu::{OnAnswer, PageResponse};
 
 use crate::{
     context::Context,
     device::DeviceObject,
-    domains::Attributes,
     error::Error,
+    fault::{Handle, PageFault, Reported},
+    hw::{Target, TargetKind},
     hwpt::{Hwpt, HwptFlags},
     ioas::Ioas,
     object::{Object, ObjectId},
@@ -28,18 +30,35 @@ pub(crate) enum Holder {
     Child(ObjectId),
 }
 
+/// What an attach does with what is attached already.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Change {
+    /// There must be nothing.
+    Attach,
+    /// There must be something.
+    Replace,
+    /// Whichever fits: what VFIO makes of the two.
+    AttachOrReplace,
+}
+
 type Seat = (Holder, Option<Pasid>);
 
 /// What one group (or child) is attached to at one PASID (or none).
 #[derive(Debug)]
 struct Attachment {
     hwpt: Arc<Hwpt>,
+    handle: Handle,
+    /// The device that attached the group: page requests are told as this one's.
+    attacher: ObjectId,
     devices: BTreeSet<ObjectId>,
 }
 
 /// Every attachment of a context.
 #[derive(Debug, Default)]
-pub(crate) struct Attachments(BTreeMap<Seat, Attachment>);
+pub(crate) struct Attachments {
+    seats: BTreeMap<Seat, Attachment>,
+    last_handle: u64,
+}
 
 impl Attachments {
     /// The rule that keeps PASIDs that a program chose and page tables that were not made for them
@@ -52,11 +71,11 @@ impl Attachments {
         let suits = hwpt.contains(HwptFlags::PASID);
         let fits = match pasid {
             None => {
-                let mut seats = self.0.keys();
+                let mut seats = self.seats.keys();
                 suits || !seats.any(|(other, pasid)| *other == holder && pasid.is_some())
             }
             Some(_) => {
-                let primary = self.0.get(&(holder, None));
+                let primary = self.seats.get(&(holder, None));
                 suits && primary.is_none_or(|at| at.hwpt.flags().contains(HwptFlags::PASID))
             }
         };
@@ -65,6 +84,73 @@ impl Attachments {
         } else {
             Err(Error::NotForPasids)
         }
+    }
+
+    /// The checks of a page table for one seat: by the rules of all IOMMUs, then by the device's.
+    fn check(
+        &self,
+        seat: Seat,
+        device: &DeviceObject,
+        hwpt: &Hwpt,
+        target: &Target,
+    ) -> Result<(), Error> {
+        self.check_pasids(seat, hwpt.flags())?;
+        if hwpt.flags().contains(HwptFlags::DIRTY_TRACKING) && !device.ops().supports_dirty() {
+            return Err(Error::Incompatible);
+        }
+        if hwpt.faults().is_some() && !device.device().supports_page_requests() {
+            return Err(Error::Incompatible);
+        }
+        if let Some(pasid) = seat.1
+            && pasid.get() >= device.device().max_pasids()
+        {
+            return Err(Error::NoSuchPasid);
+        }
+        device.ops().check_attach(seat.1, target)
+    }
+
+    /// A handle for a new attachment, known to whoever takes its page requests.
+    fn enter(&mut self, pasid: Option<Pasid>, device: &DeviceObject, hwpt: &Hwpt) -> Handle {
+        self.last_handle += 1;
+        let handle = Handle(self.last_handle);
+        if let Some(faults) = hwpt.faults() {
+            let reported = Reported {
+                handle,
+                device: device.id(),
+                pasid,
+            };
+            for member in device.device().group().devices() {
+                faults.enter(member.address(), device.route(pasid), reported);
+            }
+        }
+        handle
+    }
+}
+
+/// The attachment is over, or never came to be.
+fn leave_faults(hwpt: &Hwpt, handle: Handle) {
+    if let Some(faults) = hwpt.faults() {
+        faults.leave(handle);
+    }
+}
+
+/// What a device's IOMMU is told of a page table.
+fn target(hwpt: &Hwpt, device: &DeviceObject) -> Target {
+    let kind = match hwpt.nested() {
+        None => TargetKind::Paging(Arc::clone(hwpt.target())),
+        Some(nested) => TargetKind::Nested {
+            nested: Arc::clone(nested.ops()),
+            viommu: nested.viommu().cloned(),
+            virt_id: nested.viommu().and_then(|viommu| {
+                let vdevice = device.vdevice()?;
+                Arc::ptr_eq(vdevice.viommu(), viommu).then(|| vdevice.virt_id())
+            }),
+        },
+    };
+    Target {
+        hwpt: hwpt.id(),
+        flags: hwpt.flags(),
+        kind,
     }
 }
 
@@ -83,14 +169,15 @@ impl Context {
         device: &Arc<DeviceObject>,
         pasid: Option<Pasid>,
         pt_id: ObjectId,
+        change: Change,
     ) -> Result<ObjectId, Error> {
         let mut seats = self.attachments.lock();
         match self.attachable(pt_id)? {
             Object::Hwpt(hwpt) => {
-                self.attach_hwpt(&mut seats, device, pasid, &hwpt)?;
+                self.attach_hwpt(&mut seats, device, pasid, &hwpt, change)?;
                 Ok(hwpt.id())
             }
-            Object::Ioas(ioas) => self.attach_ioas(&mut seats, device, pasid, &ioas),
+            Object::Ioas(ioas) => self.attach_ioas(&mut seats, device, pasid, &ioas, change),
             _ => Err(Error::NotAttachable(pt_id)),
         }
     }
@@ -102,9 +189,10 @@ impl Context {
         device: &Arc<DeviceObject>,
         pasid: Option<Pasid>,
         ioas: &Arc<Ioas>,
+        change: Change,
     ) -> Result<ObjectId, Error> {
         for hwpt in self.automatic_hwpts(ioas) {
-            match self.attach_hwpt(seats, device, pasid, &hwpt) {
+            match self.attach_hwpt(seats, device, pasid, &hwpt, change) {
                 Ok(()) => return Ok(hwpt.id()),
                 Err(error) if error.is_mismatch() => {}
                 Err(error) => return Err(error),
@@ -112,9 +200,12 @@ impl Context {
         }
         let seat = (device.holder(), pasid);
         let reserved = device.reserved(pasid);
-        let stays = seats.0.get(&seat).is_some_and(|at| {
-            at.devices.contains(&device.id()) && at.hwpt.ioas().id() == ioas.id()
-        });
+        let at = seats.seats.get(&seat);
+        let attached = at.is_some_and(|at| at.devices.contains(&device.id()));
+        let stays = attached && at.is_some_and(|at| at.hwpt.ioas().id() == ioas.id());
+        if change == Change::Attach && attached {
+            return Err(Error::DeviceBusy);
+        }
         // The reserved ranges come before the pages: a map in their way is the first error seen.
         let reserves = !reserved.is_empty() && !stays;
         if reserves {
@@ -122,8 +213,8 @@ impl Context {
         }
         let attach = |seats: &mut Attachments| {
             seats.check_pasids(seat, HwptFlags::NONE)?;
-            let hwpt = self.make_hwpt(ioas, device, HwptFlags::NONE, true)?;
-            let attached = self.attach_hwpt(seats, device, pasid, &hwpt);
+            let hwpt = self.make_hwpt(ioas, device, HwptFlags::NONE, true, None)?;
+            let attached = self.attach_hwpt(seats, device, pasid, &hwpt, change);
             if attached.is_err() {
                 self.discard(&hwpt);
             }
@@ -143,47 +234,68 @@ impl Context {
         device: &Arc<DeviceObject>,
         pasid: Option<Pasid>,
         hwpt: &Arc<Hwpt>,
+        change: Change,
     ) -> Result<(), Error> {
         let seat = (device.holder(), pasid);
         let id = device.id();
-        let fits =
-            !hwpt.flags().contains(HwptFlags::DIRTY_TRACKING) || device.device().supports_dirty();
-        match seats.0.get(&seat) {
-            Some(at) if at.devices.contains(&id) => {
-                self.replace(seats, seat, device, hwpt, fits)?;
-            }
-            Some(at) if at.hwpt.id() != hwpt.id() => return Err(Error::GroupElsewhere),
+        match seats.seats.get(&seat) {
+            Some(at) if at.devices.contains(&id) => match change {
+                Change::Attach => Err(Error::DeviceBusy),
+                _ => self.replace(seats, seat, device, hwpt),
+            },
+            _ if change == Change::Replace => Err(Error::NothingToReplace),
+            Some(at) if at.hwpt.id() != hwpt.id() => Err(Error::GroupElsewhere),
             Some(_) => {
                 // The group is there already: only the device's own reserved ranges are new.
                 hwpt.ioas().reserve(id, device.reserved(pasid))?;
-                if let Some(at) = seats.0.get_mut(&seat) {
+                if let Some(at) = seats.seats.get_mut(&seat) {
                     at.devices.insert(id);
                 }
                 self.objects.lock().hold(hwpt.id());
+                Ok(())
             }
-            None => {
-                hwpt.ioas().reserve(id, device.reserved(pasid))?;
-                let checked = seats.check_pasids(seat, hwpt.flags());
-                let checked = checked.and(if fits {
-                    Ok(())
-                } else {
-                    Err(Error::Incompatible)
-                });
-                let domain = hwpt.domain().domain();
-                if let Err(error) = checked.and_then(|()| device.point(pasid, domain)) {
-                    if device.reserves(pasid) {
-                        hwpt.ioas().unreserve(id);
-                    }
-                    return Err(error);
-                }
-                let at = Attachment {
-                    hwpt: Arc::clone(hwpt),
-                    devices: BTreeSet::from([id]),
-                };
-                seats.0.insert(seat, at);
-                self.objects.lock().hold(hwpt.id());
-            }
+            None => self.attach_group(seats, seat, device, hwpt),
         }
+    }
+
+    /// Attaches a group, or a child, that is attached to nothing at this PASID.
+    fn attach_group(
+        &self,
+        seats: &mut Attachments,
+        seat: Seat,
+        device: &Arc<DeviceObject>,
+        hwpt: &Arc<Hwpt>,
+    ) -> Result<(), Error> {
+        let pasid = seat.1;
+        hwpt.ioas().reserve(device.id(), device.reserved(pasid))?;
+        let target = target(hwpt, device);
+        let attach = |seats: &mut Attachments| {
+            seats.check(seat, device, hwpt, &target)?;
+            let handle = seats.enter(pasid, device, hwpt);
+            let pointed = device.point(pasid, hwpt.target());
+            if pointed.is_err() {
+                leave_faults(hwpt, handle);
+            }
+            pointed.map(|()| handle)
+        };
+        let handle = match attach(seats) {
+            Ok(handle) => handle,
+            Err(error) => {
+                if device.reserves(pasid) {
+                    hwpt.ioas().unreserve(device.id());
+                }
+                return Err(error);
+            }
+        };
+        device.ops().attached(pasid, Some(&target));
+        let at = Attachment {
+            hwpt: Arc::clone(hwpt),
+            handle,
+            attacher: device.id(),
+            devices: BTreeSet::from([device.id()]),
+        };
+        seats.seats.insert(seat, at);
+        self.objects.lock().hold(hwpt.id());
         Ok(())
     }
 
@@ -194,19 +306,19 @@ impl Context {
         seat: Seat,
         device: &Arc<DeviceObject>,
         hwpt: &Arc<Hwpt>,
-        fits: bool,
     ) -> Result<(), Error> {
-        let Some(at) = seats.0.get(&seat) else {
+        let Some(at) = seats.seats.get(&seat) else {
             return Ok(());
         };
-        let (old, devices) = (Arc::clone(&at.hwpt), at.devices.clone());
+        let (old, old_handle, devices) = (Arc::clone(&at.hwpt), at.handle, at.devices.clone());
         if old.id() == hwpt.id() {
             return Ok(());
         }
         let pasid = seat.1;
         let moves = device.reserves(pasid) && old.ioas().id() != hwpt.ioas().id();
         let unreserve = |ioas: &Ioas| devices.iter().for_each(|id| ioas.unreserve(*id));
-        let change = || {
+        let target = target(hwpt, device);
+        let mut change = || {
             if moves {
                 for id in &devices {
                     let object = self.objects.lock().object(*id);
@@ -215,27 +327,35 @@ impl Context {
                     }
                 }
             }
-            seats.check_pasids(seat, hwpt.flags())?;
-            if !fits {
-                return Err(Error::Incompatible);
+            seats.check(seat, device, hwpt, &target)?;
+            let handle = seats.enter(pasid, device, hwpt);
+            // Two page tables on one domain: nothing changes for the device.
+            if !Arc::ptr_eq(old.target(), hwpt.target())
+                && let Err(error) = device.repoint(pasid, hwpt.target())
+            {
+                leave_faults(hwpt, handle);
+                return Err(error);
             }
-            if Arc::ptr_eq(old.domain(), hwpt.domain()) {
-                // Two page tables on one domain: nothing changes for the device.
-                return Ok(());
-            }
-            device.repoint(pasid, hwpt.domain().domain())
+            Ok(handle)
         };
-        if let Err(error) = change() {
-            if moves {
-                unreserve(hwpt.ioas());
+        let handle = match change() {
+            Ok(handle) => handle,
+            Err(error) => {
+                if moves {
+                    unreserve(hwpt.ioas());
+                }
+                return Err(error);
             }
-            return Err(error);
-        }
+        };
+        leave_faults(&old, old_handle);
+        device.ops().attached(pasid, Some(&target));
         if moves {
             unreserve(old.ioas());
         }
-        if let Some(at) = seats.0.get_mut(&seat) {
+        if let Some(at) = seats.seats.get_mut(&seat) {
             at.hwpt = Arc::clone(hwpt);
+            at.handle = handle;
+            at.attacher = device.id();
         }
         for _ in &devices {
             self.objects.lock().hold(hwpt.id());
@@ -253,16 +373,18 @@ impl Context {
 
     /// Takes a device off its seat, if it has one; returns after the barrier.
     fn leave(&self, seats: &mut Attachments, device: &Arc<DeviceObject>, seat: Seat) {
-        let Some(at) = seats.0.get_mut(&seat) else {
+        let Some(at) = seats.seats.get_mut(&seat) else {
             return;
         };
         if !at.devices.remove(&device.id()) {
             return;
         }
-        let hwpt = Arc::clone(&at.hwpt);
+        let (hwpt, handle) = (Arc::clone(&at.hwpt), at.handle);
         if at.devices.is_empty() {
-            seats.0.remove(&seat);
+            seats.seats.remove(&seat);
             device.unpoint(seat.1);
+            leave_faults(&hwpt, handle);
+            device.ops().attached(seat.1, None);
         }
         if device.reserves(seat.1) {
             hwpt.ioas().unreserve(device.id());
@@ -270,12 +392,19 @@ impl Context {
         self.put_hwpt(&hwpt);
     }
 
-    /// Detaches a device from everything and takes its object away.
+    /// Detaches a device from everything and takes its object away. Its number on a virtual IOMMU
+    /// goes first; the id of that object stays taken.
     pub(crate) fn unbind(&self, device: &Arc<DeviceObject>) {
         let mut seats = self.attachments.lock();
+        if let Some(vdevice) = device.vdevice() {
+            vdevice.release();
+            let mut objects = self.objects.lock();
+            objects.bury(vdevice.id());
+            objects.put(vdevice.viommu().id());
+        }
         let holder = device.holder();
         let its: Vec<Seat> = seats
-            .0
+            .seats
             .keys()
             .copied()
             .filter(|seat| seat.0 == holder)
@@ -291,36 +420,49 @@ impl Context {
 
     pub(crate) fn attached(&self, device: &DeviceObject, pasid: Option<Pasid>) -> Option<ObjectId> {
         let seats = self.attachments.lock();
-        let at = seats.0.get(&(device.holder(), pasid))?;
+        let at = seats.seats.get(&(device.holder(), pasid))?;
         at.devices.contains(&device.id()).then(|| at.hwpt.id())
     }
 
-    /// A new page table object on `ioas`, for `device`.
-    pub(crate) fn make_hwpt(
+    /// A page request of a device whose DMA is a back end's own: goes to the fault queue of what the
+    /// device is attached to, or is answered invalid if there is none.
+    ///
+    /// # Errors
+    /// [`Error::NoObject`] if there is no such device.
+    pub fn report_page_fault(
         &self,
-        ioas: &Arc<Ioas>,
-        device: &DeviceObject,
-        flags: HwptFlags,
-        automatic: bool,
-    ) -> Result<Arc<Hwpt>, Error> {
-        let id = self.objects.lock().reserve()?;
-        let attributes = Attributes::new(device.device(), flags);
-        let domain = ioas.domain(attributes, |config| {
-            let domain = self.iommu().alloc_domain(config);
-            domain.map_err(|_| Error::NoIds)
-        });
-        let mut objects = self.objects.lock();
-        let domain = match domain {
-            Ok(domain) => domain,
-            Err(error) => {
-                objects.forget(id);
-                return Err(error);
+        device: ObjectId,
+        fault: PageFault,
+        on_answer: OnAnswer,
+    ) -> Result<(), Error> {
+        let device = self.device(device)?;
+        let holder = device.holder();
+        let seats = self.attachments.lock();
+        let own = seats.seats.get(&(holder, None));
+        let at = match fault.pasid {
+            None => own,
+            Some(pasid) => {
+                let at = Pasid::new(pasid);
+                let at = at.and_then(|pasid| seats.seats.get(&(holder, Some(pasid))));
+                let nested = own.filter(|own| {
+                    device.ops().has_user_pasid_table() && own.hwpt.nested().is_some()
+                });
+                at.or(nested)
             }
         };
-        let hwpt = Hwpt::new(id, Arc::clone(ioas), domain, flags, automatic);
-        objects.install(id, Object::Hwpt(Arc::clone(&hwpt)));
-        objects.hold(ioas.id());
-        Ok(hwpt)
+        let faults = at.and_then(|at| Some((at.hwpt.faults()?, at)));
+        match faults {
+            Some((faults, at)) => {
+                let reported = Reported {
+                    handle: at.handle,
+                    device: at.attacher,
+                    pasid: None,
+                };
+                faults.report(reported, fault, on_answer);
+            }
+            None => on_answer(PageResponse::Invalid),
+        }
+        Ok(())
     }
 
     /// Ends one attachment of a page table; an automatic one goes with the last.
@@ -336,7 +478,9 @@ impl Context {
         {
             let mut objects = self.objects.lock();
             objects.forget(hwpt.id());
-            objects.put(hwpt.ioas().id());
+            for used in hwpt.holds() {
+                objects.put(used);
+            }
         }
         hwpt.release();
     }

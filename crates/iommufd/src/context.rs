@@ -1,8 +1,8 @@
 //! One open `/dev/iommu` file.
 
 use std::sync::{
-    Arc,
-    atomic::{AtomicBool, Ordering},
+    Arc, Weak,
+    atomic::{AtomicBool, AtomicUsize, Ordering},
 };
 
 use ioasid_core::{
@@ -19,10 +19,12 @@ use crate::{
     device::{BoundDevice, DeviceObject},
     dirty::DirtyRequest,
     error::Error,
+    hw::{HwOps, SoftwareIommu},
     hw_info::HwInfo,
-    hwpt::{Hwpt, HwptAlloc, HwptFlags},
+    hwpt::Hwpt,
     ioas::{CopyArgs, Ioas, IovaRanges, MapArgs, Part},
     ledger::{Charge, Limits, MemoryLedger},
+    mmap::MmapOffsets,
     object::{Object, ObjectId, Table},
     pages::Pages,
 };
@@ -33,23 +35,27 @@ use crate::{
 /// but for those that need only the ioctl struct: whoever decodes the struct makes them first.
 #[derive(Debug)]
 pub struct Context {
+    this: Weak<Context>,
     iommu: Arc<Iommu>,
     ledger: Arc<MemoryLedger>,
     owner: OwnerId,
-    closed: AtomicBool,
+    pub(crate) closed: AtomicBool,
+    /// Files of events and mapped pages.
+    pub(crate) open_files: AtomicUsize,
+    mmap_offsets: MmapOffsets,
     /// Held for lookups and bookkeeping only; inside every other lock.
     pub(crate) objects: Mutex<Table>,
     /// Held through a whole attach, detach or destroy; outside every other lock.
     pub(crate) attachments: Mutex<Attachments>,
-    options: Mutex<Options>,
+    pub(crate) options: Mutex<Options>,
 }
 
 #[derive(Debug, Default)]
-struct Options {
+pub(crate) struct Options {
     /// Locked memory is counted per process, not per user.
     rlimit_per_process: bool,
     /// The IOAS that VFIO container commands work on.
-    vfio_ioas: Option<ObjectId>,
+    pub(crate) vfio_ioas: Option<ObjectId>,
 }
 
 impl Context {
@@ -60,11 +66,14 @@ impl Context {
 
     /// A file without objects, whose locked memory counts in `ledger`.
     pub fn with_ledger(iommu: &Arc<Iommu>, ledger: &Arc<MemoryLedger>) -> Arc<Self> {
-        Arc::new(Context {
+        Arc::new_cyclic(|this| Context {
+            this: Weak::clone(this),
             iommu: Arc::clone(iommu),
             ledger: Arc::clone(ledger),
             owner: OwnerId::new(),
             closed: AtomicBool::new(false),
+            open_files: AtomicUsize::new(0),
+            mmap_offsets: MmapOffsets::default(),
             objects: Mutex::default(),
             attachments: Mutex::default(),
             options: Mutex::default(),
@@ -97,14 +106,19 @@ impl Context {
         }
     }
 
-    fn hwpt(&self, id: ObjectId) -> Result<Arc<Hwpt>, Error> {
+    /// A page table of an IOAS.
+    pub(crate) fn hwpt(&self, id: ObjectId) -> Result<Arc<Hwpt>, Error> {
         match self.objects.lock().object(id) {
-            Some(Object::Hwpt(hwpt)) => Ok(hwpt),
+            Some(Object::Hwpt(hwpt)) if hwpt.paging().is_some() => Ok(hwpt),
             _ => Err(Error::NoObject(id)),
         }
     }
 
-    fn device(&self, id: ObjectId) -> Result<Arc<DeviceObject>, Error> {
+    pub(crate) fn mmap_offsets(&self) -> &MmapOffsets {
+        &self.mmap_offsets
+    }
+
+    pub(crate) fn device(&self, id: ObjectId) -> Result<Arc<DeviceObject>, Error> {
         match self.objects.lock().object(id) {
             Some(Object::Device(device)) => Ok(device),
             _ => Err(Error::NoObject(id)),
@@ -122,12 +136,27 @@ impl Context {
         device: &Arc<Device>,
         faults: Arc<dyn FaultSink>,
     ) -> Result<BoundDevice, Error> {
+        self.bind_device_with(device, faults, SoftwareIommu::new(device))
+    }
+
+    /// [`Context::bind_device`] for a device behind an IOMMU of a back end.
+    ///
+    /// # Errors
+    /// Those of [`Context::bind_device`].
+    pub fn bind_device_with(
+        self: &Arc<Self>,
+        device: &Arc<Device>,
+        faults: Arc<dyn FaultSink>,
+        ops: Arc<dyn HwOps>,
+    ) -> Result<BoundDevice, Error> {
         let ownership = device.group().claim_dma_owner(self.owner);
         let ownership = ownership.map_err(|error| match error {
             OwnershipError::Permission => Error::NotOwner,
             _ => Error::DeviceBusy,
         })?;
-        self.bind(|id| DeviceObject::new(id, Arc::clone(device), None, Some(ownership), faults))
+        self.bind(|id| {
+            DeviceObject::new(id, Arc::clone(device), None, Some(ownership), faults, ops)
+        })
     }
 
     /// Binds a default-PASID child of a device: DMA tagged with `pasid` is this file's. Claims no
@@ -145,7 +174,8 @@ impl Context {
         if pasid.get() >= device.max_pasids() {
             return Err(Error::NoSuchPasid);
         }
-        self.bind(|id| DeviceObject::new(id, Arc::clone(device), Some(pasid), None, faults))
+        let ops = SoftwareIommu::new(device);
+        self.bind(|id| DeviceObject::new(id, Arc::clone(device), Some(pasid), None, faults, ops))
     }
 
     fn bind(
@@ -228,13 +258,38 @@ impl Context {
             return Err(Error::NoPermission);
         }
         let ioas = self.ioas(ioas)?;
+        let part = self.part(account, pages, args);
+        ioas.map(&[part], args.iova, args.prot)
+    }
+
+    /// Pages of a program, to become an area.
+    pub(crate) fn part(&self, account: Account, pages: Arc<dyn PageSource>, args: MapArgs) -> Part {
         let charge = Charge::new(account, self.rlimit_per_process());
-        let part = Part {
-            pages: Pages::new(pages, args.prot.write, &self.ledger, charge),
+        let pages = Pages::new(pages, args.prot.write, &self.ledger, charge);
+        if pages.source().is_device() {
+            let (context, shown) = (Weak::clone(&self.this), Arc::downgrade(&pages));
+            pages.source().on_revoke(Box::new(move || {
+                if let (Some(context), Some(pages)) = (context.upgrade(), shown.upgrade()) {
+                    context.revoke(&pages);
+                }
+            }));
+        }
+        Part {
+            pages,
             offset: args.offset,
             len: args.len,
-        };
-        ioas.map(&[part], args.iova, args.prot)
+        }
+    }
+
+    /// The exporter has taken pages back: when this returns, no device reaches them any more. They do
+    /// not come back.
+    fn revoke(&self, pages: &Arc<Pages>) {
+        pages.revoke();
+        for object in self.objects.lock().objects() {
+            if let Object::Ioas(ioas) = object {
+                ioas.revoke(pages);
+            }
+        }
     }
 
     /// IOAS_COPY: maps pages that are mapped in another place already. They are pinned once.
@@ -283,43 +338,12 @@ impl Context {
         self.ledger.pins(page)
     }
 
-    /// HWPT_ALLOC: a page table of an IOAS for a device, to be attached by its own id. It shares its
-    /// domain with the other page tables of the IOAS whose attributes agree.
+    /// What stands in front of a bound device.
     ///
     /// # Errors
-    /// [`Error::NoObject`] for the device, [`Error::NotAParent`], [`Error::FlagsNotSupported`],
-    /// [`Error::NoObject`] for the fault queue, [`Error::AddressInUse`], [`Error::Pin`],
-    /// [`Error::NotBuilt`] for nested page tables.
-    pub fn hwpt_alloc(&self, args: HwptAlloc) -> Result<ObjectId, Error> {
-        let _attachments = self.attachments.lock();
-        let device = self.device(args.device)?;
-        let parent = self.objects.lock().object(args.parent);
-        match parent {
-            Some(Object::Ioas(ioas)) => {
-                args.flags.check_paging(device.device().supports_dirty())?;
-                if args.has_data {
-                    return Err(Error::FlagsNotSupported);
-                }
-                let hwpt = self.make_hwpt(&ioas, &device, args.flags, false)?;
-                if args.flags.contains(HwptFlags::FAULT_ID_VALID) {
-                    // No command makes fault queues yet, so no id is one.
-                    self.discard(&hwpt);
-                    return Err(Error::NoObject(ObjectId::from_raw(args.fault_id)));
-                }
-                Ok(hwpt.id())
-            }
-            Some(Object::Hwpt(hwpt)) => {
-                args.flags.check_nested()?;
-                if !args.has_data {
-                    return Err(Error::FlagsNotSupported);
-                }
-                if hwpt.is_automatic() || !hwpt.flags().contains(HwptFlags::NEST_PARENT) {
-                    return Err(Error::NotAParent(args.parent));
-                }
-                Err(Error::NotBuilt("nested translation"))
-            }
-            _ => Err(Error::NotAParent(args.parent)),
-        }
+    /// [`Error::NoObject`].
+    pub fn device_ops(&self, device: ObjectId) -> Result<Arc<dyn HwOps>, Error> {
+        Ok(Arc::clone(self.device(device)?.ops()))
     }
 
     /// GET_HW_INFO: what the IOMMU in front of a device can do.
@@ -337,7 +361,9 @@ impl Context {
     pub fn hwpt_set_dirty_tracking(&self, hwpt: ObjectId, on: bool) -> Result<(), Error> {
         let hwpt = self.hwpt(hwpt)?;
         hwpt.needs_dirty()?;
-        hwpt.domain().track(hwpt.id(), on);
+        if let Some(paging) = hwpt.paging() {
+            paging.domain().track(hwpt.id(), on);
+        }
         Ok(())
     }
 
@@ -354,80 +380,6 @@ impl Context {
         report: &mut dyn FnMut(AddrRange),
     ) -> Result<(), Error> {
         self.hwpt(request.hwpt)?.get_dirty(request, report)
-    }
-
-    /// DESTROY: takes an object away that nothing uses. Cannot fail otherwise.
-    ///
-    /// # Errors
-    /// [`Error::NoObject`], [`Error::InUse`].
-    pub fn destroy(&self, id: ObjectId) -> Result<(), Error> {
-        // Dropped without a lock: what a back end made may hold devices.
-        let removed;
-        let _attachments = self.attachments.lock();
-        removed = self.objects.lock().remove(id)?;
-        self.take_apart(&removed);
-        Ok(())
-    }
-
-    /// Ends what an object held; the object is out of the table.
-    fn take_apart(&self, object: &Object) {
-        match object {
-            Object::Ioas(ioas) => {
-                let mut options = self.options.lock();
-                if options.vfio_ioas == Some(ioas.id()) {
-                    options.vfio_ioas = None;
-                }
-                drop(options);
-                // Nothing is attached that could hold pages.
-                let _ = ioas.unmap_all();
-            }
-            Object::Hwpt(hwpt) => {
-                self.objects.lock().put(hwpt.ioas().id());
-                hwpt.release();
-            }
-            Object::Device(_) | Object::Access(_) | Object::Foreign(_) => {}
-        }
-    }
-
-    /// The last descriptor of the file is gone: every object goes, page tables before address
-    /// spaces. Devices that are still bound keep the file; then this happens when the last of them
-    /// is dropped.
-    pub fn close(&self) {
-        {
-            let _objects = self.objects.lock();
-            self.closed.store(true, Ordering::Release);
-        }
-        self.finish_close();
-    }
-
-    pub(crate) fn finish_close(&self) {
-        let foreign = {
-            let mut table = self.objects.lock();
-            if !self.closed.load(Ordering::Acquire) || table.objects().iter().any(keeps_file) {
-                return;
-            }
-            table.take_foreign()
-        };
-        drop(foreign);
-        let _attachments = self.attachments.lock();
-        let objects = {
-            let mut table = self.objects.lock();
-            let objects = table.objects();
-            let bound = objects
-                .iter()
-                .any(|object| matches!(object, Object::Device(_)));
-            if bound || !self.closed.load(Ordering::Acquire) {
-                return;
-            }
-            *table = Table::default();
-            objects
-        };
-        let (tables, spaces): (Vec<_>, Vec<_>) = objects
-            .iter()
-            .partition(|object| matches!(object, Object::Hwpt(_)));
-        for object in tables.into_iter().chain(spaces) {
-            self.take_apart(object);
-        }
     }
 
     /// OPTION RLIMIT_MODE: whether locked memory is counted per process instead of per user.
@@ -463,57 +415,6 @@ impl Context {
     /// table, [`Error::AddressInUse`] if a mapping is not aligned to pages.
     pub fn set_ioas_huge_pages(&self, ioas: ObjectId, on: bool) -> Result<(), Error> {
         self.ioas(ioas)?.set_large_pages(on)
-    }
-
-    /// VFIO_IOAS: the IOAS that VFIO container commands work on.
-    ///
-    /// # Errors
-    /// [`Error::NoVfioIoas`].
-    pub fn vfio_ioas(&self) -> Result<ObjectId, Error> {
-        self.options.lock().vfio_ioas.ok_or(Error::NoVfioIoas)
-    }
-
-    /// Sets or clears what [`Context::vfio_ioas`] says.
-    ///
-    /// # Errors
-    /// [`Error::NoObject`].
-    pub fn set_vfio_ioas(&self, ioas: Option<ObjectId>) -> Result<(), Error> {
-        if let Some(id) = ioas {
-            self.ioas(id)?;
-        }
-        self.options.lock().vfio_ioas = ioas;
-        Ok(())
-    }
-
-    /// IOAS_CHANGE_PROCESS: mappings belong to the calling process from now on. Nothing moves: only
-    /// pages of files can change hands, and those belong to no process.
-    ///
-    /// # Errors
-    /// [`Error::NotFileBacked`] if any mapping of any IOAS comes from a process.
-    pub fn change_process(&self) -> Result<(), Error> {
-        let objects = self.objects.lock().objects();
-        let mut spaces = objects.iter().filter_map(|object| match object {
-            Object::Ioas(ioas) => Some(ioas),
-            _ => None,
-        });
-        if spaces.all(|ioas| ioas.is_file_backed()) {
-            Ok(())
-        } else {
-            Err(Error::NotFileBacked)
-        }
-    }
-}
-
-/// Whether whoever uses `object` keeps the objects of a file whose last descriptor is gone. Devices
-/// do as well, but those of a back end's objects go with them.
-fn keeps_file(object: &Object) -> bool {
-    matches!(object, Object::Access(access) if access.keeps_file())
-}
-
-impl Drop for Context {
-    fn drop(&mut self) {
-        // The order matters: domains go before the pages they point at.
-        self.close();
     }
 }
 

@@ -12,7 +12,14 @@ use ioasid_iommu::{
     attach_group, detach_device_pasid, detach_group, replace_device_pasid, replace_group,
 };
 
-use crate::{attach::Holder, context::Context, error::Error, object::ObjectId};
+use crate::{
+    attach::{Change, Holder},
+    context::Context,
+    error::Error,
+    hw::HwOps,
+    object::ObjectId,
+    viommu::Vdevice,
+};
 
 /// A device object: a whole device, or one default-PASID child of a device.
 pub(crate) struct DeviceObject {
@@ -23,6 +30,10 @@ pub(crate) struct DeviceObject {
     /// the device and its PASIDs.
     ownership: Mutex<Option<DmaOwnership>>,
     faults: Arc<dyn FaultSink>,
+    /// What stands in front of the device.
+    ops: Arc<dyn HwOps>,
+    /// Its number on a virtual IOMMU.
+    vdevice: Mutex<Option<Arc<Vdevice>>>,
 }
 
 impl DeviceObject {
@@ -32,6 +43,7 @@ impl DeviceObject {
         child: Option<Pasid>,
         ownership: Option<DmaOwnership>,
         faults: Arc<dyn FaultSink>,
+        ops: Arc<dyn HwOps>,
     ) -> Arc<Self> {
         Arc::new(DeviceObject {
             id,
@@ -39,6 +51,8 @@ impl DeviceObject {
             child,
             ownership: Mutex::new(ownership),
             faults,
+            ops,
+            vdevice: Mutex::new(None),
         })
     }
 
@@ -48,6 +62,19 @@ impl DeviceObject {
 
     pub(crate) fn device(&self) -> &Arc<Device> {
         &self.device
+    }
+
+    pub(crate) fn ops(&self) -> &Arc<dyn HwOps> {
+        &self.ops
+    }
+
+    pub(crate) fn vdevice(&self) -> Option<Arc<Vdevice>> {
+        self.vdevice.lock().clone()
+    }
+
+    pub(crate) fn set_vdevice(&self, vdevice: Option<Arc<Vdevice>>) {
+        let old = std::mem::replace(&mut *self.vdevice.lock(), vdevice);
+        drop(old);
     }
 
     pub(crate) fn child(&self) -> Option<Pasid> {
@@ -64,7 +91,7 @@ impl DeviceObject {
 
     /// The PASID of the DMA that an attachment is about. From here on a child is a PASID of its
     /// device like any other.
-    fn route(&self, pasid: Option<Pasid>) -> Option<Pasid> {
+    pub(crate) fn route(&self, pasid: Option<Pasid>) -> Option<Pasid> {
         self.child.or(pasid)
     }
 
@@ -176,6 +203,11 @@ impl BoundDevice {
         &self.object.device
     }
 
+    /// What stands in front of the device.
+    pub fn ops(&self) -> &Arc<dyn HwOps> {
+        &self.object.ops
+    }
+
     /// The PASID of a default-PASID child.
     pub fn default_pasid(&self) -> Option<Pasid> {
         self.object.child
@@ -188,7 +220,40 @@ impl BoundDevice {
     /// [`Error::Incompatible`], [`Error::GroupElsewhere`], [`Error::NotForPasids`], and those of
     /// pinning. What was attached before stays.
     pub fn attach(&self, pt_id: ObjectId) -> Result<ObjectId, Error> {
-        self.context.attach(&self.object, None, pt_id)
+        self.context
+            .attach(&self.object, None, pt_id, Change::AttachOrReplace)
+    }
+
+    /// Attaches the device, or a PASID that the program chose, where nothing is attached; returns
+    /// the page table. As the kernel counts, PASID 0 is the device itself.
+    ///
+    /// # Errors
+    /// [`Error::DeviceBusy`] if it is attached, and those of [`BoundDevice::attach`] and
+    /// [`BoundDevice::attach_pasid`].
+    pub fn attach_first(&self, pt_id: ObjectId, pasid: u32) -> Result<ObjectId, Error> {
+        let pasid = self.chosen(pasid)?;
+        self.context
+            .attach(&self.object, pasid, pt_id, Change::Attach)
+    }
+
+    /// Replaces what the device, or a PASID, is attached to. As the kernel counts, PASID 0 is the
+    /// device itself.
+    ///
+    /// # Errors
+    /// [`Error::NothingToReplace`], and those of [`BoundDevice::attach_first`]. What was attached
+    /// before stays.
+    pub fn replace(&self, pt_id: ObjectId, pasid: u32) -> Result<ObjectId, Error> {
+        let pasid = self.chosen(pasid)?;
+        self.context
+            .attach(&self.object, pasid, pt_id, Change::Replace)
+    }
+
+    fn chosen(&self, pasid: u32) -> Result<Option<Pasid>, Error> {
+        match pasid {
+            0 => Ok(None),
+            _ if self.object.child.is_some() => Err(Error::NoPasids),
+            _ => Pasid::new(pasid).map(Some).ok_or(Error::NoSuchPasid),
+        }
     }
 
     /// Attaches a PASID that the program chose, or replaces what was attached there. Only page
@@ -209,7 +274,8 @@ impl BoundDevice {
             self.context.attachable(pt_id)?;
             return Err(Error::NoSuchPasid);
         };
-        self.context.attach(&self.object, Some(pasid), pt_id)
+        self.context
+            .attach(&self.object, Some(pasid), pt_id, Change::AttachOrReplace)
     }
 
     /// Detaches; returns when no DMA through the old page table is in flight. Not attached: nothing

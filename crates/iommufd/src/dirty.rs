@@ -115,7 +115,10 @@ impl Hwpt {
         self.needs_dirty()?;
         self.ioas().covered(range)?;
         let clear = !request.no_clear;
-        self.domain().read_dirty(self.id(), range, clear, report)
+        match self.paging() {
+            Some(paging) => paging.domain().read_dirty(self.id(), range, clear, report),
+            None => Err(Error::NoDirtyTracking),
+        }
     }
 }
 

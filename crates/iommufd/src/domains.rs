@@ -8,20 +8,24 @@
 use std::{fmt, sync::Arc};
 
 use ioasid_core::{AddrRange, DomainId, Prot, memory::PAGE_SIZE, sync::Mutex};
-use ioasid_iommu::{Device, Domain, DomainConfig, DomainKind, MapError, TableFormat};
+use ioasid_iommu::{Domain, DomainConfig, DomainKind, MapError, TableFormat};
 
 use crate::{
     dirty::DirtyLedger,
     error::Error,
+    hw::PagingConfig,
     hwpt::HwptFlags,
     ioas::{Ioas, fill},
     iova::Owner,
+    object::ObjectId,
 };
 
 /// What must agree for two page tables to stand on one domain.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Attributes {
     format: TableFormat,
+    /// The one object that stands on it, if it is not to be shared.
+    private: Option<ObjectId>,
     /// Whether the table can track dirty pages. It can wherever the device's IOMMU can, whether the
     /// object asked for it or not: else an object that asks could not share with one that does not,
     /// and writes through the other would be missed.
@@ -31,11 +35,24 @@ pub(crate) struct Attributes {
 }
 
 impl Attributes {
-    /// What a page table for `device` with `flags` needs.
-    pub(crate) fn new(device: &Device, flags: HwptFlags) -> Self {
+    /// What the page table `hwpt` with `flags` needs, where the device's IOMMU wants `paging` and can
+    /// track dirty pages or not.
+    pub(crate) fn new(
+        hwpt: ObjectId,
+        paging: &PagingConfig,
+        tracks_dirty: bool,
+        flags: HwptFlags,
+    ) -> Self {
+        // Page requests are taken for a whole domain: who wants them has one for himself.
+        let shared = paging.shared && !flags.contains(HwptFlags::FAULT_ID_VALID);
         Attributes {
-            format: device.format(),
-            dirty: device.supports_dirty(),
+            format: paging.format,
+            private: (!shared).then_some(hwpt),
+            dirty: if shared {
+                tracks_dirty
+            } else {
+                flags.contains(HwptFlags::DIRTY_TRACKING)
+            },
             nest_parent: flags.contains(HwptFlags::NEST_PARENT),
             pasid: flags.contains(HwptFlags::PASID),
         }
@@ -79,9 +96,9 @@ impl IoasDomain {
         if large_pages {
             return Ok(self.domain.map(iova, spa, len, prot)?);
         }
-        for offset in (0..len).step_by(PAGE_SIZE as usize) {
-            self.domain
-                .map(iova + offset, spa + offset, PAGE_SIZE, prot)?;
+        let step = smallest_leaf(&self.domain).min(PAGE_SIZE);
+        for offset in (0..len).step_by(step as usize) {
+            self.domain.map(iova + offset, spa + offset, step, prot)?;
         }
         Ok(())
     }
@@ -136,6 +153,12 @@ impl Tables {
             .iter()
             .map(|table| Arc::clone(&table.domain))
             .collect()
+    }
+
+    /// The sizes of leaves that every domain has, as a bitmap; all without a domain.
+    pub(crate) fn page_sizes(&self) -> u64 {
+        let tables = self.0.iter();
+        tables.fold(!0, |sizes, table| sizes & table.domain.domain.page_sizes())
     }
 
     /// The largest of the smallest leaves; 1 without a domain.

@@ -94,8 +94,15 @@ pub enum Error {
     /// or mappings are not aligned as the page table needs (EADDRINUSE).
     #[error("mappings or allowed ranges are in the way")]
     AddressInUse,
-    /// Large pages cannot be turned off once mappings are in a page table (EINVAL).
-    #[error("mappings are in a page table already")]
+    /// The mapping is about to go (EBUSY).
+    #[error("the mapping is about to go")]
+    Changing,
+    /// Mappings of a device's pages cannot be cut (EOPNOTSUPP).
+    #[error("mappings of a device's pages cannot be cut")]
+    CannotCut,
+    /// Large pages cannot be turned off once mappings are in a page table, and mappings with large
+    /// pages or users cannot be cut (EINVAL).
+    #[error("mappings are in use already")]
     TooLate,
     /// An option has no such value (EINVAL).
     #[error("no such value for this option")]
@@ -104,12 +111,50 @@ pub enum Error {
     /// A flag that is unknown, or that this device or its IOMMU does not support (EOPNOTSUPP).
     #[error("the flags are not supported")]
     FlagsNotSupported,
-    /// Known to Linux, not built here yet (EOPNOTSUPP).
-    #[error("{0} is not built yet")]
-    NotBuilt(&'static str),
+    /// A type of data, page table, virtual IOMMU, event or queue that the device's IOMMU does not have
+    /// (EOPNOTSUPP).
+    #[error("the IOMMU has nothing of this type")]
+    TypeNotSupported,
     /// Data for the page table is missing, or there where it must not be (EINVAL).
     #[error("the type and length of the page table's data contradict each other")]
     BadData,
+    /// Data for a back end is of another type, too short or too long (EINVAL).
+    #[error("the data has the wrong type or length")]
+    BadUserData,
+    /// An entry for a back end has bytes that it does not know, and they are not 0 (E2BIG).
+    #[error("the data has bytes that mean nothing")]
+    UserDataTooLong,
+    /// The program's memory is not there (EFAULT).
+    #[error("the program's memory is not there")]
+    UserMemory,
+    /// A back end's own reason.
+    #[error("{0}")]
+    Refused(#[from] Refusal),
+    /// The device has a number on a virtual IOMMU, the number is taken, or there is a queue for these
+    /// events (EEXIST).
+    #[error("there is one already")]
+    Exists,
+    /// The device is behind another IOMMU than the virtual one (EINVAL).
+    #[error("the device is behind another IOMMU")]
+    OtherIommu,
+    /// Only nested page tables and virtual IOMMUs cache what a program can invalidate (EINVAL).
+    #[error("nothing is cached for programs there")]
+    NothingCached,
+    /// A queue of events for none or for more than 2^19 (EINVAL).
+    #[error("no queue holds as many events")]
+    BadDepth,
+    /// The pages of a hardware queue are not neighbours (EFAULT).
+    #[error("the pages are not contiguous")]
+    NotContiguous,
+    /// Only whole shared pages of the file can be mapped (EINVAL).
+    #[error("only whole shared pages can be mapped")]
+    BadMapping,
+    /// Nothing of the file can be executed (EPERM).
+    #[error("nothing here can be executed")]
+    Executable,
+    /// Nothing to map starts there, or it has another length (ENXIO).
+    #[error("there is nothing to map at this offset")]
+    NoSuchOffset,
 
     /// A driver, or another file, owns the DMA of the device's group (EPERM).
     #[error("somebody else owns the DMA of the device's group")]
@@ -117,6 +162,9 @@ pub enum Error {
     /// The device, or its group, is busy (EBUSY).
     #[error("the device is busy")]
     DeviceBusy,
+    /// A replace where nothing is attached (EINVAL).
+    #[error("nothing is attached that could be replaced")]
+    NothingToReplace,
     /// The page table does not fit the device: format, address width, dirty tracking (EINVAL).
     #[error("the page table does not fit the device")]
     Incompatible,
@@ -151,6 +199,9 @@ pub enum Error {
     /// An answer names no fault that waits for one, or is none that there is (EINVAL).
     #[error("the answer fits no fault")]
     BadAnswer,
+    /// This kind of file has no events (EINVAL).
+    #[error("nothing can be read from this file")]
+    NotReadable,
     /// This kind of file takes no answers (EINVAL).
     #[error("nothing can be written to this file")]
     NotWritable,
@@ -161,6 +212,30 @@ pub enum Error {
     /// No IOAS was chosen for the VFIO commands (ENODEV).
     #[error("no IOAS is set for VFIO")]
     NoVfioIoas,
+}
+
+/// Why a back end refuses a command, where no cause of [`Error`] says it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum Refusal {
+    /// EINVAL.
+    #[error("refused: invalid")]
+    Invalid,
+    /// EIO.
+    #[error("refused: input/output error")]
+    Io,
+    /// ENOENT.
+    #[error("refused: not found")]
+    NotFound,
+    /// EEXIST.
+    #[error("refused: exists")]
+    Exists,
+    /// ENOMEM.
+    #[error("refused: no memory")]
+    NoMemory,
+    /// EFAULT.
+    #[error("refused: bad address")]
+    Fault,
 }
 
 impl Error {
@@ -174,6 +249,7 @@ impl Error {
                 | Error::NotForPasids
                 | Error::NoSuchPasid
                 | Error::Misaligned { .. }
+                | Error::Refused(Refusal::Invalid)
         )
     }
 }

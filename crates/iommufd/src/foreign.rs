@@ -3,6 +3,8 @@
 
 use std::{any::Any, fmt, sync::Arc};
 
+use ioasid_core::AddrRange;
+
 use crate::{
     context::Context,
     error::Error,
@@ -34,6 +36,25 @@ impl Context {
         })
     }
 
+    /// Keeps a range of an IOAS unmapped for good, as hardware may ask for. It may overlap others.
+    ///
+    /// # Errors
+    /// [`Error::NoObject`], [`Error::AddressInUse`].
+    pub fn ioas_reserve(&self, ioas: ObjectId, range: AddrRange) -> Result<(), Error> {
+        let ioas = self.ioas(ioas)?;
+        let _change = ioas.change.lock();
+        ioas.state.lock().space.reserve_for_good(range)
+    }
+
+    /// Whether there is such an object, of whatever type.
+    ///
+    /// # Errors
+    /// [`Error::NoObject`].
+    pub fn object_exists(&self, id: ObjectId) -> Result<(), Error> {
+        let object = self.objects.lock().object(id);
+        object.map(drop).ok_or(Error::NoObject(id))
+    }
+
     /// The back end's object `id`.
     ///
     /// # Errors
@@ -53,10 +74,14 @@ impl ReservedId {
     }
 
     /// Lets it name `object`.
-    pub fn install(mut self, object: Arc<dyn ForeignObject>) -> ObjectId {
+    pub fn install(self, object: Arc<dyn ForeignObject>) -> ObjectId {
+        self.name(Object::Foreign(object))
+    }
+
+    pub(crate) fn name(mut self, object: Object) -> ObjectId {
         self.named = true;
         let mut objects = self.context.objects.lock();
-        objects.install(self.id, Object::Foreign(object));
+        objects.install(self.id, object);
         self.id
     }
 }

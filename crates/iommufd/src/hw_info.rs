@@ -11,10 +11,10 @@ use ioasid_iommu::{Device, TableFormat};
 use crate::device::DeviceObject;
 
 /// What GET_HW_INFO says.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct HwInfo {
-    /// The capability registers, if it is an Intel VT-d.
-    pub vtd: Option<VtdRegisters>,
+    /// What is known of this kind of IOMMU only.
+    pub data: HwData,
     /// Whether written pages can be tracked.
     pub dirty_tracking: bool,
     /// PASIDs that programs may choose at this device, as a power of two; 0 if none.
@@ -23,15 +23,36 @@ pub struct HwInfo {
 
 impl HwInfo {
     pub(crate) fn new(object: &DeviceObject) -> Self {
-        let device = object.device();
         // A program cannot choose PASIDs at a child: its one PASID is its parent's secret.
         let choosable = object.child().is_none();
         HwInfo {
-            vtd: VtdRegisters::new(device),
-            dirty_tracking: device.supports_dirty(),
-            max_pasid_log2: if choosable { device.pasid_bits() } else { 0 },
+            data: object.ops().info(),
+            dirty_tracking: object.ops().supports_dirty(),
+            max_pasid_log2: if choosable {
+                object.device().pasid_bits()
+            } else {
+                0
+            },
         }
     }
+}
+
+/// What GET_HW_INFO says of one kind of IOMMU.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum HwData {
+    /// Nothing.
+    #[default]
+    None,
+    /// An Intel VT-d.
+    Vtd(VtdRegisters),
+    /// An IOMMU of a back end.
+    Other {
+        /// `enum iommu_hw_info_type`.
+        kind: u32,
+        /// The struct of that type.
+        bytes: Vec<u8>,
+    },
 }
 
 /// Capability registers (Intel VT-d specification, 11.4.2 and 11.4.3).
@@ -49,7 +70,7 @@ const fn field(low: u32, value: u64) -> u64 {
 }
 
 impl VtdRegisters {
-    fn new(device: &Device) -> Option<Self> {
+    pub(crate) fn new(device: &Device) -> Option<Self> {
         let first_stage = match device.format() {
             TableFormat::X86_64Stage1 => true,
             TableFormat::VtdSecondStage => false,

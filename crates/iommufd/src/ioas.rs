@@ -254,6 +254,12 @@ impl Ioas {
     /// one, [`Error::StillHeld`] if an access object does not let go of one; those before it are
     /// unmapped then, as in the kernel.
     pub(crate) fn unmap(&self, range: AddrRange) -> Result<u64, Error> {
+        let (bytes, result) = self.unmap_counting(range);
+        result.map(|()| bytes)
+    }
+
+    /// As [`Ioas::unmap`]; the bytes that were unmapped are told in any case.
+    pub(crate) fn unmap_counting(&self, range: AddrRange) -> (u64, Result<(), Error>) {
         let mut bytes = 0u64;
         let mut kicks = Kicks::default();
         loop {
@@ -289,13 +295,13 @@ impl Ioas {
             drop(areas);
             drop(change);
             match end {
-                End::Done => return Ok(bytes),
-                End::Error(error) => return Err(error),
+                End::Done => return (bytes, Ok(())),
+                End::Error(error) => return (bytes, Err(error)),
                 // No lock is held: whoever is told lets go of the pages before it returns.
-                End::Held(area) => {
-                    kicks.count(area)?;
-                    self.tell_accesses(area);
-                }
+                End::Held(area) => match kicks.count(area) {
+                    Ok(()) => self.tell_accesses(area),
+                    Err(error) => return (bytes, Err(error)),
+                },
             }
         }
     }
@@ -306,6 +312,67 @@ impl Ioas {
     /// As [`Ioas::unmap`].
     pub(crate) fn unmap_all(&self) -> Result<u64, Error> {
         self.unmap(AddrRange::ALL)
+    }
+
+    /// Takes pages that their exporter has taken back out of every domain; returns after the barrier.
+    /// The areas stay, and lead nowhere.
+    pub(crate) fn revoke(&self, pages: &Arc<Pages>) {
+        let _change = self.change.lock();
+        let (areas, domains) = {
+            let mut state = self.state.lock();
+            let shown = state.space.areas_mut_with_ranges();
+            let shown = shown.filter(|(_, area)| Arc::ptr_eq(&area.pages, pages));
+            let areas: Vec<_> = shown
+                .map(|(range, area)| {
+                    let shown = area.clone();
+                    area.run = None;
+                    (range, shown)
+                })
+                .collect();
+            (areas, state.tables.domains())
+        };
+        take_down(&domains, &areas);
+    }
+
+    /// Cuts the area that has both `last` and the address after it in two, so that one part can be
+    /// unmapped. Neither pins nor page tables change.
+    ///
+    /// # Errors
+    /// [`Error::Changing`] while the area is about to go, [`Error::CannotCut`] for pages of a device,
+    /// [`Error::Misaligned`], [`Error::TooLate`] if an access object holds pages of the area, or if
+    /// it is in a page table with leaves that may be large.
+    pub(crate) fn cut_after(&self, last: u64) -> Result<(), Error> {
+        let _change = self.change.lock();
+        let mut state = self.state.lock();
+        let at = AddrRange::new(last, last).ok_or(Error::Overflow)?;
+        let Some((range, area)) = state.space.overlapping(at).next() else {
+            return Ok(());
+        };
+        if last == range.start() || last == range.last() {
+            return Ok(());
+        }
+        if area.usage.refuses_new() {
+            return Err(Error::Changing);
+        }
+        if area.pages.source().is_device() {
+            return Err(Error::CannotCut);
+        }
+        let alignment = state.alignment();
+        let left = last - range.start() + 1;
+        let offset = area.offset.wrapping_add(left);
+        if (last + 1) & (alignment - 1) != 0 || offset & (alignment - 1) != 0 {
+            return Err(Error::Misaligned { alignment });
+        }
+        if area.usage.is_used() || (area.run.is_some() && state.large_pages) {
+            return Err(Error::TooLate);
+        }
+        let right = Area {
+            offset,
+            usage: Arc::default(),
+            ..area.clone()
+        };
+        state.space.split(range.start(), last, right);
+        Ok(())
     }
 
     /// Asks every access object to let go of the pages behind `area`.
@@ -348,15 +415,6 @@ impl Ioas {
     pub(crate) fn unreserve(&self, device: ObjectId) {
         let _change = self.change.lock();
         self.state.lock().space.unreserve(Owner::Device(device));
-    }
-
-    /// Whether every area's pages come from files.
-    pub(crate) fn is_file_backed(&self) -> bool {
-        let state = self.state.lock();
-        state
-            .space
-            .areas()
-            .all(|(_, area)| area.pages.source().is_file())
     }
 }
 
@@ -434,7 +492,7 @@ pub(crate) fn fill(
     area: &mut Area,
     large_pages: bool,
 ) -> Result<(), Error> {
-    if domains.is_empty() {
+    if domains.is_empty() || area.pages.is_revoked() {
         return Ok(());
     }
     let len = range.len_saturating();

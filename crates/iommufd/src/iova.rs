@@ -94,6 +94,13 @@ impl<T> IovaSpace<T> {
         self.areas.get_mut(&start).map(|entry| &mut entry.area)
     }
 
+    /// Every area, ascending, with what it carries.
+    pub(crate) fn areas_mut_with_ranges(&mut self) -> impl Iterator<Item = (AddrRange, &mut T)> {
+        self.areas.iter_mut().filter_map(|(start, entry)| {
+            Some((AddrRange::new(*start, entry.last)?, &mut entry.area))
+        })
+    }
+
     /// What every area carries.
     pub(crate) fn areas_mut(&mut self) -> impl Iterator<Item = &mut T> {
         self.areas.values_mut().map(|entry| &mut entry.area)
@@ -129,6 +136,17 @@ impl<T> IovaSpace<T> {
         let last = range.last();
         self.areas.insert(range.start(), Entry { last, area });
         self.mapped = self.mapped.saturating_add(range.len_saturating());
+    }
+
+    /// Lets the area that starts at `start` end at `last`, inside it, and gives the rest to `right`.
+    pub(crate) fn split(&mut self, start: u64, last: u64, right: T) {
+        if let Some(entry) = self.areas.get_mut(&start) {
+            let rest = Entry {
+                last: std::mem::replace(&mut entry.last, last),
+                area: right,
+            };
+            self.areas.insert(last + 1, rest);
+        }
     }
 
     /// Takes the area that starts at `start` out.

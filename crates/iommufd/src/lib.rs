@@ -61,24 +61,44 @@ mod dirty;
 mod domains;
 mod error;
 mod event;
+mod fault;
 mod foreign;
+mod hw;
 mod hw_info;
+mod hw_queue;
 mod hwpt;
+mod hwpt_alloc;
 mod ioas;
 mod iova;
 mod ledger;
+mod mmap;
 mod object;
 mod pages;
+mod process;
+mod teardown;
+mod user;
+mod vevent;
+mod vfio;
+mod viommu;
 
 pub use access::{Access, AccessKind, AccessUser, PinnedPages};
 pub use context::Context;
 pub use device::BoundDevice;
 pub use dirty::DirtyRequest;
-pub use error::Error;
+pub use error::{Error, Refusal};
 pub use event::{EventFile, Notify};
+pub use fault::PageFault;
 pub use foreign::{ForeignObject, ReservedId};
-pub use hw_info::{HwInfo, VtdRegisters};
+pub use hw::{
+    HwOps, HwQueueConfig, Invalidated, NestedOps, PagingConfig, SoftwareIommu, Target, TargetKind,
+    ViommuOps, ViommuRequest,
+};
+pub use hw_info::{HwData, HwInfo, VtdRegisters};
+pub use hw_queue::HwQueueAlloc;
 pub use hwpt::{HwptAlloc, HwptFlags};
 pub use ioas::{CopyArgs, IovaRanges, MapArgs};
 pub use ledger::{Limits, MemoryLedger};
+pub use mmap::{Mapped, MmapRequest, MmapSpace};
 pub use object::ObjectId;
+pub use user::{UserArray, UserData};
+pub use viommu::{VeventqAlloc, Viommu, ViommuAlloc};

@@ -7,8 +7,16 @@ use std::{
 };
 
 use crate::{
-    access::AccessObject, device::DeviceObject, error::Error, foreign::ForeignObject, hwpt::Hwpt,
+    access::AccessObject,
+    device::DeviceObject,
+    error::Error,
+    fault::FaultQueue,
+    foreign::ForeignObject,
+    hw_queue::HwQueue,
+    hwpt::Hwpt,
     ioas::Ioas,
+    vevent::VeventQueue,
+    viommu::{Vdevice, Viommu},
 };
 
 /// The id of one object of a [`Context`](crate::Context), 1..=2^31-1. Programs send any number, so
@@ -47,6 +55,11 @@ pub(crate) enum Object {
     Hwpt(Arc<Hwpt>),
     Device(Arc<DeviceObject>),
     Access(Arc<AccessObject>),
+    FaultQueue(Arc<FaultQueue>),
+    Viommu(Arc<Viommu>),
+    Vdevice(Arc<Vdevice>),
+    VeventQueue(Arc<VeventQueue>),
+    HwQueue(Arc<HwQueue>),
     Foreign(Arc<dyn ForeignObject>),
 }
 
@@ -136,6 +149,31 @@ impl Table {
         }
         self.forget(id);
         Ok(object)
+    }
+
+    /// Takes an object away whatever uses it; its id names nothing from now on and is not used
+    /// again.
+    pub(crate) fn bury(&mut self, id: ObjectId) {
+        if let Some(entry) = self.entries.get_mut(&id) {
+            *entry = Entry {
+                object: None,
+                users: 0,
+            };
+        }
+    }
+
+    /// Takes out every object that nobody uses, by ascending id.
+    pub(crate) fn take_unused(&mut self) -> Vec<Object> {
+        let unused = |entry: &Entry| entry.users == 0 && entry.object.is_some();
+        let ids: Vec<_> = self
+            .entries
+            .iter()
+            .filter(|(_, entry)| unused(entry))
+            .map(|(id, _)| *id)
+            .collect();
+        ids.into_iter()
+            .filter_map(|id| self.remove(id).ok())
+            .collect()
     }
 
     /// Takes out every object of a back end that nobody uses.

@@ -52,7 +52,10 @@ impl Pinned {
         let mut bytes = 0;
         let mut next = 0;
         // None is upgraded: the end of a run needs the lock that the caller has.
-        let live = self.runs.iter().filter(|(_, (_, run))| run.strong_count() > 0);
+        let live = self
+            .runs
+            .iter()
+            .filter(|(_, (_, run))| run.strong_count() > 0);
         for ((offset, _), (len, _)) in live {
             let start = (offset / PAGE_SIZE * PAGE_SIZE).max(next);
             let end = offset.saturating_add(*len);

@@ -9,7 +9,7 @@ use ioasid_core::{
     host::FdError,
     memory::{MemoryGone, PinError},
 };
-use ioasid_iommufd::Error;
+use ioasid_iommufd::{Error, Refusal};
 
 /// A Linux error number, positive (`include/uapi/asm-generic/errno{-base,}.h`).
 #[derive(Clone, Copy, PartialEq, Eq, Hash)]
@@ -136,6 +136,21 @@ impl From<FdError> for Errno {
             FdError::NotOpen => Errno::EBADF,
             FdError::NoMemory => Errno::ENOMEM,
             FdError::NoneFree => Errno::EMFILE,
+            FdError::Revoked => Errno::ENODEV,
+            _ => Errno::EINVAL,
+        }
+    }
+}
+
+impl From<Refusal> for Errno {
+    fn from(refusal: Refusal) -> Self {
+        match refusal {
+            Refusal::Io => Errno::EIO,
+            Refusal::NotFound => Errno::ENOENT,
+            Refusal::Exists => Errno::EEXIST,
+            Refusal::NoMemory => Errno::ENOMEM,
+            Refusal::Fault => Errno::EFAULT,
+            // The enum may grow: a cause without a number yet is an invalid argument.
             _ => Errno::EINVAL,
         }
     }
@@ -145,18 +160,21 @@ impl From<Error> for Errno {
     fn from(error: Error) -> Self {
         match error {
             Error::NoObject(_) | Error::NotMapped | Error::NotAttached => Errno::ENOENT,
-            Error::InUse(_) | Error::DeviceBusy | Error::HasObjects | Error::AreaLocked => {
-                Errno::EBUSY
-            }
+            Error::InUse(_)
+            | Error::DeviceBusy
+            | Error::HasObjects
+            | Error::AreaLocked
+            | Error::Changing => Errno::EBUSY,
             Error::NoIds | Error::NoSpace | Error::PasidSpace => Errno::ENOSPC,
             Error::Overflow => Errno::EOVERFLOW,
             Error::OutsideTable => Errno::ERANGE,
-            Error::Mapped => Errno::EEXIST,
-            Error::ReadOnlyPages | Error::NotOwner => Errno::EPERM,
+            Error::Mapped | Error::Exists => Errno::EEXIST,
+            Error::ReadOnlyPages | Error::NotOwner | Error::Executable => Errno::EPERM,
             Error::Pin(error) => error.into(),
             Error::AddressInUse => Errno::EADDRINUSE,
             Error::FlagsNotSupported
-            | Error::NotBuilt(_)
+            | Error::TypeNotSupported
+            | Error::CannotCut
             | Error::NoPasids
             | Error::NoDirtyTracking => Errno::EOPNOTSUPP,
             Error::NoVfioIoas | Error::Closed | Error::Revoked => Errno::ENODEV,
@@ -177,7 +195,16 @@ impl From<Error> for Errno {
             | Error::NotForPasids
             | Error::NoSuchPasid
             | Error::NoDirtyBits
+            | Error::NotAccessible
+            | Error::AlreadyAttached
+            | Error::BadUserData
+            | Error::OtherIommu
+            | Error::NothingCached
+            | Error::BadDepth
+            | Error::BadMapping
+            | Error::NothingToReplace
             | Error::ReadTooShort
+            | Error::NotReadable
             | Error::BadAnswer
             | Error::NotWritable
             | Error::NotFileBacked => Errno::EINVAL,

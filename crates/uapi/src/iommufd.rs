@@ -6,23 +6,22 @@
 //! must be 0 (E2BIG); bytes that an older program does not have count as 0. A reply is as much of
 //! the struct as the program has.
 //!
-//! # Not built yet
-//! Commands of Linux 7.2 whose sizes are checked and whose answer then is EOPNOTSUPP:
-//! HWPT_INVALIDATE, FAULT_QUEUE_ALLOC, VIOMMU_ALLOC, VDEVICE_ALLOC, VEVENTQ_ALLOC, HW_QUEUE_ALLOC,
-//! and HWPT_ALLOC on another page table. The VFIO container commands: GET_API_VERSION works,
-//! CHECK_EXTENSION knows no extension, the others are ENODEV without a compatibility IOAS and
-//! EOPNOTSUPP with one. IOMMU_TEST_CMD is ENOTTY, as in a kernel without its self-test.
+//! A number outside the table is a command of a VFIO container: see [`container`]. IOMMU_TEST_CMD is
+//! ENOTTY, as in a kernel without its self-test, unless a back end adds it ([`Extension`]).
 
 use std::{fmt, mem::size_of, sync::Arc};
 
-use ioasid_iommufd::{Context, Error};
+use ioasid_iommufd::Context;
 
 use crate::{Errno, Program, spec::iommufd as spec};
 
 mod call;
+mod container;
 mod dirty;
+mod events;
 mod hwpt;
 mod ioas;
+mod nesting;
 mod object;
 
 pub use call::Call;
@@ -66,17 +65,6 @@ const fn grown<T>(nr: u32, name: &'static str, min_size: usize, run: Handler) ->
     }
 }
 
-/// A command of Linux 7.2 that is not built yet.
-const fn missing(nr: u32, name: &'static str, size: usize, min_size: usize) -> Command {
-    Command {
-        nr,
-        name,
-        size,
-        min_size,
-        run: not_built,
-    }
-}
-
 /// Every ioctl of Linux 7.2, by number and without gaps from [`spec::BASE`].
 pub const COMMANDS: &[Command] = &[
     command::<spec::Destroy>(0x80, "DESTROY", object::destroy),
@@ -92,14 +80,14 @@ pub const COMMANDS: &[Command] = &[
     grown::<spec::HwInfo>(0x8a, "GET_HW_INFO", 32, hwpt::hw_info),
     command::<spec::HwptSetDirtyTracking>(0x8b, "HWPT_SET_DIRTY_TRACKING", dirty::set_tracking),
     command::<spec::HwptGetDirtyBitmap>(0x8c, "HWPT_GET_DIRTY_BITMAP", dirty::get_bitmap),
-    missing(0x8d, "HWPT_INVALIDATE", 32, 32),
-    missing(0x8e, "FAULT_QUEUE_ALLOC", 16, 16),
+    command::<spec::HwptInvalidate>(0x8d, "HWPT_INVALIDATE", nesting::invalidate),
+    command::<spec::FaultAlloc>(0x8e, "FAULT_QUEUE_ALLOC", events::fault_queue_alloc),
     command::<spec::IoasMapFile>(0x8f, "IOAS_MAP_FILE", ioas::map_file),
-    missing(0x90, "VIOMMU_ALLOC", 40, 24),
-    missing(0x91, "VDEVICE_ALLOC", 24, 24),
+    grown::<spec::ViommuAlloc>(0x90, "VIOMMU_ALLOC", 24, nesting::viommu_alloc),
+    command::<spec::VdeviceAlloc>(0x91, "VDEVICE_ALLOC", nesting::vdevice_alloc),
     command::<spec::IoasChangeProcess>(0x92, "IOAS_CHANGE_PROCESS", object::change_process),
-    missing(0x93, "VEVENTQ_ALLOC", 32, 28),
-    missing(0x94, "HW_QUEUE_ALLOC", 40, 40),
+    grown::<spec::VeventqAlloc>(0x93, "VEVENTQ_ALLOC", 28, events::veventq_alloc),
+    command::<spec::HwQueueAlloc>(0x94, "HW_QUEUE_ALLOC", nesting::hw_queue_alloc),
 ];
 
 /// A command that a back end adds to those of Linux.
@@ -117,7 +105,7 @@ pub trait Extension: Send + Sync + fmt::Debug {
 impl Command {
     /// The command of an [`Extension`] whose struct grew from `min_size`.
     pub const fn extension<T>(nr: u32, name: &'static str, min_size: usize) -> Self {
-        grown::<T>(nr, name, min_size, not_built)
+        grown::<T>(nr, name, min_size, not_here)
     }
 }
 
@@ -139,9 +127,9 @@ pub fn extended_ioctl(
     extension.run(&Call::read(context, command, cmd, arg, program)?)
 }
 
-/// The one answer to what is not built yet.
-fn not_built(call: &Call<'_>) -> Result<u64, Errno> {
-    Err(Error::NotBuilt(call.command().name).into())
+/// A command of an [`Extension`], without it.
+fn not_here(_: &Call<'_>) -> Result<u64, Errno> {
+    Err(Errno::ENOTTY)
 }
 
 fn find(cmd: u32) -> Option<&'static Command> {
@@ -166,28 +154,10 @@ pub fn ioctl(
     program: &dyn Program,
 ) -> Result<u64, Errno> {
     let Some(command) = find(cmd) else {
-        return container(context, cmd, arg);
+        return container::ioctl(context, cmd, arg, program);
     };
     let call = Call::read(context, command, cmd, arg, program)?;
     (command.run)(&call)
-}
-
-/// The commands of a VFIO container, on a `/dev/iommu` file (drivers/iommu/iommufd/vfio_compat.c).
-fn container(context: &Context, cmd: u32, arg: u64) -> Result<u64, Errno> {
-    /// The container's types of IOMMU: v1 and v2 of type 1 (`include/uapi/linux/vfio.h`).
-    const TYPES: [u64; 2] = [1, 3];
-    match cmd {
-        spec::VFIO_GET_API_VERSION | spec::VFIO_CHECK_EXTENSION => Ok(0),
-        spec::VFIO_SET_IOMMU if !TYPES.contains(&arg) => Err(Errno::EINVAL),
-        spec::VFIO_SET_IOMMU
-        | spec::VFIO_IOMMU_GET_INFO
-        | spec::VFIO_IOMMU_MAP_DMA
-        | spec::VFIO_IOMMU_UNMAP_DMA => {
-            context.vfio_ioas()?;
-            Err(Error::NotBuilt("the VFIO container on /dev/iommu").into())
-        }
-        _ => Err(Errno::ENOTTY),
-    }
 }
 
 #[cfg(test)]

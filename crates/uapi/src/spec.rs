@@ -1,4 +1,5 @@
 //! The structs, numbers and flags of the kernel's headers, as types with documented fields.
 
+pub mod container;
 pub mod iommufd;
 pub mod vfio;

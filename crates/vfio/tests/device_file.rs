@@ -152,7 +152,6 @@ fn pasids_of_the_users_choice_are_for_whole_devices() {
             parent: ioas,
             flags: HwptFlags::PASID,
             fault_id: 0,
-            has_data: false,
         })
         .unwrap();
     assert_eq!(file.attach(table, Some(7)), Ok(table));

@@ -169,7 +169,10 @@ fn what_hardware_owns_is_not_unmapped() {
     access.attach(ioas).unwrap();
     let ring = access.pin(0x1000, PAGE, false).unwrap();
     assert!(ring.are_locked());
-    assert_eq!(m.context.ioas_unmap(ioas, 0x1000, PAGE), Err(Error::AreaLocked));
+    assert_eq!(
+        m.context.ioas_unmap(ioas, 0x1000, PAGE),
+        Err(Error::AreaLocked)
+    );
     drop(ring);
     assert_eq!(m.context.ioas_unmap(ioas, 0x1000, PAGE), Ok(PAGE));
 }
@@ -219,7 +222,10 @@ fn an_access_object_keeps_the_objects_of_a_closed_file() {
     let pages = m.map(ioas, 0x1000, PAGE);
     let access = copying(&m);
     access.attach(ioas).unwrap();
-    assert_eq!(m.context.destroy(access.id()), Err(Error::InUse(access.id())));
+    assert_eq!(
+        m.context.destroy(access.id()),
+        Err(Error::InUse(access.id()))
+    );
     m.context.close();
     access.write(0x1000, b"k").unwrap();
     assert_eq!(byte(&pages, 0), b'k');

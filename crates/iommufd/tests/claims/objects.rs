@@ -2,9 +2,9 @@
 
 use ioasid_core::inspect::{Inspect, Value};
 use ioasid_iommu::TableFormat;
-use ioasid_iommufd::{Error, HwptAlloc, HwptFlags, ObjectId};
+use ioasid_iommufd::{Error, HwData, HwptAlloc, HwptFlags, ObjectId, UserData, VtdRegisters};
 
-use crate::machine::*;
+use crate::{machine::*, program::Program};
 
 #[test]
 fn ids_are_the_lowest_free_numbers_from_one_for_all_types() {
@@ -89,21 +89,27 @@ fn page_tables_are_refused_in_the_kernels_order() {
         ..args.with_flags(HwptFlags::FAULT_ID_VALID)
     };
     assert_eq!(alloc(faults), Err(Error::NoObject(ObjectId::from_raw(9))));
-    let with_data = HwptAlloc {
-        has_data: true,
-        ..args
+    let program = Program::new(64);
+    let data = UserData::new(&program, 1, 0, 8);
+    let nested = |parent| {
+        let args = HwptAlloc::new(pdev.id(), parent);
+        m.context.hwpt_alloc_with(args, Some(&data))
     };
-    assert_eq!(alloc(with_data), unsupported);
-    let nested = |parent| HwptAlloc {
-        parent,
-        ..with_data
-    };
-    assert_eq!(alloc(nested(automatic)), Err(Error::NotAParent(automatic)));
+    let no_such_type = Err(Error::TypeNotSupported);
+    assert_eq!(nested(ioas), no_such_type, "an IOAS takes no data");
+    assert_eq!(nested(automatic), Err(Error::NotAParent(automatic)));
     let plain = alloc(args).unwrap();
-    assert_eq!(alloc(nested(plain)), Err(Error::NotAParent(plain)));
+    assert_eq!(nested(plain), Err(Error::NotAParent(plain)));
     assert_eq!(alloc(HwptAlloc::new(pdev.id(), plain)), unsupported);
     let parent = alloc(args.with_flags(HwptFlags::NEST_PARENT)).unwrap();
-    assert!(matches!(alloc(nested(parent)), Err(Error::NotBuilt(_))));
+    assert_eq!(nested(parent), no_such_type, "two stages are not walked");
+}
+
+fn vtd(data: HwData) -> VtdRegisters {
+    match data {
+        HwData::Vtd(registers) => registers,
+        other => panic!("{other:?} is no VT-d"),
+    }
 }
 
 #[test]
@@ -119,7 +125,7 @@ fn devices_say_what_they_can_do() {
     let (wide, child) = (m.pdev(1), m.mdev(3, 5));
     let info = m.context.hw_info(wide.id()).unwrap();
     assert_eq!((info.max_pasid_log2, info.dirty_tracking), (20, true));
-    let ecap = info.vtd.unwrap().ecap;
+    let ecap = vtd(info.data).ecap;
     assert_eq!(
         (ecap >> 40 & 1, ecap >> 35 & 0x1f),
         (1, 19),
@@ -128,7 +134,7 @@ fn devices_say_what_they_can_do() {
     assert_eq!((ecap >> 46 & 1, ecap >> 47 & 1), (1, 0), "second stage");
     let info = m.context.hw_info(narrow.id()).unwrap();
     assert_eq!((info.max_pasid_log2, info.dirty_tracking), (8, false));
-    let ecap = info.vtd.unwrap().ecap;
+    let ecap = vtd(info.data).ecap;
     assert_eq!(
         (ecap >> 35 & 0x1f, ecap >> 45 & 1, ecap >> 29 & 1),
         (7, 0, 0)

@@ -7,6 +7,7 @@ use std::sync::{
 
 use ioasid_core::{
     Prot,
+    host::Account,
     memory::{Extent, MemoryGone, OwnMemory, PageSource, PinError},
     spa::SpaSpace,
 };
@@ -193,13 +194,16 @@ fn a_copy_that_fails_in_the_middle_leaves_nothing() {
 #[test]
 fn mappings_change_hands_only_if_files_hold_the_pages() {
     let m = machine();
-    assert_eq!(m.context.change_process(), Ok(()));
+    assert_eq!(m.context.change_process(Account::default()), Ok(()));
     let ioas = m.ioas();
     let args = MapArgs::fixed(0x10000, PAGE, Prot::RW);
     m.context
         .ioas_map(ioas, Counted::file(&m, PAGE), args)
         .unwrap();
-    assert_eq!(m.context.change_process(), Ok(()));
+    assert_eq!(m.context.change_process(Account::default()), Ok(()));
     m.map(ioas, 0x20000, PAGE);
-    assert_eq!(m.context.change_process(), Err(Error::NotFileBacked));
+    assert_eq!(
+        m.context.change_process(Account::default()),
+        Err(Error::NotFileBacked)
+    );
 }

@@ -2,7 +2,7 @@
 
 use std::{fmt, mem::size_of, sync::Arc};
 
-use ioasid_iommufd::Context;
+use ioasid_iommufd::{Context, ObjectId, UserData};
 use zerocopy::{FromBytes, Immutable, IntoBytes};
 
 use super::Command;
@@ -84,10 +84,6 @@ impl<'a> Call<'a> {
         self.context
     }
 
-    pub(super) fn command(&self) -> &'static Command {
-        self.command
-    }
-
     /// The program that issued it.
     pub fn program(&self) -> &'a dyn Program {
         self.program
@@ -108,6 +104,25 @@ impl<'a> Call<'a> {
         self.program
             .write(self.arg, &bytes[..self.size.min(bytes.len())])?;
         Ok(0)
+    }
+
+    /// Copies the struct back that names a new object. If the program does not get it, nobody knows the
+    /// id, and the object goes again, as in the kernel.
+    pub fn reply_new<T: IntoBytes + Immutable>(
+        &self,
+        reply: &T,
+        id: ObjectId,
+    ) -> Result<u64, Errno> {
+        let replied = self.reply(reply);
+        if replied.is_err() {
+            let _ = self.context.destroy(id);
+        }
+        replied
+    }
+
+    /// Data of the program for whoever stands behind a device's IOMMU.
+    pub fn user_data(&self, kind: u32, address: u64, len: u32) -> UserData<'_> {
+        UserData::new(self.program, kind, address, len)
     }
 
     /// Copies one field back and nothing else.

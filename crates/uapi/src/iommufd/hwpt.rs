@@ -1,6 +1,6 @@
 //! Commands on page tables and devices (drivers/iommu/iommufd/{hw_pagetable,device}.c).
 
-use ioasid_iommufd::{Error, HwptAlloc, HwptFlags, ObjectId};
+use ioasid_iommufd::{Error, HwData, HwptAlloc, HwptFlags, ObjectId};
 use zerocopy::IntoBytes;
 
 use super::call::{Call, address};
@@ -15,20 +15,16 @@ pub(super) fn alloc(call: &Call<'_>) -> Result<u64, Errno> {
     if has_data != (args.data_len != 0) {
         return Err(Error::BadData.into());
     }
-    let id = call.context().hwpt_alloc(HwptAlloc {
+    let data = has_data.then(|| call.user_data(args.data_type, args.data_uptr, args.data_len));
+    let request = HwptAlloc {
         device: ObjectId::from_raw(args.dev_id),
         parent: ObjectId::from_raw(args.pt_id),
         flags: HwptFlags::from_raw(args.flags),
         fault_id: args.fault_id,
-        has_data,
-    })?;
+    };
+    let id = call.context().hwpt_alloc_with(request, data.as_ref())?;
     args.out_hwpt_id = id.get();
-    let replied = call.reply(&args);
-    if replied.is_err() {
-        // Nobody knows the id: the kernel takes the object back as well.
-        let _ = call.context().destroy(id);
-    }
-    replied
+    call.reply_new(&args, id)
 }
 
 pub(super) fn hw_info(call: &Call<'_>) -> Result<u64, Errno> {
@@ -41,21 +37,21 @@ pub(super) fn hw_info(call: &Call<'_>) -> Result<u64, Errno> {
     }
     let info = call.context().hw_info(ObjectId::from_raw(args.dev_id))?;
     let wanted = args.data_type;
-    let (kind, vtd) = match info.vtd {
-        Some(vtd) => {
+    let (kind, data) = match info.data {
+        HwData::Vtd(vtd) => {
             let data = spec::HwInfoVtd {
                 cap_reg: vtd.cap,
                 ecap_reg: vtd.ecap,
                 ..Default::default()
             };
-            (spec::HW_INFO_TYPE_INTEL_VTD, Some(data))
+            (spec::HW_INFO_TYPE_INTEL_VTD, data.as_bytes().to_vec())
         }
-        None => (spec::HW_INFO_TYPE_DEFAULT, None),
+        HwData::Other { kind, bytes } => (kind, bytes),
+        _ => (spec::HW_INFO_TYPE_DEFAULT, Vec::new()),
     };
     if wanted != spec::HW_INFO_TYPE_DEFAULT && wanted != kind {
         return Err(Errno::EOPNOTSUPP);
     }
-    let data = vtd.as_ref().map_or(&[][..], |data| data.as_bytes());
     let room = args.data_len as usize;
     let copied = data.len().min(room);
     if copied > 0 {

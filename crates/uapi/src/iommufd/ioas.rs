@@ -24,12 +24,7 @@ pub(super) fn alloc(call: &Call<'_>) -> Result<u64, Errno> {
     }
     let id = call.context().ioas_alloc()?;
     args.out_ioas_id = id.get();
-    let replied = call.reply(&args);
-    if replied.is_err() {
-        // Nobody knows the id: the kernel takes the object back as well.
-        let _ = call.context().destroy(id);
-    }
-    replied
+    call.reply_new(&args, id)
 }
 
 pub(super) fn iova_ranges(call: &Call<'_>) -> Result<u64, Errno> {
@@ -123,9 +118,7 @@ pub(super) fn map(call: &Call<'_>) -> Result<u64, Errno> {
     let prot = check_map(args.flags, &[args.iova, args.length])?;
     let ioas = ObjectId::from_raw(args.ioas_id);
     call.context().ioas_exists(ioas)?;
-    args.user_va
-        .checked_add(args.length)
-        .ok_or(Error::Overflow)?;
+    check_end(args.user_va, args.length)?;
     let map = pages_of(
         args.user_va,
         args.length,
@@ -135,7 +128,9 @@ pub(super) fn map(call: &Call<'_>) -> Result<u64, Errno> {
     let pages = call
         .program()
         .pages(args.user_va - map.offset, args.length + map.offset)?;
-    args.iova = call.context().ioas_map(ioas, pages, map)?;
+    let account = call.program().account();
+    let context = call.context();
+    args.iova = context.ioas_map_for(account, ioas, pages, map)?;
     call.reply(&args)
 }
 
@@ -160,12 +155,25 @@ pub(super) fn map_file(call: &Call<'_>) -> Result<u64, Errno> {
         Err(error) => return Err(error.into()),
     };
     let map = pages_of(args.start, args.length, fixed(args.flags, args.iova), prot)?;
-    args.iova = call.context().ioas_map(ioas, pages, map)?;
+    let account = call.program().account();
+    let context = call.context();
+    args.iova = context.ioas_map_for(account, ioas, pages, map)?;
     call.reply(&args)
 }
 
+/// The end of `len` bytes from `address` is an address too.
+pub(super) fn check_end(address: u64, len: u64) -> Result<(), Error> {
+    let end = address.checked_add(len);
+    end.map(drop).ok_or(Error::Overflow)
+}
+
 /// The mapping of `len` bytes from `address` on, whose pages start at the page of `address`.
-fn pages_of(address: u64, len: u64, iova: Option<u64>, prot: Prot) -> Result<MapArgs, Errno> {
+pub(super) fn pages_of(
+    address: u64,
+    len: u64,
+    iova: Option<u64>,
+    prot: Prot,
+) -> Result<MapArgs, Errno> {
     if len == 0 || len > u64::MAX - PAGE_SIZE {
         return Err(Error::Empty.into());
     }

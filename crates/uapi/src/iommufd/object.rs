@@ -98,6 +98,6 @@ pub(super) fn change_process(call: &Call<'_>) -> Result<u64, Errno> {
     if args.reserved != 0 {
         return Err(Errno::EOPNOTSUPP);
     }
-    call.context().change_process()?;
+    call.context().change_process(call.program().account())?;
     Ok(0)
 }

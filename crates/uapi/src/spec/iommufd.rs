@@ -284,6 +284,124 @@ pub struct HwptGetDirtyBitmap {
     pub data: u64,
 }
 
+/// `struct iommu_hwpt_invalidate`: IOMMU_HWPT_INVALIDATE.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable)]
+pub struct HwptInvalidate {
+    /// Bytes of this struct.
+    pub size: u32,
+    /// The nested page table, or the virtual IOMMU.
+    pub hwpt_id: u32,
+    /// Address of the array.
+    pub data_uptr: u64,
+    /// Type of its entries.
+    pub data_type: u32,
+    /// Bytes of an entry.
+    pub entry_len: u32,
+    /// In: entries. Out: entries that were done.
+    pub entry_num: u32,
+    /// Must be 0.
+    pub reserved: u32,
+}
+
+/// `struct iommu_fault_alloc`: IOMMU_FAULT_QUEUE_ALLOC.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable)]
+pub struct FaultAlloc {
+    /// Bytes of this struct.
+    pub size: u32,
+    /// Must be 0.
+    pub flags: u32,
+    /// Out: the fault queue.
+    pub out_fault_id: u32,
+    /// Out: the descriptor to read and answer it with.
+    pub out_fault_fd: u32,
+}
+
+/// `struct iommu_viommu_alloc`: IOMMU_VIOMMU_ALLOC.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable)]
+pub struct ViommuAlloc {
+    /// Bytes of this struct.
+    pub size: u32,
+    /// Must be 0.
+    pub flags: u32,
+    /// `enum iommu_viommu_type`; not [`VIOMMU_TYPE_DEFAULT`].
+    pub kind: u32,
+    /// The device whose IOMMU it is a part of.
+    pub dev_id: u32,
+    /// The page table to nest on.
+    pub hwpt_id: u32,
+    /// Out: the virtual IOMMU.
+    pub out_viommu_id: u32,
+    /// Bytes of the data.
+    pub data_len: u32,
+    /// Padding.
+    pub reserved: u32,
+    /// Address of the data.
+    pub data_uptr: u64,
+}
+
+/// `struct iommu_vdevice_alloc`: IOMMU_VDEVICE_ALLOC.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable)]
+pub struct VdeviceAlloc {
+    /// Bytes of this struct.
+    pub size: u32,
+    /// The virtual IOMMU.
+    pub viommu_id: u32,
+    /// The device.
+    pub dev_id: u32,
+    /// Out: the virtual device.
+    pub out_vdevice_id: u32,
+    /// What the guest calls the device.
+    pub virt_id: u64,
+}
+
+/// `struct iommu_veventq_alloc`: IOMMU_VEVENTQ_ALLOC.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable)]
+pub struct VeventqAlloc {
+    /// Bytes of this struct.
+    pub size: u32,
+    /// Must be 0.
+    pub flags: u32,
+    /// The virtual IOMMU.
+    pub viommu_id: u32,
+    /// `enum iommu_veventq_type`; not [`VEVENTQ_TYPE_DEFAULT`].
+    pub kind: u32,
+    /// Events that it holds.
+    pub veventq_depth: u32,
+    /// Out: the queue.
+    pub out_veventq_id: u32,
+    /// Out: the descriptor to read it with.
+    pub out_veventq_fd: u32,
+    /// Must be 0.
+    pub reserved: u32,
+}
+
+/// `struct iommu_hw_queue_alloc`: IOMMU_HW_QUEUE_ALLOC.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable)]
+pub struct HwQueueAlloc {
+    /// Bytes of this struct.
+    pub size: u32,
+    /// Must be 0.
+    pub flags: u32,
+    /// The virtual IOMMU.
+    pub viommu_id: u32,
+    /// `enum iommu_hw_queue_type`; not [`HW_QUEUE_TYPE_DEFAULT`].
+    pub kind: u32,
+    /// Which of the queues of that type.
+    pub index: u32,
+    /// Out: the queue.
+    pub out_hw_queue_id: u32,
+    /// Where the ring is in the address space below the guest's.
+    pub nesting_parent_iova: u64,
+    /// Bytes of the ring.
+    pub length: u64,
+}
+
 /// `struct iommu_ioas_change_process`: IOMMU_IOAS_CHANGE_PROCESS.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable)]
@@ -317,6 +435,13 @@ pub const VFIO_IOAS_SET: u16 = 1;
 /// Clears it.
 pub const VFIO_IOAS_CLEAR: u16 = 2;
 
+/// No type of virtual IOMMU (`IOMMU_VIOMMU_TYPE_DEFAULT`).
+pub const VIOMMU_TYPE_DEFAULT: u32 = 0;
+/// No type of events (`IOMMU_VEVENTQ_TYPE_DEFAULT`).
+pub const VEVENTQ_TYPE_DEFAULT: u32 = 0;
+/// No type of hardware queue (`IOMMU_HW_QUEUE_TYPE_DEFAULT`).
+pub const HW_QUEUE_TYPE_DEFAULT: u32 = 0;
+
 /// No data (`IOMMU_HWPT_DATA_NONE`).
 pub const HWPT_DATA_NONE: u32 = 0;
 
@@ -335,16 +460,3 @@ pub const HW_CAP_PCI_ATS_NOT_SUPPORTED: u64 = 1 << 3;
 pub const DIRTY_TRACKING_ENABLE: u32 = 1 << 0;
 /// Leaves the bits as they are (`IOMMU_HWPT_GET_DIRTY_BITMAP_NO_CLEAR`).
 pub const DIRTY_BITMAP_NO_CLEAR: u32 = 1 << 0;
-
-/// `VFIO_GET_API_VERSION`.
-pub const VFIO_GET_API_VERSION: u32 = 0x3b64;
-/// `VFIO_CHECK_EXTENSION`.
-pub const VFIO_CHECK_EXTENSION: u32 = 0x3b65;
-/// `VFIO_SET_IOMMU`.
-pub const VFIO_SET_IOMMU: u32 = 0x3b66;
-/// `VFIO_IOMMU_GET_INFO`.
-pub const VFIO_IOMMU_GET_INFO: u32 = 0x3b70;
-/// `VFIO_IOMMU_MAP_DMA`.
-pub const VFIO_IOMMU_MAP_DMA: u32 = 0x3b71;
-/// `VFIO_IOMMU_UNMAP_DMA`.
-pub const VFIO_IOMMU_UNMAP_DMA: u32 = 0x3b72;

@@ -69,6 +69,9 @@ pub(crate) struct RunArgs {
     /// Join the machine that `serve` keeps: its name or the path of its socket.
     #[arg(long, value_name = "NAME|SOCKET", conflicts_with_all = ["machine", "device"])]
     pub(crate) join: Option<String>,
+    /// Add the mock devices and the ioctl that the kernel's own self-test of /dev/iommu asks for.
+    #[arg(long, conflicts_with = "join")]
+    pub(crate) selftest: bool,
     /// Show the program only what this VM owns.
     #[arg(long, value_name = "NAME")]
     pub(crate) vm: Option<String>,

@@ -58,7 +58,12 @@ pub(crate) fn run(args: RunArgs) -> Result<u8> {
             if let Err(error) = &server {
                 tracing::info!("this machine cannot be inspected: {error}");
             }
-            run_private(View::new(&machine), options)?
+            let view = if args.selftest {
+                View::with_selftest(&machine)
+            } else {
+                View::new(&machine)
+            };
+            run_private(view, options)?
         }
     };
     Ok(u8::try_from(status).unwrap_or(u8::MAX))

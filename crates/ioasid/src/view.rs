@@ -8,22 +8,34 @@ use ioasid_core::{
 };
 use ioasid_iommufd::Context;
 use ioasid_machine::Machine;
+use ioasid_selftest::SelfTest;
 use ioasid_supervisor::{MachineView, NodeInfo, SysfsEntry, view::MdevRequest};
+use ioasid_uapi::iommufd::Extension;
 
 /// The view of one machine.
 #[derive(Debug)]
-pub(crate) struct View(Arc<Machine>);
+pub(crate) struct View(Arc<Machine>, Option<SelfTest>);
 
 impl View {
     /// The view of `machine`.
     pub(crate) fn new(machine: &Arc<Machine>) -> Arc<dyn MachineView> {
-        Arc::new(View(Arc::clone(machine)))
+        Arc::new(View(Arc::clone(machine), None))
+    }
+
+    /// The view of `machine` with the kernel's self-test beside it.
+    pub(crate) fn with_selftest(machine: &Arc<Machine>) -> Arc<dyn MachineView> {
+        Arc::new(View(Arc::clone(machine), Some(SelfTest)))
     }
 }
 
 impl MachineView for View {
     fn new_context(&self) -> Arc<Context> {
         self.0.new_context()
+    }
+
+    fn extension(&self) -> Option<&dyn Extension> {
+        let selftest = self.1.as_ref()?;
+        Some(selftest)
     }
 
     fn nodes(&self, vm: Option<&str>) -> Vec<NodeInfo> {

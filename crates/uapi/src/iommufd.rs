@@ -6,14 +6,18 @@
 //! must be 0 (E2BIG); bytes that an older program does not have count as 0. A reply is as much of
 //! the struct as the program has.
 //!
-//! A number outside the table is a command of a VFIO container: see [`container`]. IOMMU_TEST_CMD is
+//! A number outside the table is a command of a VFIO container: see `container.rs`. IOMMU_TEST_CMD is
 //! ENOTTY, as in a kernel without its self-test, unless a back end adds it ([`Extension`]).
 
 use std::{fmt, mem::size_of, sync::Arc};
 
 use ioasid_iommufd::Context;
 
-use crate::{Errno, Program, spec::iommufd as spec};
+use crate::{
+    Errno, Program,
+    spec::iommufd as spec,
+    table::{Row, Support},
+};
 
 mod call;
 mod container;
@@ -39,10 +43,20 @@ pub struct Command {
     pub size: usize,
     /// The least size that a program may have.
     pub min_size: usize,
+    /// Whether it does what Linux does.
+    pub support: Support,
     run: Handler,
 }
 
 impl Command {
+    /// The same, of which a part is refused.
+    const fn partial(self) -> Self {
+        Command {
+            support: Support::Partial,
+            ..self
+        }
+    }
+
     /// The whole request number.
     pub const fn request(&self) -> u32 {
         spec::TYPE << 8 | self.nr
@@ -61,6 +75,7 @@ const fn grown<T>(nr: u32, name: &'static str, min_size: usize, run: Handler) ->
         name,
         size: size_of::<T>(),
         min_size,
+        support: Support::Yes,
         run,
     }
 }
@@ -76,18 +91,18 @@ pub const COMMANDS: &[Command] = &[
     command::<spec::IoasUnmap>(0x86, "IOAS_UNMAP", ioas::unmap),
     command::<spec::Opt>(0x87, "OPTION", object::option),
     command::<spec::VfioIoas>(0x88, "VFIO_IOAS", object::vfio_ioas),
-    grown::<spec::HwptAlloc>(0x89, "HWPT_ALLOC", 24, hwpt::alloc),
+    grown::<spec::HwptAlloc>(0x89, "HWPT_ALLOC", 24, hwpt::alloc).partial(),
     grown::<spec::HwInfo>(0x8a, "GET_HW_INFO", 32, hwpt::hw_info),
     command::<spec::HwptSetDirtyTracking>(0x8b, "HWPT_SET_DIRTY_TRACKING", dirty::set_tracking),
     command::<spec::HwptGetDirtyBitmap>(0x8c, "HWPT_GET_DIRTY_BITMAP", dirty::get_bitmap),
-    command::<spec::HwptInvalidate>(0x8d, "HWPT_INVALIDATE", nesting::invalidate),
+    command::<spec::HwptInvalidate>(0x8d, "HWPT_INVALIDATE", nesting::invalidate).partial(),
     command::<spec::FaultAlloc>(0x8e, "FAULT_QUEUE_ALLOC", events::fault_queue_alloc),
     command::<spec::IoasMapFile>(0x8f, "IOAS_MAP_FILE", ioas::map_file),
-    grown::<spec::ViommuAlloc>(0x90, "VIOMMU_ALLOC", 24, nesting::viommu_alloc),
-    command::<spec::VdeviceAlloc>(0x91, "VDEVICE_ALLOC", nesting::vdevice_alloc),
+    grown::<spec::ViommuAlloc>(0x90, "VIOMMU_ALLOC", 24, nesting::viommu_alloc).partial(),
+    command::<spec::VdeviceAlloc>(0x91, "VDEVICE_ALLOC", nesting::vdevice_alloc).partial(),
     command::<spec::IoasChangeProcess>(0x92, "IOAS_CHANGE_PROCESS", object::change_process),
-    grown::<spec::VeventqAlloc>(0x93, "VEVENTQ_ALLOC", 28, events::veventq_alloc),
-    command::<spec::HwQueueAlloc>(0x94, "HW_QUEUE_ALLOC", nesting::hw_queue_alloc),
+    grown::<spec::VeventqAlloc>(0x93, "VEVENTQ_ALLOC", 28, events::veventq_alloc).partial(),
+    command::<spec::HwQueueAlloc>(0x94, "HW_QUEUE_ALLOC", nesting::hw_queue_alloc).partial(),
 ];
 
 /// A command that a back end adds to those of Linux.
@@ -130,6 +145,11 @@ pub fn extended_ioctl(
 /// A command of an [`Extension`], without it.
 fn not_here(_: &Call<'_>) -> Result<u64, Errno> {
     Err(Errno::ENOTTY)
+}
+
+/// The commands of a VFIO container.
+pub(crate) fn container_rows() -> impl Iterator<Item = Row> {
+    container::rows()
 }
 
 fn find(cmd: u32) -> Option<&'static Command> {

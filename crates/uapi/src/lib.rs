@@ -4,6 +4,7 @@
 //! * [`mod@iommufd`]: the ioctls of `/dev/iommu`: one dispatch table, one function per command.
 //! * [`mod@vfio`]: the ioctls, reads and writes of a VFIO device.
 //! * [`errno`]: the only place in the project where an errno has a number.
+//! * [`table`]: all ioctls in one list, and how much of each there is.
 //! * [`Program`]: what an ioctl needs of the program that issued it.
 //!
 //! Sizes, flags, errnos and the order of checks are Linux 7.2's. Nothing that a program sends makes
@@ -15,6 +16,7 @@ pub mod errno;
 pub mod iommufd;
 pub mod program;
 pub mod spec;
+pub mod table;
 pub mod vfio;
 
 pub use errno::Errno;

@@ -8,7 +8,11 @@
 
 use ioasid_vfio::DeviceFile;
 
-use crate::{Errno, Program, spec::vfio as spec};
+use crate::{
+    Errno, Program,
+    spec::vfio as spec,
+    table::{File, Row, Support},
+};
 
 mod attach;
 mod copy;
@@ -22,7 +26,18 @@ struct Command {
     number: u32,
     /// The kernel's name, without `VFIO_DEVICE_`.
     name: &'static str,
+    support: Support,
     run: Handler,
+}
+
+impl Command {
+    /// The same, of which a part is refused.
+    const fn partial(self) -> Self {
+        Command {
+            support: Support::Partial,
+            ..self
+        }
+    }
 }
 
 type Handler = fn(&DeviceFile, u64, &dyn Program) -> Result<u64, Errno>;
@@ -36,7 +51,7 @@ const COMMANDS: &[Command] = &[
         info::region,
     ),
     command(spec::DEVICE_GET_IRQ_INFO, "GET_IRQ_INFO", info::irq),
-    command(spec::DEVICE_SET_IRQS, "SET_IRQS", irqs::set),
+    command(spec::DEVICE_SET_IRQS, "SET_IRQS", irqs::set).partial(),
     command(spec::DEVICE_RESET, "RESET", reset),
     command(
         spec::DEVICE_GET_PCI_HOT_RESET_INFO,
@@ -44,7 +59,7 @@ const COMMANDS: &[Command] = &[
         hot_reset_info,
     ),
     command(spec::DEVICE_PCI_HOT_RESET, "PCI_HOT_RESET", hot_reset),
-    command(spec::DEVICE_FEATURE, "FEATURE", feature),
+    command(spec::DEVICE_FEATURE, "FEATURE", feature).partial(),
     command(spec::DEVICE_BIND_IOMMUFD, "BIND_IOMMUFD", attach::bind),
     command(
         spec::DEVICE_ATTACH_IOMMUFD_PT,
@@ -59,7 +74,36 @@ const COMMANDS: &[Command] = &[
 ];
 
 const fn command(number: u32, name: &'static str, run: Handler) -> Command {
-    Command { number, name, run }
+    Command {
+        number,
+        name,
+        support: Support::Yes,
+        run,
+    }
+}
+
+/// Commands of Linux that no device here has (`include/uapi/linux/vfio.h`).
+const MISSING: &[(u32, &str)] = &[
+    (spec::DEVICE_QUERY_GFX_PLANE, "QUERY_GFX_PLANE"),
+    (spec::DEVICE_GET_GFX_DMABUF, "GET_GFX_DMABUF"),
+    (spec::DEVICE_IOEVENTFD, "IOEVENTFD"),
+];
+
+/// As documents show them.
+pub(crate) fn rows() -> impl Iterator<Item = Row> {
+    let row = |request, name, support| Row {
+        file: File::Device,
+        request,
+        name,
+        support,
+    };
+    let there = COMMANDS
+        .iter()
+        .map(move |command| row(command.number, command.name, command.support));
+    let missing = MISSING
+        .iter()
+        .map(move |(request, name)| row(*request, name, Support::No));
+    there.chain(missing)
 }
 
 fn find(number: u32) -> Option<&'static Command> {

@@ -14,7 +14,41 @@ use super::{
     call::address,
     ioas::{check_end, pages_of},
 };
-use crate::{Errno, Program, spec::container as spec};
+use crate::{
+    Errno, Program,
+    spec::container as spec,
+    table::{File, Row, Support},
+};
+
+type Handler = fn(&Container<'_>) -> Result<u64, Errno>;
+
+/// The commands, by number.
+const COMMANDS: &[(u32, &str, Handler)] = &[
+    (spec::GET_API_VERSION, "GET_API_VERSION", |_| {
+        Ok(spec::API_VERSION)
+    }),
+    (spec::CHECK_EXTENSION, "CHECK_EXTENSION", |call| {
+        call.check_extension()
+    }),
+    (spec::SET_IOMMU, "SET_IOMMU", |call| call.set_iommu()),
+    (spec::IOMMU_GET_INFO, "IOMMU_GET_INFO", |call| {
+        call.get_info()
+    }),
+    (spec::IOMMU_MAP_DMA, "IOMMU_MAP_DMA", |call| call.map_dma()),
+    (spec::IOMMU_UNMAP_DMA, "IOMMU_UNMAP_DMA", |call| {
+        call.unmap_dma()
+    }),
+];
+
+/// As documents show them. What Linux does not know on this file either is not among them.
+pub(super) fn rows() -> impl Iterator<Item = Row> {
+    COMMANDS.iter().map(|(request, name, _)| Row {
+        file: File::Container,
+        request: *request,
+        name,
+        support: Support::Yes,
+    })
+}
 
 /// Runs the command `cmd`.
 pub(super) fn ioctl(
@@ -23,20 +57,13 @@ pub(super) fn ioctl(
     arg: u64,
     program: &dyn Program,
 ) -> Result<u64, Errno> {
-    let call = Container {
+    let command = COMMANDS.iter().find(|(number, ..)| *number == cmd);
+    let (_, _, run) = command.ok_or(Errno::ENOTTY)?;
+    run(&Container {
         context,
         arg,
         program,
-    };
-    match cmd {
-        spec::GET_API_VERSION => Ok(spec::API_VERSION),
-        spec::CHECK_EXTENSION => call.check_extension(),
-        spec::SET_IOMMU => call.set_iommu(),
-        spec::IOMMU_GET_INFO => call.get_info(),
-        spec::IOMMU_MAP_DMA => call.map_dma(),
-        spec::IOMMU_UNMAP_DMA => call.unmap_dma(),
-        _ => Err(Errno::ENOTTY),
-    }
+    })
 }
 
 /// One command in progress.

@@ -1,0 +1,48 @@
+//! The tables of `docs/ioctls.md` say what the dispatch tables do.
+#![allow(clippy::unwrap_used, reason = "these are tests")]
+
+use std::{collections::BTreeMap, path::Path};
+
+use ioasid_uapi::table::{Row, ioctls};
+
+/// (number, name) of every row of a document's tables, and what it says of it.
+fn rows(document: &str) -> BTreeMap<(u32, String), String> {
+    let mut rows = BTreeMap::new();
+    for line in document.lines().filter(|line| line.starts_with("| 0x")) {
+        let cells: Vec<&str> = line.trim_matches('|').split('|').map(str::trim).collect();
+        let [number, name, works, _] = cells[..] else {
+            panic!("four cells in {line:?}");
+        };
+        let number = u32::from_str_radix(number.trim_start_matches("0x"), 16).unwrap();
+        let again = rows.insert((number, name.to_owned()), works.to_owned());
+        assert_eq!(again, None, "{name} is there once");
+    }
+    rows
+}
+
+fn expected(row: &Row) -> ((u32, String), String) {
+    let name = format!("{}{}", row.file.prefix(), row.name);
+    ((row.request, name), row.support.word().to_owned())
+}
+
+#[test]
+fn the_document_has_every_ioctl_and_no_other() {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../docs/ioctls.md");
+    let document = std::fs::read_to_string(path).unwrap();
+    let dispatched: BTreeMap<_, _> = ioctls().iter().map(expected).collect();
+    assert_eq!(rows(&document), dispatched);
+}
+
+#[test]
+fn every_command_of_linux_is_dispatched_or_named_as_missing() {
+    // include/uapi/linux/{iommufd,vfio}.h: 21 commands of /dev/iommu, 6 of a container on it, and those
+    // of devices.
+    let rows = ioctls();
+    assert_eq!(rows.len(), 21 + 6 + 14);
+}
+
+#[test]
+#[should_panic(expected = "is there once")]
+fn a_row_that_is_there_twice_is_found() {
+    rows("| 0x3b80 | A | yes | |\n| 0x3b80 | A | no | |");
+}

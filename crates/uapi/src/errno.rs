@@ -171,6 +171,10 @@ impl From<Error> for Errno {
             Error::Mapped | Error::Exists => Errno::EEXIST,
             Error::ReadOnlyPages | Error::NotOwner | Error::Executable => Errno::EPERM,
             Error::Pin(error) => error.into(),
+            Error::Refused(refusal) => refusal.into(),
+            Error::UserMemory | Error::NotContiguous => Errno::EFAULT,
+            Error::UserDataTooLong => Errno::E2BIG,
+            Error::NoSuchOffset => Errno::ENXIO,
             Error::AddressInUse => Errno::EADDRINUSE,
             Error::FlagsNotSupported
             | Error::TypeNotSupported

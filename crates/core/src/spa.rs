@@ -7,8 +7,10 @@
 //! kind of domain: no device ever reaches the supervisor's own memory.
 //!
 //! Page tables are not in this space: a device cannot address them.
+// UNSAFETY: a window keeps what its own backing said about itself; see `Window::new`.
+#![allow(unsafe_code)]
 
-use std::{fmt, sync::Arc};
+use std::{fmt, mem, sync::Arc};
 
 use crate::{
     grace::{Grace, Guard, ProtectedTable},
@@ -38,7 +40,30 @@ pub struct SpaceFull {
 
 struct Window {
     range: AddrRange,
+    /// The bytes, if they are directly addressable: asked for once, not for each lookup. Valid as
+    /// long as the window; never lent for longer.
+    direct: Option<RawBytes<'static>>,
     backing: Arc<dyn Backing>,
+}
+
+impl Window {
+    fn new(range: AddrRange, backing: Arc<dyn Backing>) -> Self {
+        let direct = match backing.memory() {
+            // SAFETY: the bytes are valid while the backing is borrowed. This borrow lasts as long as
+            // the window, whose reference keeps the backing alive and in place, and ends with it:
+            // `direct` is private and leaves `SpaSpace::resolve` with the lifetime of a guard that
+            // keeps the window.
+            Memory::Direct(bytes) => {
+                Some(unsafe { mem::transmute::<RawBytes<'_>, RawBytes<'static>>(bytes) })
+            }
+            Memory::Remote(_) => None,
+        };
+        Window {
+            range,
+            direct,
+            backing,
+        }
+    }
 }
 
 /// What an SPA means.
@@ -192,7 +217,7 @@ impl SpaSpace {
         };
         let start = ((first as u64) << WINDOW_SHIFT) + phase;
         let range = AddrRange::from_len(start, size).ok_or(SpaceFull { windows: count })?;
-        let window = Arc::new(Window { range, backing });
+        let window = Arc::new(Window::new(range, backing));
         for index in first..first + count {
             self.windows.swap(index, Some(Arc::clone(&window)));
         }
@@ -207,26 +232,41 @@ impl SpaSpace {
 
     /// What the `len` bytes at `spa` are: as many of them as lie in one registration. `None` if
     /// `spa` is not registered or `len` is 0.
-    #[inline]
     pub fn resolve<'g>(&'g self, guard: &'g Guard<'_>, spa: u64, len: u64) -> Option<Resolved<'g>> {
+        if let Some(bytes) = self.resolve_direct(guard, spa, len) {
+            return Some(Resolved::Direct(bytes));
+        }
         let index = usize::try_from(spa >> WINDOW_SHIFT).ok()?;
         let window = self.windows.load(index, guard)?;
-        if !window.range.contains(spa) || len == 0 {
+        if !window.range.contains(spa) || len == 0 || window.direct.is_some() {
             return None;
         }
         let offset = spa - window.range.start();
         let len = len.min((window.range.last() - spa).saturating_add(1));
-        match window.backing.memory() {
-            Memory::Direct(bytes) => {
-                let (offset, len) = (usize::try_from(offset).ok()?, usize::try_from(len).ok()?);
-                bytes.slice(offset, len).map(Resolved::Direct)
-            }
-            Memory::Remote(_) => Some(Resolved::Remote {
-                memory: SharedRemote(Arc::clone(&window.backing)),
-                offset,
-                len,
-            }),
+        Some(Resolved::Remote {
+            memory: SharedRemote(Arc::clone(&window.backing)),
+            offset,
+            len,
+        })
+    }
+
+    /// As [`SpaSpace::resolve`] for bytes that can be copied at once; `None` for all others.
+    #[inline(always)]
+    pub fn resolve_direct<'g>(
+        &'g self,
+        guard: &'g Guard<'_>,
+        spa: u64,
+        len: u64,
+    ) -> Option<RawBytes<'g>> {
+        let index = usize::try_from(spa >> WINDOW_SHIFT).ok()?;
+        let window = self.windows.load(index, guard)?;
+        let bytes = window.direct.as_ref()?;
+        if !window.range.contains(spa) || len == 0 {
+            return None;
         }
+        let offset = usize::try_from(spa - window.range.start()).ok()?;
+        let rest = bytes.len().checked_sub(offset)?;
+        bytes.slice(offset, rest.min(usize::try_from(len).ok()?))
     }
 
     /// The grace period that protects lookups.

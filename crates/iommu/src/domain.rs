@@ -15,6 +15,7 @@ use ioasid_pgtable::{MapError, PageTable, TableConfig, TableFormat, Translation}
 use crate::{
     machine::Shared,
     page_request::{Handler, PageRequestHandler},
+    tally::Tally,
 };
 
 /// What a domain does with an address, and who chooses its addresses.
@@ -93,8 +94,7 @@ pub(crate) enum Translator {
 pub(crate) struct AddressSpace {
     pub(crate) id: DomainId,
     pub(crate) translator: Translator,
-    pub(crate) operations: AtomicU64,
-    pub(crate) bytes: AtomicU64,
+    pub(crate) tally: Tally,
     pub(crate) faults: AtomicU64,
 }
 
@@ -135,8 +135,7 @@ impl Domain {
         let space = Arc::new(AddressSpace {
             id,
             translator,
-            operations: AtomicU64::new(0),
-            bytes: AtomicU64::new(0),
+            tally: Tally::default(),
             faults: AtomicU64::new(0),
         });
         Domain {
@@ -323,12 +322,12 @@ impl Domain {
 
     /// DMA operations done through this domain.
     pub fn dma_operations(&self) -> u64 {
-        self.space.operations.load(Ordering::Relaxed)
+        self.space.tally.operations()
     }
 
     /// Bytes moved through this domain; a copy counts once.
     pub fn dma_bytes(&self) -> u64 {
-        self.space.bytes.load(Ordering::Relaxed)
+        self.space.tally.bytes()
     }
 
     /// Faults reported to the owners of this domain's attachments.

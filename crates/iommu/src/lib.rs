@@ -69,6 +69,7 @@ pub mod pasid;
 pub mod port;
 pub mod route;
 mod route_table;
+mod tally;
 pub mod transfer;
 mod view;
 

@@ -18,6 +18,7 @@ use ioasid_core::{
 use crate::{
     device::{Attachment, Device},
     fault::{Fault, FaultReason, FaultSink},
+    tally,
     transfer::{Direction, Stop, Transfer},
     view::{Halt, Place, View},
 };
@@ -46,6 +47,7 @@ pub struct DmaPort {
     bounce: Box<[u8]>,
     /// Where routes led last time, by the low bits of the PASID.
     guesses: [Option<DomainId>; GUESSES],
+    tally: tally::Place,
 }
 
 impl DmaPort {
@@ -55,6 +57,7 @@ impl DmaPort {
             slot,
             bounce: vec![0; BOUNCE].into_boxed_slice(),
             guesses: [None; GUESSES],
+            tally: tally::Place::new(),
         }
     }
 
@@ -86,6 +89,7 @@ impl DmaPort {
             bounce: &mut self.bounce,
             budget: GUARD_BYTES,
             slack: GUARD_SLACK,
+            tally: self.tally,
             operations: 0,
             bytes: 0,
         }
@@ -144,6 +148,7 @@ pub struct DmaGuard<'a> {
     bounce: &'a mut [u8],
     budget: u64,
     slack: u64,
+    tally: tally::Place,
     operations: u64,
     bytes: u64,
 }
@@ -264,8 +269,23 @@ impl DmaGuard<'_> {
         self.write(iova, std::slice::from_ref(&byte))
     }
 
-    #[inline]
+    #[inline(always)]
     fn copy_up(&mut self, dst: u64, src: u64, done: u64, room: u64) -> Result<u64, Halt> {
+        let view = &self.view;
+        let (to, from) = (dst.wrapping_add(done), src.wrapping_add(done));
+        if to >= dst
+            && from >= src
+            && let Some(source) = view.direct(from, room, Access::Read)
+            && let Some(target) = view.direct(to, source.len() as u64, Access::Write)
+        {
+            return copy_direct(view, target, to, source, from);
+        }
+        self.copy_up_slowly(dst, src, done, room)
+    }
+
+    /// [`DmaGuard::copy_up`] where there is more to it than memory of our own.
+    #[cold]
+    fn copy_up_slowly(&mut self, dst: u64, src: u64, done: u64, room: u64) -> Result<u64, Halt> {
         let view = &self.view;
         let from = view.at(src, done, Access::Read)?;
         let source = view.locate(from, room, Access::Read)?;
@@ -384,11 +404,8 @@ impl Drop for DmaGuard<'_> {
         if let Some(attachment) = self.view.attachment()
             && self.operations > 0
         {
-            let space = &attachment.space;
-            space
-                .operations
-                .fetch_add(self.operations, Ordering::Relaxed);
-            space.bytes.fetch_add(self.bytes, Ordering::Relaxed);
+            let tally = &attachment.space.tally;
+            tally.add(self.tally, self.operations, self.bytes);
         }
     }
 }

@@ -134,26 +134,21 @@ impl<'a> View<'a> {
     }
 
     /// One walk: the system physical address of `iova`, and for how many of `want` bytes it holds.
-    #[inline]
     fn translate(&self, iova: u64, want: u64, access: Access) -> Result<(u64, u64), Stop> {
         let Some(attachment) = self.held.get() else {
             return Err(self.unattached(iova, access));
         };
-        let mut want = want;
-        if self.pasid.is_none() {
-            for window in self.device.interrupt_windows() {
-                if window.contains(iova) {
-                    return Err(self.refused(iova, access, FaultReason::InterruptWindow));
-                }
-                if let Some(before) = window.start().checked_sub(iova) {
-                    want = want.min(before);
-                }
-            }
-        }
+        let want = match self.pasid {
+            Some(_) => Some(want),
+            None => self.before_interrupts(iova, want),
+        };
+        let Some(want) = want else {
+            return Err(self.refused(iova, access, FaultReason::InterruptWindow));
+        };
         match &attachment.space.translator {
             Translator::Paging(table) => match table.translate(iova, access) {
                 Ok(found) => Ok((found.spa, found.len.min(want))),
-                Err(error) => Err(self.refused(iova, access, walk_reason(error))),
+                Err(error) => Err(self.missed(iova, access, error)),
             },
             Translator::Identity => Ok((iova, want)),
             Translator::Blocked => Err(self.refused(iova, access, FaultReason::Blocked)),
@@ -175,6 +170,16 @@ impl<'a> View<'a> {
     }
 
     #[cold]
+    fn missed(&self, iova: u64, access: Access, fault: WalkFault) -> Stop {
+        let reason = match fault {
+            WalkFault::Permission => FaultReason::Permission,
+            WalkFault::OutOfRange => FaultReason::AddressWidth,
+            _ => FaultReason::NotPresent,
+        };
+        self.refused(iova, access, reason)
+    }
+
+    #[cold]
     fn refused(&self, iova: u64, access: Access, reason: FaultReason) -> Stop {
         Stop::Fault(self.fault(iova, access, reason))
     }
@@ -182,7 +187,15 @@ impl<'a> View<'a> {
     /// Up to `want` bytes from `iova` that are contiguous in system physical memory: neighbouring
     /// leaves are joined. Only the first byte's fault counts; a later one ends the run.
     fn run(&self, iova: u64, want: u64, access: Access) -> Result<(u64, u64), Stop> {
-        let (spa, mut len) = self.translate(iova, want, access)?;
+        let (spa, len) = self.translate(iova, want, access)?;
+        if len >= want {
+            return Ok((spa, len));
+        }
+        Ok((spa, self.run_on(iova, spa, len, want, access)))
+    }
+
+    /// How far the run of `len` bytes goes on.
+    fn run_on(&self, iova: u64, spa: u64, mut len: u64, want: u64, access: Access) -> u64 {
         while len < want {
             let Some(next) = iova.checked_add(len) else {
                 break;
@@ -192,7 +205,7 @@ impl<'a> View<'a> {
                 _ => break,
             }
         }
-        Ok((spa, len))
+        len
     }
 
     /// As [`View::run`] for the bytes that *end* with `last`.
@@ -217,6 +230,45 @@ impl<'a> View<'a> {
             }
         }
         Ok((spa, len))
+    }
+
+    /// Up to `want` (not 0) bytes from `iova` if nothing about them is special. What this cannot do
+    /// [`View::locate`] can, and tells why it cannot.
+    ///
+    /// Apart from that one because of its results: they stay in registers.
+    #[inline(always)]
+    pub(crate) fn direct(&self, iova: u64, want: u64, access: Access) -> Option<RawBytes<'_>> {
+        let attachment = self.held.get()?;
+        let Translator::Paging(table) = &attachment.space.translator else {
+            return None;
+        };
+        let want = if self.pasid.is_none() {
+            self.before_interrupts(iova, want)?
+        } else {
+            want
+        };
+        let found = table.translate(iova, access).ok()?;
+        let mut len = found.len.min(want);
+        if len < want {
+            len = self.run_on(iova, found.spa, len, want, access);
+        }
+        let space = &self.device.shared().space;
+        space.resolve_direct(self.held.guard(), found.spa, len)
+    }
+
+    /// How many of `want` bytes from `iova` come before the next interrupt window; `None` if `iova`
+    /// lies in one.
+    #[inline(always)]
+    fn before_interrupts(&self, iova: u64, mut want: u64) -> Option<u64> {
+        for window in self.device.interrupt_windows() {
+            if window.contains(iova) {
+                return None;
+            }
+            if let Some(before) = window.start().checked_sub(iova) {
+                want = want.min(before);
+            }
+        }
+        Some(want)
     }
 
     /// The registered bytes at a system physical address, as far as one registration goes.
@@ -251,7 +303,20 @@ impl<'a> View<'a> {
     }
 
     /// Reads into `buffer` from `iova`, as far as one place goes: how many bytes, not 0.
+    #[inline]
     pub(crate) fn fetch(&mut self, iova: u64, buffer: &mut [u8]) -> Result<u64, Halt> {
+        if let Some(bytes) = self.direct(iova, buffer.len() as u64, Access::Read) {
+            let len = bytes.len().min(buffer.len());
+            if bytes.read(&mut buffer[..len]).is_ok() {
+                return Ok(len as u64);
+            }
+        }
+        self.fetch_slowly(iova, buffer)
+    }
+
+    /// [`View::fetch`] where there is more to it than memory of our own.
+    #[cold]
+    fn fetch_slowly(&mut self, iova: u64, buffer: &mut [u8]) -> Result<u64, Halt> {
         let (len, result) = match self.locate(iova, buffer.len() as u64, Access::Read)? {
             Place::Direct(bytes) => {
                 let buffer = &mut buffer[..bytes.len()];
@@ -276,7 +341,20 @@ impl<'a> View<'a> {
     }
 
     /// Writes `buffer` to `iova`, as far as one place goes: how many bytes, not 0.
+    #[inline]
     pub(crate) fn store(&mut self, iova: u64, buffer: &[u8]) -> Result<u64, Halt> {
+        if let Some(bytes) = self.direct(iova, buffer.len() as u64, Access::Write) {
+            let len = bytes.len().min(buffer.len());
+            if bytes.write(&buffer[..len]).is_ok() {
+                return Ok(len as u64);
+            }
+        }
+        self.store_slowly(iova, buffer)
+    }
+
+    /// [`View::store`] where there is more to it than memory of our own.
+    #[cold]
+    fn store_slowly(&mut self, iova: u64, buffer: &[u8]) -> Result<u64, Halt> {
         let mut reason = FaultReason::MemoryGone;
         let (len, result) = match self.locate(iova, buffer.len() as u64, Access::Write)? {
             Place::Direct(bytes) => {
@@ -326,7 +404,6 @@ impl<'a> View<'a> {
     }
 
     /// Up to `want` (not 0) bytes from `iova`.
-    #[inline]
     pub(crate) fn locate(&self, iova: u64, want: u64, access: Access) -> Result<Place<'_>, Stop> {
         let (spa, len) = self.run(iova, want, access)?;
         self.place(spa, len, iova, access)
@@ -395,13 +472,5 @@ impl<S: Into<Stop>> From<S> for Halt {
             done: 0,
             stop: Some(stop.into()),
         }
-    }
-}
-
-fn walk_reason(fault: WalkFault) -> FaultReason {
-    match fault {
-        WalkFault::Permission => FaultReason::Permission,
-        WalkFault::OutOfRange => FaultReason::AddressWidth,
-        _ => FaultReason::NotPresent,
     }
 }

@@ -160,9 +160,9 @@ fn contiguous_small_leaves_are_one_run() {
     let iommu = machine();
     let device = device(&iommu, 1);
     let domain = domain(&iommu);
-    let counting = Counting::new(16 * 4096);
-    let range = iommu.space().register(counting.clone(), 0).unwrap();
-    // Mapped page by page, high to low, so that no large leaf can be made.
+    // Memory whose accesses can be counted, mapped page by page, high to low, so that no large leaf
+    // can be made.
+    let (remote, range) = Remote::register(&iommu, 16 * 4096);
     for page in (0..16).rev() {
         domain
             .map(
@@ -175,41 +175,13 @@ fn contiguous_small_leaves_are_one_run() {
     }
     attach_device(&domain, &device, &sink()).unwrap();
     let mut port = device.port();
-    let mut guard = port.enter(None);
-    assert!(guard.copy(IOVA + 0x8000, IOVA, 0x8000).is_complete());
-    drop(guard);
-    assert_eq!(
-        counting.lookups.load(Ordering::Relaxed),
-        2,
-        "one lookup for the source, one for the destination"
+    let mut buffer = vec![0; 0x8000];
+    assert!(
+        port.enter_blocking(None)
+            .read(IOVA + 8, &mut buffer)
+            .is_complete()
     );
-}
-
-/// Memory that counts how often it is looked up.
-#[derive(Debug)]
-struct Counting {
-    memory: Arc<OwnMemory>,
-    lookups: AtomicU64,
-}
-
-impl Counting {
-    fn new(len: usize) -> Arc<Self> {
-        Arc::new(Counting {
-            memory: OwnMemory::new(len),
-            lookups: AtomicU64::new(0),
-        })
-    }
-}
-
-impl Backing for Counting {
-    fn size(&self) -> u64 {
-        Backing::size(&*self.memory)
-    }
-
-    fn memory(&self) -> Memory<'_> {
-        self.lookups.fetch_add(1, Ordering::Relaxed);
-        Memory::Direct(self.memory.bytes())
-    }
+    assert_eq!(remote.calls.load(Ordering::Relaxed), 1, "all at once");
 }
 
 #[test]
@@ -263,6 +235,8 @@ fn compare_finds_the_first_difference_and_faults_only_before_it() {
 #[derive(Debug)]
 struct Remote {
     memory: Arc<OwnMemory>,
+    /// Accesses so far.
+    calls: AtomicU64,
     good: AtomicU64,
     worker: Arc<dyn Worker>,
 }
@@ -277,13 +251,19 @@ impl Worker for Idle {
 }
 
 impl Remote {
-    fn map(iommu: &Arc<Iommu>, domain: &Domain, iova: u64, len: usize) -> (Arc<Self>, SpaRange) {
+    fn register(iommu: &Arc<Iommu>, len: usize) -> (Arc<Self>, SpaRange) {
         let remote = Arc::new(Remote {
             memory: OwnMemory::new(len),
             good: AtomicU64::new(u64::MAX),
+            calls: AtomicU64::new(0),
             worker: Arc::new(Idle),
         });
         let range = iommu.space().register(remote.clone(), 0).unwrap();
+        (remote, range)
+    }
+
+    fn map(iommu: &Arc<Iommu>, domain: &Domain, iova: u64, len: usize) -> (Arc<Self>, SpaRange) {
+        let (remote, range) = Remote::register(iommu, len);
         domain
             .map(iova, range.start(), len as u64, Prot::RW)
             .unwrap();
@@ -291,6 +271,7 @@ impl Remote {
     }
 
     fn check(&self, offset: u64, len: usize) -> Result<(), MemoryGone> {
+        self.calls.fetch_add(1, Ordering::Relaxed);
         let good = self.good.load(Ordering::Relaxed);
         let done = good.saturating_sub(offset).min(len as u64) as usize;
         if done == len {

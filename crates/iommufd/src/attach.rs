@@ -203,8 +203,10 @@ impl Context {
         let at = seats.seats.get(&seat);
         let attached = at.is_some_and(|at| at.devices.contains(&device.id()));
         let stays = attached && at.is_some_and(|at| at.hwpt.ioas().id() == ioas.id());
-        if change == Change::Attach && attached {
-            return Err(Error::DeviceBusy);
+        match change {
+            Change::Attach if attached => return Err(Error::DeviceBusy),
+            Change::Replace if !attached => return Err(Error::NothingToReplace),
+            _ => {}
         }
         // The reserved ranges come before the pages: a map in their way is the first error seen.
         let reserves = !reserved.is_empty() && !stays;

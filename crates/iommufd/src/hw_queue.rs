@@ -4,7 +4,7 @@
 //! An access object of the file's own pins the ring and locks its area, so that no UNMAP takes the
 //! memory away below the hardware.
 
-use std::{fmt, sync::Arc};
+use std::{fmt, ops::Deref, sync::Arc};
 
 use ioasid_core::memory::PAGE_SIZE;
 
@@ -54,9 +54,7 @@ impl HwQueue {
 
     /// The hardware lets go of the ring; the caller has the object out of the table.
     pub(crate) fn release(&self) {
-        if let Some(ops) = self.viommu.ops() {
-            ops.end_hw_queue(&self.config);
-        }
+        self.viommu.ops().end_hw_queue(&self.config);
     }
 }
 
@@ -82,8 +80,9 @@ impl Context {
             return Err(Error::Empty);
         }
         args.iova.checked_add(args.len - 1).ok_or(Error::Overflow)?;
-        let viommu = self.viommu(args.viommu)?;
-        let ops = viommu.ops().ok_or(Error::TypeNotSupported)?;
+        // Used from here on, so that it is still there when the queue is.
+        let viommu = Used::new(self, args.viommu)?;
+        let ops = viommu.ops();
         if !ops.supports_hw_queue(args.kind) {
             return Err(Error::TypeNotSupported);
         }
@@ -108,19 +107,60 @@ impl Context {
             spa: spa + offset,
         };
         let needs = ops.init_hw_queue(&config)?;
+        if let Some(needs) = needs {
+            self.objects.lock().hold(needs);
+        }
         let queue = Arc::new(HwQueue {
             config,
-            viommu: Arc::clone(&viommu),
+            viommu: viommu.keep(),
             needs,
             _pinned: pinned,
             _access: access,
         });
-        let mut objects = self.objects.lock();
-        objects.hold(viommu.id());
-        if let Some(needs) = needs {
-            objects.hold(needs);
-        }
-        drop(objects);
         Ok(id.name(Object::HwQueue(queue)))
+    }
+}
+
+/// A use of a virtual IOMMU while a queue is being made.
+struct Used<'a> {
+    context: &'a Context,
+    viommu: Arc<Viommu>,
+    kept: bool,
+}
+
+impl<'a> Used<'a> {
+    fn new(context: &'a Context, id: ObjectId) -> Result<Self, Error> {
+        let mut objects = context.objects.lock();
+        let Some(Object::Viommu(viommu)) = objects.object(id) else {
+            return Err(Error::NoObject(id));
+        };
+        objects.hold(id);
+        Ok(Used {
+            context,
+            viommu,
+            kept: false,
+        })
+    }
+
+    /// The use goes on, as the queue's.
+    fn keep(mut self) -> Arc<Viommu> {
+        self.kept = true;
+        Arc::clone(&self.viommu)
+    }
+}
+
+impl Deref for Used<'_> {
+    type Target = Viommu;
+
+    fn deref(&self) -> &Viommu {
+        &self.viommu
+    }
+}
+
+impl Drop for Used<'_> {
+    fn drop(&mut self) {
+        if !self.kept {
+            self.context.objects.lock().put(self.viommu.id());
+        }
     }
 }

@@ -141,7 +141,7 @@ impl Context {
     ) -> Result<Arc<Hwpt>, Error> {
         flags.check_nested()?;
         let data = data.ok_or(Error::FlagsNotSupported)?;
-        let ops = viommu.ops().ok_or(Error::TypeNotSupported)?;
+        let ops = viommu.ops();
         let flags_of_driver = flags.without(HwptFlags::FAULT_ID_VALID);
         self.make_nested(viommu.parent(), Some(viommu), flags, || {
             ops.alloc_nested(flags_of_driver, data)

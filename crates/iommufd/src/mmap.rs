@@ -141,6 +141,10 @@ impl Context {
         let mut objects = self.objects.lock();
         let found = self.mmap_offsets().find(request.offset, request.len);
         let (memory, owner) = found.ok_or(Error::NoSuchOffset)?;
+        if objects.object(owner).is_none() {
+            // It is being made, or on its way out.
+            return Err(Error::NoSuchOffset);
+        }
         objects.hold(owner);
         drop(objects);
         Ok(Mapped {

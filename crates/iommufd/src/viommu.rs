@@ -1,11 +1,7 @@
 //! Virtual IOMMUs: what a guest sees of the IOMMU behind its devices, and the devices as the guest
 //! numbers them (drivers/iommu/iommufd/viommu.c).
 
-use std::{
-    collections::BTreeMap,
-    fmt,
-    sync::{Arc, OnceLock},
-};
+use std::{collections::BTreeMap, fmt, sync::Arc};
 
 use ioasid_core::sync::Mutex;
 
@@ -29,8 +25,7 @@ pub struct Viommu {
     /// Which IOMMU of the machine it is a part of.
     instance: u64,
     parent: Arc<Hwpt>,
-    /// Set before the object can be found.
-    ops: OnceLock<Arc<dyn ViommuOps>>,
+    ops: Arc<dyn ViommuOps>,
     devices: Mutex<BTreeMap<u64, Arc<Vdevice>>>,
     queues: Mutex<BTreeMap<u32, Arc<VeventQueue>>>,
 }
@@ -47,8 +42,8 @@ impl Viommu {
     }
 
     /// The back end's part.
-    pub fn ops(&self) -> Option<&Arc<dyn ViommuOps>> {
-        self.ops.get()
+    pub fn ops(&self) -> &Arc<dyn ViommuOps> {
+        &self.ops
     }
 
     pub(crate) fn instance(&self) -> u64 {
@@ -206,7 +201,7 @@ impl Context {
             kind: args.kind,
             instance: device.ops().instance(),
             parent,
-            ops: OnceLock::from(ops),
+            ops,
             devices: Mutex::default(),
             queues: Mutex::default(),
         };
@@ -291,14 +286,11 @@ impl Context {
         let object = self.objects.lock().object(id);
         match object {
             None => Invalidated::stopped(0, Error::NoObject(id)),
-            Some(Object::Hwpt(hwpt)) if hwpt.nested().is_some() => match hwpt.nested() {
+            Some(Object::Hwpt(hwpt)) => match hwpt.nested() {
                 Some(nested) => nested.ops().invalidate(entries),
                 None => Invalidated::stopped(0, Error::NothingCached),
             },
-            Some(Object::Viommu(viommu)) => match viommu.ops() {
-                Some(ops) => ops.invalidate(&viommu, entries),
-                None => Invalidated::stopped(0, Error::TypeNotSupported),
-            },
+            Some(Object::Viommu(viommu)) => viommu.ops.invalidate(&viommu, entries),
             Some(_) => Invalidated::stopped(0, Error::NothingCached),
         }
     }

@@ -3,10 +3,15 @@
 
 mod accesses;
 mod attaching;
+mod backend;
 mod barrier;
+mod cutting;
 mod dirty;
+mod faults;
+mod locked;
 mod machine;
 mod maps;
+mod nesting;
 mod objects;
 mod pinning;
 mod program;

@@ -16,6 +16,9 @@ impl Program {
         Program(Mutex::new(vec![0; len]))
     }
 
+    pub fn put(&self, address: usize, bytes: &[u8]) {
+        self.0.lock().unwrap()[address..address + bytes.len()].copy_from_slice(bytes);
+    }
 }
 
 impl Caller for Program {

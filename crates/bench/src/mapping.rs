@@ -184,11 +184,7 @@ fn gibibyte(effort: Effort) -> [Table; 2] {
                 spent
             });
             let contender = contender.per(1000);
-            contenders.push(if mapping {
-                contender.goal(0, 2.0)
-            } else {
-                contender
-            });
+            contenders.push(contender.goal(0, 2.0));
         }
         let what = if mapping { "map" } else { "unmap" };
         let title = format!("{what} 1 GiB as 262144 leaves of 4 KiB in one call");

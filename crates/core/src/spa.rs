@@ -49,12 +49,13 @@ struct Window {
 impl Window {
     fn new(range: AddrRange, backing: Arc<dyn Backing>) -> Self {
         let direct = match backing.memory() {
-            // SAFETY: the bytes are valid while the backing is borrowed. This borrow lasts as long as
-            // the window, whose reference keeps the backing alive and in place, and ends with it:
-            // `direct` is private and leaves `SpaSpace::resolve` with the lifetime of a guard that
-            // keeps the window.
             Memory::Direct(bytes) => {
-                Some(unsafe { mem::transmute::<RawBytes<'_>, RawBytes<'static>>(bytes) })
+                // SAFETY: the bytes are valid while the backing is borrowed. This borrow lasts as
+                // long as the window, whose reference keeps the backing alive and in place, and ends
+                // with it: `direct` is private and leaves `SpaSpace::resolve_direct` with the
+                // lifetime of a guard that keeps the window.
+                let bytes = unsafe { mem::transmute::<RawBytes<'_>, RawBytes<'static>>(bytes) };
+                Some(bytes)
             }
             Memory::Remote(_) => None,
         };

@@ -1,5 +1,6 @@
 //! The barrier and the cells under it. With `--cfg ioasid_shuttle` each claim is checked over many
 //! schedules; otherwise once, on real threads.
+#![allow(clippy::unwrap_used)] // A failed unwrap is a failed test.
 
 use std::sync::Arc;
 

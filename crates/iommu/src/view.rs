@@ -146,7 +146,7 @@ impl<'a> View<'a> {
             return Err(self.refused(iova, access, FaultReason::InterruptWindow));
         };
         match &attachment.space.translator {
-            Translator::Paging(table) => match table.translate(iova, access) {
+            Translator::Paging(table) => match table.translate_run(iova, want, access) {
                 Ok(found) => Ok((found.spa, found.len.min(want))),
                 Err(error) => Err(self.missed(iova, access, error)),
             },
@@ -247,7 +247,7 @@ impl<'a> View<'a> {
         } else {
             want
         };
-        let found = table.translate(iova, access).ok()?;
+        let found = table.translate_run(iova, want, access).ok()?;
         let mut len = found.len.min(want);
         if len < want {
             len = self.run_on(iova, found.spa, len, want, access);

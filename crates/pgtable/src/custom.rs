@@ -147,6 +147,17 @@ impl Custom {
         self.table.translate(iova, access)
     }
 
+    /// Leaf by leaf.
+    #[cold]
+    pub(crate) fn translate_run(
+        &self,
+        iova: u64,
+        _want: u64,
+        access: Access,
+    ) -> Result<Translation, WalkFault> {
+        self.table.translate(iova, access)
+    }
+
     #[cold]
     pub(crate) fn lookup(&self, iova: u64) -> Option<Translation> {
         self.table.iova_to_phys(iova)

@@ -20,7 +20,8 @@ pub(crate) use x86_64::X86_64Stage1;
 /// A page-table format: constants and pure functions on entries.
 ///
 /// The contract, on which the memory safety of the walker stands (see `arena.rs`):
-/// * an entry of 0 is not present;
+/// * an entry of 0 is not present, and if the bits that some entries have in common make a present
+///   entry, all of them are;
 /// * [`Format::link`] makes an entry that [`Format::is_link`] knows again at the same level, with
 ///   the table's address in bits 51:12;
 /// * [`Format::leaf`] makes an entry that is present and never a link at its level, whichever of
@@ -119,6 +120,8 @@ mod tests {
                         for marks in [0, F::ACCESSED, F::DIRTY, F::ACCESSED | F::DIRTY] {
                             for leaf in [leaf | marks, leaf & !marks] {
                                 assert!(F::is_present(leaf));
+                                let more = |bit: u32| leaf | 1 << bit;
+                                assert!((0..u64::BITS).all(|bit| F::is_present(more(bit))));
                                 assert!(level == 0 || !F::is_link(leaf, level));
                                 assert_eq!(F::leaf_shift(leaf, level), shift);
                                 assert_eq!(leaf & spec::ADDRESS & !((1 << shift) - 1), spa);

@@ -173,6 +173,22 @@ impl PageTable {
         on_tree!(self, tree => tree.translate(iova, access))
     }
 
+    /// As [`PageTable::translate`], for `want` bytes: where the next leaves go on in memory and allow
+    /// the same, `len` may go beyond the first one. Those counted are marked as the first is; `len` can
+    /// exceed `want`.
+    ///
+    /// # Errors
+    /// As [`PageTable::translate`]: those of the first byte.
+    #[inline(always)]
+    pub fn translate_run(
+        &self,
+        iova: u64,
+        want: u64,
+        access: Access,
+    ) -> Result<Translation, WalkFault> {
+        on_tree!(self, tree => tree.translate_run(iova, want, access))
+    }
+
     /// The translation of `iova`, whatever it allows, leaving no trace in the table.
     #[inline(always)]
     pub fn iova_to_phys(&self, iova: u64) -> Option<Translation> {

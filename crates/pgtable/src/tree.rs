@@ -24,7 +24,7 @@ use crate::{
     arena::{Arena, FreedTables, Table, Top},
     error::WalkFault,
     format::Format,
-    spec::{ADDRESS, ENTRIES, LEVEL_BITS, entry_shift},
+    spec::{ADDRESS, ENTRIES, LEVEL_BITS, PAGE_SHIFT, PAGE_SIZE, entry_shift},
     table::Translation,
 };
 
@@ -214,6 +214,45 @@ impl<F: Format> Tree<F> {
         self.translate_and_mark(iova, access)
     }
 
+    /// As [`Tree::translate`], for `want` bytes: one walk for all leaves of 4 KiB that follow each
+    /// other in one table and in memory.
+    #[inline(always)]
+    pub(crate) fn translate_run(
+        &self,
+        iova: u64,
+        want: u64,
+        access: Access,
+    ) -> Result<Translation, WalkFault> {
+        if let Some(found) = self.find(iova)
+            && F::is_present(found.entry)
+            && F::prot(found.entry).allows(access)
+            && (!self.tracking() || found.entry & F::marks(access) == F::marks(access))
+        {
+            let mut translation = Self::translation(found.entry, found.level, iova);
+            if translation.len < want && found.level == 0 {
+                translation.len += Self::neighbours(&found, iova, want - translation.len);
+            }
+            return Ok(translation);
+        }
+        self.translate_and_mark(iova, access)
+    }
+
+    /// Bytes of the leaves after `found`, which is that of `iova`, that go on where it ends, with the
+    /// same attributes and marks: about as many as `want`.
+    fn neighbours(found: &Found<'_>, iova: u64, want: u64) -> u64 {
+        if F::leaf_shift(found.entry, 0) != PAGE_SHIFT {
+            return 0;
+        }
+        let count = want.div_ceil(PAGE_SIZE).min(ENTRIES as u64);
+        let entries = found.table.entries(index(iova, 0) + 1, count as usize);
+        let mut expected = found.entry;
+        let follows = |entry: &&AtomicU64| {
+            expected = expected.wrapping_add(PAGE_SIZE);
+            entry.load(Ordering::Acquire) == expected
+        };
+        entries.iter().take_while(follows).count() as u64 * PAGE_SIZE
+    }
+
     /// [`Tree::translate`] when the walk faults or the leaf has to be marked.
     #[cold]
     #[inline(never)]
@@ -275,7 +314,7 @@ impl<F: Format> Tree<F> {
     /// Mapped bytes; 2^64-1 stands for all of them.
     pub(crate) fn mapped_bytes(&self) -> u64 {
         let pages = self.counters.pages.load(Ordering::Relaxed);
-        pages.saturating_mul(crate::spec::PAGE_SIZE)
+        pages.saturating_mul(PAGE_SIZE)
     }
 
     /// Entries that writers wrote.

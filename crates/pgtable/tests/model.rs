@@ -432,6 +432,45 @@ macro_rules! formats {
             }
 
             #[test]
+            fn a_run_covers_pages_that_go_on_in_memory_and_allow_the_same() {
+                let table = table();
+                for page in 0..16u64 {
+                    let hole = if page >= 12 { 0x10_0000 } else { 0 };
+                    let prot = if page == 8 { Prot::READ } else { Prot::RW };
+                    let spa = 0x1000 + page * 0x1000 + hole;
+                    table.map(page * 0x1000, spa, 0x1000, prot).unwrap();
+                }
+                let run = |iova, want| table.translate_run(iova, want, Access::Read).unwrap();
+                assert_eq!((run(0x10, 0x20).spa, run(0x10, 0x20).len), (0x1010, 0xff0));
+                assert_eq!(run(0x10, 0x4000).len, 0x4ff0);
+                // The read-only page, the gap in memory, the end of what is mapped.
+                assert_eq!(run(0, 0x1_0000).len, 0x8000);
+                assert_eq!(run(0x9000, 0x1_0000).len, 0x3000);
+                assert_eq!(run(0xc000, u64::MAX).len, 0x4000);
+                let write = table.translate_run(0x8000, 0x2000, Access::Write);
+                assert_eq!(write, Err(WalkFault::Permission));
+            }
+
+            #[test]
+            fn every_page_of_a_written_run_is_dirty() {
+                let table = PageTable::new(TableConfig {
+                    dirty_tracking: true,
+                    ..TableConfig::new($format)
+                });
+                table.map(0, 0x1000, 0x8000, Prot::RW).unwrap();
+                // One page was written before: runs begin and end there.
+                table.translate(0x3000, Access::Write).unwrap();
+                let mut at = 0;
+                while at < 0x8000 {
+                    let run = table.translate_run(at, 0x8000 - at, Access::Write).unwrap();
+                    at += run.len;
+                }
+                let (all, mut dirty) = (AddrRange::new(0, 0x7fff).unwrap(), Vec::new());
+                table.read_dirty(all, true, &mut |part| dirty.push(part));
+                assert_eq!(dirty, [all]);
+            }
+
+            #[test]
             fn tables_are_reused_after_recycle_and_not_before() {
                 let table = table();
                 let range = AddrRange::new(0, 0x1f_ffff).unwrap();

@@ -37,12 +37,11 @@ impl Format for AmdV1 {
         entry & bits::PRESENT != 0
     }
 
+    /// Links are made to the next level only: none is skipped.
     #[inline]
-    fn is_link(entry: u64, _level: u32) -> bool {
-        let next = next_level(entry);
-        Self::is_present(entry)
-            && next != bits::NEXT_LEVEL_PAGE
-            && next != bits::NEXT_LEVEL_SIZED_PAGE
+    fn is_link(entry: u64, level: u32) -> bool {
+        let next = u64::from(level) << bits::NEXT_LEVEL_SHIFT;
+        entry & (bits::PRESENT | bits::NEXT_LEVEL) == bits::PRESENT | next
     }
 
     /// The paging mode of the table below a table at `level` is `level`.

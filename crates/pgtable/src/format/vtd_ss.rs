@@ -30,9 +30,10 @@ impl Format for VtdSecondStage {
         entry & (bits::READ | bits::WRITE) != 0
     }
 
+    /// Links are made with every permission, so one bit is enough.
     #[inline]
     fn is_link(entry: u64, _level: u32) -> bool {
-        Self::is_present(entry) && entry & bits::PAGE == 0
+        entry & (bits::READ | bits::PAGE) == bits::READ
     }
 
     /// The accessed bit of a link is preset, so that walks write to leaves only.

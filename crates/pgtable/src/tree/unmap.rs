@@ -121,11 +121,20 @@ impl<F: Format> Tree<F> {
             last = last_leaf - 1;
         }
         let (first, count) = slots(start, last, 0);
-        let present = |slot: &AtomicU64| u64::from(F::is_present(slot.load(Ordering::Relaxed)));
-        // In eights, which the compiler unrolls.
-        let (lines, rest) = table.entries(first, count).as_chunks::<8>();
-        let line = |line: &[AtomicU64; 8]| line.iter().map(present).sum::<u64>();
-        let pages = lines.iter().map(line).sum::<u64>() + rest.iter().map(present).sum::<u64>();
+        let entries = table.entries(first, count);
+        let all = |all, slot: &AtomicU64| all & slot.load(Ordering::Relaxed);
+        // The usual case with one instruction for each slot: all are present.
+        let (lines, rest) = entries.as_chunks::<8>();
+        let together = lines
+            .iter()
+            .map(|line| line.iter().fold(u64::MAX, all))
+            .fold(rest.iter().fold(u64::MAX, all), |all, line| all & line);
+        let pages = if F::is_present(together) {
+            count as u64
+        } else {
+            let present = |slot: &&AtomicU64| F::is_present(slot.load(Ordering::Relaxed));
+            entries.iter().filter(present).count() as u64
+        };
         if pages != 0 {
             table.store_run(first, count, 0, 0);
         }

@@ -244,14 +244,13 @@ fn long(rest: &[String]) -> Result<()> {
         .args(rest)
         .envs(set.clone()))?;
     shuttle(&[], &set)?;
-    let mut scripts = read_dir(&root().join("tests")).unwrap_or_default();
-    scripts.retain(|path| path.extension().is_some_and(|extension| extension == "sh"));
-    scripts.sort();
-    for script in scripts {
-        run(Command::new("bash")
-            .arg(script)
-            .current_dir(root())
-            .envs(set.clone()))?;
+    for words in [
+        &["e2e", "--long"][..],
+        &["conformance", "iommufd", "--runs", "10"],
+        &["conformance", "iommufd", "--static"],
+        &["conformance", "iommufd_fail_nth"],
+    ] {
+        run(cargo().arg("xtask").args(words))?;
     }
     Ok(())
 }

@@ -12,6 +12,20 @@
 //! | `fcntl` | the descriptor is one of ours, and the command duplicates it or asks how it is open |
 //! | `newfstatat`, `statx` | likewise, and the descriptor itself is meant (`AT_EMPTY_PATH`) |
 //!
+//! Two kinds of program are asked about more ([`Scope`]). Where `/proc/PID/status` is to show what a
+//! program has locked, also:
+//!
+//! | call | asked about when |
+//! |---|---|
+//! | `open`, `openat` | it opens for reading, as `fopen` does: without `O_CLOEXEC` and other flags |
+//! | `capset` and the calls that change the user | always |
+//!
+//! and without namespaces, where a path of ours leads nowhere:
+//!
+//! | call | asked about when |
+//! |---|---|
+//! | `open`, `stat`, `access`, `readlink` and their kin, `getdents64` | always |
+//!
 //! Descriptors of ours are the [`RESERVED_FDS`] from BASE up, so ordinary files cost a program nothing
 //! but the filter itself (about 30 ns a call). Calls of another architecture's ABI pass untouched.
 
@@ -70,6 +84,8 @@ enum Label {
     Ioctl,
     OpenFlags1,
     OpenFlags2,
+    OpenAccess1,
+    OpenAccess2,
     Fcntl,
     EmptyPath3,
     EmptyPath2,
@@ -133,13 +149,67 @@ impl Assembler {
     }
 }
 
-/// The filter for descriptors of ours from `base` up.
-pub fn program(base: u32) -> Vec<Instruction> {
+/// `O_LARGEFILE`, which some C libraries add.
+const LARGEFILE: u32 = 0x8000;
+
+/// What a program is to be asked about.
+#[derive(Clone, Copy, Debug)]
+pub struct Scope {
+    /// The lowest descriptor number that is ours.
+    pub base: u32,
+    /// Whether `/proc/PID/status` shows what a program has locked.
+    pub status: bool,
+    /// Whether paths of ours have to be answered, since the program has no namespace with them.
+    pub paths: bool,
+}
+
+/// Calls that may change whom locked memory counts for.
+const ACCOUNT_CALLS: [libc::c_long; 4] = [
+    libc::SYS_capset,
+    libc::SYS_setuid,
+    libc::SYS_setreuid,
+    libc::SYS_setresuid,
+];
+
+/// Calls that take a path, and one that lists directories.
+const PATH_CALLS: &[libc::c_long] = &[
+    libc::SYS_openat,
+    libc::SYS_newfstatat,
+    libc::SYS_statx,
+    libc::SYS_faccessat,
+    libc::SYS_faccessat2,
+    libc::SYS_readlinkat,
+    libc::SYS_getdents64,
+    #[cfg(target_arch = "x86_64")]
+    libc::SYS_open,
+    #[cfg(target_arch = "x86_64")]
+    libc::SYS_stat,
+    #[cfg(target_arch = "x86_64")]
+    libc::SYS_lstat,
+    #[cfg(target_arch = "x86_64")]
+    libc::SYS_access,
+    #[cfg(target_arch = "x86_64")]
+    libc::SYS_readlink,
+];
+
+/// The filter for a program of this scope.
+pub fn program(scope: &Scope) -> Vec<Instruction> {
     use Label::*;
+    let base = scope.base;
     let nr = |n: libc::c_long| u32::try_from(n).unwrap_or(u32::MAX);
     let mut a = Assembler::default();
     a.load(ARCH).jump(BPF_JEQ, AUDIT_ARCH, Next, Allow);
     a.load(NR);
+    if scope.paths {
+        for call in PATH_CALLS {
+            a.jump(BPF_JEQ, nr(*call), Notify, Next);
+        }
+    }
+    if scope.status {
+        for call in ACCOUNT_CALLS {
+            a.jump(BPF_JEQ, nr(call), Notify, Next);
+        }
+    }
     a.jump(BPF_JEQ, nr(libc::SYS_ioctl), Ioctl, Next);
     for call in [
         libc::SYS_read,
@@ -177,8 +247,15 @@ pub fn program(base: u32) -> Vec<Instruction> {
     a.op(BPF_ALU | BPF_AND | BPF_K, 0xff00);
     a.jump(BPF_JEQ, TYPE_BYTE, Notify, Allow);
 
-    for (label, index) in [(OpenFlags1, 1), (OpenFlags2, 2)] {
-        a.label(label).load(arg(index));
+    for (flags, access, index) in [(OpenFlags1, OpenAccess1, 1), (OpenFlags2, OpenAccess2, 2)] {
+        a.label(flags);
+        if scope.status {
+            a.load(arg(index));
+            a.op(BPF_ALU | BPF_AND | BPF_K, !LARGEFILE);
+            a.jump(BPF_JEQ, libc::O_RDONLY as u32, Notify, access);
+            a.label(access);
+        }
+        a.load(arg(index));
         a.op(BPF_ALU | BPF_AND | BPF_K, libc::O_ACCMODE as u32);
         a.jump(BPF_JEQ, libc::O_RDWR as u32, Notify, Allow);
     }
@@ -252,9 +329,43 @@ mod tests {
         }
     }
 
+    const PLAIN: Scope = Scope {
+        base: 896,
+        status: false,
+        paths: false,
+    };
+
+    #[test]
+    fn a_wider_scope_asks_about_more_and_never_less() {
+        let at_cwd = i64::from(libc::AT_FDCWD) as u64;
+        let fopen = (libc::SYS_openat, [at_cwd, 0, 0, 0, 0, 0]);
+        let library = (
+            libc::SYS_openat,
+            [at_cwd, 0, libc::O_CLOEXEC as u64, 0, 0, 0],
+        );
+        let device = (libc::SYS_openat, [at_cwd, 0, libc::O_RDWR as u64, 0, 0, 0]);
+        let stat = (libc::SYS_newfstatat, [at_cwd, 0, 0, 0, 0, 0]);
+        let capset = (libc::SYS_capset, [0; 6]);
+        for (status, paths) in [(false, false), (true, false), (false, true), (true, true)] {
+            let code = program(&Scope {
+                status,
+                paths,
+                ..PLAIN
+            });
+            let asked = |(nr, args)| notifies(&code, AUDIT_ARCH, nr, args);
+            assert!(asked(device));
+            assert!(asked((libc::SYS_read, [900, 0, 0, 0, 0, 0])));
+            assert_eq!(asked(fopen), status || paths);
+            assert_eq!(asked(library), paths);
+            assert_eq!(asked(stat), paths);
+            assert_eq!(asked(capset), status);
+            assert!(!asked((libc::SYS_read, [3, 0, 0, 0, 0, 0])));
+        }
+    }
+
     #[test]
     fn asks_about_what_concerns_us_and_nothing_else() {
-        let code = program(896);
+        let code = program(&PLAIN);
         let at_cwd = i64::from(libc::AT_FDCWD) as u64;
         let rdwr = (libc::O_RDWR | libc::O_CLOEXEC) as u64;
         let empty = libc::AT_EMPTY_PATH as u64;

@@ -23,6 +23,7 @@
 //! the filter can.
 
 pub mod control;
+mod entries;
 pub mod filter;
 pub mod launch;
 pub mod listener;

@@ -24,7 +24,7 @@ use rustix::{
 
 use crate::{
     control,
-    launch::{EXIT_FAILED, LINGER, VERB},
+    launch::{EXIT_FAILED, LINGER, NAMESPACES_IF_ALLOWED, NO_NAMESPACES, VERB},
     session::Session,
     sys::{self, ForwardSignals},
     view::MachineView,
@@ -50,6 +50,9 @@ pub struct RunOptions {
     pub stderr: Option<Stdio>,
     /// Pass SIGTERM, SIGHUP, SIGINT and SIGQUIT on to it. For a process that runs one program.
     pub forward_signals: bool,
+    /// Give the program a namespace with our `/dev` and `/sys` if the host allows that; otherwise,
+    /// or if false, trap every path, which is slower.
+    pub namespaces: bool,
     /// The executable that knows [`VERB`]: this one, normally.
     pub launcher: PathBuf,
 }
@@ -69,6 +72,7 @@ impl RunOptions {
             stdout: None,
             stderr: None,
             forward_signals: false,
+            namespaces: true,
             launcher: PathBuf::from("/proc/self/exe"),
         }
     }
@@ -200,6 +204,7 @@ pub(crate) fn describe(view: &dyn MachineView, vm: Option<&str>) -> Description 
     Description {
         nodes: view.nodes(vm).into_iter().map(|node| node.name).collect(),
         sysfs: view.sysfs(vm),
+        status: view.shows_locked_memory(),
     }
 }
 
@@ -220,6 +225,11 @@ impl Launcher {
         command
             .arg(VERB)
             .arg(theirs.as_raw_fd().to_string())
+            .arg(if options.namespaces {
+                NAMESPACES_IF_ALLOWED
+            } else {
+                NO_NAMESPACES
+            })
             .arg(&options.program)
             .args(&options.args)
             .envs(options.env);
@@ -257,6 +267,7 @@ impl Launcher {
             .and_then(|()| self.channel.receive(REQUEST_BYTES));
         match attach {
             Ok(attach) => {
+                tracing::info!(mode = %attach.mode, "the program's /dev and /sys");
                 let missing = WireError::Malformed("the listener is missing".to_owned());
                 let listener = self.channel.take_fd().ok_or(missing)?;
                 Ok(Some((attach, listener)))

@@ -60,6 +60,12 @@ pub trait MachineView: Send + Sync + fmt::Debug {
         None
     }
 
+    /// Whether `/proc/PID/status` shows a program what it has locked here. Opening files costs it more
+    /// then.
+    fn shows_locked_memory(&self) -> bool {
+        self.extension().is_some()
+    }
+
     /// The device nodes that a program of `vm` sees; all of them for `None`.
     fn nodes(&self, vm: Option<&str>) -> Vec<NodeInfo>;
 

@@ -5,6 +5,7 @@
 
 use std::{
     collections::VecDeque,
+    fmt,
     io::{self, IoSlice, IoSliceMut},
     mem::MaybeUninit,
     os::{
@@ -40,15 +41,20 @@ pub struct Description {
     pub nodes: Vec<String>,
     /// What is added to `/sys`.
     pub sysfs: Vec<SysfsEntry>,
+    /// Whether `/proc/PID/status` is to show what a program has locked.
+    #[serde(default)]
+    pub status: bool,
 }
 
-/// A placeholder file: its inode stands for a node.
+/// A placeholder file, which stands for a node.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Placeholder {
     /// Device number of the file system it lies on.
     pub dev: u64,
     /// Inode number.
     pub ino: u64,
+    /// The mount that tells it from other files of this inode, if there are some.
+    pub mount: Option<u64>,
     /// The node it stands for.
     pub node: NodeName,
 }
@@ -68,8 +74,33 @@ pub enum NodeName {
 pub struct Attach {
     /// The lowest descriptor number that is ours.
     pub base: u32,
-    /// The inodes that stand for our nodes.
-    pub placeholders: Vec<Placeholder>,
+    /// How the program finds our nodes.
+    pub mode: Mode,
+}
+
+/// How a program finds `/dev` and `/sys` with our entries in them.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Mode {
+    /// It has a mount namespace of its own.
+    Namespaces {
+        /// The files that stand for our nodes.
+        placeholders: Vec<Placeholder>,
+    },
+    /// Every call that takes a path is trapped.
+    Paths {
+        /// Why it has no namespace, in one sentence.
+        reason: String,
+    },
+}
+
+impl fmt::Display for Mode {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Mode::Namespaces { .. } => f.write_str("a mount namespace of its own"),
+            Mode::Paths { reason } => write!(f, "no namespace, every path is trapped: {reason}"),
+        }
+    }
 }
 
 /// What a client asks of a served machine.
@@ -315,11 +346,14 @@ mod tests {
         let (mut a, mut b) = pair();
         let attach = Attach {
             base: 896,
-            placeholders: vec![Placeholder {
-                dev: 1,
-                ino: u64::MAX,
-                node: NodeName::Device("vfio0".to_owned()),
-            }],
+            mode: Mode::Namespaces {
+                placeholders: vec![Placeholder {
+                    dev: 1,
+                    ino: u64::MAX,
+                    mount: Some(7),
+                    node: NodeName::Device("vfio0".to_owned()),
+                }],
+            },
         };
         a.send(&attach, Some(std::io::stdin().as_fd())).unwrap();
         assert_eq!(b.receive::<Attach>(REQUEST_BYTES).unwrap(), attach);

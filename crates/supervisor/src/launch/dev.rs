@@ -1,21 +1,21 @@
 //! The program's `/dev`: the host's nodes, and placeholder files for ours.
 //!
-//! A placeholder is an empty file that stands for a node by its inode. It cannot be a device node:
-//! a user namespace has no `mknod`. A bound `/dev/null` would be one, and would have the inode of
-//! every other bound `/dev/null`.
+//! A placeholder stands for a node of ours. It cannot be a device node of its own: a user namespace has
+//! no `mknod`. So it is the host's `/dev/null`, bound, and known by that mount: a path to it shows a
+//! character device, as programs expect. Where it cannot be bound, it is an empty file.
 
 use std::{
     fs::{self, FileType, OpenOptions, Permissions},
     io,
     os::{
         fd::{AsRawFd, OwnedFd},
-        unix::fs::{FileTypeExt, MetadataExt, PermissionsExt, symlink},
+        unix::fs::{FileTypeExt, PermissionsExt, symlink},
     },
     path::{Path, PathBuf},
 };
 
 use rustix::{
-    fs::{Mode, OFlags},
+    fs::{AtFlags, CWD, Mode, OFlags, StatxFlags},
     mount::{MountFlags, mount, mount_bind, mount_bind_recursive},
 };
 
@@ -40,12 +40,14 @@ pub(super) fn build(nodes: &[String]) -> io::Result<Vec<Placeholder>> {
         )?;
     }
 
-    let mut placeholders = vec![placeholder(&dev.join("iommu"), NodeName::Iommu)?];
-    fs::hard_link(dev.join("iommu"), dev.join("ioasid"))?;
     make_directory(&dev.join("vfio"))?;
     make_directory(&dev.join("vfio/devices"))?;
-    // As in a kernel that offers the old container through iommufd.
-    fs::hard_link(dev.join("iommu"), dev.join("vfio/vfio"))?;
+    let null = host.path.join("null");
+    let mut placeholders = Vec::new();
+    // The last as in a kernel that offers the old container through iommufd.
+    for name in ["iommu", "ioasid", "vfio/vfio"] {
+        placeholders.push(placeholder(&dev.join(name), &null, NodeName::Iommu)?);
+    }
     for name in nodes {
         if name.is_empty() || name.contains('/') || name.starts_with('.') {
             return Err(io::Error::new(
@@ -54,7 +56,8 @@ pub(super) fn build(nodes: &[String]) -> io::Result<Vec<Placeholder>> {
             ));
         }
         let node = NodeName::Device(name.clone());
-        placeholders.push(placeholder(&dev.join("vfio/devices").join(name), node)?);
+        let path = dev.join("vfio/devices").join(name);
+        placeholders.push(placeholder(&path, &null, node)?);
     }
     Ok(placeholders)
 }
@@ -118,13 +121,17 @@ pub(super) fn make_directory(path: &Path) -> io::Result<()> {
     fs::set_permissions(path, Permissions::from_mode(0o755))
 }
 
-fn placeholder(path: &Path, node: NodeName) -> io::Result<Placeholder> {
+fn placeholder(path: &Path, null: &Path, node: NodeName) -> io::Result<Placeholder> {
     let file = OpenOptions::new().write(true).create_new(true).open(path)?;
     file.set_permissions(Permissions::from_mode(0o666))?;
-    let metadata = file.metadata()?;
+    let is_node = fs::metadata(null).is_ok_and(|null| null.file_type().is_char_device());
+    let bound = is_node && mount_bind(null, path).is_ok();
+    let wanted = StatxFlags::INO | StatxFlags::MNT_ID;
+    let statx = rustix::fs::statx(CWD, path, AtFlags::SYMLINK_NOFOLLOW, wanted)?;
     Ok(Placeholder {
-        dev: metadata.dev(),
-        ino: metadata.ino(),
+        dev: rustix::fs::makedev(statx.stx_dev_major, statx.stx_dev_minor),
+        ino: statx.stx_ino,
+        mount: bound.then_some(statx.stx_mnt_id),
         node,
     })
 }

@@ -4,7 +4,9 @@
 //! calls [`main`]. It has one thread, which matters: a user namespace cannot be entered otherwise.
 //!
 //! 1. The description of `/dev` and `/sys` arrives on an inherited socket.
-//! 2. A user and mount namespace is made; a mount namespace alone where we are root already.
+//! 2. A user and mount namespace is made; a mount namespace alone where we are root already. A child
+//!    tries it first: where it is refused half-way, there is no way back. If it is refused, step 3 is
+//!    left out, and the filter asks about every path instead.
 //! 3. `/dev` becomes a tmpfs with the host's nodes bound into it and placeholder files for ours;
 //!    `/sys` a tmpfs that mirrors the host's and has our devices in it.
 //! 4. The seccomp filter is installed, and its listener goes to the session over the socket.
@@ -38,11 +40,15 @@ use crate::{
     filter,
     listener::Listener,
     sys,
-    wire::{Attach, Channel, Description, REPLY_BYTES},
+    wire::{Attach, Channel, Description, Mode, REPLY_BYTES},
 };
 
 /// The hidden verb.
 pub const VERB: &str = "__launch";
+
+/// After the descriptor: namespaces if they can be had, or never.
+pub(crate) const NAMESPACES_IF_ALLOWED: &str = "auto";
+pub(crate) const NO_NAMESPACES: &str = "no-namespaces";
 
 /// Instead of a descriptor: keep answering a listener whose machine is gone.
 pub const LINGER: &str = "--linger";
@@ -61,7 +67,7 @@ pub(crate) const GREETING_QUESTION: [u8; 8] = *b"ioasid ?";
 /// What the session answers.
 pub(crate) const GREETING_ANSWER: [u8; 8] = *b"ioasid !";
 
-/// Runs the hidden verb: `args` are the words after it, `FD PROGRAM [ARG...]`.
+/// Runs the hidden verb: `args` are the words after it, `FD MODE PROGRAM [ARG...]`.
 ///
 /// Replaces this process by the program, or says on stderr why not and gives the exit status:
 /// 125, 126 or 127. The process must have one thread.
@@ -71,7 +77,8 @@ pub fn main(args: impl IntoIterator<Item = OsString>) -> ExitCode {
     if first.as_ref().is_some_and(|word| word == LINGER) {
         return linger(args.next());
     }
-    match launch(first, args.collect()) {
+    let mode = args.next();
+    match launch(first, mode, args.collect()) {
         Ok(never) => match never {},
         Err(error) => {
             // Nothing is left to do if stderr is closed.
@@ -86,27 +93,49 @@ pub fn main(args: impl IntoIterator<Item = OsString>) -> ExitCode {
 
 fn launch(
     socket: Option<OsString>,
+    mode: Option<OsString>,
     program: Vec<OsString>,
 ) -> Result<std::convert::Infallible, LaunchError> {
     let mut channel = Channel::new(UnixStream::from(descriptor(socket)?));
     let description: Description = channel.receive(REPLY_BYTES)?;
 
-    let directory = std::env::current_dir().ok();
-    namespace::enter()?;
-    let placeholders = dev::build(&description.nodes).map_err(LaunchError::Dev)?;
-    sysfs::build(&description.sysfs)?;
-    return_to(directory);
-
+    let mode = settle(&description, mode)?;
     let limit = rustix::process::getrlimit(rustix::process::Resource::Nofile).current;
-    let base = filter::base(limit);
-    let listener = sys::install_filter(&filter::program(base)).map_err(LaunchError::Filter)?;
-    let attach = Attach { base, placeholders };
+    let scope = filter::Scope {
+        base: filter::base(limit),
+        status: description.status,
+        paths: matches!(mode, Mode::Paths { .. }),
+    };
+    let listener = sys::install_filter(&filter::program(&scope)).map_err(LaunchError::Filter)?;
+    let attach = Attach {
+        base: scope.base,
+        mode,
+    };
     channel.send(&attach, Some(listener.as_fd()))?;
     drop(listener);
     channel.receive::<()>(REPLY_BYTES)?;
     greet()?;
     drop(channel);
     execute(program)
+}
+
+/// Builds `/dev` and `/sys`, if this host lets us.
+fn settle(description: &Description, mode: Option<OsString>) -> Result<Mode, LaunchError> {
+    let mode = mode.as_ref().and_then(|mode| mode.to_str());
+    let reason = match mode {
+        Some(NAMESPACES_IF_ALLOWED) => namespace::refusal(),
+        Some(NO_NAMESPACES) => Some("it was asked for".to_owned()),
+        _ => return Err(LaunchError::Usage),
+    };
+    if let Some(reason) = reason {
+        return Ok(Mode::Paths { reason });
+    }
+    let directory = std::env::current_dir().ok();
+    namespace::enter()?;
+    let placeholders = dev::build(&description.nodes).map_err(LaunchError::Dev)?;
+    sysfs::build(&description.sysfs)?;
+    return_to(directory);
+    Ok(Mode::Namespaces { placeholders })
 }
 
 /// The inherited socket, which the program must not inherit.

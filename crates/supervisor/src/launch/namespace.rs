@@ -1,6 +1,6 @@
 //! A mount namespace of our own, and a user namespace where that takes one.
 
-use std::fs;
+use std::{fs, path::Path};
 
 use rustix::{
     io::Errno,
@@ -9,7 +9,7 @@ use rustix::{
     thread::UnshareFlags,
 };
 
-use super::LaunchError;
+use super::{LaunchError, dev::cover};
 use crate::sys;
 
 /// Enters the namespaces and cuts our mounts off from the host's.
@@ -33,6 +33,25 @@ pub(super) fn enter() -> Result<(), LaunchError> {
         MountPropagationFlags::DOWNSTREAM | MountPropagationFlags::REC,
     )
     .map_err(|e: Errno| LaunchError::Mount(e.into()))
+}
+
+/// Why [`enter`] would fail, or what comes after it; `None` if it would not.
+///
+/// A child goes first: some hosts give a user namespace and refuse everything in it, and who has
+/// entered one cannot leave it.
+pub(super) fn refusal() -> Option<String> {
+    let tried = sys::in_a_child(|| {
+        enter().and_then(|()| {
+            cover(Path::new("/dev"))
+                .map(drop)
+                .map_err(LaunchError::Mount)
+        })
+    });
+    match tried {
+        Ok(None) => None,
+        Ok(Some(reason)) => Some(reason),
+        Err(error) => Some(format!("no child could be asked: {error}")),
+    }
 }
 
 fn write(path: &str, text: &str) -> Result<(), LaunchError> {

@@ -16,64 +16,20 @@ use super::{
     LaunchError,
     dev::{bring, cover, make_directory},
 };
-use crate::view::{SysfsEntry, SysfsKind};
-
-/// Our entries as a tree.
-#[derive(Debug, PartialEq, Eq)]
-enum Tree {
-    Dir(BTreeMap<String, Tree>),
-    File(Vec<u8>),
-    Link(String),
-}
+use crate::{
+    entries::{Tree, plant},
+    view::SysfsEntry,
+};
 
 /// Covers `/sys`. Does nothing if there is nothing to add.
 pub(super) fn build(entries: &[SysfsEntry]) -> Result<(), LaunchError> {
     if entries.is_empty() {
         return Ok(());
     }
-    let tree = plant(entries)?;
+    let tree = plant(entries).map_err(|path| LaunchError::SysEntry(path.0))?;
     let sys = Path::new("/sys");
     let host = cover(sys).map_err(LaunchError::Sys)?;
     mirror(Some(&host.path), sys, &tree).map_err(LaunchError::Sys)
-}
-
-fn plant(entries: &[SysfsEntry]) -> Result<BTreeMap<String, Tree>, LaunchError> {
-    let mut root = BTreeMap::new();
-    for entry in entries {
-        let refuse = || LaunchError::SysEntry(entry.path.clone());
-        let mut parts: Vec<&str> = entry.path.split('/').collect();
-        if parts
-            .iter()
-            .any(|p| p.is_empty() || *p == "." || *p == ".." || p.contains('\0'))
-        {
-            return Err(refuse());
-        }
-        let name = parts.pop().ok_or_else(refuse)?;
-        let mut directory = &mut root;
-        for part in parts {
-            let child = directory
-                .entry(part.to_owned())
-                .or_insert_with(|| Tree::Dir(BTreeMap::new()));
-            let Tree::Dir(children) = child else {
-                return Err(refuse());
-            };
-            directory = children;
-        }
-        let new = match &entry.kind {
-            SysfsKind::Dir => Tree::Dir(BTreeMap::new()),
-            SysfsKind::File(bytes) => Tree::File(bytes.clone()),
-            SysfsKind::Link(target) => Tree::Link(target.clone()),
-        };
-        match directory.get(name) {
-            None => {
-                directory.insert(name.to_owned(), new);
-            }
-            // Announced after its children, or twice: the same directory.
-            Some(Tree::Dir(_)) if new == Tree::Dir(BTreeMap::new()) => {}
-            Some(_) => return Err(refuse()),
-        }
-    }
-    Ok(root)
 }
 
 fn mirror(host: Option<&Path>, target: &Path, ours: &BTreeMap<String, Tree>) -> io::Result<()> {
@@ -110,40 +66,12 @@ fn mirror(host: Option<&Path>, target: &Path, ours: &BTreeMap<String, Tree>) -> 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::view::SysfsKind;
 
     fn file(path: &str) -> SysfsEntry {
         SysfsEntry {
             path: path.to_owned(),
             kind: SysfsKind::File(b"x\n".to_vec()),
-        }
-    }
-
-    fn dir(path: &str) -> SysfsEntry {
-        SysfsEntry {
-            path: path.to_owned(),
-            kind: SysfsKind::Dir,
-        }
-    }
-
-    #[test]
-    fn parents_come_by_themselves_in_any_order() {
-        let a = plant(&[file("devices/a/vendor"), dir("devices/a"), dir("devices")]).unwrap();
-        let b = plant(&[dir("devices"), dir("devices/a"), file("devices/a/vendor")]).unwrap();
-        assert_eq!(a, b);
-    }
-
-    #[test]
-    fn an_entry_outside_of_sys_or_twice_is_refused() {
-        for entries in [
-            vec![file("../etc/passwd")],
-            vec![file("/etc/passwd")],
-            vec![file("a//b")],
-            vec![file("")],
-            vec![file("a"), file("a")],
-            vec![file("a"), file("a/b")],
-            vec![file("a/b"), file("a")],
-        ] {
-            assert!(plant(&entries).is_err(), "{entries:?}");
         }
     }
 

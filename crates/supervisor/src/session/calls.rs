@@ -15,6 +15,7 @@ use super::{
     Server,
     asking::{Asking, Promise},
     files::{Identity, Node, Object, OpenFile},
+    paths::is_about_a_path,
     stat,
     transfer::{Direction, Shape},
 };
@@ -31,6 +32,8 @@ pub(super) enum Answer {
     Proceed,
     /// It has been answered already, with a descriptor.
     Answered,
+    /// It fails as a call of ours did that was made in its place.
+    Fails(rustix::io::Errno),
 }
 
 pub(super) type Outcome = Result<Answer, Errno>;
@@ -46,6 +49,7 @@ impl Server {
             Ok(Answer::Value(value)) => listener.reply(request.id, value.cast_signed()),
             Ok(Answer::Proceed) => listener.proceed(request.id),
             Ok(Answer::Answered) => {}
+            Ok(Answer::Fails(errno)) => listener.fail(request.id, errno.raw_os_error()),
             Err(errno) => listener.fail(request.id, errno.get()),
         }
     }
@@ -142,11 +146,14 @@ impl Server {
             libc::SYS_preadv2 => self.transfer(request, process, Direction::Read, Shape::Vector2),
             libc::SYS_pwritev2 => self.transfer(request, process, Direction::Write, Shape::Vector2),
             libc::SYS_fstat => self.stat(process, args[0], args[1]),
-            libc::SYS_newfstatat if is_empty_path(process, args[1]) => {
+            libc::SYS_newfstatat if means_descriptor(process, args[1], args[3]) => {
                 self.stat(process, args[0], args[2])
             }
-            libc::SYS_statx if is_empty_path(process, args[1]) => {
+            libc::SYS_statx if means_descriptor(process, args[1], args[2]) => {
                 self.statx(process, args[0], args[4])
+            }
+            _ if self.overlay.is_some() && is_about_a_path(request.nr) => {
+                self.path_call(request, process)
             }
             libc::SYS_dup => self.duplicate(request, process, self.base, false),
             libc::SYS_fcntl if args[1] as i32 == libc::F_GETFL => self.flags(process, args[0]),
@@ -189,8 +196,11 @@ impl Server {
         let Some(mut identity) = self.identity(process, fd) else {
             return Ok(Answer::Proceed);
         };
-        if let Some(node) = self.placeholders.get(&identity).cloned() {
-            identity = self.bind_late(request, fd as u32, node)?;
+        if self.files.get(identity).is_none() && self.may_be_a_node(identity) {
+            let location = process.fd_location(fd as i32)?;
+            if let Some(node) = self.node_at(location).cloned() {
+                identity = self.bind_late(request, fd as u32, node)?;
+            }
         }
         let Some(file) = self.files.get(identity) else {
             return Ok(Answer::Proceed);
@@ -220,8 +230,8 @@ impl Server {
         let Some(Node { name, .. }) = &file.node else {
             return identity;
         };
-        let found = self.placeholders.iter().find(|(_, n)| *n == name);
-        found.map_or((0, 0), |(identity, _)| *identity)
+        let found = self.placeholders.iter().find(|p| p.node == *name);
+        found.map_or((0, 0), |p| (p.dev, p.ino))
     }
 
     fn stat(&mut self, process: &Arc<Process>, fd: u64, address: u64) -> Outcome {
@@ -290,7 +300,9 @@ fn greet(process: &Process, address: u64) -> Outcome {
     Ok(Answer::Value(0))
 }
 
-fn is_empty_path(process: &Process, address: u64) -> bool {
+/// Whether a call with a path and flags is about its descriptor alone.
+fn means_descriptor(process: &Process, address: u64, flags: u64) -> bool {
     let mut first = [0];
-    address == 0 || (process.read(address, &mut first).is_ok() && first == [0])
+    flags & libc::AT_EMPTY_PATH as u64 != 0
+        && (address == 0 || (process.read(address, &mut first).is_ok() && first == [0]))
 }

@@ -10,12 +10,13 @@ mod event;
 mod files;
 mod identities;
 mod open;
+mod overlay;
 mod path;
+mod paths;
 mod stat;
 mod transfer;
 
 use std::{
-    collections::HashMap,
     io,
     os::fd::{AsFd, OwnedFd},
     panic::{AssertUnwindSafe, catch_unwind},
@@ -27,17 +28,19 @@ use std::{
     time::Duration,
 };
 
-use files::{Files, Identity, Object};
+use files::{Files, Object};
 use identities::Identities;
 use ioasid_core::inspect;
 use ioasid_host::Client;
 use ioasid_uapi::Errno;
+use overlay::Overlay;
 use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec, epoll, eventfd, poll};
 
 use crate::{
     listener::{Listener, Request},
+    run::describe,
     view::MachineView,
-    wire::{Attach, NodeName},
+    wire::{Attach, Mode, Placeholder},
 };
 
 /// How long a request waits for the closing of files before it. Closing waits for DMA in flight,
@@ -86,6 +89,13 @@ impl Session {
             requests: AtomicU64::new(0),
             open_files: AtomicUsize::new(0),
         });
+        let (placeholders, overlay) = match attach.mode {
+            Mode::Namespaces { placeholders } => (placeholders, None),
+            Mode::Paths { .. } => {
+                let overlay = Overlay::new(&describe(&*view, shared.vm.as_deref()))?;
+                (overlay.placeholders(), Some(overlay))
+            }
+        };
         let closer = Closer::start()?;
         let server = Server {
             view,
@@ -93,11 +103,8 @@ impl Session {
             files: Files::new()?,
             identities: Identities::default(),
             closer,
-            placeholders: attach
-                .placeholders
-                .into_iter()
-                .map(|p| ((p.dev, p.ino), p.node))
-                .collect(),
+            placeholders,
+            overlay,
             base: attach.base,
             warned: false,
             shared: Arc::clone(&shared),
@@ -193,7 +200,9 @@ struct Server {
     files: Files,
     identities: Identities,
     closer: Closer,
-    placeholders: HashMap<Identity, NodeName>,
+    placeholders: Vec<Placeholder>,
+    /// Our `/dev` and `/sys`, if the program has no namespace with them.
+    overlay: Option<Overlay>,
     base: u32,
     warned: bool,
     shared: Arc<Shared>,
@@ -216,7 +225,7 @@ impl Server {
         let shared = Arc::clone(&self.shared);
         let ready = Ready::new(&shared, &self.files, &self.client)?;
         loop {
-            let now = ready.wait(None)?;
+            let now = ready.wait()?;
             if now.stop {
                 return Ok(());
             }
@@ -225,10 +234,14 @@ impl Server {
                 // before it made the request is seen before the request is carried out, and a thread
                 // that ended before has left its number.
                 let request = shared.listener.receive()?;
-                self.take_note(ready.wait(Some(&Timespec::default()))?);
+                let beside = ready.beside()?;
+                self.take_note(beside);
                 if let Some(request) = request {
                     shared.requests.fetch_add(1, Ordering::Relaxed);
                     self.answer(&request);
+                }
+                if beside.stop {
+                    return Ok(());
                 }
             } else if now.no_program {
                 return Ok(());
@@ -280,7 +293,13 @@ impl Server {
 
 /// Everything the session waits for.
 #[derive(Debug)]
-struct Ready(OwnedFd);
+struct Ready {
+    /// The listener and what is beside it.
+    all: OwnedFd,
+    /// The rest: looked at after each request, so without the listener, which takes locks to say
+    /// that the next request is there.
+    beside: OwnedFd,
+}
 
 /// What of it is there now.
 #[derive(Clone, Copy, Debug, Default)]
@@ -299,49 +318,80 @@ impl Ready {
     const EVENTS: u64 = 2;
     const THREADS: u64 = 3;
     const STOP: u64 = 4;
+    const BESIDE: u64 = 5;
 
     fn new(shared: &Shared, files: &Files, client: &Client) -> io::Result<Self> {
         let all = epoll::create(epoll::CreateFlags::CLOEXEC)?;
-        for (what, fd) in [
-            (Self::LISTENER, shared.listener.as_fd()),
-            (Self::CLOSES, files.as_fd()),
-            (Self::EVENTS, files.readiness()),
-            (Self::THREADS, client.as_fd()),
-            (Self::STOP, shared.stop.as_fd()),
+        let beside = epoll::create(epoll::CreateFlags::CLOEXEC)?;
+        for (set, what, fd) in [
+            (&all, Self::LISTENER, shared.listener.as_fd()),
+            (&all, Self::BESIDE, beside.as_fd()),
+            (&beside, Self::CLOSES, files.as_fd()),
+            (&beside, Self::EVENTS, files.readiness()),
+            (&beside, Self::THREADS, client.as_fd()),
+            (&beside, Self::STOP, shared.stop.as_fd()),
         ] {
             let data = epoll::EventData::new_u64(what);
-            epoll::add(&all, fd, data, epoll::EventFlags::IN)?;
+            epoll::add(set, fd, data, epoll::EventFlags::IN)?;
         }
-        Ok(Ready(all))
+        Ok(Ready { all, beside })
     }
 
-    fn wait(&self, timeout: Option<&Timespec>) -> io::Result<Now> {
-        let none = epoll::Event {
-            flags: epoll::EventFlags::empty(),
-            data: epoll::EventData::new_u64(0),
-        };
-        let mut events = [none; 5];
-        let found = match epoll::wait(&self.0, events.as_mut_slice(), timeout) {
-            Ok(found) => found,
-            Err(rustix::io::Errno::INTR) => 0,
-            Err(error) => return Err(error.into()),
-        };
+    /// Waits until there is something.
+    fn wait(&self) -> io::Result<Now> {
         let mut now = Now::default();
-        for event in events.iter().take(found) {
-            let (data, flags) = (event.data, event.flags);
-            match data.u64() {
-                Self::LISTENER => {
-                    now.request = flags.contains(epoll::EventFlags::IN);
-                    now.no_program =
-                        flags.intersects(epoll::EventFlags::HUP | epoll::EventFlags::ERR);
-                }
+        let mut beside = false;
+        Self::look(&self.all, None, |what, flags| match what {
+            Self::LISTENER => {
+                now.request = flags.contains(epoll::EventFlags::IN);
+                now.no_program = flags.intersects(epoll::EventFlags::HUP | epoll::EventFlags::ERR);
+            }
+            _ => beside = true,
+        })?;
+        if beside && !now.request {
+            let rest = self.beside()?;
+            let no_program = now.no_program;
+            now = Now { no_program, ..rest };
+        }
+        Ok(now)
+    }
+
+    /// What there is beside requests.
+    fn beside(&self) -> io::Result<Now> {
+        let mut now = Now::default();
+        Self::look(
+            &self.beside,
+            Some(&Timespec::default()),
+            |what, _| match what {
                 Self::CLOSES => now.files_closed = true,
                 Self::EVENTS => now.events = true,
                 Self::THREADS => now.threads_ended = true,
                 _ => now.stop = true,
-            }
-        }
+            },
+        )?;
         Ok(now)
+    }
+
+    fn look(
+        set: &OwnedFd,
+        timeout: Option<&Timespec>,
+        mut see: impl FnMut(u64, epoll::EventFlags),
+    ) -> io::Result<()> {
+        let none = epoll::Event {
+            flags: epoll::EventFlags::empty(),
+            data: epoll::EventData::new_u64(0),
+        };
+        let mut events = [none; 4];
+        let found = match epoll::wait(set, events.as_mut_slice(), timeout) {
+            Ok(found) => found,
+            Err(rustix::io::Errno::INTR) => 0,
+            Err(error) => return Err(error.into()),
+        };
+        for event in events.iter().take(found) {
+            let (data, flags) = (event.data, event.flags);
+            see(data.u64(), flags);
+        }
+        Ok(())
     }
 }
 

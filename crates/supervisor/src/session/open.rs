@@ -1,6 +1,7 @@
 //! Opens of nodes, and the numbers that descriptors of ours get.
 
 use std::{
+    ffi::CString,
     io,
     os::fd::{AsFd, BorrowedFd, OwnedFd},
     sync::{Arc, atomic::Ordering},
@@ -14,7 +15,8 @@ use super::{
     Server,
     calls::{Answer, Outcome},
     files::{Identity, Node, Object},
-    path,
+    path::{self, Location},
+    paths::PathArgument,
 };
 use crate::{filter::RESERVED_FDS, listener::Request, wire::NodeName};
 
@@ -93,25 +95,31 @@ impl Server {
         flags: u64,
     ) -> Outcome {
         let has = |flag: i32| flags & flag as u64 != 0;
-        if has(libc::O_PATH) || has(libc::O_DIRECTORY) || (has(libc::O_CREAT) && has(libc::O_EXCL))
-        {
-            // Never an open of a node, if it succeeds at all.
+        let trapped = self.overlay.is_some();
+        let never_a_node = has(libc::O_PATH)
+            || has(libc::O_DIRECTORY)
+            || (has(libc::O_CREAT) && has(libc::O_EXCL));
+        if never_a_node && !trapped {
             return Ok(Answer::Proceed);
         }
         let Some(path) = path::read_path(process, path) else {
             return Ok(Answer::Proceed);
         };
-        let follow = !has(libc::O_NOFOLLOW);
-        let Some(identity) = path::look_up(process, request.tid, dirfd, &path, follow) else {
-            return Ok(Answer::Proceed);
+        let argument = PathArgument {
+            dirfd,
+            address: 0,
+            follow: !has(libc::O_NOFOLLOW),
         };
-        let node = match self.placeholders.get(&identity) {
-            Some(node) => node.clone(),
-            None => match self.files.get(identity) {
-                // A file of ours that is opened again through /proc is a new open of its node.
-                Some(file) => file.node.as_ref().ok_or(Errno::ENXIO)?.name.clone(),
-                None => return Ok(Answer::Proceed),
-            },
+        let node = if trapped && path::descriptor_path(path.as_bytes()).is_none() {
+            self.open_path(request, &path, argument, flags)
+        } else if never_a_node {
+            Err(Answer::Proceed)
+        } else {
+            self.placeholder(request, process, &path, argument)?
+        };
+        let node = match node {
+            Ok(node) => node,
+            Err(answer) => return Ok(answer),
         };
         let file = self.open_node(node)?;
         self.hand_over(
@@ -121,6 +129,54 @@ impl Server {
             self.base,
             has(libc::O_CLOEXEC),
         )
+    }
+
+    /// The node that a path leads to by way of the kernel, or how the call ends.
+    fn placeholder(
+        &self,
+        request: &Request,
+        process: &Process,
+        path: &CString,
+        PathArgument { dirfd, follow, .. }: PathArgument,
+    ) -> Result<Result<NodeName, Answer>, Errno> {
+        let Some(location) = path::look_up(process, request.tid, dirfd, path, follow) else {
+            return Ok(Err(Answer::Proceed));
+        };
+        if let Some(node) = self.node_at(location) {
+            return Ok(Ok(node.clone()));
+        }
+        match self.files.get(location.0) {
+            // A file of ours that is opened again through /proc is a new open of its node.
+            Some(file) => Ok(Ok(file.node.as_ref().ok_or(Errno::ENXIO)?.name.clone())),
+            None => Ok(Err(Answer::Proceed)),
+        }
+    }
+
+    /// The node that a file stands for.
+    pub(super) fn node_at(&self, (identity, mount): Location) -> Option<&NodeName> {
+        let found = self.placeholders.iter().find(|placeholder| {
+            (placeholder.dev, placeholder.ino) == identity
+                && placeholder.mount.is_none_or(|its| its == mount)
+        });
+        found.map(|placeholder| &placeholder.node)
+    }
+
+    /// Whether a file with this inode may stand for a node.
+    pub(super) fn may_be_a_node(&self, identity: Identity) -> bool {
+        let mut all = self.placeholders.iter();
+        all.any(|placeholder| (placeholder.dev, placeholder.ino) == identity)
+    }
+
+    /// The device number of a node.
+    pub(super) fn rdev_of(&self, name: &NodeName) -> Option<(u32, u32)> {
+        match name {
+            NodeName::Iommu => Some(IOMMU_RDEV),
+            NodeName::Device(name) => {
+                let nodes = self.view.nodes(self.shared.vm.as_deref());
+                let info = nodes.into_iter().find(|info| info.name == *name)?;
+                Some((info.major, info.minor))
+            }
+        }
     }
 
     fn open_node(&mut self, name: NodeName) -> Result<OwnedFd, Errno> {

@@ -1,7 +1,7 @@
 //! Which file a path of the program's means.
 //!
 //! The path is looked up as the program would, in its root and from its working directory, and what
-//! comes out is an inode. A link or a detour to a node is therefore the node. A look-up that this
+//! comes out is an inode on a mount. A link or a detour to a node is therefore the node. A look-up that this
 //! cannot do (an absolute link below a relative path) is left to the kernel, which opens the
 //! placeholder; the session then puts a file of ours in its place at the first ioctl.
 
@@ -13,7 +13,7 @@ use std::{
 use ioasid_core::host::Caller;
 use ioasid_host::Process;
 use rustix::{
-    fs::{CWD, Mode, OFlags, ResolveFlags, fstat, openat, openat2},
+    fs::{AtFlags, CWD, Mode, OFlags, ResolveFlags, StatxFlags, makedev, openat, openat2, statx},
     io::Errno,
 };
 
@@ -44,16 +44,19 @@ pub(super) fn read_path(process: &Process, address: u64) -> Option<CString> {
     None
 }
 
-/// The inode that `path` leads to for the thread `tid`, from its descriptor `dirfd`.
+/// A file that a path leads to: its inode, and the mount it was found through.
+pub(super) type Location = (Identity, u64);
+
+/// The file that `path` leads to for the thread `tid`, from its descriptor `dirfd`.
 pub(super) fn look_up(
     process: &Process,
     tid: u32,
     dirfd: i32,
     path: &CString,
     follow: bool,
-) -> Option<Identity> {
+) -> Option<Location> {
     if let Some(fd) = descriptor_path(path.as_bytes()) {
-        return process.fd_identity(fd).ok();
+        return process.fd_location(fd).ok();
     }
     let mut flags = OFlags::PATH | OFlags::CLOEXEC;
     if !follow {
@@ -69,8 +72,10 @@ pub(super) fn look_up(
         let dir = directory(&format!("/proc/{tid}/fd/{dirfd}")).ok()?;
         openat(dir, path, flags, Mode::empty())
     };
-    let stat = fstat(found.ok()?.as_fd()).ok()?;
-    Some((stat.st_dev, stat.st_ino))
+    let wanted = StatxFlags::INO | StatxFlags::MNT_ID;
+    let statx = statx(found.ok()?.as_fd(), "", AtFlags::EMPTY_PATH, wanted).ok()?;
+    let dev = makedev(statx.stx_dev_major, statx.stx_dev_minor);
+    Some(((dev, statx.stx_ino), statx.stx_mnt_id))
 }
 
 fn directory(path: &str) -> Result<OwnedFd, Errno> {
@@ -94,7 +99,7 @@ pub(super) fn is_cloexec(tid: u32, fd: u32) -> bool {
 
 /// `N` of `/proc/self/fd/N` and its kin. Those links are of the reader, so they cannot be followed
 /// from here.
-fn descriptor_path(path: &[u8]) -> Option<i32> {
+pub(super) fn descriptor_path(path: &[u8]) -> Option<i32> {
     let path = std::str::from_utf8(path).ok()?;
     ["/proc/self/fd/", "/proc/thread-self/fd/", "/dev/fd/"]
         .iter()

@@ -60,6 +60,63 @@ pub(super) struct Statx {
 
 const _: () = assert!(size_of::<Stat>() == 144 && size_of::<Statx>() == 256);
 
+impl From<rustix::fs::Stat> for Stat {
+    fn from(stat: rustix::fs::Stat) -> Self {
+        Stat {
+            dev: stat.st_dev,
+            ino: stat.st_ino,
+            nlink: stat.st_nlink,
+            mode: stat.st_mode,
+            uid: stat.st_uid,
+            gid: stat.st_gid,
+            pad: 0,
+            rdev: stat.st_rdev,
+            size: stat.st_size,
+            blksize: stat.st_blksize,
+            blocks: stat.st_blocks,
+            times: [
+                stat.st_atime as u64,
+                stat.st_atime_nsec as u64,
+                stat.st_mtime as u64,
+                stat.st_mtime_nsec as u64,
+                stat.st_ctime as u64,
+                stat.st_ctime_nsec as u64,
+            ],
+            unused: [0; 3],
+        }
+    }
+}
+
+impl From<rustix::fs::Statx> for Statx {
+    fn from(statx: rustix::fs::Statx) -> Self {
+        let time = |time: rustix::fs::StatxTimestamp| [time.tv_sec as u64, time.tv_nsec.into()];
+        let [a, b] = time(statx.stx_atime);
+        let [c, d] = time(statx.stx_btime);
+        let [e, f] = time(statx.stx_ctime);
+        let [g, h] = time(statx.stx_mtime);
+        Statx {
+            mask: statx.stx_mask,
+            blksize: statx.stx_blksize,
+            attributes: 0,
+            nlink: statx.stx_nlink,
+            uid: statx.stx_uid,
+            gid: statx.stx_gid,
+            mode: statx.stx_mode,
+            pad: 0,
+            ino: statx.stx_ino,
+            size: statx.stx_size,
+            blocks: statx.stx_blocks,
+            attributes_mask: 0,
+            times: [a, b, c, d, e, f, g, h],
+            rdev_major: statx.stx_rdev_major,
+            rdev_minor: statx.stx_rdev_minor,
+            dev_major: statx.stx_dev_major,
+            dev_minor: statx.stx_dev_minor,
+            rest: [0; 14],
+        }
+    }
+}
+
 /// What is told of a file.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Facts {

@@ -1,5 +1,5 @@
-//! The claims. Each is made as this user, and those marked so also as an unprivileged one with
-//! no_new_privs, if we are root and can become that.
+//! The claims. Each is made as this user and as an unprivileged one with no_new_privs, if we are root
+//! and can become that; and by each of them with namespaces and where the host refuses them.
 
 use std::{
     fs,
@@ -25,7 +25,15 @@ enum User {
     Nobody,
 }
 
-type Claim = fn(User) -> Result<(), Failed>;
+/// Who, and where.
+#[derive(Clone, Copy, PartialEq)]
+struct Setting {
+    user: User,
+    /// The host gives no namespaces.
+    confined: bool,
+}
+
+type Claim = fn(Setting) -> Result<(), Failed>;
 
 const CLAIMS: &[(&str, Claim)] = &[
     ("exit_status_is_the_programs_own", exit_status),
@@ -37,6 +45,8 @@ const CLAIMS: &[(&str, Claim)] = &[
         client(u, "device")
     }),
     ("sysfs_leads_to_the_device", |u| client(u, "sysfs")),
+    ("a_path_tells_what_stands_there", |u| client(u, "stats")),
+    ("run_says_how_a_program_finds_its_files", says_its_mode),
     ("the_hosts_nodes_and_files_work_as_before", |u| {
         client(u, "host")
     }),
@@ -65,11 +75,19 @@ pub(crate) fn main() -> ExitCode {
     let arguments = Arguments::from_args();
     let mut trials = Vec::new();
     for (name, claim) in CLAIMS {
-        trials.push(Trial::test(*name, move || claim(User::Us)));
-        trials.push(
-            Trial::test(format!("{name}::unprivileged"), move || claim(User::Nobody))
-                .with_ignored_flag(unprivileged().is_none()),
-        );
+        for (user, confined, suffix) in [
+            (User::Us, false, ""),
+            (User::Us, true, "::without_namespaces"),
+            (User::Nobody, false, "::unprivileged"),
+            (User::Nobody, true, "::unprivileged_without_namespaces"),
+        ] {
+            let setting = Setting { user, confined };
+            let impossible = user == User::Nobody && unprivileged().is_none();
+            trials.push(
+                Trial::test(format!("{name}{suffix}"), move || claim(setting))
+                    .with_ignored_flag(impossible),
+            );
+        }
     }
     let conclusion = libtest_mimic::run(&arguments, trials);
     if let Some(copy) = unprivileged().and_then(Path::parent) {
@@ -118,33 +136,36 @@ fn setpriv(program: &Path) -> Command {
 }
 
 /// The executable as that user sees it.
-fn executable(user: User) -> PathBuf {
-    match user {
+fn executable(setting: Setting) -> PathBuf {
+    match setting.user {
         User::Us => std::env::current_exe().unwrap(),
         User::Nobody => unprivileged().unwrap().to_owned(),
     }
 }
 
-fn part(user: User, name: &str) -> Command {
-    let mut command = match user {
-        User::Us => Command::new(executable(user)),
-        User::Nobody => setpriv(&executable(user)),
+fn part(setting: Setting, name: &str) -> Command {
+    let mut command = match setting.user {
+        User::Us => Command::new(executable(setting)),
+        User::Nobody => setpriv(&executable(setting)),
     };
+    if setting.confined {
+        command.arg("part:confined").env("CONFINED", "1");
+    }
     command.arg(name).stdin(Stdio::null());
     command
 }
 
-fn run(user: User, words: &[&str]) -> Output {
-    part(user, "part:run")
+fn run(setting: Setting, words: &[&str]) -> Output {
+    part(setting, "part:run")
         .arg("--")
         .args(words)
         .output()
         .unwrap()
 }
 
-fn client(user: User, name: &str) -> Result<(), Failed> {
-    let exe = executable(user);
-    let output = run(user, &[exe.to_str().unwrap(), "part:client", name]);
+fn client(setting: Setting, name: &str) -> Result<(), Failed> {
+    let exe = executable(setting);
+    let output = run(setting, &[exe.to_str().unwrap(), "part:client", name]);
     succeeded(&output)
 }
 
@@ -160,7 +181,7 @@ fn check(test: bool, what: &str) -> Result<(), Failed> {
     if test { Ok(()) } else { Err(what.into()) }
 }
 
-fn exit_status(user: User) -> Result<(), Failed> {
+fn exit_status(setting: Setting) -> Result<(), Failed> {
     let table: &[(&[&str], i32)] = &[
         (&["true"], 0),
         (&["false"], 1),
@@ -175,7 +196,7 @@ fn exit_status(user: User) -> Result<(), Failed> {
         (&["/tmp"], 126),
     ];
     for (words, expected) in table {
-        let output = run(user, words);
+        let output = run(setting, words);
         let stderr = String::from_utf8_lossy(&output.stderr);
         let found = output.status.code();
         check(
@@ -192,16 +213,30 @@ fn exit_status(user: User) -> Result<(), Failed> {
     Ok(())
 }
 
-fn vm_sees_what_it_owns(user: User) -> Result<(), Failed> {
-    let exe = executable(user);
+fn says_its_mode(setting: Setting) -> Result<(), Failed> {
+    let output = part(setting, "part:run")
+        .args(["--", "true"])
+        .env("RUST_LOG", "info")
+        .output()?;
+    let stderr = String::from_utf8_lossy(&output.stderr);
+    let expected = if setting.confined {
+        "no namespace, every path is trapped: this host does not let us make a user namespace"
+    } else {
+        "a mount namespace of its own"
+    };
+    check(stderr.contains(expected), &stderr)
+}
+
+fn vm_sees_what_it_owns(setting: Setting) -> Result<(), Failed> {
+    let exe = executable(setting);
     let exe = exe.to_str().unwrap();
     for (vm, name) in [("vm1", "device"), ("vm2", "no-device")] {
-        let output = part(user, "part:run")
+        let output = part(setting, "part:run")
             .args(["--vm", vm, "--", exe, "part:client", name])
             .output()?;
         succeeded(&output)?;
     }
-    let output = part(user, "part:run")
+    let output = part(setting, "part:run")
         .args(["--vm", "vm9", "--", "true"])
         .output()?;
     let stderr = String::from_utf8_lossy(&output.stderr);
@@ -211,15 +246,15 @@ fn vm_sees_what_it_owns(user: User) -> Result<(), Failed> {
     )
 }
 
-fn keeps_its_uid(user: User) -> Result<(), Failed> {
-    let exe = executable(user);
+fn keeps_its_uid(setting: Setting) -> Result<(), Failed> {
+    let exe = executable(setting);
     let words = [exe.to_str().unwrap(), "part:client", "identity"];
-    let output = run(user, &words);
+    let output = run(setting, &words);
     succeeded(&output)?;
     let inside = String::from_utf8_lossy(&output.stdout).into_owned();
     let outside = fs::read_to_string("/proc/self/status")?;
     let expected = |name: &str| outside.lines().find(|l| l.starts_with(name)).unwrap();
-    match user {
+    match setting.user {
         User::Us => check(
             ["Uid:", "Gid:", "CapEff:", "NoNewPrivs:"]
                 .iter()
@@ -237,18 +272,18 @@ fn keeps_its_uid(user: User) -> Result<(), Failed> {
 }
 
 /// 5000 ioctls here; `IOASID_STORM=60000` for the long form.
-fn signal_storm(user: User) -> Result<(), Failed> {
+fn signal_storm(setting: Setting) -> Result<(), Failed> {
     let count = std::env::var("IOASID_STORM").unwrap_or_else(|_| "5000".to_owned());
-    let exe = executable(user);
+    let exe = executable(setting);
     succeeded(&run(
-        user,
+        setting,
         &[exe.to_str().unwrap(), "part:client", "storm", &count],
     ))
 }
 
-fn nested(user: User) -> Result<(), Failed> {
-    let exe = executable(user);
-    let output = run(user, &[exe.to_str().unwrap(), "part:run", "--", "true"]);
+fn nested(setting: Setting) -> Result<(), Failed> {
+    let exe = executable(setting);
+    let output = run(setting, &[exe.to_str().unwrap(), "part:run", "--", "true"]);
     let stderr = String::from_utf8_lossy(&output.stderr);
     check(
         output.status.code() == Some(125)
@@ -258,7 +293,7 @@ fn nested(user: User) -> Result<(), Failed> {
     )
 }
 
-fn daemon(user: User) -> Result<(), Failed> {
+fn daemon(setting: Setting) -> Result<(), Failed> {
     let scratch = tempfile::tempdir()?;
     fs::set_permissions(scratch.path(), fs::Permissions::from_mode(0o777))?;
     let (go, done) = (scratch.path().join("go"), scratch.path().join("done"));
@@ -268,7 +303,7 @@ fn daemon(user: User) -> Result<(), Failed> {
         go = go.display(),
         done = done.display()
     );
-    let output = run(user, &["/bin/sh", "-c", &script]);
+    let output = run(setting, &["/bin/sh", "-c", &script]);
     check(output.status.code() == Some(3), &format!("{output:?}"))?;
     fs::write(&go, "")?;
     wait_for("the daemon's file", || {
@@ -276,9 +311,9 @@ fn daemon(user: User) -> Result<(), Failed> {
     })
 }
 
-fn forwarded(user: User) -> Result<(), Failed> {
+fn forwarded(setting: Setting) -> Result<(), Failed> {
     let script = "trap 'exit 9' TERM; echo ready; while :; do sleep 0.01; done";
-    let mut child = part(user, "part:run")
+    let mut child = part(setting, "part:run")
         .args(["--", "/bin/sh", "-c", script])
         .stdout(Stdio::piped())
         .spawn()?;
@@ -297,11 +332,11 @@ struct Served {
 }
 
 impl Served {
-    fn start(user: User) -> Result<Self, Failed> {
+    fn start(setting: Setting) -> Result<Self, Failed> {
         let directory = tempfile::tempdir()?;
         fs::set_permissions(directory.path(), fs::Permissions::from_mode(0o777))?;
         let socket = directory.path().join("m.sock");
-        let mut child = part(user, "part:serve")
+        let mut child = part(setting, "part:serve")
             .arg(&socket)
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
@@ -314,9 +349,9 @@ impl Served {
         })
     }
 
-    fn join(&self, user: User, name: &str) -> Command {
-        let exe = executable(user);
-        let mut command = part(user, "part:join");
+    fn join(&self, setting: Setting, name: &str) -> Command {
+        let exe = executable(setting);
+        let mut command = part(setting, "part:join");
         command
             .arg(&self.socket)
             .arg("--")
@@ -344,10 +379,10 @@ impl Drop for Served {
     }
 }
 
-fn served(user: User) -> Result<(), Failed> {
-    let machine = Served::start(user)?;
+fn served(setting: Setting) -> Result<(), Failed> {
+    let machine = Served::start(setting)?;
     control::ping(&machine.socket)?;
-    let start = |name: &str| machine.join(user, name).stderr(Stdio::piped()).spawn();
+    let start = |name: &str| machine.join(setting, name).stderr(Stdio::piped()).spawn();
     for _ in 0..3 {
         let programs = [start("objects")?, start("device")?, start("names")?];
         for program in programs {
@@ -357,21 +392,21 @@ fn served(user: User) -> Result<(), Failed> {
     wait_for("the programs to leave", || {
         machine.counts().is_ok_and(|c| c == (0, 0))
     })?;
-    let output = part(user, "part:join")
+    let output = part(setting, "part:join")
         .arg(&machine.socket)
         .args(["--vm", "vm9", "--", "true"])
         .output()?;
     let stderr = String::from_utf8_lossy(&output.stderr);
     check(stderr == "ioasid: the machine has no vm \"vm9\"\n", &stderr)?;
-    let output = part(user, "part:join")
+    let output = part(setting, "part:join")
         .arg(&machine.socket)
         .args(["--", "no-such-program-anywhere"])
         .output()?;
     check(output.status.code() == Some(127), &format!("{output:?}"))
 }
 
-fn killed(user: User) -> Result<(), Failed> {
-    let machine = Served::start(user)?;
+fn killed(setting: Setting) -> Result<(), Failed> {
+    let machine = Served::start(setting)?;
     let entries = |what: &str| {
         let path = format!("/proc/{}/{what}", machine.child.id());
         fs::read_dir(path).map_or(0, Iterator::count)
@@ -379,7 +414,7 @@ fn killed(user: User) -> Result<(), Failed> {
     let mut before = (0, 0);
     for round in 0..10 {
         let mut program = machine
-            .join(user, "hold")
+            .join(setting, "hold")
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .spawn()?;
@@ -410,8 +445,8 @@ fn killed(user: User) -> Result<(), Failed> {
     })
 }
 
-fn hostile_peer(user: User) -> Result<(), Failed> {
-    let machine = Served::start(user)?;
+fn hostile_peer(setting: Setting) -> Result<(), Failed> {
+    let machine = Served::start(setting)?;
     let mut idle = Vec::new();
     for text in [
         &b""[..],
@@ -433,13 +468,15 @@ fn hostile_peer(user: User) -> Result<(), Failed> {
         },
         None,
     )?;
-    let refusal = match user {
+    let refusal = match setting.user {
         User::Us => {
             // A listener that is none.
             channel.receive::<ioasid_supervisor::wire::Description>(1 << 20)?;
             let attach = ioasid_supervisor::wire::Attach {
                 base: 896,
-                placeholders: Vec::new(),
+                mode: ioasid_supervisor::wire::Mode::Namespaces {
+                    placeholders: Vec::new(),
+                },
             };
             let null = fs::File::open("/dev/null")?;
             channel.send(&attach, Some(null.as_fd()))?;
@@ -452,7 +489,7 @@ fn hostile_peer(user: User) -> Result<(), Failed> {
     check(refused.to_string().contains(refusal), &refused.to_string())?;
     // It goes on.
     for _ in 0..5 {
-        succeeded(&machine.join(user, "objects").output()?)?;
+        succeeded(&machine.join(setting, "objects").output()?)?;
     }
     drop(idle);
     wait_for("the peers to be gone", || {
@@ -460,10 +497,10 @@ fn hostile_peer(user: User) -> Result<(), Failed> {
     })
 }
 
-fn stale_socket(user: User) -> Result<(), Failed> {
-    let mut machine = Served::start(user)?;
+fn stale_socket(setting: Setting) -> Result<(), Failed> {
+    let mut machine = Served::start(setting)?;
     let socket = machine.socket.clone();
-    let serve_again = || part(user, "part:serve").arg(&socket).output();
+    let serve_again = || part(setting, "part:serve").arg(&socket).output();
     let output = serve_again()?;
     let stderr = String::from_utf8_lossy(&output.stderr);
     check(

@@ -35,6 +35,7 @@ const CLIENTS: &[Client] = &[
     ("names", names),
     ("device", device),
     ("sysfs", sysfs),
+    ("stats", stats),
     ("host", host),
     ("bystander", bystander),
     ("no-device", no_device),
@@ -222,8 +223,17 @@ fn names() -> Check {
     ensure_eq!(alloc(&open("/dev/ioasid")?)?, 1);
     ensure_eq!(alloc(&open("/dev/../dev/./iommu")?)?, 1);
     ensure_eq!(alloc(&open(link.to_str().ok_or("path")?)?)?, 1);
-    std::env::set_current_dir("/dev/vfio")?;
-    ensure_eq!(alloc(&open("../iommu")?)?, 1);
+    std::env::set_current_dir("/dev")?;
+    ensure_eq!(alloc(&open("iommu")?)?, 1);
+    ensure_eq!(alloc(&open("vfio/../iommu")?)?, 1);
+    let dir = File::open("/dev/vfio")?;
+    let at = rustix::fs::openat(
+        &dir,
+        "../iommu",
+        rustix::fs::OFlags::RDWR,
+        rustix::fs::Mode::empty(),
+    );
+    ensure!(at.is_ok() || std::env::var_os("CONFINED").is_some());
     // A relative path over an absolute link, and an open for reading only: past the open trap.
     std::env::set_current_dir(scratch.path())?;
     let late = open("link")?;
@@ -316,6 +326,69 @@ fn device() -> Check {
     Ok(())
 }
 
+/// What stands at a path is told by every call that takes one.
+fn stats() -> Check {
+    for path in ["/dev/iommu", "/dev/vfio/vfio", "/dev/vfio/devices/vfio0"] {
+        ensure!(fs::metadata(path)?.file_type().is_char_device());
+        ensure!(fs::symlink_metadata(path)?.file_type().is_char_device());
+        let path = std::ffi::CString::new(path)?;
+        // SAFETY: zero is a value of every field.
+        let mut stat: libc::stat = unsafe { std::mem::zeroed() };
+        // SAFETY: a path that ends with 0, and room for what is told of it.
+        unsafe {
+            ensure_eq!(libc::stat(path.as_ptr(), &mut stat), 0);
+            ensure_eq!(stat.st_mode & libc::S_IFMT, libc::S_IFCHR);
+            ensure_eq!(libc::access(path.as_ptr(), libc::R_OK | libc::W_OK), 0);
+            ensure_eq!(libc::access(path.as_ptr(), libc::X_OK), -1);
+            // The calls that the C library no longer makes.
+            let (at, stat) = (path.as_ptr(), &raw mut stat);
+            ensure_eq!(libc::syscall(libc::SYS_stat, at, stat), 0);
+            ensure_eq!(libc::syscall(libc::SYS_lstat, at, stat), 0);
+            ensure_eq!(libc::syscall(libc::SYS_access, at, libc::R_OK), 0);
+            ensure_eq!((*stat).st_mode & libc::S_IFMT, libc::S_IFCHR);
+            let mut target = [0u8; 8];
+            let buffer = target.as_mut_ptr().cast();
+            ensure_eq!(libc::readlink(at, buffer, target.len()), -1);
+        }
+        ensure_eq!(
+            io::Error::last_os_error().raw_os_error(),
+            Some(libc::EINVAL)
+        );
+    }
+    ensure!(fs::metadata("/dev/vfio/devices")?.is_dir());
+    ensure_eq!(errno(fs::metadata("/dev/vfio/devices/vfio9")), libc::ENOENT);
+    ensure_eq!(errno(fs::metadata("/dev/iommu/x")), libc::ENOTDIR);
+    ensure_eq!(errno(File::open("/dev/vfio/devices/vfio9")), libc::ENOENT);
+
+    let names = |path: &str| -> io::Result<BTreeSet<OsString>> {
+        let entries: io::Result<Vec<_>> = fs::read_dir(path)?.collect();
+        let entries = entries?;
+        let names: BTreeSet<_> = entries.iter().map(fs::DirEntry::file_name).collect();
+        assert_eq!(names.len(), entries.len(), "{path}: a name appears once");
+        Ok(names)
+    };
+    let dev = names("/dev")?;
+    for name in ["iommu", "vfio", "null", "zero"] {
+        ensure!(dev.contains(&OsString::from(name)));
+    }
+    ensure_eq!(
+        names("/dev/vfio")?,
+        ["devices", "vfio"].map(OsString::from).into()
+    );
+    ensure_eq!(
+        names("/dev/vfio/devices")?,
+        ["vfio0"].map(OsString::from).into()
+    );
+    // Listed again from the start, the same.
+    let mut dir = rustix::fs::Dir::new(File::open("/dev")?)?;
+    let count = |dir: &mut rustix::fs::Dir| dir.by_ref().count();
+    let first = count(&mut dir);
+    dir.rewind();
+    ensure_eq!(count(&mut dir), first);
+    ensure_eq!(first, dev.len() + 2);
+    Ok(())
+}
+
 /// sysfs leads to the device, and the host's entries are still there.
 fn sysfs() -> Check {
     let link = format!("/sys/bus/pci/devices/{ADDRESS}");
@@ -330,6 +403,40 @@ fn sysfs() -> Check {
     );
     ensure_eq!(
         fs::canonicalize(format!("{link}/subsystem"))?.to_str(),
+        Some("/sys/bus/pci")
+    );
+    let below = format!("{link}/vfio-dev");
+    let entries: Vec<_> = fs::read_dir(&below)?.collect::<io::Result<_>>()?;
+    ensure_eq!(entries.len(), 1);
+    ensure_eq!(entries[0].file_name(), "vfio0");
+    ensure!(entries[0].file_type()?.is_dir());
+    ensure!(fs::metadata(entries[0].path())?.is_dir());
+    ensure_eq!(
+        fs::canonicalize(&below)?.to_str(),
+        Some(format!("/sys/devices/pci0000:6b/{ADDRESS}/vfio-dev").as_str())
+    );
+    ensure!(fs::symlink_metadata(&link)?.file_type().is_symlink());
+    ensure_eq!(
+        fs::read_link(&link)?.to_str(),
+        Some(format!("../../../devices/pci0000:6b/{ADDRESS}").as_str())
+    );
+    // From a descriptor, and from a link of our own.
+    let device = File::open(&link)?;
+    let vendor = rustix::fs::openat(
+        &device,
+        "vendor",
+        rustix::fs::OFlags::RDONLY,
+        rustix::fs::Mode::empty(),
+    )?;
+    ensure_eq!(io::read_to_string(File::from(vendor))?, "0x1b36\n");
+    let scratch = tempfile::tempdir()?;
+    let own = scratch.path().join("own");
+    symlink(&link, &own)?;
+    ensure_eq!(fs::read_to_string(own.join("vendor"))?, "0x1b36\n");
+    ensure_eq!(errno(fs::read(format!("{link}/nothing"))), libc::ENOENT);
+    ensure_eq!(errno(fs::read(&link)), libc::EISDIR);
+    ensure_eq!(
+        fs::canonicalize("/sys/bus/pci")?.to_str(),
         Some("/sys/bus/pci")
     );
     ensure!(fs::read_dir("/sys/class")?.count() > 0);

@@ -10,6 +10,7 @@
 
 mod claims;
 mod client;
+mod confined;
 mod machine;
 
 use std::{
@@ -27,6 +28,7 @@ fn main() -> ExitCode {
         Some("part:run") => part_run(args.collect()),
         Some("part:serve") => part_serve(args.collect()),
         Some("part:join") => part_join(args.collect()),
+        Some("part:confined") => confined::main(args.collect()),
         Some("part:client") => client::main(args.collect()),
         _ => claims::main(),
     }

@@ -1,6 +1,9 @@
 //! A program with a flat memory and a few files, and a `/dev/iommu` file for it.
 
-use std::sync::Arc;
+use std::sync::{
+    Arc, Mutex,
+    atomic::{AtomicUsize, Ordering},
+};
 
 use ioasid_core::{
     Pasid, Prot,
@@ -8,12 +11,15 @@ use ioasid_core::{
     memory::{Extent, MemoryGone, OwnPages, PageSource, PinError},
 };
 use ioasid_iommu::{DeviceConfig, FaultLog, Iommu, IommuConfig};
-use ioasid_iommufd::{BoundDevice, Context};
+use ioasid_iommufd::{BoundDevice, Context, EventFile};
 use ioasid_uapi::{
     Errno, Program,
     iommufd::{COMMANDS, ioctl},
+    spec::iommufd as spec,
 };
 use zerocopy::{FromBytes, Immutable, IntoBytes};
+
+use crate::backend::{KIND, Toy};
 
 /// The program's memory starts here.
 pub(crate) const BASE: u64 = 0x10_0000;
@@ -29,6 +35,8 @@ pub(crate) const FILE: i32 = 3;
 pub(crate) const PIPE: i32 = 4;
 pub(crate) const FILE_SIZE: u64 = 0x1_0000;
 pub(crate) const PAGE: u64 = 4096;
+/// The first descriptor that the program is given.
+pub(crate) const EVENTS: usize = 10;
 /// An id that nothing has.
 pub(crate) const NOBODY: u32 = 1000;
 
@@ -36,6 +44,9 @@ pub(crate) const NOBODY: u32 = 1000;
 pub(crate) struct TestProgram {
     memory: OwnPages,
     file: OwnPages,
+    /// Files of events that it was given; the first has the descriptor [`EVENTS`].
+    events: Mutex<Vec<Arc<dyn EventFile>>>,
+    descriptors: AtomicUsize,
 }
 
 impl TestProgram {
@@ -43,7 +54,22 @@ impl TestProgram {
         TestProgram {
             memory: OwnPages::new(iommu.space(), SIZE).unwrap(),
             file: OwnPages::new(iommu.space(), FILE_SIZE as usize).unwrap(),
+            events: Mutex::default(),
+            descriptors: AtomicUsize::new(usize::MAX),
         }
+    }
+
+    /// How many files of events it can be given altogether.
+    pub(crate) fn give_descriptors(&self, count: usize) {
+        self.descriptors.store(count, Ordering::Relaxed);
+    }
+
+    pub(crate) fn event_file(&self, fd: u32) -> Arc<dyn EventFile> {
+        Arc::clone(&self.events.lock().unwrap()[fd as usize - EVENTS])
+    }
+
+    pub(crate) fn event_files(&self) -> Vec<Arc<dyn EventFile>> {
+        self.events.lock().unwrap().clone()
     }
 
     fn offset(address: u64, len: usize) -> Result<usize, MemoryGone> {
@@ -107,6 +133,16 @@ impl Caller for TestProgram {
 impl Program for TestProgram {
     fn iommufd(&self, _fd: i32) -> Result<Arc<Context>, FdError> {
         Err(FdError::NotOpen)
+    }
+
+    fn install_event_file(&self, file: Arc<dyn EventFile>, cloexec: bool) -> Result<i32, FdError> {
+        assert!(cloexec, "as the kernel does");
+        let mut events = self.events.lock().unwrap();
+        if events.len() >= self.descriptors.load(Ordering::Relaxed) {
+            return Err(FdError::NoneFree);
+        }
+        events.push(file);
+        Ok((EVENTS + events.len() - 1) as i32)
     }
 }
 
@@ -190,6 +226,44 @@ impl Machine {
         self.context
             .bind_pasid(&device, pasid, FaultLog::new(8))
             .unwrap()
+    }
+
+    /// A whole device behind a back end of its own, bound.
+    pub(crate) fn toy(&self) -> BoundDevice {
+        let config = DeviceConfig::new("0000:6c:01.0".parse().unwrap());
+        let device = self.iommu.add_device(config).unwrap();
+        let faults = FaultLog::new(8);
+        self.context
+            .bind_device_with(&device, faults, Arc::new(Toy))
+            .unwrap()
+    }
+
+    /// Such a device, a page table to nest on, and a virtual IOMMU.
+    pub(crate) fn viommu(&self) -> (BoundDevice, u32, u32) {
+        let toy = self.toy();
+        let ioas = self.ioas();
+        let parent = spec::HwptAlloc {
+            flags: 1,
+            dev_id: toy.id().get(),
+            pt_id: ioas,
+            ..Default::default()
+        };
+        let (result, parent) = self.run("HWPT_ALLOC", parent);
+        assert_eq!(result, Ok(0));
+        let viommu = spec::ViommuAlloc {
+            kind: KIND,
+            dev_id: toy.id().get(),
+            hwpt_id: parent.out_hwpt_id,
+            ..Default::default()
+        };
+        let (result, viommu) = self.run("VIOMMU_ALLOC", viommu);
+        assert_eq!(result, Ok(0));
+        (toy, parent.out_hwpt_id, viommu.out_viommu_id)
+    }
+
+    /// The IOAS that [`Machine::viommu`] has made, two ids before the virtual IOMMU's.
+    pub(crate) fn ioas_of(&self, viommu: u32) -> u32 {
+        viommu - 2
     }
 
     pub(crate) fn at(&self, request: u32, address: u64) -> Result<u64, Errno> {

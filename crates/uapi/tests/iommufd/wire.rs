@@ -2,7 +2,10 @@
 
 use std::mem::offset_of;
 
-use ioasid_uapi::{iommufd::COMMANDS, spec::iommufd as ours};
+use ioasid_uapi::{
+    iommufd::COMMANDS,
+    spec::{container, iommufd as ours},
+};
 use iommufd_bindings::iommufd as theirs;
 
 /// Fields with the same name, then those whose name differs.
@@ -26,6 +29,29 @@ macro_rules! same_struct {
 
 #[test]
 fn structs_have_the_kernels_layout() {
+    same_struct!(HwptInvalidate, iommu_hwpt_invalidate { size, hwpt_id, data_uptr, data_type, entry_len, entry_num; reserved = __reserved });
+    same_struct!(
+        FaultAlloc,
+        iommu_fault_alloc {
+            size,
+            flags,
+            out_fault_id,
+            out_fault_fd
+        }
+    );
+    same_struct!(ViommuAlloc, iommu_viommu_alloc { size, flags, dev_id, hwpt_id, out_viommu_id, data_len, data_uptr; kind = type_, reserved = __reserved });
+    same_struct!(
+        VdeviceAlloc,
+        iommu_vdevice_alloc {
+            size,
+            viommu_id,
+            dev_id,
+            out_vdevice_id,
+            virt_id
+        }
+    );
+    same_struct!(VeventqAlloc, iommu_veventq_alloc { size, flags, viommu_id, veventq_depth, out_veventq_id, out_veventq_fd; kind = type_, reserved = __reserved });
+    same_struct!(HwQueueAlloc, iommu_hw_queue_alloc { size, flags, viommu_id, index, out_hw_queue_id, nesting_parent_iova, length; kind = type_ });
     same_struct!(Destroy, iommu_destroy { size, id });
     same_struct!(
         IoasAlloc,
@@ -164,5 +190,93 @@ fn flags_are_the_kernels() {
             theirs::iommu_hw_info_type_IOMMU_HW_INFO_TYPE_INTEL_VTD,
             theirs::iommufd_hw_info_flags_IOMMU_HW_INFO_FLAG_INPUT_TYPE,
         ]
+    );
+}
+
+/// Offsets of fields that have the same name in a struct of ours and of the kernel's.
+macro_rules! same_container_struct {
+    ($ours:ident, $theirs:ident { $($field:ident),* }) => {
+        $(assert_eq!(
+            offset_of!(container::$ours, $field),
+            offset_of!(vfio::$theirs, $field),
+            concat!(stringify!($theirs), ".", stringify!($field)),
+        );)*
+    };
+}
+
+#[test]
+fn containers_have_the_kernels_layout_and_numbers() {
+    use vfio_bindings::bindings::vfio;
+    same_container_struct!(
+        DmaMap,
+        vfio_iommu_type1_dma_map {
+            argsz,
+            flags,
+            vaddr,
+            iova,
+            size
+        }
+    );
+    same_container_struct!(
+        DmaUnmap,
+        vfio_iommu_type1_dma_unmap {
+            argsz,
+            flags,
+            iova,
+            size
+        }
+    );
+    same_container_struct!(
+        Info,
+        vfio_iommu_type1_info {
+            argsz,
+            flags,
+            iova_pgsizes,
+            cap_offset
+        }
+    );
+    same_container_struct!(CapHeader, vfio_info_cap_header { id, version, next });
+    same_container_struct!(
+        CapDmaAvail,
+        vfio_iommu_type1_info_dma_avail { header, avail }
+    );
+    same_container_struct!(
+        CapIovaRange,
+        vfio_iommu_type1_info_cap_iova_range {
+            header,
+            nr_iovas,
+            reserved
+        }
+    );
+    same_container_struct!(IovaRange, vfio_iova_range { start, end });
+    assert_eq!(
+        size_of::<container::Info>(),
+        size_of::<vfio::vfio_iommu_type1_info>()
+    );
+    assert_eq!(
+        size_of::<container::CapDmaAvail>(),
+        size_of::<vfio::vfio_iommu_type1_info_dma_avail>()
+    );
+    let extensions = [
+        (container::TYPE1_IOMMU, vfio::VFIO_TYPE1_IOMMU),
+        (container::TYPE1V2_IOMMU, vfio::VFIO_TYPE1v2_IOMMU),
+        (container::DMA_CC_IOMMU, vfio::VFIO_DMA_CC_IOMMU),
+        (container::UNMAP_ALL, vfio::VFIO_UNMAP_ALL),
+    ];
+    for (ours, theirs) in extensions {
+        assert_eq!(ours, u64::from(theirs));
+    }
+    let base = ours::TYPE << 8 | vfio::VFIO_BASE;
+    let commands = [
+        container::GET_API_VERSION,
+        container::CHECK_EXTENSION,
+        container::SET_IOMMU,
+        container::IOMMU_GET_INFO,
+        container::IOMMU_MAP_DMA,
+        container::IOMMU_UNMAP_DMA,
+    ];
+    assert_eq!(
+        commands.map(|command| command - base),
+        [0, 1, 2, 12, 13, 14]
     );
 }

@@ -112,14 +112,18 @@ impl Pages {
     ///
     /// May block as the source does: called with no lock held that inspection needs.
     pub(crate) fn pin(self: &Arc<Self>, offset: u64, len: u64) -> Result<Arc<Run>, PinError> {
-        if let Some(run) = self.pinned(offset, len) {
-            return Ok(run);
-        }
-        let prot = Prot {
-            read: true,
-            write: self.writable,
+        let extents = match self.pinned(offset, len) {
+            Some(run) if (run.offset, run.len) == (offset, len) => return Ok(run),
+            // A part of its own, so that the rest can go before it.
+            Some(run) => run.part(offset, len),
+            None => {
+                let prot = Prot {
+                    read: true,
+                    write: self.writable,
+                };
+                self.source.pin(offset, len, prot)?
+            }
         };
-        let extents = self.source.pin(offset, len, prot)?;
         let total = extents
             .iter()
             .try_fold(0u64, |sum, extent| sum.checked_add(extent.len));
@@ -236,12 +240,7 @@ impl Pages {
 
     /// Bytes that have system physical addresses now.
     pub(crate) fn pinned_bytes(&self) -> u64 {
-        let runs: Vec<_> = {
-            let pinned = self.pinned.lock();
-            let runs = pinned.runs.values();
-            runs.filter_map(|(_, run)| run.upgrade()).collect()
-        };
-        runs.iter().map(|run| run.len).sum()
+        self.pinned.lock().covered()
     }
 }
 
@@ -360,23 +359,36 @@ impl Run {
         ranges.any(|range| range.overlaps(page))
     }
 
-    /// The (system physical address, length) pieces of `len` bytes from `offset` of the source.
-    /// Neighbours whose addresses touch are one piece, so that leaves can be as large as possible.
-    pub(crate) fn pieces(&self, offset: u64, len: u64) -> Vec<(u64, u64)> {
+    /// The extents of `len` bytes from `offset` of the source.
+    fn part(&self, offset: u64, len: u64) -> Vec<Extent> {
         let mut skip = offset.saturating_sub(self.offset);
         let mut left = len;
-        let mut pieces: Vec<(u64, u64)> = Vec::new();
+        let mut extents = Vec::new();
         for extent in &self.extents {
             if skip >= extent.len {
                 skip -= extent.len;
                 continue;
             }
-            let (spa, len) = (extent.spa + skip, (extent.len - skip).min(left));
-            skip = 0;
+            let len = (extent.len - skip).min(left);
             if len == 0 {
                 break;
             }
+            extents.push(Extent {
+                spa: extent.spa + skip,
+                len,
+                hold: Arc::clone(&extent.hold),
+            });
+            skip = 0;
             left -= len;
+        }
+        extents
+    }
+
+    /// The (system physical address, length) pieces of `len` bytes from `offset` of the source.
+    /// Neighbours whose addresses touch are one piece, so that leaves can be as large as possible.
+    pub(crate) fn pieces(&self, offset: u64, len: u64) -> Vec<(u64, u64)> {
+        let mut pieces: Vec<(u64, u64)> = Vec::new();
+        for Extent { spa, len, .. } in self.part(offset, len) {
             match pieces.last_mut() {
                 Some((start, bytes)) if *start + *bytes == spa => *bytes += len,
                 _ => pieces.push((spa, len)),
@@ -408,10 +420,16 @@ mod tests {
         let pages = pages_of(source, &ledger);
         let whole = pages.pin(0, 1 << 20).unwrap();
         let part = pages.pin(0x3000, 0x2000).unwrap();
-        assert!(Arc::ptr_eq(&whole, &part));
+        assert!(Arc::ptr_eq(&whole, &pages.pin(0, 1 << 20).unwrap()));
         assert_eq!(part.pieces(0x3000, 0x2000), [(spa + 0x3000, 0x2000)]);
         assert_eq!(pages.pinned_bytes(), 1 << 20);
-        drop((whole, part));
+        drop(whole);
+        assert_eq!(
+            pages.pinned_bytes(),
+            0x2000,
+            "the rest goes before the part"
+        );
+        drop(part);
         assert_eq!(pages.pinned_bytes(), 0);
         assert!(pages.pin(0, (1 << 20) + 4096).is_err());
     }

@@ -224,10 +224,13 @@ fn what_is_read_after_a_block_is_alive_and_current() {
     explore(|| {
         let grace = Grace::new();
         let table = Arc::new(ProtectedTable::new(grace.clone(), 1));
-        table.swap(0, Some(Arc::new(Canary(Arc::default()))));
+        // They outlive the canaries: one that died early is seen to be dead.
+        let (old, new) = (Arc::<AtomicU64>::default(), Arc::<AtomicU64>::default());
+        table.swap(0, Some(Arc::new(Canary(old.clone()))));
         let swapped = Arc::new(AtomicBool::new(false));
         let reader = {
             let (grace, table, swapped) = (grace.clone(), table.clone(), swapped.clone());
+            let new = new.clone();
             thread::spawn(move || {
                 let mut slot = grace.slot();
                 let mut held = Held::new(slot.enter());
@@ -242,11 +245,10 @@ fn what_is_read_after_a_block_is_alive_and_current() {
                 let found = held.get().expect("never empty");
                 found.assert_alive();
                 if late {
-                    assert_eq!(Arc::strong_count(&found.0), 2, "the new one");
+                    assert!(Arc::ptr_eq(&found.0, &new), "the new one");
                 }
             })
         };
-        let new = Arc::<AtomicU64>::default();
         table.swap(0, Some(Arc::new(Canary(new.clone()))));
         swapped.store(true, Ordering::SeqCst);
         reader.join().unwrap();
@@ -260,10 +262,13 @@ fn a_guard_for_a_guessed_domain_keeps_cells_and_holds_back_that_domain_alone() {
     explore(|| {
         let grace = Grace::new();
         let table = Arc::new(ProtectedTable::new(grace.clone(), 1));
-        table.swap(0, Some(Arc::new(Canary(Arc::default()))));
+        // They outlive the canaries: one that died early is seen to be dead.
+        let (old, new) = (Arc::<AtomicU64>::default(), Arc::<AtomicU64>::default());
+        table.swap(0, Some(Arc::new(Canary(old.clone()))));
         let reading = Arc::new(AtomicU64::new(0));
         let reader = {
             let (grace, table, reading) = (grace.clone(), table.clone(), reading.clone());
+            let old = old.clone();
             thread::spawn(move || {
                 let mut slot = grace.slot();
                 let mut held = Held::new(slot.enter_in(domain(1)));
@@ -277,7 +282,7 @@ fn a_guard_for_a_guessed_domain_keeps_cells_and_holds_back_that_domain_alone() {
                 held.guard().narrow(domain(2));
                 if held
                     .get()
-                    .is_some_and(|canary| Arc::strong_count(&canary.0) == 1)
+                    .is_some_and(|canary| Arc::ptr_eq(&canary.0, &old))
                 {
                     reading.store(1, Ordering::SeqCst);
                     thread::yield_now();
@@ -285,7 +290,6 @@ fn a_guard_for_a_guessed_domain_keeps_cells_and_holds_back_that_domain_alone() {
                 }
             })
         };
-        let new = Arc::<AtomicU64>::default();
         table.swap(0, Some(Arc::new(Canary(new.clone()))));
         grace.wait(domain(2));
         assert_eq!(

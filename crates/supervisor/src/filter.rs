@@ -6,7 +6,8 @@
 //! | `open`, `openat` | the access mode is `O_RDWR`, as every client of these nodes uses |
 //! | `openat2` | always: its flags lie behind a pointer |
 //! | `execve`, `execveat` | always: the memory of the process changes under us |
-//! | `read`, `write` and their kin, `fstat`, `dup`, `mmap`, `close` | the descriptor is one of ours |
+//! | `read`, `write` and their kin, `fstat`, `dup`, `close` | the descriptor is one of ours |
+//! | `mmap` | likewise, or it shares a file |
 //! | `dup2`, `dup3` | the new descriptor is |
 //! | `close_range` | ours may be in it |
 //! | `fcntl` | the descriptor is one of ours, and the command duplicates it or asks how it is open |
@@ -87,6 +88,7 @@ enum Label {
     OpenAccess1,
     OpenAccess2,
     Fcntl,
+    Mmap,
     EmptyPath3,
     EmptyPath2,
     CloseRange,
@@ -235,7 +237,7 @@ pub fn program(scope: &Scope) -> Vec<Instruction> {
     a.jump(BPF_JEQ, nr(libc::SYS_openat), OpenFlags2, Next);
     #[cfg(target_arch = "x86_64")]
     a.jump(BPF_JEQ, nr(libc::SYS_open), OpenFlags1, Next);
-    a.jump(BPF_JEQ, nr(libc::SYS_mmap), Fd4, Next);
+    a.jump(BPF_JEQ, nr(libc::SYS_mmap), Mmap, Next);
     a.jump(BPF_JEQ, nr(libc::SYS_fcntl), Fcntl, Next);
     a.jump(BPF_JEQ, nr(libc::SYS_newfstatat), EmptyPath3, Next);
     a.jump(BPF_JEQ, nr(libc::SYS_statx), EmptyPath2, Next);
@@ -270,6 +272,12 @@ pub fn program(scope: &Scope) -> Vec<Instruction> {
         a.op(BPF_ALU | BPF_AND | BPF_K, libc::AT_EMPTY_PATH as u32);
         a.jump(BPF_JEQ, 0, Allow, Fd0);
     }
+
+    a.label(Mmap).load(arg(3));
+    let kind = (libc::MAP_TYPE | libc::MAP_ANONYMOUS) as u32;
+    a.op(BPF_ALU | BPF_AND | BPF_K, kind);
+    a.jump(BPF_JEQ, libc::MAP_SHARED as u32, Notify, Next);
+    a.jump(BPF_JEQ, libc::MAP_SHARED_VALIDATE as u32, Notify, Fd4);
 
     // The range ends above BASE or has no end.
     a.label(CloseRange).load(arg(1));
@@ -379,7 +387,8 @@ mod tests {
             (libc::SYS_fstat, [900, 0, 0, 0, 0, 0]),
             (libc::SYS_newfstatat, [900, 0, 0, empty, 0, 0]),
             (libc::SYS_statx, [900, 0, empty, 0, 0, 0]),
-            (libc::SYS_mmap, [0, 4096, 3, 1, 896, 0]),
+            (libc::SYS_mmap, [0, 4096, 3, 2, 896, 0]),
+            (libc::SYS_mmap, [0, 4096, 3, 1, 3, 0]),
             (libc::SYS_dup, [896, 0, 0, 0, 0, 0]),
             (libc::SYS_close, [1023, 0, 0, 0, 0, 0]),
             (libc::SYS_dup2, [3, 900, 0, 0, 0, 0]),
@@ -405,7 +414,8 @@ mod tests {
             (libc::SYS_newfstatat, [at_cwd, 0, 0, empty, 0, 0]),
             (libc::SYS_newfstatat, [900, 0, 0, 0, 0, 0]),
             (libc::SYS_mmap, [0, 4096, 3, 0x22, u64::MAX, 0]),
-            (libc::SYS_mmap, [896, 4096, 3, 1, 3, 0]),
+            (libc::SYS_mmap, [0, 4096, 3, 0x21, u64::MAX, 0]),
+            (libc::SYS_mmap, [896, 4096, 3, 2, 3, 0]),
             (libc::SYS_fcntl, [896, libc::F_GETFD as u64, 0, 0, 0, 0]),
             (libc::SYS_close, [895, 0, 0, 0, 0, 0]),
             (libc::SYS_close, [1024, 0, 0, 0, 0, 0]),

@@ -162,7 +162,11 @@ impl Server {
                 let cloexec = args[1] as i32 == libc::F_DUPFD_CLOEXEC;
                 self.duplicate(request, process, least, cloexec)
             }
-            libc::SYS_mmap => self.mmap(process, args[4]),
+            libc::SYS_capset | libc::SYS_setuid | libc::SYS_setreuid | libc::SYS_setresuid => {
+                process.forget_account();
+                Ok(Answer::Proceed)
+            }
+            libc::SYS_mmap => self.mmap(request, process),
             _ => Ok(Answer::Proceed),
         }
     }
@@ -201,6 +205,9 @@ impl Server {
             if let Some(node) = self.node_at(location).cloned() {
                 identity = self.bind_late(request, fd as u32, node)?;
             }
+        }
+        if !self.mappings.is_empty() && uapi::iommufd::command_name(cmd) == Some("DESTROY") {
+            self.forget_mappings(identity);
         }
         let Some(file) = self.files.get(identity) else {
             return Ok(Answer::Proceed);
@@ -272,15 +279,6 @@ impl Server {
         let flags = rustix::fs::fcntl_getfl(&file).map_err(|_| Errno::EBADF)?;
         let flags = flags.difference(OFlags::ACCMODE).union(OFlags::RDWR);
         Ok(Answer::Value(flags.bits().into()))
-    }
-
-    /// No region has the mmap flag, and mapping one without it is EINVAL.
-    fn mmap(&mut self, process: &Arc<Process>, fd: u64) -> Outcome {
-        match self.file(process, fd).map(|file| &file.object) {
-            Some(Object::Event(_)) => Err(Errno::ENODEV),
-            Some(_) => Err(Errno::EINVAL),
-            None => Ok(Answer::Proceed),
-        }
     }
 }
 

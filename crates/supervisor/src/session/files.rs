@@ -3,8 +3,9 @@
 //! Behind each descriptor of a node stands a memfd, *reopened* through `/proc/self/fd`: such a file tells
 //! inotify when its last reference goes, which counts `dup`, `fork` and descriptors in flight. The
 //! event is queued before `close` returns to the program, so draining the queue before each request
-//! gives the exact order of a close and a following open. Nothing is ever stored in the memfd, and
-//! its seals make a write that bypasses the filter an error instead of a loss. A file of events has a
+//! gives the exact order of a close and a following open. Nothing is stored in the memfd of a device, and
+//! its seals make a write that bypasses the filter an error instead of a loss; that of `/dev/iommu`
+//! holds what can be mapped of it ([`super::mmap`]). A file of events has a
 //! pipe instead ([`super::event`]), opened the same way.
 
 use std::{
@@ -161,6 +162,11 @@ impl Files {
         self.open.get(&identity)
     }
 
+    /// All that are open.
+    pub(super) fn iter(&self) -> impl Iterator<Item = &OpenFile> {
+        self.open.values()
+    }
+
     /// As [`Files::get`].
     pub(super) fn get_mut(&mut self, identity: Identity) -> Option<&mut OpenFile> {
         self.open.get_mut(&identity)
@@ -232,10 +238,11 @@ fn reopened_memfd(node: &NodeName) -> io::Result<OwnedFd> {
         Err(Errno::INVAL) => memfd_create(name, flags)?,
         other => other?,
     };
-    fcntl_add_seals(
-        &memfd,
-        SealFlags::GROW | SealFlags::SHRINK | SealFlags::WRITE | SealFlags::SEAL,
-    )?;
+    let seals = match node {
+        NodeName::Iommu => SealFlags::SHRINK,
+        NodeName::Device(_) => SealFlags::GROW | SealFlags::SHRINK | SealFlags::WRITE,
+    };
+    fcntl_add_seals(&memfd, seals | SealFlags::SEAL)?;
     let path = format!("/proc/self/fd/{}", memfd.as_raw_fd());
     let file = rustix::fs::open(path, OFlags::RDWR | OFlags::CLOEXEC, Mode::empty())?;
     Ok(file)
@@ -270,7 +277,7 @@ mod tests {
 
     #[test]
     fn a_write_past_the_filter_is_refused() {
-        let file = reopened_memfd(&NodeName::Iommu).unwrap();
+        let file = reopened_memfd(&NodeName::Device("vfio0".to_owned())).unwrap();
         assert_eq!(rustix::io::pwrite(&file, b"x", 0), Err(Errno::PERM));
     }
 }

@@ -9,11 +9,13 @@ mod calls;
 mod event;
 mod files;
 mod identities;
+mod mmap;
 mod open;
 mod overlay;
 mod path;
 mod paths;
 mod stat;
+mod status;
 mod transfer;
 
 use std::{
@@ -33,6 +35,7 @@ use identities::Identities;
 use ioasid_core::inspect;
 use ioasid_host::Client;
 use ioasid_uapi::Errno;
+use mmap::Mapping;
 use overlay::Overlay;
 use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec, epoll, eventfd, poll};
 
@@ -102,6 +105,7 @@ impl Session {
             client,
             files: Files::new()?,
             identities: Identities::default(),
+            mappings: Vec::new(),
             closer,
             placeholders,
             overlay,
@@ -199,6 +203,8 @@ struct Server {
     client: Arc<Client>,
     files: Files,
     identities: Identities,
+    /// What programs have mapped of files of ours.
+    mappings: Vec<Mapping>,
     closer: Closer,
     placeholders: Vec<Placeholder>,
     /// Our `/dev` and `/sys`, if the program has no namespace with them.
@@ -213,6 +219,7 @@ impl Server {
         if let Err(error) = self.serve() {
             tracing::error!(program = %self.shared.name, %error, "the session broke off");
         }
+        self.mappings.clear();
         let objects = self.files.take_all();
         self.closer.close(objects);
         self.shared.open_files.store(0, Ordering::Relaxed);
@@ -272,6 +279,7 @@ impl Server {
             return;
         }
         self.identities.forget();
+        self.forget_mappings_of_closed_files();
         self.count_open_files();
         if !self.closer.close(closed) {
             tracing::warn!(

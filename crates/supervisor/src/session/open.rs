@@ -105,6 +105,13 @@ impl Server {
         let Some(path) = path::read_path(process, path) else {
             return Ok(Answer::Proceed);
         };
+        let reads = flags & libc::O_ACCMODE as u64 == libc::O_RDONLY as u64;
+        if reads
+            && self.view.shows_locked_memory()
+            && let Some(outcome) = self.open_status(request, &path, has(libc::O_CLOEXEC))
+        {
+            return outcome;
+        }
         let argument = PathArgument {
             dirfd,
             address: 0,

@@ -137,6 +137,8 @@ fn obey(command: &str, n: &[u64], words: &[&str]) -> String {
         "anon" => map(n[0], "rw", None).to_string(),
         // anon-ro LEN
         "anon-ro" => map(n[0], "r", None).to_string(),
+        // share LEN: memory that forked children share, and no descriptor leads to
+        "share" => share(n[0]).to_string(),
         // memfd LEN -> fd
         "memfd" => {
             let file = rustix::fs::memfd_create(
@@ -246,7 +248,9 @@ fn obey(command: &str, n: &[u64], words: &[&str]) -> String {
             receive.recv().unwrap().to_string()
         }
         // vfork -> a child that shares our memory, as long as it is not killed
-        "vfork" => vfork().to_string(),
+        "vfork" => clone(libc::CLONE_VM).to_string(),
+        // fork -> a child with a copy of our memory
+        "fork" => clone(0).to_string(),
         "exec" => {
             let error = this_test("child::entry").exec();
             panic!("{error}");
@@ -312,8 +316,18 @@ fn userfault(len: u64) -> Result<u64, Errno> {
     Ok(address)
 }
 
-/// A process that shares our memory, as after `vfork`, and only waits. Gives its id.
-fn vfork() -> i32 {
+fn share(len: u64) -> u64 {
+    let prot = ProtFlags::READ | ProtFlags::WRITE;
+    // SAFETY: a new mapping.
+    let base = unsafe {
+        rustix::mm::mmap_anonymous(ptr::null_mut(), len as usize, prot, MapFlags::SHARED)
+    };
+    base.unwrap() as u64
+}
+
+/// A process that only waits, with a copy of our memory or, after `vfork`, our memory itself. Gives
+/// its id.
+fn clone(flags: libc::c_int) -> i32 {
     extern "C" fn run(_: *mut libc::c_void) -> libc::c_int {
         // SAFETY: neither takes a pointer. It must not outlive us, whatever becomes of the test.
         unsafe {
@@ -325,14 +339,7 @@ fn vfork() -> i32 {
     }
     let stack = map(64 << 10, "rw", None) + (64 << 10);
     // SAFETY: the stack is fresh and stays; the child only pauses.
-    let id = unsafe {
-        libc::clone(
-            run,
-            stack as *mut _,
-            libc::CLONE_VM | libc::SIGCHLD,
-            ptr::null_mut(),
-        )
-    };
+    let id = unsafe { libc::clone(run, stack as *mut _, flags | libc::SIGCHLD, ptr::null_mut()) };
     assert!(id > 0, "{}", std::io::Error::last_os_error());
     id
 }

@@ -103,6 +103,33 @@ fn a_mapping_whose_descriptors_are_all_closed_still_works() {
 }
 
 #[test]
+fn shared_memory_without_a_descriptor_is_one_memory_in_all_processes_and_outlives_its_giver() {
+    let mut f = Fixture::new();
+    let address = f.child.ask(&format!("share {LEN}"));
+    let forked = f.child.ask("fork") as i32;
+    let by_parent = f.pin(address, LEN, Prot::RW).unwrap();
+    let process = f.client.process(forked).unwrap();
+    let pages = process.pages(address + PAGE, PAGE).unwrap();
+    let by_forked = pages.pin(0, PAGE, Prot::RW).unwrap();
+    assert_eq!(by_forked[0].spa, by_parent[0].spa + PAGE);
+    drop(by_parent);
+    rustix::process::kill_process(
+        rustix::process::Pid::from_raw(forked).unwrap(),
+        rustix::process::Signal::KILL,
+    )
+    .unwrap();
+    while process.still_same() {
+        std::thread::yield_now();
+    }
+    assert!(
+        pages.pin(0, PAGE, Prot::RW).is_err(),
+        "a new pin needs its giver"
+    );
+    f.write(&by_forked, &[5; 10]).unwrap();
+    assert_eq!(f.child.ask(&format!("count {address} {LEN} 5")), 10);
+}
+
+#[test]
 fn a_file_that_is_truncated_under_dma_costs_only_the_bytes_that_are_gone() {
     let mut f = Fixture::new();
     let fd = f.child.ask(&format!("memfd {LEN}"));

@@ -202,3 +202,107 @@ impl Custom {
         None
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{PageTable, TableConfig, TableFormat};
+
+    /// One leaf that is always there.
+    struct Fixed {
+        tracking: bool,
+    }
+
+    impl CustomTable for Fixed {
+        fn aperture(&self) -> AddrRange {
+            AddrRange::new(0x800, 0xfff).expect("not empty")
+        }
+
+        fn page_sizes(&self) -> u64 {
+            0x800
+        }
+
+        fn map(&self, _: u64, _: u64, _: u64, _: Prot) -> Result<(), MapError> {
+            Err(MapError::Exists)
+        }
+
+        fn unmap(&self, _: AddrRange) -> u64 {
+            0x800
+        }
+
+        fn cut(&self, _: u64) -> Result<(), MapError> {
+            Ok(())
+        }
+
+        fn translate(&self, iova: u64, _: Access) -> Result<Translation, WalkFault> {
+            self.iova_to_phys(iova).ok_or(WalkFault::OutOfRange)
+        }
+
+        fn iova_to_phys(&self, iova: u64) -> Option<Translation> {
+            self.aperture().contains(iova).then_some(Translation {
+                spa: iova,
+                len: 0x1000 - iova,
+                prot: Prot::RW,
+            })
+        }
+
+        fn set_dirty_tracking(&self, _: bool) {}
+
+        fn dirty_tracking(&self) -> bool {
+            self.tracking
+        }
+
+        fn read_dirty(&self, range: AddrRange, _: bool, report: &mut dyn FnMut(AddrRange)) {
+            report(range);
+        }
+
+        fn mapped_bytes(&self) -> u64 {
+            0x800
+        }
+
+        fn writes(&self) -> u64 {
+            1
+        }
+    }
+
+    static FIXED: CustomFormat = CustomFormat {
+        name: "fixed",
+        family: "tests",
+        make: |tracking| Box::new(Fixed { tracking }),
+    };
+
+    #[test]
+    fn a_custom_table_answers_for_a_tree() {
+        let format = TableFormat::Custom(&FIXED);
+        let table = PageTable::new(TableConfig {
+            format,
+            dirty_tracking: true,
+        });
+        assert_eq!((table.format(), format.name()), (format, "fixed"));
+        assert!(table.dirty_tracking());
+        assert_eq!(table.aperture().start(), 0x800);
+        assert_eq!(table.map(0, 0, 1, Prot::RW), Err(MapError::Exists));
+        assert_eq!(
+            table.translate(0x900, Access::Read).map(|t| t.spa),
+            Ok(0x900)
+        );
+        assert_eq!(table.iova_to_phys(0), None);
+        let unmapped = table.unmap(AddrRange::ALL);
+        assert_eq!((unmapped.bytes, unmapped.freed.len()), (0x800, 0));
+        table.recycle(unmapped.freed);
+        assert_eq!(table.read_table_entry(table.root(), 0), None);
+    }
+
+    #[test]
+    fn formats_of_one_family_stand_behind_one_device() {
+        static SISTER: CustomFormat = CustomFormat {
+            name: "sister",
+            ..FIXED
+        };
+        let (one, other) = (TableFormat::Custom(&FIXED), TableFormat::Custom(&SISTER));
+        assert_ne!(one, other);
+        assert!(one.is_walked_with(other));
+        assert!(!one.is_walked_with(TableFormat::AmdV1));
+        assert!(!TableFormat::AmdV1.is_walked_with(TableFormat::VtdSecondStage));
+    }
+}

@@ -195,6 +195,27 @@ fn events_of_a_device_reach_the_queue_of_its_virtual_iommu() {
 }
 
 #[test]
+fn everything_that_nests_goes_with_the_file() {
+    let n = Nest::new();
+    let nested = n.nested(n.viommu);
+    n.vdevice(0x99).unwrap();
+    n.attach(nested).unwrap();
+    n.m.map(1, BUFFER, PAGE, START).unwrap();
+    let queue = uapi::HwQueueAlloc {
+        viommu_id: n.viommu,
+        kind: spec::SELFTEST,
+        nesting_parent_iova: START,
+        length: PAGE,
+        ..uapi::HwQueueAlloc::default()
+    };
+    assert_eq!(n.m.command("HW_QUEUE_ALLOC", queue).0, Ok(0));
+    n.m.context.close();
+    assert_eq!(n.m.check_refs(BUFFER, PAGE, 0), Ok(0));
+    let iommu = &n.m.iommu;
+    assert_eq!((iommu.devices().len(), iommu.domains().len()), (0, 0));
+}
+
+#[test]
 fn hardware_queues_come_in_order_and_own_their_memory() {
     let n = Nest::new();
     let ioas = 1;

@@ -75,6 +75,10 @@ pub(crate) struct RunArgs {
     /// Show the program only what this VM owns.
     #[arg(long, value_name = "NAME")]
     pub(crate) vm: Option<String>,
+    /// Trap every path instead of giving the program a namespace of its own, as on a host that
+    /// refuses namespaces.
+    #[arg(long, hide = true)]
+    pub(crate) no_namespaces: bool,
     /// The program and its arguments.
     #[arg(last = true, required = true, value_name = "PROGRAM")]
     pub(crate) program: Vec<OsString>,

@@ -45,6 +45,7 @@ pub(crate) fn run(args: RunArgs) -> Result<u8> {
     let mut options = RunOptions::new(program, words);
     options.vm = args.vm;
     options.forward_signals = true;
+    options.namespaces = !args.no_namespaces;
     let status = match &args.join {
         Some(machine) => join(&socket(machine)?, options)?,
         None => {

@@ -55,14 +55,14 @@ pub(crate) fn run(args: RunArgs) -> Result<u8> {
             // Other terminals may look at it; a program does not depend on it.
             let name = format!("run-{}", std::process::id());
             let server = control::socket_path(&name)
-                .and_then(|path| ControlServer::start(View::new(&machine), path));
+                .and_then(|path| ControlServer::start(View::of(&machine), path));
             if let Err(error) = &server {
                 tracing::info!("this machine cannot be inspected: {error}");
             }
             let view = if args.selftest {
                 View::with_selftest(&machine)
             } else {
-                View::new(&machine)
+                View::of(&machine)
             };
             run_private(view, options)?
         }
@@ -104,7 +104,7 @@ pub(crate) fn serve(args: ServeArgs) -> Result<u8> {
     };
     let machine = build(&name, &file)?;
     let mut end = Signals::new([SIGTERM, SIGINT, SIGHUP]).context("waiting for signals")?;
-    let server = ControlServer::start(View::new(&machine), path)?;
+    let server = ControlServer::start(View::of(&machine), path)?;
     let shown = server.path().display();
     say(&format!("ioasid: machine `{name}` at {shown}"));
     let vms = machine.vms();

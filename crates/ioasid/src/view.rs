@@ -18,7 +18,7 @@ pub(crate) struct View(Arc<Machine>, Option<SelfTest>);
 
 impl View {
     /// The view of `machine`.
-    pub(crate) fn new(machine: &Arc<Machine>) -> Arc<dyn MachineView> {
+    pub(crate) fn of(machine: &Arc<Machine>) -> Arc<dyn MachineView> {
         Arc::new(View(Arc::clone(machine), None))
     }
 

@@ -5,7 +5,7 @@
 //! it, is the business of the floors above. Whoever holds the machine can look at it through
 //! [`ioasid_core::inspect`]: each floor below shows its own part, this one puts them together.
 //!
-//! * [`file`]: the machine file and device strings.
+//! * [`mod@file`]: the machine file and device strings.
 //! * [`machine`]: the running set.
 //! * [`sysfs`]: what programs find below `/sys`.
 

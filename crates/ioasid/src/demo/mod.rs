@@ -86,7 +86,7 @@ impl Scene {
     fn set_up(screen: &mut Screen) -> Result<Self> {
         let machine = Machine::build("demo", &MachineFile::default_machine(), &StdSpawner)?;
         let socket = std::env::temp_dir().join(format!("ioasid-demo-{}.sock", std::process::id()));
-        let server = ControlServer::start(View::new(&machine), socket)?;
+        let server = ControlServer::start(View::of(&machine), socket)?;
         let mut camera = Camera::new(machine.iommu().clone());
         let mut history = History::default();
 

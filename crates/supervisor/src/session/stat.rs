@@ -76,11 +76,11 @@ impl From<rustix::fs::Stat> for Stat {
             blocks: stat.st_blocks,
             times: [
                 stat.st_atime as u64,
-                stat.st_atime_nsec as u64,
+                stat.st_atime_nsec,
                 stat.st_mtime as u64,
-                stat.st_mtime_nsec as u64,
+                stat.st_mtime_nsec,
                 stat.st_ctime as u64,
-                stat.st_ctime_nsec as u64,
+                stat.st_ctime_nsec,
             ],
             unused: [0; 3],
         }

@@ -91,17 +91,15 @@ fn exit_status(stage: &Stage) -> Result<String> {
             checked += 1;
         }
         let uid = succeed(stage.ioasid(user).args(["run", "--", "id", "-u"]))?;
-        let expected = succeed(
-            &mut match user {
-                User::Own => Command::new("id"),
-                User::Nobody => {
-                    let mut command = Command::new("setpriv");
-                    command.args(["--reuid=65534", "--clear-groups", "id"]);
-                    command
-                }
+        let mut id = match user {
+            User::Own => Command::new("id"),
+            User::Nobody => {
+                let mut command = Command::new("setpriv");
+                command.args(["--reuid=65534", "--clear-groups", "id"]);
+                command
             }
-            .arg("-u"),
-        )?;
+        };
+        let expected = succeed(id.arg("-u"))?;
         ensure!(
             uid == expected,
             "the program's uid is {uid}, not {expected}"

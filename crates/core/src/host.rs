@@ -3,7 +3,10 @@
 
 use std::{fmt, sync::Arc};
 
-use crate::memory::{MemoryGone, PageSource, PinError};
+use crate::{
+    failpoint::OutOfMemory,
+    memory::{MemoryGone, PageSource, PinError},
+};
 
 /// Where an interrupt goes: one eventfd, one counter of a test, nothing.
 ///
@@ -79,6 +82,12 @@ pub enum FdError {
     /// The program can be given no further file descriptor (EMFILE).
     #[error("no file descriptor is free")]
     NoneFree,
+}
+
+impl From<OutOfMemory> for FdError {
+    fn from(_: OutOfMemory) -> Self {
+        FdError::NoMemory
+    }
 }
 
 /// On whose account memory is locked: the program as it was when it asked.

@@ -6,6 +6,7 @@
 //!   without a lock while such a marker is published.
 //! * [`memory`]: bytes that a peer may change at any moment, and the traits that give them.
 //! * [`spa`]: the system physical address space: registered ranges, one flat lookup.
+//! * [`failpoint`]: allocations that can be made to fail, to show that nothing is left behind.
 //! * [`host`]: traits that an operating system (or a test) implements: interrupt sinks, workers.
 //! * [`inspect`]: the tree of named values that each floor fills for itself.
 //! * [`sync`]: locks, atomics and threads, replaceable by a model checker's.
@@ -15,6 +16,7 @@
 //! nowhere else.
 
 pub mod access;
+pub mod failpoint;
 pub mod grace;
 pub mod host;
 pub mod id;

@@ -28,6 +28,7 @@ use std::{
 
 use crate::{
     access::Prot,
+    failpoint::OutOfMemory,
     host::Worker,
     spa::{SpaRange, SpaSpace},
 };
@@ -274,6 +275,12 @@ pub enum PinError {
     /// The exporter has taken the memory back (ENODEV).
     #[error("the memory was taken back")]
     Revoked,
+}
+
+impl From<OutOfMemory> for PinError {
+    fn from(_: OutOfMemory) -> Self {
+        PinError::NoMemory
+    }
 }
 
 /// A run of pages that has a system physical address. The address stays valid while the extent (or

@@ -13,6 +13,7 @@
 use std::{fmt, mem, sync::Arc};
 
 use crate::{
+    failpoint,
     grace::{Grace, Guard, ProtectedTable},
     host::Worker,
     memory::{Backing, Memory, MemoryGone, RawBytes, RemoteMemory},
@@ -209,6 +210,7 @@ impl SpaSpace {
             Some(end) if size > 0 => end.div_ceil(WINDOW_SIZE) as usize,
             _ => return Err(SpaceFull { windows: 0 }),
         };
+        failpoint::allocation().map_err(|_| SpaceFull { windows: count })?;
         let first = {
             let mut free = self.free.lock();
             let first = free.find(count).ok_or(SpaceFull { windows: count })?;

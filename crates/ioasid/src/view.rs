@@ -9,8 +9,18 @@ use ioasid_core::{
 use ioasid_iommufd::Context;
 use ioasid_machine::Machine;
 use ioasid_selftest::SelfTest;
-use ioasid_supervisor::{MachineView, NodeInfo, SysfsEntry, view::MdevRequest};
+use ioasid_supervisor::{MachineView, NodeInfo, SysfsEntry, SysfsKind, view::MdevRequest};
 use ioasid_uapi::iommufd::Extension;
+
+/// Where a test looks whether the kernel can make allocations fail, and what it sets there. Ours
+/// always may fail, and say nothing about it.
+const FAULT_INJECTION: [(&str, &str); 5] = [
+    ("failslab/ignore-gfp-wait", "N\n"),
+    ("failslab/verbose", "0\n"),
+    ("fail_page_alloc/ignore-gfp-wait", "N\n"),
+    ("fail_page_alloc/ignore-gfp-highmem", "N\n"),
+    ("fail_page_alloc/verbose", "0\n"),
+];
 
 /// The view of one machine.
 #[derive(Debug)]
@@ -38,6 +48,10 @@ impl MachineView for View {
         Some(selftest)
     }
 
+    fn injects_faults(&self) -> bool {
+        self.1.is_some()
+    }
+
     fn nodes(&self, vm: Option<&str>) -> Vec<NodeInfo> {
         let nodes = self.0.nodes(vm).into_iter();
         let info = |node: ioasid_machine::VfioNode| NodeInfo {
@@ -50,7 +64,14 @@ impl MachineView for View {
     }
 
     fn sysfs(&self, vm: Option<&str>) -> Vec<SysfsEntry> {
-        self.0.sysfs(vm)
+        let mut entries = self.0.sysfs(vm);
+        if self.1.is_some() {
+            entries.extend(FAULT_INJECTION.map(|(path, value)| SysfsEntry {
+                path: format!("kernel/debug/{path}"),
+                kind: SysfsKind::File(value.into()),
+            }));
+        }
+        entries
     }
 
     fn space(&self) -> Arc<SpaSpace> {

@@ -3,7 +3,7 @@
 use std::{fmt, sync::Arc};
 
 use ioasid_core::{
-    AddrRange, DomainId, Pasid, PciAddress, Prot,
+    AddrRange, DomainId, Pasid, PciAddress, Prot, failpoint,
     inspect::{Inspect, Node, Value},
     sync::{
         Mutex,
@@ -176,9 +176,12 @@ impl Domain {
     /// Maps `len` bytes from `iova` to the system physical addresses from `spa`; all or nothing.
     ///
     /// # Errors
-    /// Those of the page table; [`MapError::OutOfRange`] if the domain has none.
+    /// Those of the page table; [`MapError::OutOfRange`] if the domain has none;
+    /// [`MapError::NoMemory`].
     pub fn map(&self, iova: u64, spa: u64, len: u64, prot: Prot) -> Result<(), MapError> {
         let table = self.table().ok_or(MapError::OutOfRange)?;
+        // The tables that the range needs: before the first entry is written.
+        failpoint::allocation()?;
         table.map(iova, spa, len, prot)
     }
 

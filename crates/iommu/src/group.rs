@@ -18,7 +18,11 @@ use std::{
     },
 };
 
-use ioasid_core::{Pasid, sync::Mutex};
+use ioasid_core::{
+    Pasid,
+    failpoint::{self, OutOfMemory},
+    sync::Mutex,
+};
 
 use crate::{
     device::{Attachment, Device},
@@ -56,6 +60,15 @@ pub enum OwnershipError {
     /// There is no domain number for the default domain (ENOMEM).
     #[error("no domain number is left")]
     NoDomain,
+    /// No memory for the claim (ENOMEM).
+    #[error("no memory for the claim")]
+    NoMemory,
+}
+
+impl From<OutOfMemory> for OwnershipError {
+    fn from(_: OutOfMemory) -> Self {
+        OwnershipError::NoMemory
+    }
 }
 
 /// What a route of a group leads to.
@@ -217,6 +230,7 @@ impl Group {
             if state.uses == 0 && state.routes.values().any(|entry| !entry.default) {
                 return Err(OwnershipError::Busy);
             }
+            failpoint::allocation()?;
             state.uses += 1;
             if state.uses == 1 {
                 state.owner = Some(owner);
@@ -354,6 +368,7 @@ impl Group {
             if !devices.iter().all(|device| compatible(domain, device)) {
                 return Err(AttachError::Incompatible);
             }
+            failpoint::allocation()?;
             let entry = Entry {
                 domain: Arc::clone(domain),
                 default: false,

@@ -8,6 +8,7 @@ use std::{
 
 use ioasid_core::{
     DomainId, PciAddress,
+    failpoint::{self, OutOfMemory},
     grace::{Grace, Slot},
     inspect::{Inspect, Node, Value},
     spa::SpaSpace,
@@ -72,6 +73,7 @@ impl Shared {
         self: &Arc<Self>,
         config: DomainConfig,
     ) -> Result<Arc<Domain>, DomainError> {
+        failpoint::allocation()?;
         let number = self
             .last_domain
             .fetch_update(Ordering::AcqRel, Ordering::Acquire, |last| {
@@ -105,6 +107,15 @@ pub enum DomainError {
     /// The machine has used up its 2^32-2 domain numbers (ENOSPC).
     #[error("no domain number is left")]
     Exhausted,
+    /// No memory for the domain or its first table (ENOMEM).
+    #[error("no memory for a domain")]
+    NoMemory,
+}
+
+impl From<OutOfMemory> for DomainError {
+    fn from(_: OutOfMemory) -> Self {
+        DomainError::NoMemory
+    }
 }
 
 /// Why a device could not be added or removed.
@@ -126,6 +137,15 @@ pub enum DeviceError {
     /// The machine has no such device (ENODEV).
     #[error("no such device")]
     NoDevice,
+    /// No memory for the device (ENOMEM).
+    #[error("no memory for a device")]
+    NoMemory,
+}
+
+impl From<OutOfMemory> for DeviceError {
+    fn from(_: OutOfMemory) -> Self {
+        DeviceError::NoMemory
+    }
 }
 
 /// A machine's I/O memory management unit: devices, the domains they are attached to, and the
@@ -197,6 +217,7 @@ impl Iommu {
         if devices.contains_key(&config.address) {
             return Err(DeviceError::Exists(config.address));
         }
+        failpoint::allocation()?;
         let group = match &config.group {
             Some(group) => Arc::clone(group),
             None => self.add_group(),

@@ -7,7 +7,7 @@
 
 use std::sync::Arc;
 
-use ioasid_core::Pasid;
+use ioasid_core::{Pasid, failpoint::OutOfMemory};
 
 use crate::{
     device::Device,
@@ -39,6 +39,15 @@ pub enum AttachError {
     /// does not support (EINVAL: the caller may try another domain).
     #[error("the domain does not suit the device")]
     Incompatible,
+    /// No memory for the attachment (ENOMEM).
+    #[error("no memory for the attachment")]
+    NoMemory,
+}
+
+impl From<OutOfMemory> for AttachError {
+    fn from(_: OutOfMemory) -> Self {
+        AttachError::NoMemory
+    }
 }
 
 /// Where DMA comes from: a device, and the PASID it is tagged with or none.

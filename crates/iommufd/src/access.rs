@@ -16,7 +16,7 @@ use std::{
 };
 
 use ioasid_core::{
-    AddrRange,
+    AddrRange, failpoint,
     memory::{MemoryGone, PAGE_SIZE, PinError},
     sync::Mutex,
 };
@@ -214,6 +214,7 @@ impl Access {
             if misaligned(offset) || misaligned(end) && !is_last {
                 return Err(Error::NotAccessible);
             }
+            failpoint::allocation()?;
             let run = area.pages.pin(offset, len)?;
             pinned.areas.push(PinnedArea {
                 usage: Held::new(&area.usage, locks),
@@ -265,6 +266,7 @@ impl Access {
         // The memory may block, and with it maps and unmaps of this IOAS: it is of the same program.
         let _change = ioas.change.lock();
         ioas.walk(range, write, &mut |area, offset, len, _| {
+            failpoint::allocation()?;
             // A slice is at most half of the address space.
             copy(area, offset, len as usize).map_err(|_| Error::Pin(PinError::Fault))
         })
@@ -288,6 +290,7 @@ impl Ioas {
         if access.pins() && !state.is_aligned(PAGE_SIZE) {
             return Err(Error::AddressInUse);
         }
+        failpoint::allocation()?;
         state.accesses.insert(access.id, Arc::clone(access));
         Ok(())
     }

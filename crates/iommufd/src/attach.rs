@@ -9,7 +9,7 @@ use std::{
     sync::Arc,
 };
 
-use ioasid_core::Pasid;
+use ioasid_core::{Pasid, failpoint};
 use ioasid_iommu::{OnAnswer, PageResponse};
 
 use crate::{
@@ -249,6 +249,7 @@ impl Context {
             Some(at) if at.hwpt.id() != hwpt.id() => Err(Error::GroupElsewhere),
             Some(_) => {
                 // The group is there already: only the device's own reserved ranges are new.
+                failpoint::allocation()?;
                 hwpt.ioas().reserve(id, device.reserved(pasid))?;
                 if let Some(at) = seats.seats.get_mut(&seat) {
                     at.devices.insert(id);
@@ -273,6 +274,7 @@ impl Context {
         let target = target(hwpt, device);
         let attach = |seats: &mut Attachments| {
             seats.check(seat, device, hwpt, &target)?;
+            failpoint::allocation()?;
             let handle = seats.enter(pasid, device, hwpt);
             let pointed = device.point(pasid, hwpt.target());
             if pointed.is_err() {
@@ -330,6 +332,7 @@ impl Context {
                 }
             }
             seats.check(seat, device, hwpt, &target)?;
+            failpoint::allocation()?;
             let handle = seats.enter(pasid, device, hwpt);
             // Two page tables on one domain: nothing changes for the device.
             if !Arc::ptr_eq(old.target(), hwpt.target())

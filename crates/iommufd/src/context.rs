@@ -6,7 +6,7 @@ use std::sync::{
 };
 
 use ioasid_core::{
-    AddrRange, Pasid,
+    AddrRange, Pasid, failpoint,
     host::Account,
     inspect::{Inspect, Node, Value},
     memory::PageSource,
@@ -152,6 +152,7 @@ impl Context {
         let ownership = device.group().claim_dma_owner(self.owner);
         let ownership = ownership.map_err(|error| match error {
             OwnershipError::Permission => Error::NotOwner,
+            OwnershipError::NoMemory => Error::NoMemory,
             _ => Error::DeviceBusy,
         })?;
         self.bind(|id| {
@@ -258,12 +259,18 @@ impl Context {
             return Err(Error::NoPermission);
         }
         let ioas = self.ioas(ioas)?;
-        let part = self.part(account, pages, args);
+        let part = self.part(account, pages, args)?;
         ioas.map(&[part], args.iova, args.prot)
     }
 
     /// Pages of a program, to become an area.
-    pub(crate) fn part(&self, account: Account, pages: Arc<dyn PageSource>, args: MapArgs) -> Part {
+    pub(crate) fn part(
+        &self,
+        account: Account,
+        pages: Arc<dyn PageSource>,
+        args: MapArgs,
+    ) -> Result<Part, Error> {
+        failpoint::allocation()?;
         let charge = Charge::new(account, self.rlimit_per_process());
         let pages = Pages::new(pages, args.prot.write, &self.ledger, charge);
         if pages.source().is_device() {
@@ -274,11 +281,11 @@ impl Context {
                 }
             }));
         }
-        Part {
+        Ok(Part {
             pages,
             offset: args.offset,
             len: args.len,
-        }
+        })
     }
 
     /// The exporter has taken pages back: when this returns, no device reaches them any more. They do
@@ -351,7 +358,9 @@ impl Context {
     /// # Errors
     /// [`Error::NoObject`].
     pub fn hw_info(&self, device: ObjectId) -> Result<HwInfo, Error> {
-        Ok(HwInfo::new(&*self.device(device)?))
+        let device = self.device(device)?;
+        failpoint::allocation()?;
+        Ok(HwInfo::new(&device))
     }
 
     /// HWPT_SET_DIRTY_TRACKING: starts (with nothing dirty) or stops.

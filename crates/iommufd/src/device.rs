@@ -149,6 +149,7 @@ impl From<AttachError> for Error {
             // A device without PASIDs has a limit of 0: any PASID is beyond it.
             AttachError::NoPasidSupport | AttachError::PasidRange => Error::NoSuchPasid,
             AttachError::Busy => Error::DeviceBusy,
+            AttachError::NoMemory => Error::NoMemory,
             _ => Error::Incompatible,
         }
     }

@@ -7,7 +7,7 @@
 
 use std::{fmt, sync::Arc};
 
-use ioasid_core::{AddrRange, DomainId, Prot, memory::PAGE_SIZE, sync::Mutex};
+use ioasid_core::{AddrRange, DomainId, Prot, failpoint, memory::PAGE_SIZE, sync::Mutex};
 use ioasid_iommu::{Domain, DomainConfig, DomainKind, MapError, TableFormat};
 
 use crate::{
@@ -127,6 +127,7 @@ impl From<MapError> for Error {
                 alignment: PAGE_SIZE,
             },
             MapError::NoPermission => Error::NoPermission,
+            MapError::NoMemory => Error::NoMemory,
             _ => Error::OutsideTable,
         }
     }
@@ -203,6 +204,7 @@ impl Ioas {
                 return Ok(Arc::clone(&table.domain));
             }
         }
+        failpoint::allocation()?;
         let domain = make(attributes.config())?;
         // Nobody has asked to track yet.
         domain.set_dirty_tracking(false);

@@ -1,7 +1,7 @@
 //! Everything that can be refused, one variant per cause. The errno in each doc line is what a
 //! program sees; the numbers themselves live in the `uapi` crate.
 
-use ioasid_core::memory::PinError;
+use ioasid_core::{failpoint::OutOfMemory, memory::PinError};
 
 use crate::object::ObjectId;
 
@@ -30,6 +30,9 @@ pub enum Error {
     /// The context is closed (ENODEV).
     #[error("the file is closed")]
     Closed,
+    /// No memory for what the command makes (ENOMEM).
+    #[error("out of memory")]
+    NoMemory,
 
     /// A length is 0 where something must be mapped or unmapped (EINVAL).
     #[error("the length is 0")]
@@ -212,6 +215,12 @@ pub enum Error {
     /// No IOAS was chosen for the VFIO commands (ENODEV).
     #[error("no IOAS is set for VFIO")]
     NoVfioIoas,
+}
+
+impl From<OutOfMemory> for Error {
+    fn from(_: OutOfMemory) -> Self {
+        Error::NoMemory
+    }
 }
 
 /// Why a back end refuses a command, where no cause of [`Error`] says it.

@@ -2,7 +2,8 @@
 
 use std::sync::Arc;
 
-use ioasid_iommu::{Domain, DomainConfig, DomainKind};
+use ioasid_core::failpoint;
+use ioasid_iommu::{Domain, DomainConfig, DomainError, DomainKind};
 
 use crate::{
     context::Context,
@@ -63,12 +64,10 @@ impl Context {
         };
         if args.flags.contains(HwptFlags::FAULT_ID_VALID) {
             let queue = self.fault_queue(ObjectId::from_raw(args.fault_id));
-            match queue {
-                Ok(queue) => self.send_faults(&hwpt, &queue),
-                Err(error) => {
-                    self.discard(&hwpt);
-                    return Err(error);
-                }
+            let sent = queue.and_then(|queue| self.send_faults(&hwpt, &queue));
+            if let Err(error) = sent {
+                self.discard(&hwpt);
+                return Err(error);
             }
         }
         Ok(hwpt.id())
@@ -112,7 +111,10 @@ impl Context {
 
     fn alloc_domain(&self, config: DomainConfig) -> Result<Arc<Domain>, Error> {
         let domain = self.iommu().alloc_domain(config);
-        domain.map_err(|_| Error::NoIds)
+        domain.map_err(|error| match error {
+            DomainError::NoMemory => Error::NoMemory,
+            _ => Error::NoIds,
+        })
     }
 
     fn nest_on_hwpt(
@@ -191,12 +193,14 @@ impl Context {
     }
 
     /// Page requests of `hwpt` go to `queue` from now on.
-    fn send_faults(&self, hwpt: &Hwpt, queue: &Arc<FaultQueue>) {
+    fn send_faults(&self, hwpt: &Hwpt, queue: &Arc<FaultQueue>) -> Result<(), Error> {
+        failpoint::allocation()?;
         let handler = FaultHandler::new(self.iommu(), queue);
         hwpt.target()
             .set_page_request_handler(Some(handler.clone()));
         hwpt.set_faults(handler);
         self.objects.lock().hold(queue.id());
+        Ok(())
     }
 
     /// FAULT_QUEUE_ALLOC: a fault queue and the file to read and answer it with. The queue cannot be

@@ -7,7 +7,7 @@
 use std::{collections::BTreeMap, sync::Arc};
 
 use ioasid_core::{
-    AddrRange, Prot,
+    AddrRange, Prot, failpoint,
     inspect::{Inspect, Node},
     memory::PAGE_SIZE,
     sync::Mutex,
@@ -190,6 +190,7 @@ impl Ioas {
         let mut areas = Vec::with_capacity(parts.len());
         let mut next = start;
         for part in parts {
+            failpoint::allocation()?;
             let range = AddrRange::from_len(next, part.len).ok_or(Error::Overflow)?;
             next = range.last().wrapping_add(1);
             let area = Area {
@@ -231,6 +232,7 @@ impl Ioas {
             let Some(shared) = area_range.intersect(range) else {
                 continue;
             };
+            failpoint::allocation()?;
             parts.push(Part {
                 pages: Arc::clone(&area.pages),
                 offset: area.offset + (shared.start() - area_range.start()),
@@ -366,6 +368,7 @@ impl Ioas {
         if area.usage.is_used() || (area.run.is_some() && state.large_pages) {
             return Err(Error::TooLate);
         }
+        failpoint::allocation()?;
         let right = Area {
             offset,
             usage: Arc::default(),

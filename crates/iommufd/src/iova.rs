@@ -5,7 +5,7 @@
 
 use std::{collections::BTreeMap, ops::RangeInclusive};
 
-use ioasid_core::{AddrRange, DomainId, memory::PAGE_SIZE};
+use ioasid_core::{AddrRange, DomainId, failpoint, memory::PAGE_SIZE};
 use rangemap::RangeInclusiveSet;
 
 use crate::{error::Error, object::ObjectId};
@@ -195,6 +195,7 @@ impl<T> IovaSpace<T> {
             if self.highest_in(*range).is_some() || self.allowed.overlaps(&span(*range)) {
                 return Err(Error::AddressInUse);
             }
+            failpoint::allocation()?;
         }
         self.reserved.extend(ranges.iter().copied().map(span));
         self.owners.insert(owner, ranges);
@@ -223,6 +224,7 @@ impl<T> IovaSpace<T> {
             if range.start() == range.last() || allowed.overlaps(&span(*range)) {
                 return Err(Error::BadRanges);
             }
+            failpoint::allocation()?;
             allowed.insert(span(*range));
         }
         if ranges

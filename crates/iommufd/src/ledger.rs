@@ -11,7 +11,7 @@ use std::{
     sync::{Arc, Weak},
 };
 
-use ioasid_core::{AddrRange, host::Account, memory::PinError, sync::Mutex};
+use ioasid_core::{AddrRange, failpoint, host::Account, memory::PinError, sync::Mutex};
 
 use crate::pages::Pages;
 
@@ -118,6 +118,7 @@ impl MemoryLedger {
     /// Counts `bytes` more.
     pub(crate) fn charge(&self, charge: Charge, bytes: u64) -> Result<(), PinError> {
         let Charge { account, mode } = charge;
+        failpoint::allocation()?;
         let mut counters = self.counters.lock();
         let locked = match mode {
             Mode::Unlimited => None,

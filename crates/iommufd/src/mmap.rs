@@ -4,6 +4,7 @@
 use std::{collections::BTreeMap, fmt, sync::Arc};
 
 use ioasid_core::{
+    failpoint,
     memory::{Backing, OwnMemory, PAGE_SIZE},
     sync::Mutex,
 };
@@ -35,6 +36,7 @@ impl MmapOffsets {
             offset = start + region.memory.size();
         }
         offset.checked_add(memory.size()).ok_or(Error::NoSpace)?;
+        failpoint::allocation()?;
         regions.insert(offset, Region { memory, owner });
         Ok(offset)
     }

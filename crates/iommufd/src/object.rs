@@ -6,6 +6,8 @@ use std::{
     sync::Arc,
 };
 
+use ioasid_core::failpoint;
+
 use crate::{
     access::AccessObject,
     device::DeviceObject,
@@ -86,6 +88,9 @@ impl Table {
 
     /// Takes the lowest free id. It names nothing until [`Table::install`].
     pub(crate) fn reserve(&mut self) -> Result<ObjectId, Error> {
+        // The object, and its entry.
+        failpoint::allocation()?;
+        failpoint::allocation()?;
         let number = match self.free.pop_first() {
             Some(number) => number,
             None if self.high < Self::LAST => {

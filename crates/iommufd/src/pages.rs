@@ -16,7 +16,7 @@ use std::{
 };
 
 use ioasid_core::{
-    AddrRange, Prot,
+    AddrRange, Prot, failpoint,
     host::Account,
     memory::{Extent, Memory, MemoryGone, PAGE_SIZE, PageSource, PinError, RawBytes},
     sync::Mutex,
@@ -121,9 +121,12 @@ impl Pages {
                     read: true,
                     write: self.writable,
                 };
+                failpoint::allocation()?;
                 self.source.pin(offset, len, prot)?
             }
         };
+        // The run: what was pinned for it goes again.
+        failpoint::allocation()?;
         let total = extents
             .iter()
             .try_fold(0u64, |sum, extent| sum.checked_add(extent.len));

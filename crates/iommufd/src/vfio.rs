@@ -56,7 +56,7 @@ impl Context {
         args: MapArgs,
     ) -> Result<u64, Error> {
         let ioas = self.ioas(ioas)?;
-        let part = self.part(account, pages, args);
+        let part = self.part(account, pages, args)?;
         ioas.map(&[part], args.iova, args.prot)
     }
 

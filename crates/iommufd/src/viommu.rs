@@ -3,7 +3,7 @@
 
 use std::{collections::BTreeMap, fmt, sync::Arc};
 
-use ioasid_core::sync::Mutex;
+use ioasid_core::{failpoint, sync::Mutex};
 
 use crate::{
     context::Context,
@@ -234,9 +234,13 @@ impl Context {
         let mut objects = self.objects.lock();
         let id = objects.reserve()?;
         let mut devices = viommu.devices.lock();
-        if devices.contains_key(&virt_id) {
+        let entry = match devices.contains_key(&virt_id) {
+            true => Err(Error::Exists),
+            false => failpoint::allocation().map_err(Error::from),
+        };
+        if let Err(error) = entry {
             objects.forget(id);
-            return Err(Error::Exists);
+            return Err(error);
         }
         let vdevice = Arc::new(Vdevice {
             id,

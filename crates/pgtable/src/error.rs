@@ -1,5 +1,7 @@
 //! Why a mapping was refused or a walk stopped.
 
+use ioasid_core::failpoint::OutOfMemory;
+
 /// Why nothing was mapped (or cut).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
@@ -17,6 +19,15 @@ pub enum MapError {
     /// Neither read nor write was asked for (EINVAL).
     #[error("a mapping needs read or write permission")]
     NoPermission,
+    /// No memory for a table (ENOMEM).
+    #[error("no memory for a table")]
+    NoMemory,
+}
+
+impl From<OutOfMemory> for MapError {
+    fn from(_: OutOfMemory) -> Self {
+        MapError::NoMemory
+    }
 }
 
 /// Why a walk found no translation.

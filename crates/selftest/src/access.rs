@@ -2,7 +2,7 @@
 
 use std::{collections::BTreeMap, sync::Arc};
 
-use ioasid_core::{AddrRange, memory::PAGE_SIZE, sync::Mutex};
+use ioasid_core::{AddrRange, failpoint, memory::PAGE_SIZE, sync::Mutex};
 use ioasid_iommufd::{
     Access, AccessKind, AccessUser, Context, Error, EventFile, Notify, ObjectId, PinnedPages,
 };
@@ -46,6 +46,7 @@ impl AccessFile {
         ioas: ObjectId,
         pins: bool,
     ) -> Result<Arc<Self>, Error> {
+        failpoint::allocation()?;
         let holder = Arc::<Holder>::default();
         let kind = if pins {
             AccessKind::Pins(Arc::clone(&holder) as Arc<dyn AccessUser>)
@@ -98,6 +99,7 @@ impl AccessFile {
                 }
             }
         }
+        failpoint::allocation()?;
         let id = items.next;
         items.next += 1;
         items.pinned.insert(id, pinned);
@@ -114,6 +116,7 @@ impl AccessFile {
     pub(crate) fn copy(&self, program: &dyn Program, args: &spec::AccessRw) -> Result<(), Errno> {
         let access = self.access()?;
         let len = usize::try_from(args.length).map_err(|_| Errno::ENOMEM)?;
+        failpoint::allocation()?;
         let mut buffer = vec![0; len];
         if args.flags & spec::access_flag::WRITE != 0 {
             program.read(args.uptr, &mut buffer)?;

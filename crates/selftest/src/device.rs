@@ -5,8 +5,8 @@ use std::sync::{
     atomic::{AtomicU16, Ordering},
 };
 
-use ioasid_core::{Pasid, PciAddress, Rid};
-use ioasid_iommu::{Device, DeviceConfig, FaultLog, Iommu, TableFormat};
+use ioasid_core::{Pasid, PciAddress, Rid, failpoint};
+use ioasid_iommu::{Device, DeviceConfig, DeviceError, FaultLog, Iommu, TableFormat};
 use ioasid_iommufd::{BoundDevice, Context, Error, ForeignObject, ObjectId};
 use ioasid_uapi::Errno;
 
@@ -42,11 +42,15 @@ impl Plugged {
                 reserved: Vec::new(),
                 ..DeviceConfig::new(address)
             });
-            if let Ok(device) = made {
-                return Ok(Plugged {
-                    iommu: Arc::clone(iommu),
-                    device,
-                });
+            match made {
+                Ok(device) => {
+                    return Ok(Plugged {
+                        iommu: Arc::clone(iommu),
+                        device,
+                    });
+                }
+                Err(DeviceError::Exists(_)) => {}
+                Err(_) => return Err(Errno::ENOMEM),
             }
         }
         Err(Errno::ENOMEM)
@@ -94,6 +98,7 @@ impl MockDevice {
             0 => 0,
             _ => spec::PASID_WIDTH,
         };
+        failpoint::allocation()?;
         let plugged = Plugged::new(context.iommu(), pasid_bits, tracks_dirty)?;
         let hardware = MockIommu::new(tracks_dirty);
         let faults = FaultLog::new(1);

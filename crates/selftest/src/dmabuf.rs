@@ -4,7 +4,7 @@
 use std::{fmt, sync::Arc};
 
 use ioasid_core::{
-    Prot,
+    Prot, failpoint,
     host::FdError,
     memory::{Extent, MemoryGone, OwnPages, PAGE_SIZE, PageSource, PinError},
     spa::SpaSpace,
@@ -51,6 +51,7 @@ impl DmabufFile {
         if len == 0 || len > spec::DMABUF_PAGES * PAGE_SIZE {
             return Err(Errno::EINVAL);
         }
+        failpoint::allocation()?;
         // At most 2 MiB.
         let memory = OwnPages::new(space, len as usize)?;
         Ok(Arc::new(DmabufFile(Arc::new(Buffer {

@@ -6,7 +6,7 @@
 use std::sync::Arc;
 
 use ioasid_core::{
-    Pasid,
+    Pasid, failpoint,
     memory::{OwnMemory, PAGE_SIZE},
     sync::Mutex,
 };
@@ -119,6 +119,7 @@ impl HwOps for MockIommu {
             spec::PAGETABLE_HUGE => &table::HUGE,
             _ => return Err(Error::TypeNotSupported),
         };
+        failpoint::allocation()?;
         Ok(PagingConfig {
             format: TableFormat::Custom(format),
             // A program counts page tables and looks into each.
@@ -140,11 +141,13 @@ impl HwOps for MockIommu {
     }
 
     fn init_viommu(&self, request: &ViommuRequest<'_>) -> Result<Arc<dyn ViommuOps>, Error> {
+        failpoint::allocation()?;
         let viommu = MockViommu::new(request.parent);
         if let Some(data) = &request.data {
             const LEN: usize = size_of::<ViommuData>();
             let bytes = data.read::<LEN>(spec::SELFTEST, size_of::<u64>())?;
             let mut loopback: ViommuData = transmute!(bytes);
+            failpoint::allocation()?;
             let page = OwnMemory::new(2 * PAGE_SIZE as usize);
             page.write(0, loopback.in_data.as_bytes());
             loopback.out_data = loopback.in_data;
@@ -265,6 +268,7 @@ impl MockNested {
             return Err(Error::FlagsNotSupported);
         }
         let data = HwptData::read(data)?;
+        failpoint::allocation()?;
         Ok(Arc::new(MockNested {
             iotlb: Mutex::new([data.iotlb; spec::ENTRIES]),
         }))

@@ -7,7 +7,7 @@
 
 use std::collections::BTreeMap;
 
-use ioasid_core::{Access, AddrRange, Prot, sync::Mutex};
+use ioasid_core::{Access, AddrRange, Prot, failpoint, sync::Mutex};
 use ioasid_iommu::{
     CustomFormat, CustomTable, Domain, MapError, TableFormat, Translation, WalkFault,
 };
@@ -38,6 +38,9 @@ pub(crate) fn is_mock(domain: &Domain) -> bool {
         .format
         .is_walked_with(TableFormat::Custom(&DEFAULT))
 }
+
+/// How many of the smallest leaves one table of hardware would hold.
+const LEAVES_IN_TABLE: u64 = 512;
 
 /// What the two kinds differ in.
 struct Shape {
@@ -102,6 +105,18 @@ impl Table {
     fn granule(&self) -> u64 {
         self.shape.sizes[0]
     }
+
+    /// Where a mapping from `first` on comes to a table without leaves, memory is needed for it.
+    fn needs_table(&self, state: &State, first: u64, iova: u64) -> Result<(), MapError> {
+        let covers = self.granule() * LEAVES_IN_TABLE;
+        let start = iova - iova % covers;
+        let entered = iova == first || iova == start;
+        let mut leaves = state.leaves.range(start..=start.saturating_add(covers - 1));
+        if entered && leaves.next().is_none() {
+            failpoint::allocation()?;
+        }
+        Ok(())
+    }
 }
 
 fn translation(start: u64, leaf: &Leaf, iova: u64) -> Translation {
@@ -143,6 +158,12 @@ impl CustomTable for Table {
             let fits = |size: &&u64| {
                 len - done >= **size && ((iova + done) | (spa + done)).is_multiple_of(**size)
             };
+            if let Err(error) = self.needs_table(&state, iova, iova + done) {
+                state
+                    .leaves
+                    .retain(|start, _| !(iova..iova + done).contains(start));
+                return Err(error);
+            }
             // The granule always does.
             let size = *self
                 .shape

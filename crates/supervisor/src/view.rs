@@ -66,6 +66,11 @@ pub trait MachineView: Send + Sync + fmt::Debug {
         self.extension().is_some()
     }
 
+    /// Whether programs can make allocations fail, by `fail-nth` of their threads; not by default.
+    fn injects_faults(&self) -> bool {
+        false
+    }
+
     /// The device nodes that a program of `vm` sees; all of them for `None`.
     fn nodes(&self, vm: Option<&str>) -> Vec<NodeInfo>;
 

@@ -6,6 +6,7 @@
 use std::fmt;
 
 use ioasid_core::{
+    failpoint::OutOfMemory,
     host::FdError,
     memory::{MemoryGone, PinError},
 };
@@ -112,6 +113,12 @@ impl fmt::Debug for Errno {
 
 impl std::error::Error for Errno {}
 
+impl From<OutOfMemory> for Errno {
+    fn from(_: OutOfMemory) -> Self {
+        Errno::ENOMEM
+    }
+}
+
 impl From<MemoryGone> for Errno {
     fn from(_: MemoryGone) -> Self {
         Errno::EFAULT
@@ -170,6 +177,7 @@ impl From<Error> for Errno {
             Error::OutsideTable => Errno::ERANGE,
             Error::Mapped | Error::Exists => Errno::EEXIST,
             Error::ReadOnlyPages | Error::NotOwner | Error::Executable => Errno::EPERM,
+            Error::NoMemory => Errno::ENOMEM,
             Error::Pin(error) => error.into(),
             Error::Refused(refusal) => refusal.into(),
             Error::UserMemory | Error::NotContiguous => Errno::EFAULT,

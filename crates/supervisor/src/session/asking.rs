@@ -6,6 +6,7 @@ use std::{
 };
 
 use ioasid_core::{
+    failpoint,
     host::{Account, Caller, FdError, IrqSink},
     memory::{MemoryGone, PageSource, PinError},
 };
@@ -175,6 +176,7 @@ impl Program for Asking<'_> {
     /// The number is promised here and kept when the ioctl has succeeded, so that one whose answer
     /// cannot be written leaves no descriptor behind.
     fn install_event_file(&self, file: Arc<dyn EventFile>, cloexec: bool) -> Result<i32, FdError> {
+        failpoint::allocation()?;
         let mut promised = lock(&self.promised);
         let taken = |number| promised.iter().any(|promise| promise.number == number);
         let number = self

@@ -41,7 +41,7 @@ pub(super) type Outcome = Result<Answer, Errno>;
 impl Server {
     /// Answers one request.
     pub(super) fn dispatch(&mut self, request: &Request) {
-        let outcome = self.outcome(request);
+        let outcome = self.with_failing(request);
         // Whoever polls after this call finds what the call has changed.
         self.files.sync_events();
         let listener = &self.shared.listener;
@@ -54,7 +54,7 @@ impl Server {
         }
     }
 
-    fn outcome(&mut self, request: &Request) -> Outcome {
+    pub(super) fn outcome(&mut self, request: &Request) -> Outcome {
         let tid = i32::try_from(request.tid).unwrap_or(0);
         self.identities.settle(tid);
         match request.nr {
@@ -221,7 +221,7 @@ impl Server {
                 None => uapi::iommufd::ioctl(context, cmd, arg, &program),
             },
             Object::Device(device) => uapi::vfio::device_ioctl(device, cmd, arg, &program),
-            Object::Event(_) => Err(Errno::ENOTTY),
+            Object::Event(_) | Object::FailNth(_) => Err(Errno::ENOTTY),
         };
         let promises = program.into_promises();
         match result {

@@ -38,6 +38,8 @@ pub(super) enum Object {
     Device(Arc<DeviceFile>),
     /// A file of events, which an ioctl gave.
     Event(Arc<EventPipe>),
+    /// `fail-nth` of a thread.
+    FailNth(u32),
 }
 
 impl Object {
@@ -47,6 +49,7 @@ impl Object {
             Object::Iommufd(context) => context.close(),
             Object::Device(file) => file.close(),
             Object::Event(pipe) => pipe.file().closed(),
+            Object::FailNth(_) => {}
         }
     }
 }
@@ -103,6 +106,13 @@ impl Files {
     pub(super) fn create(&mut self, object: Object, node: Node) -> io::Result<OwnedFd> {
         let file = reopened_memfd(&node.name)?;
         self.watch(&file, object, Some(node))?;
+        Ok(file)
+    }
+
+    /// Makes `fail-nth` of a thread, likewise.
+    pub(super) fn create_fail_nth(&mut self, tid: u32) -> io::Result<OwnedFd> {
+        let file = reopened_memfd(&NodeName::Device("fail-nth".to_owned()))?;
+        self.watch(&file, Object::FailNth(tid), None)?;
         Ok(file)
     }
 
@@ -210,7 +220,7 @@ impl Files {
         objects.sort_by_key(|object| match object {
             Object::Device(_) => 0,
             Object::Event(_) => 1,
-            Object::Iommufd(_) => 2,
+            Object::Iommufd(_) | Object::FailNth(_) => 2,
         });
         objects
     }

@@ -39,7 +39,7 @@ impl Server {
         };
         match self.files.get(identity).map(|file| &file.object) {
             None => Ok(Answer::Proceed),
-            Some(Object::Event(_)) => Err(Errno::ENODEV),
+            Some(Object::Event(_) | Object::FailNth(_)) => Err(Errno::ENODEV),
             // No region has the mmap flag, and mapping one without it is EINVAL.
             Some(Object::Device(_)) => Err(Errno::EINVAL),
             Some(Object::Iommufd(context)) => {

@@ -7,6 +7,7 @@
 mod asking;
 mod calls;
 mod event;
+mod failing;
 mod files;
 mod identities;
 mod mmap;
@@ -30,6 +31,7 @@ use std::{
     time::Duration,
 };
 
+use failing::Failing;
 use files::{Files, Object};
 use identities::Identities;
 use ioasid_core::inspect;
@@ -106,6 +108,7 @@ impl Session {
             files: Files::new()?,
             identities: Identities::default(),
             mappings: Vec::new(),
+            failing: Failing::default(),
             closer,
             placeholders,
             overlay,
@@ -205,6 +208,7 @@ struct Server {
     identities: Identities,
     /// What programs have mapped of files of ours.
     mappings: Vec<Mapping>,
+    failing: Failing,
     closer: Closer,
     placeholders: Vec<Placeholder>,
     /// Our `/dev` and `/sys`, if the program has no namespace with them.
@@ -263,6 +267,7 @@ impl Server {
         if now.threads_ended {
             for tid in self.client.forget_ended() {
                 self.identities.ended(tid);
+                self.failing.ended(tid);
             }
         }
         if now.files_closed {

@@ -7,7 +7,7 @@ use std::{
     sync::{Arc, atomic::Ordering},
 };
 
-use ioasid_core::host::FdError;
+use ioasid_core::{failpoint, host::FdError};
 use ioasid_host::Process;
 use ioasid_uapi::Errno;
 
@@ -112,6 +112,10 @@ impl Server {
         {
             return outcome;
         }
+        if let Some(file) = self.open_fail_nth(request.tid, path.as_bytes())? {
+            let cloexec = has(libc::O_CLOEXEC);
+            return self.hand_over(request, process, file.as_fd(), self.base, cloexec);
+        }
         let argument = PathArgument {
             dirfd,
             address: 0,
@@ -187,6 +191,7 @@ impl Server {
     }
 
     fn open_node(&mut self, name: NodeName) -> Result<OwnedFd, Errno> {
+        failpoint::allocation()?;
         let (object, rdev) = match &name {
             NodeName::Iommu => (Object::Iommufd(self.view.new_context()), IOMMU_RDEV),
             NodeName::Device(name) => {

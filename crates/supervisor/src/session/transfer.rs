@@ -78,9 +78,9 @@ impl Shape {
 }
 
 /// One run of bytes in the program.
-struct Piece {
-    address: u64,
-    len: u64,
+pub(super) struct Piece {
+    pub(super) address: u64,
+    pub(super) len: u64,
 }
 
 fn vector(process: &Process, address: u64, count: u64) -> Result<Vec<Piece>, Errno> {
@@ -124,6 +124,18 @@ impl Server {
         match &file.object {
             // iommufd has neither read nor write.
             Object::Iommufd(_) => Err(Errno::EINVAL),
+            Object::FailNth(tid) => {
+                let pieces = shape.pieces(process, args)?;
+                let start = offset.unwrap_or(file.position);
+                let failing = &mut self.failing;
+                let moved = each(&pieces, |piece, done| {
+                    failing.transfer(process, *tid, direction, piece, start.saturating_add(done))
+                });
+                if let (Ok(Answer::Value(done)), None) = (&moved, offset) {
+                    file.position = start.saturating_add(*done);
+                }
+                moved
+            }
             Object::Event(_) if offset.is_some() => Err(Errno::ESPIPE),
             Object::Event(pipe) => {
                 let pieces = shape.pieces(process, args)?;

@@ -1,5 +1,6 @@
 //! Raw bytes stay inside their range, whatever a caller asks for.
 #![cfg(not(ioasid_shuttle))]
+#![allow(clippy::unwrap_used, reason = "a test may panic")]
 
 use std::sync::Arc;
 

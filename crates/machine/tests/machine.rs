@@ -1,4 +1,5 @@
 //! A machine is what its file says.
+#![allow(clippy::unwrap_used, reason = "a test may panic")]
 
 use std::sync::Arc;
 

@@ -103,13 +103,8 @@ impl Server {
         let process = match self.client.process(tid) {
             Ok(process) => process,
             Err(error) => {
-                if !self.warned && !matches!(error, ProcessError::Gone) {
-                    self.warned = true;
-                    tracing::warn!(
-                        program = %self.shared.name,
-                        %error,
-                        "a process cannot use the machine: its memory is closed to us"
-                    );
+                if !matches!(error, ProcessError::Gone) {
+                    self.warn_of_closed_memory(&error);
                 }
                 return None;
             }
@@ -119,6 +114,17 @@ impl Server {
             .listener
             .is_waiting(request.id)
             .then_some(process)
+    }
+
+    /// Says once that a process of the program cannot be served, and why.
+    pub(super) fn warn_of_closed_memory(&self, error: &dyn std::fmt::Display) {
+        if !self.warned.replace(true) {
+            tracing::warn!(
+                program = %self.shared.name,
+                %error,
+                "a process cannot use the machine: its memory is closed to us"
+            );
+        }
     }
 
     fn call(&mut self, request: &Request, process: &Arc<Process>) -> Outcome {

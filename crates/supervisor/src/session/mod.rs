@@ -20,6 +20,7 @@ mod status;
 mod transfer;
 
 use std::{
+    cell::Cell,
     io,
     os::fd::{AsFd, OwnedFd},
     panic::{AssertUnwindSafe, catch_unwind},
@@ -113,7 +114,7 @@ impl Session {
             placeholders,
             overlay,
             base: attach.base,
-            warned: false,
+            warned: Cell::new(false),
             shared: Arc::clone(&shared),
         };
         std::thread::Builder::new()
@@ -214,7 +215,7 @@ struct Server {
     /// Our `/dev` and `/sys`, if the program has no namespace with them.
     overlay: Option<Overlay>,
     base: u32,
-    warned: bool,
+    warned: Cell<bool>,
     shared: Arc<Shared>,
 }
 

@@ -10,7 +10,7 @@ use std::{
 };
 
 use ioasid_core::host::Caller;
-use ioasid_host::Process;
+use ioasid_host::{Process, ProcessError};
 use rustix::{
     fs::{Access, AtFlags, CWD, Mode, OFlags, StatxFlags, accessat, openat, readlinkat, statat},
     io::Errno,
@@ -130,7 +130,12 @@ impl Server {
         argument: PathArgument,
     ) -> Result<Found<'_>, Answer> {
         let overlay = self.overlay.as_ref().ok_or(Answer::Proceed)?;
-        let (root, own_root) = root_of(request.tid).ok_or(Answer::Proceed)?;
+        let (root, own_root) = root_of(request.tid).map_err(|errno| {
+            if errno == Errno::ACCESS {
+                self.warn_of_closed_memory(&ProcessError::Denied);
+            }
+            Answer::Proceed
+        })?;
         // A program that has changed its root has left our entries behind.
         if own_root {
             return Err(Answer::Proceed);
@@ -360,8 +365,7 @@ impl Server {
         size: u64,
     ) -> Option<Result<Vec<u8>, Errno>> {
         let overlay = self.overlay.as_ref()?;
-        let (root, own_root) = root_of(request.tid).filter(|(_, own)| !own)?;
-        debug_assert!(!own_root);
+        let (root, _) = root_of(request.tid).ok().filter(|(_, own)| !own)?;
         let link = link_of(request.tid, &format!("fd/{}", fd as i32))?;
         let scratch = overlay.path_of(&link);
         let merged = scratch.is_none();
@@ -411,12 +415,12 @@ impl Found<'_> {
 }
 
 /// The root directory of a thread, and whether it is another one than ours.
-fn root_of(tid: u32) -> Option<(OwnedFd, bool)> {
+fn root_of(tid: u32) -> Result<(OwnedFd, bool), Errno> {
     let path = format!("/proc/{tid}/root");
-    let link = readlinkat(CWD, &path, Vec::new()).ok()?;
+    let link = readlinkat(CWD, &path, Vec::new())?;
     let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
-    let root = openat(CWD, path, flags, Mode::empty()).ok()?;
-    Some((root, link.as_bytes() != b"/"))
+    let root = openat(CWD, path, flags, Mode::empty())?;
+    Ok((root, link.as_bytes() != b"/"))
 }
 
 /// Where a relative path starts, and whether that is a directory that only we have.

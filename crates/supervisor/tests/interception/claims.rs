@@ -58,7 +58,28 @@ const CLAIMS: &[(&str, Claim)] = &[
     }),
     ("a_vm_sees_what_it_owns", vm_sees_what_it_owns),
     ("the_program_keeps_its_uid_and_gains_nothing", keeps_its_uid),
-    ("a_signal_storm_repeats_no_ioctl", signal_storm),
+    ("a_signal_storm_repeats_no_ioctl", |u| client(u, "storm")),
+    ("without_restart_a_call_that_failed_did_nothing", |u| {
+        client(u, "storm-without-restart")
+    }),
+    ("a_child_of_vfork_is_served_in_its_parents_memory", |u| {
+        client(u, "vfork")
+    }),
+    ("a_filter_of_the_programs_own_changes_nothing", |u| {
+        client(u, "filtered")
+    }),
+    ("calls_of_the_32_bit_abi_are_not_answered", without_32_bits),
+    ("a_number_is_what_is_open_there_now", |u| {
+        client(u, "numbers-are-reused")
+    }),
+    ("a_thread_number_is_the_thread_that_has_it_now", |u| {
+        client(u, "threads-come-and-go")
+    }),
+    (
+        "a_program_that_is_closed_to_us_is_told_of_in_one_sentence",
+        not_dumpable,
+    ),
+    ("a_daemon_goes_on_with_a_served_machine", served_daemon),
     ("a_run_inside_a_run_is_refused_in_one_sentence", nested),
     ("a_daemon_outlives_a_private_machine", daemon),
     ("a_signal_to_run_reaches_the_program", forwarded),
@@ -271,14 +292,54 @@ fn keeps_its_uid(setting: Setting) -> Result<(), Failed> {
     }
 }
 
-/// 5000 ioctls here; `IOASID_STORM=60000` for the long form.
-fn signal_storm(setting: Setting) -> Result<(), Failed> {
-    let count = std::env::var("IOASID_STORM").unwrap_or_else(|_| "5000".to_owned());
+/// Only where this kernel has that ABI at all.
+fn without_32_bits(setting: Setting) -> Result<(), Failed> {
     let exe = executable(setting);
-    succeeded(&run(
-        setting,
-        &[exe.to_str().unwrap(), "part:client", "storm", &count],
-    ))
+    let output = run(setting, &[exe.to_str().unwrap(), "part:client", "i386"]);
+    if output.status.code() == Some(128 + libc::SIGSEGV) {
+        return Ok(());
+    }
+    succeeded(&output)
+}
+
+fn not_dumpable(setting: Setting) -> Result<(), Failed> {
+    let exe = executable(setting);
+    let output = part(setting, "part:run")
+        .arg("--")
+        .arg(exe)
+        .args(["part:client", "not-dumpable"])
+        .env("RUST_LOG", "warn")
+        .output()?;
+    succeeded(&output)?;
+    let errno = String::from_utf8_lossy(&output.stdout);
+    let stderr = String::from_utf8_lossy(&output.stderr);
+    let closed = stderr.contains("cannot use the machine: its memory is closed to us");
+    match (setting.user, errno.trim().parse()) {
+        // Root may look into everything.
+        (User::Us, Ok(0)) => check(!closed, &stderr),
+        (_, Ok(libc::ENOTTY | libc::ENOENT)) => {
+            check(closed && stderr.lines().count() == 1, &stderr)
+        }
+        _ => Err(format!("errno {errno}: {stderr}").into()),
+    }
+}
+
+fn served_daemon(setting: Setting) -> Result<(), Failed> {
+    let machine = Served::start(setting)?;
+    let result = machine.directory.path().join("result");
+    let output = machine
+        .join(setting, "daemon")
+        .env("RESULT", &result)
+        .output()?;
+    succeeded(&output)?;
+    check(machine.counts()? == (1, 1), "the daemon holds its file")?;
+    fs::write(result.with_extension("go"), "")?;
+    wait_for("the daemon", || result.exists())?;
+    let found = fs::read_to_string(&result)?;
+    check(found == "[2, 1]", &found)?;
+    wait_for("the daemon to end", || {
+        machine.counts().is_ok_and(|c| c == (0, 0))
+    })
 }
 
 fn nested(setting: Setting) -> Result<(), Failed> {
@@ -328,7 +389,7 @@ fn forwarded(setting: Setting) -> Result<(), Failed> {
 struct Served {
     child: Child,
     socket: PathBuf,
-    _directory: tempfile::TempDir,
+    directory: tempfile::TempDir,
 }
 
 impl Served {
@@ -345,7 +406,7 @@ impl Served {
         Ok(Served {
             child,
             socket,
-            _directory: directory,
+            directory,
         })
     }
 

@@ -14,21 +14,23 @@ use std::{
         },
     },
     process::{Command, ExitCode},
-    sync::atomic::{AtomicBool, AtomicU64, Ordering},
     thread,
-    time::Duration,
 };
 
-use crate::machine::{ADDRESS, RDEV};
+use crate::{
+    check::{ensure, ensure_eq},
+    hardship,
+    machine::{ADDRESS, RDEV},
+};
 
-const IOAS_ALLOC: u64 = 0x3b81;
+pub(crate) const IOAS_ALLOC: u64 = 0x3b81;
 const DESTROY: u64 = 0x3b80;
 const DEVICE_BIND: u64 = 0x3b76;
 const DEVICE_GET_INFO: u64 = 0x3b6b;
 
-type Check = Result<(), Box<dyn std::error::Error>>;
+pub(crate) type Check = Result<(), Box<dyn std::error::Error>>;
 
-type Client = (&'static str, fn() -> Check);
+pub(crate) type Client = (&'static str, fn() -> Check);
 
 const CLIENTS: &[Client] = &[
     ("objects", objects),
@@ -47,12 +49,9 @@ const CLIENTS: &[Client] = &[
 
 pub(crate) fn main(words: Vec<OsString>) -> ExitCode {
     let name = words[0].to_str().unwrap();
-    let result = if name == "storm" {
-        storm(words[1].to_str().unwrap().parse().unwrap())
-    } else {
-        let (_, client) = CLIENTS.iter().find(|(n, _)| *n == name).unwrap();
-        client()
-    };
+    let all = CLIENTS.iter().chain(hardship::CLIENTS);
+    let (_, client) = all.into_iter().find(|(n, _)| *n == name).unwrap();
+    let result = client();
     match result {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
@@ -62,27 +61,7 @@ pub(crate) fn main(words: Vec<OsString>) -> ExitCode {
     }
 }
 
-macro_rules! ensure {
-    ($test:expr) => {
-        if !$test {
-            return Err(format!("line {}: {}", line!(), stringify!($test)).into());
-        }
-    };
-}
-
-macro_rules! ensure_eq {
-    ($left:expr, $right:expr) => {
-        match (&$left, &$right) {
-            (left, right) if *left == *right => {}
-            (left, right) => {
-                let text = stringify!($left);
-                return Err(format!("line {}: {text} is {left:?}, not {right:?}", line!()).into());
-            }
-        }
-    };
-}
-
-fn ioctl<T>(fd: RawFd, request: u64, argument: &mut T) -> io::Result<i32> {
+pub(crate) fn ioctl<T>(fd: RawFd, request: u64, argument: &mut T) -> io::Result<i32> {
     // SAFETY: each caller passes the structure that the request names.
     let ret = unsafe { libc::ioctl(fd, request as _, std::ptr::from_mut(argument)) };
     if ret < 0 {
@@ -92,26 +71,26 @@ fn ioctl<T>(fd: RawFd, request: u64, argument: &mut T) -> io::Result<i32> {
     }
 }
 
-fn iommu() -> io::Result<File> {
+pub(crate) fn iommu() -> io::Result<File> {
     OpenOptions::new().read(true).write(true).open("/dev/iommu")
 }
 
-fn vfio() -> io::Result<File> {
+pub(crate) fn vfio() -> io::Result<File> {
     let path = "/dev/vfio/devices/vfio0";
     OpenOptions::new().read(true).write(true).open(path)
 }
 
-fn alloc(fd: &impl AsRawFd) -> io::Result<u32> {
+pub(crate) fn alloc(fd: &impl AsRawFd) -> io::Result<u32> {
     let mut argument = [12u32, 0, 0];
     ioctl(fd.as_raw_fd(), IOAS_ALLOC, &mut argument)?;
     Ok(argument[2])
 }
 
-fn destroy(fd: &impl AsRawFd, id: u32) -> io::Result<()> {
+pub(crate) fn destroy(fd: &impl AsRawFd, id: u32) -> io::Result<()> {
     ioctl(fd.as_raw_fd(), DESTROY, &mut [8u32, id]).map(drop)
 }
 
-fn errno<T>(result: io::Result<T>) -> i32 {
+pub(crate) fn errno<T>(result: io::Result<T>) -> i32 {
     result.err().and_then(|e| e.raw_os_error()).unwrap_or(0)
 }
 
@@ -585,40 +564,5 @@ fn hostile() -> Check {
     };
     ensure_eq!(error.raw_os_error(), Some(libc::EMFILE));
     ensure_eq!(alloc(&file)?, 1);
-    Ok(())
-}
-
-/// `count` ioctls under 5000 signals a second make `count` objects.
-fn storm(count: u32) -> Check {
-    static SIGNALS: AtomicU64 = AtomicU64::new(0);
-    extern "C" fn handler(_: libc::c_int) {
-        SIGNALS.fetch_add(1, Ordering::Relaxed);
-    }
-    let handler: extern "C" fn(libc::c_int) = handler;
-    // SAFETY: the handler only counts.
-    let target = unsafe {
-        let mut action: libc::sigaction = std::mem::zeroed();
-        action.sa_sigaction = handler as libc::sighandler_t;
-        action.sa_flags = libc::SA_RESTART;
-        libc::sigaction(libc::SIGUSR1, &action, std::ptr::null_mut());
-        libc::pthread_self()
-    };
-    let file = iommu()?;
-    let done = AtomicBool::new(false);
-    let ids = thread::scope(|scope| {
-        scope.spawn(|| {
-            while !done.load(Ordering::Acquire) {
-                // SAFETY: the thread lives until `done` is seen.
-                unsafe { libc::pthread_kill(target, libc::SIGUSR1) };
-                thread::sleep(Duration::from_micros(150));
-            }
-        });
-        let ids: Result<Vec<u32>, _> = (0..count).map(|_| alloc(&file)).collect();
-        done.store(true, Ordering::Release);
-        ids
-    })?;
-    ensure!(ids.iter().copied().eq(1..=count));
-    ensure_eq!(alloc(&file)?, count + 1);
-    ensure!(SIGNALS.load(Ordering::Relaxed) > 100);
     Ok(())
 }

@@ -22,7 +22,7 @@ pub(crate) fn main(words: Vec<OsString>) -> ExitCode {
 }
 
 /// Makes these calls fail with EPERM, in this process and all that come of it.
-fn refuse(calls: &[libc::c_long]) -> io::Result<()> {
+pub(crate) fn refuse(calls: &[libc::c_long]) -> io::Result<()> {
     let op = |code: u32, jt: usize, k: u32| libc::sock_filter {
         code: code as u16,
         jt: jt as u8,

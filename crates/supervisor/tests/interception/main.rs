@@ -8,9 +8,11 @@
 #![allow(unsafe_code)]
 #![allow(clippy::print_stderr, clippy::print_stdout, clippy::unwrap_used)]
 
+mod check;
 mod claims;
 mod client;
 mod confined;
+mod hardship;
 mod machine;
 
 use std::{

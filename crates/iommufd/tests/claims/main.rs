@@ -7,6 +7,7 @@ mod backend;
 mod barrier;
 mod cutting;
 mod dirty;
+mod failing;
 mod faults;
 mod locked;
 mod machine;

@@ -98,6 +98,9 @@ impl Attachments {
         if hwpt.flags().contains(HwptFlags::DIRTY_TRACKING) && !device.ops().supports_dirty() {
             return Err(Error::Incompatible);
         }
+        if hwpt.nested().is_some() && hwpt.instance() != device.ops().instance() {
+            return Err(Error::Incompatible);
+        }
         if hwpt.faults().is_some() && !device.device().supports_page_requests() {
             return Err(Error::Incompatible);
         }

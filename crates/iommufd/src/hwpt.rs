@@ -207,16 +207,19 @@ pub(crate) enum Kind {
 pub(crate) struct Hwpt {
     id: ObjectId,
     flags: HwptFlags,
+    /// The IOMMU that it was made for.
+    instance: u64,
     kind: Kind,
     /// Who takes page requests, if a fault queue was given.
     faults: OnceLock<Arc<FaultHandler>>,
 }
 
 impl Hwpt {
-    pub(crate) fn new(id: ObjectId, flags: HwptFlags, kind: Kind) -> Arc<Self> {
+    pub(crate) fn new(id: ObjectId, flags: HwptFlags, instance: u64, kind: Kind) -> Arc<Self> {
         Arc::new(Hwpt {
             id,
             flags,
+            instance,
             kind,
             faults: OnceLock::new(),
         })
@@ -228,6 +231,10 @@ impl Hwpt {
 
     pub(crate) fn flags(&self) -> HwptFlags {
         self.flags
+    }
+
+    pub(crate) fn instance(&self) -> u64 {
+        self.instance
     }
 
     pub(crate) fn paging(&self) -> Option<&PagingTable> {

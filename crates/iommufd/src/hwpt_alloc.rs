@@ -103,7 +103,7 @@ impl Context {
             automatic,
             ops.enforces_coherency(),
         );
-        let hwpt = Hwpt::new(id, flags, Kind::Paging(table));
+        let hwpt = Hwpt::new(id, flags, ops.instance(), Kind::Paging(table));
         objects.install(id, Object::Hwpt(Arc::clone(&hwpt)));
         objects.hold(ioas.id());
         Ok(hwpt)
@@ -126,7 +126,9 @@ impl Context {
     ) -> Result<Arc<Hwpt>, Error> {
         flags.check_nested()?;
         let data = data.ok_or(Error::FlagsNotSupported)?;
-        let table = parent.nest_parent().ok_or(Error::NotAParent(parent.id()))?;
+        let table = parent.nest_parent();
+        let table = table.filter(|_| parent.instance() == device.ops().instance());
+        let table = table.ok_or(Error::NotAParent(parent.id()))?;
         let flags_of_driver = flags.without(HwptFlags::FAULT_ID_VALID);
         self.make_nested(parent, None, flags, || {
             device
@@ -180,7 +182,8 @@ impl Context {
         };
         let nested = NestedTable::new(Arc::clone(parent), viommu.cloned(), ops, target);
         objects.hold(nested.holds());
-        let hwpt = Hwpt::new(id, flags, Kind::Nested(nested));
+        let made_for = viommu.map_or(parent.instance(), |viommu| viommu.instance());
+        let hwpt = Hwpt::new(id, flags, made_for, Kind::Nested(nested));
         objects.install(id, Object::Hwpt(Arc::clone(&hwpt)));
         Ok(hwpt)
     }

@@ -47,6 +47,10 @@ fn nested(data: &UserData<'_>) -> Result<Arc<dyn NestedOps>, Error> {
 }
 
 impl HwOps for Toy {
+    fn instance(&self) -> u64 {
+        1
+    }
+
     fn info(&self) -> HwData {
         HwData::Other {
             kind: KIND,

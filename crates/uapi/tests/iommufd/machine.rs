@@ -10,7 +10,7 @@ use ioasid_core::{
     host::{Caller, FdError, IrqSink},
     memory::{Extent, MemoryGone, OwnPages, PageSource, PinError},
 };
-use ioasid_iommu::{DeviceConfig, FaultLog, Iommu, IommuConfig};
+use ioasid_iommu::{Device, DeviceConfig, FaultLog, Iommu, IommuConfig};
 use ioasid_iommufd::{BoundDevice, Context, EventFile};
 use ioasid_uapi::{
     Errno, Program,
@@ -203,25 +203,35 @@ pub(crate) fn request(name: &str) -> u32 {
 
 impl Machine {
     pub(crate) fn new() -> Self {
-        let iommu = Iommu::new(IommuConfig::default());
+        Machine::on(&Iommu::new(IommuConfig::default()))
+    }
+
+    /// A new program and file on a machine that may have had others.
+    pub(crate) fn on(iommu: &Arc<Iommu>) -> Self {
         Machine {
-            context: Context::new(&iommu),
-            program: TestProgram::new(&iommu),
-            iommu,
+            context: Context::new(iommu),
+            program: TestProgram::new(iommu),
+            iommu: Arc::clone(iommu),
+        }
+    }
+
+    fn device(&self, address: &str) -> Arc<Device> {
+        let address = address.parse().unwrap();
+        match self.iommu.device(address) {
+            Some(device) => device,
+            None => self.iommu.add_device(DeviceConfig::new(address)).unwrap(),
         }
     }
 
     /// A whole device, bound.
     pub(crate) fn pdev(&self) -> BoundDevice {
-        let config = DeviceConfig::new("0000:6b:01.0".parse().unwrap());
-        let device = self.iommu.add_device(config).unwrap();
+        let device = self.device("0000:6b:01.0");
         self.context.bind_device(&device, FaultLog::new(8)).unwrap()
     }
 
     /// A child, bound.
     pub(crate) fn mdev(&self) -> BoundDevice {
-        let config = DeviceConfig::new("0000:6a:01.0".parse().unwrap());
-        let device = self.iommu.add_device(config).unwrap();
+        let device = self.device("0000:6a:01.0");
         let pasid = Pasid::new(5).unwrap();
         self.context
             .bind_pasid(&device, pasid, FaultLog::new(8))
@@ -230,8 +240,7 @@ impl Machine {
 
     /// A whole device behind a back end of its own, bound.
     pub(crate) fn toy(&self) -> BoundDevice {
-        let config = DeviceConfig::new("0000:6c:01.0".parse().unwrap());
-        let device = self.iommu.add_device(config).unwrap();
+        let device = self.device("0000:6c:01.0");
         let faults = FaultLog::new(8);
         self.context
             .bind_device_with(&device, faults, Arc::new(Toy))

@@ -1,6 +1,7 @@
 //! The ioctls of `/dev/iommu`, as a program sees them.
 #![allow(clippy::unwrap_used, reason = "these are tests")]
 
+mod against_model;
 mod backend;
 mod commands;
 mod container;
@@ -8,6 +9,7 @@ mod events;
 mod header;
 mod machine;
 mod maps;
+mod model;
 mod nesting;
 mod robustness;
 mod wire;

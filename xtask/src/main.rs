@@ -249,6 +249,7 @@ fn long(rest: &[String]) -> Result<()> {
         &["conformance", "iommufd", "--runs", "10"],
         &["conformance", "iommufd", "--static"],
         &["conformance", "iommufd_fail_nth"],
+        &["conformance", "iommufd", "--run-option=--no-namespaces"],
     ] {
         run(cargo().arg("xtask").args(words))?;
     }

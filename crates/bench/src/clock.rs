@@ -13,6 +13,12 @@ pub(crate) fn thread_cpu() -> u64 {
     time.tv_sec as u64 * 1_000_000_000 + time.tv_nsec as u64
 }
 
+/// CPU time of all threads of this process in nanoseconds.
+pub(crate) fn process_cpu() -> u64 {
+    let time = clock_gettime(ClockId::ProcessCPUTime);
+    time.tv_sec as u64 * 1_000_000_000 + time.tv_nsec as u64
+}
+
 /// Tells whether a thread had its processor for itself.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Presence {

@@ -10,7 +10,7 @@
 //! * [`measure`]: contenders, rounds, medians, paired ratios.
 //! * [`opaque`]: keeps the optimiser from seeing through a result.
 //! * [`host`]: what this machine can do at most: copies, cache misses, two cores talking.
-//! * [`translate`], [`mapping`], [`barrier`], [`dma`]: the tables.
+//! * [`translate`], [`mapping`], [`barrier`], [`dma`], [`interception`]: the tables.
 #![allow(
     clippy::print_stdout,
     clippy::print_stderr,
@@ -21,6 +21,7 @@ mod barrier;
 mod clock;
 mod dma;
 mod host;
+mod interception;
 mod mapping;
 mod measure;
 mod opaque;
@@ -44,14 +45,19 @@ met when the median is within it, missed when even the better quartile is not, a
 
 type Benchmark = (&'static str, fn(Effort) -> Vec<Table>);
 
-const BENCHMARKS: [Benchmark; 4] = [
+const BENCHMARKS: [Benchmark; 5] = [
     ("translate", translate::tables),
     ("map and unmap", mapping::tables),
     ("unmap against a running reader", barrier::tables),
     ("dma against memcpy", dma::tables),
+    ("interception", interception::tables),
 ];
 
 fn main() -> ExitCode {
+    // A launcher has one thread: nothing may have been started.
+    if let Some(code) = interception::part() {
+        return code;
+    }
     let mut effort = Effort::FULL;
     let mut names = Vec::new();
     for argument in std::env::args().skip(1) {

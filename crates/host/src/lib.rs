@@ -35,5 +35,5 @@ pub use client::{Client, Limits, ProcessError};
 pub use copy::RecoveringCopy;
 pub use file::FileMemory;
 pub use irq::EventFd;
-pub use process::Process;
+pub use process::{Process, can_take_descriptors};
 pub use worker::ClientWorker;

@@ -327,6 +327,16 @@ impl Caller for Process {
     }
 }
 
+/// Whether this host lets descriptors be taken from other processes at all (`pidfd_getfd`, which some
+/// containers refuse): eventfds, memory files and copies of our own files need it.
+pub fn can_take_descriptors() -> bool {
+    let own = rustix::process::pidfd_open(rustix::process::getpid(), PidfdFlags::empty());
+    let taken = own.and_then(|own| {
+        rustix::process::pidfd_getfd(&own, own.as_raw_fd(), PidfdGetfdFlags::empty())
+    });
+    !matches!(taken, Err(Errno::PERM | Errno::NOSYS))
+}
+
 /// The id of the process that thread `tid` belongs to now.
 pub(crate) fn process_of(tid: i32) -> Result<i32, ProcessError> {
     status(&open_dir(tid)?, "Tgid:")

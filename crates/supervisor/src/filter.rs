@@ -30,10 +30,14 @@
 //! Descriptors of ours are the [`RESERVED_FDS`] from BASE up, so ordinary files cost a program nothing
 //! but the filter itself (about 30 ns a call). Calls of another architecture's ABI pass untouched.
 
+use std::{io, os::fd::OwnedFd};
+
 use libc::{
     BPF_ABS, BPF_ALU, BPF_AND, BPF_JEQ, BPF_JGE, BPF_JMP, BPF_K, BPF_LD, BPF_RET, BPF_SUB, BPF_W,
     SECCOMP_RET_ALLOW, SECCOMP_RET_USER_NOTIF,
 };
+
+use crate::sys;
 
 /// The type byte of every ioctl of VFIO and iommufd, as it stands in the request number.
 pub const TYPE_BYTE: u32 = (b';' as u32) << 8;
@@ -74,6 +78,22 @@ pub fn base(soft_limit: Option<u64>) -> u32 {
     let limit = soft_limit.unwrap_or(u64::MAX).min(1024);
     let limit = u32::try_from(limit).unwrap_or(1024);
     limit.saturating_sub(RESERVED_FDS).max(limit / 2).max(3)
+}
+
+/// Installs a filter for this thread and what comes of it, and returns the listener.
+///
+/// Without CAP_SYS_ADMIN the kernel wants `no_new_privs` first, which is set then.
+///
+/// # Errors
+/// EBUSY if the thread has a listener already, EINVAL before Linux 5.19.
+pub fn install(program: &[Instruction]) -> io::Result<OwnedFd> {
+    match sys::install_filter(program) {
+        Err(error) if error.kind() == io::ErrorKind::PermissionDenied => {
+            rustix::thread::set_no_new_privs(true)?;
+            sys::install_filter(program)
+        }
+        other => other,
+    }
 }
 
 /// The places a jump can lead to.

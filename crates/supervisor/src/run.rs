@@ -28,7 +28,7 @@ use crate::{
     session::Session,
     sys::{self, ForwardSignals},
     view::MachineView,
-    wire::{Attach, Channel, Description, REQUEST_BYTES, Request, WireError},
+    wire::{Attach, Channel, Description, Mode, REQUEST_BYTES, Request, WireError},
 };
 
 /// What to run, and how.
@@ -199,6 +199,19 @@ pub fn start_joined(socket: &Path, options: RunOptions) -> Result<Running, RunEr
     Ok(launcher.into_running(None))
 }
 
+/// With Yama's scope 1 this process may look into its descendants alone, and a daemon is none any
+/// more, unless it falls to this process when its parent ends. In a user namespace that we have made
+/// we may look into everything.
+fn keep_orphans() {
+    let scope = std::fs::read_to_string("/proc/sys/kernel/yama/ptrace_scope");
+    if scope.is_ok_and(|scope| scope.trim() == "1") {
+        let us = rustix::process::getpid();
+        if let Err(error) = rustix::process::set_child_subreaper(Some(us)) {
+            tracing::warn!(%error, "daemons that the program starts cannot be served");
+        }
+    }
+}
+
 /// What a program of `vm` finds under `/dev` and `/sys`.
 pub(crate) fn describe(view: &dyn MachineView, vm: Option<&str>) -> Description {
     Description {
@@ -268,6 +281,9 @@ impl Launcher {
         match attach {
             Ok(attach) => {
                 tracing::info!(mode = %attach.mode, "the program's /dev and /sys");
+                if self.signals.is_some() && matches!(attach.mode, Mode::Paths { .. }) {
+                    keep_orphans();
+                }
                 let missing = WireError::Malformed("the listener is missing".to_owned());
                 let listener = self.channel.take_fd().ok_or(missing)?;
                 Ok(Some((attach, listener)))

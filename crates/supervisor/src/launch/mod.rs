@@ -106,7 +106,7 @@ fn launch(
         status: description.status,
         paths: matches!(mode, Mode::Paths { .. }),
     };
-    let listener = sys::install_filter(&filter::program(&scope)).map_err(LaunchError::Filter)?;
+    let listener = filter::install(&filter::program(&scope)).map_err(LaunchError::Filter)?;
     let attach = Attach {
         base: scope.base,
         mode,

@@ -36,7 +36,7 @@ use failing::Failing;
 use files::{Files, Object};
 use identities::Identities;
 use ioasid_core::inspect;
-use ioasid_host::Client;
+use ioasid_host::{Client, can_take_descriptors};
 use ioasid_uapi::Errno;
 use mmap::Mapping;
 use overlay::Overlay;
@@ -102,6 +102,12 @@ impl Session {
                 (overlay.placeholders(), Some(overlay))
             }
         };
+        if !can_take_descriptors() {
+            tracing::warn!(
+                "this host refuses pidfd_getfd: programs get no interrupts; in a container, allow it \
+                 (--cap-add SYS_PTRACE)"
+            );
+        }
         let closer = Closer::start()?;
         let server = Server {
             view,

@@ -46,6 +46,7 @@ const CLAIMS: &[(&str, Claim)] = &[
     }),
     ("sysfs_leads_to_the_device", |u| client(u, "sysfs")),
     ("a_path_tells_what_stands_there", |u| client(u, "stats")),
+    ("nobody_has_to_give_up_privileges_first", ordinary_user),
     ("run_says_how_a_program_finds_its_files", says_its_mode),
     ("the_hosts_nodes_and_files_work_as_before", |u| {
         client(u, "host")
@@ -232,6 +233,28 @@ fn exit_status(setting: Setting) -> Result<(), Failed> {
         )?;
     }
     Ok(())
+}
+
+/// Without `no_new_privs` the kernel takes filters from the privileged only.
+fn ordinary_user(setting: Setting) -> Result<(), Failed> {
+    let exe = executable(setting);
+    let mut command = match setting.user {
+        User::Us => Command::new(&exe),
+        User::Nobody => {
+            let mut command = Command::new("setpriv");
+            command
+                .args(["--reuid=65534", "--regid=65534", "--clear-groups"])
+                .arg(&exe)
+                .env("TMPDIR", "/tmp")
+                .current_dir("/");
+            command
+        }
+    };
+    if setting.confined {
+        command.env("NO_NAMESPACES", "1");
+    }
+    command.args(["part:run", "--"]).arg(&exe);
+    succeeded(&command.args(["part:client", "objects"]).output()?)
 }
 
 fn says_its_mode(setting: Setting) -> Result<(), Failed> {

@@ -74,6 +74,7 @@ fn options(words: Vec<OsString>) -> RunOptions {
         options.vm = Some(words[1].to_str().unwrap().to_owned());
     }
     options.forward_signals = true;
+    options.namespaces = std::env::var_os("NO_NAMESPACES").is_none();
     options
 }
 

@@ -455,5 +455,19 @@ impl Inspect for Context {
                     _ => None,
                 }),
             )
+            .with(
+                "fault_queues",
+                list(&|object| match object {
+                    Object::FaultQueue(queue) => Some(queue.inspect()),
+                    _ => None,
+                }),
+            )
+            .with(
+                "viommus",
+                list(&|object| match object {
+                    Object::Viommu(viommu) => Some(viommu.inspect()),
+                    _ => None,
+                }),
+            )
     }
 }

@@ -12,7 +12,11 @@ use std::{
     sync::Arc,
 };
 
-use ioasid_core::{Access, Pasid, PciAddress, sync::Mutex};
+use ioasid_core::{
+    Access, Pasid, PciAddress,
+    inspect::{Inspect, Node},
+    sync::Mutex,
+};
 use ioasid_iommu::{Iommu, OnAnswer, PageRequest, PageRequestHandler, PageResponse};
 
 use crate::{
@@ -244,6 +248,16 @@ impl FaultQueue {
     pub(crate) fn pending(&self) -> (usize, usize) {
         let state = self.state.lock();
         (state.waiting.len(), state.read.len())
+    }
+}
+
+impl Inspect for FaultQueue {
+    fn inspect(&self) -> Node {
+        let (waiting, read) = self.pending();
+        Node::new()
+            .with("id", self.id.get())
+            .with("waiting", waiting)
+            .with("read", read)
     }
 }
 

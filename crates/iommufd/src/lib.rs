@@ -3,16 +3,23 @@
 //! * [`Context`]: one open `/dev/iommu` file: a table of objects, and every command on them.
 //! * `ioas`: an I/O address space: *areas* and the domains that they are written to; `iova`: which
 //!   addresses are mapped, reserved or allowed, and where the next mapping goes.
-//! * `pages`: the memory behind areas, shared by copies, pinned while a domain needs it.
-//! * `hwpt`: a page table of an IOAS as programs name it; `domains`: what it stands on.
+//! * `pages`: the memory behind areas, shared by copies, pinned while a domain needs it;
+//!   [`MemoryLedger`]: who has locked how much.
+//! * `hwpt`: a page table as programs name it, of an IOAS or nested on another; `domains`: what it
+//!   stands on.
 //! * [`BoundDevice`]: a device, or one default-PASID child of a device, that a program holds;
 //!   `attach`: what it is attached to.
 //! * [`HwInfo`], [`DirtyRequest`]: what a device can do; which pages were written.
+//! * [`EventFile`]: queues of events that programs read through a descriptor of their own: page
+//!   requests that they answer, and events of virtual IOMMUs.
+//! * [`Viommu`]: what a guest sees of an IOMMU, its devices, events and hardware queues.
 //! * [`Access`]: memory of an IOAS for who needs no page table: emulated devices, queues of hardware.
-//! * [`ForeignObject`]: objects of a back end in the same table of ids.
-//! * [`EventFile`]: queues of events that programs read through a descriptor of their own.
+//! * [`HwOps`]: what differs between IOMMUs; [`ForeignObject`]: objects of a back end in the same
+//!   table of ids.
+//! * `vfio`: what the commands of a VFIO container need; `process`: another owner for mappings.
 //!
-//! What never lives here: the layout of ioctl structs and errno numbers (the `uapi` crate), and any
+//! What never lives here: the layout of ioctl structs and errno numbers (the `uapi` crate; only the
+//! records that programs read from event files are made here), any back end's types and data, and any
 //! notion of a mediated device: a child is a `device + PASID`, and the presence of the PASID alone
 //! decides how it is attached.
 //!

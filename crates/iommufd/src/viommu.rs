@@ -3,7 +3,11 @@
 
 use std::{collections::BTreeMap, fmt, sync::Arc};
 
-use ioasid_core::{failpoint, sync::Mutex};
+use ioasid_core::{
+    failpoint,
+    inspect::{Inspect, Node},
+    sync::Mutex,
+};
 
 use crate::{
     context::Context,
@@ -74,6 +78,21 @@ impl Viommu {
 
     pub(crate) fn forget_queue(&self, queue: ObjectId) {
         self.queues.lock().retain(|_, known| known.id() != queue);
+    }
+}
+
+impl Inspect for Viommu {
+    fn inspect(&self) -> Node {
+        let devices = self.devices.lock();
+        let numbers: Vec<String> = devices
+            .keys()
+            .map(|virt_id| format!("{virt_id:#x}"))
+            .collect();
+        Node::new()
+            .with("id", self.id.get())
+            .with("kind", self.kind)
+            .with("hwpt", self.parent.id().get())
+            .with("devices", numbers)
     }
 }
 

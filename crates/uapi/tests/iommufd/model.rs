@@ -403,8 +403,8 @@ impl Model {
                 .map(|(id, _)| *id),
             _ => Some(pt),
         };
-        if hwpt.is_some() && hwpt == attached {
-            return Ok(hwpt.expect("it is there"));
+        if let Some(same) = hwpt.filter(|_| hwpt == attached) {
+            return Ok(same);
         }
         let flags = match hwpt.and_then(|hwpt| self.get(hwpt)) {
             Some(Object::Paging { flags, .. }) => *flags,

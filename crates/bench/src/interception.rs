@@ -83,7 +83,7 @@ pub(crate) fn tables(effort: Effort) -> Vec<Table> {
 }
 
 fn bare_table(effort: Effort) -> Result<Table> {
-    let machine = Machine::new();
+    let machine = Machine::view();
     let contenders = vec![
         Program::bare("map")?.contender("bare: one struct read and written"),
         Program::run(&machine, "map")?
@@ -97,7 +97,7 @@ fn bare_table(effort: Effort) -> Result<Table> {
 }
 
 fn growth(effort: Effort) -> Result<Table> {
-    let machine = Machine::new();
+    let machine = Machine::view();
     let row = |mapped: u64, name: &str| -> Result<Contender<'static>> {
         let program = Program::run(&machine, &format!("among:{mapped}"))?;
         Ok(program.contender(name).per(2))
@@ -116,7 +116,7 @@ fn growth(effort: Effort) -> Result<Table> {
 struct Machine(Arc<Iommu>);
 
 impl Machine {
-    fn new() -> Arc<dyn MachineView> {
+    fn view() -> Arc<dyn MachineView> {
         Arc::new(Machine(Iommu::new(IommuConfig::default())))
     }
 }

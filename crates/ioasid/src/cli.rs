@@ -72,6 +72,9 @@ pub(crate) struct RunArgs {
     /// Add the mock devices and the ioctl that the kernel's own self-test of /dev/iommu asks for.
     #[arg(long, conflicts_with = "join")]
     pub(crate) selftest: bool,
+    /// Enforce RLIMIT_MEMLOCK (`ulimit -l`) on what the program maps, as the kernel does.
+    #[arg(long, conflicts_with = "join")]
+    pub(crate) enforce_memlock: bool,
     /// Show the program only what this VM owns.
     #[arg(long, value_name = "NAME")]
     pub(crate) vm: Option<String>,

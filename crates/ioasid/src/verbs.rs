@@ -49,7 +49,8 @@ pub(crate) fn run(args: RunArgs) -> Result<u8> {
     let status = match &args.join {
         Some(machine) => join(&socket(machine)?, options)?,
         None => {
-            let file = machine_file(&args.machine)?;
+            let mut file = machine_file(&args.machine)?;
+            file.iommu.enforce_memlock |= args.enforce_memlock;
             let machine = build("private", &file)?;
             known_vm(&machine, options.vm.as_deref())?;
             // Other terminals may look at it; a program does not depend on it.

@@ -54,6 +54,10 @@ pub struct IommuSection {
     /// Page-table format of its domains: `vtd-ss` (the default), `x86-64` or `amdv1`.
     #[serde(default)]
     pub format: Format,
+    /// Refuse to lock more memory than a program's RLIMIT_MEMLOCK allows, as the kernel does. It is
+    /// counted in any case; by default that is all, since the usual limit is 8 MiB.
+    #[serde(default)]
+    pub enforce_memlock: bool,
 }
 
 /// A page-table format's name in the file.

@@ -168,7 +168,10 @@ impl Machine {
             devices,
             vm_of_mdev: Mutex::default(),
             contexts: Mutex::default(),
-            ledger: MemoryLedger::new(Limits::Counted),
+            ledger: MemoryLedger::new(match file.iommu.enforce_memlock {
+                true => Limits::Enforced,
+                false => Limits::Counted,
+            }),
         });
         for device in &machine.devices {
             for queue in &device.section.queue {

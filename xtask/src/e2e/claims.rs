@@ -352,6 +352,29 @@ fn killed(stage: &Stage) -> Result<String> {
     Ok(format!("{times} kills; {before:?} before, {after:?} after"))
 }
 
+fn memlock(stage: &Stage) -> Result<String> {
+    // The client maps 8 MiB of data; 1 MiB may be locked. Root's capability lifts the limit.
+    let user = stage.users().pop().unwrap_or(User::Own);
+    let run = |options: &[&str]| {
+        let mut command = stage.ioasid(user);
+        let client = stage.client(Client::Dynamic).display().to_string();
+        command
+            .arg("run")
+            .args(options)
+            .args(["--vm", "vm1", "--", "sh", "-c"]);
+        command.arg(format!("ulimit -l 1024; exec {client} --mib 4 --data file"));
+        command
+    };
+    succeed(&mut run(&[]))?;
+    let output = run(&["--enforce-memlock"]).output()?;
+    let text = shown(&output);
+    ensure!(
+        !output.status.success() && text.contains("os error 12"),
+        "8 MiB were mapped with a limit of 1 MiB: {text}"
+    );
+    Ok("8 MiB with `ulimit -l 1024`: counted by default, ENOMEM when enforced".to_owned())
+}
+
 fn mdevs(stage: &Stage) -> Result<String> {
     let served = stage.serve(User::Own, None)?;
     let socket = served.socket().display().to_string();

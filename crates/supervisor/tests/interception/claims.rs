@@ -46,6 +46,7 @@ const CLAIMS: &[(&str, Claim)] = &[
     }),
     ("sysfs_leads_to_the_device", |u| client(u, "sysfs")),
     ("a_path_tells_what_stands_there", |u| client(u, "stats")),
+    ("a_fault_queue_is_a_file_of_events", |u| client(u, "events")),
     ("nobody_has_to_give_up_privileges_first", ordinary_user),
     ("run_says_how_a_program_finds_its_files", says_its_mode),
     ("the_hosts_nodes_and_files_work_as_before", |u| {

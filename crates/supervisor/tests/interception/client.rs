@@ -38,6 +38,7 @@ const CLIENTS: &[Client] = &[
     ("device", device),
     ("sysfs", sysfs),
     ("stats", stats),
+    ("events", events),
     ("host", host),
     ("bystander", bystander),
     ("no-device", no_device),
@@ -305,6 +306,105 @@ fn device() -> Check {
     Ok(())
 }
 
+/// A page of our own, and what a program may do with it.
+struct Page(*mut u8);
+
+impl Page {
+    fn new() -> io::Result<Page> {
+        let kind = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS;
+        let prot = libc::PROT_READ | libc::PROT_WRITE;
+        // SAFETY: a new mapping replaces nothing.
+        let page = unsafe { libc::mmap(std::ptr::null_mut(), 4096, prot, kind, -1, 0) };
+        if page == libc::MAP_FAILED {
+            return Err(io::Error::last_os_error());
+        }
+        Ok(Page(page.cast()))
+    }
+
+    /// An ioctl whose structure lies in the page, which is read-only meanwhile.
+    fn read_only_ioctl<const N: usize>(
+        &self,
+        fd: &impl AsRawFd,
+        request: u64,
+        structure: [u32; N],
+    ) -> io::Result<()> {
+        // SAFETY: the page is ours, and larger than every structure.
+        unsafe {
+            self.0.cast::<[u32; N]>().write(structure);
+            libc::mprotect(self.0.cast(), 4096, libc::PROT_READ);
+            let ret = libc::ioctl(fd.as_raw_fd(), request as _, self.0);
+            let error = io::Error::last_os_error();
+            libc::mprotect(self.0.cast(), 4096, libc::PROT_READ | libc::PROT_WRITE);
+            if ret < 0 { Err(error) } else { Ok(()) }
+        }
+    }
+}
+
+/// A fault queue: a descriptor that an ioctl gives, with events to poll for and to read.
+fn events() -> Check {
+    const FAULT_QUEUE_ALLOC: u64 = 0x3b8e;
+    let file = iommu()?;
+    let open_files = || fs::read_dir("/proc/self/fd").map_or(0, Iterator::count);
+    let page = Page::new()?;
+    // One whose answer cannot be written leaves neither object nor descriptor.
+    let before = open_files();
+    for _ in 0..200 {
+        let refused = page.read_only_ioctl(&file, FAULT_QUEUE_ALLOC, [16, 0, 0, 0]);
+        ensure_eq!(errno(refused), libc::EFAULT);
+    }
+    ensure_eq!(open_files(), before);
+
+    let mut queue = [16u32, 0, 0, 0];
+    ioctl(file.as_raw_fd(), FAULT_QUEUE_ALLOC, &mut queue)?;
+    let [_, _, id, fd] = queue;
+    ensure_eq!(id, 1);
+    // SAFETY: the descriptor is new, and ours.
+    let events = unsafe { File::from_raw_fd(fd as RawFd) };
+    ensure_eq!(open_files(), before + 1);
+    ensure!(rustix::io::fcntl_getfd(&events)?.contains(rustix::io::FdFlags::CLOEXEC));
+    let flags = rustix::fs::fcntl_getfl(&events)?;
+    ensure_eq!(
+        flags & rustix::fs::OFlags::ACCMODE,
+        rustix::fs::OFlags::RDWR
+    );
+    ensure_eq!(events.metadata()?.mode() & libc::S_IFMT, 0);
+    ensure_eq!(errno(alloc(&events)), libc::ENOTTY);
+    let again = OpenOptions::new()
+        .read(true)
+        .write(true)
+        .open(format!("/proc/self/fd/{fd}"));
+    ensure_eq!(errno(again), libc::ENXIO);
+
+    use io::{IoSliceMut, Read as _, Seek as _, Write as _};
+    let mut file_of_events = &events;
+    let mut record = [0u8; 80];
+    ensure_eq!(file_of_events.read(&mut record)?, 0);
+    ensure_eq!(errno(file_of_events.read(&mut record[..41])), libc::ESPIPE);
+    let (a, b) = record.split_at_mut(40);
+    let mut pieces = [IoSliceMut::new(a), IoSliceMut::new(b)];
+    ensure_eq!(file_of_events.read_vectored(&mut pieces)?, 0);
+    ensure_eq!(errno(file_of_events.write(&[0; 7])), libc::ESPIPE);
+    ensure_eq!(errno(file_of_events.write(&[1; 8])), libc::EINVAL);
+    ensure_eq!(errno(events.read_at(&mut record, 0)), libc::ESPIPE);
+    ensure_eq!(errno(file_of_events.stream_position()), libc::ESPIPE);
+    let mut fds = [rustix::event::PollFd::new(
+        &events,
+        rustix::event::PollFlags::IN | rustix::event::PollFlags::OUT,
+    )];
+    rustix::event::poll(&mut fds, Some(&rustix::time::Timespec::default()))?;
+    ensure_eq!(fds[0].revents(), rustix::event::PollFlags::OUT);
+
+    // The file holds its object until its last copy is closed.
+    let copy = events.try_clone()?;
+    ensure_eq!(errno(destroy(&file, id)), libc::EBUSY);
+    drop(events);
+    ensure_eq!(errno(destroy(&file, id)), libc::EBUSY);
+    drop(copy);
+    destroy(&file, id)?;
+    ensure_eq!(alloc(&file)?, 1);
+    Ok(())
+}
+
 /// What stands at a path is told by every call that takes one.
 fn stats() -> Check {
     for path in ["/dev/iommu", "/dev/vfio/vfio", "/dev/vfio/devices/vfio0"] {
@@ -529,6 +629,46 @@ fn hostile() -> Check {
             io::Error::last_os_error().raw_os_error(),
             Some(libc::EINVAL)
         );
+    }
+    // A structure that cannot be answered, at the end of a page, and over the edge of two.
+    let page = Page::new()?;
+    ensure_eq!(
+        errno(page.read_only_ioctl(&file, IOAS_ALLOC, [12, 0, 0])),
+        libc::EFAULT
+    );
+    let ioas = alloc(&file)?;
+    ensure_eq!(ioas, 1);
+    let map = [40, 7, ioas, 0, 0, 0, 4096, 0, 0x10000, 0];
+    let (low, high) = (page.0 as usize as u32, (page.0 as usize >> 32) as u32);
+    let map = [map[0], map[1], map[2], 0, low, high, 4096, 0, map[8], 0];
+    ensure_eq!(
+        errno(page.read_only_ioctl(&file, 0x3b85, map)),
+        libc::EFAULT
+    );
+    // SAFETY: two pages of our own, of which the second one goes.
+    unsafe {
+        let kind = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS;
+        let prot = libc::PROT_READ | libc::PROT_WRITE;
+        let two = libc::mmap(std::ptr::null_mut(), 8192, prot, kind, -1, 0).cast::<u8>();
+        let edge = two.add(4096 - 6).cast::<[u32; 3]>();
+        edge.write_unaligned([12, 0, 0]);
+        ensure_eq!(libc::ioctl(fd, IOAS_ALLOC as _, edge), 0);
+        ensure_eq!(edge.read_unaligned()[2], 2);
+        let end = two.add(4096 - 12).cast::<[u32; 3]>();
+        end.write_unaligned([12, 0, 0]);
+        libc::munmap(two.add(4096).cast(), 4096);
+        ensure_eq!(libc::ioctl(fd, IOAS_ALLOC as _, end), 0);
+        ensure_eq!(end.read_unaligned()[2], 3);
+        let beyond = two.add(4096 - 8);
+        beyond.cast::<u32>().write_unaligned(12);
+        ensure_eq!(libc::ioctl(fd, IOAS_ALLOC as _, beyond), -1);
+        ensure_eq!(
+            io::Error::last_os_error().raw_os_error(),
+            Some(libc::EFAULT)
+        );
+    }
+    for id in 1..=3 {
+        destroy(&file, id)?;
     }
     let long = "/".repeat(5000);
     let open = |path: &str| OpenOptions::new().read(true).write(true).open(path);

@@ -28,7 +28,7 @@ pub(crate) const CLAIMS: &[(&str, Claim)] = &[
         orders,
     ),
     (
-        "the client passes for every user, linked dynamically and statically",
+        "the client passes for every user, linked dynamically and statically, with and without namespaces",
         clients,
     ),
     ("two programs join one machine at once", joined),
@@ -36,6 +36,10 @@ pub(crate) const CLAIMS: &[(&str, Claim)] = &[
     (
         "a program killed in the middle of its DMA leaves nothing behind",
         killed,
+    ),
+    (
+        "the limit of locked memory is enforced when that is asked for",
+        memlock,
     ),
     ("mediated devices come and go while the machine runs", mdevs),
 ];
@@ -214,15 +218,19 @@ fn clients(stage: &Stage) -> Result<String> {
     let mut runs = 0;
     for user in stage.users() {
         for client in [Client::Dynamic, Client::Static] {
-            for run in 0..times {
-                succeed(
-                    stage
-                        .ioasid(user)
-                        .args(["run", "--vm", "vm1", "--"])
-                        .arg(stage.client(client)),
-                )
-                .with_context(|| format!("{client:?} as {user:?}, run {run}"))?;
-                runs += 1;
+            for mode in [None, Some("--no-namespaces")] {
+                for run in 0..times {
+                    succeed(
+                        stage
+                            .ioasid(user)
+                            .arg("run")
+                            .args(mode)
+                            .args(["--vm", "vm1", "--"])
+                            .arg(stage.client(client)),
+                    )
+                    .with_context(|| format!("{client:?} as {user:?}, {mode:?}, run {run}"))?;
+                    runs += 1;
+                }
             }
         }
     }

@@ -235,6 +235,8 @@ impl Server {
         self.closer.close(objects);
         self.shared.open_files.store(0, Ordering::Relaxed);
         self.client.stop();
+        // Whoever waits may end the process, and a directory would stay behind.
+        drop(self.overlay.take());
         *self.shared.finished() = true;
         self.shared.end.notify_all();
     }

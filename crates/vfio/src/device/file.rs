@@ -22,7 +22,7 @@ use crate::{
 
 /// One open `/dev/vfio/devices/vfioN`. Dropping it closes it.
 pub struct DeviceFile {
-    device: Arc<VfioDevice>,
+    pub(super) device: Arc<VfioDevice>,
     number: u64,
     /// Changes under the state lock and the device's gate.
     bound: AtomicBool,
@@ -243,7 +243,7 @@ impl DeviceFile {
     }
 
     /// Asked under the gate, the answer holds as long as the gate is held.
-    fn expect_bound(&self) -> Result<()> {
+    pub(super) fn expect_bound(&self) -> Result<()> {
         if self.is_bound() {
             Ok(())
         } else {

@@ -24,8 +24,10 @@ use crate::{
 
 mod access;
 mod file;
+mod mapped;
 
 pub use file::DeviceFile;
+pub use mapped::{MapRange, MapRequest};
 
 /// How often a user is asked again for a device that is to go.
 const REQUEST_PERIOD: Duration = Duration::from_secs(10);

@@ -14,6 +14,7 @@
 //! No system call is made here. 64-bit mode only. What is not known is refused with
 //! [`Error::Unsupported`], never guessed.
 
+#![cfg_attr(not(test), no_std)]
 #![forbid(unsafe_code)]
 
 pub mod cpu;

@@ -25,7 +25,7 @@
 //!
 //! | call | asked about when |
 //! |---|---|
-//! | `open`, `stat`, `access`, `readlink` and their kin, `getdents64` | always |
+//! | `open`, `stat`, `access`, `readlink`, `getxattr`, `listxattr` and their kin, `getdents64` | always |
 //!
 //! Descriptors of ours are the [`RESERVED_FDS`] from BASE up, so ordinary files cost a program nothing
 //! but the filter itself (about 30 ns a call). Calls of another architecture's ABI pass untouched.
@@ -202,6 +202,10 @@ const PATH_CALLS: &[libc::c_long] = &[
     libc::SYS_faccessat2,
     libc::SYS_readlinkat,
     libc::SYS_getdents64,
+    libc::SYS_getxattr,
+    libc::SYS_lgetxattr,
+    libc::SYS_listxattr,
+    libc::SYS_llistxattr,
     #[cfg(target_arch = "x86_64")]
     libc::SYS_open,
     #[cfg(target_arch = "x86_64")]

@@ -94,6 +94,10 @@ pub(super) fn is_about_a_path(nr: i64) -> bool {
             | libc::SYS_faccessat2
             | libc::SYS_readlinkat
             | libc::SYS_getdents64
+            | libc::SYS_getxattr
+            | libc::SYS_lgetxattr
+            | libc::SYS_listxattr
+            | libc::SYS_llistxattr
     )
 }
 
@@ -118,6 +122,12 @@ impl Server {
             }
             libc::SYS_readlinkat => self.read_link(request, process, a as i32, [b, c, d]),
             libc::SYS_getdents64 => self.list(request, process, [a, b, c]),
+            libc::SYS_getxattr | libc::SYS_listxattr => {
+                self.attribute(request, process, PathArgument::here(a, true))
+            }
+            libc::SYS_lgetxattr | libc::SYS_llistxattr => {
+                self.attribute(request, process, PathArgument::here(a, false))
+            }
             _ => Ok(Answer::Proceed),
         }
     }
@@ -336,6 +346,21 @@ impl Server {
         let len = target.len().min(size).min(MAX_TARGET);
         process.write(buffer, target.get(..len).unwrap_or_default())?;
         Ok(Answer::Value(len as u64))
+    }
+
+    /// `getxattr`, `listxattr` and their kin: an entry of ours has no extended attributes.
+    fn attribute(
+        &self,
+        request: &Request,
+        process: &Arc<Process>,
+        argument: PathArgument,
+    ) -> Outcome {
+        let lists = matches!(request.nr, libc::SYS_listxattr | libc::SYS_llistxattr);
+        Ok(match self.find_argument(request, process, argument) {
+            Ok(_) if lists => Answer::Value(0),
+            Ok(_) => Answer::Fails(Errno::NODATA),
+            Err(answer) => answer,
+        })
     }
 
     /// `getdents64`: adds our entries to a directory of the host's, and says of what type ours are.

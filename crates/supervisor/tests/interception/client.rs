@@ -433,6 +433,17 @@ fn stats() -> Check {
             io::Error::last_os_error().raw_os_error(),
             Some(libc::EINVAL)
         );
+        // As `ls -l` asks.
+        let (at, name) = (path.as_ptr(), c"security.selinux".as_ptr());
+        let nothing = std::ptr::null_mut();
+        // SAFETY: a path and a name that end with 0, and room for no byte.
+        unsafe {
+            ensure_eq!(libc::lgetxattr(at, name, nothing, 0), -1);
+            let no_attribute = [libc::ENODATA, libc::EOPNOTSUPP];
+            let errno = io::Error::last_os_error().raw_os_error();
+            ensure!(errno.is_some_and(|errno| no_attribute.contains(&errno)));
+            ensure_eq!(libc::llistxattr(at, nothing.cast(), 0), 0);
+        }
     }
     ensure!(fs::metadata("/dev/vfio/devices")?.is_dir());
     ensure_eq!(errno(fs::metadata("/dev/vfio/devices/vfio9")), libc::ENOENT);

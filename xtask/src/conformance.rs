@@ -4,11 +4,10 @@
 //! nothing of the kernel is committed. What a test does other than pass is written down, with its
 //! reason, in `conformance/SUITE-KERNEL.toml`; a run that differs from that, either way, fails.
 //!
-//! One run: [`apt`] and [`source`] fetch, [`headers`] and [`build`] make the programs, [`hugepages`]
+//! One run: [`crate::fetch`] brings the sources, [`headers`] and [`build`] make the programs, [`hugepages`]
 //! lends them memory, [`stage`] puts them where an unprivileged user can run them, [`launch`] runs
 //! one, [`tap`] reads what it says, [`expect`] compares and [`report`] prints.
 
-mod apt;
 mod build;
 mod expect;
 mod headers;
@@ -16,21 +15,20 @@ mod hugepages;
 mod launch;
 mod listing;
 mod report;
-mod source;
 mod stage;
 mod tap;
 
 use std::{
-    fs::{self, File},
+    fs,
     path::{Path, PathBuf},
     process::Command,
     time::Duration,
 };
 
 use anyhow::{Context, Result, bail};
-use clap::{Args, Subcommand, ValueEnum};
-use rustix::fs::{FlockOperation, flock};
+use clap::{Args, ValueEnum};
 
+use crate::fetch::{Cache, Origin, source};
 use expect::Expectations;
 use hugepages::Hugepages;
 use launch::{Limits, Outcome, Signals};
@@ -90,71 +88,7 @@ pub(crate) struct Conformance {
     #[arg(long, value_name = "OPTION", allow_hyphen_values = true)]
     run_option: Vec<String>,
     #[command(flatten)]
-    origin: apt::Origin,
-}
-
-/// Arguments of `cargo xtask fetch`.
-#[derive(Args, Debug)]
-pub(crate) struct Fetch {
-    #[command(subcommand)]
-    what: What,
-}
-
-#[derive(Debug, Subcommand)]
-enum What {
-    /// The parts of the kernel's source that the self-tests are built from.
-    KernelSource {
-        #[command(flatten)]
-        origin: apt::Origin,
-        /// Look for a newer version even if there is one already.
-        #[arg(long)]
-        refresh: bool,
-    },
-}
-
-/// The cache: everything that is fetched, built or recorded.
-#[derive(Debug)]
-pub(crate) struct Cache {
-    folder: PathBuf,
-    /// Held while the cache is used: two runners would share the host's huge pages.
-    _lock: File,
-}
-
-impl Cache {
-    /// `target/conformance`, made and locked; waits for another runner.
-    fn open() -> Result<Self> {
-        let folder = super::root().join("target/conformance");
-        fs::create_dir_all(&folder).with_context(|| format!("making {}", folder.display()))?;
-        let path = folder.join("lock");
-        let lock = File::create(&path).with_context(|| format!("opening {}", path.display()))?;
-        if flock(&lock, FlockOperation::NonBlockingLockExclusive).is_err() {
-            println!("conformance: waiting for another run to end");
-            flock(&lock, FlockOperation::LockExclusive).context("locking the cache")?;
-        }
-        Ok(Self {
-            folder,
-            _lock: lock,
-        })
-    }
-
-    fn path(&self, inside: impl AsRef<Path>) -> PathBuf {
-        self.folder.join(inside)
-    }
-
-    /// As [`Self::path`], made if it is missing.
-    fn folder(&self, inside: impl AsRef<Path>) -> Result<PathBuf> {
-        let path = self.path(inside);
-        fs::create_dir_all(&path).with_context(|| format!("making {}", path.display()))?;
-        Ok(path)
-    }
-}
-
-/// `cargo xtask fetch`.
-pub(crate) fn fetch(arguments: &Fetch) -> Result<()> {
-    let What::KernelSource { origin, refresh } = &arguments.what;
-    let source = source::fetch(&Cache::open()?, origin, *refresh)?;
-    println!("Linux {} is in {}", source.version, source.folder.display());
-    Ok(())
+    origin: Origin,
 }
 
 /// `cargo xtask conformance`: whether every test did what is expected of it.

@@ -10,6 +10,8 @@
 
 mod conformance;
 mod e2e;
+mod fuzz;
+mod fetch;
 
 use std::{
     collections::BTreeSet,
@@ -59,10 +61,12 @@ enum Verb {
     Deny,
     /// Real programs, end to end: `ioasid run`, `serve`, `inspect`, `demo` and an ordinary client.
     E2e(e2e::E2e),
+    /// Bytes that nobody would send, against everything that takes bytes from a program.
+    Fuzz(fuzz::Fuzz),
     /// The kernel's own self-tests, unmodified, under `ioasid run`.
     Conformance(conformance::Conformance),
     /// Fetches what other tasks build from, into the cache folder.
-    Fetch(conformance::Fetch),
+    Fetch(fetch::Fetch),
     /// What continuous integration runs.
     Ci,
 }
@@ -78,13 +82,14 @@ fn main() -> ExitCode {
         Verb::Long { rest } => long(&rest),
         Verb::Deny => deny(),
         Verb::E2e(arguments) => e2e::run(&arguments),
+        Verb::Fuzz(arguments) => fuzz::run_targets(&arguments),
         Verb::Conformance(arguments) => match conformance::run(&arguments) {
             Ok(true) => Ok(()),
             // Its last line has said how many; nothing may follow it.
             Ok(false) => return ExitCode::FAILURE,
             Err(error) => Err(error),
         },
-        Verb::Fetch(arguments) => conformance::fetch(&arguments),
+        Verb::Fetch(arguments) => fetch::run(&arguments),
         Verb::Ci => run(&mut Command::new(root().join(".ci/run"))),
     };
     match result {
@@ -250,6 +255,7 @@ fn long(rest: &[String]) -> Result<()> {
         &["conformance", "iommufd", "--static"],
         &["conformance", "iommufd_fail_nth"],
         &["conformance", "iommufd", "--run-option=--no-namespaces"],
+        &["fuzz", "--runs", "10000000"],
     ] {
         run(cargo().arg("xtask").args(words))?;
     }

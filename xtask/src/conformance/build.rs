@@ -7,14 +7,10 @@ use std::{
     process::{Command, Stdio},
 };
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, bail};
 
-use super::{
-    Cache,
-    apt::{Apt, Origin},
-    headers,
-    source::Source,
-};
+use super::headers;
+use crate::fetch::{Apt, Cache, Origin, find, source::Source, unpack};
 
 /// Headers that the tests include and that the machine's own C library may have too old.
 const HEADERS: [&str; 4] = [
@@ -44,18 +40,30 @@ pub(crate) fn selftest(
     let output = cache.folder(format!("build-{}/{folder}-{link}", source.version))?;
     let mut compile = flags("-isystem", &uapi);
     let mut linking = OsString::from(if static_link { "-static" } else { "" });
-    if let Some(libcap) = libcap(cache, origin, static_link)? {
+    let needed = if folder == "vfio" { &LIBUUID } else { &LIBCAP };
+    if let Some(library) = library(cache, origin, needed, static_link)? {
         compile.push(" ");
-        compile.push(flags("-I", &libcap.include));
+        compile.push(flags("-I", &library.include));
         linking.push(" ");
-        linking.push(flags("-L", &libcap.library));
+        linking.push(flags("-L", &library.library));
+    }
+    let mut extra = OsString::new();
+    if folder == "vfio" && lacks_calloc_assert(source) {
+        let shim = output.join("shim.h");
+        // Only if it differs: make looks at its date.
+        if !fs::read_to_string(&shim).is_ok_and(|text| text == SHIM) {
+            fs::write(&shim, SHIM).with_context(|| format!("writing {}", shim.display()))?;
+        }
+        extra.push("-include ");
+        extra.push(&shim);
     }
     let mut make = Command::new("make");
     make.arg("-C")
         .arg(source.folder.join("tools/testing/selftests").join(folder))
         .arg(variable("OUTPUT", output.as_os_str()))
         .arg(variable("KHDR_INCLUDES", &compile))
-        .arg(variable("USERLDFLAGS", &linking));
+        .arg(variable("USERLDFLAGS", &linking))
+        .arg(variable("EXTRA_CFLAGS", &extra));
     let said = make
         .stdin(Stdio::null())
         .output()
@@ -88,39 +96,76 @@ fn variable(name: &str, value: &std::ffi::OsStr) -> OsString {
     argument
 }
 
-/// Where libcap is for building: the tests drop a capability.
-struct Libcap {
+/// What the VFIO tests of Linux 7.2.13 call and nobody defines.
+const SHIM: &str = include_str!("vfio_shim.h");
+
+/// Whether the VFIO tests of `source` use the helper of [`SHIM`] without defining it.
+fn lacks_calloc_assert(source: &Source) -> bool {
+    let headers = source
+        .folder
+        .join("tools/testing/selftests/vfio/lib/include/libvfio");
+    let headers = crate::read_dir(&headers).unwrap_or_default();
+    !headers.iter().any(|header| {
+        fs::read_to_string(header).is_ok_and(|text| text.contains("calloc_assert"))
+    })
+}
+
+/// A library that the tests link with.
+struct Needed {
+    /// The package with its header and its archive.
+    package: &'static str,
+    header: &'static str,
+    /// Its name without `lib` and suffix.
+    name: &'static str,
+}
+
+/// A test of iommufd drops a capability.
+const LIBCAP: Needed = Needed {
+    package: "libcap-dev",
+    header: "sys/capability.h",
+    name: "cap",
+};
+
+/// The VFIO tests read tokens of virtual functions, which are UUIDs.
+const LIBUUID: Needed = Needed {
+    package: "uuid-dev",
+    header: "uuid/uuid.h",
+    name: "uuid",
+};
+
+/// Where a library is for building.
+struct Library {
     include: PathBuf,
     library: PathBuf,
 }
 
-/// libcap from Debian, if the machine has none that a compiler can use.
-fn libcap(cache: &Cache, origin: &Origin, static_link: bool) -> Result<Option<Libcap>> {
-    let wanted = if static_link { "libcap.a" } else { "libcap.so" };
-    let has_header = Path::new("/usr/include/sys/capability.h").exists();
-    if has_header && compiler_knows(wanted)? {
+/// `needed` from Debian, if the machine has none that a compiler can use.
+fn library(
+    cache: &Cache,
+    origin: &Origin,
+    needed: &Needed,
+    static_link: bool,
+) -> Result<Option<Library>> {
+    let &Needed {
+        package,
+        header,
+        name,
+    } = needed;
+    let suffix = if static_link { "a" } else { "so" };
+    let has_header = Path::new("/usr/include").join(header).exists();
+    if has_header && compiler_knows(&format!("lib{name}.{suffix}"))? {
         return Ok(None);
     }
-    let root = cache.path("libcap-dev");
+    let mut root = cache.path(package);
     if !root.exists() {
-        let package = Apt::new(cache, origin)?.download_own("libcap-dev")?;
-        let half = cache.folder("libcap-half")?;
-        let status = Command::new("dpkg-deb")
-            .arg("-x")
-            .arg(&package)
-            .arg(&half)
-            .status()
-            .context("running `dpkg-deb`")?;
-        ensure!(
-            status.success(),
-            "`dpkg-deb` could not unpack {}",
-            package.display()
-        );
-        fs::rename(&half, &root).with_context(|| format!("moving libcap to {}", root.display()))?;
+        let file = Apt::new(cache, origin)?.download_own(package)?;
+        root = unpack(cache, &[file], package)?;
     }
-    let archive = find(&root, "libcap.a").context("the package libcap-dev holds no libcap.a")?;
+    let archive = format!("lib{name}.a");
+    let archive = find(&root, &archive)
+        .with_context(|| format!("the package {package} holds no {archive}"))?;
     let library = archive.parent().unwrap_or(&root).to_owned();
-    Ok(Some(Libcap {
+    Ok(Some(Library {
         include: root.join("usr/include"),
         library,
     }))
@@ -137,24 +182,10 @@ fn compiler_knows(name: &str) -> Result<bool> {
     Ok(String::from_utf8_lossy(&output.stdout).contains('/'))
 }
 
-/// The file called `name` anywhere below `folder`.
-fn find(folder: &Path, name: &str) -> Option<PathBuf> {
-    let entries = super::super::read_dir(folder).ok()?;
-    entries.into_iter().find_map(|path| {
-        if path.is_dir() && !path.is_symlink() {
-            find(&path, name)
-        } else {
-            path.file_name()
-                .is_some_and(|file| file == name)
-                .then_some(path)
-        }
-    })
-}
-
 /// Builds `ioasid`, optimised: the program.
 pub(crate) fn ioasid() -> Result<PathBuf> {
-    super::super::run(super::super::cargo().args(["build", "--release", "--package", "ioasid"]))?;
+    crate::run(crate::cargo().args(["build", "--release", "--package", "ioasid"]))?;
     let target = std::env::var_os("CARGO_TARGET_DIR")
-        .map_or_else(|| super::super::root().join("target"), PathBuf::from);
+        .map_or_else(|| crate::root().join("target"), PathBuf::from);
     Ok(target.join("release/ioasid"))
 }

@@ -9,10 +9,8 @@ use std::{
 use anyhow::{Context, Result, bail};
 use serde::Deserialize;
 
-use super::{
-    source::numbers,
-    tap::{Results, Status},
-};
+use super::tap::{Results, Status};
+use crate::fetch::source::numbers;
 
 /// A file of expectations, `SUITE-KERNEL.toml`.
 #[derive(Debug, Deserialize)]
@@ -63,7 +61,7 @@ impl Expectations {
     /// # Errors
     /// If there is none, or it cannot be understood.
     pub(crate) fn find(folder: &Path, suite: &str, version: &str) -> Result<Self> {
-        let files = super::super::read_dir(folder)?;
+        let files = crate::read_dir(folder)?;
         let kernel = |path: &PathBuf| {
             let stem = path.file_stem()?.to_str()?.to_owned();
             let kernel = stem.strip_prefix(suite)?.strip_prefix('-')?.to_owned();

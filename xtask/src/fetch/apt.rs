@@ -18,6 +18,10 @@ use super::Cache;
 /// The suite that carries the newest kernel.
 pub(crate) const NEWEST: &str = "sid";
 
+/// The release whose QEMU and kernel are taken, and where newer versions of them are built for it.
+const GUEST: &str = "trixie";
+pub(crate) const BACKPORTS: &str = "trixie-backports";
+
 /// Where packages come from.
 #[derive(Args, Clone, Debug, Default)]
 pub(crate) struct Origin {
@@ -39,6 +43,7 @@ struct Entry {
 pub(crate) struct Apt {
     config: PathBuf,
     downloads: PathBuf,
+    archives: PathBuf,
 }
 
 impl Apt {
@@ -47,6 +52,21 @@ impl Apt {
     /// # Errors
     /// If apt is missing, no Debian mirror is known, or its lists cannot be had.
     pub(crate) fn new(cache: &Cache, origin: &Origin) -> Result<Self> {
+        let suites: Vec<_> = own_suite().into_iter().chain([NEWEST.to_owned()]).collect();
+        Self::with_suites(cache, origin, "apt", &suites)
+    }
+
+    /// An apt that knows the release [`GUEST`] alone, and what was ported back to it: for programs
+    /// that bring all of their libraries along.
+    ///
+    /// # Errors
+    /// As for [`Self::new`].
+    pub(crate) fn of_guests(cache: &Cache, origin: &Origin) -> Result<Self> {
+        let suites = [GUEST.to_owned(), BACKPORTS.to_owned()];
+        Self::with_suites(cache, origin, "apt-guests", &suites)
+    }
+
+    fn with_suites(cache: &Cache, origin: &Origin, name: &str, suites: &[String]) -> Result<Self> {
         let entry = match &origin.mirror {
             Some(uri) => Entry {
                 uri: uri.clone(),
@@ -54,16 +74,15 @@ impl Apt {
             },
             None => own_mirror()?,
         };
-        let folder = cache.folder("apt")?;
+        let folder = cache.folder(name)?;
         for inside in [
             "state/lists/partial",
             "cache/archives/partial",
             "etc/sources.d",
         ] {
-            cache.folder(Path::new("apt").join(inside))?;
+            cache.folder(Path::new(name).join(inside))?;
         }
-        let downloads = cache.folder("apt/downloads")?;
-        let suites = own_suite().into_iter().chain([NEWEST.to_owned()]);
+        let downloads = cache.folder(Path::new(name).join("downloads"))?;
         write(
             &folder.join("etc/sources.d/debian.sources"),
             &sources(&entry, suites),
@@ -71,8 +90,13 @@ impl Apt {
         write(&folder.join("state/status"), "")?;
         let config = folder.join("etc/apt.conf");
         write(&config, &configuration(&folder))?;
-        let apt = Self { config, downloads };
-        println!("conformance: reading the package lists");
+        let archives = folder.join("cache/archives");
+        let apt = Self {
+            config,
+            downloads,
+            archives,
+        };
+        println!("fetch: reading the package lists");
         apt.call("apt-get", &["--quiet", "update"])
             .context("apt could not read the package lists (is the mirror reachable? `--mirror URL` names another)")?;
         Ok(apt)
@@ -97,17 +121,37 @@ impl Apt {
 
     /// Downloads `package` (`NAME`, `NAME=VERSION` or `NAME/SUITE`): the file.
     pub(crate) fn download(&self, package: &str) -> Result<PathBuf> {
-        for old in super::super::read_dir(&self.downloads)? {
-            fs::remove_file(&old).with_context(|| format!("removing {}", old.display()))?;
-        }
-        println!("conformance: fetching {package}");
+        clear(&self.downloads)?;
+        println!("fetch: fetching {package}");
         self.call("apt-get", &["--quiet", "download", package])
             .with_context(|| format!("apt could not fetch `{package}`"))?;
-        let mut files = super::super::read_dir(&self.downloads)?;
-        files.retain(|file| file.extension().is_some_and(|extension| extension == "deb"));
-        files
+        debs(&self.downloads)?
             .pop()
             .context("apt said it fetched a package, but there is none")
+    }
+
+    /// Downloads `package` and all that it depends on, as if nothing were installed: the files.
+    pub(crate) fn download_closure(&self, package: &str) -> Result<Vec<PathBuf>> {
+        clear(&self.archives)?;
+        println!("fetch: fetching {package} and what it depends on");
+        let install = ["install", "--download-only", "--yes", "--quiet"];
+        let which = ["--no-install-recommends", "--target-release", BACKPORTS];
+        self.call("apt-get", &[&install[..], &which[..], &[package]].concat())
+            .with_context(|| format!("apt could not fetch `{package}`"))?;
+        let files: Vec<_> = debs(&self.archives)?;
+        if files.is_empty() {
+            bail!("apt said it fetched packages, but there are none");
+        }
+        Ok(files)
+    }
+
+    /// What `package` depends on directly, by name.
+    pub(crate) fn depends(&self, package: &str) -> Result<Vec<String>> {
+        let text = self.call("apt-cache", &["depends", package])?;
+        let names = text
+            .lines()
+            .filter_map(|line| line.trim().strip_prefix("Depends: "));
+        Ok(names.map(ToOwned::to_owned).collect())
     }
 
     /// The package `name` of the machine's own release, so that it links with what is installed.
@@ -141,6 +185,22 @@ impl Apt {
     }
 }
 
+/// The packages in `folder`, by name.
+fn debs(folder: &Path) -> Result<Vec<PathBuf>> {
+    let mut files = crate::read_dir(folder)?;
+    files.retain(|file| file.extension().is_some_and(|extension| extension == "deb"));
+    files.sort();
+    Ok(files)
+}
+
+/// Removes the packages in `folder`.
+pub(crate) fn clear(folder: &Path) -> Result<()> {
+    for old in debs(folder)? {
+        fs::remove_file(&old).with_context(|| format!("removing {}", old.display()))?;
+    }
+    Ok(())
+}
+
 fn write(path: &Path, text: &str) -> Result<()> {
     fs::write(path, text).with_context(|| format!("writing {}", path.display()))
 }
@@ -165,8 +225,7 @@ APT::Sandbox::User "";
     )
 }
 
-fn sources(entry: &Entry, suites: impl Iterator<Item = String>) -> String {
-    let suites: Vec<_> = suites.collect();
+fn sources(entry: &Entry, suites: &[String]) -> String {
     let mut text = format!(
         "Types: deb\nURIs: {}\nSuites: {}\nComponents: main\n",
         entry.uri,
@@ -190,7 +249,7 @@ fn own_suite() -> Option<String> {
 
 fn own_mirror() -> Result<Entry> {
     let mut texts = Vec::new();
-    let parts = super::super::read_dir(Path::new("/etc/apt/sources.list.d")).unwrap_or_default();
+    let parts = crate::read_dir(Path::new("/etc/apt/sources.list.d")).unwrap_or_default();
     for path in parts
         .into_iter()
         .chain([PathBuf::from("/etc/apt/sources.list")])
@@ -292,7 +351,7 @@ mod tests {
             suites: Vec::new(),
             signed_by: Some("/k.gpg".to_owned()),
         };
-        let text = sources(&entry, ["stable", "sid"].map(ToOwned::to_owned).into_iter());
+        let text = sources(&entry, &["stable", "sid"].map(ToOwned::to_owned));
         assert_eq!(
             text,
             "Types: deb\nURIs: http://mirror.example/debian\nSuites: stable sid\nComponents: main\nSigned-By: /k.gpg\n"

@@ -18,9 +18,11 @@ const WANTED: &str = "linux-source-7.2";
 const FAMILY: &str = "linux-source-7.";
 
 /// What is unpacked, below the top folder.
-const PARTS: [&str; 9] = [
+const PARTS: [&str; 11] = [
     "Makefile",
+    "include/linux/pci_ids.h",
     "include/uapi",
+    "scripts/subarch.include",
     "drivers/iommu/iommufd/iommufd_test.h",
     "tools/include",
     "tools/arch/x86/include",
@@ -52,13 +54,13 @@ pub(crate) fn fetch(cache: &Cache, origin: &Origin, refresh: bool) -> Result<Sou
     let apt = Apt::new(cache, origin)?;
     let (package, version) = choose(apt.search(FAMILY)?)?;
     if package != WANTED {
-        println!("conformance: {WANTED} has left the suite; taking {package}");
+        println!("fetch: {WANTED} has left the suite; taking {package}");
     }
     let archive = apt.download(&format!("{package}={version}"))?;
     let folder = cache.folder("unpacking")?;
     fs::remove_dir_all(&folder).with_context(|| format!("clearing {}", folder.display()))?;
     let folder = cache.folder("unpacking")?;
-    println!("conformance: unpacking what the tests need");
+    println!("fetch: unpacking what the tests need");
     unpack(&archive, &format!("./usr/src/{package}.tar.xz"), &folder)?;
     let version = version_of(&folder)?;
     fs::write(folder.join(COMPLETE), "").context("marking the source as complete")?;
@@ -79,14 +81,18 @@ pub(crate) fn fetch(cache: &Cache, origin: &Origin, refresh: bool) -> Result<Sou
 /// The newest source in the cache.
 fn cached(cache: &Cache) -> Result<Option<Source>> {
     let mut found = Vec::new();
-    for folder in super::super::read_dir(&cache.folder)? {
+    for folder in crate::read_dir(&cache.top())? {
         let name = folder
             .file_name()
             .unwrap_or_default()
             .to_string_lossy()
             .into_owned();
-        if let (Some(version), true) = (name.strip_prefix("linux-"), folder.join(COMPLETE).exists())
-        {
+        // A source that an older version of this program unpacked may lack a part.
+        let complete = folder.join(COMPLETE).exists()
+            && PARTS
+                .iter()
+                .all(|part| part.contains('*') || folder.join(part).exists());
+        if let (Some(version), true) = (name.strip_prefix("linux-"), complete) {
             found.push(Source {
                 version: version.to_owned(),
                 folder,

@@ -20,11 +20,9 @@ use ioasid_core::{
 use ioasid_iommu::{Iommu, OnAnswer, PageRequest, PageRequestHandler, PageResponse};
 
 use crate::{
-    context::Context,
     error::Error,
-    event::{EventFile, Notify},
     object::ObjectId,
-    teardown::OpenFile,
+    queue_file::{Bell, Queue},
 };
 
 /// Bytes of one request as programs read it (`struct iommu_hwpt_pgfault`).
@@ -106,7 +104,7 @@ struct State {
 pub(crate) struct FaultQueue {
     id: ObjectId,
     state: Mutex<State>,
-    notify: Mutex<Option<Notify>>,
+    bell: Bell,
 }
 
 impl FaultQueue {
@@ -114,12 +112,8 @@ impl FaultQueue {
         Arc::new(FaultQueue {
             id,
             state: Mutex::default(),
-            notify: Mutex::new(None),
+            bell: Bell::default(),
         })
-    }
-
-    pub(crate) fn id(&self) -> ObjectId {
-        self.id
     }
 
     fn push(&self, group: Group) {
@@ -134,14 +128,7 @@ impl FaultQueue {
         };
         match refused {
             Some(group) => (group.on_answer)(PageResponse::Invalid),
-            None => self.changed(),
-        }
-    }
-
-    fn changed(&self) {
-        let notify = self.notify.lock().clone();
-        if let Some(notify) = notify {
-            notify();
+            None => self.bell.ring(),
         }
     }
 
@@ -180,7 +167,44 @@ impl FaultQueue {
         for group in flushed {
             (group.on_answer)(PageResponse::Invalid);
         }
-        self.changed();
+        self.bell.ring();
+    }
+
+    fn answer(&self, answer: &[u8]) -> Result<(), Error> {
+        let word = |at: usize| {
+            let bytes = answer.get(at..at + 4)?;
+            Some(u32::from_ne_bytes(bytes.try_into().ok()?))
+        };
+        // `enum iommufd_page_response_code`; the kernel's own third code is not for programs.
+        let response = match word(4) {
+            Some(0) => PageResponse::Success,
+            Some(1) => PageResponse::Invalid,
+            _ => return Err(Error::BadAnswer),
+        };
+        let cookie = word(0).ok_or(Error::BadAnswer)?;
+        let group = self.state.lock().read.remove(&cookie);
+        let group = group.ok_or(Error::BadAnswer)?;
+        (group.on_answer)(response);
+        Ok(())
+    }
+
+    /// (waiting to be read, waiting for an answer).
+    pub(crate) fn pending(&self) -> (usize, usize) {
+        let state = self.state.lock();
+        (state.waiting.len(), state.read.len())
+    }
+}
+
+impl Queue for FaultQueue {
+    const NAME: &'static str = "[iommufd-pgfault]";
+    const TAKES_ANSWERS: bool = true;
+
+    fn id(&self) -> ObjectId {
+        self.id
+    }
+
+    fn bell(&self) -> &Bell {
+        &self.bell
     }
 
     fn read(&self, count: usize) -> Result<Vec<u8>, Error> {
@@ -222,32 +246,8 @@ impl FaultQueue {
         Ok(done)
     }
 
-    fn answer(&self, answer: &[u8]) -> Result<(), Error> {
-        let word = |at: usize| {
-            let bytes = answer.get(at..at + 4)?;
-            Some(u32::from_ne_bytes(bytes.try_into().ok()?))
-        };
-        // `enum iommufd_page_response_code`; the kernel's own third code is not for programs.
-        let response = match word(4) {
-            Some(0) => PageResponse::Success,
-            Some(1) => PageResponse::Invalid,
-            _ => return Err(Error::BadAnswer),
-        };
-        let cookie = word(0).ok_or(Error::BadAnswer)?;
-        let group = self.state.lock().read.remove(&cookie);
-        let group = group.ok_or(Error::BadAnswer)?;
-        (group.on_answer)(response);
-        Ok(())
-    }
-
     fn is_readable(&self) -> bool {
         !self.state.lock().waiting.is_empty()
-    }
-
-    /// (waiting to be read, waiting for an answer).
-    pub(crate) fn pending(&self) -> (usize, usize) {
-        let state = self.state.lock();
-        (state.waiting.len(), state.read.len())
     }
 }
 
@@ -362,66 +362,6 @@ impl PageRequestHandler for FaultHandler {
 impl fmt::Debug for FaultHandler {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         fmt::Debug::fmt(&self.queue, f)
-    }
-}
-
-/// The file of a fault queue. As long as it is open it uses the queue's object and the context.
-#[derive(Debug)]
-pub(crate) struct FaultFile {
-    queue: Arc<FaultQueue>,
-    open: Mutex<Option<OpenFile>>,
-}
-
-impl FaultFile {
-    /// The caller has counted the file as a user of the queue.
-    pub(crate) fn new(context: &Arc<Context>, queue: Arc<FaultQueue>) -> Arc<Self> {
-        Arc::new(FaultFile {
-            queue,
-            open: Mutex::new(Some(OpenFile::new(context))),
-        })
-    }
-}
-
-impl EventFile for FaultFile {
-    fn read(&self, count: usize) -> Result<Vec<u8>, Error> {
-        let bytes = self.queue.read(count)?;
-        if !bytes.is_empty() {
-            self.queue.changed();
-        }
-        Ok(bytes)
-    }
-
-    fn write(&self, bytes: &[u8]) -> Result<usize, Error> {
-        self.queue.write(bytes)
-    }
-
-    fn is_readable(&self) -> bool {
-        self.queue.is_readable()
-    }
-
-    fn set_notify(&self, notify: Notify) {
-        *self.queue.notify.lock() = Some(notify);
-    }
-
-    fn closed(&self) {
-        let open = self.open.lock().take();
-        if let Some(open) = open {
-            open.context().objects.lock().put(self.queue.id);
-        }
-    }
-
-    fn is_writable(&self) -> bool {
-        true
-    }
-
-    fn name(&self) -> &'static str {
-        "[iommufd-pgfault]"
-    }
-}
-
-impl Drop for FaultFile {
-    fn drop(&mut self) {
-        self.closed();
     }
 }
 

@@ -7,7 +7,7 @@ use ioasid_iommu::Domain;
 
 use crate::{
     domains::IoasDomain, error::Error, fault::FaultHandler, hw::NestedOps, ioas::Ioas,
-    object::ObjectId, viommu::Viommu,
+    object::ObjectId, queue_file::Queue, viommu::Viommu,
 };
 
 /// Flags of HWPT_ALLOC, with the kernel's numbers (`enum iommufd_hwpt_alloc_flags`). Unknown bits

@@ -11,11 +11,12 @@ use crate::{
     domains::Attributes,
     error::Error,
     event::EventFile,
-    fault::{FaultFile, FaultHandler, FaultQueue},
+    fault::{FaultHandler, FaultQueue},
     hw::NestedOps,
     hwpt::{Hwpt, HwptAlloc, HwptFlags, Kind, NestedTable, PagingTable},
     ioas::Ioas,
     object::{Object, ObjectId},
+    queue_file::{Queue, QueueFile},
     user::UserData,
     viommu::Viommu,
 };
@@ -217,7 +218,7 @@ impl Context {
         let queue = FaultQueue::new(id);
         objects.install(id, Object::FaultQueue(Arc::clone(&queue)));
         objects.hold(id);
-        Ok((id, FaultFile::new(self, queue)))
+        Ok((id, QueueFile::new(self, queue)))
     }
 
     /// The domain behind a page table of an IOAS.

@@ -82,6 +82,7 @@ mod mmap;
 mod object;
 mod pages;
 mod process;
+mod queue_file;
 mod teardown;
 mod user;
 mod vevent;

@@ -8,6 +8,7 @@ use crate::{
     context::Context,
     error::Error,
     object::{Object, ObjectId, Table},
+    queue_file::Queue,
 };
 
 impl Context {

@@ -9,11 +9,9 @@ use std::{collections::VecDeque, fmt, sync::Arc};
 use ioasid_core::sync::Mutex;
 
 use crate::{
-    context::Context,
     error::Error,
-    event::{EventFile, Notify},
     object::ObjectId,
-    teardown::OpenFile,
+    queue_file::{Bell, Queue},
 };
 
 /// Bytes of a header: flags and sequence number (`struct iommufd_vevent_header`).
@@ -59,7 +57,7 @@ pub(crate) struct VeventQueue {
     viommu: ObjectId,
     depth: u32,
     state: Mutex<State>,
-    notify: Mutex<Option<Notify>>,
+    bell: Bell,
 }
 
 impl VeventQueue {
@@ -72,12 +70,8 @@ impl VeventQueue {
             viommu,
             depth,
             state: Mutex::default(),
-            notify: Mutex::new(None),
+            bell: Bell::default(),
         })
-    }
-
-    pub(crate) fn id(&self) -> ObjectId {
-        self.id
     }
 
     pub(crate) fn viommu(&self) -> ObjectId {
@@ -95,14 +89,19 @@ impl VeventQueue {
                 state.push(Some(data.to_vec()));
             }
         }
-        self.changed();
+        self.bell.ring();
+    }
+}
+
+impl Queue for VeventQueue {
+    const NAME: &'static str = "[iommufd-viommu-event]";
+
+    fn id(&self) -> ObjectId {
+        self.id
     }
 
-    fn changed(&self) {
-        let notify = self.notify.lock().clone();
-        if let Some(notify) = notify {
-            notify();
-        }
+    fn bell(&self) -> &Bell {
+        &self.bell
     }
 
     fn read(&self, count: usize) -> Result<Vec<u8>, Error> {
@@ -146,62 +145,6 @@ impl fmt::Debug for VeventQueue {
             .field("id", &self.id)
             .field("depth", &self.depth)
             .finish_non_exhaustive()
-    }
-}
-
-/// The file of a queue of events. As long as it is open it uses the queue's object and the context.
-#[derive(Debug)]
-pub(crate) struct VeventFile {
-    queue: Arc<VeventQueue>,
-    open: Mutex<Option<OpenFile>>,
-}
-
-impl VeventFile {
-    /// The caller has counted the file as a user of the queue.
-    pub(crate) fn new(context: &Arc<Context>, queue: Arc<VeventQueue>) -> Arc<Self> {
-        Arc::new(VeventFile {
-            queue,
-            open: Mutex::new(Some(OpenFile::new(context))),
-        })
-    }
-}
-
-impl EventFile for VeventFile {
-    fn read(&self, count: usize) -> Result<Vec<u8>, Error> {
-        let bytes = self.queue.read(count)?;
-        if !bytes.is_empty() {
-            self.queue.changed();
-        }
-        Ok(bytes)
-    }
-
-    fn write(&self, _: &[u8]) -> Result<usize, Error> {
-        Err(Error::NotWritable)
-    }
-
-    fn is_readable(&self) -> bool {
-        self.queue.is_readable()
-    }
-
-    fn set_notify(&self, notify: Notify) {
-        *self.queue.notify.lock() = Some(notify);
-    }
-
-    fn closed(&self) {
-        let open = self.open.lock().take();
-        if let Some(open) = open {
-            open.context().objects.lock().put(self.queue.id);
-        }
-    }
-
-    fn name(&self) -> &'static str {
-        "[iommufd-viommu-event]"
-    }
-}
-
-impl Drop for VeventFile {
-    fn drop(&mut self) {
-        self.closed();
     }
 }
 

@@ -18,8 +18,9 @@ use crate::{
     hwpt::Hwpt,
     mmap::MmapSpace,
     object::{Object, ObjectId},
+    queue_file::{Queue, QueueFile},
     user::{UserArray, UserData},
-    vevent::{VeventFile, VeventQueue},
+    vevent::VeventQueue,
 };
 
 /// A virtual IOMMU.
@@ -300,7 +301,7 @@ impl Context {
         objects.install(id, Object::VeventQueue(Arc::clone(&queue)));
         objects.hold(viommu.id);
         objects.hold(id);
-        Ok((id, VeventFile::new(self, queue)))
+        Ok((id, QueueFile::new(self, queue)))
     }
 
     /// HWPT_INVALIDATE: forgets cached translations of a nested page table, or what a virtual IOMMU

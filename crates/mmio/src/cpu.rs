@@ -40,6 +40,15 @@ pub trait Cpu {
     fn set_opmask(&mut self, index: u8, value: u64) {
         let _ = (index, value);
     }
+    /// The PASID that `enqcmd` puts into a command, 20 bits: that of the register `IA32_PASID`, which
+    /// counts as valid. 0 if the space knows by the device whose commands they are.
+    fn pasid(&self) -> u32 {
+        0
+    }
+    /// Whether the thread runs with privilege (CPL 0), as `enqcmds` demands.
+    fn is_privileged(&self) -> bool {
+        false
+    }
     /// The base that an FS or GS prefix adds.
     fn segment_base(&self, segment: Segment) -> u64;
 }

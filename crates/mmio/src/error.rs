@@ -23,6 +23,9 @@ pub enum Error {
         /// What it should be a multiple of, in bytes.
         alignment: u64,
     },
+    /// The instruction is for privileged code, or its operand breaks a rule: #GP, SIGSEGV on Linux.
+    #[error("a general protection fault")]
+    Privileged,
     /// Memory did not answer.
     #[error(transparent)]
     Fault(#[from] Fault),

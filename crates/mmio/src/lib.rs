@@ -17,9 +17,20 @@
 #![cfg_attr(not(test), no_std)]
 #![forbid(unsafe_code)]
 
+mod command;
 pub mod cpu;
 mod error;
+mod exec;
+pub mod flags;
+mod integer;
 pub mod space;
+mod string;
+mod vector;
+pub mod xsave;
+
+use iced_x86::{Decoder, DecoderError, DecoderOptions, Instruction};
+
+use crate::exec::{Exec, Progress};
 
 pub use cpu::{Cpu, Segment};
 pub use error::Error;
@@ -33,7 +44,26 @@ pub const MAX_INSTRUCTION: usize = 15;
 pub const MAX_ITERATIONS: u32 = 4096;
 
 /// Fills the decoder's tables. To be called once before [`execute`] runs where nothing may allocate.
-pub fn warm_up() {}
+pub fn warm_up() {
+    // One table serves all encodings; `mov (%rax),%eax` is as good as any.
+    let mut decoder = Decoder::with_ip(64, &[0x8b, 0x00], 0, DecoderOptions::NONE);
+    let mut instruction = Instruction::default();
+    decoder.decode_out(&mut instruction);
+}
+
+fn decode(code: &[u8], rip: u64) -> Result<Instruction, Error> {
+    let code = code.get(..MAX_INSTRUCTION).unwrap_or(code);
+    let mut decoder = Decoder::with_ip(64, code, rip, DecoderOptions::NONE);
+    let mut instruction = Instruction::default();
+    decoder.decode_out(&mut instruction);
+    if !instruction.is_invalid() {
+        return Ok(instruction);
+    }
+    if decoder.last_error() == DecoderError::NoMoreBytes && code.len() < MAX_INSTRUCTION {
+        return Err(Error::Truncated);
+    }
+    Err(Error::Invalid)
+}
 
 /// Carries out the one instruction that `code` starts with, at `cpu.rip()`.
 ///
@@ -45,6 +75,23 @@ pub fn warm_up() {}
 /// The registers are then as the processor leaves them at a fault: unchanged, apart from the
 /// counters of a `rep` that was under way.
 pub fn execute(code: &[u8], cpu: &mut impl Cpu, space: &mut impl Space) -> Result<(), Error> {
-    let _ = (code, cpu, space);
-    Err(Error::Unsupported)
+    let instruction = decode(code, cpu.rip())?;
+    let next = instruction.next_ip();
+    let mut exec = Exec {
+        instruction,
+        cpu,
+        space,
+    };
+    let progress = match exec
+        .string()
+        .or_else(|| exec.command())
+        .or_else(|| exec.vector())
+    {
+        Some(result) => result?,
+        None => exec.integer()?,
+    };
+    if progress == Progress::Done {
+        exec.cpu.set_rip(next);
+    }
+    Ok(())
 }

@@ -95,6 +95,11 @@ impl Shared {
             .then(|| WindowPermit(Arc::clone(&self.windows)))
     }
 
+    /// Windows that the client may use.
+    pub(crate) fn window_limit(&self) -> usize {
+        self.limits.windows
+    }
+
     /// Remembers an address space of the client's.
     pub(crate) fn remember_space(&self, space: &Arc<AddressSpace>) {
         let mut spaces = self.spaces.lock();
@@ -181,6 +186,10 @@ impl Client {
             processes: Mutex::new(processes),
             name,
         }))
+    }
+
+    pub(crate) fn shared(&self) -> &Arc<Shared> {
+        &self.shared
     }
 
     /// Its name.

@@ -21,6 +21,7 @@ compile_error!("ioasid-host needs Linux on x86-64");
 
 mod address_space;
 mod client;
+mod confine;
 mod copy;
 mod file;
 mod irq;
@@ -28,12 +29,16 @@ mod maps;
 mod pages;
 mod process;
 mod processes;
+mod received;
+pub mod service;
 mod shared;
 mod worker;
 
 pub use client::{Client, Limits, ProcessError};
+pub use confine::confine;
 pub use copy::RecoveringCopy;
 pub use file::FileMemory;
 pub use irq::EventFd;
 pub use process::{Process, can_take_descriptors};
+pub use received::{MemoryFileId, prepare_received};
 pub use worker::ClientWorker;

@@ -35,6 +35,34 @@ pub trait Worker: Send + Sync + fmt::Debug {
     fn submit(&self, job: Job) -> Result<(), WorkerStopped>;
 }
 
+/// Gives `state` to `run` on `worker`. If the worker goes without running it, `lost` gets it: on
+/// whichever thread drops the job, at once if the worker has stopped already.
+pub fn hand_over<T: Send + 'static>(
+    worker: &Arc<dyn Worker>,
+    state: T,
+    run: impl FnOnce(T) + Send + 'static,
+    lost: impl FnOnce(T) + Send + 'static,
+) {
+    struct Errand<T, L: FnOnce(T)>(Option<(T, L)>);
+
+    impl<T, L: FnOnce(T)> Drop for Errand<T, L> {
+        fn drop(&mut self) {
+            if let Some((state, lost)) = self.0.take() {
+                lost(state);
+            }
+        }
+    }
+
+    let mut errand = Errand(Some((state, lost)));
+    let job = move || {
+        if let Some((state, _)) = errand.0.take() {
+            run(state);
+        }
+    };
+    // A refused job is dropped, and that is all there is to do about it.
+    let _ = worker.submit(Box::new(job));
+}
+
 /// Starts threads. The standard one names them so that a debugger tells engines apart.
 pub trait Spawner: Send + Sync + fmt::Debug {
     /// Runs `job` on a new thread called `name`.
@@ -138,11 +166,29 @@ pub trait Caller: Send + Sync + fmt::Debug {
     /// [`FdError::NotOpen`], or [`FdError::WrongType`] if it is not an eventfd.
     fn eventfd(&self, fd: i32) -> Result<Arc<dyn IrqSink>, FdError>;
 
+    /// Calls `listener` each time that the eventfd behind `fd` is signalled, and at once if it was
+    /// signalled before; takes what it counts. Ends when the answer is dropped: then no call is under
+    /// way any more, unless it is `listener` that drops it.
+    ///
+    /// # Errors
+    /// As [`Caller::eventfd`]; [`FdError::NoMemory`] if nobody can listen, the default.
+    fn watch_eventfd(
+        &self,
+        fd: i32,
+        listener: Arc<dyn IrqSink>,
+    ) -> Result<Box<dyn EventfdWatch>, FdError> {
+        let _ = (fd, listener);
+        Err(FdError::NoMemory)
+    }
+
     /// Who pays for memory that this ioctl locks. By default nobody in particular, without limit.
     fn account(&self) -> Account {
         Account::default()
     }
 }
+
+/// An eventfd of a program that somebody listens to, until this is dropped.
+pub trait EventfdWatch: Send + Sync + fmt::Debug {}
 
 /// An interrupt sink that counts, for tests and in-process drivers.
 #[derive(Debug, Default)]

@@ -232,8 +232,22 @@ impl From<ioasid_vfio::Error> for Errno {
         match error {
             Error::Iommufd(error) => error.into(),
             Error::Eventfd(error) => error.into(),
-            Error::Gone | Error::NoSuchUuid => Errno::ENODEV,
+            Error::Gone | Error::NoSuchUuid | Error::NoSuchDevice | Error::NoSuchBackend => {
+                Errno::ENODEV
+            }
+            Error::GroupBusy | Error::DevicesOpen | Error::AddressesInvalid => Errno::EBUSY,
+            Error::MapExists => Errno::EEXIST,
+            Error::NoSuchMap => Errno::ENOENT,
+            Error::TooManyMaps => Errno::ENOSPC,
+            Error::RangeOverflow => Errno::EOVERFLOW,
+            Error::NoDirtyPages => Errno::EACCES,
             Error::StillOpen => Errno::EAGAIN,
+            Error::WrongToken => Errno::EACCES,
+            Error::UnmaskedAlready => Errno::EBUSY,
+            Error::IoeventfdExists => Errno::EEXIST,
+            Error::NoIoeventfd | Error::NoHotReset => Errno::ENODEV,
+            Error::TooManyIoeventfds => Errno::ENOSPC,
+            Error::NoFeature => Errno::ENOTTY,
             Error::BeyondConfig => Errno::EFAULT,
             Error::MemoryDisabled | Error::Device(_) => Errno::EIO,
             Error::NoSuchIrqAction => Errno::ENOTTY,
@@ -249,7 +263,15 @@ impl From<ioasid_vfio::Error> for Errno {
             | Error::NoSuchIndex
             | Error::BeyondRegion
             | Error::NotMappable
+            | Error::UnneededToken
+            | Error::LowPowerAlready
+            | Error::NotAllOwned
             | Error::BadIrqRequest
+            | Error::ContainerState
+            | Error::BackendState
+            | Error::BadDeviceOption
+            | Error::BadMapRequest
+            | Error::IovaConflict
             | Error::BadUuid => Errno::EINVAL,
             // The enum may grow: a cause without a number yet is an invalid argument.
             _ => Errno::EINVAL,

@@ -74,6 +74,83 @@ pub enum Error {
     /// The device model refused (EIO).
     #[error("the device refused: {0}")]
     Device(&'static str),
+    /// The group's file is open, so a device of it cannot be bound on its own; or the other way
+    /// round (EBUSY).
+    #[error("the group is in use in another way")]
+    GroupBusy,
+    /// A container is set already, or none is set (EINVAL).
+    #[error("the group has a container already, or has none")]
+    ContainerState,
+    /// Devices of the group are open (EBUSY).
+    #[error("devices of the group are open")]
+    DevicesOpen,
+    /// No device of the group has this name (ENODEV).
+    #[error("no device of the group has this name")]
+    NoSuchDevice,
+    /// An option behind a device's name is unknown, is there twice or is not well formed (EINVAL).
+    #[error("bad option behind the name of a device")]
+    BadDeviceOption,
+    /// The container has no IOMMU backend yet, or has one, or no group (EINVAL).
+    #[error("the container has no IOMMU backend, or cannot be given one now")]
+    BackendState,
+    /// No IOMMU backend is of this type (ENODEV).
+    #[error("no IOMMU backend of this type")]
+    NoSuchBackend,
+    /// A mapping overlaps (EEXIST).
+    #[error("a mapping overlaps")]
+    MapExists,
+    /// No mapping there (ENOENT).
+    #[error("nothing is mapped there")]
+    NoSuchMap,
+    /// The container has as many mappings as it may have (ENOSPC).
+    #[error("the container has as many mappings as it may have")]
+    TooManyMaps,
+    /// Flags, size or alignment of a container's mapping do not fit (EINVAL).
+    #[error("flags, size or alignment do not fit")]
+    BadMapRequest,
+    /// A range passes the end of all addresses (EOVERFLOW).
+    #[error("the range passes the end of all addresses")]
+    RangeOverflow,
+    /// The group cannot be used with what is mapped: an address range of its own is in the way
+    /// (EINVAL).
+    #[error("a mapping lies where the group has no room for one")]
+    IovaConflict,
+    /// Addresses of the program are invalid for the time being, or cannot be made so (EBUSY).
+    #[error("the program's addresses are, or cannot be made, invalid")]
+    AddressesInvalid,
+    /// Version 1 of the type 1 IOMMU tracks no dirty pages (EACCES).
+    #[error("version 1 tracks no dirty pages")]
+    NoDirtyPages,
+    /// A VF token is needed, or it is not this one (EACCES).
+    #[error("the VF token is missing or wrong")]
+    WrongToken,
+    /// A VF token was given where none is needed (EINVAL).
+    #[error("a VF token is given for no reason")]
+    UnneededToken,
+    /// An eventfd unmasks the wired interrupt already (EBUSY).
+    #[error("an eventfd unmasks the interrupt already")]
+    UnmaskedAlready,
+    /// A store for these eventfd signals is there already (EEXIST).
+    #[error("there is such an ioeventfd already")]
+    IoeventfdExists,
+    /// No store for these eventfd signals is there (ENODEV).
+    #[error("there is no such ioeventfd")]
+    NoIoeventfd,
+    /// The device has as many ioeventfds as it may have (ENOSPC).
+    #[error("the device has as many ioeventfds as it may have")]
+    TooManyIoeventfds,
+    /// The device has no such feature (ENOTTY).
+    #[error("the device has no such feature")]
+    NoFeature,
+    /// The program has let the device into low power already (EINVAL).
+    #[error("the device may sleep already")]
+    LowPowerAlready,
+    /// The device cannot be reset by way of its slot or bus (ENODEV).
+    #[error("no slot or bus can be reset")]
+    NoHotReset,
+    /// Not every device that the reset concerns is the program's (EINVAL).
+    #[error("the reset concerns a device of somebody else's")]
+    NotAllOwned,
     /// What the I/O address space layer said.
     #[error(transparent)]
     Iommufd(#[from] ioasid_iommufd::Error),

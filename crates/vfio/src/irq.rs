@@ -1,16 +1,18 @@
 //! The five interrupt indexes of a PCI device and the rules of SET_IRQS
-//! (`drivers/vfio/pci/vfio_pci_intrs.c`). INTx and MSI exist as indexes but have no vector.
+//! (`drivers/vfio/pci/vfio_pci_intrs.c`).
+//!
+//! INTx, MSI and MSI-X exclude each other: one of them is enabled at a time.
 
 use std::sync::Arc;
 
 use ioasid_core::{
-    host::{FdError, IrqSink},
+    host::{EventfdWatch, FdError, IrqSink},
     sync::Mutex,
 };
 
 use crate::{
     error::{Error, Result},
-    pci::{Function, Vectors},
+    pci::{Function, Intx, Vectors},
 };
 
 /// Number of interrupt indexes of a PCI device.
@@ -51,8 +53,9 @@ impl IrqIndex {
     /// Vectors that `function` has at this index.
     pub fn count(self, function: &Function) -> u32 {
         match self {
-            IrqIndex::Intx | IrqIndex::Msi => 0,
-            IrqIndex::Msix => function.vectors().count(),
+            IrqIndex::Intx => u32::from(function.has_intx()),
+            IrqIndex::Msi => function.msi_count(),
+            IrqIndex::Msix => function.msix().map_or(0, |msix| msix.count.into()),
             IrqIndex::Error => u32::from(function.is_express()),
             IrqIndex::Request => 1,
         }
@@ -148,19 +151,54 @@ pub struct Interrupts {
 
 #[derive(Debug, Default)]
 struct State {
-    msix_enabled: bool,
+    enabled: Enabled,
+    /// The eventfd that unmasks INTx.
+    unmask: Option<Box<dyn EventfdWatch>>,
     error: Option<Arc<dyn IrqSink>>,
     request: Option<Arc<dyn IrqSink>>,
+}
+
+/// Which of the indexes that exclude each other is enabled.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+enum Enabled {
+    #[default]
+    None,
+    Intx,
+    /// With so many vectors: no more can be had while it is on.
+    Msi(u32),
+    /// Vectors come and go.
+    Msix,
+}
+
+impl Enabled {
+    fn is(self, index: IrqIndex) -> bool {
+        matches!(
+            (self, index),
+            (Enabled::Intx, IrqIndex::Intx)
+                | (Enabled::Msi(_), IrqIndex::Msi)
+                | (Enabled::Msix, IrqIndex::Msix)
+        )
+    }
+}
+
+/// What an eventfd does that unmasks INTx.
+#[derive(Debug)]
+struct Unmask(Arc<Intx>);
+
+impl IrqSink for Unmask {
+    fn signal(&self) {
+        self.0.unmask();
+    }
 }
 
 impl Interrupts {
     /// Carries out `request` on `function`.
     ///
     /// # Errors
-    /// [`Error::BadIrqRequest`] if it does not fit the index or its state,
-    /// [`Error::NoSuchIrqAction`] if the index does not know the action, [`Error::NoVectors`] if
-    /// MSI-X is to be enabled with no vector, [`Error::Eventfd`] for a bad file descriptor. The
-    /// vectors of a request that fails half-way are disconnected.
+    /// [`Error::BadIrqRequest`] if it does not fit the index or its state, or another index is
+    /// enabled; [`Error::NoSuchIrqAction`] if the index does not know the action,
+    /// [`Error::NoVectors`] if MSI or MSI-X is to be enabled with no vector, [`Error::Eventfd`] for a
+    /// bad file descriptor. The vectors of a request that fails half-way are disconnected.
     pub fn set(&self, function: &Function, request: &SetIrqs) -> Result<()> {
         let end = request.start.checked_add(request.count);
         let available = request.index.count(function);
@@ -175,51 +213,47 @@ impl Interrupts {
         if elements != request.count as usize {
             return Err(Error::BadIrqRequest);
         }
+        let mut state = self.state.lock();
         match (request.index, request.action) {
-            (IrqIndex::Msix, IrqAction::Trigger) => self.set_msix(function, request),
+            (IrqIndex::Intx, IrqAction::Trigger) => state.trigger_intx(function, request),
+            (IrqIndex::Intx, action) => state.mask_intx(function, action, request),
+            (IrqIndex::Msi | IrqIndex::Msix, IrqAction::Trigger) => {
+                state.trigger_vectors(function, request)
+            }
             (IrqIndex::Error, IrqAction::Trigger) => {
-                set_single(&mut self.state.lock().error, &request.data, request.count)
+                set_single(&mut state.error, &request.data, request.count)
             }
             (IrqIndex::Request, IrqAction::Trigger) => {
-                set_single(&mut self.state.lock().request, &request.data, request.count)
+                set_single(&mut state.request, &request.data, request.count)
             }
             _ => Err(Error::NoSuchIrqAction),
         }
     }
 
-    fn set_msix(&self, function: &Function, request: &SetIrqs) -> Result<()> {
-        let vectors = function.vectors();
+    /// Lets an eventfd unmask INTx, which `watch` finds; or no eventfd any more, for `None`.
+    ///
+    /// # Errors
+    /// [`Error::BadIrqRequest`] while INTx is not enabled, the error of `watch`, and
+    /// [`Error::UnmaskedAlready`].
+    pub fn unmask_by<W>(&self, function: &Function, watch: Option<W>) -> Result<()>
+    where
+        W: FnOnce(Arc<dyn IrqSink>) -> std::result::Result<Box<dyn EventfdWatch>, FdError>,
+    {
         let mut state = self.state.lock();
-        let range = request.start..request.start + request.count;
-        match &request.data {
-            IrqData::Eventfds(fds) => {
-                let enabling = !state.msix_enabled;
-                if enabling && range.end == 0 {
-                    return Err(Error::NoVectors);
-                }
-                let connected = connect(vectors, request.start, fds);
-                state.msix_enabled = connected.is_ok() || !enabling;
-                function.show_msix(state.msix_enabled);
-                connected
-            }
-            _ if !state.msix_enabled => Err(Error::BadIrqRequest),
-            IrqData::None if request.count == 0 => {
-                vectors.disconnect_all();
-                state.msix_enabled = false;
-                function.show_msix(false);
-                Ok(())
-            }
-            IrqData::None => {
-                range.for_each(|vector| vectors.signal(vector));
-                Ok(())
-            }
-            IrqData::Bools(bools) => {
-                for (vector, _) in range.zip(bools).filter(|(_, fire)| **fire) {
-                    vectors.signal(vector);
-                }
-                Ok(())
-            }
+        if state.enabled != Enabled::Intx {
+            return Err(Error::BadIrqRequest);
         }
+        let Some(watch) = watch else {
+            state.unmask = None;
+            return Ok(());
+        };
+        let listener = Arc::new(Unmask(Arc::clone(function.intx())));
+        let watch = watch(listener).map_err(Error::Eventfd)?;
+        if state.unmask.is_some() {
+            return Err(Error::UnmaskedAlready);
+        }
+        state.unmask = Some(watch);
+        Ok(())
     }
 
     /// Asks the user to give the device back.
@@ -239,27 +273,163 @@ impl Interrupts {
     /// Disconnects everything.
     pub fn clear(&self, function: &Function) {
         let mut state = self.state.lock();
-        function.vectors().disconnect_all();
+        state.disable(function);
         *state = State::default();
     }
 
     /// Whether MSI-X is enabled.
     pub fn msix_enabled(&self) -> bool {
-        self.state.lock().msix_enabled
+        self.state.lock().enabled == Enabled::Msix
     }
 }
 
-/// Connects vectors from `start` on; on a bad one disconnects those of this call.
-fn connect(vectors: &Vectors, start: u32, fds: &[Eventfd]) -> Result<()> {
-    for (vector, fd) in (start..).zip(fds) {
-        match fd {
-            Eventfd::Sink(sink) => vectors.connect(vector, Some(Arc::clone(sink))),
-            Eventfd::None | Eventfd::Negative => vectors.connect(vector, None),
-            Eventfd::Unusable(error) => {
-                (start..=vector).for_each(|vector| vectors.connect(vector, None));
-                return Err(Error::Eventfd(*error));
+impl State {
+    /// Turns off the index that is enabled.
+    fn disable(&mut self, function: &Function) {
+        match self.enabled {
+            Enabled::None => {}
+            Enabled::Intx => {
+                self.unmask = None;
+                function.intx().disable();
+            }
+            Enabled::Msi(_) => {
+                function.vectors().disconnect_all();
+                function.enable_msi(0);
+            }
+            Enabled::Msix => {
+                function.vectors().disconnect_all();
+                function.show_msix(false);
             }
         }
+        self.enabled = Enabled::None;
+    }
+
+    /// Whether the index is on, which it can only be if none of the others is.
+    fn expect_no_other(&self, index: IrqIndex) -> Result<bool> {
+        match self.enabled {
+            Enabled::None => Ok(false),
+            enabled if enabled.is(index) => Ok(true),
+            _ => Err(Error::BadIrqRequest),
+        }
+    }
+
+    fn trigger_intx(&mut self, function: &Function, request: &SetIrqs) -> Result<()> {
+        let on = self.enabled == Enabled::Intx;
+        if on && request.count == 0 && matches!(request.data, IrqData::None) {
+            self.disable(function);
+            return Ok(());
+        }
+        self.expect_no_other(IrqIndex::Intx)?;
+        if request.count != 1 {
+            return Err(Error::BadIrqRequest);
+        }
+        let fire = match &request.data {
+            IrqData::Eventfds(fds) => {
+                let sink = match fds.first() {
+                    Some(Eventfd::Sink(sink)) => Some(Arc::clone(sink)),
+                    Some(Eventfd::Unusable(error)) => return Err(Error::Eventfd(*error)),
+                    Some(Eventfd::None | Eventfd::Negative) | None => None,
+                };
+                function.intx().enable(sink);
+                self.enabled = Enabled::Intx;
+                return Ok(());
+            }
+            _ if !on => return Err(Error::BadIrqRequest),
+            IrqData::None => true,
+            IrqData::Bools(bools) => bools.first() == Some(&true),
+        };
+        if fire {
+            function.intx().trigger();
+        }
+        Ok(())
+    }
+
+    fn mask_intx(
+        &mut self,
+        function: &Function,
+        action: IrqAction,
+        request: &SetIrqs,
+    ) -> Result<()> {
+        if self.enabled != Enabled::Intx || request.count != 1 {
+            return Err(Error::BadIrqRequest);
+        }
+        let act = match &request.data {
+            IrqData::None => true,
+            IrqData::Bools(bools) => bools.first() == Some(&true),
+            // Unmasking by eventfd is [`Interrupts::unmask_by`]; there is no masking by one.
+            IrqData::Eventfds(_) => return Err(Error::NoSuchIrqAction),
+        };
+        match action {
+            IrqAction::Mask if act => function.intx().mask(),
+            IrqAction::Unmask if act => function.intx().unmask(),
+            _ => {}
+        }
+        Ok(())
+    }
+
+    fn trigger_vectors(&mut self, function: &Function, request: &SetIrqs) -> Result<()> {
+        let index = request.index;
+        let vectors = function.vectors();
+        if self.enabled.is(index) && request.count == 0 && matches!(request.data, IrqData::None) {
+            self.disable(function);
+            return Ok(());
+        }
+        let on = self.expect_no_other(index)?;
+        let range = request.start..request.start + request.count;
+        let fds = match &request.data {
+            IrqData::Eventfds(fds) => fds,
+            _ if !on => return Err(Error::BadIrqRequest),
+            IrqData::None => {
+                range.for_each(|vector| vectors.deliver(vector));
+                return Ok(());
+            }
+            IrqData::Bools(bools) => {
+                for (vector, _) in range.zip(bools).filter(|(_, fire)| **fire) {
+                    vectors.deliver(vector);
+                }
+                return Ok(());
+            }
+        };
+        if on {
+            let end = match self.enabled {
+                Enabled::Msi(given) => given,
+                _ => u32::MAX,
+            };
+            return connect(vectors, request.start, end, fds);
+        }
+        if range.end == 0 {
+            return Err(Error::NoVectors);
+        }
+        if index == IrqIndex::Msi {
+            self.enabled = Enabled::Msi(range.end);
+            function.enable_msi(range.end);
+        } else {
+            self.enabled = Enabled::Msix;
+            function.show_msix(true);
+        }
+        let connected = connect(vectors, request.start, u32::MAX, fds);
+        connected.inspect_err(|_| self.disable(function))
+    }
+}
+
+/// Connects vectors from `start` on, as far as there are any before `end`; on a bad one disconnects
+/// those of this call.
+fn connect(vectors: &Vectors, start: u32, end: u32, fds: &[Eventfd]) -> Result<()> {
+    for (vector, fd) in (start..).zip(fds) {
+        let error = match fd {
+            Eventfd::None | Eventfd::Negative => {
+                vectors.connect(vector, None);
+                continue;
+            }
+            _ if vector >= end => Error::BadIrqRequest,
+            Eventfd::Sink(sink) => {
+                vectors.connect(vector, Some(Arc::clone(sink)));
+                continue;
+            }
+            Eventfd::Unusable(error) => Error::Eventfd(*error),
+        };
+        (start..=vector).for_each(|vector| vectors.connect(vector, None));
+        return Err(error);
     }
     Ok(())
 }
@@ -298,6 +468,16 @@ mod tests {
         FunctionBuilder::new(1, 2)
             .bar(0, Bar::memory64(0x4000))
             .express()
+            .msix(MsixLayout::new(0, 0x2000, 0x3000, 4))
+            .build()
+            .unwrap()
+    }
+
+    fn wired() -> Function {
+        FunctionBuilder::new(1, 2)
+            .bar(0, Bar::memory64(0x4000))
+            .intx()
+            .msi(3)
             .msix(MsixLayout::new(0, 0x2000, 0x3000, 4))
             .build()
             .unwrap()
@@ -376,6 +556,123 @@ mod tests {
             function.vectors().signal(vector);
         }
         assert_eq!(counter.count(), 2, "vectors 0 and 3 are still connected");
+    }
+
+    #[test]
+    fn intx_msi_and_msix_exclude_each_other() {
+        let function = wired();
+        let irqs = Interrupts::default();
+        let counter = CountingIrq::new();
+        let data = || IrqData::Eventfds(vec![sink(&counter)]);
+        let indexes = [IrqIndex::Intx, IrqIndex::Msi, IrqIndex::Msix];
+        for on in indexes {
+            irqs.set(&function, &trigger(on, 0, 1, data())).unwrap();
+            for other in indexes.into_iter().filter(|other| *other != on) {
+                for data in [data(), IrqData::None] {
+                    let refused = irqs.set(&function, &trigger(other, 0, 1, data));
+                    assert_eq!(refused, Err(Error::BadIrqRequest), "{on:?} {other:?}");
+                }
+                let off = trigger(other, 0, 0, IrqData::None);
+                assert_eq!(irqs.set(&function, &off), Err(Error::BadIrqRequest));
+            }
+            irqs.set(&function, &trigger(on, 0, 0, IrqData::None))
+                .unwrap();
+        }
+    }
+
+    #[test]
+    fn intx_is_enabled_swapped_fired_masked_and_disabled() {
+        let function = wired();
+        let irqs = Interrupts::default();
+        let set = |action, count, data| {
+            let request = trigger(IrqIndex::Intx, 0, count, data);
+            irqs.set(&function, &SetIrqs { action, ..request })
+        };
+        let fd = |fd| IrqData::Eventfds(vec![fd]);
+        let bad = Err(Error::BadIrqRequest);
+        use IrqAction::{Mask, Trigger, Unmask};
+        assert_eq!(set(Trigger, 0, IrqData::None), bad, "it is off");
+        assert_eq!(set(Trigger, 1, IrqData::None), bad);
+        assert_eq!(set(Mask, 1, IrqData::None), bad);
+        let (old, new) = (CountingIrq::new(), CountingIrq::new());
+        set(Trigger, 1, fd(Eventfd::None)).unwrap();
+        set(Trigger, 1, IrqData::None).unwrap();
+        set(Trigger, 1, fd(sink(&old))).unwrap();
+        set(Trigger, 1, IrqData::None).unwrap();
+        set(Trigger, 1, IrqData::Bools(vec![false])).unwrap();
+        set(Trigger, 1, fd(sink(&new))).unwrap();
+        set(Trigger, 1, IrqData::Bools(vec![true])).unwrap();
+        assert_eq!((old.count(), new.count()), (1, 1));
+        set(Mask, 1, IrqData::None).unwrap();
+        function.intx().set(true);
+        assert_eq!(new.count(), 1);
+        set(Unmask, 1, IrqData::Bools(vec![false])).unwrap();
+        assert_eq!(new.count(), 1);
+        set(Unmask, 1, IrqData::Bools(vec![true])).unwrap();
+        assert_eq!(new.count(), 2);
+        assert_eq!(set(Mask, 0, IrqData::None), bad);
+        let by_eventfd = set(Mask, 1, fd(sink(&new)));
+        assert_eq!(by_eventfd, Err(Error::NoSuchIrqAction));
+        let closed = fd(Eventfd::Unusable(FdError::NotOpen));
+        let refused = Err(Error::Eventfd(FdError::NotOpen));
+        assert_eq!(set(Trigger, 1, closed), refused);
+        set(Trigger, 0, IrqData::None).unwrap();
+        assert_eq!(set(Unmask, 1, IrqData::None), bad);
+    }
+
+    #[test]
+    fn one_eventfd_unmasks_intx() {
+        #[derive(Debug)]
+        struct Watch;
+        impl EventfdWatch for Watch {}
+        type Answer = std::result::Result<Box<dyn EventfdWatch>, FdError>;
+        let function = wired();
+        let irqs = Interrupts::default();
+        let heard = Mutex::new(None);
+        let watch = |listener: Arc<dyn IrqSink>| -> Answer {
+            *heard.lock() = Some(listener);
+            Ok(Box::new(Watch))
+        };
+        let none: Option<fn(Arc<dyn IrqSink>) -> Answer> = None;
+        let off = irqs.unmask_by(&function, none);
+        assert_eq!(off, Err(Error::BadIrqRequest));
+        let counter = CountingIrq::new();
+        let data = IrqData::Eventfds(vec![sink(&counter)]);
+        irqs.set(&function, &trigger(IrqIndex::Intx, 0, 1, data))
+            .unwrap();
+        irqs.unmask_by(&function, Some(watch)).unwrap();
+        let second = irqs.unmask_by(&function, Some(watch));
+        assert_eq!(second, Err(Error::UnmaskedAlready));
+        function.intx().set(true);
+        heard.lock().take().unwrap().signal();
+        assert_eq!(counter.count(), 2);
+        irqs.unmask_by(&function, none).unwrap();
+        irqs.unmask_by(&function, Some(watch)).unwrap();
+    }
+
+    #[test]
+    fn msi_keeps_the_vectors_that_it_was_enabled_with() {
+        let function = wired();
+        let irqs = Interrupts::default();
+        let counters: Vec<_> = (0..8).map(|_| CountingIrq::new()).collect();
+        let msi = |start: u32, fds: Vec<Eventfd>| {
+            let count = fds.len() as u32;
+            let data = IrqData::Eventfds(fds);
+            irqs.set(&function, &trigger(IrqIndex::Msi, start, count, data))
+        };
+        assert_eq!(msi(0, vec![]), Err(Error::NoVectors));
+        msi(0, vec![sink(&counters[0]), sink(&counters[1])]).unwrap();
+        assert_eq!(msi(2, vec![sink(&counters[2])]), Err(Error::BadIrqRequest));
+        msi(2, vec![Eventfd::None]).unwrap();
+        for vector in 0..8 {
+            function.vectors().signal(vector);
+        }
+        assert_eq!(counters[0].count(), 4, "the low bits of the number");
+        assert_eq!(counters[1].count(), 4);
+        let mixed = vec![sink(&counters[1]), sink(&counters[2])];
+        assert_eq!(msi(1, mixed), Err(Error::BadIrqRequest));
+        function.vectors().signal(1);
+        assert_eq!(counters[1].count(), 4, "the failed request took it away");
     }
 
     #[test]

@@ -1,6 +1,7 @@
 //! Describing a PCI function.
 
 use super::{
+    capabilities::SriovLayout,
     function::{Bar, Function, MsixLayout, Parts},
     spec,
     vectors::Vectors,
@@ -33,8 +34,11 @@ pub struct FunctionBuilder {
     used: Vec<bool>,
     bars: [Option<Bar>; 6],
     msix: Option<MsixLayout>,
-    express: Option<usize>,
+    pub(super) express: Option<usize>,
     power: Option<usize>,
+    pub(super) msi: Option<usize>,
+    pub(super) sriov: Option<(usize, SriovLayout)>,
+    pub(super) is_virtual: bool,
     standard: Chain,
     extended: Chain,
     error: Option<LayoutError>,
@@ -65,6 +69,9 @@ impl FunctionBuilder {
             msix: None,
             express: None,
             power: None,
+            msi: None,
+            sriov: None,
+            is_virtual: false,
             standard: Chain {
                 next_free: spec::FIRST_CAPABILITY,
                 entries: Vec::new(),
@@ -124,18 +131,16 @@ impl FunctionBuilder {
             self.error.get_or_insert(LayoutError::BarSize(index));
             return self;
         }
-        let flags = if bar.is_64bit { spec::BAR_64BIT } else { 0 }
-            | if bar.prefetchable {
-                spec::BAR_PREFETCHABLE
-            } else {
-                0
-            };
+        let flags = bar.flags();
         let offset = spec::BAR0 + 4 * slot;
         let mask = !(bar.size - 1);
         self.set32(offset, flags);
         self.writable32(offset, mask as u32);
         if bar.is_64bit {
             self.writable32(offset + 4, (mask >> 32) as u32);
+        }
+        if bar.is_io {
+            self.writable[spec::COMMAND] |= spec::COMMAND_IO as u8;
         }
         self.bars[slot] = Some(bar);
         self
@@ -277,6 +282,17 @@ impl FunctionBuilder {
             self.writable.truncate(spec::CONFIG_SIZE);
         }
         let count = self.msix.map_or(0, |msix| msix.count);
+        let msi = self.msi.map_or(0, |at| {
+            let control = self
+                .values
+                .get(at + spec::MSI_CONTROL)
+                .copied()
+                .unwrap_or(0);
+            1 << (control >> spec::MSI_CAPABLE_SHIFT & 7)
+        });
+        if self.is_virtual {
+            self.values[spec::INTERRUPT_PIN] = 0;
+        }
         Ok(Function::new(Parts {
             values: self.values,
             writable: self.writable,
@@ -285,7 +301,10 @@ impl FunctionBuilder {
             msix: self.msix,
             express: self.express,
             power: self.power,
-            vectors: Vectors::new(count),
+            msi: self.msi,
+            sriov: self.sriov,
+            is_virtual: self.is_virtual,
+            vectors: Vectors::new(count.max(msi)),
         }))
     }
 
@@ -343,14 +362,15 @@ impl FunctionBuilder {
             let header = match (index, entry.hidden) {
                 (_, false) => entry.header | next << 20,
                 (0, true) => next << 20,
-                (_, true) => continue,
+                // Not in the list, but its bytes can be read.
+                (_, true) => host.last().map_or(0, |(_, header)| *header),
             };
             self.set32(entry.offset, header);
         }
         host
     }
 
-    fn standard(&mut self, id: u8, size: usize) -> Option<usize> {
+    pub(super) fn standard(&mut self, id: u8, size: usize) -> Option<usize> {
         let offset = self.place(self.standard.next_free, size, spec::CONFIG_SIZE)?;
         self.standard.next_free = offset + size;
         self.standard.entries.push(ExtendedEntry {
@@ -361,7 +381,13 @@ impl FunctionBuilder {
         Some(offset)
     }
 
-    fn extended(&mut self, id: u16, version: u32, size: usize, hidden: bool) -> Option<usize> {
+    pub(super) fn extended(
+        &mut self,
+        id: u16,
+        version: u32,
+        size: usize,
+        hidden: bool,
+    ) -> Option<usize> {
         let offset = self.place(self.extended.next_free, size, spec::EXTENDED_CONFIG_SIZE)?;
         self.extended.next_free = offset + size;
         self.extended.entries.push(ExtendedEntry {
@@ -387,19 +413,23 @@ impl FunctionBuilder {
         Some(offset)
     }
 
-    fn set16(&mut self, offset: usize, value: u16) {
+    pub(super) fn set8(&mut self, offset: usize, value: u8) {
+        self.values[offset] = value;
+    }
+
+    pub(super) fn set16(&mut self, offset: usize, value: u16) {
         self.values[offset..offset + 2].copy_from_slice(&value.to_le_bytes());
     }
 
-    fn set32(&mut self, offset: usize, value: u32) {
+    pub(super) fn set32(&mut self, offset: usize, value: u32) {
         self.values[offset..offset + 4].copy_from_slice(&value.to_le_bytes());
     }
 
-    fn writable16(&mut self, offset: usize, mask: u16) {
+    pub(super) fn writable16(&mut self, offset: usize, mask: u16) {
         self.writable[offset..offset + 2].copy_from_slice(&mask.to_le_bytes());
     }
 
-    fn writable32(&mut self, offset: usize, mask: u32) {
+    pub(super) fn writable32(&mut self, offset: usize, mask: u32) {
         self.writable[offset..offset + 4].copy_from_slice(&mask.to_le_bytes());
     }
 }

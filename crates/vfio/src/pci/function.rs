@@ -13,7 +13,7 @@ use ioasid_core::{
     sync::Mutex,
 };
 
-use super::{spec, vectors::Vectors};
+use super::{capabilities::SriovLayout, intx::Intx, spec, vectors::Vectors};
 use crate::error::{Error, Result};
 
 /// Memory behind one base address register.
@@ -25,6 +25,8 @@ pub struct Bar {
     pub is_64bit: bool,
     /// Reads have no side effects.
     pub prefetchable: bool,
+    /// I/O ports, not memory: it cannot be mapped, and `PCI_COMMAND.MEM` does not concern it.
+    pub is_io: bool,
     /// Aligned stores of 64 bytes reach the model as one store. VFIO on hardware has no such access
     /// by file descriptor (there, a portal is mapped and written with `MOVDIR64B`).
     pub wide_stores: bool,
@@ -37,8 +39,37 @@ impl Bar {
             size,
             is_64bit: true,
             prefetchable: true,
+            is_io: false,
             wide_stores: false,
         }
+    }
+
+    /// A 32-bit BAR of `size` bytes whose reads may have side effects.
+    pub const fn memory32(size: u64) -> Self {
+        Bar {
+            is_64bit: false,
+            prefetchable: false,
+            ..Bar::memory64(size)
+        }
+    }
+
+    /// I/O ports.
+    pub const fn io(size: u64) -> Self {
+        Bar {
+            is_io: true,
+            ..Bar::memory32(size)
+        }
+    }
+
+    /// The bits below the address.
+    pub(super) const fn flags(&self) -> u32 {
+        (if self.is_io { spec::BAR_IO } else { 0 })
+            | (if self.is_64bit { spec::BAR_64BIT } else { 0 })
+            | (if self.prefetchable {
+                spec::BAR_PREFETCHABLE
+            } else {
+                0
+            })
     }
 
     /// The same BAR, with stores of 64 bytes.
@@ -106,12 +137,15 @@ pub(super) struct Parts {
     pub(super) msix: Option<MsixLayout>,
     pub(super) express: Option<usize>,
     pub(super) power: Option<usize>,
+    pub(super) msi: Option<usize>,
+    pub(super) sriov: Option<(usize, SriovLayout)>,
+    pub(super) is_virtual: bool,
     pub(super) vectors: Arc<Vectors>,
 }
 
 /// Configuration space, BARs and interrupt vectors of one PCI function.
 pub struct Function {
-    config: Mutex<Config>,
+    pub(super) config: Mutex<Config>,
     /// Bits that a program may change, byte by byte.
     writable: Vec<u8>,
     host_headers: Vec<(usize, u32)>,
@@ -119,15 +153,25 @@ pub struct Function {
     msix: Option<MsixLayout>,
     express: Option<usize>,
     power: Option<usize>,
+    msi: Option<usize>,
+    pub(super) sriov: Option<(usize, SriovLayout)>,
+    is_virtual: bool,
     vectors: Arc<Vectors>,
+    intx: Arc<Intx>,
+    awake: AtomicBool,
     memory_enabled: AtomicBool,
     bus_master: Arc<AtomicBool>,
 }
 
-struct Config {
-    values: Vec<u8>,
+pub(super) struct Config {
+    pub(super) values: Vec<u8>,
     /// What a new user finds.
-    initial: Vec<u8>,
+    pub(super) initial: Vec<u8>,
+    /// MSI is enabled by the interrupts' own request, with 2 to this power vectors at most so far.
+    msi_enabled: bool,
+    msi_given: u8,
+    /// Virtual functions are there: the function stays awake.
+    pub(super) keeps_awake: bool,
 }
 
 impl Function {
@@ -136,6 +180,9 @@ impl Function {
             config: Mutex::new(Config {
                 initial: parts.values.clone(),
                 values: parts.values,
+                msi_enabled: false,
+                msi_given: 0,
+                keeps_awake: false,
             }),
             writable: parts.writable,
             host_headers: parts.host_headers,
@@ -143,7 +190,12 @@ impl Function {
             msix: parts.msix,
             express: parts.express,
             power: parts.power,
+            msi: parts.msi,
+            sriov: parts.sriov,
+            is_virtual: parts.is_virtual,
             vectors: parts.vectors,
+            intx: Arc::default(),
+            awake: AtomicBool::new(true),
             memory_enabled: AtomicBool::new(true),
             bus_master: Arc::default(),
         }
@@ -169,12 +221,60 @@ impl Function {
         &self.vectors
     }
 
+    /// The wired interrupt.
+    pub fn intx(&self) -> &Arc<Intx> {
+        &self.intx
+    }
+
+    /// Whether it has a wired interrupt: the interrupt pin as programs see it.
+    pub fn has_intx(&self) -> bool {
+        self.byte(spec::INTERRUPT_PIN) != 0
+    }
+
+    /// Vectors of MSI: 0 without the capability.
+    pub fn msi_count(&self) -> u32 {
+        let Some(at) = self.msi else { return 0 };
+        // A program may write the field that it sees; the hardware's does not change.
+        let config = self.config.lock();
+        let control = config.initial.get(at + spec::MSI_CONTROL).copied();
+        control.map_or(0, |control| 1 << (control >> spec::MSI_CAPABLE_SHIFT & 7))
+    }
+
+    /// Whether it is a virtual function of SR-IOV.
+    pub fn is_virtual(&self) -> bool {
+        self.is_virtual
+    }
+
+    /// Completes atomic operations: bits 7, 8 and 9 of the device capabilities 2, for 32, 64 and 128
+    /// bits.
+    pub fn atomics(&self) -> u32 {
+        const BITS: u32 =
+            spec::DEVCAP2_ATOMIC_32 | spec::DEVCAP2_ATOMIC_64 | spec::DEVCAP2_ATOMIC_128;
+        let Some(express) = self.express else {
+            return 0;
+        };
+        let config = self.config.lock();
+        let at = express + spec::EXPRESS_DEVICE_CAPABILITIES_2;
+        let bytes = config.values.get(at..).and_then(|rest| rest.first_chunk());
+        bytes.map_or(0, |bytes| u32::from_le_bytes(*bytes) & BITS)
+    }
+
+    /// Whether the power state is D0.
+    pub fn is_awake(&self) -> bool {
+        self.awake.load(Ordering::Acquire)
+    }
+
+    fn byte(&self, at: usize) -> u8 {
+        self.config.lock().values.get(at).copied().unwrap_or(0)
+    }
+
     /// Whether there is a PCI Express capability.
     pub fn is_express(&self) -> bool {
         self.express.is_some()
     }
 
-    /// Whether the BARs answer: `PCI_COMMAND.MEM` is set and the power state is D0.
+    /// Whether the BARs answer: `PCI_COMMAND.MEM` is set, which a virtual function does not need, and
+    /// the power state is D0.
     pub fn memory_enabled(&self) -> bool {
         self.memory_enabled.load(Ordering::Acquire)
     }
@@ -194,7 +294,9 @@ impl Function {
     /// their indexes. Returns the first address after them.
     pub fn assign_bars(&self, base: u64) -> u64 {
         let mut config = self.config.lock();
-        let Config { values, initial } = &mut *config;
+        let Config {
+            values, initial, ..
+        } = &mut *config;
         let mut next = base;
         for (index, bar) in self.bars.iter().enumerate() {
             let Some(bar) = bar else { continue };
@@ -237,7 +339,17 @@ impl Function {
     pub fn read_config(&self, offset: u64, data: &mut [u8]) -> Result<()> {
         let config = self.config.lock();
         let from = self.config_range(offset, data.len())?;
-        data.copy_from_slice(&config.values[from]);
+        data.copy_from_slice(&config.values[from.clone()]);
+        for (at, byte) in from.zip(data) {
+            if at == spec::STATUS && self.intx.asserted() {
+                *byte |= spec::STATUS_INTERRUPT;
+            }
+            if let Some(pending) = self.msi.map(|msi| msi + spec::MSI_PENDING)
+                && let Some(index @ 0..4) = at.checked_sub(pending)
+            {
+                *byte |= self.vectors.msi_pending().to_le_bytes()[index];
+            }
+        }
         Ok(())
     }
 
@@ -253,16 +365,19 @@ impl Function {
             .express
             .map(|express| express + spec::EXPRESS_DEVICE_CONTROL + 1);
         let power = self.power.map(|power| power + spec::PM_CONTROL);
-        for (at, value) in range.zip(data) {
+        for (at, value) in range.clone().zip(data) {
             if Some(at) == control && value & spec::DEVCTL_FLR_HIGH != 0 {
                 effect = ConfigEffect::Reset;
             }
-            // The states D1 and D2 do not exist; hardware ignores them.
-            if Some(at) == power && matches!(value & spec::PM_STATE, 1 | 2) {
+            // The states D1 and D2 do not exist; hardware ignores them. With virtual functions there
+            // is D0 alone.
+            let state = value & spec::PM_STATE;
+            if Some(at) == power && (matches!(state, 1 | 2) || (state != 0 && config.keeps_awake)) {
                 continue;
             }
             set_masked(&mut config.values, at, *value, self.writable[at]);
         }
+        self.settle_msi(&mut config, range);
         self.follow(&config);
         Ok(effect)
     }
@@ -277,6 +392,44 @@ impl Function {
         }
     }
 
+    /// MSI was enabled with `vectors`, or disabled with 0, by the interrupts' own request.
+    pub(crate) fn enable_msi(&self, vectors: u32) {
+        let mut config = self.config.lock();
+        config.msi_enabled = vectors > 0;
+        if vectors > 0 {
+            config.msi_given = vectors.next_power_of_two().trailing_zeros() as u8;
+        }
+        self.vectors.set_msi(vectors);
+    }
+
+    /// What a program writes to the control of MSI is what it sees, but it is enabled by SET_IRQS
+    /// alone, and never has more vectors than it was given.
+    fn settle_msi(&self, config: &mut Config, written: std::ops::Range<usize>) {
+        let Some(msi) = self.msi else { return };
+        let control = msi + spec::MSI_CONTROL;
+        let (enabled, most) = (config.msi_enabled, config.msi_given);
+        if written.contains(&control)
+            && let Some(control) = config.values.get_mut(control)
+        {
+            if !enabled {
+                *control &= !spec::MSI_ENABLE;
+            }
+            if (*control & spec::MSI_GIVEN) >> spec::MSI_GIVEN_SHIFT > most {
+                *control = *control & !spec::MSI_GIVEN | most << spec::MSI_GIVEN_SHIFT;
+            }
+        }
+        let mask = msi + spec::MSI_MASK;
+        if written.start < mask + 4
+            && mask < written.end
+            && let Some(mask) = config
+                .values
+                .get(mask..)
+                .and_then(|rest| rest.first_chunk())
+        {
+            self.vectors.set_msi_mask(u32::from_le_bytes(*mask));
+        }
+    }
+
     /// Bus mastering off: no DMA starts any more.
     pub(crate) fn clear_bus_master(&self) {
         let mut config = self.config.lock();
@@ -288,8 +441,12 @@ impl Function {
     /// Configuration space as a new user finds it.
     pub(crate) fn restore(&self) {
         let mut config = self.config.lock();
-        let Config { values, initial } = &mut *config;
+        let Config {
+            values, initial, ..
+        } = &mut *config;
         values.copy_from_slice(initial);
+        (config.msi_enabled, config.msi_given) = (false, 0);
+        self.vectors.set_msi_mask(0);
         self.follow(&config);
     }
 
@@ -302,7 +459,21 @@ impl Function {
                 bytes.copy_from_slice(&header.to_le_bytes());
             }
         }
+        if self.is_virtual
+            && let Some(header) = values.get_mut(..spec::COMMAND + 1)
+        {
+            // A virtual function has its ids and its memory enable in the physical one.
+            header[..spec::COMMAND].fill(0xff);
+            header[spec::COMMAND] &= !(spec::COMMAND_MEMORY as u8);
+        }
         values
+    }
+
+    /// Vendor and device id.
+    pub fn ids(&self) -> (u16, u16) {
+        let config = self.config.lock();
+        let id = |at: usize| u16::from_le_bytes([config.values[at], config.values[at + 1]]);
+        (id(spec::VENDOR), id(spec::DEVICE))
     }
 
     /// Lets the flags that are read without the lock follow the registers.
@@ -314,10 +485,12 @@ impl Function {
         let awake = self
             .power
             .is_none_or(|power| config.values[power + spec::PM_CONTROL] & spec::PM_STATE == 0);
-        self.memory_enabled.store(
-            awake && command & spec::COMMAND_MEMORY != 0,
-            Ordering::Release,
-        );
+        let enabled = self.is_virtual || command & spec::COMMAND_MEMORY != 0;
+        self.awake.store(awake, Ordering::Release);
+        self.memory_enabled
+            .store(awake && enabled, Ordering::Release);
+        self.intx
+            .set_disabled(command & spec::COMMAND_INTX_DISABLE != 0);
         self.bus_master
             .store(command & spec::COMMAND_MASTER != 0, Ordering::Release);
     }
@@ -331,7 +504,7 @@ impl Function {
     }
 }
 
-fn set_masked(values: &mut [u8], at: usize, value: u8, mask: u8) {
+pub(super) fn set_masked(values: &mut [u8], at: usize, value: u8, mask: u8) {
     if let Some(byte) = values.get_mut(at) {
         *byte = *byte & !mask | value & mask;
     }

@@ -1,5 +1,5 @@
 //! PCI functions without their registers: configuration space as VFIO shows it
-//! (`drivers/vfio/pci/vfio_pci_config.c`), BARs, and MSI-X vectors.
+//! (`drivers/vfio/pci/vfio_pci_config.c`), BARs, and interrupts.
 //!
 //! A device describes itself once, with a [`FunctionBuilder`]; from then on the [`Function`] knows
 //! what a program may read and write. Two views of the same bytes exist: the program's, in which
@@ -9,9 +9,13 @@
 pub mod spec;
 
 mod builder;
+mod capabilities;
 mod function;
+mod intx;
 mod vectors;
 
 pub use builder::{FunctionBuilder, LayoutError};
+pub use capabilities::SriovLayout;
 pub use function::{Bar, ConfigEffect, Function, MsixLayout};
+pub use intx::Intx;
 pub use vectors::Vectors;

@@ -33,6 +33,10 @@ pub const FIRST_CAPABILITY: usize = 0x40;
 /// Where the extended capabilities start.
 pub const FIRST_EXTENDED: usize = 0x100;
 
+/// Interrupt pin, 8 bits: 1 to 4 for INTA to INTD, 0 for none.
+pub const INTERRUPT_PIN: usize = 0x3d;
+/// Command: the function answers I/O accesses.
+pub const COMMAND_IO: u16 = 1 << 0;
 /// Command: the function answers memory accesses.
 pub const COMMAND_MEMORY: u16 = 1 << 1;
 /// Command: the function may issue DMA and interrupts.
@@ -43,9 +47,13 @@ pub const COMMAND_PARITY: u16 = 1 << 6;
 pub const COMMAND_SERR: u16 = 1 << 8;
 /// Command: no wired interrupt.
 pub const COMMAND_INTX_DISABLE: u16 = 1 << 10;
+/// Status, low byte: the function asserts its wired interrupt.
+pub const STATUS_INTERRUPT: u8 = 1 << 3;
 /// Status: there is a capability list.
 pub const STATUS_CAPABILITIES: u16 = 1 << 4;
 
+/// Base address register: I/O ports, not memory.
+pub const BAR_IO: u32 = 1 << 0;
 /// Base address register: 64 bits wide, in two registers.
 pub const BAR_64BIT: u32 = 1 << 2;
 /// Base address register: reads have no side effects.
@@ -53,6 +61,10 @@ pub const BAR_PREFETCHABLE: u32 = 1 << 3;
 
 /// Capability: power management.
 pub const CAP_PM: u8 = 0x01;
+/// Capability: message signalled interrupts.
+pub const CAP_MSI: u8 = 0x05;
+/// Capability: of the vendor.
+pub const CAP_VENDOR: u8 = 0x09;
 /// Capability: PCI Express.
 pub const CAP_EXPRESS: u8 = 0x10;
 /// Capability: MSI-X.
@@ -91,8 +103,39 @@ pub const EXPRESS_DEVICE_CAPABILITIES_2: usize = 0x24;
 pub const DEVCAP2_TIMEOUT_DISABLE: u32 = 1 << 4;
 /// PCI Express: device control 2, 16 bits.
 pub const EXPRESS_DEVICE_CONTROL_2: usize = 0x28;
+/// Device capabilities 2: completes atomic operations of 32, 64 and 128 bits.
+pub const DEVCAP2_ATOMIC_32: u32 = 1 << 7;
+/// Device capabilities 2: likewise, 64 bits.
+pub const DEVCAP2_ATOMIC_64: u32 = 1 << 8;
+/// Device capabilities 2: likewise, 128 bits.
+pub const DEVCAP2_ATOMIC_128: u32 = 1 << 9;
 /// Device control 2: completion timeout.
 pub const DEVCTL2_WRITABLE: u16 = 0x1f;
+
+/// MSI: message control, 16 bits.
+pub const MSI_CONTROL: usize = 2;
+/// MSI message control: enabled.
+pub const MSI_ENABLE: u8 = 1 << 0;
+/// MSI message control: how many vectors the function has, as a power of two; from this bit on.
+pub const MSI_CAPABLE_SHIFT: u8 = 1;
+/// MSI message control: how many it was given, likewise.
+pub const MSI_GIVEN_SHIFT: u8 = 4;
+/// MSI message control: the field of the given vectors.
+pub const MSI_GIVEN: u8 = 7 << MSI_GIVEN_SHIFT;
+/// MSI message control: addresses of 64 bits.
+pub const MSI_64BIT: u16 = 1 << 7;
+/// MSI message control: vectors can be masked.
+pub const MSI_MASKABLE: u16 = 1 << 8;
+/// MSI with 64-bit addresses: bytes of the capability with masks.
+pub const MSI_SIZE: usize = 24;
+/// MSI: message address, 64 bits.
+pub const MSI_ADDRESS: usize = 4;
+/// MSI with 64-bit addresses: message data, 16 bits.
+pub const MSI_DATA: usize = 12;
+/// MSI with 64-bit addresses: mask register, 32 bits.
+pub const MSI_MASK: usize = 16;
+/// MSI with 64-bit addresses: pending register, 32 bits.
+pub const MSI_PENDING: usize = 20;
 
 /// MSI-X: message control, 16 bits.
 pub const MSIX_CONTROL: usize = 2;
@@ -107,6 +150,29 @@ pub const EXT_AER: u16 = 0x0001;
 pub const EXT_ATS: u16 = 0x000f;
 /// Extended capability: page request interface.
 pub const EXT_PRI: u16 = 0x0013;
+/// Extended capability: single root I/O virtualization.
+pub const EXT_SRIOV: u16 = 0x0010;
+/// SR-IOV: bytes of the capability.
+pub const SRIOV_SIZE: usize = 0x40;
+/// SR-IOV: control, 16 bits.
+pub const SRIOV_CONTROL: usize = 0x08;
+/// SR-IOV control: the virtual functions are there, and their memory answers.
+pub const SRIOV_ENABLED: u16 = 1 | 1 << 3;
+/// SR-IOV: virtual functions at first, 16 bits; the total number follows.
+pub const SRIOV_INITIAL: usize = 0x0c;
+/// SR-IOV: virtual functions that are to be there, 16 bits.
+pub const SRIOV_COUNT: usize = 0x10;
+/// SR-IOV: routing id of the first virtual function after the physical one, 16 bits.
+pub const SRIOV_OFFSET: usize = 0x14;
+/// SR-IOV: routing ids from one virtual function to the next, 16 bits.
+pub const SRIOV_STRIDE: usize = 0x16;
+/// SR-IOV: device id of the virtual functions, 16 bits.
+pub const SRIOV_DEVICE: usize = 0x1a;
+/// SR-IOV: supported page sizes, 32 bits, in units of 4 KiB; the size in use follows.
+pub const SRIOV_PAGES: usize = 0x1c;
+/// SR-IOV: first base address register of the virtual functions.
+pub const SRIOV_BAR0: usize = 0x24;
+
 /// Extended capability: PASID.
 pub const EXT_PASID: u16 = 0x001b;
 

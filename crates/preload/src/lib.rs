@@ -1,0 +1,35 @@
+//! Floor 1: what runs inside of a program whose device registers are mapped.
+//!
+//! A mapped BAR is a file mapped past its end: every access raises SIGBUS. This library, loaded by
+//! `LD_PRELOAD`, catches it, decodes the instruction ([`ioasid_mmio`]) and asks the session for each
+//! access of a register by one system call ([`call`]). Signals that are none of ours reach the
+//! program's own handlers as if this library were not there.
+//!
+//! * [`call`]: the system call that asks for one access. The session answers it.
+//! * [`handler`]: the signal handler.
+//! * [`registers`]: the interrupted thread's registers, in its signal frame.
+//! * [`space`]: memory, as the instruction sees it.
+//! * [`actions`]: what the program wants done on the signals that we use.
+//! * [`interpose`]: the functions of the C library that must not undo the handler.
+//! * [`sys`]: system calls.
+//!
+//! It runs in a signal handler of a program about which nothing is known. So it needs no C library
+//! but the functions of `string.h`, takes no lock, makes no system call that could change the program, and
+//! its only memory is static. It works with any C library, in any number of threads, after `fork`, and in
+//! a child of `vfork`, whose memory is its parent's.
+// UNSAFETY: signal handlers, signal frames and system calls; each block says why it is sound.
+#![allow(unsafe_code)]
+#![no_std]
+
+#[cfg(not(all(target_os = "linux", target_arch = "x86_64")))]
+compile_error!("ioasid-preload needs Linux on x86-64");
+
+pub mod actions;
+pub mod call;
+pub mod handler;
+#[cfg(feature = "image")]
+mod image;
+pub mod interpose;
+pub mod registers;
+pub mod space;
+pub mod sys;

@@ -1,0 +1,270 @@
+//! System calls, without a C library and without `errno`, which belongs to the program.
+
+use core::arch::{asm, global_asm};
+
+/// Bus error: an access past the end of a mapped file.
+pub const SIGBUS: i32 = 7;
+/// Illegal instruction.
+pub const SIGILL: i32 = 4;
+/// Segmentation fault.
+pub const SIGSEGV: i32 = 11;
+
+/// Not supported by this kernel, or forbidden.
+pub const ENOSYS: i64 = 38;
+/// Not permitted.
+pub const EPERM: i64 = 1;
+/// Interrupted by a signal.
+pub const EINTR: i64 = 4;
+/// Invalid argument.
+pub const EINVAL: i32 = 22;
+
+/// `rt_sigaction` flags.
+pub mod flag {
+    /// The handler takes three arguments.
+    pub const SIGINFO: u64 = 4;
+    /// On the alternate stack, if there is one.
+    pub const ONSTACK: u64 = 0x0800_0000;
+    /// Interrupted calls go on.
+    pub const RESTART: u64 = 0x1000_0000;
+    /// The signal is not blocked in its own handler.
+    pub const NODEFER: u64 = 0x4000_0000;
+    /// The action is the default again once the handler runs.
+    pub const RESETHAND: u64 = 0x8000_0000;
+    /// `restorer` is set.
+    pub const RESTORER: u64 = 0x0400_0000;
+}
+
+/// `SIG_DFL`.
+pub const DEFAULT: usize = 0;
+/// `SIG_IGN`.
+pub const IGNORE: usize = 1;
+/// `SIG_ERR`.
+pub const ERROR: usize = usize::MAX;
+
+/// `SIG_SETMASK`.
+pub const SETMASK: i32 = 2;
+/// `SIG_BLOCK`.
+pub const BLOCK: i32 = 0;
+/// `SIG_UNBLOCK`.
+pub const UNBLOCK: i32 = 1;
+
+mod number {
+    pub(super) const MMAP: i64 = 9;
+    pub(super) const RT_SIGACTION: i64 = 13;
+    pub(super) const RT_SIGPROCMASK: i64 = 14;
+    pub(super) const IOCTL: i64 = 16;
+    pub(super) const MADVISE: i64 = 28;
+    pub(super) const GETPID: i64 = 39;
+    pub(super) const ARCH_PRCTL: i64 = 158;
+    pub(super) const GETTID: i64 = 186;
+    pub(super) const TGKILL: i64 = 234;
+    #[cfg(feature = "image")]
+    pub(super) const EXIT_GROUP: i64 = 231;
+    pub(super) const PROCESS_VM_READV: i64 = 310;
+    pub(super) const PROCESS_VM_WRITEV: i64 = 311;
+}
+
+/// The kernel's `struct sigaction`.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default)]
+pub struct KernelAction {
+    /// Address of the handler, [`DEFAULT`] or [`IGNORE`].
+    pub handler: usize,
+    /// [`flag`].
+    pub flags: u64,
+    /// Address of the code that ends the handler.
+    pub restorer: usize,
+    /// Blocked while the handler runs: bit N-1 for signal N.
+    pub mask: u64,
+}
+
+// As every C library has it: debuggers and unwinders know a signal frame by these very bytes.
+global_asm!(
+    ".hidden ioasid_restore",
+    ".type ioasid_restore, @function",
+    ".balign 16",
+    "nop",
+    "ioasid_restore:",
+    ".byte 0x48, 0xc7, 0xc0, 0x0f, 0x00, 0x00, 0x00",
+    "syscall",
+    ".size ioasid_restore, . - ioasid_restore",
+);
+
+unsafe extern "C" {
+    fn ioasid_restore();
+}
+
+/// Address of the code that ends a handler of ours.
+pub fn restorer() -> usize {
+    ioasid_restore as *const () as usize
+}
+
+/// A system call with six arguments; what it returns, negative errno included.
+///
+/// # Safety
+/// As the call's.
+unsafe fn syscall(number: i64, args: [u64; 6]) -> i64 {
+    let [a, b, c, d, e, f] = args;
+    let ret;
+    // SAFETY: the convention of x86-64 Linux; what the call itself does is the caller's business.
+    unsafe {
+        asm!(
+            "syscall",
+            inlateout("rax") number => ret,
+            in("rdi") a, in("rsi") b, in("rdx") c, in("r10") d, in("r8") e, in("r9") f,
+            lateout("rcx") _, lateout("r11") _,
+            options(nostack),
+        );
+    }
+    ret
+}
+
+/// Asks the session (see [`crate::call`]).
+pub fn access(address: u64, shape: u64, value: u64, buffer: *mut [u8; 64]) -> i64 {
+    let request = u64::from(crate::call::ACCESS);
+    let args = [u64::MAX, request, address, shape, value, buffer as u64];
+    loop {
+        // SAFETY: descriptor -1 is never open, so the kernel itself touches nothing; a session reads
+        // or writes at most the 64 bytes of the buffer, which its caller holds.
+        let ret = unsafe { syscall(number::IOCTL, args) };
+        if ret != -EINTR {
+            return ret;
+        }
+    }
+}
+
+/// The action of `signal`; sets it first to `new`, if there is one.
+///
+/// # Errors
+/// The errno.
+pub fn sigaction(signal: i32, new: Option<&KernelAction>) -> Result<KernelAction, i32> {
+    let mut old = KernelAction::default();
+    let new = new.map_or(0, |new| core::ptr::from_ref(new) as u64);
+    let old_at = core::ptr::from_mut(&mut old) as u64;
+    let args = [signal as u64, new, old_at, 8, 0, 0];
+    // SAFETY: both structures live across the call; 8 is the size of the mask. What a handler does is
+    // the business of whoever set it.
+    match unsafe { syscall(number::RT_SIGACTION, args) } {
+        0 => Ok(old),
+        error => Err(-error as i32),
+    }
+}
+
+/// The signals that are blocked in this thread; changes them by `how` and `set` first, if there is a
+/// set.
+///
+/// # Errors
+/// The errno.
+pub fn sigprocmask(how: i32, set: Option<u64>) -> Result<u64, i32> {
+    let mut old = 0u64;
+    let new = set
+        .as_ref()
+        .map_or(0, |set| core::ptr::from_ref(set) as u64);
+    let old_at = core::ptr::from_mut(&mut old) as u64;
+    // SAFETY: both sets live across the call and have the 8 bytes that it is told.
+    let ret = unsafe { syscall(number::RT_SIGPROCMASK, [how as u64, new, old_at, 8, 0, 0]) };
+    match ret {
+        0 => Ok(old),
+        error => Err(-error as i32),
+    }
+}
+
+/// This process.
+pub fn getpid() -> i32 {
+    // SAFETY: takes no pointer.
+    unsafe { syscall(number::GETPID, [0; 6]) as i32 }
+}
+
+/// Sends `signal` to this thread.
+pub fn raise(signal: i32) {
+    // SAFETY: takes no pointer.
+    unsafe {
+        let tid = syscall(number::GETTID, [0; 6]) as u64;
+        syscall(
+            number::TGKILL,
+            [getpid() as u64, tid, signal as u64, 0, 0, 0],
+        );
+    }
+}
+
+/// A new page of zeros that is zeros again in a child of `fork`; `None` if the kernel has none.
+pub fn page_wiped_on_fork() -> Option<core::ptr::NonNull<u8>> {
+    const READ_WRITE: u64 = 3;
+    const PRIVATE_ANONYMOUS: u64 = 0x22;
+    const WIPEONFORK: u64 = 18;
+    let args = [0, 4096, READ_WRITE, PRIVATE_ANONYMOUS, u64::MAX, 0];
+    // SAFETY: a new mapping where nothing is; the advice changes nothing here and now.
+    let page = unsafe {
+        let page = syscall(number::MMAP, args);
+        if (-4095..0).contains(&page)
+            || syscall(number::MADVISE, [page as u64, 4096, WIPEONFORK, 0, 0, 0]) != 0
+        {
+            return None;
+        }
+        page
+    };
+    core::ptr::NonNull::new(page as *mut u8)
+}
+
+/// The base of FS or GS (`ARCH_GET_FS` 0x1003, `ARCH_GET_GS` 0x1004).
+pub fn segment_base(code: u64) -> u64 {
+    let mut base = 0u64;
+    let at = core::ptr::from_mut(&mut base) as u64;
+    // SAFETY: the kernel writes the eight bytes of `base`.
+    unsafe { syscall(number::ARCH_PRCTL, [code, at, 0, 0, 0, 0]) };
+    base
+}
+
+#[repr(C)]
+struct Piece {
+    start: u64,
+    len: usize,
+}
+
+/// Copies from this process's own memory, as another process would: what is not there is an error
+/// and no fault. Returns the bytes copied or a negative errno.
+pub fn read_own(address: u64, data: &mut [u8]) -> i64 {
+    // SAFETY: `data` is written as far as it goes.
+    unsafe {
+        move_own(
+            number::PROCESS_VM_READV,
+            data.as_mut_ptr() as u64,
+            data.len(),
+            address,
+        )
+    }
+}
+
+/// Copies to this process's own memory, likewise.
+pub fn write_own(address: u64, data: &[u8]) -> i64 {
+    // SAFETY: `data` is only read; what is written is what the program's instruction would write.
+    unsafe {
+        move_own(
+            number::PROCESS_VM_WRITEV,
+            data.as_ptr() as u64,
+            data.len(),
+            address,
+        )
+    }
+}
+
+/// # Safety
+/// `here` has `len` bytes, which the call may write if it reads from `there`.
+unsafe fn move_own(call: i64, here: u64, len: usize, there: u64) -> i64 {
+    let here = Piece { start: here, len };
+    let there = Piece { start: there, len };
+    let at = |piece: &Piece| core::ptr::from_ref(piece) as u64;
+    let args = [getpid() as u64, at(&here), 1, at(&there), 1, 0];
+    // SAFETY: both pieces live across the call; what they point to is the caller's promise, and the
+    // kernel checks the other side.
+    unsafe { syscall(call, args) }
+}
+
+/// Ends the process.
+#[cfg(feature = "image")]
+pub(crate) fn exit() -> ! {
+    loop {
+        // SAFETY: ends this process.
+        unsafe { syscall(number::EXIT_GROUP, [127, 0, 0, 0, 0, 0]) };
+    }
+}

@@ -25,6 +25,25 @@ impl Context {
         self.options.lock().vfio_ioas.ok_or(Error::NoVfioIoas)
     }
 
+    /// What [`Context::vfio_ioas`] says; if that is none, a new IOAS, which it says from now on
+    /// (`iommufd_vfio_compat_ioas_create`).
+    ///
+    /// # Errors
+    /// [`Error::NoIds`], [`Error::Closed`].
+    pub fn vfio_ioas_or_new(&self) -> Result<ObjectId, Error> {
+        if let Ok(ioas) = self.vfio_ioas() {
+            return Ok(ioas);
+        }
+        let ioas = self.ioas_alloc()?;
+        let mut options = self.options.lock();
+        let set = *options.vfio_ioas.get_or_insert(ioas);
+        drop(options);
+        if set != ioas {
+            let _ = self.destroy(ioas);
+        }
+        Ok(set)
+    }
+
     /// Sets or clears what [`Context::vfio_ioas`] says.
     ///
     /// # Errors

@@ -29,8 +29,12 @@ impl Support {
 pub enum File {
     /// `/dev/iommu`.
     Iommufd,
-    /// A VFIO container: `/dev/iommu` too.
+    /// A VFIO container that an iommufd stands in for: `/dev/iommu` too.
+    CompatContainer,
+    /// A VFIO container, `/dev/vfio/vfio`.
     Container,
+    /// A VFIO group.
+    Group,
     /// A VFIO device.
     Device,
 }
@@ -53,8 +57,20 @@ impl File {
     pub const fn prefix(self) -> &'static str {
         match self {
             File::Iommufd => "IOMMU_",
-            File::Container => "VFIO_",
+            File::CompatContainer | File::Container => "VFIO_",
+            File::Group => "VFIO_GROUP_",
             File::Device => "VFIO_DEVICE_",
+        }
+    }
+
+    /// The heading of its table in documents.
+    pub const fn heading(self) -> &'static str {
+        match self {
+            File::Iommufd => "/dev/iommu",
+            File::CompatContainer => "VFIO container, on /dev/iommu",
+            File::Container => "VFIO container, /dev/vfio/vfio",
+            File::Group => "VFIO groups, /dev/vfio/N",
+            File::Device => "VFIO devices, /dev/vfio/devices/vfioN",
         }
     }
 }
@@ -68,6 +84,8 @@ pub fn ioctls() -> Vec<Row> {
         support: command.support,
     });
     let mut rows: Vec<Row> = iommufd.chain(iommufd::container_rows()).collect();
+    rows.extend(vfio::container::rows());
+    rows.extend(vfio::group::rows());
     rows.extend(vfio::rows());
     rows.sort_by_key(|row| (row.file, row.request));
     rows

@@ -15,9 +15,14 @@ use crate::{
 };
 
 mod attach;
+pub(crate) mod container;
 mod copy;
+pub(crate) mod group;
 mod info;
 mod irqs;
+
+pub use container::ioctl as container_ioctl;
+pub use group::ioctl as group_ioctl;
 
 /// One ioctl of a device file.
 #[derive(Clone, Copy)]
@@ -127,6 +132,14 @@ pub fn device_ioctl(
 ) -> Result<u64, Errno> {
     if cmd != spec::DEVICE_BIND_IOMMUFD && !file.is_bound() {
         return Err(Errno::EINVAL);
+    }
+    // What is attached is the container's business.
+    let own_file_only = matches!(
+        cmd,
+        spec::DEVICE_ATTACH_IOMMUFD_PT | spec::DEVICE_DETACH_IOMMUFD_PT
+    );
+    if own_file_only && file.is_of_group() {
+        return Err(Errno::ENOTTY);
     }
     let command = find(cmd).ok_or(Errno::ENOTTY)?;
     (command.run)(file, arg, program)

@@ -5,24 +5,34 @@ use std::{collections::BTreeMap, path::Path};
 
 use ioasid_uapi::table::{Row, ioctls};
 
-/// (number, name) of every row of a document's tables, and what it says of it.
-fn rows(document: &str) -> BTreeMap<(u32, String), String> {
+/// Heading, number and name of a row.
+type Key = (String, u32, String);
+
+/// Every row of a document's tables, and what it says of it.
+fn rows(document: &str) -> BTreeMap<Key, String> {
     let mut rows = BTreeMap::new();
-    for line in document.lines().filter(|line| line.starts_with("| 0x")) {
+    let mut heading = "";
+    for line in document.lines() {
+        heading = line.strip_prefix("## ").unwrap_or(heading);
+        if !line.starts_with("| 0x") {
+            continue;
+        }
         let cells: Vec<&str> = line.trim_matches('|').split('|').map(str::trim).collect();
         let [number, name, works, _] = cells[..] else {
             panic!("four cells in {line:?}");
         };
         let number = u32::from_str_radix(number.trim_start_matches("0x"), 16).unwrap();
-        let again = rows.insert((number, name.to_owned()), works.to_owned());
+        let key = (heading.to_owned(), number, name.to_owned());
+        let again = rows.insert(key, works.to_owned());
         assert_eq!(again, None, "{name} is there once");
     }
     rows
 }
 
-fn expected(row: &Row) -> ((u32, String), String) {
+fn expected(row: &Row) -> (Key, String) {
     let name = format!("{}{}", row.file.prefix(), row.name);
-    ((row.request, name), row.support.word().to_owned())
+    let key = (row.file.heading().to_owned(), row.request, name);
+    (key, row.support.word().to_owned())
 }
 
 #[test]
@@ -35,10 +45,10 @@ fn the_document_has_every_ioctl_and_no_other() {
 
 #[test]
 fn every_command_of_linux_is_dispatched_or_named_as_missing() {
-    // include/uapi/linux/{iommufd,vfio}.h: 21 commands of /dev/iommu, 6 of a container on it, and those
-    // of devices.
+    // include/uapi/linux/{iommufd,vfio}.h: 21 commands of /dev/iommu, 6 of a container on it, 7 of a
+    // container, 4 of a group, and those of devices.
     let rows = ioctls();
-    assert_eq!(rows.len(), 21 + 6 + 14);
+    assert_eq!(rows.len(), 21 + 6 + 7 + 4 + 14);
 }
 
 #[test]

@@ -7,6 +7,8 @@
 //!   MSI-X vectors.
 //! * [`Vfio`]: the devices of one machine; [`VfioDevice`]: one of them; [`DeviceFile`]: one open
 //!   `/dev/vfio/devices/vfioN`, with the operations of a bound device.
+//! * [`VfioGroup`], [`GroupFile`]: the devices of one IOMMU group and the open `/dev/vfio/N`;
+//!   [`Container`]: `/dev/vfio/vfio` with the type 1 IOMMU, over an IOAS.
 //! * [`region`], [`irq`]: what the region and interrupt indexes of a device are.
 //! * [`mdev`]: mediated devices: UUIDs, parents, and the registry that creates and removes children.
 //! * [`error`]: every cause of a refusal.
@@ -100,8 +102,10 @@
 //! ```
 #![forbid(unsafe_code)]
 
+pub mod container;
 pub mod device;
 pub mod error;
+pub mod group;
 pub mod irq;
 pub mod mdev;
 pub mod model;
@@ -109,8 +113,10 @@ pub mod pci;
 pub mod region;
 mod vfio;
 
+pub use container::Container;
 pub use device::{DeviceFile, DeviceInfo, MapRange, MapRequest, VfioDevice};
 pub use error::{Error, Result};
+pub use group::{ContainerFile, GroupFile, VfioGroup};
 pub use irq::{Eventfd, IrqAction, IrqData, IrqIndex, IrqInfo, SetIrqs};
 pub use model::{DefaultPasid, DeviceModel, Passthrough};
 pub use region::{RegionIndex, RegionInfo};

@@ -11,6 +11,7 @@ use ioasid_iommu::Iommu;
 use crate::{
     device::VfioDevice,
     error::{Error, Result},
+    group::VfioGroup,
     model::{DeviceModel, Passthrough},
 };
 
@@ -32,22 +33,56 @@ impl Vfio {
 
     /// Offers a device to programs under the lowest free number. A child gets an IOMMU group of its
     /// own, so that its group number is not its parent's.
+    /// A whole device is called by its PCI address on its bus, a child by nothing.
     pub fn add(&self, model: Arc<dyn DeviceModel>, passthrough: Passthrough) -> Arc<VfioDevice> {
+        let name = match &passthrough {
+            Passthrough::Whole(device) => device.address().to_string(),
+            Passthrough::Child(_) => String::new(),
+        };
+        self.add_named(name, model, passthrough)
+    }
+
+    /// As [`Vfio::add`], of a device that is called `name` on its bus.
+    pub fn add_named(
+        &self,
+        name: String,
+        model: Arc<dyn DeviceModel>,
+        passthrough: Passthrough,
+    ) -> Arc<VfioDevice> {
         let group = match &passthrough {
             Passthrough::Whole(device) => Arc::clone(device.group()),
             Passthrough::Child(_) => self.iommu.add_group(),
         };
         let mut devices = self.devices.lock();
+        let mut groups = devices.values().map(|device| device.group());
+        let known = groups.find(|known| known.number() == group.id()).cloned();
+        let group = known.unwrap_or_else(|| VfioGroup::new(group));
         let index = (0..).zip(devices.keys()).find(|(free, used)| free != *used);
         let index = index.map_or(devices.len() as u32, |(free, _)| free);
-        let device = VfioDevice::new(index, group, model, passthrough);
+        let device = VfioDevice::new(index, name, Arc::clone(&group), model, passthrough);
         devices.insert(index, Arc::clone(&device));
+        drop(devices);
+        group.add(&device);
         device
     }
 
     /// The devices, by number.
     pub fn devices(&self) -> Vec<Arc<VfioDevice>> {
         self.devices.lock().values().cloned().collect()
+    }
+
+    /// The groups, by number.
+    pub fn groups(&self) -> Vec<Arc<VfioGroup>> {
+        let devices = self.devices.lock();
+        let groups = devices.values().map(|device| device.group());
+        let groups: BTreeMap<_, _> = groups.map(|group| (group.number(), group)).collect();
+        groups.into_values().cloned().collect()
+    }
+
+    /// The group with this number.
+    pub fn group(&self, number: u32) -> Option<Arc<VfioGroup>> {
+        let mut groups = self.groups().into_iter();
+        groups.find(|group| group.number() == number)
     }
 
     /// The device called `name` (`vfio7`).
@@ -71,6 +106,8 @@ impl Vfio {
         match devices.get(&device.index()) {
             Some(found) if Arc::ptr_eq(found, device) => {
                 devices.remove(&device.index());
+                drop(devices);
+                device.group().remove(device);
                 Ok(())
             }
             _ => Err(Error::Gone),

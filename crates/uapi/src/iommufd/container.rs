@@ -43,7 +43,7 @@ const COMMANDS: &[(u32, &str, Handler)] = &[
 /// As documents show them. What Linux does not know on this file either is not among them.
 pub(super) fn rows() -> impl Iterator<Item = Row> {
     COMMANDS.iter().map(|(request, name, _)| Row {
-        file: File::Container,
+        file: File::CompatContainer,
         request: *request,
         name,
         support: Support::Yes,

@@ -15,6 +15,9 @@ pub const IOMMU_MAP_DMA: u32 = 0x3b71;
 /// `VFIO_IOMMU_UNMAP_DMA`.
 pub const IOMMU_UNMAP_DMA: u32 = 0x3b72;
 
+/// `VFIO_IOMMU_DIRTY_PAGES`.
+pub const IOMMU_DIRTY_PAGES: u32 = 0x3b75;
+
 /// What GET_API_VERSION says (`VFIO_API_VERSION`).
 pub const API_VERSION: u64 = 0;
 
@@ -26,6 +29,9 @@ pub const TYPE1V2_IOMMU: u64 = 3;
 pub const DMA_CC_IOMMU: u64 = 4;
 /// Whether everything can be unmapped at once (`VFIO_UNMAP_ALL`).
 pub const UNMAP_ALL: u64 = 9;
+
+/// Whether mappings can get other addresses of the program's (`VFIO_UPDATE_VADDR`).
+pub const UPDATE_VADDR: u64 = 10;
 
 /// `struct vfio_iommu_type1_dma_map`: VFIO_IOMMU_MAP_DMA.
 #[repr(C)]
@@ -48,13 +54,16 @@ pub const MAP_READ: u32 = 1 << 0;
 /// Devices may write (`VFIO_DMA_MAP_FLAG_WRITE`).
 pub const MAP_WRITE: u32 = 1 << 1;
 
+/// A mapping that is there gets another address of the program's (`VFIO_DMA_MAP_FLAG_VADDR`).
+pub const MAP_VADDR: u32 = 1 << 2;
+
 /// `struct vfio_iommu_type1_dma_unmap`, without the bitmap: VFIO_IOMMU_UNMAP_DMA.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable)]
 pub struct DmaUnmap {
     /// Bytes of this struct.
     pub argsz: u32,
-    /// [`UNMAP_FLAG_ALL`].
+    /// [`UNMAP_DIRTY`], [`UNMAP_FLAG_ALL`], [`UNMAP_VADDR`].
     pub flags: u32,
     /// First IOVA.
     pub iova: u64,
@@ -62,8 +71,55 @@ pub struct DmaUnmap {
     pub size: u64,
 }
 
+/// Which pages were written is asked for: a [`Bitmap`] follows
+/// (`VFIO_DMA_UNMAP_FLAG_GET_DIRTY_BITMAP`).
+pub const UNMAP_DIRTY: u32 = 1 << 0;
+/// Nothing is unmapped, the addresses in the program become invalid
+/// (`VFIO_DMA_UNMAP_FLAG_VADDR`).
+pub const UNMAP_VADDR: u32 = 1 << 2;
 /// Everything; the address and size are 0 (`VFIO_DMA_UNMAP_FLAG_ALL`).
 pub const UNMAP_FLAG_ALL: u32 = 1 << 1;
+
+/// `struct vfio_bitmap`.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable)]
+pub struct Bitmap {
+    /// Bytes of memory per bit.
+    pub pgsize: u64,
+    /// Bytes of the bitmap.
+    pub size: u64,
+    /// Its address.
+    pub data: u64,
+}
+
+/// `struct vfio_iommu_type1_dirty_bitmap`, without data: VFIO_IOMMU_DIRTY_PAGES.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable)]
+pub struct DirtyBitmap {
+    /// Bytes of this struct and its data.
+    pub argsz: u32,
+    /// One of [`DIRTY_START`], [`DIRTY_STOP`] and [`DIRTY_GET`].
+    pub flags: u32,
+}
+
+/// `VFIO_IOMMU_DIRTY_PAGES_FLAG_START`.
+pub const DIRTY_START: u32 = 1 << 0;
+/// `VFIO_IOMMU_DIRTY_PAGES_FLAG_STOP`.
+pub const DIRTY_STOP: u32 = 1 << 1;
+/// A [`DirtyBitmapGet`] follows (`VFIO_IOMMU_DIRTY_PAGES_FLAG_GET_BITMAP`).
+pub const DIRTY_GET: u32 = 1 << 2;
+
+/// `struct vfio_iommu_type1_dirty_bitmap_get`.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable)]
+pub struct DirtyBitmapGet {
+    /// First IOVA.
+    pub iova: u64,
+    /// Bytes.
+    pub size: u64,
+    /// Where to write.
+    pub bitmap: Bitmap,
+}
 
 /// `struct vfio_iommu_type1_info`: VFIO_IOMMU_GET_INFO.
 #[repr(C)]
@@ -117,8 +173,29 @@ pub const CAP_NEXT: usize = 4;
 
 /// The ranges that can be mapped (`VFIO_IOMMU_TYPE1_INFO_CAP_IOVA_RANGE`).
 pub const CAP_IOVA_RANGE: u16 = 1;
+/// What can be known of dirty pages (`VFIO_IOMMU_TYPE1_INFO_CAP_MIGRATION`).
+pub const CAP_MIGRATION: u16 = 2;
 /// How many mappings more there can be (`VFIO_IOMMU_TYPE1_INFO_DMA_AVAIL`).
 pub const CAP_DMA_AVAIL: u16 = 3;
+
+/// `struct vfio_iommu_type1_info_cap_migration`.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable)]
+pub struct CapMigration {
+    /// Id [`CAP_MIGRATION`].
+    pub header: CapHeader,
+    /// 0.
+    pub flags: u32,
+    /// Padding.
+    pub pad: u32,
+    /// Sizes of pages that a bitmap can have bits for, as a bitmap.
+    pub pgsize_bitmap: u64,
+    /// Bytes of the largest bitmap.
+    pub max_dirty_bitmap_size: u64,
+}
+
+/// Bytes of the largest dirty bitmap (`DIRTY_BITMAP_SIZE_MAX`).
+pub const MAX_DIRTY_BITMAP: u64 = 1 << 28;
 
 /// `struct vfio_iommu_type1_info_dma_avail`.
 #[repr(C)]

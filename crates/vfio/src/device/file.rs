@@ -15,6 +15,7 @@ use ioasid_iommufd::{BoundDevice, Context, ObjectId};
 use super::{DeviceInfo, VfioDevice};
 use crate::{
     error::{Error, Result},
+    group::{BoundAlone, VfioGroup},
     irq::{IrqInfo, SetIrqs},
     model::Passthrough,
     region::RegionInfo,
@@ -25,15 +26,25 @@ pub struct DeviceFile {
     pub(super) device: Arc<VfioDevice>,
     number: u64,
     /// Changes under the state lock and the device's gate.
-    bound: AtomicBool,
-    state: Mutex<State>,
+    pub(super) bound: AtomicBool,
+    pub(super) state: Mutex<State>,
 }
 
 #[derive(Debug)]
-enum State {
+pub(super) enum State {
     Unbound,
-    Bound(BoundDevice),
+    Bound(Bound),
+    /// Opened through its group, which is bound.
+    Grouped(Arc<VfioGroup>),
     Closed,
+}
+
+/// Bound by its own file.
+#[derive(Debug)]
+pub(super) struct Bound {
+    device: BoundDevice,
+    /// Nobody opens the group meanwhile.
+    alone: BoundAlone,
 }
 
 impl DeviceFile {
@@ -49,6 +60,11 @@ impl DeviceFile {
     /// The device.
     pub fn device(&self) -> &Arc<VfioDevice> {
         &self.device
+    }
+
+    /// Its number among the files of the device.
+    pub(crate) fn number(&self) -> u64 {
+        self.number
     }
 
     /// Whether the file is bound: until then every operation but bind is refused.
@@ -71,7 +87,8 @@ impl DeviceFile {
     /// its parent's driver is busy: it gets its default PASID.
     ///
     /// # Errors
-    /// In this order: [`Error::AlreadyBound`]; the error of `context`; [`Error::BoundElsewhere`];
+    /// In this order: [`Error::AlreadyBound`], also if it was opened through its group;
+    /// [`Error::GroupBusy`]; the error of `context`; [`Error::BoundElsewhere`];
     /// what binding to the context says, for a whole device
     /// [`NotOwner`](ioasid_iommufd::Error::NotOwner) while a driver of the host or a stranger owns
     /// its DMA, for a child [`Error::Exhausted`] when no PASID is left.
@@ -80,15 +97,16 @@ impl DeviceFile {
         context: impl FnOnce() -> std::result::Result<Arc<Context>, E>,
     ) -> std::result::Result<ObjectId, E> {
         self.state.lock().expect_unbound()?;
+        let alone = self.device.group.bind_alone()?;
         let context = context()?;
         let mut state = self.state.lock();
         state.expect_unbound()?;
         self.device.take(self.number)?;
-        let bound = self.device.bind(&context).inspect_err(|_| {
+        let device = self.device.bind(&context).inspect_err(|_| {
             self.device.give_back(self.number);
         })?;
-        let id = bound.id();
-        *state = State::Bound(bound);
+        let id = device.id();
+        *state = State::Bound(Bound { device, alone });
         let _exclusive = self.device.exclusive();
         self.bound.store(true, Ordering::Release);
         Ok(id)
@@ -222,6 +240,11 @@ impl DeviceFile {
             State::Closed => return,
             State::Unbound => *state = State::Closed,
             State::Bound(_) => self.release(&mut state, State::Closed),
+            State::Grouped(group) => {
+                let group = Arc::clone(group);
+                *state = State::Closed;
+                self.leave_group(&group);
+            }
         }
         drop(state);
         self.device.use_.lock().open -= 1;
@@ -234,12 +257,18 @@ impl DeviceFile {
             self.bound.store(false, Ordering::Release);
             self.device.stop();
         }
-        // Dropping what is bound detaches it.
-        drop(std::mem::replace(state, next));
+        let mut alone = None;
+        if let State::Bound(bound) = std::mem::replace(state, next) {
+            // Dropping what is bound detaches it.
+            drop(bound.device);
+            alone = Some(bound.alone);
+        }
         if let Passthrough::Child(child) = &self.device.passthrough {
             child.unbind();
         }
         self.device.give_back(self.number);
+        // The group can be opened from here on.
+        drop(alone);
     }
 
     /// Asked under the gate, the answer holds as long as the gate is held.
@@ -256,22 +285,22 @@ impl State {
     fn expect_unbound(&self) -> Result<()> {
         match self {
             State::Unbound => Ok(()),
-            State::Bound(_) => Err(Error::AlreadyBound),
+            State::Bound(_) | State::Grouped(_) => Err(Error::AlreadyBound),
             State::Closed => Err(Error::NotBound),
         }
     }
 
     fn bound(&self) -> Result<&BoundDevice> {
         match self {
-            State::Bound(bound) => Ok(bound),
-            State::Unbound | State::Closed => Err(Error::NotBound),
+            State::Bound(bound) => Ok(&bound.device),
+            State::Unbound | State::Grouped(_) | State::Closed => Err(Error::NotBound),
         }
     }
 }
 
 impl VfioDevice {
     /// Reserves the device for the file `number`.
-    fn take(&self, number: u64) -> Result<()> {
+    pub(super) fn take(&self, number: u64) -> Result<()> {
         let mut users = self.use_.lock();
         match users.bound {
             Some(_) => Err(Error::BoundElsewhere),
@@ -282,14 +311,14 @@ impl VfioDevice {
         }
     }
 
-    fn give_back(&self, number: u64) {
+    pub(super) fn give_back(&self, number: u64) {
         let mut users = self.use_.lock();
         if users.bound == Some(number) {
             users.bound = None;
         }
     }
 
-    fn bind(&self, context: &Arc<Context>) -> Result<BoundDevice> {
+    pub(crate) fn bind(&self, context: &Arc<Context>) -> Result<BoundDevice> {
         let faults = Arc::clone(&self.faults) as Arc<dyn FaultSink>;
         match &self.passthrough {
             Passthrough::Whole(device) => Ok(context.bind_device(device, faults)?),
@@ -302,7 +331,7 @@ impl VfioDevice {
     }
 
     /// Stops the device and makes it pristine, with the gate held.
-    fn stop(&self) {
+    pub(super) fn stop(&self) {
         let function = self.model.function();
         function.clear_bus_master();
         if let Passthrough::Child(child) = &self.passthrough {

@@ -13,10 +13,11 @@ use ioasid_core::{
     inspect::{Inspect, Node},
     sync::{Condvar, Mutex},
 };
-use ioasid_iommu::{FaultLog, Group};
+use ioasid_iommu::FaultLog;
 
 use crate::{
     error::{Error, Result},
+    group::VfioGroup,
     irq::{self, Interrupts, IrqIndex, IrqInfo},
     model::{DeviceModel, Passthrough},
     region::{self, RegionIndex, RegionInfo},
@@ -24,9 +25,11 @@ use crate::{
 
 mod access;
 mod file;
+mod grouped;
 mod mapped;
 
 pub use file::DeviceFile;
+pub(crate) use grouped::Opening;
 pub use mapped::{MapRange, MapRequest};
 
 /// How often a user is asked again for a device that is to go.
@@ -36,7 +39,8 @@ const REQUEST_PERIOD: Duration = Duration::from_secs(10);
 pub struct VfioDevice {
     index: u32,
     name: String,
-    group: Arc<Group>,
+    bus_name: String,
+    group: Arc<VfioGroup>,
     model: Arc<dyn DeviceModel>,
     passthrough: Passthrough,
     mappable: AtomicBool,
@@ -74,13 +78,15 @@ pub struct DeviceInfo {
 impl VfioDevice {
     pub(crate) fn new(
         index: u32,
-        group: Arc<Group>,
+        bus_name: String,
+        group: Arc<VfioGroup>,
         model: Arc<dyn DeviceModel>,
         passthrough: Passthrough,
     ) -> Arc<Self> {
         Arc::new(VfioDevice {
             index,
             name: format!("vfio{index}"),
+            bus_name,
             group,
             model,
             passthrough,
@@ -104,9 +110,19 @@ impl VfioDevice {
         self.index
     }
 
+    /// Its name on its bus: a PCI address, or the UUID of a mediated device; empty if it has none.
+    pub fn bus_name(&self) -> &str {
+        &self.bus_name
+    }
+
     /// The number of its group; a child's is not its parent's.
     pub fn group_number(&self) -> u32 {
-        self.group.id()
+        self.group.number()
+    }
+
+    /// Its group.
+    pub fn group(&self) -> &Arc<VfioGroup> {
+        &self.group
     }
 
     /// The model behind it.

@@ -219,7 +219,7 @@ impl MdevRegistry {
             Arc::new(Mdev {
                 uuid,
                 type_id: type_id.to_owned(),
-                device: self.vfio.add(child.model, passthrough),
+                device: self.vfio.add_named(uuid.to_string(), child.model, passthrough),
                 parent,
             })
         });

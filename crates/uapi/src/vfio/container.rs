@@ -1,0 +1,263 @@
+//! The ioctls of a VFIO container, `/dev/vfio/vfio`
+//! (`drivers/vfio/{container,vfio_iommu_type1}.c`).
+//!
+//! Until the container has its IOMMU backend, everything but the first three commands is EINVAL, what
+//! is not known too; then that is ENOTTY. Structs begin with `argsz`, the bytes that the program has,
+//! of which a longer one than known is fine.
+
+use std::mem::size_of;
+
+use ioasid_core::{AddrRange, Prot, host::Caller};
+use ioasid_vfio::{
+    Container,
+    container::{DirtyRange, Extension, MapRequest, UnmapRequest, Version},
+};
+use zerocopy::{FromBytes, Immutable, IntoBytes};
+
+use super::copy;
+use crate::{
+    Errno, Program,
+    spec::container as spec,
+    table::{File, Row, Support},
+};
+
+mod bitmap;
+
+use bitmap::DirtyBits;
+
+type Handler = fn(&Container, u64, &dyn Program) -> Result<u64, Errno>;
+
+/// The commands that work on any container, by number.
+const COMMANDS: &[(u32, &str, Handler)] = &[
+    (spec::GET_API_VERSION, "GET_API_VERSION", |_, _, _| {
+        Ok(spec::API_VERSION)
+    }),
+    (spec::CHECK_EXTENSION, "CHECK_EXTENSION", check_extension),
+    (spec::SET_IOMMU, "SET_IOMMU", set_iommu),
+];
+
+/// The commands of the type 1 backend, by number.
+const TYPE1: &[(u32, &str, Handler)] = &[
+    (spec::IOMMU_GET_INFO, "IOMMU_GET_INFO", info),
+    (spec::IOMMU_MAP_DMA, "IOMMU_MAP_DMA", map),
+    (spec::IOMMU_UNMAP_DMA, "IOMMU_UNMAP_DMA", unmap),
+    (spec::IOMMU_DIRTY_PAGES, "IOMMU_DIRTY_PAGES", dirty_pages),
+];
+
+/// As documents show them.
+pub(crate) fn rows() -> impl Iterator<Item = Row> {
+    COMMANDS.iter().chain(TYPE1).map(|(request, name, _)| Row {
+        file: File::Container,
+        request: *request,
+        name,
+        support: Support::Yes,
+    })
+}
+
+/// Runs the ioctl `cmd` with the argument `arg` on a container, for `program`.
+///
+/// # Errors
+/// What the kernel would answer.
+pub fn ioctl(
+    container: &Container,
+    cmd: u32,
+    arg: u64,
+    program: &dyn Program,
+) -> Result<u64, Errno> {
+    let find = |commands: &[(u32, &str, Handler)]| {
+        let found = commands.iter().find(|(number, ..)| *number == cmd);
+        found.map(|(_, _, run)| *run)
+    };
+    if let Some(run) = find(COMMANDS) {
+        return run(container, arg, program);
+    }
+    if container.version().is_none() {
+        return Err(Errno::EINVAL);
+    }
+    let run = find(TYPE1).ok_or(Errno::ENOTTY)?;
+    run(container, arg, program)
+}
+
+fn check_extension(container: &Container, arg: u64, _: &dyn Program) -> Result<u64, Errno> {
+    let extension = match arg {
+        spec::TYPE1_IOMMU | spec::TYPE1V2_IOMMU | spec::UNMAP_ALL => Extension::Always,
+        spec::DMA_CC_IOMMU => Extension::DmaCoherent,
+        spec::UPDATE_VADDR => Extension::UpdateVaddr,
+        _ => return Ok(0),
+    };
+    Ok(container.has(extension).into())
+}
+
+fn set_iommu(container: &Container, arg: u64, _: &dyn Program) -> Result<u64, Errno> {
+    let version = match arg {
+        spec::TYPE1_IOMMU => Some(Version::V1),
+        spec::TYPE1V2_IOMMU => Some(Version::V2),
+        _ => None,
+    };
+    match version {
+        Some(version) => container.set_iommu(version)?,
+        None => container.refuse_iommu()?,
+    }
+    Ok(0)
+}
+
+/// The chain of capabilities goes behind the struct if all of it fits; else the program learns how
+/// many bytes it needs.
+fn info(container: &Container, arg: u64, program: &dyn Program) -> Result<u64, Errno> {
+    const HEAD: usize = size_of::<spec::Info>();
+    let given: spec::Info = copy::standard(program, arg, spec::INFO_MIN)?;
+    let info = container.info()?;
+    let mut chain = Vec::new();
+    let migration = spec::CapMigration {
+        header: spec::CapHeader::new(spec::CAP_MIGRATION),
+        flags: 0,
+        pad: 0,
+        pgsize_bitmap: info.page_size,
+        max_dirty_bitmap_size: spec::MAX_DIRTY_BITMAP,
+    };
+    let avail = spec::CapDmaAvail {
+        header: spec::CapHeader::new(spec::CAP_DMA_AVAIL),
+        avail: info.mappings_left,
+    };
+    push(&mut chain, &migration, true);
+    push(&mut chain, &avail, info.iova_ranges.is_some());
+    if let Some(ranges) = &info.iova_ranges {
+        let cap = spec::CapIovaRange {
+            header: spec::CapHeader::new(spec::CAP_IOVA_RANGE),
+            nr_iovas: u32::try_from(ranges.len()).unwrap_or(u32::MAX),
+            reserved: 0,
+        };
+        push(&mut chain, &cap, false);
+        for range in ranges {
+            let range = spec::IovaRange {
+                start: range.start(),
+                end: range.last(),
+            };
+            chain.extend_from_slice(range.as_bytes());
+        }
+    }
+    let mut answer = spec::Info {
+        argsz: given.argsz,
+        flags: spec::INFO_PGSIZES | spec::INFO_CAPS,
+        iova_pgsizes: info.page_sizes,
+        cap_offset: 0,
+        pad: 0,
+    };
+    let needed = HEAD + chain.len();
+    if (given.argsz as usize) < needed {
+        answer.argsz = u32::try_from(needed).unwrap_or(u32::MAX);
+    } else {
+        Caller::write(program, copy::offset(arg, HEAD as u64)?, &chain)?;
+        answer.cap_offset = HEAD as u32;
+    }
+    copy::write_back(program, arg, &answer, given.argsz as usize)?;
+    Ok(0)
+}
+
+/// Adds a capability to a chain behind a [`spec::Info`], which links to the next if there is one.
+fn push<T: IntoBytes + Immutable>(chain: &mut Vec<u8>, cap: &T, more: bool) {
+    let here = chain.len();
+    chain.extend_from_slice(cap.as_bytes());
+    chain.resize(chain.len().next_multiple_of(size_of::<u64>()), 0);
+    let next = (size_of::<spec::Info>() + chain.len()) as u32;
+    let field = here + spec::CAP_NEXT;
+    if let (true, Some(bytes)) = (more, chain.get_mut(field..field + 4)) {
+        bytes.copy_from_slice(&next.to_ne_bytes());
+    }
+}
+
+fn map(container: &Container, arg: u64, program: &dyn Program) -> Result<u64, Errno> {
+    let args: spec::DmaMap = copy::standard(program, arg, size_of::<spec::DmaMap>())?;
+    let has = |flag: u32| args.flags & flag != 0;
+    if has(!(spec::MAP_READ | spec::MAP_WRITE | spec::MAP_VADDR)) {
+        return Err(Errno::EINVAL);
+    }
+    let request = MapRequest {
+        iova: args.iova,
+        vaddr: args.vaddr,
+        size: args.size,
+        prot: Prot {
+            read: has(spec::MAP_READ),
+            write: has(spec::MAP_WRITE),
+        },
+        update: has(spec::MAP_VADDR),
+    };
+    let pages = || Ok(program.pages_or_registers(args.vaddr, args.size)?);
+    container.map::<Errno>(program.account(), &request, pages)?;
+    Ok(0)
+}
+
+fn unmap(container: &Container, arg: u64, program: &dyn Program) -> Result<u64, Errno> {
+    const SIZE: usize = size_of::<spec::DmaUnmap>();
+    let mut args: spec::DmaUnmap = copy::standard(program, arg, SIZE)?;
+    let has = |flag: u32| args.flags & flag != 0;
+    let others = spec::UNMAP_FLAG_ALL | spec::UNMAP_VADDR;
+    if has(!(spec::UNMAP_DIRTY | others)) || (has(spec::UNMAP_DIRTY) && has(others)) {
+        return Err(Errno::EINVAL);
+    }
+    let mut bits = None;
+    if has(spec::UNMAP_DIRTY) {
+        if (args.argsz as usize) < SIZE + size_of::<spec::Bitmap>() {
+            return Err(Errno::EINVAL);
+        }
+        let bitmap = behind(program, arg, SIZE)?;
+        bits = Some(DirtyBits::new(program, args.iova, args.size, &bitmap)?);
+    }
+    let request = UnmapRequest {
+        iova: args.iova,
+        size: args.size,
+        all: has(spec::UNMAP_FLAG_ALL),
+        vaddr: has(spec::UNMAP_VADDR),
+        dirty: bits.as_ref().map(DirtyBits::page_size),
+    };
+    let tell = |mapping: AddrRange| match &bits {
+        Some(bits) => bits.set(mapping),
+        None => Ok(()),
+    };
+    args.size = container.unmap::<Errno>(&request, tell)?;
+    copy::write_back(program, arg, &args, SIZE)?;
+    Ok(0)
+}
+
+fn dirty_pages(container: &Container, arg: u64, program: &dyn Program) -> Result<u64, Errno> {
+    const SIZE: usize = size_of::<spec::DirtyBitmap>();
+    if container.version() == Some(Version::V1) {
+        return Err(Errno::EACCES);
+    }
+    let args: spec::DirtyBitmap = copy::standard(program, arg, SIZE)?;
+    match args.flags {
+        spec::DIRTY_START => container.set_dirty_tracking(true)?,
+        spec::DIRTY_STOP => container.set_dirty_tracking(false)?,
+        spec::DIRTY_GET => {
+            if (args.argsz as usize) < SIZE + size_of::<spec::DirtyBitmapGet>() {
+                return Err(Errno::EINVAL);
+            }
+            let get: spec::DirtyBitmapGet = behind(program, arg, SIZE)?;
+            if get.size == 0 {
+                return Err(Errno::EINVAL);
+            }
+            AddrRange::from_len(get.iova, get.size).ok_or(Errno::EOVERFLOW)?;
+            let bits = DirtyBits::new(program, get.iova, get.size, &get.bitmap)?;
+            let range = DirtyRange {
+                iova: get.iova,
+                size: get.size,
+                page_size: get.bitmap.pgsize,
+            };
+            container.dirty::<Errno>(&range, |mapping| bits.set(mapping))?;
+        }
+        _ => return Err(Errno::EINVAL),
+    }
+    Ok(0)
+}
+
+/// The struct that follows one of `size` bytes.
+fn behind<T: FromBytes + IntoBytes>(
+    program: &dyn Program,
+    arg: u64,
+    size: usize,
+) -> Result<T, Errno> {
+    let mut value = T::new_zeroed();
+    let at = copy::offset(arg, size as u64)?;
+    Caller::read(program, at, value.as_mut_bytes())?;
+    Ok(value)
+}

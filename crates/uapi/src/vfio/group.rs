@@ -1,0 +1,110 @@
+//! The ioctls of a VFIO group, `/dev/vfio/N` (`drivers/vfio/group.c`).
+
+use ioasid_core::host::{Caller, FdError};
+use ioasid_vfio::{ContainerFile, GroupFile};
+
+use super::copy;
+use crate::{
+    Errno, Program,
+    spec::group as spec,
+    table::{File, Row, Support},
+};
+
+type Handler = fn(&GroupFile, u64, &dyn Program) -> Result<u64, Errno>;
+
+/// The commands, by number.
+const COMMANDS: &[(u32, &str, Handler)] = &[
+    (spec::GET_STATUS, "GET_STATUS", status),
+    (spec::SET_CONTAINER, "SET_CONTAINER", set_container),
+    (spec::UNSET_CONTAINER, "UNSET_CONTAINER", |group, _, _| {
+        group.unset_container()?;
+        Ok(0)
+    }),
+    (spec::GET_DEVICE_FD, "GET_DEVICE_FD", device_fd),
+];
+
+/// Bytes of a name with the 0 behind it, at most (`PAGE_SIZE`).
+const NAME: usize = 4096;
+
+/// As documents show them.
+pub(crate) fn rows() -> impl Iterator<Item = Row> {
+    COMMANDS.iter().map(|(request, name, _)| Row {
+        file: File::Group,
+        request: *request,
+        name,
+        support: Support::Yes,
+    })
+}
+
+/// Runs the ioctl `cmd` with the argument `arg` on an open group, for `program`.
+///
+/// # Errors
+/// What the kernel would answer.
+pub fn ioctl(
+    group: &GroupFile,
+    cmd: u32,
+    arg: u64,
+    program: &dyn Program,
+) -> Result<u64, Errno> {
+    let command = COMMANDS.iter().find(|(number, ..)| *number == cmd);
+    let (_, _, run) = command.ok_or(Errno::ENOTTY)?;
+    run(group, arg, program)
+}
+
+fn status(group: &GroupFile, arg: u64, program: &dyn Program) -> Result<u64, Errno> {
+    use spec::GroupStatus;
+    let size = size_of::<GroupStatus>();
+    let mut answer: GroupStatus = copy::standard(program, arg, size)?;
+    let status = group.status()?;
+    let flag = |set: bool, flag: u32| if set { flag } else { 0 };
+    answer.flags = flag(status.viable, GroupStatus::VIABLE)
+        | flag(status.container_set, GroupStatus::CONTAINER_SET);
+    copy::write_back(program, arg, &answer, size)?;
+    Ok(0)
+}
+
+fn set_container(group: &GroupFile, arg: u64, program: &dyn Program) -> Result<u64, Errno> {
+    let mut fd = [0; 4];
+    program.read(arg, &mut fd)?;
+    let file = match program.container(i32::from_ne_bytes(fd)) {
+        // Found out after what the group itself says.
+        Err(FdError::WrongType) => None,
+        file => Some(file?),
+    };
+    group.expect_no_container()?;
+    let file: ContainerFile = file.ok_or(Errno::EBADFD)?;
+    group.set_container(file)?;
+    Ok(0)
+}
+
+fn device_fd(group: &GroupFile, arg: u64, program: &dyn Program) -> Result<u64, Errno> {
+    let name = name(arg, program)?;
+    let file = group.open_device(&name)?;
+    let fd = program.install_device_file(file)?;
+    u64::try_from(fd).map_err(|_| Errno::EBADF)
+}
+
+/// The text at `arg`, up to a 0 (`strndup_user`).
+fn name(arg: u64, program: &dyn Program) -> Result<Vec<u8>, Errno> {
+    let mut name = Vec::new();
+    let mut buffer = [0; 256];
+    while name.len() < NAME {
+        let at = copy::offset(arg, name.len() as u64)?;
+        // Not beyond a page whose neighbour need not be there.
+        let room = 4096 - at % 4096;
+        let len = usize::try_from(room).unwrap_or(0).min(buffer.len());
+        let part = buffer.get_mut(..len).unwrap_or_default();
+        Caller::read(program, at, part)?;
+        match part.iter().position(|byte| *byte == 0) {
+            Some(end) => {
+                name.extend_from_slice(part.get(..end).unwrap_or_default());
+                if name.len() >= NAME {
+                    break;
+                }
+                return Ok(name);
+            }
+            None => name.extend_from_slice(part),
+        }
+    }
+    Err(Errno::EINVAL)
+}

@@ -1,0 +1,316 @@
+//! A VFIO container, `/dev/vfio/vfio` (`drivers/vfio/{container,vfio_iommu_type1}.c`).
+//!
+//! Groups are put into it, then it is given an IOMMU backend, one of the two versions of *type 1*.
+//! Behind that stands an IOAS of an iommufd context of its own: pages, areas and page tables are
+//! those of `/dev/iommu`; what is here is which mappings there are and the rules of their own that
+//! type 1 has for them. All devices of a container stand on one address space, and so on one domain
+//! where their IOMMU allows it.
+//!
+//! A whole device is claimed when its group is put into the container and attached when that has a
+//! backend. A default-PASID child is bound and attached while it is open: its PASID is there as long
+//! as its user.
+//!
+//! When the last group leaves, the backend goes and everything is unmapped.
+
+use std::{fmt, sync::Arc};
+
+use ioasid_core::{AddrRange, host::Account, memory::PageSource, sync::Mutex};
+use ioasid_iommufd::{BoundDevice, Context, ObjectId};
+
+use crate::{
+    device::VfioDevice,
+    error::{Error, Result},
+};
+
+mod type1;
+
+use type1::Type1;
+pub use type1::{DirtyRange, MapRequest, UnmapRequest};
+
+/// A version of the type 1 IOMMU backend.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Version {
+    /// An unmap takes mappings that start in its range, whole (`VFIO_TYPE1_IOMMU`).
+    V1,
+    /// An unmap may not cut a mapping (`VFIO_TYPE1v2_IOMMU`).
+    V2,
+}
+
+/// What a container can be asked about (VFIO_CHECK_EXTENSION).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Extension {
+    /// A version of the backend, and unmapping everything at once.
+    Always,
+    /// All page tables make DMA coherent with the processor's caches.
+    DmaCoherent,
+    /// Mappings can get other addresses of the program's.
+    UpdateVaddr,
+}
+
+/// What VFIO_IOMMU_GET_INFO says.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Info {
+    /// Sizes of pages, as a bitmap.
+    pub page_sizes: u64,
+    /// The smallest of them, in bytes: what mappings and dirty bits are multiples of.
+    pub page_size: u64,
+    /// Mappings that there can be beyond those there are.
+    pub mappings_left: u32,
+    /// Where mappings can be, unless the container has children alone.
+    pub iova_ranges: Option<Vec<AddrRange>>,
+}
+
+/// A container.
+pub struct Container {
+    context: Arc<Context>,
+    state: Mutex<State>,
+}
+
+#[derive(Default)]
+struct State {
+    /// The groups, the last one first.
+    members: Vec<Member>,
+    backend: Option<Type1>,
+}
+
+/// A group in the container.
+struct Member {
+    group: u32,
+    /// Its whole devices, by number.
+    whole: Vec<(u32, BoundDevice)>,
+    has_child: bool,
+}
+
+impl Member {
+    fn attach(&self, ioas: ObjectId) -> Result<()> {
+        self.whole
+            .iter()
+            .try_for_each(|(_, device)| attach(device, ioas))
+    }
+}
+
+fn attach(device: &BoundDevice, ioas: ObjectId) -> Result<()> {
+    match device.attach(ioas) {
+        Ok(_) => Ok(()),
+        // What the device reserves is in the way of a mapping.
+        Err(ioasid_iommufd::Error::AddressInUse) => Err(Error::IovaConflict),
+        Err(error) => Err(error.into()),
+    }
+}
+
+impl Container {
+    /// An empty one, on a context of its own.
+    pub fn new(context: Arc<Context>) -> Arc<Self> {
+        Arc::new(Container {
+            context,
+            state: Mutex::default(),
+        })
+    }
+
+    /// The context that its address space is in.
+    pub fn context(&self) -> &Arc<Context> {
+        &self.context
+    }
+
+    /// The version of its backend, if it has one.
+    pub fn version(&self) -> Option<Version> {
+        Some(self.state.lock().backend.as_ref()?.version())
+    }
+
+    /// VFIO_CHECK_EXTENSION, as far as it depends on the container.
+    pub fn has(&self, extension: Extension) -> bool {
+        let state = self.state.lock();
+        match (extension, &state.backend) {
+            (Extension::Always, _) => true,
+            (_, None) => false,
+            (Extension::UpdateVaddr, Some(_)) => !state.has_child(),
+            (Extension::DmaCoherent, Some(backend)) => backend.is_coherent(),
+        }
+    }
+
+    /// VFIO_SET_IOMMU: gives the container its backend and attaches what is in it.
+    ///
+    /// # Errors
+    /// [`Error::BackendState`] without a group, or if there is one; what attaching says.
+    pub fn set_iommu(&self, version: Version) -> Result<()> {
+        let mut state = self.state.lock();
+        if state.members.is_empty() || state.backend.is_some() {
+            return Err(Error::BackendState);
+        }
+        let backend = Type1::new(&self.context, version)?;
+        for member in &state.members {
+            if let Err(error) = member.attach(backend.ioas()) {
+                state.detach();
+                return Err(error);
+            }
+        }
+        state.backend = Some(backend);
+        Ok(())
+    }
+
+    /// VFIO_SET_IOMMU with a type that no backend is of.
+    ///
+    /// # Errors
+    /// Always: [`Error::BackendState`] as [`Container::set_iommu`], else [`Error::NoSuchBackend`].
+    pub fn refuse_iommu(&self) -> Result<()> {
+        let state = self.state.lock();
+        if state.members.is_empty() || state.backend.is_some() {
+            return Err(Error::BackendState);
+        }
+        Err(Error::NoSuchBackend)
+    }
+
+    /// VFIO_IOMMU_GET_INFO.
+    ///
+    /// # Errors
+    /// [`Error::BackendState`].
+    pub fn info(&self) -> Result<Info> {
+        let state = self.state.lock();
+        let backend = state.backend.as_ref().ok_or(Error::BackendState)?;
+        let any_whole = state.members.iter().any(|member| !member.whole.is_empty());
+        let page_sizes = backend.page_sizes()?;
+        Ok(Info {
+            page_sizes,
+            page_size: type1::smallest(page_sizes),
+            mappings_left: backend.mappings_left(),
+            iova_ranges: any_whole.then(|| backend.iova_ranges()).transpose()?,
+        })
+    }
+
+    /// VFIO_IOMMU_MAP_DMA. `pages` is called when everything else is found right.
+    ///
+    /// # Errors
+    /// In this order: [`Error::BackendState`], [`Error::BadMapRequest`], [`Error::RangeOverflow`],
+    /// [`Error::BadMapRequest`], then for new addresses of an old mapping [`Error::NoSuchMap`] and
+    /// [`Error::BadMapRequest`]; else [`Error::MapExists`], [`Error::TooManyMaps`], the error of
+    /// `pages`, and [`Error::Iommufd`].
+    pub fn map<E: From<Error>>(
+        &self,
+        account: Account,
+        request: &MapRequest,
+        pages: impl FnOnce() -> std::result::Result<Arc<dyn PageSource>, E>,
+    ) -> std::result::Result<(), E> {
+        let mut state = self.state.lock();
+        let backend = state.backend.as_mut().ok_or(Error::BackendState)?;
+        backend.map(account, request, pages)
+    }
+
+    /// VFIO_IOMMU_UNMAP_DMA; returns the bytes unmapped (or made invalid). `dirty` is told of each
+    /// mapping before it goes, if the request asks for dirty pages; an error of its ends the request.
+    ///
+    /// # Errors
+    /// [`Error::BackendState`], [`Error::AddressesInvalid`], [`Error::BadMapRequest`],
+    /// [`Error::RangeOverflow`], [`Error::Iommufd`].
+    pub fn unmap<E: From<Error>>(
+        &self,
+        request: &UnmapRequest,
+        dirty: impl FnMut(AddrRange) -> std::result::Result<(), E>,
+    ) -> std::result::Result<u64, E> {
+        let mut state = self.state.lock();
+        if request.vaddr && state.backend.is_some() && state.has_child() {
+            return Err(Error::AddressesInvalid.into());
+        }
+        let backend = state.backend.as_mut().ok_or(Error::BackendState)?;
+        backend.unmap(request, dirty)
+    }
+
+    /// VFIO_IOMMU_DIRTY_PAGES: starts or stops tracking.
+    ///
+    /// # Errors
+    /// [`Error::BackendState`], [`Error::NoDirtyPages`], [`Error::BadMapRequest`] if a mapping is too
+    /// large for a bitmap.
+    pub fn set_dirty_tracking(&self, on: bool) -> Result<()> {
+        let mut state = self.state.lock();
+        let backend = state.backend.as_mut().ok_or(Error::BackendState)?;
+        backend.set_tracking(on)
+    }
+
+    /// VFIO_IOMMU_DIRTY_PAGES: which mappings in a range may have been written. As in Linux with a
+    /// device that has an IOMMU, that is all of each.
+    ///
+    /// # Errors
+    /// [`Error::BackendState`], [`Error::NoDirtyPages`], [`Error::BadMapRequest`]; and what `dirty`
+    /// says.
+    pub fn dirty<E: From<Error>>(
+        &self,
+        range: &DirtyRange,
+        dirty: impl FnMut(AddrRange) -> std::result::Result<(), E>,
+    ) -> std::result::Result<(), E> {
+        let state = self.state.lock();
+        let backend = state.backend.as_ref().ok_or(Error::BackendState)?;
+        backend.dirty(range, dirty)
+    }
+
+    /// Puts a group in: its whole devices are claimed, and attached if there is a backend.
+    pub(crate) fn join(&self, group: u32, devices: &[Arc<VfioDevice>]) -> Result<()> {
+        let mut state = self.state.lock();
+        let (children, whole): (Vec<_>, Vec<_>) =
+            devices.iter().partition(|device| device.is_child());
+        let bind = |device: &Arc<VfioDevice>| {
+            let bound = device.bind(&self.context)?;
+            Ok((device.index(), bound))
+        };
+        let member = Member {
+            group,
+            whole: whole.into_iter().map(bind).collect::<Result<_>>()?,
+            has_child: !children.is_empty(),
+        };
+        if let Some(backend) = &state.backend {
+            if backend.has_invalid_addresses() {
+                return Err(Error::AddressesInvalid);
+            }
+            member.attach(backend.ioas())?;
+        }
+        state.members.insert(0, member);
+        Ok(())
+    }
+
+    /// Takes a group out: its devices are detached and given back when this returns.
+    pub(crate) fn leave(&self, group: u32) {
+        let mut state = self.state.lock();
+        state.members.retain(|member| member.group != group);
+        if state.members.is_empty() {
+            state.backend = None;
+        }
+    }
+
+    /// A device of a group in here is opened. What must stay as long as it is open is returned.
+    pub(crate) fn open_device(&self, device: &VfioDevice) -> Result<Option<BoundDevice>> {
+        let state = self.state.lock();
+        let backend = state.backend.as_ref().ok_or(Error::BackendState)?;
+        let mut claimed = state.members.iter().flat_map(|member| &member.whole);
+        if claimed.any(|(index, _)| *index == device.index()) {
+            return Ok(None);
+        }
+        device
+            .bind_to(&self.context, |bound| attach(bound, backend.ioas()))
+            .map(Some)
+    }
+}
+
+impl State {
+    fn has_child(&self) -> bool {
+        self.members.iter().any(|member| member.has_child)
+    }
+
+    fn detach(&self) {
+        for (_, device) in self.members.iter().flat_map(|member| &member.whole) {
+            device.detach();
+        }
+    }
+}
+
+impl Drop for Container {
+    fn drop(&mut self) {
+        let state = std::mem::take(&mut *self.state.lock());
+        drop(state.members);
+        drop(state.backend);
+        self.context.close();
+    }
+}
+
+impl fmt::Debug for Container {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Container").finish_non_exhaustive()
+    }
+}

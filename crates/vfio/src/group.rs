@@ -1,0 +1,391 @@
+//! A VFIO group, `/dev/vfio/N`: devices that can only be given away together
+//! (`drivers/vfio/group.c`).
+//!
+//! Its file is open once at a time. It is put into a [`Container`], or given an iommufd in a
+//! container's place, and then opens its devices by name. A device that is open through a container
+//! keeps the group's file in use after its last descriptor is closed, and with it the group's place
+//! in the container: files can be closed in any order.
+//!
+//! While the file is open, no device of the group can be bound through its own file under
+//! `/dev/vfio/devices`, and the other way round.
+
+use std::{
+    collections::BTreeMap,
+    fmt,
+    sync::{
+        Arc, Weak,
+        atomic::{AtomicBool, Ordering},
+    },
+};
+
+use ioasid_core::{
+    inspect::{Inspect, Node},
+    sync::Mutex,
+};
+use ioasid_iommu::Group;
+use ioasid_iommufd::Context;
+
+use crate::{
+    container::Container,
+    device::{DeviceFile, Opening, VfioDevice},
+    error::{Error, Result},
+    mdev::Uuid,
+};
+
+mod name;
+
+/// A group of devices.
+pub struct VfioGroup {
+    group: Arc<Group>,
+    state: Mutex<State>,
+}
+
+#[derive(Default)]
+struct State {
+    devices: BTreeMap<u32, Weak<VfioDevice>>,
+    /// What keeps the file in use: its descriptor, and each device that is open by a container.
+    users: usize,
+    /// Devices that are bound through files of their own.
+    bound_alone: usize,
+    behind: Behind,
+    /// The devices that are open, by number.
+    open: BTreeMap<u32, Opening>,
+}
+
+/// Where the DMA of a group's devices goes.
+#[derive(Clone, Debug, Default)]
+pub(crate) enum Behind {
+    /// Nowhere yet.
+    #[default]
+    Nothing,
+    /// Into a container.
+    Container(Arc<Container>),
+    /// To an iommufd that stands in for one.
+    Iommufd(Arc<Context>),
+}
+
+/// A file that a group can be put into (VFIO_GROUP_SET_CONTAINER).
+#[derive(Clone, Debug)]
+pub enum ContainerFile {
+    /// `/dev/vfio/vfio`.
+    Container(Arc<Container>),
+    /// `/dev/iommu`.
+    Iommufd(Arc<Context>),
+}
+
+/// What VFIO_GROUP_GET_STATUS says.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct GroupStatus {
+    /// It could be used by a program, or is.
+    pub viable: bool,
+    /// It has a container.
+    pub container_set: bool,
+}
+
+impl VfioGroup {
+    pub(crate) fn new(group: Arc<Group>) -> Arc<Self> {
+        Arc::new(VfioGroup {
+            group,
+            state: Mutex::default(),
+        })
+    }
+
+    /// Its number, the name of its node.
+    pub fn number(&self) -> u32 {
+        self.group.id()
+    }
+
+    /// The IOMMU's group. A child has one of its own, with no device in it.
+    pub fn iommu_group(&self) -> &Arc<Group> {
+        &self.group
+    }
+
+    /// Its devices, by number.
+    pub fn devices(&self) -> Vec<Arc<VfioDevice>> {
+        self.state.lock().devices()
+    }
+
+    pub(crate) fn add(&self, device: &Arc<VfioDevice>) {
+        let mut state = self.state.lock();
+        state.devices.insert(device.index(), Arc::downgrade(device));
+    }
+
+    /// A device is gone; with the last one the group leaves its container.
+    pub(crate) fn remove(&self, device: &VfioDevice) {
+        let mut state = self.state.lock();
+        state.devices.remove(&device.index());
+        if state.devices.is_empty() {
+            self.leave(&mut state);
+        }
+    }
+
+    /// Opens its file.
+    ///
+    /// # Errors
+    /// [`Error::Gone`] if it has no device any more; [`Error::GroupBusy`] if its file is in use, or a
+    /// device is bound through a file of its own.
+    pub fn open(self: &Arc<Self>) -> Result<Arc<GroupFile>> {
+        let mut state = self.state.lock();
+        if state.devices.is_empty() {
+            return Err(Error::Gone);
+        }
+        if state.users > 0 || state.bound_alone > 0 {
+            return Err(Error::GroupBusy);
+        }
+        state.users = 1;
+        drop(state);
+        Ok(Arc::new(GroupFile {
+            group: Arc::clone(self),
+            closed: AtomicBool::new(false),
+        }))
+    }
+
+    /// A device of the group is to be bound through its own file: nobody can open the group's until
+    /// the result is dropped.
+    pub(crate) fn bind_alone(self: &Arc<Self>) -> Result<BoundAlone> {
+        let mut state = self.state.lock();
+        if state.users > 0 {
+            return Err(Error::GroupBusy);
+        }
+        state.bound_alone += 1;
+        drop(state);
+        Ok(BoundAlone(Arc::clone(self)))
+    }
+
+    /// A file of a device that was opened through the group is closed.
+    pub(crate) fn close_device(&self, device: &VfioDevice) {
+        let mut state = self.state.lock();
+        let Some(opening) = state.open.get_mut(&device.index()) else {
+            return;
+        };
+        if !opening.close_file() {
+            return;
+        }
+        let Some(opening) = state.open.remove(&device.index()) else {
+            return;
+        };
+        if opening.end() {
+            self.put(&mut state);
+        }
+    }
+
+    /// One user of the file less.
+    fn put(&self, state: &mut State) {
+        state.users = state.users.saturating_sub(1);
+        if state.users == 0 {
+            self.leave(state);
+        }
+    }
+
+    fn leave(&self, state: &mut State) {
+        if let Behind::Container(container) = std::mem::take(&mut state.behind) {
+            container.leave(self.number());
+        }
+    }
+}
+
+impl State {
+    fn devices(&self) -> Vec<Arc<VfioDevice>> {
+        self.devices.values().filter_map(Weak::upgrade).collect()
+    }
+
+    /// Whether devices are open by a container.
+    fn pinned(&self) -> bool {
+        self.open.values().any(Opening::pins_group)
+    }
+}
+
+/// A device of the group is bound through its own file.
+#[derive(Debug)]
+pub(crate) struct BoundAlone(Arc<VfioGroup>);
+
+impl Drop for BoundAlone {
+    fn drop(&mut self) {
+        self.0.state.lock().bound_alone -= 1;
+    }
+}
+
+/// An open `/dev/vfio/N`. Dropping it closes it.
+#[derive(Debug)]
+pub struct GroupFile {
+    group: Arc<VfioGroup>,
+    closed: AtomicBool,
+}
+
+impl GroupFile {
+    /// The group.
+    pub fn group(&self) -> &Arc<VfioGroup> {
+        &self.group
+    }
+
+    /// VFIO_GROUP_GET_STATUS.
+    ///
+    /// # Errors
+    /// [`Error::Gone`] if the group has no device any more.
+    pub fn status(&self) -> Result<GroupStatus> {
+        let state = self.group.state.lock();
+        if state.devices.is_empty() {
+            return Err(Error::Gone);
+        }
+        let container_set = !matches!(state.behind, Behind::Nothing);
+        let group = &self.group.group;
+        Ok(GroupStatus {
+            viable: container_set || (group.owner().is_none() && !group.dma_api_in_use()),
+            container_set,
+        })
+    }
+
+    /// Whether a container can be set, asked before it is known what file it would be.
+    ///
+    /// # Errors
+    /// [`Error::ContainerState`], [`Error::Gone`].
+    pub fn expect_no_container(&self) -> Result<()> {
+        self.group.state.lock().expect_no_container()
+    }
+
+    /// VFIO_GROUP_SET_CONTAINER. With a container the DMA of the group's devices belongs to it from
+    /// now on; with an iommufd, which gets an IOAS for containers if it has none, each device is
+    /// claimed when it is opened.
+    ///
+    /// # Errors
+    /// [`Error::ContainerState`] if one is set; [`Error::Gone`]; if somebody else has the DMA
+    /// [`NotOwner`](ioasid_iommufd::Error::NotOwner) or
+    /// [`DeviceBusy`](ioasid_iommufd::Error::DeviceBusy); if the container has an IOMMU backend, what
+    /// attaching says, [`Error::IovaConflict`] and [`Error::AddressesInvalid`].
+    pub fn set_container(&self, file: ContainerFile) -> Result<()> {
+        let mut state = self.group.state.lock();
+        state.expect_no_container()?;
+        state.behind = match file {
+            ContainerFile::Container(container) => {
+                container.join(self.group.number(), &state.devices())?;
+                Behind::Container(container)
+            }
+            ContainerFile::Iommufd(context) => {
+                context.vfio_ioas_or_new()?;
+                Behind::Iommufd(context)
+            }
+        };
+        Ok(())
+    }
+
+    /// VFIO_GROUP_UNSET_CONTAINER.
+    ///
+    /// # Errors
+    /// [`Error::ContainerState`] if none is set, [`Error::DevicesOpen`] if devices are open by the
+    /// container. Devices that are open by an iommufd stay with it.
+    pub fn unset_container(&self) -> Result<()> {
+        let mut state = self.group.state.lock();
+        match state.behind {
+            Behind::Nothing => return Err(Error::ContainerState),
+            Behind::Container(_) if state.pinned() => return Err(Error::DevicesOpen),
+            _ => self.group.leave(&mut state),
+        }
+        Ok(())
+    }
+
+    /// VFIO_GROUP_GET_DEVICE_FD: opens the device called `name`, which is its bus address, for a PCI
+    /// device with options behind it (`0000:6b:01.0 vf_token=UUID`). What is opened again is the same
+    /// open device.
+    ///
+    /// # Errors
+    /// In this order: [`Error::NoSuchDevice`]; [`Error::BadDeviceOption`]; [`Error::Gone`];
+    /// [`Error::BackendState`] without a container, or before it has an IOMMU backend;
+    /// [`Error::BoundElsewhere`], and what binding and attaching to an iommufd say.
+    pub fn open_device(&self, name: &[u8]) -> Result<Arc<DeviceFile>> {
+        let group = &self.group;
+        let mut state = group.state.lock();
+        let device = find(&state.devices(), name)?;
+        let file = device.open()?;
+        if matches!(state.behind, Behind::Nothing) {
+            return Err(Error::BackendState);
+        }
+        match state.open.get_mut(&device.index()) {
+            Some(opening) => opening.open_file(),
+            None => {
+                let opening = Opening::new(&device, file.number(), &state.behind)?;
+                if opening.pins_group() {
+                    state.users += 1;
+                }
+                state.open.insert(device.index(), opening);
+            }
+        }
+        file.enter_group(group);
+        Ok(file)
+    }
+
+    /// Closes the file; the group stays in its container as long as devices are open by it. Does
+    /// nothing the second time.
+    pub fn close(&self) {
+        if self.closed.swap(true, Ordering::AcqRel) {
+            return;
+        }
+        let mut state = self.group.state.lock();
+        if let Behind::Iommufd(_) = state.behind {
+            state.behind = Behind::Nothing;
+        }
+        self.group.put(&mut state);
+    }
+}
+
+impl Drop for GroupFile {
+    fn drop(&mut self) {
+        self.close();
+    }
+}
+
+impl State {
+    fn expect_no_container(&self) -> Result<()> {
+        match self.behind {
+            Behind::Nothing if self.devices.is_empty() => Err(Error::Gone),
+            Behind::Nothing => Ok(()),
+            _ => Err(Error::ContainerState),
+        }
+    }
+}
+
+/// The device that `name` means, if its options are right.
+fn find(devices: &[Arc<VfioDevice>], name: &[u8]) -> Result<Arc<VfioDevice>> {
+    for device in devices {
+        if device.is_child() {
+            if device.bus_name().as_bytes() == name {
+                return Ok(Arc::clone(device));
+            }
+        } else if let Some(token) = name::parse(device.bus_name().as_bytes(), name)? {
+            check_token(token)?;
+            return Ok(Arc::clone(device));
+        }
+    }
+    Err(Error::NoSuchDevice)
+}
+
+/// No device wants a token, so one that is given is wrong.
+fn check_token(token: Option<Uuid>) -> Result<()> {
+    match token {
+        None => Ok(()),
+        Some(_) => Err(Error::BadDeviceOption),
+    }
+}
+
+impl Inspect for VfioGroup {
+    fn inspect(&self) -> Node {
+        let state = self.state.lock();
+        let behind = match state.behind {
+            Behind::Nothing => "none",
+            Behind::Container(_) => "vfio",
+            Behind::Iommufd(_) => "iommufd",
+        };
+        Node::new()
+            .with("devices", state.devices.len())
+            .with("in_use", state.users > 0)
+            .with("container", behind)
+            .with("open_devices", state.open.len())
+    }
+}
+
+impl fmt::Debug for VfioGroup {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("VfioGroup")
+            .field("number", &self.number())
+            .finish_non_exhaustive()
+    }
+}

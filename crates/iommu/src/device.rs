@@ -9,6 +9,7 @@ use ioasid_core::{
 use ioasid_pgtable::TableFormat;
 
 use crate::{
+    ats::{Ats, DeviceTlb, Tlb},
     dma_api::DmaApi,
     domain::AddressSpace,
     fault::{Fault, FaultLog, FaultSink},
@@ -16,6 +17,7 @@ use crate::{
     machine::Shared,
     page_request::{OnAnswer, PageRequest, PageRequestError, PageRequestId},
     port::DmaPort,
+    reset::DeviceReset,
     route_table::RouteTable,
 };
 
@@ -110,6 +112,7 @@ pub struct Device {
     interrupts: Vec<AddrRange>,
     routes: RouteTable,
     faults: Arc<FaultLog>,
+    ats: Arc<Ats>,
 }
 
 impl Device {
@@ -137,6 +140,7 @@ impl Device {
             interrupts,
             routes: RouteTable::new(&shared.grace, config.pasid_bits),
             faults: Arc::default(),
+            ats: Arc::default(),
             shared,
         })
     }
@@ -191,7 +195,28 @@ impl Device {
 
     /// A port for one engine thread.
     pub fn port(self: &Arc<Self>) -> DmaPort {
-        DmaPort::new(Arc::clone(self), self.shared.grace.slot())
+        DmaPort::new(Arc::clone(self), self.shared.grace.slot(), None)
+    }
+
+    /// A port for one engine thread that keeps translations in `tlb`, which the device was given as
+    /// its own ([`Device::enable_ats`]).
+    pub fn port_with_tlb(self: &Arc<Self>, tlb: &Arc<Tlb>) -> DmaPort {
+        DmaPort::new(Arc::clone(self), self.shared.grace.slot(), Some(tlb))
+    }
+
+    /// From now on the device keeps translations in `tlb`: whoever takes one away tells it, and
+    /// waits. Before this the device must have kept none.
+    pub fn enable_ats(&self, tlb: Arc<dyn DeviceTlb>) {
+        self.ats.set(Some(tlb));
+    }
+
+    /// The device has dropped what it kept and keeps nothing from now on.
+    pub fn disable_ats(&self) {
+        self.ats.set(None);
+    }
+
+    pub(crate) fn ats(&self) -> &Arc<Ats> {
+        &self.ats
     }
 
     /// Claims the device for its own driver, which then does its DMA through the DMA API. The
@@ -201,6 +226,13 @@ impl Device {
     /// [`OwnershipError::Busy`] if a user owns the group or has attached a domain to it.
     pub fn use_dma_api(self: &Arc<Self>) -> Result<DmaApi, OwnershipError> {
         DmaApi::new(self)
+    }
+
+    /// Begins a reset: all DMA of the device is blocked, and attaching to it is refused, until what
+    /// this returns is dropped; then the attachments are in force again. When it returns, no DMA of
+    /// the device is in flight and no page request of it is open.
+    pub fn begin_reset(self: &Arc<Self>) -> DeviceReset {
+        DeviceReset::new(self)
     }
 
     /// The routes of this device and the domains at them: what the driver's default domain and

@@ -13,6 +13,8 @@ use ioasid_core::{
 use ioasid_pgtable::{MapError, PageTable, TableConfig, TableFormat, Translation};
 
 use crate::{
+    ats::Ats,
+    device::Device,
     machine::Shared,
     page_request::{Handler, PageRequestHandler},
     tally::Tally,
@@ -107,6 +109,12 @@ impl fmt::Debug for AddressSpace {
 /// Device and PASID of one attachment.
 pub(crate) type RouteName = (PciAddress, Option<Pasid>);
 
+/// One attachment, as its domain knows it.
+struct Member {
+    name: RouteName,
+    ats: Arc<Ats>,
+}
+
 /// One I/O address space. The same whether a device reaches it by its RID or by a PASID, and by how
 /// many.
 ///
@@ -119,7 +127,7 @@ pub struct Domain {
     space: Arc<AddressSpace>,
     /// Who can reach the domain. A route is entered before its cell is set and leaves after the
     /// barrier that follows its removal, so an empty list means that nobody reads.
-    routes: Mutex<Vec<RouteName>>,
+    routes: Mutex<Vec<Member>>,
     handler: Mutex<Handler>,
 }
 
@@ -195,7 +203,7 @@ impl Domain {
     pub fn unmap_many(&self, ranges: &[AddrRange]) -> u64 {
         let Some(table) = self.table() else { return 0 };
         let cleared: Vec<_> = ranges.iter().map(|range| table.unmap(*range)).collect();
-        self.barrier();
+        self.flush(ranges);
         let mut bytes = 0;
         for unmapped in cleared {
             bytes += unmapped.bytes;
@@ -204,14 +212,25 @@ impl Domain {
         bytes
     }
 
-    /// Returns when no DMA through a translation that was taken away before the call is in flight.
+    /// Returns when no DMA through a translation that was taken away before the call is in flight,
+    /// and no device keeps one.
     pub fn barrier(&self) {
+        self.flush(&[AddrRange::ALL]);
+    }
+
+    /// As [`Domain::barrier`], where only translations in `ranges` were taken away.
+    fn flush(&self, ranges: &[AddrRange]) {
         // Nobody can have read the old state if nobody is attached: a route that comes later is
         // entered under this lock, and its readers see the new state.
-        let reachable = !self.routes.lock().is_empty();
-        if reachable {
-            self.shared.grace.wait(self.space.id);
+        let routes = self.routes.lock();
+        if routes.is_empty() {
+            return;
         }
+        for member in &*routes {
+            member.ats.invalidate(member.name.1, ranges);
+        }
+        drop(routes);
+        self.shared.grace.wait(self.space.id);
     }
 
     /// Where `iova` leads, without marking anything accessed; `None` if nowhere.
@@ -256,14 +275,14 @@ impl Domain {
         if let Some(table) = self.table() {
             table.read_dirty(range, clear, report);
             if clear {
-                self.barrier();
+                self.flush(&[range]);
             }
         }
     }
 
     /// Device and PASID of every attachment, in the order of attaching.
     pub fn attachments(&self) -> Vec<(PciAddress, Option<Pasid>)> {
-        self.routes.lock().clone()
+        self.routes.lock().iter().map(|route| route.name).collect()
     }
 
     /// Pages of page-table memory in use; 0 without a page table.
@@ -312,13 +331,16 @@ impl Domain {
         &self.handler
     }
 
-    pub(crate) fn remember(&self, route: RouteName) {
-        self.routes.lock().push(route);
+    pub(crate) fn remember(&self, device: &Device, pasid: Option<Pasid>) {
+        self.routes.lock().push(Member {
+            name: (device.address(), pasid),
+            ats: Arc::clone(device.ats()),
+        });
     }
 
     pub(crate) fn forget(&self, route: RouteName) {
         let mut routes = self.routes.lock();
-        if let Some(index) = routes.iter().position(|known| *known == route) {
+        if let Some(index) = routes.iter().position(|known| known.name == route) {
             routes.remove(index);
         }
     }

@@ -19,7 +19,7 @@ use std::{
 };
 
 use ioasid_core::{
-    Pasid,
+    AddrRange, Pasid,
     failpoint::{self, OutOfMemory},
     sync::Mutex,
 };
@@ -27,7 +27,7 @@ use ioasid_core::{
 use crate::{
     device::{Attachment, Device},
     dma_api::DmaSpace,
-    domain::{Domain, DomainKind, RouteName},
+    domain::{Domain, DomainKind},
     fault::FaultSink,
     machine::{DeviceError, Shared},
     route::AttachError,
@@ -76,6 +76,19 @@ struct Entry {
     domain: Arc<Domain>,
     /// The group's own default domain, rather than one that somebody attached.
     default: bool,
+    /// Where faults go; `None` for each device's own log.
+    faults: Option<Arc<dyn FaultSink>>,
+}
+
+impl Entry {
+    /// What the cell of `device` holds.
+    fn attachment(&self, device: &Device) -> Arc<Attachment> {
+        let own = || Arc::clone(device.fault_log()) as Arc<dyn FaultSink>;
+        Arc::new(Attachment {
+            space: Arc::clone(self.domain.space()),
+            faults: self.faults.as_ref().map_or_else(own, Arc::clone),
+        })
+    }
 }
 
 #[derive(Default)]
@@ -86,28 +99,37 @@ struct GroupState {
     uses: u32,
     default: Option<Arc<DmaSpace>>,
     routes: BTreeMap<Option<Pasid>, Entry>,
+    /// Devices that are being reset, and how often: their cells are empty, whatever `routes` says.
+    resetting: BTreeMap<u32, u32>,
 }
 
 /// A domain that a route has just left: readers may still be in it.
 #[must_use = "the readers of the old domain are waited for by `settle`"]
 struct Left {
     domain: Arc<Domain>,
-    names: Vec<RouteName>,
+    devices: Vec<Arc<Device>>,
+    pasid: Option<Pasid>,
 }
 
 impl Left {
     /// The barrier: afterwards no DMA of these routes is in the old domain, and no engine waits for
     /// a page of it.
     fn settle(self, shared: &Shared) {
-        for (device, pasid) in &self.names {
-            shared
-                .pending
-                .flush_route(*device, *pasid, self.domain.id());
+        self.quiet(shared);
+        for device in &self.devices {
+            self.domain.forget((device.address(), self.pasid));
         }
-        shared.grace.wait(self.domain.id());
-        for name in self.names {
-            self.domain.forget(name);
+    }
+
+    /// The same for routes that stay attached, and are blocked for the moment.
+    fn quiet(&self, shared: &Shared) {
+        let domain = self.domain.id();
+        for device in &self.devices {
+            let pending = &shared.pending;
+            pending.flush_route(device.address(), self.pasid, domain);
+            device.ats().invalidate(self.pasid, &[AddrRange::ALL]);
         }
+        shared.grace.wait(domain);
     }
 }
 
@@ -120,25 +142,17 @@ impl GroupState {
         self.owner.is_none() && self.uses > 0
     }
 
-    /// Points a route of every device at `domain` or at nothing. Faults go to `faults`, or to each
-    /// device's own log.
-    fn point(
-        &mut self,
-        pasid: Option<Pasid>,
-        entry: Option<Entry>,
-        faults: Option<&Arc<dyn FaultSink>>,
-    ) -> Option<Left> {
+    /// Points a route of every device at a domain or at nothing.
+    fn point(&mut self, pasid: Option<Pasid>, entry: Option<Entry>) -> Option<Left> {
         let devices = self.live();
         for device in &devices {
-            let attachment = entry.as_ref().map(|entry| {
-                entry.domain.remember((device.address(), pasid));
-                let own = || Arc::clone(device.fault_log()) as Arc<dyn FaultSink>;
-                Arc::new(Attachment {
-                    space: Arc::clone(entry.domain.space()),
-                    faults: faults.map_or_else(own, Arc::clone),
-                })
-            });
-            device.routes().set(pasid, attachment);
+            if let Some(entry) = &entry {
+                entry.domain.remember(device, pasid);
+            }
+            if !self.resetting.contains_key(&device.id()) {
+                let attachment = entry.as_ref().map(|entry| entry.attachment(device));
+                device.routes().set(pasid, attachment);
+            }
         }
         let old = match entry {
             Some(entry) => self.routes.insert(pasid, entry),
@@ -146,7 +160,8 @@ impl GroupState {
         }?;
         Some(Left {
             domain: old.domain,
-            names: devices.iter().map(|d| (d.address(), pasid)).collect(),
+            devices,
+            pasid,
         })
     }
 
@@ -157,10 +172,11 @@ impl GroupState {
             Some(space) if pasid.is_none() && self.owner.is_none() => Some(Entry {
                 domain: Arc::clone(space.domain()),
                 default: true,
+                faults: None,
             }),
             _ => None,
         };
-        self.point(pasid, entry, None)
+        self.point(pasid, entry)
     }
 }
 
@@ -346,10 +362,14 @@ impl Group {
             if change == Change::AttachSingleton && devices.len() != 1 {
                 return Err(AttachError::NotSingleton);
             }
+            let no_pasids = |device: &Arc<Device>| device.max_pasids() == 0;
+            if pasid.is_some() && devices.iter().any(no_pasids) {
+                return Err(AttachError::NoPasidSupport);
+            }
+            if !state.resetting.is_empty() {
+                return Err(AttachError::Busy);
+            }
             if let Some(pasid) = pasid {
-                if devices.iter().any(|device| device.max_pasids() == 0) {
-                    return Err(AttachError::NoPasidSupport);
-                }
                 let over = |device: &Arc<Device>| pasid.get() >= device.max_pasids();
                 if devices.iter().any(over) {
                     return Err(AttachError::PasidRange);
@@ -372,8 +392,9 @@ impl Group {
             let entry = Entry {
                 domain: Arc::clone(domain),
                 default: false,
+                faults: Some(Arc::clone(faults)),
             };
-            state.point(pasid, Some(entry), Some(faults))
+            state.point(pasid, Some(entry))
         };
         self.settle(left);
         Ok(())
@@ -389,6 +410,43 @@ impl Group {
             }
         };
         self.settle(left);
+    }
+
+    /// Blocks the DMA of `device` and waits for what is in flight; attachments stay what they are.
+    pub(crate) fn begin_reset(&self, device: &Arc<Device>) {
+        let blocked: Vec<Left> = {
+            let mut state = self.state.lock();
+            *state.resetting.entry(device.id()).or_default() += 1;
+            let routes = state.routes.iter();
+            routes
+                .map(|(pasid, entry)| {
+                    device.routes().set(*pasid, None);
+                    Left {
+                        domain: Arc::clone(&entry.domain),
+                        devices: vec![Arc::clone(device)],
+                        pasid: *pasid,
+                    }
+                })
+                .collect()
+        };
+        for left in blocked {
+            left.quiet(&self.shared);
+        }
+    }
+
+    /// Ends what `begin_reset` began; with the last one, the attachments are in force again.
+    pub(crate) fn end_reset(&self, device: &Arc<Device>) {
+        let mut state = self.state.lock();
+        if let Some(depth) = state.resetting.get_mut(&device.id()) {
+            *depth -= 1;
+            if *depth > 0 {
+                return;
+            }
+        }
+        state.resetting.remove(&device.id());
+        for (pasid, entry) in &state.routes {
+            device.routes().set(*pasid, Some(entry.attachment(device)));
+        }
     }
 
     fn settle(&self, left: impl IntoIterator<Item = Left>) {

@@ -8,9 +8,11 @@
 //! * [`machine`]: [`Iommu`], which holds everything.
 //! * [`device`], [`group`]: devices, and who may point their DMA at what (DMA ownership).
 //! * [`domain`]: address spaces: blocked, identity, DMA API, unmanaged.
+//! * [`reset`]: devices that are being reset.
 //! * [`route`]: attach, replace, detach; with a PASID or without.
 //! * [`port`], [`transfer`]: [`DmaPort`] and [`DmaGuard`], how engines move bytes, and what stops
 //!   them.
+//! * [`ats`]: devices that keep translations themselves.
 //! * [`fault`]: refused accesses and where they are reported. [`page_request`]: those that can be
 //!   mended.
 //! * [`pasid`]: the machine's PASIDs, not reused before the last job is done.
@@ -57,6 +59,7 @@
 //! All address ranges are (start, inclusive last).
 #![forbid(unsafe_code)]
 
+pub mod ats;
 pub mod device;
 pub mod dma_api;
 pub mod domain;
@@ -67,12 +70,14 @@ pub mod machine;
 pub mod page_request;
 pub mod pasid;
 pub mod port;
+pub mod reset;
 pub mod route;
 mod route_table;
 mod tally;
 pub mod transfer;
 mod view;
 
+pub use ats::{DeviceTlb, Tlb};
 pub use device::{Device, DeviceConfig, ReservedKind, ReservedRegion};
 pub use dma_api::{CoherentBuffer, DmaApi, DmaMapError, DmaMapping};
 pub use domain::{Domain, DomainConfig, DomainKind};
@@ -88,6 +93,7 @@ pub use page_request::{
 };
 pub use pasid::{PasidError, PasidHandle, PasidPool, PasidQuota, PasidUse};
 pub use port::{DmaGuard, DmaPort, FaultReporter, GUARD_BYTES, GUARD_SLACK};
+pub use reset::DeviceReset;
 pub use route::{
     AttachError, Route, attach_device, attach_device_pasid, attach_group, detach_device,
     detach_device_pasid, detach_group, replace_device, replace_device_pasid, replace_group,

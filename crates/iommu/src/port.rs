@@ -16,6 +16,7 @@ use ioasid_core::{
 };
 
 use crate::{
+    ats::{PortTlb, Tlb},
     device::{Attachment, Device},
     fault::{Fault, FaultReason, FaultSink},
     tally,
@@ -47,16 +48,18 @@ pub struct DmaPort {
     bounce: Box<[u8]>,
     /// Where routes led last time, by the low bits of the PASID.
     guesses: [Option<DomainId>; GUESSES],
+    tlb: Option<Box<PortTlb>>,
     tally: tally::Place,
 }
 
 impl DmaPort {
-    pub(crate) fn new(device: Arc<Device>, slot: Slot) -> Self {
+    pub(crate) fn new(device: Arc<Device>, slot: Slot, tlb: Option<&Arc<Tlb>>) -> Self {
         DmaPort {
             device,
             slot,
             bounce: vec![0; BOUNCE].into_boxed_slice(),
             guesses: [None; GUESSES],
+            tlb: tlb.map(PortTlb::new),
             tally: tally::Place::new(),
         }
     }
@@ -69,7 +72,13 @@ impl DmaPort {
     /// Enters the domain at `pasid`. Memory that may block is not touched: [`Stop::Remote`].
     #[inline]
     pub fn enter(&mut self, pasid: Option<Pasid>) -> DmaGuard<'_> {
-        self.enter_as(pasid, false)
+        self.enter_as(pasid, false, true)
+    }
+
+    /// As [`DmaPort::enter`], for requests that are not to use what the device's TLB keeps.
+    #[inline]
+    pub fn enter_untranslated(&mut self, pasid: Option<Pasid>) -> DmaGuard<'_> {
+        self.enter_as(pasid, false, false)
     }
 
     /// As [`DmaPort::enter`], where copies may block for ever. For the worker of the client that
@@ -77,15 +86,19 @@ impl DmaPort {
     /// waits for this guard. Nobody else does, and every address is translated anew after a copy that
     /// may block; if the route has changed hands meanwhile, the rest stops with [`Stop::Budget`].
     pub fn enter_blocking(&mut self, pasid: Option<Pasid>) -> DmaGuard<'_> {
-        self.enter_as(pasid, true)
+        self.enter_as(pasid, true, false)
     }
 
     #[inline]
-    fn enter_as(&mut self, pasid: Option<Pasid>, blocking: bool) -> DmaGuard<'_> {
+    fn enter_as(&mut self, pasid: Option<Pasid>, blocking: bool, tlb: bool) -> DmaGuard<'_> {
         let number = pasid.map_or(0, Pasid::get) as usize;
         let guess = &mut self.guesses[number % GUESSES];
+        let tlb = match &self.tlb {
+            Some(kept) if tlb => Some(&**kept),
+            _ => None,
+        };
         DmaGuard {
-            view: View::enter(&self.device, &mut self.slot, pasid, blocking, guess),
+            view: View::enter(&self.device, &mut self.slot, pasid, blocking, guess, tlb),
             bounce: &mut self.bounce,
             budget: GUARD_BYTES,
             slack: GUARD_SLACK,
@@ -267,6 +280,37 @@ impl DmaGuard<'_> {
     pub fn publish(&mut self, iova: u64, byte: u8) -> Transfer {
         fence(Ordering::Release);
         self.write(iova, std::slice::from_ref(&byte))
+    }
+
+    /// As [`DmaGuard::publish`] for a word at a multiple of 8, which is written by one store: whoever
+    /// polls it sees the old value or the new one.
+    pub fn publish_word(&mut self, iova: u64, word: u64) -> Transfer {
+        fence(Ordering::Release);
+        self.write(iova, &word.to_le_bytes())
+    }
+
+    /// Reads the rest of `dst` from `iova`, of which `done` bytes have been read by earlier calls,
+    /// and adds to `done`.
+    ///
+    /// # Errors
+    /// What stopped it.
+    pub fn read_on(&mut self, iova: u64, dst: &mut [u8], done: &mut u64) -> Result<(), Stop> {
+        match dst.get_mut(*done as usize..) {
+            None | Some([]) => Ok(()),
+            Some(rest) => self.read(iova.wrapping_add(*done), rest).advance(done),
+        }
+    }
+
+    /// Writes the rest of `src` to `iova`, of which `done` bytes have been written by earlier calls,
+    /// and adds to `done`.
+    ///
+    /// # Errors
+    /// What stopped it.
+    pub fn write_on(&mut self, iova: u64, src: &[u8], done: &mut u64) -> Result<(), Stop> {
+        match src.get(*done as usize..) {
+            None | Some([]) => Ok(()),
+            Some(rest) => self.write(iova.wrapping_add(*done), rest).advance(done),
+        }
     }
 
     #[inline(always)]

@@ -29,7 +29,8 @@ pub enum AttachError {
     /// PASID 0, or one that a device of the group cannot send (EINVAL).
     #[error("the PASID is outside what the device can send")]
     PasidRange,
-    /// Something is attached there, or the device's driver uses the DMA API (EBUSY).
+    /// Something is attached there, the device's driver uses the DMA API, or a device of the group is
+    /// being reset (EBUSY).
     #[error("the route is in use")]
     Busy,
     /// Nothing is attached that could be replaced (EINVAL).

@@ -69,6 +69,15 @@ impl Transfer {
         }
     }
 
+    /// Adds what was done to `done`.
+    ///
+    /// # Errors
+    /// What stopped the operation.
+    pub fn advance(self, done: &mut u64) -> Result<(), Stop> {
+        *done = done.saturating_add(self.done);
+        self.stop.map_or(Ok(()), Err)
+    }
+
     /// Whether everything is done.
     pub const fn is_complete(&self) -> bool {
         self.stop.is_none()

@@ -8,11 +8,12 @@ use ioasid_core::{
     memory::{MemoryGone, RawBytes},
     spa::{Resolved, SharedRemote},
 };
-use ioasid_pgtable::WalkFault;
+use ioasid_pgtable::{PageTable, Translation, WalkFault};
 
 use crate::{
+    ats::PortTlb,
     device::{Attachment, Device},
-    domain::Translator,
+    domain::{AddressSpace, Translator},
     fault::{Fault, FaultReason},
     transfer::Stop,
 };
@@ -30,6 +31,8 @@ pub(crate) struct View<'a> {
     pub(crate) pasid: Option<Pasid>,
     /// Whether memory that may block can be touched.
     blocking: bool,
+    /// What the device keeps of earlier translations.
+    tlb: Option<&'a PortTlb>,
 }
 
 /// Bytes that an address leads to, all in one registration.
@@ -64,6 +67,7 @@ impl<'a> View<'a> {
         pasid: Option<Pasid>,
         blocking: bool,
         guess: &mut Option<DomainId>,
+        tlb: Option<&'a PortTlb>,
     ) -> Self {
         let guard = match *guess {
             Some(domain) => slot.enter_in(domain),
@@ -75,12 +79,32 @@ impl<'a> View<'a> {
         if found.is_none() || found != *guess {
             *guess = settle(device, pasid, &mut held);
         }
+        if let Some(tlb) = tlb {
+            tlb.catch_up();
+        }
         View {
             held,
             left: None,
             device,
             pasid,
             blocking,
+            tlb,
+        }
+    }
+
+    /// One walk, or what the device keeps of an earlier one.
+    #[inline(always)]
+    fn walk(
+        &self,
+        space: &AddressSpace,
+        table: &PageTable,
+        iova: u64,
+        want: u64,
+        access: Access,
+    ) -> Result<Translation, WalkFault> {
+        match self.tlb {
+            None => table.translate_run(iova, want, access),
+            Some(tlb) => tlb.translate(table, (space.id, self.pasid), iova, want, access),
         }
     }
 
@@ -146,10 +170,12 @@ impl<'a> View<'a> {
             return Err(self.refused(iova, access, FaultReason::InterruptWindow));
         };
         match &attachment.space.translator {
-            Translator::Paging(table) => match table.translate_run(iova, want, access) {
-                Ok(found) => Ok((found.spa, found.len.min(want))),
-                Err(error) => Err(self.missed(iova, access, error)),
-            },
+            Translator::Paging(table) => {
+                match self.walk(&attachment.space, table, iova, want, access) {
+                    Ok(found) => Ok((found.spa, found.len.min(want))),
+                    Err(error) => Err(self.missed(iova, access, error)),
+                }
+            }
             Translator::Identity => Ok((iova, want)),
             Translator::Blocked => Err(self.refused(iova, access, FaultReason::Blocked)),
         }
@@ -247,7 +273,8 @@ impl<'a> View<'a> {
         } else {
             want
         };
-        let found = table.translate_run(iova, want, access).ok()?;
+        let found = self.walk(&attachment.space, table, iova, want, access);
+        let found = found.ok()?;
         let mut len = found.len.min(want);
         if len < want {
             len = self.run_on(iova, found.spa, len, want, access);

@@ -6,78 +6,26 @@
 mod common;
 
 use std::{
-    env,
     sync::{
-        Arc, Barrier, Mutex, PoisonError,
-        atomic::{AtomicBool, AtomicU64, Ordering},
+        Arc, Barrier, Mutex,
+        atomic::{AtomicBool, Ordering},
         mpsc,
     },
     thread,
     time::Duration,
 };
 
-use common::*;
+use common::{
+    race::{IOVA, LEN, StopOnDrop, races},
+    *,
+};
 use ioasid_core::{AddrRange, Pasid, Prot, memory::OwnPages};
 use ioasid_iommu::{
     Device, Domain, DomainConfig, Iommu, OwnerId, Route, Stop, attach_device, attach_device_pasid,
     detach_device_pasid,
 };
 
-const IOVA: u64 = 0x40_0000;
-const LEN: usize = 8192;
-
-fn races() -> u64 {
-    env::var("IOASID_RACES")
-        .ok()
-        .and_then(|text| text.parse().ok())
-        .unwrap_or(100_000)
-}
-
-/// Copies to [`IOVA`] without end, fault or not, and counts its rounds.
-struct Engine {
-    rounds: AtomicU64,
-    stop: AtomicBool,
-}
-
-impl Engine {
-    fn new() -> Arc<Self> {
-        Arc::new(Engine {
-            rounds: AtomicU64::new(0),
-            stop: AtomicBool::new(false),
-        })
-    }
-
-    fn run(&self, device: &Arc<Device>, pasid: Option<Pasid>) {
-        let mut port = device.port();
-        while !self.stop.load(Ordering::Acquire) {
-            let mut guard = port.enter(pasid);
-            let transfer = guard.fill(IOVA, u64::MAX, LEN as u64);
-            drop(guard);
-            assert!(!matches!(transfer.stop, Some(Stop::Remote(_))));
-            self.rounds.fetch_add(1, Ordering::AcqRel);
-        }
-    }
-
-    /// Returns when a round that began after the call has ended.
-    fn wait_for_a_round(&self) {
-        let seen = self.rounds.load(Ordering::Acquire);
-        while self.rounds.load(Ordering::Acquire) < seen + 2 {
-            thread::yield_now();
-        }
-    }
-}
-
-/// Ends an engine also when an assertion ends the test.
-struct StopOnDrop<'a>(&'a AtomicBool);
-
-impl Drop for StopOnDrop<'_> {
-    fn drop(&mut self) {
-        self.0.store(true, Ordering::Release);
-    }
-}
-
-/// Runs `races` rounds of: give the engine the memory with `begin`, take it away with `end`, mark
-/// the memory, and see that the mark stays while the engine goes on.
+/// The race of an engine that keeps no translations.
 fn race(
     iommu: &Arc<Iommu>,
     device: &Arc<Device>,
@@ -87,47 +35,7 @@ fn race(
     begin: impl Fn(),
     end: impl Fn(),
 ) {
-    // One race at a time: they want a CPU for each side.
-    static ALONE: Mutex<()> = Mutex::new(());
-    let _alone = ALONE.lock().unwrap_or_else(PoisonError::into_inner);
-    let engine = Engine::new();
-    let mut hits = 0;
-    thread::scope(|scope| {
-        let running = scope.spawn(|| engine.run(device, pasid));
-        let _stop = StopOnDrop(&engine.stop);
-        let mut random = Random(races | 1);
-        for round in 0..races {
-            memory.memory().write(0, &[0; LEN]);
-            begin();
-            for _ in 0..random.below(200) {
-                std::hint::spin_loop();
-            }
-            if round % 64 == 0 {
-                engine.wait_for_a_round();
-            }
-            end();
-            let mut found = vec![0; LEN];
-            memory.memory().read(0, &mut found);
-            hits += u64::from(found.contains(&0xff));
-            memory.memory().write(0, &[0x55; LEN]);
-            // What was in flight would land now. A whole round of the engine is waited for only now
-            // and then: where CPUs are few it takes a time slice.
-            if round % 64 == 32 {
-                engine.wait_for_a_round();
-            }
-            for _ in 0..random.below(2000) {
-                std::hint::spin_loop();
-            }
-            memory.memory().read(0, &mut found);
-            assert!(
-                found.iter().all(|byte| *byte == 0x55),
-                "round {round}: written after the call returned"
-            );
-            assert!(!running.is_finished());
-        }
-    });
-    assert!(hits >= races / 64, "the engine did reach the memory");
-    assert_eq!(iommu.grace().retired_items(), 0, "nothing is left behind");
+    common::race::race(iommu, || device.port(), pasid, races, memory, begin, end);
 }
 
 #[test]

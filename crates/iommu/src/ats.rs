@@ -1,0 +1,279 @@
+//! Address translation services (PCI Express base specification, 10): devices that keep translations
+//! themselves.
+//!
+//! What a device keeps is out of the IOMMU's sight, so whoever takes a translation away tells the
+//! device: invalidate, and wait. [`DeviceTlb`] is the device's end of that; [`Tlb`] is one that works
+//! with [`crate::DmaPort`]s, for devices that have no reason to build their own.
+//!
+//! # The order of an invalidation
+//! 1. The page-table entry is cleared, or the route's cell swapped.
+//! 2. Every device with a TLB that has a route to the domain gets [`DeviceTlb::invalidate`].
+//! 3. The barrier: guards on the domain end.
+//!
+//! A translation is read, kept and used under guards only, and a guard looks for invalidations after
+//! it has published its marker and before it uses anything that was kept. So a guard that is not
+//! waited for in step 3 sees both the new table and the invalidation; and one that kept an entry late
+//! ends before step 3 does, and the next guard drops the entry. What was kept in one domain is never
+//! used in another: a kept translation carries the number of its domain, and those are not reused.
+
+use std::{cell::Cell, collections::VecDeque, fmt, sync::Arc};
+
+use ioasid_core::{
+    Access, AddrRange, DomainId, Pasid, Prot,
+    sync::{
+        Mutex,
+        atomic::{AtomicBool, AtomicU64, Ordering},
+    },
+};
+use ioasid_pgtable::{PageTable, Translation, WalkFault};
+
+/// A device's cache of translations.
+pub trait DeviceTlb: Send + Sync + fmt::Debug {
+    /// What was translated for `pasid` in `range` is not true any more. Guards that are entered after
+    /// this call must not use it; those that are in progress are waited for by the caller. Must not
+    /// block.
+    fn invalidate(&self, pasid: Option<Pasid>, range: AddrRange);
+}
+
+/// The TLB of a device, if it has one.
+#[derive(Debug, Default)]
+pub(crate) struct Ats {
+    /// A look at `tlb` without the lock.
+    on: AtomicBool,
+    tlb: Mutex<Option<Arc<dyn DeviceTlb>>>,
+}
+
+impl Ats {
+    pub(crate) fn set(&self, tlb: Option<Arc<dyn DeviceTlb>>) {
+        let mut current = self.tlb.lock();
+        self.on.store(tlb.is_some(), Ordering::SeqCst);
+        *current = tlb;
+    }
+
+    /// Tells the device, if it keeps translations.
+    #[inline]
+    pub(crate) fn invalidate(&self, pasid: Option<Pasid>, ranges: &[AddrRange]) {
+        if self.on.load(Ordering::SeqCst) {
+            let current = self.tlb.lock();
+            let tlb = current.iter();
+            tlb.for_each(|tlb| {
+                ranges
+                    .iter()
+                    .for_each(|range| tlb.invalidate(pasid, *range))
+            });
+        }
+    }
+}
+
+/// Translations that one port keeps for large leaves, and for small ones.
+const LARGE_SLOTS: usize = 32;
+const SMALL_SLOTS: usize = 64;
+/// A run of so many bytes is kept as a large one.
+const LARGE: u64 = 64 << 10;
+/// Log2 of the distance of two large slots, and of two small ones.
+const LARGE_SHIFT: u32 = 21;
+const SMALL_SHIFT: u32 = 12;
+/// Invalidations that are remembered. A port that has missed more drops everything.
+const REMEMBERED: usize = 16;
+
+/// One invalidation.
+#[derive(Clone, Copy, Debug)]
+struct Request {
+    pasid: Option<Pasid>,
+    range: AddrRange,
+}
+
+#[derive(Debug, Default)]
+struct Requests {
+    /// The last ones.
+    recent: VecDeque<Request>,
+}
+
+/// The TLB of one device: what its ports have in common. See [`crate::Device::port_with_tlb`].
+#[derive(Debug, Default)]
+pub struct Tlb {
+    /// How many invalidations there were.
+    version: AtomicU64,
+    requests: Mutex<Requests>,
+    hits: AtomicU64,
+    misses: AtomicU64,
+}
+
+impl Tlb {
+    /// An empty one.
+    pub fn new() -> Arc<Self> {
+        Arc::new(Tlb::default())
+    }
+
+    /// Invalidations so far.
+    pub fn invalidations(&self) -> u64 {
+        self.version.load(Ordering::Acquire)
+    }
+
+    /// Translations that were found, and those that had to be asked for. Counted by each port when it
+    /// goes or catches up with an invalidation.
+    pub fn lookups(&self) -> (u64, u64) {
+        (
+            self.hits.load(Ordering::Relaxed),
+            self.misses.load(Ordering::Relaxed),
+        )
+    }
+}
+
+impl DeviceTlb for Tlb {
+    fn invalidate(&self, pasid: Option<Pasid>, range: AddrRange) {
+        let mut requests = self.requests.lock();
+        if requests.recent.len() == REMEMBERED {
+            requests.recent.pop_front();
+        }
+        requests.recent.push_back(Request { pasid, range });
+        // Before the caller's barrier looks for guards: one that it does not see sees this.
+        self.version.fetch_add(1, Ordering::SeqCst);
+    }
+}
+
+/// A translation that is kept.
+#[derive(Clone, Copy)]
+struct Entry {
+    domain: Option<DomainId>,
+    pasid: Option<Pasid>,
+    access: Access,
+    start: u64,
+    found: Translation,
+}
+
+impl Entry {
+    const NONE: Entry = Entry {
+        domain: None,
+        pasid: None,
+        access: Access::Read,
+        start: 0,
+        found: Translation {
+            spa: 0,
+            len: 0,
+            prot: Prot::RW,
+        },
+    };
+
+    fn overlaps(&self, request: &Request) -> bool {
+        let last = self.start.saturating_add(self.found.len.saturating_sub(1));
+        self.pasid == request.pasid
+            && self.start <= request.range.last()
+            && last >= request.range.start()
+    }
+}
+
+/// The part of a TLB that one port has for itself.
+pub(crate) struct PortTlb {
+    shared: Arc<Tlb>,
+    seen: Cell<u64>,
+    large: [Cell<Entry>; LARGE_SLOTS],
+    small: [Cell<Entry>; SMALL_SLOTS],
+    hits: Cell<u64>,
+    misses: Cell<u64>,
+}
+
+impl PortTlb {
+    pub(crate) fn new(shared: &Arc<Tlb>) -> Box<Self> {
+        Box::new(PortTlb {
+            shared: Arc::clone(shared),
+            seen: Cell::new(shared.version.load(Ordering::SeqCst)),
+            large: [const { Cell::new(Entry::NONE) }; LARGE_SLOTS],
+            small: [const { Cell::new(Entry::NONE) }; SMALL_SLOTS],
+            hits: Cell::new(0),
+            misses: Cell::new(0),
+        })
+    }
+
+    /// Drops what was invalidated. To be called by every guard once its marker is published.
+    #[inline]
+    pub(crate) fn catch_up(&self) {
+        let version = self.shared.version.load(Ordering::SeqCst);
+        if version != self.seen.get() {
+            self.drop_invalid();
+        }
+    }
+
+    #[cold]
+    fn drop_invalid(&self) {
+        let requests = self.shared.requests.lock();
+        let version = self.shared.version.load(Ordering::SeqCst);
+        let missed = version.wrapping_sub(self.seen.replace(version));
+        let all = missed > requests.recent.len() as u64;
+        for slot in self.large.iter().chain(&self.small) {
+            let entry = slot.get();
+            let recent = requests.recent.iter().rev().take(missed as usize);
+            if all || recent.into_iter().any(|request| entry.overlaps(request)) {
+                slot.set(Entry::NONE);
+            }
+        }
+        drop(requests);
+        self.count();
+    }
+
+    fn count(&self) {
+        let shared = &self.shared;
+        shared.hits.fetch_add(self.hits.take(), Ordering::Relaxed);
+        shared
+            .misses
+            .fetch_add(self.misses.take(), Ordering::Relaxed);
+    }
+
+    /// As [`PageTable::translate_run`], from what is kept if it is there.
+    #[inline]
+    pub(crate) fn translate(
+        &self,
+        table: &PageTable,
+        (domain, pasid): (DomainId, Option<Pasid>),
+        iova: u64,
+        want: u64,
+        access: Access,
+    ) -> Result<Translation, WalkFault> {
+        for slot in [self.large(iova, access), self.small(iova, access)] {
+            let entry = slot.get();
+            let offset = iova.wrapping_sub(entry.start);
+            if offset < entry.found.len
+                && entry.domain == Some(domain)
+                && entry.pasid == pasid
+                && entry.access == access
+            {
+                self.hits.set(self.hits.get() + 1);
+                return Ok(Translation {
+                    spa: entry.found.spa.wrapping_add(offset),
+                    len: entry.found.len - offset,
+                    prot: entry.found.prot,
+                });
+            }
+        }
+        let found = table.translate_run(iova, want, access)?;
+        self.misses.set(self.misses.get() + 1);
+        let slot = match found.len >= LARGE {
+            true => self.large(iova, access),
+            false => self.small(iova, access),
+        };
+        slot.set(Entry {
+            domain: Some(domain),
+            pasid,
+            access,
+            start: iova,
+            found,
+        });
+        Ok(found)
+    }
+
+    fn large(&self, iova: u64, access: Access) -> &Cell<Entry> {
+        let number = (iova >> LARGE_SHIFT) as usize * 2 + usize::from(access == Access::Write);
+        &self.large[number % LARGE_SLOTS]
+    }
+
+    fn small(&self, iova: u64, access: Access) -> &Cell<Entry> {
+        let number = (iova >> SMALL_SHIFT) as usize * 2 + usize::from(access == Access::Write);
+        &self.small[number % SMALL_SLOTS]
+    }
+}
+
+impl Drop for PortTlb {
+    fn drop(&mut self) {
+        self.count();
+    }
+}

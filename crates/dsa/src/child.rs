@@ -20,6 +20,7 @@ use crate::{
     config::{Error, MAX_BATCH_SHIFT, MAX_TRANSFER_SHIFT, QueueType},
     device::{DsaDevice, QueueClaim, function, portal_store},
     front::Front,
+    queue::Store,
     registers::{self, Registers},
     spec::{
         Cmd, Command, CommandError, GroupConfig, WqConfig, WqState,
@@ -373,9 +374,9 @@ impl DeviceModel for DsaChild {
             0 => registers::write(self, offset, data),
             2 if self.set() != 0 => {
                 if let Some(descriptor) = portal_store(&self.front, offset, data) {
-                    self.parent
-                        .shared
-                        .submit(self.queue, &self.front, descriptor);
+                    let shared = &self.parent.shared;
+                    // A posted store has no answer.
+                    let _ = shared.submit(self.queue, &self.front, descriptor, Store::Posted);
                 }
             }
             _ => {}

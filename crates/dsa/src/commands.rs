@@ -28,6 +28,8 @@ pub(crate) struct Plan {
     pub(crate) close: u64,
     /// Queues whose accepted descriptors have to end first.
     pub(crate) drain: u64,
+    /// Aborts and drains concern this PASID only.
+    pub(crate) only: Option<Pasid>,
     /// What is done then.
     pub(crate) then: Then,
 }
@@ -39,6 +41,7 @@ impl Plan {
             abort: 0,
             close: 0,
             drain: 0,
+            only: None,
             then: Box::new(|_| Ok(())),
         }
     }
@@ -81,6 +84,14 @@ impl Plan {
         }
     }
 
+    /// The same for the descriptors of one PASID.
+    pub(crate) fn only(self, pasid: Pasid) -> Self {
+        Plan {
+            only: Some(pasid),
+            ..self
+        }
+    }
+
     /// With something more to do at the end.
     pub(crate) fn and(
         self,
@@ -110,8 +121,8 @@ impl Shared {
             let (waits, then) = match plan(state) {
                 Ok(plan) => {
                     state.close(plan.close);
-                    state.abort(plan.abort);
-                    (state.marks(plan.drain), plan.then)
+                    state.abort(plan.abort, plan.only);
+                    (state.marks(plan.drain, plan.only), plan.then)
                 }
                 Err(error) => (
                     Vec::new(),
@@ -132,8 +143,8 @@ impl Shared {
     pub(crate) fn stop_queues(&self, set: u64) {
         let marks = self.change(|state| {
             state.close(set);
-            state.abort(set);
-            state.marks(set)
+            state.abort(set, None);
+            state.marks(set, None)
         });
         self.wait_until(|state| state.passed(&marks));
         self.change(|state| state.disable(set));
@@ -233,14 +244,21 @@ impl Queue {
         if usage.priority() == 0 {
             return Err(CommandError::QueuePriority);
         }
-        if !usage.dedicated() {
+        let shared = !usage.dedicated();
+        if shared && abilities.max_pasids == 0 {
             return Err(CommandError::QueueMode);
+        }
+        if shared && !(1..=self.config.size).contains(&self.config.threshold) {
+            return Err(CommandError::QueueSize);
         }
         if usage.block_on_fault() && !abilities.block_on_fault {
             return Err(CommandError::BlockOnFault);
         }
         let pasid = match usage.pasid_en() {
+            // The clients of a shared queue are told apart by their PASIDs.
+            false if shared => return Err(CommandError::PasidEnable),
             false => None,
+            true if shared => None,
             true => Some(
                 Pasid::new(usage.pasid())
                     .filter(|pasid| pasid.get() < abilities.max_pasids)
@@ -256,8 +274,11 @@ impl Queue {
         let terms = Terms {
             max_transfer: 1 << limits.max_xfer_shift(),
             max_batch: 1 << limits.max_batch_shift(),
-            block_on_fault: usage.block_on_fault(),
+            block_on_fault: usage.block_on_fault() && !usage.prs_disable(),
             vectors: identity.front.vectors(),
+            shared,
+            privileged: usage.privileged(),
+            max_pasids: abilities.max_pasids,
         };
         self.session = Some(Session::new(
             identity.front,

@@ -3,6 +3,7 @@
 use std::sync::{Arc, atomic::AtomicBool};
 
 use ioasid_core::{
+    Pasid,
     host::Spawner,
     inspect::{Inspect, Node, Value},
     sync::MutexGuard,
@@ -21,7 +22,7 @@ use crate::{
     },
     engine::Shared,
     front::Front,
-    queue::Session,
+    queue::{Refused, Store},
     registers::{self, Registers},
     spec::{
         Cmd, Command, CommandError, Descriptor, WqState,
@@ -164,6 +165,16 @@ impl DsaDevice {
         queue.is_some_and(|queue| queue.claim != Some(QueueType::Mdev))
     }
 
+    /// A store to the portals.
+    fn submit(&self, offset: u64, data: &[u8], store: Store) -> Result<(), Refused> {
+        let queue = usize::try_from(offset / PORTAL_STRIDE).unwrap_or(usize::MAX);
+        let descriptor = portal_store(&self.front, offset, data).ok_or(Refused::NotEnabled)?;
+        if !Self::open_queue(&self.state(), queue) {
+            return Err(Refused::NotEnabled);
+        }
+        self.shared.submit(queue, &self.front, descriptor, store)
+    }
+
     fn state(&self) -> MutexGuard<'_, State> {
         self.shared.lock()
     }
@@ -188,16 +199,6 @@ impl DsaDevice {
         }
         Ok(plan(set))
     }
-
-    /// The queues whose descriptors are tagged with the PASID `operand`.
-    fn with_pasid(state: &State, operand: u32) -> u64 {
-        let tagged =
-            |session: &Arc<Session>| session.pasid.is_some_and(|pasid| pasid.get() == operand);
-        state
-            .indexes(state.all_queues())
-            .filter(|index| state.queues[*index].session.as_ref().is_some_and(tagged))
-            .fold(0, |set, index| set | 1 << index)
-    }
 }
 
 impl Registers for DsaDevice {
@@ -213,6 +214,7 @@ impl Registers for DsaDevice {
         WqCap::new()
             .with_total_wq_size(u16::try_from(self.total_size()).unwrap_or(u16::MAX))
             .with_num_wqs(self.queues.len() as u8)
+            .with_shared_mode(self.device().max_pasids() > 0)
             .with_dedicated_mode(true)
             .with_priority(true)
             .with_occupancy(true)
@@ -351,8 +353,14 @@ impl Registers for DsaDevice {
                             Ok(())
                         })
                     }),
-                    Command::DrainPasid => Ok(Plan::drain(Self::with_pasid(state, operand))),
-                    Command::AbortPasid => Ok(Plan::abort(Self::with_pasid(state, operand))),
+                    // A number that is no PASID has no descriptors.
+                    Command::DrainPasid | Command::AbortPasid => Ok(Pasid::new(operand)
+                        .map_or_else(Plan::nothing, |pasid| {
+                            match command == Some(Command::DrainPasid) {
+                                true => Plan::drain(all).only(pasid),
+                                false => Plan::abort(all).only(pasid),
+                            }
+                        })),
                 }
             });
     }
@@ -374,15 +382,22 @@ impl DeviceModel for DsaDevice {
         match bar {
             0 => registers::write(self, offset, data),
             2 => {
-                let queue = usize::try_from(offset / PORTAL_STRIDE).unwrap_or(usize::MAX);
-                let Some(descriptor) = portal_store(&self.front, offset, data) else {
-                    return;
-                };
-                if Self::open_queue(&self.state(), queue) {
-                    self.shared.submit(queue, &self.front, descriptor);
-                }
+                // A posted store has no answer.
+                let _ = self.submit(offset, data, Store::Posted);
             }
             _ => {}
+        }
+    }
+
+    fn enqueue(&self, bar: u8, offset: u64, data: &[u8; DESCRIPTOR_SIZE]) -> bool {
+        if bar != 2 {
+            return false;
+        }
+        let limited = offset / PORTAL_PAGE % 2 == 1;
+        match self.submit(offset, data, Store::Deferrable { limited }) {
+            // One with a PASID that leads nowhere is taken, and reported as an error.
+            Ok(()) | Err(Refused::BadPasid) => true,
+            Err(_) => false,
         }
     }
 
@@ -399,7 +414,7 @@ impl Drop for DsaDevice {
         let all = self.state().all_queues();
         self.shared.change(|state| {
             state.close(all);
-            state.abort(all);
+            state.abort(all, None);
         });
         self.shared.stop();
     }

@@ -18,9 +18,9 @@ use ioasid_iommu::{Device, DmaPort, Fault, PageResponse};
 use crate::{
     exec::{Effects, Halt},
     front::Front,
-    queue::{Refused, Session, Task},
+    queue::{Refused, Session, Store, Task},
     spec::{
-        Descriptor,
+        Descriptor, Status,
         registers::{SwError, SwErrorInfo},
     },
     state::{Raised, State},
@@ -86,15 +86,21 @@ impl Shared {
         }
     }
 
-    /// Takes a descriptor that was stored to the portal of `queue` by the owner of `front`. Never
-    /// executes it: that is the engines' part.
-    pub(crate) fn submit(&self, queue: usize, front: &Arc<Front>, descriptor: Descriptor) {
+    /// Takes a descriptor that was stored to the portal of `queue` by the owner of `front`, or says
+    /// why not. Never executes it: that is the engines' part.
+    pub(crate) fn submit(
+        &self,
+        queue: usize,
+        front: &Front,
+        descriptor: Descriptor,
+        store: Store,
+    ) -> Result<(), Refused> {
         let mut state = self.lock();
         let Some(target) = state.queues.get_mut(queue) else {
-            return;
+            return Err(Refused::NotEnabled);
         };
         let index = target.session.as_ref().map_or(0, |session| session.index);
-        let accepted = target.accept(descriptor);
+        let accepted = target.accept(descriptor, store);
         let wake = accepted.is_ok() && state.idle_engines > 0;
         let one_is_enough = state.all_engines_serve(queue);
         drop(state);
@@ -103,20 +109,26 @@ impl Shared {
             (true, false) => self.work.notify_all(),
             _ => {}
         }
-        if accepted == Err(Refused::NotEnabled) {
-            front.raise(
-                front.report(SwError {
-                    info: SwErrorInfo::new()
-                        .with_desc_valid(true)
-                        .with_wq_idx_valid(true)
-                        .with_wq_idx(index)
-                        .with_error(SwError::QUEUE_DISABLED)
-                        .with_operation(descriptor.opcode)
-                        .with_pasid(descriptor.pasid),
-                    ..SwError::default()
-                }),
-            );
-        }
+        let error = match accepted {
+            // Whoever waits for an answer learns it from that.
+            Err(Refused::NotEnabled) if store == Store::Posted => SwError::QUEUE_DISABLED,
+            // Not even the record can be reached.
+            Err(Refused::BadPasid) => Status::RecordFault as u8,
+            _ => return accepted,
+        };
+        front.raise(
+            front.report(SwError {
+                info: SwErrorInfo::new()
+                    .with_desc_valid(true)
+                    .with_wq_idx_valid(true)
+                    .with_wq_idx(index)
+                    .with_error(error)
+                    .with_operation(descriptor.opcode)
+                    .with_pasid(descriptor.pasid),
+                ..SwError::default()
+            }),
+        );
+        accepted
     }
 
     /// The life of engine `index`.
@@ -180,7 +192,7 @@ impl Shared {
         state.queues[queue].account(&total);
         match place {
             Place::Engine => state.charge(queue, total.bytes),
-            Place::Worker => state.queues[queue].returns_from_remote(),
+            Place::Worker => state.queues[queue].set_remote(task.sequence, false),
         }
         match halt {
             Ok(()) => self.end(state, task),
@@ -190,7 +202,7 @@ impl Shared {
                 }
             }
             Err(Halt::Remote(worker)) => {
-                state.queues[queue].goes_remote();
+                state.queues[queue].set_remote(task.sequence, true);
                 drop(state);
                 self.hand_over(task, &worker);
             }
@@ -260,9 +272,7 @@ struct RemoteJob {
 impl Drop for RemoteJob {
     fn drop(&mut self) {
         if let Some(task) = self.task.take() {
-            let mut state = self.shared.lock();
-            state.queues[task.queue].returns_from_remote();
-            self.shared.end(state, task);
+            self.shared.end(self.shared.lock(), task);
         }
     }
 }

@@ -24,10 +24,15 @@ use crate::{
 /// Descriptors of one queue that are neither in the queue nor on an engine: they wait for a page or
 /// run on their client's worker. A queue that has so many gets no further engine time, and no
 /// queue can use up the page requests of the device.
+/// In a shared queue the limit is each client's.
 pub(crate) const SUSPENDED_LIMIT: usize = 32;
 
-/// One enabling of a queue: what its descriptors may do and in whose name. Every descriptor under
-/// way holds it, and with it the PASID.
+/// Clients of a shared queue that are remembered though they have no descriptor there.
+const CLIENTS_KEPT: usize = 64;
+
+/// What descriptors may do and in whose name. A dedicated queue has one for each time that it is
+/// enabled; a shared queue has one for each PASID besides. Every accepted descriptor holds one, and
+/// with it the PASID.
 #[derive(Debug)]
 pub(crate) struct Session {
     /// Who gets errors and interrupts.
@@ -60,13 +65,23 @@ impl Session {
 
     /// The same rights for descriptors that come after an abort.
     fn renewed(&self) -> Arc<Self> {
+        self.in_name_of(self.pasid)
+    }
+
+    /// The same rights in the address space of another PASID.
+    fn in_name_of(&self, pasid: Option<Pasid>) -> Arc<Self> {
         Session::new(
             Arc::clone(&self.front),
             self.index,
-            self.pasid,
+            pasid,
             self.pasid_use.clone(),
             self.terms,
         )
+    }
+
+    /// Lets descriptors under way end as soon as they can, without a record.
+    fn abort(&self) {
+        self.aborted.store(true, Ordering::Release);
     }
 
     /// Whether descriptors under way should end as soon as they can, without a record.
@@ -106,7 +121,27 @@ pub(crate) struct Stats {
 #[derive(Debug)]
 struct Waiting {
     sequence: u64,
+    session: Arc<Session>,
     descriptor: Descriptor,
+}
+
+/// A descriptor under way.
+#[derive(Debug)]
+struct Running {
+    sequence: u64,
+    pasid: Option<Pasid>,
+    /// On its client's worker.
+    remote: bool,
+}
+
+/// How a descriptor was stored to a portal.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Store {
+    /// By a store that nobody answers (`MOVDIR64B`): for dedicated queues.
+    Posted,
+    /// By one that is answered (`ENQCMD`): for shared queues, which a limited portal fills up to the
+    /// threshold only.
+    Deferrable { limited: bool },
 }
 
 /// Why a descriptor was not accepted.
@@ -116,6 +151,18 @@ pub(crate) enum Refused {
     Full,
     /// The queue is not enabled, or about to be disabled.
     NotEnabled,
+    /// Stores of this kind are not for this kind of queue.
+    WrongStore,
+    /// The descriptor names a PASID that the device cannot send.
+    BadPasid,
+}
+
+/// Everything that a queue accepted before a moment, perhaps of one PASID only.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Mark {
+    pub(crate) queue: usize,
+    sequence: u64,
+    only: Option<Pasid>,
 }
 
 /// A work queue.
@@ -125,6 +172,8 @@ pub(crate) struct Queue {
     /// Who has the queue for itself.
     pub(crate) claim: Option<QueueType>,
     pub(crate) session: Option<Arc<Session>>,
+    /// Of a shared queue: the clients that have submitted something.
+    clients: BTreeMap<Pasid, Arc<Session>>,
     /// Draining in order to be disabled: accepts nothing.
     pub(crate) closing: bool,
     waiting: VecDeque<Waiting>,
@@ -132,10 +181,7 @@ pub(crate) struct Queue {
     ready: VecDeque<Task>,
     /// Under way, waiting for the answer to a page request.
     parked: BTreeMap<u64, Task>,
-    /// Sequence numbers of the descriptors under way.
-    running: Vec<u64>,
-    /// Descriptors on their client's worker.
-    remote: usize,
+    running: Vec<Running>,
     next_sequence: u64,
     /// Engine time that the queue may still use in this round, in bytes.
     pub(crate) credit: i64,
@@ -148,12 +194,12 @@ impl Queue {
             config: WqConfig::default(),
             claim: None,
             session: None,
+            clients: BTreeMap::new(),
             closing: false,
             waiting: VecDeque::new(),
             ready: VecDeque::new(),
             parked: BTreeMap::new(),
             running: Vec::new(),
-            remote: 0,
             next_sequence: 0,
             credit: 0,
             stats: Stats::default(),
@@ -184,39 +230,102 @@ impl Queue {
         self.parked.len()
     }
 
+    /// Whether the enabled queue is shared.
+    fn shared(&self) -> bool {
+        self.session
+            .as_ref()
+            .is_some_and(|session| session.terms.shared)
+    }
+
     /// Takes a descriptor in, up to the size of the queue.
-    pub(crate) fn accept(&mut self, descriptor: Descriptor) -> Result<(), Refused> {
-        let refused = match &self.session {
-            None => Some(Refused::NotEnabled),
-            Some(_) if self.closing => Some(Refused::NotEnabled),
-            Some(_) if self.waiting.len() >= self.config.size.into() => Some(Refused::Full),
-            Some(_) => None,
-        };
-        if let Some(refused) = refused {
-            self.stats.dropped += 1;
-            return Err(refused);
-        }
+    pub(crate) fn accept(&mut self, descriptor: Descriptor, store: Store) -> Result<(), Refused> {
+        let session = self.admit(&descriptor, store);
+        let session = session.inspect_err(|_| self.stats.dropped += 1)?;
         let sequence = self.next_sequence;
         self.next_sequence += 1;
         self.stats.accepted += 1;
         self.waiting.push_back(Waiting {
             sequence,
+            session,
             descriptor,
         });
         Ok(())
     }
 
+    /// In whose name a descriptor is accepted.
+    fn admit(&mut self, descriptor: &Descriptor, store: Store) -> Result<Arc<Session>, Refused> {
+        let session = match &self.session {
+            Some(session) if !self.closing => session,
+            _ => return Err(Refused::NotEnabled),
+        };
+        let shared = session.terms.shared;
+        let room = match store {
+            Store::Posted if shared => return Err(Refused::WrongStore),
+            Store::Deferrable { .. } if !shared => return Err(Refused::WrongStore),
+            Store::Deferrable { limited: true } => self.config.threshold,
+            Store::Deferrable { limited: false } | Store::Posted => self.config.size,
+        };
+        if self.waiting.len() >= room.into() {
+            return Err(Refused::Full);
+        }
+        if !shared {
+            return Ok(Arc::clone(session));
+        }
+        let pasid = Pasid::new(descriptor.pasid)
+            .filter(|pasid| pasid.get() < session.terms.max_pasids)
+            .ok_or(Refused::BadPasid)?;
+        if self.clients.len() > CLIENTS_KEPT {
+            self.clients
+                .retain(|_, client| Arc::strong_count(client) > 1);
+        }
+        let client = self
+            .clients
+            .entry(pasid)
+            .or_insert_with(|| session.in_name_of(Some(pasid)));
+        Ok(Arc::clone(client))
+    }
+
     /// Whether an engine could do something for this queue now.
     pub(crate) fn has_work(&self) -> bool {
-        if !self.ready.is_empty() {
+        !self.ready.is_empty() || self.next_waiting().is_some()
+    }
+
+    /// The descriptor that starts next. Descriptors of one client start in order; in a shared queue,
+    /// one client that is held up does not hold up the others.
+    fn next_waiting(&self) -> Option<usize> {
+        if !self.shared() {
+            let next = self.waiting.front()?;
+            return self.may_start(next).then_some(0);
+        }
+        let mut held_up = Vec::new();
+        for (index, waiting) in self.waiting.iter().enumerate() {
+            let pasid = waiting.session.pasid;
+            if held_up.contains(&pasid) {
+                continue;
+            }
+            if self.may_start(waiting) {
+                return Some(index);
+            }
+            held_up.push(pasid);
+        }
+        None
+    }
+
+    /// Whether nothing of its client that is under way keeps a descriptor from starting.
+    fn may_start(&self, waiting: &Waiting) -> bool {
+        let pasid = waiting.session.pasid;
+        let drains = waiting.descriptor.opcode == Opcode::Drain as u8;
+        if drains && self.running.iter().any(|running| running.pasid == pasid) {
+            return false;
+        }
+        // Fewer under way than that: no need to count.
+        if self.running.len() < SUSPENDED_LIMIT {
             return true;
         }
-        let Some(next) = self.waiting.front() else {
-            return false;
-        };
-        // A Drain descriptor starts when the ones before have ended.
-        let drains = next.descriptor.opcode == Opcode::Drain as u8;
-        self.parked.len() + self.remote < SUSPENDED_LIMIT && (!drains || self.running.is_empty())
+        let parked = self.parked.values().map(|task| task.session.pasid);
+        let remote = self.running.iter().filter(|running| running.remote);
+        let suspended = parked.chain(remote.map(|running| running.pasid));
+        suspended.filter(|other| *other == pasid).count() < SUSPENDED_LIMIT
     }
 
     /// Takes what an engine should do next, if [`Queue::has_work`].
@@ -224,12 +333,17 @@ impl Queue {
         if let Some(task) = self.ready.pop_front() {
             return Some(task);
         }
-        let session = Arc::clone(self.session.as_ref()?);
+        let index = self.next_waiting()?;
         let Waiting {
             sequence,
+            session,
             descriptor,
-        } = self.waiting.pop_front()?;
-        self.running.push(sequence);
+        } = self.waiting.remove(index)?;
+        self.running.push(Running {
+            sequence,
+            pasid: session.pasid,
+            remote: false,
+        });
         Some(Task {
             queue,
             sequence,
@@ -276,18 +390,18 @@ impl Queue {
         }
     }
 
-    pub(crate) const fn goes_remote(&mut self) {
-        self.remote += 1;
-    }
-
-    pub(crate) const fn returns_from_remote(&mut self) {
-        self.remote = self.remote.saturating_sub(1);
+    /// The descriptor goes to its client's worker, or comes back from there.
+    pub(crate) fn set_remote(&mut self, sequence: u64, remote: bool) {
+        let mut running = self.running.iter_mut();
+        if let Some(running) = running.find(|running| running.sequence == sequence) {
+            running.remote = remote;
+        }
     }
 
     /// A descriptor is done, or cut short by an abort.
     pub(crate) fn end(&mut self, sequence: u64, aborted: bool) {
         self.stats.aborted += u64::from(aborted);
-        self.running.retain(|running| *running != sequence);
+        self.running.retain(|running| running.sequence != sequence);
     }
 
     /// Drops what waits and what is suspended, and asks what is on an engine or a worker to end.
@@ -296,39 +410,93 @@ impl Queue {
         let Some(session) = &mut self.session else {
             return;
         };
-        session.aborted.store(true, Ordering::Release);
+        session.abort();
         *session = session.renewed();
-        let suspended = self
-            .ready
-            .drain(..)
-            .chain(std::mem::take(&mut self.parked).into_values());
-        let mut dropped = self.waiting.drain(..).count() as u64;
-        for task in suspended {
-            dropped += 1;
-            self.running.retain(|sequence| *sequence != task.sequence);
+        for client in std::mem::take(&mut self.clients).into_values() {
+            client.abort();
         }
-        self.stats.aborted += dropped;
+        self.drop_aborted();
     }
 
-    /// The mark that [`Queue::passed`] compares with: everything accepted so far is before it.
-    pub(crate) const fn mark(&self) -> u64 {
-        self.next_sequence
+    /// As [`Queue::abort`], for the descriptors of one PASID.
+    pub(crate) fn abort_pasid(&mut self, pasid: Pasid) {
+        if let Some(client) = self.clients.remove(&pasid) {
+            client.abort();
+            self.drop_aborted();
+        } else if self
+            .session
+            .as_ref()
+            .is_some_and(|session| session.pasid == Some(pasid))
+        {
+            self.abort();
+        }
+    }
+
+    /// Drops what waits or is suspended in the name of a session that was aborted.
+    fn drop_aborted(&mut self) {
+        let before = self.waiting.len();
+        self.waiting.retain(|waiting| !waiting.session.aborted());
+        let mut dropped = before - self.waiting.len();
+        let mut suspended = Vec::new();
+        self.ready.retain(|task| {
+            let aborted = task.session.aborted();
+            suspended.extend(aborted.then_some(task.sequence));
+            !aborted
+        });
+        self.parked.retain(|sequence, task| {
+            let aborted = task.session.aborted();
+            suspended.extend(aborted.then_some(*sequence));
+            !aborted
+        });
+        dropped += suspended.len();
+        self.running
+            .retain(|running| !suspended.contains(&running.sequence));
+        self.stats.aborted += dropped as u64;
+    }
+
+    /// The mark that [`Queue::passed`] compares with: everything accepted so far, perhaps of one
+    /// PASID only, is before it.
+    pub(crate) const fn mark(&self, queue: usize, only: Option<Pasid>) -> Mark {
+        Mark {
+            queue,
+            sequence: self.next_sequence,
+            only,
+        }
     }
 
     /// Whether every descriptor before `mark` is done.
-    pub(crate) fn passed(&self, mark: u64) -> bool {
-        self.running.iter().all(|sequence| *sequence >= mark)
-            && self
+    pub(crate) fn passed(&self, mark: &Mark) -> bool {
+        let after = |sequence: u64, pasid: Option<Pasid>| {
+            sequence >= mark.sequence || (mark.only.is_some() && pasid != mark.only)
+        };
+        let running = self.running.iter();
+        if !running
+            .map(|r| (r.sequence, r.pasid))
+            .all(|(s, p)| after(s, p))
+        {
+            return false;
+        }
+        match mark.only {
+            // In the order of their numbers: the first one tells.
+            None => self
                 .waiting
                 .front()
-                .is_none_or(|next| next.sequence >= mark)
+                .is_none_or(|w| w.sequence >= mark.sequence),
+            Some(_) => self
+                .waiting
+                .iter()
+                .all(|w| after(w.sequence, w.session.pasid)),
+        }
     }
 
     /// Disabled, with nothing left of its session and no PASID in its configuration.
     pub(crate) fn disable(&mut self) {
         self.session = None;
+        self.clients.clear();
         self.closing = false;
-        self.config.usage = WqUse::from_bits(self.config.usage.into_bits() & 0xff);
+        if self.config.usage.dedicated() {
+            self.config.usage = WqUse::from_bits(self.config.usage.into_bits() & 0xff);
+        }
     }
 }
 
@@ -340,13 +508,13 @@ mod tests {
     fn queue(size: u16) -> Queue {
         let mut queue = Queue::new();
         queue.config.size = size;
-        let terms = Terms {
-            max_transfer: 1,
-            max_batch: 2,
-            block_on_fault: false,
-            vectors: 1,
-        };
-        queue.session = Some(Session::new(test_front(), 0, None, None, terms));
+        queue.session = Some(Session::new(
+            test_front(),
+            0,
+            None,
+            None,
+            Terms::for_tests(),
+        ));
         queue
     }
 
@@ -354,11 +522,11 @@ mod tests {
     fn a_full_queue_drops_and_a_taken_descriptor_makes_room() {
         let mut queue = queue(2);
         let descriptor = Descriptor::new(Opcode::Noop, 0);
-        assert_eq!(queue.accept(descriptor), Ok(()));
-        assert_eq!(queue.accept(descriptor), Ok(()));
-        assert_eq!(queue.accept(descriptor), Err(Refused::Full));
+        assert_eq!(queue.accept(descriptor, Store::Posted), Ok(()));
+        assert_eq!(queue.accept(descriptor, Store::Posted), Ok(()));
+        assert_eq!(queue.accept(descriptor, Store::Posted), Err(Refused::Full));
         let task = queue.take(0).unwrap();
-        assert_eq!(queue.accept(descriptor), Ok(()));
+        assert_eq!(queue.accept(descriptor, Store::Posted), Ok(()));
         assert_eq!((queue.stats.accepted, queue.stats.dropped), (3, 1));
         queue.end(task.sequence, false);
         assert_eq!(queue.depth(), (2, 0));
@@ -367,8 +535,12 @@ mod tests {
     #[test]
     fn a_drain_descriptor_waits_for_what_is_under_way() {
         let mut queue = queue(8);
-        queue.accept(Descriptor::new(Opcode::Noop, 0)).unwrap();
-        queue.accept(Descriptor::new(Opcode::Drain, 0)).unwrap();
+        queue
+            .accept(Descriptor::new(Opcode::Noop, 0), Store::Posted)
+            .unwrap();
+        queue
+            .accept(Descriptor::new(Opcode::Drain, 0), Store::Posted)
+            .unwrap();
         let first = queue.take(0).unwrap();
         assert!(!queue.has_work());
         queue.end(first.sequence, false);
@@ -378,20 +550,26 @@ mod tests {
     #[test]
     fn a_mark_is_passed_when_everything_before_it_is_done() {
         let mut queue = queue(8);
-        queue.accept(Descriptor::new(Opcode::Noop, 0)).unwrap();
+        queue
+            .accept(Descriptor::new(Opcode::Noop, 0), Store::Posted)
+            .unwrap();
         let first = queue.take(0).unwrap();
-        let mark = queue.mark();
-        queue.accept(Descriptor::new(Opcode::Noop, 0)).unwrap();
-        assert!(!queue.passed(mark));
+        let mark = queue.mark(0, None);
+        queue
+            .accept(Descriptor::new(Opcode::Noop, 0), Store::Posted)
+            .unwrap();
+        assert!(!queue.passed(&mark));
         queue.end(first.sequence, false);
-        assert!(queue.passed(mark), "later descriptors do not count");
+        assert!(queue.passed(&mark), "later descriptors do not count");
     }
 
     #[test]
     fn an_abort_drops_what_waits_and_spares_what_comes_later() {
         let mut queue = queue(8);
         for _ in 0..5 {
-            queue.accept(Descriptor::new(Opcode::Noop, 0)).unwrap();
+            queue
+                .accept(Descriptor::new(Opcode::Noop, 0), Store::Posted)
+                .unwrap();
         }
         let under_way = queue.take(0).unwrap();
         let parked = queue.take(0).unwrap();
@@ -400,7 +578,9 @@ mod tests {
         assert_eq!(queue.depth(), (0, 1));
         assert!(under_way.session.aborted());
         assert!(queue.resume_later(under_way).is_err());
-        queue.accept(Descriptor::new(Opcode::Noop, 0)).unwrap();
+        queue
+            .accept(Descriptor::new(Opcode::Noop, 0), Store::Posted)
+            .unwrap();
         assert!(!queue.take(0).unwrap().session.aborted());
     }
 }

@@ -3,9 +3,11 @@
 
 use std::{fmt, sync::Arc};
 
+use ioasid_core::Pasid;
+
 use crate::{
     front::{Front, MiscInterrupt},
-    queue::{Queue, Task},
+    queue::{Mark, Queue, Task},
     spec::{CommandError, GroupConfig},
 };
 
@@ -22,8 +24,8 @@ pub(crate) type Then = Box<dyn FnOnce(&mut State) -> Result<(), CommandError> + 
 pub(crate) struct Pending {
     pub(crate) front: Arc<Front>,
     pub(crate) request_interrupt: bool,
-    /// Queues and the mark that each has to pass.
-    pub(crate) waits: Vec<(usize, u64)>,
+    /// What has to end first.
+    pub(crate) waits: Vec<Mark>,
     pub(crate) then: Then,
 }
 
@@ -153,24 +155,28 @@ impl State {
         self.queues.iter().any(Queue::has_work)
     }
 
-    /// Marks of the queues in `set`: passed when everything accepted so far is done.
-    pub(crate) fn marks(&self, set: u64) -> Vec<(usize, u64)> {
+    /// Marks of the queues in `set`: passed when everything accepted so far, perhaps of one PASID
+    /// only, is done.
+    pub(crate) fn marks(&self, set: u64, only: Option<Pasid>) -> Vec<Mark> {
         self.indexes(set)
-            .map(|index| (index, self.queues[index].mark()))
+            .map(|index| self.queues[index].mark(index, only))
             .collect()
     }
 
     /// Whether every mark is passed.
-    pub(crate) fn passed(&self, marks: &[(usize, u64)]) -> bool {
+    pub(crate) fn passed(&self, marks: &[Mark]) -> bool {
         marks
             .iter()
-            .all(|(index, mark)| self.queues[*index].passed(*mark))
+            .all(|mark| self.queues[mark.queue].passed(mark))
     }
 
-    /// Aborts the queues in `set`.
-    pub(crate) fn abort(&mut self, set: u64) {
+    /// Aborts the queues in `set`, perhaps for one PASID only.
+    pub(crate) fn abort(&mut self, set: u64, only: Option<Pasid>) {
         for index in self.indexes(set) {
-            self.queues[index].abort();
+            match only {
+                None => self.queues[index].abort(),
+                Some(pasid) => self.queues[index].abort_pasid(pasid),
+            }
         }
     }
 
@@ -213,7 +219,7 @@ mod tests {
     use crate::{
         device::test_front,
         exec::Terms,
-        queue::Session,
+        queue::{Session, Store},
         spec::{Descriptor, Opcode},
     };
 
@@ -224,18 +230,15 @@ mod tests {
             engines: state.all_engines(),
             flags: 0,
         };
-        let terms = Terms {
-            max_transfer: 1,
-            max_batch: 2,
-            block_on_fault: false,
-            vectors: 1,
-        };
+        let terms = Terms::for_tests();
         for (queue, priority) in state.queues.iter_mut().zip(priorities) {
             queue.config.size = u16::MAX;
             queue.config.usage.set_priority(*priority);
             queue.session = Some(Session::new(test_front(), 0, None, None, terms));
             for _ in 0..20_000 {
-                queue.accept(Descriptor::new(Opcode::Noop, 0)).unwrap();
+                queue
+                    .accept(Descriptor::new(Opcode::Noop, 0), Store::Posted)
+                    .unwrap();
             }
         }
         state

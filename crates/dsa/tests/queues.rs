@@ -385,7 +385,8 @@ fn commands_refuse_what_the_specification_refuses() {
     );
     for (wrong, error) in [
         (usage().with_priority(0), CommandError::QueuePriority),
-        (usage().with_dedicated(false), CommandError::QueueMode),
+        // A shared queue without a threshold.
+        (usage().with_dedicated(false), CommandError::QueueSize),
         (usage().with_pasid_en(true), CommandError::PasidEnable),
     ] {
         driver.configure_queue(0, 32, wrong);

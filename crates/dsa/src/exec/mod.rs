@@ -68,6 +68,28 @@ pub(crate) struct Terms {
     pub(crate) block_on_fault: bool,
     /// MSI-X vectors of the client's device.
     pub(crate) vectors: u32,
+    /// The queue is shared: PASID and privilege are those that the processor put into the descriptor.
+    pub(crate) shared: bool,
+    /// Privileged descriptors are allowed in a shared queue.
+    pub(crate) privileged: bool,
+    /// One past the largest PASID of the device.
+    pub(crate) max_pasids: u32,
+}
+
+#[cfg(test)]
+impl Terms {
+    /// Terms that allow nothing special, for tests of the parts.
+    pub(crate) const fn for_tests() -> Self {
+        Terms {
+            max_transfer: 1,
+            max_batch: 2,
+            block_on_fault: false,
+            vectors: 1,
+            shared: false,
+            privileged: true,
+            max_pasids: 1 << 20,
+        }
+    }
 }
 
 /// One descriptor as a client submitted it, perhaps a batch.

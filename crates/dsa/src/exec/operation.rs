@@ -184,6 +184,10 @@ pub(super) fn check(
     if flags.record_valid() && !descriptor.record_aligned() {
         return fail(Status::RecordAlignment);
     }
+    // Those of a batch are as privileged as their batch.
+    if terms.shared && !terms.privileged && descriptor.privileged && index.is_none() {
+        return fail(Status::Privilege);
+    }
     let opcode = match Opcode::from_code(descriptor.opcode) {
         Some(Opcode::Batch | Opcode::Drain) if index.is_some() => return fail(Status::BadOpcode),
         Some(opcode) => opcode,

@@ -152,8 +152,8 @@ pub enum CommandError {
     /// Enable queue: already enabled.
     #[error("the queue is enabled already")]
     QueueEnabled = 0x21,
-    /// Enable queue: no entries.
-    #[error("the queue has no entries")]
+    /// Enable queue: no entries, or a shared queue whose threshold is 0 or exceeds its entries.
+    #[error("the queue has no entries, or its threshold is out of range")]
     QueueSize = 0x22,
     /// Enable queue: priority 0.
     #[error("the queue has no priority")]
@@ -164,7 +164,7 @@ pub enum CommandError {
     /// Enable queue: Block On Fault is not supported.
     #[error("block on fault is not supported")]
     BlockOnFault = 0x25,
-    /// Enable queue: PASID settings that the device cannot meet.
+    /// Enable queue: PASID settings that the device cannot meet, or a shared queue without PASIDs.
     #[error("the queue's PASID cannot be used")]
     PasidEnable = 0x26,
     /// Enable queue: the batch limit exceeds the device's.

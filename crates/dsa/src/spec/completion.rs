@@ -44,6 +44,8 @@ pub enum Status {
     RecordFault = 0x1a,
     /// The completion record is not aligned to 32 bytes.
     RecordAlignment = 0x1b,
+    /// A privileged descriptor in a shared queue that does not allow it.
+    Privilege = 0x1d,
 }
 
 /// A completion record. The fields that depend on the operation are in `result` and `specific`.

@@ -206,6 +206,15 @@ impl Driver {
         self.model.write(2, portal, &descriptor.to_bytes());
     }
 
+    /// Submits as `ENQCMD` does, in the name of `pasid`; whether the device took it.
+    pub fn enqueue(&self, portal: u64, pasid: u32, descriptor: Descriptor) -> bool {
+        let descriptor = Descriptor {
+            pasid,
+            ..descriptor
+        };
+        self.model.enqueue(2, portal, &descriptor.to_bytes())
+    }
+
     /// Listens to `vector`.
     pub fn listen(&self, vector: u32) -> Arc<CountingIrq> {
         let irq = CountingIrq::new();

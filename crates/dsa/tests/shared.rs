@@ -1,0 +1,296 @@
+//! Shared queues: many clients, told apart by the PASID that the processor puts into each
+//! descriptor, and answered whether their descriptor was taken.
+#![allow(clippy::unwrap_used, reason = "a test may panic")]
+
+mod common;
+
+use std::sync::Arc;
+
+use common::{Area, Driver, Requests, add_device, eventually, new_domain, new_dsa, new_iommu};
+use ioasid_core::Pasid;
+use ioasid_dsa::{
+    DsaConfig, DsaDevice,
+    spec::{
+        Command, CommandError, Descriptor, Opcode, Status,
+        registers::{self as reg, PORTAL_PAGE, WqCap},
+        tables::{WQCFG_SIZE, WqUse},
+    },
+};
+use ioasid_iommu::{Device, Domain, FaultLog, FaultSink, Iommu, PageResponse, attach_device_pasid};
+
+const SIZE: u64 = 1 << 20;
+const ENTRIES: u16 = 8;
+const THRESHOLD: u16 = 3;
+/// Not mapped for anybody.
+const HOLE: u64 = Area::BASE + SIZE;
+
+fn record(index: u64) -> u64 {
+    Area::BASE + 32 * index
+}
+
+/// One address space at one PASID.
+struct Client {
+    pasid: u32,
+    domain: Arc<Domain>,
+    area: Area,
+    faults: Arc<FaultLog>,
+}
+
+struct Scene {
+    iommu: Arc<Iommu>,
+    device: Arc<Device>,
+    dsa: Arc<DsaDevice>,
+    driver: Driver,
+}
+
+impl Scene {
+    /// A device whose queue 0 is shared.
+    fn new() -> Self {
+        let scene = Scene::with(shared());
+        assert_eq!(scene.driver.command(Command::EnableWq, 0), 0);
+        scene
+    }
+
+    fn with(usage: WqUse) -> Self {
+        let iommu = new_iommu();
+        let device = add_device(&iommu, "0000:6b:01.0");
+        let dsa = new_dsa(&iommu, &device, DsaConfig::with_queues(2));
+        let driver = Driver::new(dsa.clone());
+        driver.configure(&[ENTRIES, ENTRIES]);
+        driver.configure_queue(0, ENTRIES, usage);
+        driver.write32(reg::WQCFG + 4, THRESHOLD.into());
+        Scene {
+            iommu,
+            device,
+            dsa,
+            driver,
+        }
+    }
+
+    fn client(&self, pasid: u32) -> Client {
+        let domain = new_domain(&self.iommu, &self.device);
+        let area = Area::new(&self.iommu, SIZE as usize);
+        area.map(&domain, SIZE);
+        let faults = FaultLog::new(64);
+        let sink: Arc<dyn FaultSink> = faults.clone();
+        attach_device_pasid(&domain, &self.device, pasid, &sink).unwrap();
+        Client {
+            pasid,
+            domain,
+            area,
+            faults,
+        }
+    }
+
+    /// Submits through the unlimited portal of queue 0.
+    fn enqueue(&self, client: &Client, descriptor: Descriptor) -> bool {
+        self.driver.enqueue(0, client.pasid, descriptor)
+    }
+
+    /// Keeps `client`'s descriptors from running: one waits for a page and one for that one.
+    fn hold_up(&self, client: &Client) -> Arc<Requests> {
+        let requests = Requests::install(&client.domain);
+        let waiting = Descriptor::fill(HOLE, 0, 64, record(100)).with_block_on_fault();
+        assert!(self.enqueue(client, waiting));
+        eventually("the page request", || !requests.is_empty());
+        assert!(self.enqueue(client, Descriptor::new(Opcode::Drain, record(101))));
+        requests
+    }
+
+    fn refuse(&self, requests: &Requests) {
+        let id = requests.next().id;
+        self.iommu.page_response(id, PageResponse::Invalid).unwrap();
+    }
+}
+
+fn shared() -> WqUse {
+    WqUse::new()
+        .with_block_on_fault(true)
+        .with_priority(10)
+        .with_pasid_en(true)
+}
+
+#[test]
+fn each_descriptor_works_in_the_address_space_of_its_own_pasid() {
+    let scene = Scene::new();
+    let queues = WqCap::from_bits(scene.driver.read64(reg::WQCAP));
+    assert!(queues.shared_mode() && queues.dedicated_mode());
+    let clients: Vec<_> = [7, 8, 0xf_fff0].map(|pasid| scene.client(pasid)).into();
+    for (round, client) in (1..).zip(&clients) {
+        let job = Descriptor::fill(Area::BASE + 0x1000, round, 4096, record(0));
+        assert!(scene.enqueue(client, job));
+    }
+    for (round, client) in (1_u64..).zip(&clients) {
+        assert_eq!(client.area.wait(record(0)).status, 1);
+        let bytes = client.area.read(Area::BASE + 0x1000, 4096);
+        assert!(bytes.chunks(8).all(|chunk| chunk == round.to_le_bytes()));
+        assert_eq!(client.faults.total(), 0);
+    }
+}
+
+#[test]
+fn a_full_queue_asks_to_try_again_and_a_limited_portal_does_so_at_the_threshold() {
+    let scene = Scene::new();
+    let client = scene.client(5);
+    let requests = scene.hold_up(&client);
+    // The Drain waits in the queue.
+    let noop = |index| Descriptor::new(Opcode::Noop, record(index));
+    for index in 1..u64::from(THRESHOLD) {
+        assert!(scene.driver.enqueue(PORTAL_PAGE, 5, noop(index)));
+    }
+    assert!(!scene.driver.enqueue(PORTAL_PAGE, 5, noop(50)));
+    for index in u64::from(THRESHOLD)..ENTRIES.into() {
+        assert!(scene.driver.enqueue(64 * index, 5, noop(index)));
+    }
+    assert!(!scene.driver.enqueue(0, 5, noop(50)));
+    scene.refuse(&requests);
+    for index in 1..ENTRIES.into() {
+        assert_eq!(client.area.wait(record(index)).status, 1);
+    }
+    assert!(scene.driver.enqueue(PORTAL_PAGE, 5, noop(50)));
+    assert_eq!(client.area.wait(record(50)).status, 1);
+    assert_eq!(
+        scene.driver.software_error(),
+        None,
+        "to try again is no error"
+    );
+}
+
+#[test]
+fn stores_of_the_wrong_kind_are_not_taken() {
+    let scene = Scene::new();
+    let client = scene.client(5);
+    let job = Descriptor::new(Opcode::Noop, record(0));
+    scene.driver.submit(0, Descriptor { pasid: 5, ..job });
+    assert!(
+        !scene.driver.enqueue(reg::PORTAL_STRIDE, 5, job),
+        "not enabled"
+    );
+    assert_eq!(scene.driver.command(Command::EnableWq, 1), 0);
+    assert!(
+        !scene.driver.enqueue(reg::PORTAL_STRIDE, 5, job),
+        "dedicated"
+    );
+    assert!(!scene.driver.enqueue(32, 5, job), "not aligned");
+    assert!(
+        !scene.driver.enqueue(2 * PORTAL_PAGE, 5, job),
+        "no such page"
+    );
+    assert!(
+        !scene.driver.enqueue(9 * reg::PORTAL_STRIDE, 5, job),
+        "no such queue"
+    );
+    let bytes = Descriptor { pasid: 5, ..job }.to_bytes();
+    assert!(!scene.driver.model.enqueue(0, 0, &bytes), "no portal");
+    assert_eq!(scene.driver.command(Command::DrainAll, 0), 0);
+    assert_eq!(client.area.read(record(0), 1), [0]);
+}
+
+#[test]
+fn a_pasid_that_leads_nowhere_is_an_error_and_never_the_devices_own_address_space() {
+    let scene = Scene::new();
+    let own = new_domain(&scene.iommu, &scene.device);
+    let area = Area::new(&scene.iommu, SIZE as usize);
+    area.map(&own, SIZE);
+    let faults: Arc<dyn FaultSink> = FaultLog::new(4);
+    ioasid_iommu::attach_device(&own, &scene.device, &faults).unwrap();
+    for pasid in [0, 99] {
+        scene.driver.write32(reg::SWERR, 3);
+        let job = Descriptor::fill(Area::BASE, u64::MAX, 4096, record(0));
+        assert!(scene.driver.enqueue(0, pasid, job));
+        assert_eq!(scene.driver.command(Command::DrainAll, 0), 0);
+        let error = scene.driver.software_error();
+        assert_eq!(error, Some(Status::RecordFault as u8));
+        let named = scene.driver.read64(reg::SWERR) >> 40 & 0xf_ffff;
+        assert_eq!(named, pasid.into());
+    }
+    assert_eq!(area.read(Area::BASE, 4096), vec![0; 4096]);
+}
+
+#[test]
+fn draining_and_aborting_a_pasid_concern_nobody_else() {
+    let scene = Scene::new();
+    let (held, free) = (scene.client(5), scene.client(6));
+    let requests = scene.hold_up(&held);
+    assert!(scene.enqueue(&held, Descriptor::new(Opcode::Noop, record(1))));
+    assert!(scene.enqueue(&free, Descriptor::new(Opcode::Noop, record(2))));
+    // The one that is held up does not hold up the other.
+    assert_eq!(scene.driver.command(Command::DrainPasid, 6), 0);
+    assert_eq!(free.area.record(record(2)).status, 1);
+    assert_eq!(scene.driver.command(Command::DrainPasid, 0), 0);
+    scene.driver.start(Command::DrainPasid, 5);
+    assert!(scene.driver.command_status().active());
+    scene.refuse(&requests);
+    eventually("the drain", || !scene.driver.command_status().active());
+    assert_eq!(held.area.record(record(1)).status, 1);
+    // Once more, with an abort: nothing of it is written, now or later.
+    let requests = scene.hold_up(&held);
+    held.area.write(Area::BASE, &[0; 4096]);
+    assert!(scene.enqueue(&held, Descriptor::new(Opcode::Noop, record(1))));
+    assert!(scene.enqueue(&free, Descriptor::new(Opcode::Noop, record(3))));
+    assert_eq!(scene.driver.command(Command::AbortPasid, 5), 0);
+    scene.refuse(&requests);
+    assert_eq!(scene.driver.command(Command::DrainAll, 0), 0);
+    assert_eq!(held.area.read(Area::BASE, 4096), vec![0; 4096]);
+    assert_eq!(free.area.record(record(3)).status, 1);
+    // The PASID works again, for whoever has it next.
+    assert!(scene.enqueue(&held, Descriptor::new(Opcode::Noop, record(1))));
+    assert_eq!(held.area.wait(record(1)).status, 1);
+}
+
+#[test]
+fn a_client_that_waits_for_many_pages_leaves_the_queue_to_the_others() {
+    let scene = Scene::new();
+    let (greedy, other) = (scene.client(5), scene.client(6));
+    let requests = Requests::install(&greedy.domain);
+    let mut taken = 0;
+    // More than may wait at a time; what is over stays in the queue, but for its last entry.
+    eventually("no more is taken", || {
+        let job = Descriptor::fill(HOLE, 0, 64, record(taken)).with_block_on_fault();
+        taken += u64::from(scene.driver.enqueue(PORTAL_PAGE, 5, job));
+        taken >= 32 + u64::from(THRESHOLD)
+    });
+    assert!(scene.enqueue(&other, Descriptor::new(Opcode::Noop, record(0))));
+    assert_eq!(other.area.wait(record(0)).status, 1);
+    assert_eq!(scene.driver.command(Command::AbortPasid, 5), 0);
+    drop(requests);
+}
+
+#[test]
+fn privilege_is_the_processors_to_give_and_the_queues_to_allow() {
+    let scene = Scene::new();
+    let client = scene.client(5);
+    let job = Descriptor {
+        privileged: true,
+        ..Descriptor::new(Opcode::Noop, record(0))
+    };
+    assert!(scene.enqueue(&client, job));
+    let status = client.area.wait(record(0)).status;
+    assert_eq!(status, Status::Privilege as u8);
+    let scene = Scene::with(shared().with_privileged(true));
+    assert_eq!(scene.driver.command(Command::EnableWq, 0), 0);
+    let client = scene.client(5);
+    assert!(scene.enqueue(&client, job));
+    assert_eq!(client.area.wait(record(0)).status, 1);
+}
+
+#[test]
+fn a_shared_queue_needs_pasids_and_a_threshold_within_its_size() {
+    let scene = Scene::with(shared().with_pasid_en(false));
+    let enable = || scene.driver.command(Command::EnableWq, 0);
+    assert_eq!(enable(), CommandError::PasidEnable as u8);
+    scene.driver.configure_queue(0, ENTRIES, shared());
+    for threshold in [0, ENTRIES + 1] {
+        scene.driver.write32(reg::WQCFG + 4, threshold.into());
+        assert_eq!(enable(), CommandError::QueueSize as u8);
+    }
+    scene.driver.write32(reg::WQCFG + 4, ENTRIES.into());
+    assert_eq!(enable(), 0);
+    // A shared queue has no PASID of its own: the field is ignored.
+    let usage = WqUse::from_bits(scene.driver.read32(reg::WQCFG + 8));
+    assert!(usage.pasid_en() && usage.pasid() == 0);
+    assert_eq!(scene.driver.command(Command::ResetWq, 1), 0);
+    assert_eq!(scene.driver.read32(reg::WQCFG + 4), 0);
+    assert_eq!(scene.driver.read32(reg::WQCFG + WQCFG_SIZE - 8) >> 30, 0);
+    assert!(Pasid::new(0).is_none() && scene.dsa.queues().len() == 2);
+}

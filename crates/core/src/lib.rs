@@ -9,6 +9,7 @@
 //! * [`failpoint`]: allocations that can be made to fail, to show that nothing is left behind.
 //! * [`host`]: traits that an operating system (or a test) implements: interrupt sinks, workers.
 //! * [`inspect`]: the tree of named values that each floor fills for itself.
+//! * [`statistics`]: what a driver counts of its jobs, and how long they took.
 //! * [`sync`]: locks, atomics and threads, replaceable by a model checker's.
 //!
 //! No system call is made here, and no page-table format is known. `unsafe` lives in three places,
@@ -24,6 +25,7 @@ pub mod inspect;
 pub mod memory;
 pub mod range;
 pub mod spa;
+pub mod statistics;
 pub mod sync;
 
 pub use access::{Access, Prot};

@@ -1,0 +1,459 @@
+//! One channel: its registers, the chain it follows, and what of it is under way.
+//!
+//! ```text
+//!            CHAINADDR          DMACOUNT            count reached
+//!   HALTED ------------> ARMED ----------> ACTIVE ----------------> DONE
+//!     ^   ------------>    ^                 |  ^ <----------------   |
+//!     |    SUSPENDED ------+  SUSPEND, at    |  |     DMACOUNT        |
+//!     |        ^ <-----------------(end of)--+  |                     |
+//!     |        |          descriptor            | RESUME              |
+//!     |        +--------------------------------+  <------------------+ SUSPEND
+//!     +------- RESET from anywhere; an error
+//! ```
+//! CHAINADDR has no effect while the channel is active or done.
+
+use std::sync::{
+    Arc,
+    atomic::{AtomicBool, AtomicU16, Ordering},
+};
+
+use ioasid_core::Pasid;
+use ioasid_iommu::PasidUse;
+
+use crate::{
+    config::{ChannelOwner, MAX_TRANSFER_SHIFT},
+    exec::{Ending, Execution, Terms},
+    front::{Front, Interrupt},
+    spec::{ChanCmd, ChanCtrl, ChanErr, ChanSts, ChannelStatus, registers as reg},
+};
+
+/// In whose name a channel works. Every descriptor under way holds it, and with it the PASID.
+#[derive(Debug)]
+pub(crate) struct Tag {
+    /// Who gets its interrupts.
+    pub(crate) front: Arc<Front>,
+    /// Channel number as that owner counts.
+    pub(crate) index: usize,
+    pub(crate) pasid: Option<Pasid>,
+    /// Keeps the PASID from being reused.
+    pub(crate) _pasid_use: Option<PasidUse>,
+}
+
+/// Where a channel's descriptor is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Place {
+    /// Nothing is to be done, or nobody has been told yet.
+    Rest,
+    /// In line for an engine.
+    Ready,
+    /// On an engine.
+    Engine,
+    /// On its client's worker, or on the way there.
+    Worker,
+}
+
+/// A descriptor on an engine or on a worker.
+#[derive(Debug)]
+pub(crate) struct Task {
+    pub(crate) channel: usize,
+    pub(crate) tag: Arc<Tag>,
+    pub(crate) execution: Execution,
+    aborted: Arc<AtomicBool>,
+}
+
+impl Task {
+    /// Whether it should end as soon as it can, without a trace.
+    pub(crate) fn aborted(&self) -> bool {
+        self.aborted.load(Ordering::Acquire)
+    }
+
+    /// Lets go of everything but its channel and whether it is aborted.
+    pub(crate) fn finish(self) -> (usize, Arc<AtomicBool>) {
+        (self.channel, self.aborted)
+    }
+}
+
+/// What happened in a channel since the device was made.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Stats {
+    /// Descriptors that ended.
+    pub(crate) ended: u64,
+    /// Of them, those that did not succeed.
+    pub(crate) failed: u64,
+    /// Of them, those that a page fault ended.
+    pub(crate) faults: u64,
+    /// Descriptors cut short by a reset.
+    pub(crate) aborted: u64,
+    /// Bytes moved.
+    pub(crate) bytes: u64,
+}
+
+/// A channel.
+#[derive(Debug)]
+pub(crate) struct Channel {
+    /// Who has the channel for itself.
+    pub(crate) claim: Option<ChannelOwner>,
+    /// `None`: nobody may use it, the doorbell is not heard.
+    pub(crate) tag: Option<Arc<Tag>>,
+    status: ChannelStatus,
+    control: ChanCtrl,
+    chain: u64,
+    completion: u64,
+    error: ChanErr,
+    mask: ChanErr,
+    dca: u32,
+    /// DMACOUNT; descriptors under way look at it too.
+    target: Arc<AtomicU16>,
+    /// Descriptors of the chain that are done.
+    processed: u16,
+    /// Address of the last of them, or 0.
+    completed: u64,
+    /// Address of the next.
+    next: u64,
+    /// No descriptor of the chain has been read yet.
+    first: bool,
+    /// A suspend waits for the current descriptor.
+    suspending: bool,
+    /// A reset waits for the current descriptor.
+    resetting: bool,
+    /// An interrupt came while they were off.
+    interrupt_waits: bool,
+    pub(crate) place: Place,
+    /// A descriptor that an engine has given up for another channel's turn.
+    held: Option<Execution>,
+    /// For the tasks of now.
+    aborted: Arc<AtomicBool>,
+    pub(crate) stats: Stats,
+}
+
+/// What a change of a channel asks its device for, once no lock is held.
+#[derive(Debug, Default)]
+#[must_use]
+pub(crate) struct Wishes {
+    pub(crate) interrupt: Interrupt,
+    /// The channel has been attended to.
+    pub(crate) rearm: Interrupt,
+}
+
+impl Channel {
+    pub(crate) fn new(tag: Option<Arc<Tag>>) -> Self {
+        Channel {
+            claim: None,
+            tag,
+            status: ChannelStatus::Halted,
+            control: ChanCtrl::new(),
+            chain: 0,
+            completion: 0,
+            error: ChanErr::new(),
+            mask: ChanErr::new(),
+            dca: 0,
+            target: Arc::default(),
+            processed: 0,
+            completed: 0,
+            next: 0,
+            first: true,
+            suspending: false,
+            resetting: false,
+            interrupt_waits: false,
+            place: Place::Rest,
+            held: None,
+            aborted: Arc::default(),
+            stats: Stats::default(),
+        }
+    }
+
+    pub(crate) const fn status(&self) -> ChannelStatus {
+        self.status
+    }
+
+    /// Whether a reset waits for a descriptor to end.
+    pub(crate) const fn resetting(&self) -> bool {
+        self.resetting
+    }
+
+    /// Descriptors asked for and not done.
+    pub(crate) fn depth(&self) -> u16 {
+        self.target
+            .load(Ordering::Relaxed)
+            .wrapping_sub(self.processed)
+    }
+
+    /// The channel's registers as bytes.
+    pub(crate) fn image(&self) -> [u8; reg::CHANNEL_STRIDE as usize] {
+        let mut image = [0; reg::CHANNEL_STRIDE as usize];
+        let mut put = |at: u64, bytes: &[u8]| {
+            let at = at as usize;
+            image[at..at + bytes.len()].copy_from_slice(bytes);
+        };
+        let command = ChanCmd::new().with_reset(self.resetting);
+        put(reg::CHANCTRL, &self.control.into_bits().to_le_bytes());
+        put(reg::DMA_COMP, &reg::COMPATIBILITY.to_le_bytes());
+        put(reg::CHANCMD, &[command.into_bits()]);
+        let count = self.target.load(Ordering::Relaxed);
+        put(reg::DMACOUNT, &count.to_le_bytes());
+        let status = ChanSts::at(self.completed, self.status);
+        put(reg::CHANSTS, &status.into_bits().to_le_bytes());
+        put(reg::CHAINADDR, &self.chain.to_le_bytes());
+        put(reg::CHANCMP, &self.completion.to_le_bytes());
+        put(reg::CDAR, &self.next.to_le_bytes());
+        put(reg::CHANERR, &self.error.into_bits().to_le_bytes());
+        put(reg::CHANERRMSK, &self.mask.into_bits().to_le_bytes());
+        put(reg::DCACTRL, &self.dca.to_le_bytes());
+        image
+    }
+
+    /// Writes the bits in `mask` of the register at `register`.
+    pub(crate) fn write(&mut self, register: u64, value: u64, mask: u64) -> Wishes {
+        let merged = |old: u64| old & !mask | value & mask;
+        match register {
+            reg::CHANCTRL => return self.set_control((value & mask) as u16, mask as u16),
+            reg::CHANCMD => return self.command(ChanCmd::from_bits((value & mask) as u8)),
+            reg::DMACOUNT => {
+                let count = merged(self.target.load(Ordering::Relaxed).into());
+                self.doorbell(count as u16);
+            }
+            reg::CHAINADDR => self.set_chain(merged(self.chain)),
+            reg::CHANCMP => self.completion = merged(self.completion),
+            reg::CHANERR => {
+                let cleared = (value & mask) as u32;
+                self.error = ChanErr::from_bits(self.error.into_bits() & !cleared);
+            }
+            reg::CHANERRMSK => {
+                self.mask = ChanErr::from_bits(merged(self.mask.into_bits().into()) as u32);
+            }
+            reg::DCACTRL => self.dca = merged(self.dca.into()) as u32,
+            _ => {}
+        }
+        Wishes::default()
+    }
+
+    fn set_control(&mut self, value: u16, mask: u16) -> Wishes {
+        let kept = mask & ChanCtrl::KEPT;
+        let old = self.control.into_bits();
+        self.control = ChanCtrl::from_bits(old & !kept | value & kept);
+        if !ChanCtrl::from_bits(value).int_disable() {
+            return Wishes::default();
+        }
+        self.control.set_int_disable(false);
+        let interrupt = match std::mem::take(&mut self.interrupt_waits) {
+            true => self.interrupt(),
+            false => None,
+        };
+        Wishes {
+            interrupt,
+            rearm: self.name(),
+        }
+    }
+
+    /// Who hears of the channel.
+    fn name(&self) -> Interrupt {
+        let tag = self.tag.as_ref()?;
+        Some((Arc::clone(&tag.front), tag.index))
+    }
+
+    /// An interrupt of the channel: now, or when it is rearmed.
+    fn interrupt(&mut self) -> Interrupt {
+        if self.control.int_disable() {
+            self.interrupt_waits = true;
+            return None;
+        }
+        self.control.set_int_disable(true);
+        self.name()
+    }
+
+    fn set_chain(&mut self, address: u64) {
+        use ChannelStatus::{Active, Armed, Done, Halted, Suspended};
+        match self.status {
+            Active | Done => {}
+            // What stopped the channel is cleared first.
+            Halted if self.error.into_bits() != 0 => {}
+            Halted | Suspended | Armed => {
+                self.chain = address;
+                self.next = address;
+                self.first = true;
+                (self.processed, self.completed) = (0, 0);
+                // A descriptor of the chain before may still look at the old one.
+                self.target = Arc::default();
+                self.status = Armed;
+            }
+        }
+    }
+
+    fn doorbell(&mut self, count: u16) {
+        use ChannelStatus::{Active, Armed, Done};
+        if self.tag.is_none() || self.resetting {
+            return;
+        }
+        self.target.store(count, Ordering::Release);
+        if matches!(self.status, Active | Armed | Done) && self.depth() > 0 {
+            self.status = Active;
+        }
+    }
+
+    fn command(&mut self, command: ChanCmd) -> Wishes {
+        use ChannelStatus::{Active, Armed, Done, Suspended};
+        let [reset, suspend, resume] = [
+            ChanCmd::new().with_reset(true),
+            ChanCmd::new().with_suspend(true),
+            ChanCmd::new().with_resume(true),
+        ];
+        if command == reset {
+            self.begin_reset();
+        } else if command == suspend {
+            match self.status {
+                // A descriptor that has been begun is ended.
+                Active if self.waits() => self.status = Suspended,
+                Active => self.suspending = true,
+                Done | Armed => self.status = Suspended,
+                _ => {}
+            }
+        } else if command == resume {
+            self.suspending = false;
+            if self.status == Suspended {
+                self.status = match (self.depth(), self.first) {
+                    (0, true) => Armed,
+                    (0, false) => Done,
+                    _ => Active,
+                };
+            }
+        } else if command.into_bits() != 0 {
+            return self.halt(ChanErr::new().with_chancmd(true));
+        }
+        Wishes::default()
+    }
+
+    /// In line, with nothing begun.
+    fn waits(&self) -> bool {
+        self.place == Place::Ready && self.held.is_none()
+    }
+
+    /// Stops for an error that is not a descriptor's.
+    fn halt(&mut self, error: ChanErr) -> Wishes {
+        self.error = ChanErr::from_bits(self.error.into_bits() | error.into_bits());
+        self.abort();
+        self.status = ChannelStatus::Halted;
+        self.suspending = false;
+        let interrupt = match self.control.err_int_en() {
+            true => self.interrupt(),
+            false => None,
+        };
+        Wishes {
+            interrupt,
+            ..Wishes::default()
+        }
+    }
+
+    /// Whether an engine should be told of the channel.
+    pub(crate) fn is_due(&self) -> bool {
+        self.place == Place::Rest && self.status == ChannelStatus::Active && !self.resetting
+    }
+
+    /// Takes what an engine should do next, if the channel is in line and still has work.
+    pub(crate) fn take(&mut self, channel: usize, bus_master: bool) -> Option<Task> {
+        if self.place != Place::Ready {
+            return None;
+        }
+        self.place = Place::Rest;
+        if self.status != ChannelStatus::Active || self.resetting {
+            return None;
+        }
+        let tag = Arc::clone(self.tag.as_ref()?);
+        let execution = self.held.take().unwrap_or_else(|| {
+            Execution::new(Terms {
+                address: self.next,
+                first: self.first,
+                processed: self.processed,
+                target: Arc::clone(&self.target),
+                completed: self.completed,
+                control: self.control,
+                completion: self.completion,
+                mask: self.mask,
+                max_transfer: 1 << MAX_TRANSFER_SHIFT,
+                bus_master,
+            })
+        });
+        self.place = Place::Engine;
+        Some(Task {
+            channel,
+            tag,
+            execution,
+            aborted: Arc::clone(&self.aborted),
+        })
+    }
+
+    /// The engine gives the descriptor up for another channel's turn.
+    pub(crate) fn hold(&mut self, task: Task) {
+        self.place = Place::Rest;
+        if task.aborted() {
+            drop(task);
+            self.stats.aborted += 1;
+            self.finish_reset();
+        } else {
+            self.held = Some(task.execution);
+        }
+    }
+
+    /// The descriptor has ended, unless it was aborted. Its task is gone already.
+    pub(crate) fn end(&mut self, ending: Option<&Ending>) -> Interrupt {
+        self.place = Place::Rest;
+        let Some(ending) = ending else {
+            self.stats.aborted += 1;
+            self.finish_reset();
+            return None;
+        };
+        self.first = false;
+        self.stats.ended += 1;
+        self.stats.failed += u64::from(ending.error.into_bits() != 0);
+        self.stats.faults += u64::from(ending.faulted);
+        self.error = ChanErr::from_bits(self.error.into_bits() | ending.error.into_bits());
+        if ending.halts {
+            self.status = ChannelStatus::Halted;
+            self.suspending = false;
+            return match self.control.err_int_en() {
+                true => self.interrupt(),
+                false => None,
+            };
+        }
+        self.completed = ending.address;
+        self.next = ending.next;
+        self.processed = self.processed.wrapping_add(ending.count);
+        self.status = if std::mem::take(&mut self.suspending) {
+            ChannelStatus::Suspended
+        } else if self.depth() == 0 {
+            ChannelStatus::Done
+        } else {
+            ChannelStatus::Active
+        };
+        match ending.interrupt {
+            true => self.interrupt(),
+            false => None,
+        }
+    }
+
+    /// Asks what is under way to end.
+    fn abort(&mut self) {
+        std::mem::take(&mut self.aborted).store(true, Ordering::Release);
+        self.stats.aborted += u64::from(self.held.take().is_some());
+    }
+
+    /// Starts a reset: over at once, or when what is under way has ended.
+    pub(crate) fn begin_reset(&mut self) {
+        self.abort();
+        self.resetting = true;
+        if matches!(self.place, Place::Rest | Place::Ready) {
+            self.place = Place::Rest;
+            self.finish_reset();
+        }
+    }
+
+    /// Everything as after power-up, but for whose channel it is.
+    fn finish_reset(&mut self) {
+        if self.resetting {
+            *self = Channel {
+                claim: self.claim,
+                stats: self.stats,
+                ..Channel::new(self.tag.take())
+            };
+        }
+    }
+}

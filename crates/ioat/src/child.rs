@@ -1,0 +1,225 @@
+//! A child of the type `ioat-1chan`: one channel of a parent, shown as an I/OAT device with one
+//! channel.
+//!
+//! Its registers reach its own channel only, and its channel's DMA carries the PASID that the child
+//! was given at bind, which no register of either shows.
+
+use std::sync::Arc;
+
+use ioasid_core::{
+    Pasid,
+    inspect::{Inspect, Node},
+    sync::Mutex,
+};
+use ioasid_iommu::Device;
+use ioasid_vfio::{
+    DefaultPasid, DeviceModel,
+    mdev::{MdevType, PasidSlot, SlotError, SlotParent, Slots},
+    pci::Function,
+};
+
+use crate::{
+    channel::{Channel, Tag},
+    config::{ChannelOwner, Error},
+    device::{ChannelClaim, IoatDevice},
+    front::Front,
+    registers::{self, Registers},
+    spec::registers::CHANNEL_STRIDE,
+};
+
+/// The type of a child with one channel.
+pub const TYPE_1CHAN: &str = "ioat-1chan";
+
+/// The parent of children of an I/OAT device.
+pub type IoatParent = SlotParent<IoatDevice>;
+
+/// One channel of a parent as a device of its own.
+#[derive(Debug)]
+pub struct IoatChild {
+    parent: Arc<IoatDevice>,
+    front: Arc<Front>,
+    channel: usize,
+    /// `None` once the child has been removed.
+    claim: Mutex<Option<ChannelClaim>>,
+    pasid: PasidSlot,
+}
+
+impl IoatChild {
+    /// Takes channel `channel` of `parent` for a child.
+    ///
+    /// # Errors
+    /// [`Error::NoChannel`], [`Error::ChannelBusy`]; [`Error::Config`] if the channel was not set
+    /// aside for mediated devices, or if the parent cannot send PASIDs.
+    pub fn new(parent: &Arc<IoatDevice>, channel: usize) -> Result<Arc<Self>, Error> {
+        let config = parent.channels().get(channel);
+        let config = config.ok_or(Error::NoChannel(channel))?;
+        if !config.mdev {
+            return Err(Error::Config(
+                "the channel is not set aside for mediated devices",
+            ));
+        }
+        if parent.device().max_pasids() == 0 {
+            return Err(Error::Config("the parent cannot send PASIDs"));
+        }
+        let front = Front::new(1, parent.device())
+            .map_err(|_| Error::Config("the PCI function cannot be laid out"))?;
+        let claim = parent.claim_channel(channel, ChannelOwner::Mdev)?;
+        Ok(Arc::new(IoatChild {
+            parent: Arc::clone(parent),
+            front,
+            channel,
+            claim: Mutex::new(Some(claim)),
+            pasid: PasidSlot::new(&parent.pasids),
+        }))
+    }
+
+    /// The parent.
+    pub fn parent(&self) -> &Arc<IoatDevice> {
+        &self.parent
+    }
+
+    /// Index of its channel in the parent.
+    pub fn channel(&self) -> usize {
+        self.channel
+    }
+
+    /// The default PASID, while the child is bound. For the host's eyes: no user can read it.
+    pub fn pasid(&self) -> Option<Pasid> {
+        self.pasid.pasid()
+    }
+
+    /// Resets the channel and lets it work in the name of the child, or of nobody. Waits until
+    /// nothing of the time before is under way.
+    fn retag(&self, tag: Option<Arc<Tag>>) {
+        if let Some(claim) = &*self.claim.lock() {
+            claim.retag(tag);
+        }
+    }
+}
+
+impl Registers for IoatChild {
+    fn front(&self) -> &Front {
+        &self.front
+    }
+
+    fn channels(&self) -> usize {
+        1
+    }
+
+    fn channel_image(&self, _index: usize) -> [u8; CHANNEL_STRIDE as usize] {
+        let state = self.parent.shared.lock();
+        // Once its channel has gone to another child, this one shows nothing of it.
+        match state.channels.get(self.channel) {
+            Some(channel) if self.owns(channel) => channel.image(),
+            _ => Channel::new(None).image(),
+        }
+    }
+
+    fn write_channel(&self, _index: usize, register: u64, value: u64, mask: u64) {
+        let own = |channel: &mut Channel| match self.owns(channel) {
+            true => channel.write(register, value, mask),
+            false => Default::default(),
+        };
+        self.parent.shared.change(self.channel, own);
+    }
+}
+
+impl IoatChild {
+    /// Whether the channel works in the name of this child now.
+    fn owns(&self, channel: &Channel) -> bool {
+        let tag = channel.tag.as_ref();
+        tag.is_some_and(|tag| Arc::ptr_eq(&tag.front, &self.front))
+    }
+}
+
+impl DeviceModel for IoatChild {
+    fn function(&self) -> &Function {
+        self.front.function()
+    }
+
+    fn read(&self, bar: u8, offset: u64, data: &mut [u8]) {
+        match bar {
+            0 => registers::read(self, offset, data),
+            _ => data.fill(0),
+        }
+    }
+
+    fn write(&self, bar: u8, offset: u64, data: &[u8]) {
+        if bar == 0 {
+            registers::write(self, offset, data);
+        }
+    }
+
+    fn reset(&self) {
+        if let Some(claim) = &*self.claim.lock() {
+            claim.stop();
+        }
+        self.front.reset();
+    }
+}
+
+impl DefaultPasid for IoatChild {
+    fn bind(&self) -> Result<(Arc<Device>, Pasid), ioasid_vfio::Error> {
+        let (device, pasid) = self.pasid.bind(self.parent.device())?;
+        self.retag(Some(Arc::new(Tag {
+            front: Arc::clone(&self.front),
+            index: 0,
+            pasid: Some(pasid),
+            _pasid_use: self.pasid.use_token(),
+        })));
+        Ok((device, pasid))
+    }
+
+    fn quiesce(&self) {
+        // From now on the doorbell is not heard.
+        self.retag(None);
+    }
+
+    fn unbind(&self) {
+        self.pasid.unbind();
+    }
+}
+
+impl Inspect for IoatChild {
+    fn inspect(&self) -> Node {
+        let mut node = Node::new()
+            .with("parent", self.parent.device().address().to_string())
+            .with("channel", self.channel);
+        if let Some(pasid) = self.pasid() {
+            node.set("default_pasid", pasid.get());
+        }
+        node
+    }
+}
+
+impl Slots for IoatDevice {
+    type Child = IoatChild;
+
+    fn name(&self) -> String {
+        self.device().address().to_string()
+    }
+
+    fn mdev_type(&self) -> MdevType {
+        MdevType {
+            id: TYPE_1CHAN.to_owned(),
+            name: "1chan".to_owned(),
+            description: Some("one channel of an I/OAT device".to_owned()),
+        }
+    }
+
+    fn free_slots(&self) -> Vec<usize> {
+        self.free_channels()
+    }
+
+    fn make(self: &Arc<Self>, slot: usize) -> Result<Arc<IoatChild>, SlotError> {
+        IoatChild::new(self, slot).map_err(|error| match error {
+            Error::ChannelBusy { .. } => SlotError::Taken,
+            _ => SlotError::Refused("the channel cannot be given away"),
+        })
+    }
+
+    fn retire(&self, child: &IoatChild) {
+        let claim = child.claim.lock().take();
+        drop(claim);
+    }
+}

@@ -1,0 +1,90 @@
+//! What a device is made of, and what can go wrong with it.
+
+use crate::spec::ChanErr;
+
+/// Most channels of one device: what fits the registers of this model.
+pub const MAX_CHANNELS: usize = 16;
+/// Most engines of one device.
+pub const MAX_ENGINES: usize = 16;
+/// Largest transfer of one descriptor: 2^20 bytes.
+pub const MAX_TRANSFER_SHIFT: u8 = 20;
+
+/// What an I/OAT device is made of.
+#[derive(Clone, Debug)]
+pub struct IoatConfig {
+    /// Its channels, 1..=[`MAX_CHANNELS`].
+    pub channels: Vec<ChannelConfig>,
+    /// Engines, each a thread, 1..=[`MAX_ENGINES`].
+    pub engines: usize,
+}
+
+impl IoatConfig {
+    /// `channels` channels for whoever drives the device, and two engines.
+    pub fn with_channels(channels: usize) -> Self {
+        IoatConfig {
+            channels: vec![ChannelConfig::default(); channels],
+            engines: 2,
+        }
+    }
+}
+
+impl Default for IoatConfig {
+    /// Four channels and two engines.
+    fn default() -> Self {
+        IoatConfig::with_channels(4)
+    }
+}
+
+/// One channel.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct ChannelConfig {
+    /// Set aside for mediated devices.
+    pub mdev: bool,
+}
+
+/// The uses of a channel. They exclude each other.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ChannelOwner {
+    /// The parent's own driver.
+    Kernel,
+    /// A mediated device. The channel is locked: the parent's registers do not reach it.
+    Mdev,
+}
+
+/// Why a device, a child or a driver could not be had.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum Error {
+    /// The configuration asks for something this model does not have (EINVAL).
+    #[error("invalid I/OAT configuration: {0}")]
+    Config(&'static str),
+    /// There is no such channel (EINVAL).
+    #[error("there is no channel {0}")]
+    NoChannel(usize),
+    /// The channel has an owner (EBUSY).
+    #[error("channel {index} is in use by a {owner:?} owner")]
+    ChannelBusy {
+        /// The channel.
+        index: usize,
+        /// What has it.
+        owner: ChannelOwner,
+    },
+    /// The device has a driver of the host (EBUSY).
+    #[error("the device has a driver")]
+    Driven,
+    /// An engine thread could not be started (EAGAIN).
+    #[error("cannot start an engine")]
+    Engine(#[source] std::io::Error),
+    /// The DMA API is not to be had: somebody else owns the device (EBUSY, EPERM).
+    #[error(transparent)]
+    Ownership(#[from] ioasid_iommu::OwnershipError),
+    /// A buffer could not be mapped for the device (ENOMEM).
+    #[error("cannot map a buffer for the device: {0}")]
+    Buffer(String),
+    /// A job did not succeed (EIO).
+    #[error("the channel halted at a job: CHANERR {:#x}", .0.into_bits())]
+    Job(ChanErr),
+    /// The device did not do what it was asked for in time (ETIMEDOUT).
+    #[error("the device did not answer in time")]
+    Timeout,
+}

@@ -1,0 +1,266 @@
+//! Engines: the threads that execute descriptors. An engine serves every client, so it never waits
+//! for one: a channel whose descriptor has moved the bytes of one guard goes to the end of the line,
+//! and one that needs memory that may block moves to its client's worker for that descriptor.
+
+use std::{
+    collections::VecDeque,
+    sync::{Arc, atomic::Ordering},
+};
+
+use ioasid_core::{
+    host::{Worker, hand_over},
+    sync::{Condvar, Mutex, MutexGuard},
+};
+use ioasid_iommu::{Device, DmaPort};
+
+use crate::{
+    channel::{Channel, Place, Task, Wishes},
+    exec::{Ending, Halt},
+    front::Interrupt,
+};
+
+/// What one lock protects.
+#[derive(Debug)]
+pub(crate) struct State {
+    pub(crate) channels: Vec<Channel>,
+    /// Channels in line. One may be in it twice, or for nothing: its place tells.
+    line: VecDeque<usize>,
+    /// Engines that wait for work.
+    idle_engines: usize,
+    /// Engine threads that have not ended.
+    pub(crate) engines: usize,
+    stopping: bool,
+}
+
+impl State {
+    /// Puts the channels that have work in line.
+    fn queue_up(&mut self) {
+        for (index, channel) in self.channels.iter_mut().enumerate() {
+            if channel.is_due() {
+                channel.place = Place::Ready;
+                self.line.push_back(index);
+            }
+        }
+    }
+
+    /// The next descriptor, from the channels in turn.
+    fn next(&mut self) -> Option<Task> {
+        loop {
+            let index = self.line.pop_front()?;
+            let channel = self.channels.get_mut(index)?;
+            let tag = channel.tag.as_ref();
+            let bus_master = tag.is_some_and(|tag| tag.front.function().bus_master());
+            if let Some(task) = channel.take(index, bus_master) {
+                return Some(task);
+            }
+        }
+    }
+}
+
+/// What engines and registers of one device share.
+#[derive(Debug)]
+pub(crate) struct Shared {
+    pub(crate) device: Arc<Device>,
+    state: Mutex<State>,
+    /// Engines wait here for work.
+    work: Condvar,
+    /// Whoever waits for descriptors or engines to end waits here.
+    ended: Condvar,
+}
+
+/// Where a descriptor is being executed.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Where {
+    Engine,
+    Worker,
+}
+
+impl Where {
+    /// How many channels it takes from the line when it is done with one.
+    const fn takes(self) -> usize {
+        match self {
+            Where::Engine => 1,
+            Where::Worker => 0,
+        }
+    }
+}
+
+impl Shared {
+    pub(crate) fn new(device: Arc<Device>, channels: Vec<Channel>) -> Arc<Self> {
+        Arc::new(Shared {
+            device,
+            state: Mutex::new(State {
+                channels,
+                line: VecDeque::new(),
+                idle_engines: 0,
+                engines: 0,
+                stopping: false,
+            }),
+            work: Condvar::new(),
+            ended: Condvar::new(),
+        })
+    }
+
+    pub(crate) fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock()
+    }
+
+    /// Changes channel `index`, and wakes whoever that concerns.
+    pub(crate) fn change(&self, index: usize, change: impl FnOnce(&mut Channel) -> Wishes) {
+        let mut state = self.lock();
+        let wishes = state.channels.get_mut(index).map(change);
+        self.release(state, 0);
+        if let Some(Wishes { interrupt, rearm }) = wishes {
+            if let Some((front, index)) = rearm {
+                front.rearm(index);
+            }
+            raise(interrupt);
+        }
+    }
+
+    /// Gives the lock back after a change, by an engine that takes `own` of the line itself.
+    fn release(&self, mut state: MutexGuard<'_, State>, own: usize) {
+        state.queue_up();
+        let wake = state.line.len().saturating_sub(own).min(state.idle_engines);
+        drop(state);
+        for _ in 0..wake {
+            self.work.notify_one();
+        }
+        self.ended.notify_all();
+    }
+
+    /// Waits until `done`. Never called by an engine.
+    pub(crate) fn wait_until(&self, mut done: impl FnMut(&State) -> bool) {
+        let mut state = self.lock();
+        while !done(&state) {
+            state = self.ended.wait(state);
+        }
+    }
+
+    /// Resets the channels that `concerns`, by index too, and waits until none of their descriptors
+    /// is under way.
+    pub(crate) fn reset(&self, mut concerns: impl FnMut(usize, &mut Channel) -> bool) {
+        let mut state = self.lock();
+        let mut waits = Vec::new();
+        for (index, channel) in state.channels.iter_mut().enumerate() {
+            if concerns(index, channel) {
+                channel.begin_reset();
+                waits.push(index);
+            }
+        }
+        self.release(state, 0);
+        self.wait_until(|state| {
+            let mut channels = waits.iter().filter_map(|index| state.channels.get(*index));
+            channels.all(|channel| !channel.resetting())
+        });
+    }
+
+    /// The life of one engine.
+    pub(crate) fn engine(self: &Arc<Self>) {
+        let mut port = self.device.port();
+        let mut state = self.lock();
+        while !state.stopping {
+            match state.next() {
+                Some(task) => {
+                    drop(state);
+                    self.execute(task, &mut port, Where::Engine);
+                    state = self.lock();
+                }
+                None => {
+                    state.idle_engines += 1;
+                    state = self.work.wait(state);
+                    state.idle_engines -= 1;
+                }
+            }
+        }
+        drop(state);
+        // The port goes first: whoever waits for the engines finds none of their slots left.
+        drop(port);
+        self.lock().engines -= 1;
+        self.ended.notify_all();
+    }
+
+    /// Ends the engines and waits for them.
+    pub(crate) fn stop(&self) {
+        self.lock().stopping = true;
+        self.work.notify_all();
+        self.wait_until(|state| state.engines == 0);
+    }
+
+    /// Executes `task` as far as it goes here.
+    fn execute(self: &Arc<Self>, mut task: Task, port: &mut DmaPort, place: Where) {
+        let moved = task.execution.moved;
+        let result = loop {
+            if task.aborted() {
+                break Ok(None);
+            }
+            let result = {
+                let mut guard = match place {
+                    Where::Engine => port.enter(task.tag.pasid),
+                    Where::Worker => port.enter_blocking(task.tag.pasid),
+                };
+                task.execution.step(&mut guard)
+            };
+            match result {
+                Err(Halt::Budget) if place == Where::Worker => {}
+                result => break result.map(Some),
+            }
+        };
+        let moved = task.execution.moved - moved;
+        match result {
+            Ok(ending) => self.end(task, ending.as_ref(), moved, place),
+            Err(Halt::Budget) => {
+                let mut state = self.lock();
+                if let Some(channel) = state.channels.get_mut(task.channel) {
+                    channel.stats.bytes += moved;
+                    channel.hold(task);
+                }
+                self.release(state, place.takes());
+            }
+            Err(Halt::Remote(worker)) => self.hand_over(task, moved, &worker),
+        }
+    }
+
+    /// The descriptor has ended, or was cut short.
+    fn end(&self, task: Task, ending: Option<&Ending>, moved: u64, place: Where) {
+        // The task goes before anybody learns that it has ended: with it goes its hold on the PASID.
+        let (channel, aborted) = task.finish();
+        let mut state = self.lock();
+        // An abort that came after its last step counts all the same.
+        let ending = ending.filter(|_| !aborted.load(Ordering::Acquire));
+        let mut interrupt = None;
+        if let Some(channel) = state.channels.get_mut(channel) {
+            channel.stats.bytes += moved;
+            interrupt = channel.end(ending);
+        }
+        self.release(state, place.takes());
+        raise(interrupt);
+    }
+
+    /// Lets `worker` execute the rest of `task`. If its client is gone, the channel halts without a
+    /// trace in memory.
+    fn hand_over(self: &Arc<Self>, task: Task, moved: u64, worker: &Arc<dyn Worker>) {
+        let mut state = self.lock();
+        if let Some(channel) = state.channels.get_mut(task.channel) {
+            channel.stats.bytes += moved;
+            channel.place = Place::Worker;
+        }
+        drop(state);
+        let run = |(shared, task): (Arc<Shared>, Task)| {
+            let mut port = shared.device.port();
+            shared.execute(task, &mut port, Where::Worker);
+        };
+        let lost = |(shared, task): (Arc<Shared>, Task)| {
+            let ending = task.execution.lost();
+            shared.end(task, Some(&ending), 0, Where::Worker);
+        };
+        hand_over(worker, (Arc::clone(self), task), run, lost);
+    }
+}
+
+/// Raises an interrupt; no lock is held.
+fn raise(interrupt: Interrupt) {
+    if let Some((front, index)) = interrupt {
+        front.raise(index);
+    }
+}

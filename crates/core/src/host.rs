@@ -167,8 +167,8 @@ pub trait Caller: Send + Sync + fmt::Debug {
     fn eventfd(&self, fd: i32) -> Result<Arc<dyn IrqSink>, FdError>;
 
     /// Calls `listener` each time that the eventfd behind `fd` is signalled, and at once if it was
-    /// signalled before; takes what it counts. Ends when the answer is dropped: then no call is under
-    /// way any more, unless it is `listener` that drops it.
+    /// signalled before; takes what it counts. Ends when the answer is dropped; a call that is under way
+    /// then goes on.
     ///
     /// # Errors
     /// As [`Caller::eventfd`]; [`FdError::NoMemory`] if nobody can listen, the default.

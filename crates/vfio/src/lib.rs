@@ -114,7 +114,9 @@ pub mod region;
 mod vfio;
 
 pub use container::Container;
-pub use device::{DeviceFile, DeviceInfo, MapRange, MapRequest, VfioDevice};
+pub use device::{
+    DeviceFile, DeviceInfo, Feature, MapRange, MapRequest, StoreRequest, Token, VfioDevice,
+};
 pub use error::{Error, Result};
 pub use group::{ContainerFile, GroupFile, VfioGroup};
 pub use irq::{Eventfd, IrqAction, IrqData, IrqIndex, IrqInfo, SetIrqs};

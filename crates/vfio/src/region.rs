@@ -71,7 +71,7 @@ impl RegionIndex {
         let (size, mmap) = match self {
             RegionIndex::Bar(index) => {
                 let size = function.bar(index).map_or(0, |bar| bar.size);
-                (size, mappable && size >= 4096)
+                (size, mappable && can_be_mapped(index, function))
             }
             RegionIndex::Rom => (0, false),
             RegionIndex::Config => (function.config_size(), false),
@@ -86,6 +86,27 @@ impl RegionIndex {
             mmap,
             msix_mappable: mmap && holds_msix,
         })
+    }
+}
+
+/// Bytes of a page.
+const PAGE: u64 = 4096;
+
+/// Whether a BAR can be mapped: memory, and nothing else on its last page
+/// (`vfio_pci_probe_mmaps`, `drivers/vfio/pci/vfio_pci_core.c`).
+fn can_be_mapped(index: u8, function: &Function) -> bool {
+    match function.bar(index) {
+        None => false,
+        Some(bar) if bar.is_io => false,
+        Some(bar) if bar.size >= PAGE => true,
+        Some(_) => {
+            let start = function.bar_address(index);
+            let others = (0..6).filter(|other| *other != index);
+            start.is_multiple_of(PAGE)
+                && others
+                    .filter(|other| function.bar(*other).is_some_and(|bar| !bar.is_io))
+                    .all(|other| !(start..start + PAGE).contains(&function.bar_address(other)))
+        }
     }
 }
 

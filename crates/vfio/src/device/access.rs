@@ -102,7 +102,7 @@ impl VfioDevice {
             match piece {
                 Piece::Table(_) => now.fill(0xff),
                 Piece::Register(_) => {
-                    self.expect_memory()?;
+                    self.expect_answer(bar)?;
                     self.read_register(bar, at, now);
                 }
             }
@@ -124,7 +124,7 @@ impl VfioDevice {
                 break;
             };
             if let Piece::Register(_) = piece {
-                self.expect_memory()?;
+                self.expect_answer(bar)?;
                 self.write_register(bar, at, now);
             }
             at += size as u64;
@@ -179,6 +179,12 @@ impl VfioDevice {
         Ok(())
     }
 
+    /// A store by an eventfd.
+    pub(super) fn store_at(&self, bar: u8, offset: u64, data: &[u8]) -> Result<()> {
+        self.expect_answer(bar)?;
+        self.store(bar, offset, data)
+    }
+
     /// One access of the model's. No interrupt is ever pending: a vector that nobody listens to drops
     /// it.
     fn read_register(&self, bar: u8, offset: u64, data: &mut [u8]) {
@@ -214,6 +220,14 @@ impl VfioDevice {
         self.model.function().msix().is_some_and(|msix| {
             msix.bar == bar && (msix.pending..msix.pending + msix.pending_bytes()).contains(&offset)
         })
+    }
+
+    /// I/O ports are not memory: what enables that does not concern them.
+    fn expect_answer(&self, bar: u8) -> Result<()> {
+        match self.model.function().bar(bar) {
+            Some(bar) if bar.is_io => Ok(()),
+            _ => self.expect_memory(),
+        }
     }
 
     pub(super) fn expect_memory(&self) -> Result<()> {

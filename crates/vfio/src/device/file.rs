@@ -8,7 +8,10 @@ use std::{
     },
 };
 
-use ioasid_core::sync::Mutex;
+use ioasid_core::{
+    host::{EventfdWatch, FdError, IrqSink},
+    sync::Mutex,
+};
 use ioasid_iommu::FaultSink;
 use ioasid_iommufd::{BoundDevice, Context, ObjectId};
 
@@ -190,6 +193,20 @@ impl DeviceFile {
         self.device.interrupts.set(function, request)
     }
 
+    /// Lets an eventfd unmask the wired interrupt.
+    ///
+    /// # Errors
+    /// [`Error::NotBound`], or as [`Interrupts::unmask_by`](crate::irq::Interrupts::unmask_by).
+    pub fn unmask_by<W>(&self, watch: Option<W>) -> Result<()>
+    where
+        W: FnOnce(Arc<dyn IrqSink>) -> std::result::Result<Box<dyn EventfdWatch>, FdError>,
+    {
+        let _shared = self.device.shared();
+        self.expect_bound()?;
+        let function = self.device.model.function();
+        self.device.interrupts.unmask_by(function, watch)
+    }
+
     /// Resets the device's registers and stops its DMA. Configuration space, BARs, interrupts and
     /// attachments are kept.
     ///
@@ -211,6 +228,7 @@ impl DeviceFile {
     pub fn read(&self, offset: u64, data: &mut [u8]) -> Result<usize> {
         let _shared = self.device.shared();
         self.expect_bound()?;
+        self.device.wake();
         self.device.read(offset, data)
     }
 
@@ -222,10 +240,12 @@ impl DeviceFile {
         if super::access::is_register(offset) {
             let _shared = self.device.shared();
             self.expect_bound()?;
+            self.device.wake();
             self.device.write(offset, data)
         } else {
             let _exclusive = self.device.exclusive();
             self.expect_bound()?;
+            self.device.wake();
             self.device.write(offset, data)
         }
     }
@@ -306,6 +326,7 @@ impl VfioDevice {
             Some(_) => Err(Error::BoundElsewhere),
             None => {
                 users.bound = Some(number);
+                self.count_token_user(true);
                 Ok(())
             }
         }
@@ -315,6 +336,7 @@ impl VfioDevice {
         let mut users = self.use_.lock();
         if users.bound == Some(number) {
             users.bound = None;
+            self.count_token_user(false);
         }
     }
 
@@ -337,6 +359,7 @@ impl VfioDevice {
         if let Passthrough::Child(child) = &self.passthrough {
             child.quiesce();
         }
+        self.clear_features();
         self.model.release();
         self.interrupts.clear(function);
         function.restore();

@@ -69,7 +69,7 @@ impl DeviceFile {
     ///
     /// # Errors
     /// [`Error::NotBound`] once the file is closed, [`Error::MemoryDisabled`] while the memory of the
-    /// device does not answer, [`Error::BeyondRegion`] outside of what can be mapped: SIGBUS. Nothing
+    /// device does not answer or the program lets it sleep, [`Error::BeyondRegion`] outside of what can be mapped: SIGBUS. Nothing
     /// has been read then.
     pub fn mapped_read(&self, offset: u64, data: &mut [u8]) -> Result<()> {
         let _shared = self.device.shared();
@@ -119,6 +119,9 @@ impl VfioDevice {
         let end = offset.checked_add(len as u64).ok_or(Error::BeyondRegion)?;
         if !info.mmap || end > info.size.next_multiple_of(PAGE) {
             return Err(Error::BeyondRegion);
+        }
+        if self.may_sleep() {
+            return Err(Error::MemoryDisabled);
         }
         self.expect_memory()?;
         let inside = info.size.saturating_sub(offset);

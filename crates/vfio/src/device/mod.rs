@@ -24,13 +24,17 @@ use crate::{
 };
 
 mod access;
+mod features;
 mod file;
 mod grouped;
 mod mapped;
+mod token;
 
+pub use features::{Feature, StoreRequest};
 pub use file::DeviceFile;
 pub(crate) use grouped::Opening;
 pub use mapped::{MapRange, MapRequest};
+pub use token::Token;
 
 /// How often a user is asked again for a device that is to go.
 const REQUEST_PERIOD: Duration = Duration::from_secs(10);
@@ -45,6 +49,8 @@ pub struct VfioDevice {
     passthrough: Passthrough,
     mappable: AtomicBool,
     interrupts: Interrupts,
+    features: features::Features,
+    sriov: token::Sriov,
     faults: Arc<FaultLog>,
     /// Held shared for every access, exclusively to reset, to release, and to change what answers.
     gate: RwLock<()>,
@@ -73,6 +79,8 @@ pub struct DeviceInfo {
     pub regions: u32,
     /// Number of interrupt indexes.
     pub irqs: u32,
+    /// Widths of the atomic operations that the device completes: 1 for 32 bits, 2 for 64, 4 for 128.
+    pub atomics: u32,
 }
 
 impl VfioDevice {
@@ -83,6 +91,8 @@ impl VfioDevice {
         model: Arc<dyn DeviceModel>,
         passthrough: Passthrough,
     ) -> Arc<Self> {
+        let is_physical = model.function().sriov().is_some();
+        let sriov = token::Sriov::new(is_physical);
         Arc::new(VfioDevice {
             index,
             name: format!("vfio{index}"),
@@ -92,6 +102,8 @@ impl VfioDevice {
             passthrough,
             mappable: AtomicBool::new(false),
             interrupts: Interrupts::default(),
+            features: features::Features::default(),
+            sriov,
             faults: FaultLog::new(FaultLog::DEFAULT_CAPACITY),
             gate: RwLock::new(()),
             files: AtomicU64::new(1),
@@ -207,6 +219,7 @@ impl VfioDevice {
             reset: true,
             regions: region::REGIONS,
             irqs: irq::IRQ_INDEXES,
+            atomics: self.model.function().atomics() >> 7,
         }
     }
 

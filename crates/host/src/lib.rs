@@ -39,6 +39,6 @@ pub use confine::confine;
 pub use copy::RecoveringCopy;
 pub use file::FileMemory;
 pub use irq::EventFd;
-pub use process::{Process, can_take_descriptors};
+pub use process::{MappedFile, Process, can_take_descriptors};
 pub use received::{MemoryFileId, prepare_received};
 pub use worker::ClientWorker;

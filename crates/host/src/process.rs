@@ -32,6 +32,21 @@ use crate::{
     pages::ProcessPages,
 };
 
+/// A file that a program has mapped, seen from one address.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct MappedFile {
+    /// Its device and inode.
+    pub identity: (u64, u64),
+    /// Offset in the file, in bytes.
+    pub offset: u64,
+    /// Bytes of the mapping behind this one.
+    pub left: u64,
+    /// The program may read it.
+    pub readable: bool,
+    /// The program may write to it.
+    pub writable: bool,
+}
+
 /// One process of a client with its address space. As a [`Caller`] it is the program behind an
 /// ioctl.
 ///
@@ -193,8 +208,12 @@ impl Process {
 
     /// The numbers of its open descriptors.
     pub(crate) fn fd_numbers(&self) -> Vec<i32> {
+        self.numbers_in("fd")
+    }
+
+    fn numbers_in(&self, name: &str) -> Vec<i32> {
         let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
-        let Ok(dir) = rustix::fs::openat(&self.dir, "fd", flags, Mode::empty()).and_then(Dir::new)
+        let Ok(dir) = rustix::fs::openat(&self.dir, name, flags, Mode::empty()).and_then(Dir::new)
         else {
             return Vec::new();
         };
@@ -245,6 +264,44 @@ impl Process {
     /// Whether the program itself could write all of `range`.
     pub fn is_writable(&self, range: AddrRange) -> bool {
         self.memory.is_writable(range)
+    }
+
+    /// The file that it has mapped at `address` so that stores reach the file, and where in it;
+    /// `None` if there is none.
+    pub fn mapped_file(&self, address: u64) -> Option<MappedFile> {
+        let vma = self.memory.find(address)?;
+        let (dev, ino, offset) = vma.shared_file(address)?;
+        Some(MappedFile {
+            identity: (dev, ino),
+            offset,
+            left: vma.range.last() - address,
+            readable: vma.readable,
+            writable: vma.writable,
+        })
+    }
+
+    /// Whether it has mapped a file with this name, in whatever directory.
+    pub fn has_mapped(&self, name: &str) -> bool {
+        let maps = read_text(&self.dir, "maps").unwrap_or_default();
+        maps.lines().any(|line| {
+            line.strip_suffix(name)
+                .is_some_and(|path| path.ends_with('/'))
+        })
+    }
+
+    /// The thread that traces it; 0 if there is none.
+    pub fn tracer(&self) -> i32 {
+        status(&self.dir, "TracerPid:").unwrap_or(0)
+    }
+
+    /// The process that started it, or took it over.
+    pub fn parent(&self) -> i32 {
+        status(&self.dir, "PPid:").unwrap_or(0)
+    }
+
+    /// The numbers of its threads.
+    pub fn threads(&self) -> Vec<i32> {
+        self.numbers_in("task")
     }
 
     /// One more than its largest descriptor number (the soft `RLIMIT_NOFILE`).

@@ -17,6 +17,7 @@ mod listing;
 mod report;
 mod stage;
 mod tap;
+mod vfio;
 
 use std::{
     fs,
@@ -29,7 +30,7 @@ use anyhow::{Context, Result, bail};
 use clap::{Args, ValueEnum};
 
 use crate::fetch::{Cache, Origin, source};
-use expect::Expectations;
+use expect::{Expectations, Host};
 use hugepages::Hugepages;
 use launch::{Limits, Outcome, Signals};
 use tap::Run;
@@ -42,6 +43,8 @@ pub(crate) enum Suite {
     /// The same calls with every allocation failing in turn (iommufd_fail_nth.c).
     #[value(name = "iommufd_fail_nth")]
     IommufdFailNth,
+    /// Every program of tools/testing/selftests/vfio, on each kind of device.
+    Vfio,
 }
 
 impl Suite {
@@ -50,12 +53,8 @@ impl Suite {
         match self {
             Self::Iommufd => "iommufd",
             Self::IommufdFailNth => "iommufd_fail_nth",
+            Self::Vfio => "vfio",
         }
-    }
-
-    /// Its folder in `tools/testing/selftests`.
-    fn folder(self) -> &'static str {
-        "iommu"
     }
 }
 
@@ -70,8 +69,11 @@ pub(crate) struct Conformance {
     #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..))]
     runs: u32,
     /// Run only the tests whose names contain TEXT; may be given again.
-    #[arg(long, value_name = "TEXT")]
+    #[arg(long, alias = "only", value_name = "TEXT")]
     filter: Vec<String>,
+    /// Of the suite `vfio`: only on this kind of device; may be given again.
+    #[arg(long, value_name = "KIND")]
+    device: Vec<vfio::Device>,
     /// Print how the run differs from this TAP file, test by test.
     #[arg(long, value_name = "FILE.tap")]
     compare_oracle: Option<PathBuf>,
@@ -99,6 +101,9 @@ pub(crate) struct Conformance {
 /// What kept the tests from being run.
 pub(crate) fn run(arguments: &Conformance) -> Result<bool> {
     let suite = arguments.suite;
+    if matches!(suite, Suite::Vfio) {
+        return vfio::run(arguments);
+    }
     let oracle = arguments
         .compare_oracle
         .as_deref()
@@ -110,7 +115,7 @@ pub(crate) fn run(arguments: &Conformance) -> Result<bool> {
         &cache,
         &arguments.origin,
         &source,
-        suite.folder(),
+        "iommu",
         arguments.static_link,
     )?;
     let program = programs.join(suite.name());
@@ -150,7 +155,7 @@ pub(crate) fn run(arguments: &Conformance) -> Result<bool> {
     let signals = Signals::watch()?;
     let hugepages = Hugepages::lend(&cache, !arguments.no_hugepages)?;
     println!("conformance: {hugepages}");
-    let expected = expectations.of(&all, hugepages.enough())?;
+    let expected = expectations.of(&all, Host::look(&hugepages))?;
     let limits = Limits {
         time: Duration::from_secs(arguments.timeout),
         signals: &signals,

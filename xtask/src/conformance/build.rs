@@ -105,9 +105,9 @@ fn lacks_calloc_assert(source: &Source) -> bool {
         .folder
         .join("tools/testing/selftests/vfio/lib/include/libvfio");
     let headers = crate::read_dir(&headers).unwrap_or_default();
-    !headers.iter().any(|header| {
-        fs::read_to_string(header).is_ok_and(|text| text.contains("calloc_assert"))
-    })
+    !headers
+        .iter()
+        .any(|header| fs::read_to_string(header).is_ok_and(|text| text.contains("calloc_assert")))
 }
 
 /// A library that the tests link with.

@@ -9,7 +9,10 @@ use std::{
 use anyhow::{Context, Result, bail};
 use serde::Deserialize;
 
-use super::tap::{Results, Status};
+use super::{
+    hugepages::{self, Hugepages},
+    tap::{Results, Status},
+};
 use crate::fetch::source::numbers;
 
 /// A file of expectations, `SUITE-KERNEL.toml`.
@@ -42,6 +45,36 @@ enum When {
     Always,
     /// Where the host has too few huge pages of 2 MiB.
     NoHugepages,
+    /// Where the host has no free huge page of 1 GiB.
+    NoGigantic,
+}
+
+/// What of the host decides what a test can do.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Host {
+    /// Enough free huge pages of 2 MiB.
+    pub(crate) hugepages: bool,
+    /// A free huge page of 1 GiB.
+    pub(crate) gigantic: bool,
+}
+
+impl Host {
+    /// The host as it is, with `pool`.
+    pub(crate) fn look(pool: &Hugepages) -> Self {
+        Self {
+            hugepages: pool.enough(),
+            gigantic: hugepages::gigantic_is_free(),
+        }
+    }
+
+    /// Whether an exception counts here.
+    fn fits(self, when: When) -> bool {
+        match when {
+            When::Always => true,
+            When::NoHugepages => !self.hugepages,
+            When::NoGigantic => !self.gigantic,
+        }
+    }
 }
 
 /// What one test is expected to do.
@@ -89,15 +122,35 @@ impl Expectations {
         toml::from_str(&text).with_context(|| format!("{} is not as it should be", path.display()))
     }
 
-    /// The exceptions that count on a host with or without enough `hugepages`.
+    /// The exceptions that count on `host`.
     ///
     /// # Errors
     /// If the file speaks of tests that the program, which has the tests `all`, does not have, or
     /// of one test twice, or gives no reason.
-    pub(crate) fn of(&self, all: &[String], hugepages: bool) -> Result<Exceptions> {
+    pub(crate) fn of(&self, all: &[String], host: Host) -> Result<Exceptions> {
         if all.len() != self.tests {
             bail!(
                 "the program has {} tests, the expectations are for {}: look at what is new and write it down",
+                all.len(),
+                self.tests
+            );
+        }
+        self.of_some(all, host)
+    }
+
+    /// How many tests there are.
+    pub(crate) fn count(&self) -> usize {
+        self.tests
+    }
+
+    /// As [`Self::of`], where some tests may not be known.
+    ///
+    /// # Errors
+    /// As for [`Self::of`], but for the number; a name that is not known is one only if all are.
+    pub(crate) fn of_some(&self, all: &[String], host: Host) -> Result<Exceptions> {
+        if all.len() > self.tests {
+            bail!(
+                "there are {} tests, the expectations are for {}: look at what is new and write it down",
                 all.len(),
                 self.tests
             );
@@ -121,13 +174,13 @@ impl Expectations {
                 );
             }
             for name in &exception.tests {
-                if !known.contains(name) {
+                if !known.contains(name) && all.len() == self.tests {
                     bail!("the expectations speak of `{name}`, which is no test of the program");
                 }
-                if !named.insert((name, exception.when == When::NoHugepages)) {
+                if !named.insert((name, exception.when == When::Always)) {
                     bail!("the expectations speak of `{name}` twice");
                 }
-                if exception.when == When::NoHugepages && hugepages {
+                if !host.fits(exception.when) {
                     continue;
                 }
                 let reason = Some(exception.reason.clone());
@@ -175,6 +228,11 @@ mod tests {
         toml::from_str(text).unwrap()
     }
 
+    const BARE: Host = Host {
+        hugepages: false,
+        gigantic: false,
+    };
+
     fn names() -> Vec<String> {
         ["a.x", "a.y", "a.z"].map(ToOwned::to_owned).to_vec()
     }
@@ -192,7 +250,7 @@ mod tests {
 
     #[test]
     fn surprises_go_both_ways() {
-        let exceptions = expectations(TEXT).of(&names(), false).unwrap();
+        let exceptions = expectations(TEXT).of(&names(), BARE).unwrap();
         let results: Results = names()
             .into_iter()
             .zip([Status::Skipped, Status::Passed, Status::Failed])
@@ -209,14 +267,22 @@ mod tests {
 
     #[test]
     fn with_huge_pages_their_tests_shall_pass() {
-        let exceptions = expectations(TEXT).of(&names(), true).unwrap();
+        let exceptions = expectations(TEXT)
+            .of(
+                &names(),
+                Host {
+                    hugepages: true,
+                    ..BARE
+                },
+            )
+            .unwrap();
         assert_eq!(expected_of(&exceptions, "a.y").status, Status::Passed);
         assert_eq!(expected_of(&exceptions, "a.x").status, Status::Skipped);
     }
 
     #[test]
     fn a_wrong_file_is_refused() {
-        let of = |text: &str| expectations(text).of(&names(), false);
+        let of = |text: &str| expectations(text).of(&names(), BARE);
         assert!(of("tests = 4").is_err(), "another number of tests");
         assert!(
             of("tests = 3\n[[fail]]\nreason = \"r\"\ntests = [\"a.w\"]").is_err(),

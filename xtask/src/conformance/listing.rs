@@ -41,7 +41,8 @@ pub(crate) fn choose(all: &[String], filters: &[String]) -> Result<Vec<String>> 
 }
 
 /// Reads the list: a block per fixture, its variants and its tests in two columns side by side.
-fn parse(text: &str) -> Vec<String> {
+/// What else the program says, before or after it, is left out.
+pub(crate) fn parse(text: &str) -> Vec<String> {
     /// Where the columns begin unless a name is too long for its own.
     const VARIANT: usize = 21;
     const TEST: usize = 47;
@@ -66,15 +67,17 @@ fn parse(text: &str) -> Vec<String> {
             _ => continue,
         };
         for row in rest {
-            let column = |start: usize, end: usize| {
-                let cell = row
-                    .get(start..end.min(row.len()))
-                    .unwrap_or_default()
-                    .trim();
-                (!cell.is_empty()).then_some(cell)
-            };
-            variants.extend(column(VARIANT, TEST));
-            tests.extend(column(TEST, row.len()));
+            // A row that goes on with the block has no fixture.
+            let begin = row.len().saturating_sub(row.trim_start().len());
+            match row.split_whitespace().collect::<Vec<_>>()[..] {
+                [test] if begin >= TEST => tests.push(test),
+                [variant] if begin == VARIANT => variants.push(variant),
+                [variant, test] if begin == VARIANT => {
+                    variants.push(variant);
+                    tests.push(test);
+                }
+                _ => {}
+            }
         }
         if variants.is_empty() {
             names.extend(tests.iter().map(|test| format!("{fixture}.{test}")));
@@ -104,12 +107,15 @@ alone                                          first
 a_name_that_is_too_long one                       first
                      two                       second
                      three                     
+                     with_a_name_that_is_too_long 
+Something else that the program says:
+    0000:00:00.0
 ";
 
     #[test]
     fn variants_multiply_tests() {
         let names = parse(LIST);
-        assert_eq!(names.len(), 2 + 3 * 2);
+        assert_eq!(names.len(), 2 + 4 * 2);
         assert_eq!(
             &names[..3],
             [

@@ -1,6 +1,6 @@
 //! What a run has shown, for a terminal.
 
-use std::path::Path;
+use std::{collections::BTreeMap, path::Path};
 
 use super::{
     expect::{Exceptions, Surprise, expected_of},
@@ -61,6 +61,21 @@ pub(crate) fn surprises(surprises: &[Surprise], run: &Run) {
     }
     if let Some(more @ 1..) = surprises.len().checked_sub(SHOWN) {
         println!("  and {more} more");
+    }
+}
+
+/// Why tests did not pass, where that was expected: a line per reason.
+pub(crate) fn reasons(results: &Results, exceptions: &Exceptions) {
+    let mut reasons: BTreeMap<String, usize> = BTreeMap::new();
+    for (name, status) in results {
+        let expected = expected_of(exceptions, name);
+        if let (true, Some(reason)) = (*status == expected.status, expected.reason) {
+            let count = reasons.entry(format!("{status}: {reason}")).or_default();
+            *count = count.saturating_add(1);
+        }
+    }
+    for (reason, count) in reasons {
+        println!("  {count} {reason}");
     }
 }
 

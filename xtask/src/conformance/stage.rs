@@ -95,7 +95,8 @@ impl Stage {
         self.folder.path().join("home")
     }
 
-    fn place_of(&self, program: &Path) -> PathBuf {
+    /// Where the copy of `program` is.
+    pub(crate) fn place_of(&self, program: &Path) -> PathBuf {
         self.folder
             .path()
             .join(program.file_name().unwrap_or_default())

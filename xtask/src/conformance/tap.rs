@@ -44,10 +44,27 @@ impl Run {
     /// Reads `output`; lines that are not of the protocol are the tests' own.
     pub(crate) fn parse(output: &str) -> Self {
         let mut run = Self::default();
-        let mut complaint = None;
+        let mut complaint: Option<String> = None;
+        // Lines of an assertion in the VFIO library, which go on with their complaint.
+        let mut more = 0_u8;
         for line in output.lines() {
+            if more > 0
+                && let (Some(text), said) = (&mut complaint, line.trim())
+            {
+                more -= 1;
+                if !said.is_empty() {
+                    *text += " ";
+                    *text += said;
+                }
+            }
             if line.starts_with("#  RUN ") {
-                complaint = None;
+                (complaint, more) = (None, 0);
+            } else if complaint.is_none() && line.ends_with(": Assertion Failure") {
+                let place = line.trim_end_matches(": Assertion Failure");
+                let place = place.rsplit_once('/').map_or(place, |(_, file)| file);
+                complaint = Some(format!("{place}:"));
+                // An empty line, the expression, what was observed, and errno.
+                more = 4;
             } else if let Some(said) = line.strip_prefix("# ") {
                 // `# file.c:12:test:Expected ...`; the lines around it only say that it failed.
                 if complaint.is_none() && (said.contains(".c:") || said.contains(".h:")) {
@@ -65,6 +82,11 @@ impl Run {
 
     pub(crate) fn is_empty(&self) -> bool {
         self.tests.is_empty()
+    }
+
+    /// Adds the results of another program.
+    pub(crate) fn extend(&mut self, other: Self) {
+        self.tests.extend(other.tests);
     }
 
     pub(crate) fn status(&self, name: &str) -> Status {
@@ -201,6 +223,18 @@ ok 3 f.three # SKIP not on this machine
             Some("t.c:7:two:Expected 0 (0) == x (-1)")
         );
         assert_eq!(run.detail("f.three"), Some("not on this machine"));
+    }
+
+    #[test]
+    fn an_assertion_of_the_library_is_a_complaint() {
+        let run = Run::parse(
+            "#  RUN  f.one ...\n/a/b/iommu.c:448: Assertion Failure\n\n  Expression: fd > 0\n  \
+             Observed: -1 > 0\n  [errno: 2 - None]\n\n#  FAIL f.one\nnot ok 1 f.one\n",
+        );
+        assert_eq!(
+            run.detail("f.one"),
+            Some("iommu.c:448: Expression: fd > 0 Observed: -1 > 0 [errno: 2 - None]")
+        );
     }
 
     #[test]

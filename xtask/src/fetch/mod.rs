@@ -66,7 +66,10 @@ impl Cache {
         let path = folder.join("lock");
         let lock = File::create(&path).with_context(|| format!("opening {}", path.display()))?;
         if flock(&lock, FlockOperation::NonBlockingLockExclusive).is_err() {
-            println!("xtask: waiting for another run to leave {}", folder.display());
+            println!(
+                "xtask: waiting for another run to leave {}",
+                folder.display()
+            );
             flock(&lock, FlockOperation::LockExclusive).context("locking the cache")?;
         }
         Ok(Self {

@@ -18,8 +18,12 @@ const WANTED: &str = "linux-source-7.2";
 const FAMILY: &str = "linux-source-7.";
 
 /// What is unpacked, below the top folder.
-const PARTS: [&str; 11] = [
+const PARTS: [&str; 14] = [
     "Makefile",
+    // Links in the VFIO tests point at these.
+    "drivers/dma/idxd/registers.h",
+    "drivers/dma/ioat/hw.h",
+    "drivers/dma/ioat/registers.h",
     "include/linux/pci_ids.h",
     "include/uapi",
     "scripts/subarch.include",
@@ -81,7 +85,7 @@ pub(crate) fn fetch(cache: &Cache, origin: &Origin, refresh: bool) -> Result<Sou
 /// The newest source in the cache.
 fn cached(cache: &Cache) -> Result<Option<Source>> {
     let mut found = Vec::new();
-    for folder in crate::read_dir(&cache.top())? {
+    for folder in crate::read_dir(cache.top())? {
         let name = folder
             .file_name()
             .unwrap_or_default()

@@ -279,6 +279,7 @@ impl Queue {
             shared,
             privileged: usage.privileged(),
             max_pasids: abilities.max_pasids,
+            ats: !usage.ats_disable(),
         };
         self.session = Some(Session::new(
             identity.front,

@@ -18,14 +18,19 @@ pub struct DsaConfig {
     pub queues: Vec<QueueConfig>,
     /// Engines, each a thread, 1..=[`MAX_ENGINES`].
     pub engines: usize,
+    /// Whether the engines keep translations (ATS): queues may turn that off, and whoever takes a
+    /// translation away tells the device and waits.
+    pub device_tlb: bool,
 }
 
 impl DsaConfig {
-    /// `queues` queues of 32 entries for whoever drives the device, and two engines.
+    /// `queues` queues of 32 entries for whoever drives the device, and two engines that keep
+    /// translations.
     pub fn with_queues(queues: usize) -> Self {
         DsaConfig {
             queues: vec![QueueConfig::default(); queues],
             engines: 2,
+            device_tlb: true,
         }
     }
 }

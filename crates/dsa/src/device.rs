@@ -60,7 +60,11 @@ impl DsaDevice {
         config: DsaConfig,
         spawner: &dyn Spawner,
     ) -> Result<Arc<Self>, Error> {
-        let DsaConfig { queues, engines } = config;
+        let DsaConfig {
+            queues,
+            engines,
+            device_tlb,
+        } = config;
         if !(1..=MAX_QUEUES).contains(&queues.len()) {
             return Err(Error::Config("a device has 1 to 32 queues"));
         }
@@ -74,7 +78,7 @@ impl DsaDevice {
             .map_err(|_| Error::Config("the PCI function cannot be laid out"))?;
         let state = State::new(queues.len(), engines);
         let this = Arc::new(DsaDevice {
-            shared: Shared::new(Arc::clone(&device), state),
+            shared: Shared::new(Arc::clone(&device), state, device_tlb),
             front: Arc::new(Front::new(function)),
             pasids: Arc::clone(iommu.pasids()),
             driven: AtomicBool::new(false),
@@ -216,8 +220,10 @@ impl Registers for DsaDevice {
             .with_num_wqs(self.queues.len() as u8)
             .with_shared_mode(self.device().max_pasids() > 0)
             .with_dedicated_mode(true)
+            .with_wq_ats_support(self.shared.keeps_translations())
             .with_priority(true)
             .with_occupancy(true)
+            .with_wq_prs_support(self.device().supports_page_requests())
             .into_bits()
     }
 

@@ -13,7 +13,7 @@ use ioasid_core::{
     host::Worker,
     sync::{Condvar, Mutex, MutexGuard},
 };
-use ioasid_iommu::{Device, DmaPort, Fault, PageResponse};
+use ioasid_iommu::{Device, DmaPort, Fault, PageResponse, Tlb};
 
 use crate::{
     exec::{Effects, Halt},
@@ -30,6 +30,8 @@ use crate::{
 #[derive(Debug)]
 pub(crate) struct Shared {
     pub(crate) device: Arc<Device>,
+    /// What the engines keep of translations, if they do.
+    tlb: Option<Arc<Tlb>>,
     state: Mutex<State>,
     /// Engines wait here for work.
     work: Condvar,
@@ -45,9 +47,14 @@ enum Place {
 }
 
 impl Shared {
-    pub(crate) fn new(device: Arc<Device>, state: State) -> Arc<Self> {
+    pub(crate) fn new(device: Arc<Device>, state: State, device_tlb: bool) -> Arc<Self> {
+        let tlb = device_tlb.then(Tlb::new);
+        if let Some(tlb) = &tlb {
+            device.enable_ats(tlb.clone());
+        }
         Arc::new(Shared {
             device,
+            tlb,
             state: Mutex::new(state),
             work: Condvar::new(),
             ended: Condvar::new(),
@@ -133,7 +140,10 @@ impl Shared {
 
     /// The life of engine `index`.
     pub(crate) fn engine(self: &Arc<Self>, index: usize) {
-        let mut port = self.device.port();
+        let mut port = match &self.tlb {
+            Some(tlb) => self.device.port_with_tlb(tlb),
+            None => self.device.port(),
+        };
         let mut state = self.lock();
         while !state.stopping {
             match state.next(index) {
@@ -161,6 +171,14 @@ impl Shared {
         self.lock().stopping = true;
         self.work.notify_all();
         self.wait_until(|state| state.engines == 0);
+        if self.tlb.is_some() {
+            self.device.disable_ats();
+        }
+    }
+
+    /// Whether the engines keep translations.
+    pub(crate) const fn keeps_translations(&self) -> bool {
+        self.tlb.is_some()
     }
 
     /// Executes `task` as far as it goes here.
@@ -174,7 +192,8 @@ impl Shared {
             let mut effects = Effects::default();
             let result = {
                 let mut guard = match place {
-                    Place::Engine => port.enter(session.pasid),
+                    Place::Engine if session.terms.ats => port.enter(session.pasid),
+                    Place::Engine => port.enter_untranslated(session.pasid),
                     Place::Worker => port.enter_blocking(session.pasid),
                 };
                 let execution = &mut task.execution;

@@ -435,6 +435,7 @@ impl MachineDevice {
         let config = DsaConfig {
             queues: queues.collect(),
             engines: section.engines,
+            device_tlb: true,
         };
         let dsa = DsaDevice::new(iommu, device.clone(), config, spawner)
             .map_err(|error| failed(&error))?;

@@ -74,6 +74,8 @@ pub(crate) struct Terms {
     pub(crate) privileged: bool,
     /// One past the largest PASID of the device.
     pub(crate) max_pasids: u32,
+    /// Translations that the device keeps may be used.
+    pub(crate) ats: bool,
 }
 
 #[cfg(test)]
@@ -88,6 +90,7 @@ impl Terms {
             shared: false,
             privileged: true,
             max_pasids: 1 << 20,
+            ats: true,
         }
     }
 }

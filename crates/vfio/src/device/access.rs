@@ -79,7 +79,7 @@ impl VfioDevice {
             (RegionIndex::Config, offset) => {
                 let function = self.model.function();
                 if function.write_config(offset, data)? == ConfigEffect::Reset {
-                    self.model.reset();
+                    self.reset_model();
                 }
                 Ok(data.len())
             }

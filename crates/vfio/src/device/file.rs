@@ -215,7 +215,7 @@ impl DeviceFile {
     pub fn reset(&self) -> Result<()> {
         let _exclusive = self.device.exclusive();
         self.expect_bound()?;
-        self.device.model.reset();
+        self.device.reset_model();
         Ok(())
     }
 

@@ -142,6 +142,16 @@ impl VfioDevice {
         &self.model
     }
 
+    /// Resets the model. A whole device's DMA is blocked meanwhile, and nothing can be attached to it.
+    /// The gate is held exclusively.
+    fn reset_model(&self) {
+        let _blocked = match &self.passthrough {
+            Passthrough::Whole(device) => Some(device.begin_reset()),
+            _ => None,
+        };
+        self.model.reset();
+    }
+
     /// How it reaches its address space.
     pub fn passthrough(&self) -> &Passthrough {
         &self.passthrough

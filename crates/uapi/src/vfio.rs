@@ -17,8 +17,10 @@ use crate::{
 mod attach;
 pub(crate) mod container;
 mod copy;
+mod feature;
 pub(crate) mod group;
 mod info;
+mod ioeventfd;
 mod irqs;
 
 pub use container::ioctl as container_ioctl;
@@ -56,7 +58,7 @@ const COMMANDS: &[Command] = &[
         info::region,
     ),
     command(spec::DEVICE_GET_IRQ_INFO, "GET_IRQ_INFO", info::irq),
-    command(spec::DEVICE_SET_IRQS, "SET_IRQS", irqs::set).partial(),
+    command(spec::DEVICE_SET_IRQS, "SET_IRQS", irqs::set),
     command(spec::DEVICE_RESET, "RESET", reset),
     command(
         spec::DEVICE_GET_PCI_HOT_RESET_INFO,
@@ -64,7 +66,8 @@ const COMMANDS: &[Command] = &[
         hot_reset_info,
     ),
     command(spec::DEVICE_PCI_HOT_RESET, "PCI_HOT_RESET", hot_reset),
-    command(spec::DEVICE_FEATURE, "FEATURE", feature).partial(),
+    command(spec::DEVICE_IOEVENTFD, "IOEVENTFD", ioeventfd::set),
+    command(spec::DEVICE_FEATURE, "FEATURE", feature::feature).partial(),
     command(spec::DEVICE_BIND_IOMMUFD, "BIND_IOMMUFD", attach::bind),
     command(
         spec::DEVICE_ATTACH_IOMMUFD_PT,
@@ -91,7 +94,6 @@ const fn command(number: u32, name: &'static str, run: Handler) -> Command {
 const MISSING: &[(u32, &str)] = &[
     (spec::DEVICE_QUERY_GFX_PLANE, "QUERY_GFX_PLANE"),
     (spec::DEVICE_GET_GFX_DMABUF, "GET_GFX_DMABUF"),
-    (spec::DEVICE_IOEVENTFD, "IOEVENTFD"),
 ];
 
 /// As documents show them.
@@ -141,6 +143,10 @@ pub fn device_ioctl(
     if own_file_only && file.is_of_group() {
         return Err(Errno::ENOTTY);
     }
+    if cmd != spec::DEVICE_BIND_IOMMUFD {
+        // An unknown command is a use of the device too.
+        file.wake();
+    }
     let command = find(cmd).ok_or(Errno::ENOTTY)?;
     (command.run)(file, arg, program)
 }
@@ -181,18 +187,4 @@ fn hot_reset(_file: &DeviceFile, arg: u64, program: &dyn Program) -> Result<u64,
         return Err(Errno::EINVAL);
     }
     Err(Errno::ENODEV)
-}
-
-/// The device has no feature; whoever asks learns it by ENOTTY.
-fn feature(_file: &DeviceFile, arg: u64, program: &dyn Program) -> Result<u64, Errno> {
-    use spec::Feature;
-    let request: Feature = copy::standard(program, arg, Feature::MIN)?;
-    let known = Feature::NUMBER | Feature::GET | Feature::SET | Feature::PROBE;
-    let both = Feature::GET | Feature::SET;
-    if request.flags & !known != 0
-        || (request.flags & both == both && request.flags & Feature::PROBE == 0)
-    {
-        return Err(Errno::EINVAL);
-    }
-    Err(Errno::ENOTTY)
 }

@@ -351,19 +351,12 @@ fn find(devices: &[Arc<VfioDevice>], name: &[u8]) -> Result<Arc<VfioDevice>> {
                 return Ok(Arc::clone(device));
             }
         } else if let Some(token) = name::parse(device.bus_name().as_bytes(), name)? {
-            check_token(token)?;
+            let token = token.map(Uuid::to_bytes);
+            device.check_token(token.as_ref())?;
             return Ok(Arc::clone(device));
         }
     }
     Err(Error::NoSuchDevice)
-}
-
-/// No device wants a token, so one that is given is wrong.
-fn check_token(token: Option<Uuid>) -> Result<()> {
-    match token {
-        None => Ok(()),
-        Some(_) => Err(Error::BadDeviceOption),
-    }
 }
 
 impl Inspect for VfioGroup {

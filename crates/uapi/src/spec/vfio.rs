@@ -85,6 +85,10 @@ impl DeviceInfo {
     pub const RESET: u32 = 1 << 0;
     /// Flag: a PCI device.
     pub const PCI: u32 = 1 << 1;
+    /// Flag: has capabilities.
+    pub const CAPS: u32 = 1 << 7;
+    /// Capability: atomic operations that the device completes ([`AtomicCompletion`]).
+    pub const CAP_ATOMIC_COMPLETION: u16 = 5;
 }
 
 /// `struct vfio_region_info`.
@@ -226,12 +230,75 @@ impl Feature {
     pub const MIN: usize = 8;
     /// The bits of the feature's number.
     pub const NUMBER: u32 = 0xffff;
+    /// Number: the token of a physical function, 16 bytes.
+    pub const VF_TOKEN: u32 = 0;
+    /// Number: migration.
+    pub const MIGRATION: u32 = 1;
+    /// Number: let the device sleep.
+    pub const LOW_POWER_ENTRY: u32 = 3;
+    /// Number: let the device sleep until it is used ([`LowPowerWakeup`]).
+    pub const LOW_POWER_ENTRY_WITH_WAKEUP: u32 = 4;
+    /// Number: do not let the device sleep.
+    pub const LOW_POWER_EXIT: u32 = 5;
+    /// Number: memory of the device as a dma-buf.
+    pub const DMA_BUF: u32 = 11;
+    /// Number: the second form of an answer during migration.
+    pub const MIG_PRECOPY_INFO_V2: u32 = 12;
     /// Flag: get.
     pub const GET: u32 = 1 << 16;
     /// Flag: set.
     pub const SET: u32 = 1 << 17;
     /// Flag: only ask whether getting or setting is supported.
     pub const PROBE: u32 = 1 << 18;
+}
+
+/// `struct vfio_device_low_power_entry_with_wakeup`.
+#[derive(
+    Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout,
+)]
+#[repr(C)]
+pub struct LowPowerWakeup {
+    /// Signalled when the device is used.
+    pub wakeup_eventfd: i32,
+    /// Unused.
+    pub reserved: u32,
+}
+
+/// `struct vfio_device_ioeventfd`.
+#[derive(
+    Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout,
+)]
+#[repr(C)]
+pub struct Ioeventfd {
+    /// Bytes given.
+    pub argsz: u32,
+    /// Bytes of the store: 1, 2, 4 or 8.
+    pub flags: u32,
+    /// File offset of the register.
+    pub offset: u64,
+    /// What is stored.
+    pub data: u64,
+    /// The eventfd, or -1 to take the store back.
+    pub fd: i32,
+    /// Unused.
+    pub reserved: u32,
+}
+
+impl Ioeventfd {
+    /// Bytes that must be given.
+    pub const MIN: usize = 28;
+}
+
+/// `struct vfio_device_info_cap_pci_atomic_comp`, without its header.
+#[derive(
+    Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout,
+)]
+#[repr(C)]
+pub struct AtomicCompletion {
+    /// 1 for operations of 32 bits, 2 for 64, 4 for 128.
+    pub flags: u32,
+    /// Unused.
+    pub reserved: u32,
 }
 
 /// `struct vfio_device_bind_iommufd`.

@@ -20,7 +20,7 @@ pub(super) fn bind(file: &DeviceFile, arg: u64, program: &dyn Program) -> Result
         return Err(Errno::EINVAL);
     }
     let id = file.bind_with(|| {
-        refuse_token(file, &request, program)?;
+        check_token(file, &request, program)?;
         context(request.iommufd, program)
     })?;
     let answer = copy::offset(arg, OUT_DEVID).and_then(|at| write_id(program, at, id));
@@ -28,19 +28,21 @@ pub(super) fn bind(file: &DeviceFile, arg: u64, program: &dyn Program) -> Result
     Ok(0)
 }
 
-/// No device wants a token, so one that is given is wrong. Of a whole device it is read first.
-fn refuse_token(
+/// What knows of no tokens refuses one unseen.
+fn check_token(
     file: &DeviceFile,
     request: &spec::BindIommufd,
     program: &dyn Program,
 ) -> Result<(), Errno> {
-    if request.flags & spec::BindIommufd::TOKEN == 0 {
-        return Ok(());
+    let given = request.flags & spec::BindIommufd::TOKEN != 0;
+    let mut token = [0; 16];
+    if given {
+        if !file.device().knows_tokens() {
+            return Err(Errno::EINVAL);
+        }
+        Caller::read(program, request.token_uuid_ptr, &mut token)?;
     }
-    if !file.device().is_child() {
-        Caller::read(program, request.token_uuid_ptr, &mut [0; 16])?;
-    }
-    Err(Errno::EINVAL)
+    Ok(file.device().check_token(given.then_some(&token))?)
 }
 
 fn context(fd: i32, program: &dyn Program) -> Result<Arc<Context>, Errno> {

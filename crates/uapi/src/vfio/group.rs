@@ -40,12 +40,7 @@ pub(crate) fn rows() -> impl Iterator<Item = Row> {
 ///
 /// # Errors
 /// What the kernel would answer.
-pub fn ioctl(
-    group: &GroupFile,
-    cmd: u32,
-    arg: u64,
-    program: &dyn Program,
-) -> Result<u64, Errno> {
+pub fn ioctl(group: &GroupFile, cmd: u32, arg: u64, program: &dyn Program) -> Result<u64, Errno> {
     let command = COMMANDS.iter().find(|(number, ..)| *number == cmd);
     let (_, _, run) = command.ok_or(Errno::ENOTTY)?;
     run(group, arg, program)

@@ -15,7 +15,7 @@ pub(super) fn device(file: &DeviceFile, arg: u64, program: &dyn Program) -> Resu
     } else {
         0
     };
-    let answer = spec::DeviceInfo {
+    let mut answer = spec::DeviceInfo {
         argsz: given.argsz,
         flags: spec::DeviceInfo::PCI | reset,
         num_regions: info.regions,
@@ -23,6 +23,23 @@ pub(super) fn device(file: &DeviceFile, arg: u64, program: &dyn Program) -> Resu
         cap_offset: 0,
         pad: 0,
     };
+    if info.atomics != 0 {
+        let size = size_of::<spec::DeviceInfo>();
+        let data = spec::AtomicCompletion {
+            flags: info.atomics,
+            reserved: 0,
+        };
+        let mut caps = Vec::new();
+        let id = spec::DeviceInfo::CAP_ATOMIC_COMPLETION;
+        push_cap(&mut caps, size, id, 1, data.as_bytes());
+        answer.flags |= spec::DeviceInfo::CAPS;
+        if (given.argsz as usize) < size + caps.len() {
+            answer.argsz = (size + caps.len()) as u32;
+        } else {
+            Caller::write(program, copy::offset(arg, size as u64)?, &caps)?;
+            answer.cap_offset = size as u32;
+        }
+    }
     copy::write_back(program, arg, &answer, given.argsz as usize)?;
     Ok(0)
 }
@@ -42,7 +59,13 @@ pub(super) fn region(file: &DeviceFile, arg: u64, program: &dyn Program) -> Resu
     }
     let mut caps = Vec::new();
     if region.msix_mappable {
-        push_cap(&mut caps, RegionInfo::CAP_MSIX_MAPPABLE, 1, &[]);
+        push_cap(
+            &mut caps,
+            RegionInfo::MIN,
+            RegionInfo::CAP_MSIX_MAPPABLE,
+            1,
+            &[],
+        );
     }
     if !caps.is_empty() {
         let needed = RegionInfo::MIN + caps.len();
@@ -59,18 +82,18 @@ pub(super) fn region(file: &DeviceFile, arg: u64, program: &dyn Program) -> Resu
     Ok(0)
 }
 
-/// Adds a capability to a chain that will stand right behind a [`spec::RegionInfo`]: the one before
+/// Adds a capability to a chain that will stand right behind a struct of `start` bytes: the one before
 /// it gets its offset, counted from the start of that struct.
-fn push_cap(chain: &mut Vec<u8>, id: u16, version: u16, data: &[u8]) {
+fn push_cap(chain: &mut Vec<u8>, start: usize, id: u16, version: u16, data: &[u8]) {
     const NEXT: usize = 4;
-    let here = (spec::RegionInfo::MIN + chain.len()) as u32;
+    let here = (start + chain.len()) as u32;
     let mut last = None;
     let mut at = 0;
     while let Some(next) = chain.get(at + NEXT..at + NEXT + 4) {
         last = Some(at + NEXT);
         match next.first_chunk().map(|next| u32::from_ne_bytes(*next)) {
             None | Some(0) => break,
-            Some(next) => at = next as usize - spec::RegionInfo::MIN,
+            Some(next) => at = (next as usize).saturating_sub(start),
         }
     }
     if let Some(next) = last.and_then(|last| chain.get_mut(last..last + 4)) {
@@ -107,9 +130,9 @@ mod tests {
     #[test]
     fn capabilities_link_from_the_start_of_the_struct() {
         let mut chain = Vec::new();
-        push_cap(&mut chain, 3, 1, &[]);
-        push_cap(&mut chain, 2, 1, &[1, 2, 3, 4, 5, 6, 7, 8]);
-        push_cap(&mut chain, 1, 1, &[]);
+        push_cap(&mut chain, 32, 3, 1, &[]);
+        push_cap(&mut chain, 32, 2, 1, &[1, 2, 3, 4, 5, 6, 7, 8]);
+        push_cap(&mut chain, 32, 1, 1, &[]);
         let next = |at: usize| u32::from_ne_bytes(chain[at + 4..at + 8].try_into().unwrap());
         assert_eq!((next(0), next(8), next(24)), (40, 56, 0));
     }

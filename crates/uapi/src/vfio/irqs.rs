@@ -20,12 +20,26 @@ pub(super) fn set(file: &DeviceFile, arg: u64, program: &dyn Program) -> Result<
     if header.start >= available || header.start + header.count > available {
         return Err(Errno::EINVAL);
     }
-    let data = data(&header, arg, program)?;
+    let numbers = numbers(&header, arg, program)?;
     let action = match header.flags & IrqSet::ACTIONS {
         IrqSet::ACTION_MASK => IrqAction::Mask,
         IrqSet::ACTION_UNMASK => IrqAction::Unmask,
         IrqSet::ACTION_TRIGGER => IrqAction::Trigger,
         _ => return Err(Errno::ENOTTY),
+    };
+    if let (IrqIndex::Intx, IrqAction::Unmask, Numbers::Eventfds(fds)) = (index, action, &numbers)
+        && let [fd] = fds.as_slice()
+    {
+        let watch = |listener| program.watch_eventfd(*fd, listener);
+        file.unmask_by((*fd >= 0).then_some(watch))?;
+        return Ok(0);
+    }
+    let data = match numbers {
+        Numbers::None => IrqData::None,
+        Numbers::Bools(bools) => IrqData::Bools(bools),
+        Numbers::Eventfds(fds) => {
+            IrqData::Eventfds(fds.into_iter().map(|fd| eventfd(fd, program)).collect())
+        }
     };
     file.set_irqs(&SetIrqs {
         index,
@@ -41,11 +55,18 @@ const fn known_flags() -> u32 {
     IrqSet::DATA_MASK | IrqSet::ACTIONS
 }
 
+/// The data of a request, as it stands in the program's memory.
+enum Numbers {
+    None,
+    Bools(Vec<bool>),
+    Eventfds(Vec<i32>),
+}
+
 /// The data behind the header: the size of each element follows from the flags, their number was
 /// checked against the index.
-fn data(header: &IrqSet, arg: u64, program: &dyn Program) -> Result<IrqData, Errno> {
+fn numbers(header: &IrqSet, arg: u64, program: &dyn Program) -> Result<Numbers, Errno> {
     let element = match header.flags & IrqSet::DATA_MASK {
-        IrqSet::DATA_NONE => return Ok(IrqData::None),
+        IrqSet::DATA_NONE => return Ok(Numbers::None),
         IrqSet::DATA_BOOL => 1,
         IrqSet::DATA_EVENTFD => 4,
         _ => return Err(Errno::EINVAL),
@@ -59,7 +80,7 @@ fn data(header: &IrqSet, arg: u64, program: &dyn Program) -> Result<IrqData, Err
         Caller::read(program, copy::offset(arg, IrqSet::MIN as u64)?, &mut bytes)?;
     }
     if element == 1 {
-        return Ok(IrqData::Bools(
+        return Ok(Numbers::Bools(
             bytes.iter().map(|byte| *byte != 0).collect(),
         ));
     }
@@ -67,9 +88,7 @@ fn data(header: &IrqSet, arg: u64, program: &dyn Program) -> Result<IrqData, Err
         .chunks_exact(4)
         .filter_map(|bytes| bytes.first_chunk());
     let numbers = numbers.map(|bytes| i32::from_ne_bytes(*bytes));
-    Ok(IrqData::Eventfds(
-        numbers.map(|fd| eventfd(fd, program)).collect(),
-    ))
+    Ok(Numbers::Eventfds(numbers.collect()))
 }
 
 fn eventfd(fd: i32, program: &dyn Program) -> Eventfd {

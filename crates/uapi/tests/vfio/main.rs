@@ -42,7 +42,7 @@ fn before_bind_every_command_is_einval_even_an_unknown_one() {
     }
     assert_eq!(machine.at(0x3b00, 0), Err(Errno::EINVAL));
     let machine = machine.bound();
-    for unknown in [0x3b00, 0x3b64, 0x3b80, 0x3b74, 0x3bff, 0, u32::MAX] {
+    for unknown in [0x3b00, 0x3b64, 0x3b80, 0x3b73, 0x3bff, 0, u32::MAX] {
         assert_eq!(machine.at(unknown, 0), Err(Errno::ENOTTY), "{unknown:#x}");
     }
 }

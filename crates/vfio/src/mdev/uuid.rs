@@ -17,6 +17,11 @@ impl Uuid {
         Uuid(bytes)
     }
 
+    /// Its bytes, in the order in which they print.
+    pub const fn to_bytes(self) -> [u8; 16] {
+        self.0
+    }
+
     /// What is written to a `create` file: 36 characters `8-4-4-4-12` of hexadecimal digits in any
     /// case, and at most one more, whatever it is (a newline, usually).
     ///

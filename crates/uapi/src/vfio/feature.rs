@@ -1,0 +1,99 @@
+//! FEATURE (`vfio_ioctl_device_feature`, `drivers/vfio/vfio_main.c`, and
+//! `vfio_pci_core_ioctl_feature`, `drivers/vfio/pci/vfio_pci_core.c`).
+
+use std::sync::Arc;
+
+use ioasid_core::host::{Caller, IrqSink};
+use ioasid_vfio::{DeviceFile, device::Feature as Known};
+
+use zerocopy::{FromZeros, IntoBytes};
+
+use super::copy;
+use crate::{
+    Errno, Program,
+    spec::vfio::{Feature, LowPowerWakeup},
+};
+
+/// What a program wants of a feature that exists.
+enum Wish {
+    /// To know whether it is there.
+    Probe,
+    /// To set it.
+    Set,
+}
+
+pub(super) fn feature(file: &DeviceFile, arg: u64, program: &dyn Program) -> Result<u64, Errno> {
+    let request: Feature = copy::standard(program, arg, Feature::MIN)?;
+    let known = Feature::NUMBER | Feature::GET | Feature::SET | Feature::PROBE;
+    let both = Feature::GET | Feature::SET;
+    if request.flags & !known != 0
+        || (request.flags & both == both && request.flags & Feature::PROBE == 0)
+    {
+        return Err(Errno::EINVAL);
+    }
+    let number = request.flags & Feature::NUMBER;
+    let needs = match number {
+        Feature::VF_TOKEN => Known::Token,
+        Feature::LOW_POWER_ENTRY
+        | Feature::LOW_POWER_ENTRY_WITH_WAKEUP
+        | Feature::LOW_POWER_EXIT => Known::LowPower,
+        // It is refused before anything else is looked at, for it needs a state that never is.
+        Feature::MIG_PRECOPY_INFO_V2 => return Err(Errno::EINVAL),
+        // Migration and DMA logging need a driver of the device's own, exported memory a kernel with
+        // dma-bufs.
+        _ => return Err(Errno::ENOTTY),
+    };
+    if !file.has_feature(needs) {
+        return Err(Errno::ENOTTY);
+    }
+    let data = copy::offset(arg, Feature::MIN as u64)?;
+    match number {
+        Feature::VF_TOKEN => {
+            if let Wish::Set = settable(&request, 16)? {
+                let mut token = [0; 16];
+                Caller::read(program, data, &mut token)?;
+                file.set_token(token)?;
+            }
+        }
+        Feature::LOW_POWER_ENTRY => {
+            if let Wish::Set = settable(&request, 0)? {
+                file.enter_low_power(None)?;
+            }
+        }
+        Feature::LOW_POWER_EXIT => {
+            if let Wish::Set = settable(&request, 0)? {
+                file.exit_low_power()?;
+            }
+        }
+        _ => {
+            if let Wish::Set = settable(&request, size_of::<LowPowerWakeup>())? {
+                file.enter_low_power(Some(wakeup(data, program)?))?;
+            }
+        }
+    }
+    Ok(0)
+}
+
+/// What is wanted of a feature that can be set alone, with so many bytes of data
+/// (`vfio_check_feature`, `include/linux/vfio.h`).
+fn settable(request: &Feature, bytes: usize) -> Result<Wish, Errno> {
+    if request.flags & Feature::GET != 0 {
+        return Err(Errno::EINVAL);
+    }
+    if request.flags & Feature::PROBE != 0 {
+        return Ok(Wish::Probe);
+    }
+    if request.flags & Feature::SET == 0 || (request.argsz as usize) < Feature::MIN + bytes {
+        return Err(Errno::EINVAL);
+    }
+    Ok(Wish::Set)
+}
+
+fn wakeup(data: u64, program: &dyn Program) -> Result<Arc<dyn IrqSink>, Errno> {
+    let mut entry = LowPowerWakeup::new_zeroed();
+    Caller::read(program, data, entry.as_mut_bytes())?;
+    match entry.wakeup_eventfd {
+        fd @ 0.. => Ok(program.eventfd(fd)?),
+        _ => Err(Errno::EINVAL),
+    }
+}

@@ -313,37 +313,6 @@ impl DmaGuard<'_> {
         }
     }
 
-    /// As [`DmaGuard::publish`] for a word at a multiple of 8, which is written by one store: whoever
-    /// polls it sees the old value or the new one.
-    pub fn publish_word(&mut self, iova: u64, word: u64) -> Transfer {
-        fence(Ordering::Release);
-        self.write(iova, &word.to_le_bytes())
-    }
-
-    /// Reads the rest of `dst` from `iova`, of which `done` bytes have been read by earlier calls,
-    /// and adds to `done`.
-    ///
-    /// # Errors
-    /// What stopped it.
-    pub fn read_on(&mut self, iova: u64, dst: &mut [u8], done: &mut u64) -> Result<(), Stop> {
-        match dst.get_mut(*done as usize..) {
-            None | Some([]) => Ok(()),
-            Some(rest) => self.read(iova.wrapping_add(*done), rest).advance(done),
-        }
-    }
-
-    /// Writes the rest of `src` to `iova`, of which `done` bytes have been written by earlier calls,
-    /// and adds to `done`.
-    ///
-    /// # Errors
-    /// What stopped it.
-    pub fn write_on(&mut self, iova: u64, src: &[u8], done: &mut u64) -> Result<(), Stop> {
-        match src.get(*done as usize..) {
-            None | Some([]) => Ok(()),
-            Some(rest) => self.write(iova.wrapping_add(*done), rest).advance(done),
-        }
-    }
-
     #[inline(always)]
     fn copy_up(&mut self, dst: u64, src: u64, done: u64, room: u64) -> Result<u64, Halt> {
         let view = &self.view;

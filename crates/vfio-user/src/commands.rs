@@ -1,0 +1,308 @@
+//! The commands of a client, one function each: payload in, payload out.
+
+use std::{os::fd::OwnedFd, sync::Arc};
+
+use ioasid_uapi::{
+    Errno,
+    spec::vfio::{self as ioctl, DeviceInfo, Feature, IrqInfo, IrqSet, RegionInfo},
+};
+use ioasid_vfio::{
+    DeviceFile, RegionIndex,
+    region::{INDEX_SHIFT, REGIONS},
+};
+use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
+
+use crate::{
+    error::{Error, Result},
+    payload,
+    spec::{DmaMap, DmaUnmap, MAX_DATA_XFER_SIZE, RegionAccess, RegionIoFds, SmallWrite, command},
+    vm::Vm,
+    wire::Message,
+};
+
+/// Most vectors of one SET_IRQS: those of MSI-X (PCI local bus specification 3.0, 6.8.2).
+const MAX_VECTORS: u32 = 2048;
+
+/// Bytes of a feature's reply that are looked after.
+const MAX_FEATURE: usize = 64 * 1024;
+
+/// What a connection works on.
+#[derive(Debug)]
+pub(crate) struct Target {
+    /// The number of the connection.
+    pub(crate) number: u64,
+    pub(crate) file: Arc<DeviceFile>,
+    pub(crate) vm: Arc<Vm>,
+}
+
+/// A payload that is nothing but a `T`.
+fn whole<T: FromBytes + KnownLayout + Immutable>(payload: &[u8]) -> Result<T> {
+    T::read_from_bytes(payload).map_err(|_| Error::Size)
+}
+
+/// A `T`, and what follows it.
+fn prefix<T: FromBytes + KnownLayout + Immutable>(payload: &[u8]) -> Result<(T, &[u8])> {
+    T::read_from_prefix(payload).map_err(|_| Error::Size)
+}
+
+/// Whether the command may wait for DMA of the device to end, for which its client may be needed.
+pub(crate) fn may_wait(message: &Message) -> bool {
+    match message.header.command {
+        command::DMA_UNMAP | command::DEVICE_RESET | command::DEVICE_FEATURE => true,
+        // Bus mastering and function level reset are in configuration space.
+        command::REGION_WRITE => RegionAccess::read_from_prefix(&message.payload)
+            .is_ok_and(|(access, _)| access.region == RegionIndex::Config.number()),
+        command::REGION_WRITE_MULTI => true,
+        _ => false,
+    }
+}
+
+impl Target {
+    /// Carries out a command; returns the payload of its reply.
+    pub(crate) fn execute(&self, message: Message) -> Result<Vec<u8>> {
+        let Message {
+            header,
+            payload,
+            fds,
+            too_many_fds,
+        } = message;
+        if too_many_fds {
+            return Err(Error::Descriptors);
+        }
+        match header.command {
+            command::DMA_MAP => self.dma_map(&payload, fds),
+            command::DMA_UNMAP => self.dma_unmap(&payload),
+            command::DEVICE_GET_INFO => self.device_info(),
+            command::DEVICE_GET_REGION_INFO => self.region_info(&payload),
+            command::DEVICE_GET_REGION_IO_FDS => self.region_io_fds(&payload),
+            command::DEVICE_GET_IRQ_INFO => self.irq_info(payload),
+            command::DEVICE_SET_IRQS => self.set_irqs(payload, fds),
+            command::REGION_READ => self.region_read(&payload),
+            command::REGION_WRITE => self.region_write(&payload),
+            command::REGION_WRITE_MULTI => self.region_write_multi(&payload),
+            command::DEVICE_RESET => self.reset(&payload),
+            command::DEVICE_FEATURE => self.feature(payload),
+            command::VERSION => Err(Error::OutOfTurn),
+            _ => Err(Error::Command),
+        }
+    }
+
+    fn dma_map(&self, payload: &[u8], fds: Vec<OwnedFd>) -> Result<Vec<u8>> {
+        let (request, _) = prefix::<DmaMap>(payload)?;
+        let mut fds = fds.into_iter();
+        let (fd, more) = (fds.next(), fds.next());
+        if more.is_some() {
+            return Err(Error::Descriptors);
+        }
+        self.vm.map(self.number, &request, fd)?;
+        Ok(Vec::new())
+    }
+
+    fn dma_unmap(&self, payload: &[u8]) -> Result<Vec<u8>> {
+        let (request, _) = prefix::<DmaUnmap>(payload)?;
+        self.vm.unmap(self.number, &request)?;
+        let reply = DmaUnmap {
+            argsz: size_of::<DmaUnmap>() as u32,
+            ..request
+        };
+        Ok(reply.as_bytes().to_vec())
+    }
+
+    fn ioctl(&self, request: u32, payload: Vec<u8>, fds: Vec<OwnedFd>) -> Result<Vec<u8>> {
+        let client = self.vm.client();
+        Ok(payload::ioctl(&self.file, request, payload, fds, client)?)
+    }
+
+    /// Clients differ in what they ask with; the answer is always the same 16 bytes.
+    fn device_info(&self) -> Result<Vec<u8>> {
+        let mut payload = vec![0; DeviceInfo::MIN];
+        set_argsz(&mut payload, DeviceInfo::MIN);
+        self.ioctl(ioctl::DEVICE_GET_INFO, payload, Vec::new())
+    }
+
+    /// No region can be mapped: its registers are not memory, and a store must reach the device in
+    /// the order of the messages.
+    fn region_info(&self, payload: &[u8]) -> Result<Vec<u8>> {
+        let (request, _) = prefix::<RegionInfo>(payload)?;
+        if (request.argsz as usize) < RegionInfo::MIN {
+            return Err(Error::Size);
+        }
+        if request.index >= REGIONS {
+            return Err(Errno::EINVAL.into());
+        }
+        // A region that no PCI device here has is one of size 0.
+        let size = self
+            .file
+            .region_info(request.index)
+            .map_or(0, |region| region.size);
+        let flags = if size > 0 {
+            RegionInfo::READ | RegionInfo::WRITE
+        } else {
+            0
+        };
+        let reply = RegionInfo {
+            argsz: RegionInfo::MIN as u32,
+            flags,
+            index: request.index,
+            cap_offset: 0,
+            size,
+            offset: 0,
+        };
+        Ok(reply.as_bytes().to_vec())
+    }
+
+    /// No part of a region is reached by a descriptor.
+    fn region_io_fds(&self, payload: &[u8]) -> Result<Vec<u8>> {
+        let (request, _) = prefix::<RegionIoFds>(payload)?;
+        if (request.argsz as usize) < size_of::<RegionIoFds>() {
+            return Err(Error::Size);
+        }
+        if request.flags != 0 || request.index >= REGIONS {
+            return Err(Error::Value);
+        }
+        let reply = RegionIoFds {
+            argsz: size_of::<RegionIoFds>() as u32,
+            flags: 0,
+            index: request.index,
+            count: 0,
+        };
+        Ok(reply.as_bytes().to_vec())
+    }
+
+    fn irq_info(&self, mut payload: Vec<u8>) -> Result<Vec<u8>> {
+        if payload.len() < IrqInfo::MIN {
+            return Err(Error::Size);
+        }
+        payload.truncate(IrqInfo::MIN);
+        set_argsz(&mut payload, IrqInfo::MIN);
+        self.ioctl(ioctl::DEVICE_GET_IRQ_INFO, payload, Vec::new())
+    }
+
+    /// The ioctl has the numbers of its eventfds behind the struct; here they come along with the
+    /// message, as many as there are vectors, or none at all to disconnect them.
+    fn set_irqs(&self, mut payload: Vec<u8>, fds: Vec<OwnedFd>) -> Result<Vec<u8>> {
+        let (request, _) = prefix::<IrqSet>(&payload)?;
+        let eventfds = request.flags & IrqSet::DATA_MASK == IrqSet::DATA_EVENTFD;
+        if eventfds {
+            payload.truncate(IrqSet::MIN);
+            // More vectors than there can be are refused without a look at their data.
+            let count = request.count.min(MAX_VECTORS);
+            if !fds.is_empty() && fds.len() != request.count as usize {
+                return Err(Error::Descriptors);
+            }
+            for index in 0..count as i32 {
+                let number = if fds.is_empty() { -1 } else { index };
+                payload.extend(number.to_ne_bytes());
+            }
+        } else if !fds.is_empty() {
+            return Err(Error::Descriptors);
+        }
+        let len = payload.len();
+        set_argsz(&mut payload, len);
+        self.ioctl(ioctl::DEVICE_SET_IRQS, payload, fds)?;
+        Ok(Vec::new())
+    }
+
+    fn region_read(&self, payload: &[u8]) -> Result<Vec<u8>> {
+        let access: RegionAccess = whole(payload)?;
+        let (at, count) = place(&access)?;
+        let mut reply = vec![0; size_of::<RegionAccess>() + count];
+        let (head, data) = reply.split_at_mut(size_of::<RegionAccess>());
+        head.copy_from_slice(access.as_bytes());
+        // An access that passes the end of a region is no access of a device's driver.
+        if self.file.read(at, data)? != count {
+            return Err(Error::Value);
+        }
+        Ok(reply)
+    }
+
+    fn region_write(&self, payload: &[u8]) -> Result<Vec<u8>> {
+        let (access, data) = prefix::<RegionAccess>(payload)?;
+        self.write(&access, data)?;
+        Ok(access.as_bytes().to_vec())
+    }
+
+    fn write(&self, access: &RegionAccess, data: &[u8]) -> Result<()> {
+        let (at, count) = place(access)?;
+        if data.len() != count {
+            return Err(Error::Size);
+        }
+        if self.file.write(at, data)? != count {
+            return Err(Error::Value);
+        }
+        Ok(())
+    }
+
+    /// The writes that were done are counted; the first that fails ends them.
+    fn region_write_multi(&self, payload: &[u8]) -> Result<Vec<u8>> {
+        let (count, rest) = prefix::<u64>(payload)?;
+        let (writes, after) = rest.as_chunks::<{ size_of::<SmallWrite>() }>();
+        if !after.is_empty() || u64::try_from(writes.len()) != Ok(count) {
+            return Err(Error::Size);
+        }
+        let mut done = 0_u64;
+        for bytes in writes {
+            let write: SmallWrite = whole(bytes)?;
+            let data = write.data.get(..write.access.count as usize);
+            let result = data.ok_or(Error::TooMuch);
+            match result.and_then(|data| self.write(&write.access, data)) {
+                Ok(()) => done += 1,
+                Err(error) if done == 0 => return Err(error),
+                Err(_) => break,
+            }
+        }
+        Ok(done.to_ne_bytes().to_vec())
+    }
+
+    fn reset(&self, payload: &[u8]) -> Result<Vec<u8>> {
+        if !payload.is_empty() {
+            return Err(Error::Size);
+        }
+        self.ioctl(ioctl::DEVICE_RESET, Vec::new(), Vec::new())
+    }
+
+    /// A feature whose struct has neither a pointer nor a descriptor is the ioctl's.
+    fn feature(&self, mut payload: Vec<u8>) -> Result<Vec<u8>> {
+        let (request, _) = prefix::<Feature>(&payload)?;
+        let argsz = request.argsz as usize;
+        if argsz < Feature::MIN || payload.len() > MAX_FEATURE {
+            return Err(Error::Size);
+        }
+        let feature = request.flags & Feature::NUMBER;
+        if INDIRECT.contains(&feature) {
+            return Err(Errno::ENOTTY.into());
+        }
+        let sent = payload.len();
+        let gets = request.flags & (Feature::GET | Feature::PROBE) == Feature::GET;
+        let room = if gets { argsz.min(MAX_FEATURE) } else { sent };
+        payload.resize(room.max(sent), 0);
+        let len = payload.len();
+        set_argsz(&mut payload, len);
+        self.ioctl(ioctl::DEVICE_FEATURE, payload, Vec::new())
+    }
+}
+
+/// Features whose ioctl hands over a descriptor or looks behind a pointer
+/// (`include/uapi/linux/vfio.h`): migration with its states and sizes, the three of DMA logging, and
+/// the dma-buf. Over a socket they have structs of their own.
+const INDIRECT: [u32; 7] = [1, 2, 6, 7, 8, 9, 11];
+
+/// The device file's offset of an access, and its bytes.
+fn place(access: &RegionAccess) -> Result<(u64, usize)> {
+    if access.count > MAX_DATA_XFER_SIZE {
+        return Err(Error::TooMuch);
+    }
+    if access.offset >> INDEX_SHIFT != 0 {
+        return Err(Error::Value);
+    }
+    let region = RegionIndex::new(access.region)?;
+    Ok((region.offset() + access.offset, access.count as usize))
+}
+
+/// All structs of VFIO begin with their size.
+fn set_argsz(payload: &mut [u8], size: usize) {
+    let size = u32::try_from(size).unwrap_or(u32::MAX);
+    if let Some(argsz) = payload.first_chunk_mut() {
+        *argsz = size.to_ne_bytes();
+    }
+}

@@ -1,0 +1,259 @@
+//! One connection: a client and the device that it has, from VERSION to the end.
+//!
+//! The thread that reads the socket also carries out the commands, one after the other, so an
+//! ordinary message costs no switch of threads. It must not wait for the device's DMA, though, while a
+//! client might be needed to finish it: such a command goes to a second thread, together with all that
+//! follow until it is through, and the first goes on reading answers.
+
+use std::{collections::VecDeque, io, os::unix::net::UnixStream, sync::Arc, time::Duration};
+
+use ioasid_core::{
+    host::Worker,
+    sync::{Condvar, Mutex},
+};
+use ioasid_host::ClientWorker;
+use ioasid_uapi::Errno;
+use ioasid_vfio::VfioDevice;
+
+use crate::{
+    commands::{Target, may_wait},
+    error::Error,
+    peer::Peer,
+    spec::{Header, command},
+    version::{Agreement, negotiate},
+    vm::Vm,
+    wire::{Broken, Incoming, Message, Receiver, Sender},
+};
+
+/// How long a client may take to say VERSION.
+const HANDSHAKE: Duration = Duration::from_secs(10);
+
+/// Commands that wait behind a slow one; a client that sends more waits itself.
+const QUEUE: usize = 64;
+
+/// Serves one client until it leaves, or [`UnixStream::shutdown`] ends the stream. When it returns the
+/// device is released and pristine, and what the client alone had mapped is unmapped.
+pub(crate) fn serve(
+    stream: &Arc<UnixStream>,
+    device: &Arc<VfioDevice>,
+    number: u64,
+    vm: impl FnOnce() -> io::Result<Arc<Vm>>,
+) -> Result<(), Broken> {
+    let mut receiver = Receiver::new(Arc::clone(stream));
+    let peer = Arc::new(Peer::new(Sender::new(Arc::clone(stream))));
+    stream.set_read_timeout(Some(HANDSHAKE))?;
+    let Some((header, agreement)) = handshake(&mut receiver, &peer)? else {
+        return Ok(());
+    };
+    stream.set_read_timeout(None)?;
+    peer.set_max_transfer(agreement.max_transfer as usize);
+    let opened = vm().map_err(Broken::Io)?;
+    let target = match open(device, number, &opened) {
+        Ok(target) => target,
+        Err(error) => {
+            tracing::warn!(device = device.name(), %error, "the device cannot be had");
+            reply_error(&peer, header, error)?;
+            return Ok(());
+        }
+    };
+    opened.join(number, Arc::clone(&peer));
+    let connection = Arc::new(Connection {
+        target,
+        peer,
+        line: Mutex::default(),
+        room: Condvar::new(),
+    });
+    let result = reply(&connection.peer, header, &agreement.reply)
+        .map_err(Broken::Io)
+        .and_then(|()| connection.run(&mut receiver));
+    connection.end();
+    result
+}
+
+/// The first message. A client that begins otherwise is told so.
+fn handshake(receiver: &mut Receiver, peer: &Peer) -> Result<Option<(Header, Agreement)>, Broken> {
+    let message = match receiver.receive()? {
+        Incoming::Message(message) => message,
+        Incoming::TooLong(header) => {
+            reply_error(peer, header, Error::TooLong)?;
+            return Ok(None);
+        }
+    };
+    let header = message.header;
+    let agreement = if header.is_reply() == Some(false) && header.command == command::VERSION {
+        negotiate(&message.payload)
+    } else {
+        Err(Error::OutOfTurn)
+    };
+    match agreement {
+        Ok(agreement) => Ok(Some((header, agreement))),
+        Err(error) => {
+            reply_error(peer, header, error)?;
+            Ok(None)
+        }
+    }
+}
+
+/// Opens, binds and attaches the device, as a program would.
+fn open(device: &Arc<VfioDevice>, number: u64, vm: &Arc<Vm>) -> Result<Target, Error> {
+    let file = device.open()?;
+    file.bind(vm.context())?;
+    file.attach(vm.ioas(), None)?;
+    Ok(Target {
+        number,
+        file,
+        vm: Arc::clone(vm),
+    })
+}
+
+#[derive(Debug)]
+struct Connection {
+    target: Target,
+    peer: Arc<Peer>,
+    line: Mutex<Line>,
+    /// There is room in the line, or it is empty.
+    room: Condvar,
+}
+
+/// Commands that wait for the second thread.
+#[derive(Debug, Default)]
+struct Line {
+    waiting: VecDeque<Message>,
+    /// The second thread carries out commands: all of them go to it.
+    busy: bool,
+    /// A reply could not be sent.
+    broken: bool,
+    second: Option<Arc<ClientWorker>>,
+}
+
+impl Connection {
+    fn run(self: &Arc<Self>, receiver: &mut Receiver) -> Result<(), Broken> {
+        loop {
+            let message = match receiver.receive()? {
+                Incoming::Message(message) => message,
+                Incoming::TooLong(header) => {
+                    self.answer(header, Err(Error::TooLong))?;
+                    continue;
+                }
+            };
+            match message.header.is_reply() {
+                Some(true) => self.peer.deliver(message)?,
+                Some(false) => self.accept(message)?,
+                None => return Err(Broken::Nonsense("a type of message that does not exist")),
+            }
+        }
+    }
+
+    /// A command: carried out here, or in the line.
+    fn accept(self: &Arc<Self>, message: Message) -> Result<(), Broken> {
+        let mut line = self.line.lock();
+        if line.broken {
+            return Err(Broken::Closed);
+        }
+        let here = !line.busy && (!self.target.vm.has_remote_memory() || !may_wait(&message));
+        if here {
+            drop(line);
+            return Ok(self.carry_out(message)?);
+        }
+        while line.waiting.len() >= QUEUE {
+            line = self.room.wait(line);
+        }
+        line.waiting.push_back(message);
+        if !line.busy {
+            line.busy = true;
+            let second = match &line.second {
+                Some(second) => Arc::clone(second),
+                None => {
+                    let name = format!("vfio-user {}", self.target.number);
+                    let second = ClientWorker::new(&name)?;
+                    line.second = Some(Arc::clone(&second));
+                    second
+                }
+            };
+            let this = Arc::clone(self);
+            let submitted = second.submit(Box::new(move || this.work_off()));
+            submitted.map_err(io::Error::other)?;
+        }
+        Ok(())
+    }
+
+    /// The second thread: everything in the line.
+    fn work_off(&self) {
+        loop {
+            let mut line = self.line.lock();
+            let Some(message) = line.waiting.pop_front() else {
+                line.busy = false;
+                drop(line);
+                self.room.notify_all();
+                return;
+            };
+            drop(line);
+            self.room.notify_all();
+            let slow = may_wait(&message);
+            let done = match slow {
+                true => self.target.vm.hurried(|| self.carry_out(message)),
+                false => self.carry_out(message),
+            };
+            if done.is_err() {
+                self.line.lock().broken = true;
+            }
+        }
+    }
+
+    fn carry_out(&self, message: Message) -> io::Result<()> {
+        let header = message.header;
+        let result = self.target.execute(message);
+        self.answer(header, result)
+    }
+
+    fn answer(&self, header: Header, result: Result<Vec<u8>, Error>) -> io::Result<()> {
+        if let Err(error) = &result {
+            let command = command::name(header.command);
+            tracing::debug!(connection = self.target.number, command, %error, "refused");
+        }
+        if !header.wants_reply() {
+            return Ok(());
+        }
+        match result {
+            Ok(payload) => reply(&self.peer, header, &payload),
+            Err(error) => reply_error(&self.peer, header, error),
+        }
+    }
+
+    /// The client is gone: everything of it goes, the device first.
+    fn end(&self) {
+        self.peer.close();
+        let mut line = self.line.lock();
+        line.broken = true;
+        line.waiting.clear();
+        while line.busy {
+            line = self.room.wait(line);
+        }
+        if let Some(second) = line.second.take() {
+            second.stop();
+        }
+        drop(line);
+        let Target { number, file, vm } = &self.target;
+        vm.hurried(|| file.close());
+        vm.leave(*number);
+    }
+}
+
+fn reply(peer: &Peer, header: Header, payload: &[u8]) -> io::Result<()> {
+    let header = Header {
+        flags: Header::REPLY,
+        error: 0,
+        ..header
+    };
+    peer.sender().send(header, [payload, &[]])
+}
+
+fn reply_error(peer: &Peer, header: Header, error: Error) -> io::Result<()> {
+    let errno = Errno::from(error).get();
+    let header = Header {
+        flags: Header::REPLY | Header::ERROR,
+        error: errno.unsigned_abs(),
+        ..header
+    };
+    peer.sender().send(header, [&[], &[]])
+}

@@ -1,0 +1,163 @@
+//! VERSION: what the two sides agree on.
+//!
+//! The reply offers nothing that the client did not name, and is never longer than the request: a
+//! client may read it into the buffer that it sent from.
+
+use serde::Deserialize;
+use zerocopy::{FromBytes, IntoBytes};
+
+use crate::{
+    error::{Error, Result},
+    spec::{MAJOR, MAX_DATA_XFER_SIZE, MINOR, Version},
+    wire::MAX_FDS,
+};
+
+/// Longest text that is looked at.
+const MAX_TEXT: usize = 4096;
+
+/// What a client says of itself.
+#[derive(Clone, Debug, Default, Deserialize)]
+struct Proposal {
+    #[serde(default)]
+    capabilities: Capabilities,
+}
+
+/// What it names; of most it matters only that it does.
+#[derive(Clone, Debug, Default, Deserialize)]
+struct Capabilities {
+    max_msg_fds: Option<u64>,
+    max_data_xfer_size: Option<u64>,
+    write_multiple: Option<bool>,
+}
+
+/// What was agreed on.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Agreement {
+    /// Bytes of one transfer that the client can take.
+    pub(crate) max_transfer: u32,
+    /// The payload of the reply.
+    pub(crate) reply: Vec<u8>,
+}
+
+/// Answers a client's proposal.
+pub(crate) fn negotiate(payload: &[u8]) -> Result<Agreement> {
+    let (version, text) = Version::read_from_prefix(payload).map_err(|_| Error::Size)?;
+    if version.major != MAJOR {
+        return Err(Error::Version);
+    }
+    if text.len() > MAX_TEXT {
+        return Err(Error::TooLong);
+    }
+    let proposal = proposal(text)?.capabilities;
+    let most = u64::from(MAX_DATA_XFER_SIZE);
+    let max_transfer = proposal.max_data_xfer_size.unwrap_or(most).min(most);
+    if max_transfer == 0 {
+        return Err(Error::Value);
+    }
+    let own = Version {
+        major: MAJOR,
+        minor: MINOR,
+    };
+    let mut reply = own.as_bytes().to_vec();
+    reply.extend(offer(&proposal, text.len()));
+    Ok(Agreement {
+        max_transfer: u32::try_from(max_transfer).unwrap_or(MAX_DATA_XFER_SIZE),
+        reply,
+    })
+}
+
+fn proposal(text: &[u8]) -> Result<Proposal> {
+    // The NUL at its end belongs to it, but not every client sends it.
+    let text = text.strip_suffix(&[0]).unwrap_or(text);
+    if text.is_empty() {
+        return Ok(Proposal::default());
+    }
+    serde_json::from_slice(text).map_err(|_| Error::Value)
+}
+
+/// Our text, at most `room` bytes.
+fn offer(proposal: &Capabilities, room: usize) -> Vec<u8> {
+    // The least that is missed comes last.
+    let mut offers = Vec::new();
+    if proposal.write_multiple == Some(true) {
+        offers.push("\"write_multiple\":true".to_owned());
+    }
+    if proposal.max_msg_fds.is_some() {
+        offers.push(format!("\"max_msg_fds\":{MAX_FDS}"));
+    }
+    if proposal.max_data_xfer_size.is_some() {
+        offers.push(format!("\"max_data_xfer_size\":{MAX_DATA_XFER_SIZE}"));
+    }
+    loop {
+        let text = format!("{{\"capabilities\":{{{}}}}}\0", offers.join(","));
+        if text.len() <= room {
+            return text.into_bytes();
+        }
+        if offers.pop().is_none() {
+            return Vec::new();
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn request(minor: u16, text: &str) -> Vec<u8> {
+        let version = Version { major: 0, minor };
+        let mut payload = version.as_bytes().to_vec();
+        payload.extend(text.as_bytes());
+        payload
+    }
+
+    fn text(agreement: &Agreement) -> &str {
+        let text = std::str::from_utf8(&agreement.reply[4..]).unwrap();
+        text.strip_suffix('\0').unwrap_or(text)
+    }
+
+    #[test]
+    fn the_reply_names_only_what_the_client_named() {
+        let proposal = r#"{"capabilities":{"max_msg_fds":8,"max_data_xfer_size":65536,"pgsizes":4096,"migration":{"pgsize":4096}}}"#;
+        let agreement = negotiate(&request(1, &format!("{proposal}\0"))).unwrap();
+        assert_eq!(agreement.max_transfer, 65536);
+        assert_eq!(agreement.reply[..4], [0; 4], "version 0.0");
+        let offered = r#"{"capabilities":{"max_msg_fds":16,"max_data_xfer_size":1048576}}"#;
+        assert_eq!(text(&agreement), offered);
+    }
+
+    #[test]
+    fn the_reply_is_never_longer_than_the_request() {
+        let proposals = [
+            "",
+            "{}",
+            r#"{"capabilities":{}}"#,
+            r#"{"capabilities":{"max_msg_fds":1}}"#,
+            r#"{"capabilities":{"write_multiple":true}}"#,
+            r#"{"capabilities":{"write_multiple":true,"max_data_xfer_size":1}}"#,
+        ];
+        for proposal in proposals {
+            for end in ["", "\0"] {
+                let request = request(0, &format!("{proposal}{end}"));
+                let agreement = negotiate(&request).unwrap();
+                assert!(agreement.reply.len() <= request.len(), "{proposal}");
+            }
+        }
+        let short = request(0, "{\"capabilities\":{\"max_msg_fds\":1}}\0");
+        assert_eq!(text(&negotiate(&short).unwrap()), r#"{"capabilities":{}}"#);
+    }
+
+    #[test]
+    fn what_makes_no_sense_is_refused() {
+        assert_eq!(negotiate(&[0; 3]), Err(Error::Size));
+        assert_eq!(negotiate(&[1, 0, 0, 0]), Err(Error::Version));
+        for text in ["{", "[1]x", "\u{0}\u{0}", r#"{"capabilities":7}"#] {
+            assert_eq!(negotiate(&request(0, text)), Err(Error::Value), "{text}");
+        }
+        let deep = "[".repeat(4000);
+        assert_eq!(negotiate(&request(0, &deep)), Err(Error::Value));
+        let long = " ".repeat(5000);
+        assert_eq!(negotiate(&request(0, &long)), Err(Error::TooLong));
+        let none = r#"{"capabilities":{"max_data_xfer_size":0}}"#;
+        assert_eq!(negotiate(&request(0, none)), Err(Error::Value));
+    }
+}

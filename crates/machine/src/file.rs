@@ -123,6 +123,10 @@ pub struct QueueSection {
     /// The VM that owns the mdev.
     #[serde(default)]
     pub vm: Option<String>,
+    /// Shows the mdev also as a PCI function with this address, bound to vfio-pci: for programs that
+    /// know devices by their PCI address only.
+    #[serde(default, deserialize_with = "pci_address")]
+    pub present_as: Option<PciAddress>,
     /// Descriptors that the queue holds, 1..=[`MAX_QUEUE_SIZE`].
     #[serde(default = "default_queue_size")]
     pub size: u32,
@@ -243,10 +247,11 @@ impl MachineFile {
         }
         let mut addresses = BTreeSet::new();
         for device in &self.device {
-            if let Some(address) = device.address
-                && !addresses.insert(address)
-            {
-                return Err(invalid(format!("two devices have the address {address}")));
+            let queues = device.queue.iter().filter_map(|queue| queue.present_as);
+            for address in device.address.into_iter().chain(queues) {
+                if !addresses.insert(address) {
+                    return Err(invalid(format!("two devices have the address {address}")));
+                }
             }
         }
         let mut free = (0x6a_u16..=0xff).map(|bus| PciAddress {
@@ -318,6 +323,7 @@ impl DeviceSection {
                 owner: Owner::Host,
                 uuid: None,
                 vm: None,
+                present_as: None,
                 size: default_queue_size(),
             };
             self.queue = vec![queue; self.queues.unwrap_or(DEFAULT_QUEUES)];
@@ -342,6 +348,11 @@ impl DeviceSection {
                 }
                 (_, Owner::Mdev) if queue.vm.is_some() && queue.uuid.is_none() => {
                     return Err(format!("queue {index} has a vm but no uuid"));
+                }
+                (..) if queue.present_as.is_some() && queue.uuid.is_none() => {
+                    return Err(format!(
+                        "queue {index} has present_as but no uuid: there is nothing to present"
+                    ));
                 }
                 _ => {}
             }
@@ -473,6 +484,13 @@ mod tests {
                     device
                 ),
                 "two devices",
+            ),
+            (
+                format!(
+                    "{device}driver = \"host\"\n[[device.queue]]\nowner = \"mdev\"\n\
+                     present_as = \"0000:70:00.0\"\n"
+                ),
+                "present_as but no uuid",
             ),
         ] {
             let found = error(&text);

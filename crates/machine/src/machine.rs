@@ -19,6 +19,7 @@ use ioasid_iommufd::{Context, Limits, MemoryLedger};
 use ioasid_vfio::{
     DeviceModel, Passthrough, Vfio, VfioDevice,
     mdev::{Mdev, MdevParent, MdevRegistry, Uuid},
+    pci::Function,
 };
 
 use crate::{
@@ -313,8 +314,17 @@ impl Machine {
                 group: mdev.node.device.group_number(),
                 vfio: mdev.node.sysfs_name(),
             });
+            if let Some(address) = self.presented(mdev.uuid) {
+                sysfs.pci(&presented(address, &mdev.node));
+            }
         }
         sysfs.finish()
+    }
+
+    /// The PCI address that the mediated device `uuid` has for programs besides its UUID.
+    fn presented(&self, uuid: Uuid) -> Option<PciAddress> {
+        let mut queues = self.devices.iter().flat_map(|device| &device.section.queue);
+        queues.find(|queue| queue.uuid == Some(uuid))?.present_as
     }
 
     /// Creates a mediated device on a queue of `parent` that is set aside for one.
@@ -482,14 +492,10 @@ impl MachineDevice {
 
     fn pci_function(&self) -> PciFunction {
         let function = self.dsa.function();
-        let mut bars = [0; 6];
-        for (index, size) in bars.iter_mut().enumerate() {
-            *size = function.bar(index as u8).map_or(0, |bar| bar.size);
-        }
         PciFunction {
             address: self.address,
             config: function.host_config(),
-            bars,
+            bars: bar_sizes(function),
             driver: self.driver_name(),
             group: self.dsa.device().group().id(),
             vfio: self
@@ -565,5 +571,23 @@ impl fmt::Debug for Machine {
         f.debug_struct("Machine")
             .field("name", &self.name)
             .finish_non_exhaustive()
+    }
+}
+
+/// Sizes in bytes of BAR 0-5; 0 where there is none.
+fn bar_sizes(function: &Function) -> [u64; 6] {
+    std::array::from_fn(|index| function.bar(index as u8).map_or(0, |bar| bar.size))
+}
+
+/// A mediated device as a PCI function at `address`.
+fn presented(address: PciAddress, node: &VfioNode) -> PciFunction {
+    let function = node.device.model().function();
+    PciFunction {
+        address,
+        config: function.host_config(),
+        bars: bar_sizes(function),
+        driver: "vfio-pci",
+        group: node.device.group_number(),
+        vfio: Some(node.sysfs_name()),
     }
 }

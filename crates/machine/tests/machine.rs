@@ -139,6 +139,32 @@ fn every_sysfs_path_is_relative_and_every_link_leads_to_an_entry() {
 }
 
 #[test]
+fn an_mdev_that_is_presented_is_a_pci_function_too() {
+    let text = format!(
+        "[[device]]\nmodel = \"dsa\"\ndriver = \"host\"\n[[device.queue]]\nowner = \"mdev\"\n\
+         uuid = \"{FIRST}\"\npresent_as = \"0000:70:00.0\"\n"
+    );
+    let machine = build(&text);
+    let entries = machine.sysfs(None);
+    let kind = |path: &str| {
+        let found = entries.iter().find(|entry| entry.path == path);
+        found.map(|entry| entry.kind.clone())
+    };
+    let link = |path: &str| match kind(path) {
+        Some(SysfsKind::Link(target)) => target.rsplit('/').next().unwrap().to_owned(),
+        other => panic!("{path} is {other:?}"),
+    };
+    let function = "devices/pci0000:70/0000:70:00.0";
+    assert_eq!(link("bus/pci/devices/0000:70:00.0"), "0000:70:00.0");
+    assert_eq!(link(&format!("{function}/driver")), "vfio-pci");
+    let group = link(&format!("{function}/iommu_group"));
+    let child = format!("devices/pci0000:6a/0000:6a:01.0/{FIRST}");
+    assert_eq!(link(&format!("{child}/iommu_group")), group);
+    let node = kind(&format!("{function}/vfio-dev/vfio0/dev"));
+    assert!(node.is_some() && node == kind(&format!("{child}/vfio-dev/vfio0/dev")));
+}
+
+#[test]
 fn only_the_parents_domain_is_there_before_a_program_comes() {
     let machine = default_machine();
     assert_eq!(machine.iommu().paging_domains(), 1);

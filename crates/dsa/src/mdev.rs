@@ -7,7 +7,10 @@ use ioasid_core::{
     inspect::{Inspect, Node},
     sync::Mutex,
 };
-use ioasid_vfio::mdev::{MdevChild, MdevParent, MdevType, Uuid};
+use ioasid_vfio::{
+    Passthrough,
+    mdev::{MdevChild, MdevParent, MdevType, Uuid},
+};
 
 use crate::{
     child::DsaChild,
@@ -110,7 +113,7 @@ impl MdevParent for DsaParent {
                 Ok(child) => {
                     return Ok(MdevChild {
                         model: child.clone(),
-                        pasid: child,
+                        passthrough: Passthrough::Child(child),
                     });
                 }
                 // Somebody was faster.

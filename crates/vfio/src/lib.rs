@@ -104,6 +104,7 @@
 
 pub mod container;
 pub mod device;
+mod emulated;
 pub mod error;
 pub mod group;
 pub mod irq;
@@ -117,6 +118,7 @@ pub use container::Container;
 pub use device::{
     DeviceFile, DeviceInfo, Feature, MapRange, MapRequest, StoreRequest, Token, VfioDevice,
 };
+pub use emulated::EmulatedDma;
 pub use error::{Error, Result};
 pub use group::{ContainerFile, GroupFile, VfioGroup};
 pub use irq::{Eventfd, IrqAction, IrqData, IrqIndex, IrqInfo, SetIrqs};

@@ -6,7 +6,7 @@ use std::{fmt, sync::Arc};
 use ioasid_core::Pasid;
 use ioasid_iommu::Device;
 
-use crate::{error::Error, pci::Function};
+use crate::{emulated::EmulatedDma, error::Error, pci::Function};
 
 /// The behaviour of one PCI function, as a program sees it.
 ///
@@ -81,4 +81,7 @@ pub enum Passthrough {
     Whole(Arc<Device>),
     /// A child by its default PASID. Binding claims nothing: the parent's driver goes on.
     Child(Arc<dyn DefaultPasid>),
+    /// Software that copies: no IOMMU device and no PASID. Binding makes an access object, attaching
+    /// attaches that, and there is never a domain.
+    Emulated(EmulatedDma),
 }

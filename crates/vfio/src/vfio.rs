@@ -37,7 +37,7 @@ impl Vfio {
     pub fn add(&self, model: Arc<dyn DeviceModel>, passthrough: Passthrough) -> Arc<VfioDevice> {
         let name = match &passthrough {
             Passthrough::Whole(device) => device.address().to_string(),
-            Passthrough::Child(_) => String::new(),
+            Passthrough::Child(_) | Passthrough::Emulated(_) => String::new(),
         };
         self.add_named(name, model, passthrough)
     }
@@ -51,7 +51,7 @@ impl Vfio {
     ) -> Arc<VfioDevice> {
         let group = match &passthrough {
             Passthrough::Whole(device) => Arc::clone(device.group()),
-            Passthrough::Child(_) => self.iommu.add_group(),
+            Passthrough::Child(_) | Passthrough::Emulated(_) => self.iommu.add_group(),
         };
         let mut devices = self.devices.lock();
         let mut groups = devices.values().map(|device| device.group());

@@ -13,7 +13,7 @@ use std::{
 use common::{Example, Machine};
 use ioasid_iommu::Device;
 use ioasid_vfio::{
-    Error,
+    Error, Passthrough,
     mdev::{MdevChild, MdevParent, MdevRegistry, MdevType, Uuid},
 };
 
@@ -57,7 +57,7 @@ impl MdevParent for Parent {
         self.free.fetch_sub(1, Ordering::SeqCst);
         Ok(MdevChild {
             model: Example::new(&self.machine.journal),
-            pasid: self.machine.child_pasid(&self.dma, 1),
+            passthrough: Passthrough::Child(self.machine.child_pasid(&self.dma, 1)),
         })
     }
 

@@ -15,10 +15,10 @@
 use std::{fmt, sync::Arc};
 
 use ioasid_core::{AddrRange, host::Account, memory::PageSource, sync::Mutex};
-use ioasid_iommufd::{BoundDevice, Context, ObjectId};
+use ioasid_iommufd::{Context, ObjectId};
 
 use crate::{
-    device::VfioDevice,
+    device::{BoundTo, VfioDevice},
     error::{Error, Result},
 };
 
@@ -77,7 +77,7 @@ struct State {
 struct Member {
     group: u32,
     /// Its whole devices, by number.
-    whole: Vec<(u32, BoundDevice)>,
+    whole: Vec<(u32, BoundTo)>,
     has_child: bool,
 }
 
@@ -89,12 +89,12 @@ impl Member {
     }
 }
 
-fn attach(device: &BoundDevice, ioas: ObjectId) -> Result<()> {
+fn attach(device: &BoundTo, ioas: ObjectId) -> Result<()> {
     match device.attach(ioas) {
         Ok(_) => Ok(()),
         // What the device reserves is in the way of a mapping.
-        Err(ioasid_iommufd::Error::AddressInUse) => Err(Error::IovaConflict),
-        Err(error) => Err(error.into()),
+        Err(Error::Iommufd(ioasid_iommufd::Error::AddressInUse)) => Err(Error::IovaConflict),
+        Err(error) => Err(error),
     }
 }
 
@@ -275,7 +275,7 @@ impl Container {
     }
 
     /// A device of a group in here is opened. What must stay as long as it is open is returned.
-    pub(crate) fn open_device(&self, device: &VfioDevice) -> Result<Option<BoundDevice>> {
+    pub(crate) fn open_device(&self, device: &VfioDevice) -> Result<Option<BoundTo>> {
         let state = self.state.lock();
         let backend = state.backend.as_ref().ok_or(Error::BackendState)?;
         let mut claimed = state.members.iter().flat_map(|member| &member.whole);

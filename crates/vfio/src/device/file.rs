@@ -12,10 +12,9 @@ use ioasid_core::{
     host::{EventfdWatch, FdError, IrqSink},
     sync::Mutex,
 };
-use ioasid_iommu::FaultSink;
-use ioasid_iommufd::{BoundDevice, Context, ObjectId};
+use ioasid_iommufd::{Context, ObjectId};
 
-use super::{DeviceInfo, VfioDevice};
+use super::{DeviceInfo, VfioDevice, bound::BoundTo};
 use crate::{
     error::{Error, Result},
     group::{BoundAlone, VfioGroup},
@@ -45,7 +44,7 @@ pub(super) enum State {
 /// Bound by its own file.
 #[derive(Debug)]
 pub(super) struct Bound {
-    device: BoundDevice,
+    device: BoundTo,
     /// Nobody opens the group meanwhile.
     alone: BoundAlone,
 }
@@ -134,9 +133,9 @@ impl DeviceFile {
         let state = self.state.lock();
         let bound = state.bound()?;
         match pasid {
-            None => Ok(bound.attach(pt_id)?),
+            None => bound.attach(pt_id),
             Some(_) if self.device.is_child() => Err(Error::NoUserPasid),
-            Some(pasid) => Ok(bound.attach_pasid(pt_id, pasid)?),
+            Some(pasid) => bound.attach_pasid(pt_id, pasid),
         }
     }
 
@@ -310,7 +309,7 @@ impl State {
         }
     }
 
-    fn bound(&self) -> Result<&BoundDevice> {
+    fn bound(&self) -> Result<&BoundTo> {
         match self {
             State::Bound(bound) => Ok(&bound.device),
             State::Unbound | State::Grouped(_) | State::Closed => Err(Error::NotBound),
@@ -337,18 +336,6 @@ impl VfioDevice {
         if users.bound == Some(number) {
             users.bound = None;
             self.count_token_user(false);
-        }
-    }
-
-    pub(crate) fn bind(&self, context: &Arc<Context>) -> Result<BoundDevice> {
-        let faults = Arc::clone(&self.faults) as Arc<dyn FaultSink>;
-        match &self.passthrough {
-            Passthrough::Whole(device) => Ok(context.bind_device(device, faults)?),
-            Passthrough::Child(child) => {
-                let (device, pasid) = child.bind()?;
-                let bound = context.bind_pasid(&device, pasid, faults);
-                Ok(bound.inspect_err(|_| child.unbind())?)
-            }
         }
     }
 

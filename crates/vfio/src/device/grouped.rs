@@ -2,9 +2,9 @@
 
 use std::sync::{Arc, atomic::Ordering};
 
-use ioasid_iommufd::{BoundDevice, Context};
+use ioasid_iommufd::Context;
 
-use super::{DeviceFile, VfioDevice, file::State};
+use super::{DeviceFile, VfioDevice, bound::BoundTo, file::State};
 use crate::{
     error::{Error, Result},
     group::{Behind, VfioGroup},
@@ -19,7 +19,7 @@ pub(crate) struct Opening {
     files: usize,
     /// What goes when the device is closed: nothing, if the device belongs to a container as long as
     /// its group does.
-    bound: Option<BoundDevice>,
+    bound: Option<BoundTo>,
     pins_group: bool,
 }
 
@@ -31,7 +31,7 @@ impl Opening {
             Behind::Nothing => Err(Error::BackendState),
             Behind::Container(container) => container.open_device(device),
             Behind::Iommufd(context) => {
-                let attach = |bound: &BoundDevice| {
+                let attach = |bound: &BoundTo| {
                     bound.attach(context.vfio_ioas()?)?;
                     Ok(())
                 };
@@ -85,8 +85,8 @@ impl VfioDevice {
     pub(crate) fn bind_to(
         &self,
         context: &Arc<Context>,
-        attach: impl FnOnce(&BoundDevice) -> Result<()>,
-    ) -> Result<BoundDevice> {
+        attach: impl FnOnce(&BoundTo) -> Result<()>,
+    ) -> Result<BoundTo> {
         let bound = self.bind(context)?;
         if let Err(error) = attach(&bound) {
             drop(bound);

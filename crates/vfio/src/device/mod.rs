@@ -24,12 +24,14 @@ use crate::{
 };
 
 mod access;
+mod bound;
 mod features;
 mod file;
 mod grouped;
 mod mapped;
 mod token;
 
+pub(crate) use bound::BoundTo;
 pub use features::{Feature, StoreRequest};
 pub use file::DeviceFile;
 pub(crate) use grouped::Opening;
@@ -157,9 +159,9 @@ impl VfioDevice {
         &self.passthrough
     }
 
-    /// Whether it is a child with a default PASID.
+    /// Whether it is a mediated device: a child with a default PASID, or an emulated one.
     pub fn is_child(&self) -> bool {
-        matches!(self.passthrough, Passthrough::Child(_))
+        !matches!(self.passthrough, Passthrough::Whole(_))
     }
 
     /// The faults of its DMA.

@@ -16,7 +16,7 @@ use super::uuid::Uuid;
 use crate::{
     device::VfioDevice,
     error::{Error, Result},
-    model::{DefaultPasid, DeviceModel, Passthrough},
+    model::{DeviceModel, Passthrough},
     vfio::Vfio,
 };
 
@@ -36,8 +36,8 @@ pub struct MdevType {
 pub struct MdevChild {
     /// What programs see of it.
     pub model: Arc<dyn DeviceModel>,
-    /// Its PASID.
-    pub pasid: Arc<dyn DefaultPasid>,
+    /// How it reaches memory: by a PASID of its parent's, or as software that copies.
+    pub passthrough: Passthrough,
 }
 
 /// A device whose queues can be devices of their own.
@@ -215,11 +215,12 @@ impl MdevRegistry {
         let uuid = Uuid::from_create(text)?;
         self.reserve(&parent, type_id, uuid)?;
         let made = parent.create(type_id, uuid).map(|child| {
-            let passthrough = Passthrough::Child(child.pasid);
             Arc::new(Mdev {
                 uuid,
                 type_id: type_id.to_owned(),
-                device: self.vfio.add_named(uuid.to_string(), child.model, passthrough),
+                device: self
+                    .vfio
+                    .add_named(uuid.to_string(), child.model, child.passthrough),
                 parent,
             })
         });

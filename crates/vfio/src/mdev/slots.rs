@@ -13,7 +13,7 @@ use ioasid_iommu::{Device, PasidHandle, PasidPool, PasidQuota, PasidUse};
 use super::{MdevChild, MdevParent, MdevType, Uuid};
 use crate::{
     error::{Error, Result},
-    model::{DefaultPasid, DeviceModel},
+    model::{DefaultPasid, DeviceModel, Passthrough},
 };
 
 /// Why a slot gives no child.
@@ -122,7 +122,7 @@ impl<D: Slots> MdevParent for SlotParent<D> {
                     self.children.lock().insert(uuid, Arc::clone(&child));
                     return Ok(MdevChild {
                         model: child.clone(),
-                        pasid: child,
+                        passthrough: Passthrough::Child(child),
                     });
                 }
                 // Somebody was faster.

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use ioasid_core::{PciAddress, Prot, Rid, memory::OwnPages};
 use ioasid_iommu::{
-    Device, DeviceConfig, DmaPort, DomainConfig, FaultLog, FaultSink, Iommu, IommuConfig,
+    Device, DeviceConfig, DmaPort, DomainConfig, FaultLog, FaultSink, Iommu, IommuConfig, Tlb,
     attach_device, transfer::Stop,
 };
 
@@ -22,6 +22,7 @@ const SMALL_LEAVES: u64 = 2 << 40;
 struct Bench {
     _iommu: Arc<Iommu>,
     device: Arc<Device>,
+    tlb: Arc<Tlb>,
     source: OwnPages,
     target: OwnPages,
 }
@@ -59,6 +60,11 @@ impl Bench {
         }
         Bench {
             _iommu: iommu,
+            tlb: {
+                let tlb = Tlb::new();
+                device.enable_ats(tlb.clone());
+                tlb
+            },
             device,
             source,
             target,
@@ -82,7 +88,22 @@ impl Bench {
     }
 
     fn dma(&self, name: &str, base: u64, piece: u64, span: u64) -> Contender<'_> {
-        let mut port = self.device.port();
+        Self::dma_through(self.device.port(), name, base, piece, span)
+    }
+
+    /// The same by a device that keeps translations.
+    fn dma_with_tlb(&self, name: &str, base: u64, piece: u64, span: u64) -> Contender<'_> {
+        let port = self.device.port_with_tlb(&self.tlb);
+        Self::dma_through(port, name, base, piece, span)
+    }
+
+    fn dma_through<'a>(
+        mut port: DmaPort,
+        name: &str,
+        base: u64,
+        piece: u64,
+        span: u64,
+    ) -> Contender<'a> {
         let mut offset = 0;
         Contender::new(name, move |iterations| {
             for _ in 0..iterations {
@@ -126,6 +147,8 @@ pub(crate) fn tables(effort: Effort) -> Vec<Table> {
                     None => large,
                 },
                 bench.dma("dma, 4 KiB leaves", SMALL_LEAVES + 4096, piece, span),
+                bench.dma_with_tlb("dma, large leaves, kept", LARGE_LEAVES, piece, span),
+                bench.dma_with_tlb("dma, 4 KiB leaves, kept", SMALL_LEAVES + 4096, piece, span),
             ];
             let title = format!("dma of {size}, {temperature}");
             tables.push(measure(title, "ns", effort, contenders));

@@ -126,6 +126,17 @@ pub struct MdevInfo {
     pub node: VfioNode,
 }
 
+/// A device that can be handed to a VM as a whole.
+#[derive(Clone, Debug)]
+pub struct ExportedDevice {
+    /// What it is called: its PCI address, or its UUID.
+    pub name: String,
+    /// The VM that owns it.
+    pub vm: Option<String>,
+    /// What an open opens.
+    pub device: Arc<VfioDevice>,
+}
+
 /// A running machine. Dropping it stops its engines.
 pub struct Machine {
     name: String,
@@ -280,6 +291,24 @@ impl Machine {
         pdevs
             .chain(self.mdevs(vm).into_iter().map(|mdev| mdev.node))
             .collect()
+    }
+
+    /// The whole devices and the mediated ones, by names that do not depend on the order in which they
+    /// came.
+    pub fn exports(&self) -> Vec<ExportedDevice> {
+        let pdevs = self.pdevs(None).filter_map(|device| {
+            Some(ExportedDevice {
+                name: device.address.to_string(),
+                vm: device.section.vm.clone(),
+                device: Arc::clone(device.vfio.as_ref()?),
+            })
+        });
+        let mdevs = self.mdevs(None).into_iter().map(|mdev| ExportedDevice {
+            name: mdev.uuid.to_string(),
+            vm: mdev.vm,
+            device: mdev.node.device,
+        });
+        pdevs.chain(mdevs).collect()
     }
 
     /// What is added to the `/sys` of a program of `vm`. A parent is shown to whoever sees one of

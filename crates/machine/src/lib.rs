@@ -16,4 +16,4 @@ pub mod machine;
 pub mod sysfs;
 
 pub use file::{MachineFile, MachineFileError};
-pub use machine::{Machine, MachineError, MdevInfo, VfioNode};
+pub use machine::{ExportedDevice, Machine, MachineError, MdevInfo, VfioNode};

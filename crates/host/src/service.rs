@@ -14,6 +14,8 @@ use std::{
     sync::atomic::{AtomicBool, Ordering},
 };
 
+use rustix::process::Resource;
+
 /// The first descriptor that a service manager passes (`SD_LISTEN_FDS_START`).
 const FIRST: RawFd = 3;
 /// The most that are taken.
@@ -43,6 +45,14 @@ pub fn listen_fds() -> Vec<(String, OwnedFd)> {
         (flags == 0).then(|| (name, unsafe { OwnedFd::from_raw_fd(fd) }))
     });
     open.collect()
+}
+
+/// Lets this process have as many descriptors as its hard limit allows: each client brings some.
+pub fn raise_descriptor_limit() {
+    let mut limit = rustix::process::getrlimit(Resource::Nofile);
+    limit.current = limit.maximum;
+    // Otherwise what there is has to do.
+    let _ = rustix::process::setrlimit(Resource::Nofile, limit);
 }
 
 /// Tells the service manager `state`, such as `READY=1`. Without one there is nothing to do.

@@ -178,6 +178,8 @@ pub struct ControlServer {
 #[derive(Debug)]
 struct Shared {
     view: Arc<dyn MachineView>,
+    /// Programs may join.
+    joinable: bool,
     sessions: Mutex<Vec<Session>>,
     connections: Mutex<usize>,
     stopping: AtomicBool,
@@ -189,6 +191,19 @@ impl ControlServer {
     /// # Errors
     /// See [`ControlError`].
     pub fn start(view: Arc<dyn MachineView>, path: PathBuf) -> Result<Self, ControlError> {
+        ControlServer::start_with(view, path, true)
+    }
+
+    /// As [`ControlServer::start`]; unless `joinable`, the machine can be asked and not joined. It then
+    /// needs nothing of the host but the socket, even if the process confines itself later.
+    ///
+    /// # Errors
+    /// See [`ControlError`].
+    pub fn start_with(
+        view: Arc<dyn MachineView>,
+        path: PathBuf,
+        joinable: bool,
+    ) -> Result<Self, ControlError> {
         let io = |error| ControlError::Io {
             path: path.clone(),
             error,
@@ -199,6 +214,7 @@ impl ControlServer {
             .map_err(|error| io(error.into()))?;
         let shared = Arc::new(Shared {
             view,
+            joinable,
             sessions: Mutex::new(Vec::new()),
             connections: Mutex::new(0),
             stopping: AtomicBool::new(false),
@@ -231,9 +247,12 @@ impl ControlServer {
 impl Drop for ControlServer {
     fn drop(&mut self) {
         self.shared.stopping.store(true, Ordering::Release);
-        // Wakes the accepting thread; if nobody can connect any more it has ended.
-        let _ = UnixStream::connect(&self.path);
-        if let Some(thread) = self.thread.take() {
+        // Wakes the accepting thread. A process that may not even connect is about to end.
+        let woken = match UnixStream::connect(&self.path) {
+            Err(error) => error.kind() != io::ErrorKind::PermissionDenied,
+            Ok(_) => true,
+        };
+        if let Some(thread) = self.thread.take().filter(|_| woken) {
             let _ = thread.join();
         }
         let sessions = std::mem::take(&mut *self.shared.sessions.lock());
@@ -333,6 +352,9 @@ fn serve(shared: &Shared, stream: UnixStream) -> Result<(), WireError> {
             Ok(node) => channel.send(&Tree(node), None),
             Err(sentence) => channel.refuse(&sentence),
         },
+        Request::Join { .. } if !shared.joinable => {
+            channel.refuse("this machine serves virtual machines only (serve --no-join)")
+        }
         Request::Join { vm, program } => {
             if peer != us && !us.is_root() {
                 return channel.refuse(&format!(

@@ -126,15 +126,6 @@ pub(crate) struct Channel {
     pub(crate) stats: Stats,
 }
 
-/// What a change of a channel asks its device for, once no lock is held.
-#[derive(Debug, Default)]
-#[must_use]
-pub(crate) struct Wishes {
-    pub(crate) interrupt: Interrupt,
-    /// The channel has been attended to.
-    pub(crate) rearm: Interrupt,
-}
-
 impl Channel {
     pub(crate) fn new(tag: Option<Arc<Tag>>) -> Self {
         Channel {
@@ -203,7 +194,7 @@ impl Channel {
     }
 
     /// Writes the bits in `mask` of the register at `register`.
-    pub(crate) fn write(&mut self, register: u64, value: u64, mask: u64) -> Wishes {
+    pub(crate) fn write(&mut self, register: u64, value: u64, mask: u64) -> Interrupt {
         let merged = |old: u64| old & !mask | value & mask;
         match register {
             reg::CHANCTRL => return self.set_control((value & mask) as u16, mask as u16),
@@ -224,31 +215,24 @@ impl Channel {
             reg::DCACTRL => self.dca = merged(self.dca.into()) as u32,
             _ => {}
         }
-        Wishes::default()
+        None
     }
 
-    fn set_control(&mut self, value: u16, mask: u16) -> Wishes {
+    fn set_control(&mut self, value: u16, mask: u16) -> Interrupt {
         let kept = mask & ChanCtrl::KEPT;
         let old = self.control.into_bits();
         self.control = ChanCtrl::from_bits(old & !kept | value & kept);
         if !ChanCtrl::from_bits(value).int_disable() {
-            return Wishes::default();
+            return None;
         }
         self.control.set_int_disable(false);
-        let interrupt = match std::mem::take(&mut self.interrupt_waits) {
+        if let Some(tag) = &self.tag {
+            tag.front.rearm(tag.index);
+        }
+        match std::mem::take(&mut self.interrupt_waits) {
             true => self.interrupt(),
             false => None,
-        };
-        Wishes {
-            interrupt,
-            rearm: self.name(),
         }
-    }
-
-    /// Who hears of the channel.
-    fn name(&self) -> Interrupt {
-        let tag = self.tag.as_ref()?;
-        Some((Arc::clone(&tag.front), tag.index))
     }
 
     /// An interrupt of the channel: now, or when it is rearmed.
@@ -258,7 +242,9 @@ impl Channel {
             return None;
         }
         self.control.set_int_disable(true);
-        self.name()
+        let tag = self.tag.as_ref()?;
+        tag.front.attend(tag.index);
+        Some((Arc::clone(&tag.front), tag.index))
     }
 
     fn set_chain(&mut self, address: u64) {
@@ -290,7 +276,7 @@ impl Channel {
         }
     }
 
-    fn command(&mut self, command: ChanCmd) -> Wishes {
+    fn command(&mut self, command: ChanCmd) -> Interrupt {
         use ChannelStatus::{Active, Armed, Done, Suspended};
         let [reset, suspend, resume] = [
             ChanCmd::new().with_reset(true),
@@ -319,7 +305,7 @@ impl Channel {
         } else if command.into_bits() != 0 {
             return self.halt(ChanErr::new().with_chancmd(true));
         }
-        Wishes::default()
+        None
     }
 
     /// In line, with nothing begun.
@@ -328,18 +314,14 @@ impl Channel {
     }
 
     /// Stops for an error that is not a descriptor's.
-    fn halt(&mut self, error: ChanErr) -> Wishes {
+    fn halt(&mut self, error: ChanErr) -> Interrupt {
         self.error = ChanErr::from_bits(self.error.into_bits() | error.into_bits());
         self.abort();
         self.status = ChannelStatus::Halted;
         self.suspending = false;
-        let interrupt = match self.control.err_int_en() {
+        match self.control.err_int_en() {
             true => self.interrupt(),
             false => None,
-        };
-        Wishes {
-            interrupt,
-            ..Wishes::default()
         }
     }
 

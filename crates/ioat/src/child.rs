@@ -118,7 +118,7 @@ impl Registers for IoatChild {
     fn write_channel(&self, _index: usize, register: u64, value: u64, mask: u64) {
         let own = |channel: &mut Channel| match self.owns(channel) {
             true => channel.write(register, value, mask),
-            false => Default::default(),
+            false => None,
         };
         self.parent.shared.change(self.channel, own);
     }

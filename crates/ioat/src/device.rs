@@ -165,7 +165,7 @@ impl Registers for IoatDevice {
     fn write_channel(&self, index: usize, register: u64, value: u64, mask: u64) {
         self.shared.change(index, |channel| match is_open(channel) {
             true => channel.write(register, value, mask),
-            false => Default::default(),
+            false => None,
         });
     }
 }

@@ -14,7 +14,7 @@ use ioasid_core::{
 use ioasid_iommu::{Device, DmaPort};
 
 use crate::{
-    channel::{Channel, Place, Task, Wishes},
+    channel::{Channel, Place, Task},
     exec::{Ending, Halt},
     front::Interrupt,
 };
@@ -106,16 +106,11 @@ impl Shared {
     }
 
     /// Changes channel `index`, and wakes whoever that concerns.
-    pub(crate) fn change(&self, index: usize, change: impl FnOnce(&mut Channel) -> Wishes) {
+    pub(crate) fn change(&self, index: usize, change: impl FnOnce(&mut Channel) -> Interrupt) {
         let mut state = self.lock();
-        let wishes = state.channels.get_mut(index).map(change);
+        let interrupt = state.channels.get_mut(index).and_then(change);
         self.release(state, 0);
-        if let Some(Wishes { interrupt, rearm }) = wishes {
-            if let Some((front, index)) = rearm {
-                front.rearm(index);
-            }
-            raise(interrupt);
-        }
+        raise(interrupt);
     }
 
     /// Gives the lock back after a change, by an engine that takes `own` of the line itself.

@@ -42,12 +42,9 @@ impl Front {
         &self.function
     }
 
-    /// Channel `index` wants attention. Call it without holding a lock.
+    /// Signals that channel `index` wants attention. Call it without holding a lock.
     pub(crate) fn raise(&self, index: usize) {
-        let mut registers = self.registers.lock();
-        registers.attention |= 1_u32.checked_shl(index as u32).unwrap_or(0);
-        let interrupts = registers.interrupts;
-        drop(registers);
+        let interrupts = self.registers.lock().interrupts;
         if interrupts.msix_vector_control() {
             self.function.vectors().signal(index as u32);
         } else if interrupts.master_int_en() {
@@ -55,10 +52,14 @@ impl Front {
         }
     }
 
+    /// Shows that channel `index` wants attention.
+    pub(crate) fn attend(&self, index: usize) {
+        self.registers.lock().attention |= bit(index);
+    }
+
     /// Channel `index` is attended to.
     pub(crate) fn rearm(&self, index: usize) {
-        let bit = 1_u32.checked_shl(index as u32).unwrap_or(0);
-        self.registers.lock().attention &= !bit;
+        self.registers.lock().attention &= !bit(index);
     }
 
     pub(crate) fn attention(&self) -> u32 {
@@ -103,6 +104,11 @@ impl Front {
     pub(crate) fn reset(&self) {
         *self.registers.lock() = Registers::default();
     }
+}
+
+/// The bit of channel `index` in ATTNSTATUS.
+fn bit(index: usize) -> u32 {
+    1_u32.checked_shl(index as u32).unwrap_or(0)
 }
 
 /// The PCI function of an I/OAT device with `channels` channels, each with an MSI-X vector.

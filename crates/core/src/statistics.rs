@@ -43,12 +43,11 @@ impl JobStatistics {
         self.counts.errors += u64::from(end != JobEnd::Done);
         self.counts.faults += u64::from(end == JobEnd::Fault);
     }
-}
 
-impl Inspect for JobStatistics {
-    fn inspect(&self) -> Node {
-        Node::new()
-            .with("jobs", self.counts.jobs)
+    /// Puts them into `node`.
+    #[must_use]
+    pub fn inspect_into(&self, node: Node) -> Node {
+        node.with("jobs", self.counts.jobs)
             .with("errors", self.counts.errors)
             .with("faults", self.counts.faults)
             .with("latency", self.latency.inspect())

@@ -12,6 +12,7 @@ use std::{
 use ioasid_core::{
     host::IrqSink,
     inspect::{Inspect, Node},
+    statistics::{JobCounts, JobEnd, JobStatistics, Latency},
     sync::{Condvar, Mutex},
 };
 use ioasid_iommu::{CoherentBuffer, DmaApi};
@@ -20,7 +21,6 @@ use ioasid_vfio::DeviceModel;
 use crate::{
     config::{Error, QueueType},
     device::{DsaDevice, QueueClaim},
-    latency::Latency,
     spec::{
         Cmd, CmdStatus, Command, CommandError, CompletionRecord, Descriptor, Opcode, Status,
         command::queue_operand,
@@ -198,23 +198,6 @@ impl IrqSink for Completions {
     }
 }
 
-/// Jobs of one queue, counted.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct JobCounts {
-    /// Jobs that ended.
-    pub jobs: u64,
-    /// Of them, those that did not succeed.
-    pub errors: u64,
-    /// Of them, those that a page fault ended.
-    pub faults: u64,
-}
-
-#[derive(Debug, Default)]
-struct Statistics {
-    counts: JobCounts,
-    latency: Latency,
-}
-
 /// One queue of the parent's own driver. Jobs may be submitted from several threads; no more of
 /// them are under way than the queue has entries, so none is dropped.
 #[derive(Debug)]
@@ -229,7 +212,7 @@ pub struct HostQueue {
     /// Record slots that are free.
     slots: Mutex<Vec<usize>>,
     freed: Condvar,
-    statistics: Mutex<Statistics>,
+    statistics: Mutex<JobStatistics>,
     driver: Arc<HostDriver>,
 }
 
@@ -306,12 +289,12 @@ impl HostQueue {
         let record = CompletionRecord::from_bytes(&bytes);
         self.slots.lock().push(ticket.slot);
         self.freed.notify_one();
-        let mut statistics = self.statistics.lock();
-        statistics.latency.add(latency);
-        statistics.counts.jobs += 1;
-        statistics.counts.errors += u64::from(!record.succeeded());
-        let fault = record.status & !FAULT_ON_WRITE == Status::PageFault as u8;
-        statistics.counts.faults += u64::from(fault);
+        let end = match record.status & !FAULT_ON_WRITE {
+            _ if record.succeeded() => JobEnd::Done,
+            status if status == Status::PageFault as u8 => JobEnd::Fault,
+            _ => JobEnd::Failed,
+        };
+        self.statistics.lock().add(end, latency);
         Ok(record)
     }
 
@@ -397,13 +380,7 @@ impl Drop for HostQueue {
 
 impl Inspect for HostQueue {
     fn inspect(&self) -> Node {
-        let statistics = self.statistics.lock();
-        let counts = statistics.counts;
-        Node::new()
-            .with("queue", self.index)
-            .with("jobs", counts.jobs)
-            .with("errors", counts.errors)
-            .with("faults", counts.faults)
-            .with("latency", statistics.latency.inspect())
+        let node = Node::new().with("queue", self.index);
+        self.statistics.lock().inspect_into(node)
     }
 }

@@ -49,7 +49,6 @@ pub mod driver;
 mod engine;
 mod exec;
 mod front;
-mod latency;
 mod mdev;
 mod queue;
 mod registers;
@@ -62,6 +61,5 @@ pub use config::{
     QueueType,
 };
 pub use device::{DsaDevice, QueueClaim};
-pub use driver::{HostDriver, HostQueue, JobCounts};
-pub use latency::Latency;
+pub use driver::{HostDriver, HostQueue};
 pub use mdev::{DsaParent, TYPE_1DWQ};

@@ -378,9 +378,7 @@ impl Drop for HostChannel {
 
 impl Inspect for HostChannel {
     fn inspect(&self) -> Node {
-        let statistics = self.statistics.lock().inspect();
-        Node::new()
-            .with("channel", self.index)
-            .with("statistics", statistics)
+        let node = Node::new().with("channel", self.index);
+        self.statistics.lock().inspect_into(node)
     }
 }

@@ -11,7 +11,8 @@ use std::{
 };
 
 use anyhow::{Context as _, Result};
-use ioasid_dsa::{HostQueue, JobCounts};
+use ioasid_core::statistics::JobCounts;
+use ioasid_dsa::HostQueue;
 use ioasid_iommu::CoherentBuffer;
 
 /// Bytes of each copy.

@@ -24,6 +24,7 @@ use crate::{
     irq::InterruptThread,
     process::{Process, process_of},
     processes::Processes,
+    registers::Registers,
     worker::ClientWorker,
 };
 
@@ -69,6 +70,8 @@ pub(crate) struct Shared {
     /// The registered chunks of shared memory that no descriptor leads to.
     pub(crate) shared_windows: Mutex<HashMap<(FileId, u64), Weak<SpaRange>>>,
     files: Mutex<HashMap<FileId, Weak<MemoryFile>>>,
+    /// The files of the client whose mappings are registers.
+    registers: Mutex<HashMap<FileId, Arc<dyn Registers>>>,
     spaces: Mutex<Vec<Weak<AddressSpace>>>,
     windows: Arc<AtomicUsize>,
     limits: Limits,
@@ -116,6 +119,11 @@ impl Shared {
     /// The open file `id`, while some mapping uses it.
     pub(crate) fn known_file(&self, id: FileId) -> Option<Arc<MemoryFile>> {
         self.files.lock().get(&id).and_then(Weak::upgrade)
+    }
+
+    /// What serves the mappings of the file `id`, if they are registers.
+    pub(crate) fn registers(&self, id: FileId) -> Option<Arc<dyn Registers>> {
+        self.registers.lock().get(&id).cloned()
     }
 
     pub(crate) fn remember_file(&self, file: &Arc<MemoryFile>) {
@@ -179,6 +187,7 @@ impl Client {
                 shared_windows: Mutex::default(),
                 spaces: Mutex::default(),
                 files: Mutex::default(),
+                registers: Mutex::default(),
                 windows: Arc::default(),
                 limits,
             }),
@@ -205,6 +214,19 @@ impl Client {
     /// The thread that touches its private memory.
     pub fn worker(&self) -> Arc<dyn Worker> {
         Arc::clone(&self.shared.worker) as Arc<dyn Worker>
+    }
+
+    /// Mappings of the file with this device and inode number are `registers` from now on, and not
+    /// memory.
+    pub fn add_registers(&self, (dev, ino): (u64, u64), registers: Arc<dyn Registers>) {
+        let mut known = self.shared.registers.lock();
+        known.insert(FileId { dev, ino }, registers);
+    }
+
+    /// The file is closed: what is left of its mappings leads nowhere.
+    pub fn remove_registers(&self, (dev, ino): (u64, u64)) {
+        let removed = self.shared.registers.lock().remove(&FileId { dev, ino });
+        drop(removed);
     }
 
     /// The process that the thread `tid` belongs to, with the address space it has now. The same

@@ -20,7 +20,7 @@ use crate::{
     file::{FileId, MemoryFile, identify, is_memory_device},
     maps::Vma,
     process::Process,
-    shared,
+    registers, shared,
 };
 
 /// Descriptors of a process that are looked at to find the one of a mapped file.
@@ -32,6 +32,8 @@ pub(crate) struct ProcessPages {
     /// User address of offset 0.
     pub(crate) address: u64,
     pub(crate) len: u64,
+    /// Whether an address where registers are mapped will do.
+    pub(crate) registers: bool,
 }
 
 impl ProcessPages {
@@ -64,6 +66,13 @@ impl ProcessPages {
             });
         };
         let id = FileId { dev, ino };
+        if let Some(registers) = self.client().registers(id) {
+            if !self.registers {
+                return Err(PinError::Fault);
+            }
+            let extent = registers::pin(self.client(), &registers, offset, len)?;
+            return Ok(vec![extent]);
+        }
         // One page has one system physical address: what is registered already stays what it is.
         let client = self.client();
         if shared::known(client, id, offset / WINDOW_SIZE).is_none()

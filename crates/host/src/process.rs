@@ -119,6 +119,25 @@ impl Process {
         ended == Ok(0) && self.memory.is_alive()
     }
 
+    /// As [`Caller::pages`], where an address at which the process has mapped registers of a device
+    /// will do too.
+    ///
+    /// # Errors
+    /// As [`Caller::pages`].
+    pub fn pages_or_registers(
+        &self,
+        address: u64,
+        len: u64,
+    ) -> Result<Arc<dyn PageSource>, PinError> {
+        let process = self.this.upgrade().ok_or(PinError::Fault)?;
+        Ok(Arc::new(ProcessPages {
+            process,
+            address,
+            len,
+            registers: true,
+        }))
+    }
+
     /// Whether `tid` is one of its threads now.
     pub(crate) fn has_thread(&self, tid: i32) -> bool {
         rustix::fs::accessat(
@@ -341,6 +360,7 @@ impl Caller for Process {
             process,
             address,
             len,
+            registers: false,
         }))
     }
 

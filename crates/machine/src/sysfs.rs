@@ -9,6 +9,12 @@ use std::fmt::Write as _;
 use ioasid_core::PciAddress;
 use serde::{Deserialize, Serialize};
 
+/// Character device major number of the nodes of VFIO groups: in Linux a dynamic one.
+pub const VFIO_GROUP_MAJOR: u32 = 510;
+
+/// What of IOVA space an IOMMU keeps for interrupts (arch/x86/include/asm/msidef.h).
+const MSI_WINDOW: &str = "0x00000000fee00000 0x00000000feefffff msi\n";
+
 /// One entry below `/sys`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct SysfsEntry {
@@ -59,6 +65,21 @@ pub struct PciFunction {
     pub vfio: Option<VfioName>,
 }
 
+/// The SR-IOV of a physical function as sysfs shows it.
+#[derive(Clone, Debug, Default)]
+pub struct Sriov {
+    /// Virtual functions that there can be.
+    pub total: u16,
+    /// Routing ids from the physical function to the first virtual one.
+    pub offset: u16,
+    /// Routing ids from one virtual function to the next.
+    pub stride: u16,
+    /// Device id of the virtual functions.
+    pub device: u16,
+    /// Those that there are.
+    pub virtual_functions: Vec<PciAddress>,
+}
+
 /// A mediated device as sysfs shows it.
 #[derive(Clone, Debug)]
 pub struct MdevFunction {
@@ -102,6 +123,7 @@ impl SysfsBuilder {
             "bus/pci/drivers/vfio-pci",
             "bus/mdev/devices",
             "bus/mdev/drivers/vfio_mdev",
+            "class/vfio",
             "class/vfio-dev",
             "class/mdev_bus",
             "kernel/iommu_groups",
@@ -110,6 +132,13 @@ impl SysfsBuilder {
             "module/iommufd",
         ] {
             sysfs.dir(dir);
+        }
+        for (name, value) in [
+            ("allow_unsafe_interrupts", "N\n"),
+            ("disable_hugepages", "N\n"),
+            ("dma_entry_limit", "65535\n"),
+        ] {
+            sysfs.file(format!("module/vfio_iommu_type1/parameters/{name}"), value);
         }
         sysfs
     }
@@ -136,15 +165,27 @@ impl SysfsBuilder {
         self.push(path, SysfsKind::Link(format!("{up}{target}")));
     }
 
-    fn iommu_group(&mut self, device_path: &str, name: &str, group: u32) {
+    fn iommu_group(&mut self, device_path: &str, name: &str, group: u32, reserved: &str) {
         let group_path = format!("kernel/iommu_groups/{group}");
         self.file(format!("{group_path}/type"), "DMA-FQ\n");
-        self.file(
-            format!("{group_path}/reserved_regions"),
-            "0x00000000fee00000 0x00000000feefffff msi\n",
-        );
+        self.file(format!("{group_path}/reserved_regions"), reserved);
         self.link(format!("{group_path}/devices/{name}"), device_path);
         self.link(format!("{device_path}/iommu_group"), &group_path);
+    }
+
+    /// The class device of a group, whose node is `/dev/vfio/GROUP`.
+    fn vfio_group(&mut self, group: u32) {
+        let path = format!("devices/virtual/vfio/{group}");
+        self.file(
+            format!("{path}/dev"),
+            format!("{VFIO_GROUP_MAJOR}:{group}\n"),
+        );
+        self.file(
+            format!("{path}/uevent"),
+            format!("MAJOR={VFIO_GROUP_MAJOR}\nMINOR={group}\nDEVNAME=vfio/{group}\n"),
+        );
+        self.link(format!("{path}/subsystem"), "class/vfio");
+        self.link(format!("class/vfio/{group}"), &path);
     }
 
     fn vfio_dev(&mut self, device_path: &str, vfio: &VfioName) {
@@ -176,6 +217,16 @@ impl SysfsBuilder {
             ("class", format!("{class:#08x}\n")),
             ("revision", format!("{:#04x}\n", byte(8))),
             ("irq", "0\n".to_owned()),
+            ("msi_bus", "1\n".to_owned()),
+            ("broken_parity_status", "0\n".to_owned()),
+            ("d3cold_allowed", "1\n".to_owned()),
+            ("power_state", "D0\n".to_owned()),
+            ("dma_mask_bits", "64\n".to_owned()),
+            ("consistent_dma_mask_bits", "64\n".to_owned()),
+            ("ari_enabled", "0\n".to_owned()),
+            ("local_cpus", "1\n".to_owned()),
+            ("reset", String::new()),
+            ("reset_method", "flr\n".to_owned()),
             ("enable", "1\n".to_owned()),
             ("numa_node", "-1\n".to_owned()),
             ("local_cpulist", "0\n".to_owned()),
@@ -209,10 +260,49 @@ impl SysfsBuilder {
         let driver = format!("bus/pci/drivers/{}", function.driver);
         self.link(format!("{driver}/{name}"), &path);
         self.link(format!("{path}/driver"), &driver);
-        self.iommu_group(&path, &name, function.group);
+        let module = format!("module/{}", function.driver.replace('-', "_"));
+        self.dir(format!("{module}/drivers"));
+        self.link(format!("{driver}/module"), &module);
+        let name = format!("pci:{}", function.driver);
+        self.link(format!("{module}/drivers/{name}"), &driver);
+        self.iommu_group(&path, &name, function.group, MSI_WINDOW);
         if let Some(vfio) = &function.vfio {
+            self.vfio_group(function.group);
             self.vfio_dev(&path, vfio);
         }
+    }
+
+    /// Adds what a physical function of SR-IOV has: `total` virtual ones at most, and those that there
+    /// are.
+    pub fn physical_function(&mut self, address: PciAddress, sriov: &Sriov) {
+        let path = pci_path(address);
+        for (name, text) in [
+            ("sriov_totalvfs", sriov.total.to_string()),
+            ("sriov_numvfs", sriov.virtual_functions.len().to_string()),
+            ("sriov_offset", sriov.offset.to_string()),
+            ("sriov_stride", sriov.stride.to_string()),
+            ("sriov_vf_device", format!("{:x}", sriov.device)),
+            ("sriov_drivers_autoprobe", "1".to_owned()),
+        ] {
+            self.file(format!("{path}/{name}"), format!("{text}\n"));
+        }
+        for (index, virtual_function) in sriov.virtual_functions.iter().enumerate() {
+            let its = pci_path(*virtual_function);
+            self.link(format!("{path}/virtfn{index}"), &its);
+            self.link(format!("{its}/physfn"), &path);
+        }
+    }
+
+    /// The configuration space that a file shows, where it differs from what the other files are made
+    /// of. Comes before [`SysfsBuilder::pci`].
+    pub fn config(&mut self, address: PciAddress, config: &[u8]) {
+        self.file(format!("{}/config", pci_path(address)), config);
+    }
+
+    /// `driver_override`, where somebody has set it. Comes before [`SysfsBuilder::pci`].
+    pub fn driver_override(&mut self, address: PciAddress, driver: &str) {
+        let path = format!("{}/driver_override", pci_path(address));
+        self.file(path, format!("{driver}\n"));
     }
 
     /// Adds a mediated device.
@@ -223,10 +313,13 @@ impl SysfsBuilder {
         self.link(format!("{path}/driver"), "bus/mdev/drivers/vfio_mdev");
         self.link(format!("{path}/mdev_type"), &type_path);
         self.file(format!("{path}/uevent"), "DRIVER=vfio_mdev\n");
+        self.file(format!("{path}/remove"), "");
         self.link(format!("bus/mdev/devices/{}", mdev.uuid), &path);
         self.link(format!("bus/mdev/drivers/vfio_mdev/{}", mdev.uuid), &path);
         self.link(format!("{type_path}/devices/{}", mdev.uuid), &path);
-        self.iommu_group(&path, &mdev.uuid, mdev.group);
+        // DMA with a PASID has nothing of IOVA space taken away.
+        self.iommu_group(&path, &mdev.uuid, mdev.group, "");
+        self.vfio_group(mdev.group);
         self.vfio_dev(&path, &mdev.vfio);
     }
 
@@ -244,6 +337,7 @@ impl SysfsBuilder {
             format!("{}\n", entry.available_instances),
         );
         self.dir(format!("{path}/devices"));
+        self.file(format!("{path}/create"), "");
         self.link(
             format!("class/mdev_bus/{}", entry.parent),
             &pci_path(entry.parent),
@@ -258,7 +352,7 @@ impl SysfsBuilder {
     }
 }
 
-fn pci_path(address: PciAddress) -> String {
+pub(crate) fn pci_path(address: PciAddress) -> String {
     format!(
         "devices/pci{:04x}:{:02x}/{address}",
         address.segment,
@@ -266,16 +360,20 @@ fn pci_path(address: PciAddress) -> String {
     )
 }
 
-fn mdev_type_path(parent: PciAddress, type_name: &str) -> String {
+pub(crate) fn mdev_type_path(parent: PciAddress, type_name: &str) -> String {
     format!("{}/mdev_supported_types/{type_name}", pci_path(parent))
+}
+
+/// Where firmware would have put the BARs of a function: above 4 GiB, by routing id.
+pub(crate) fn bar_base(address: PciAddress) -> u64 {
+    0x2000_0000_0000 + (u64::from(address.rid.0) << 28)
 }
 
 /// The 17 lines `start end flags` that `pciutils` and user-space drivers read.
 fn resource_text(function: &PciFunction) -> String {
     /// `IORESOURCE_MEM | IORESOURCE_PREFETCH | IORESOURCE_SIZEALIGN | IORESOURCE_MEM_64`.
     const MEM64: u64 = 0x0014_220c;
-    // Where firmware would have put the BARs: above 4 GiB, by bus number.
-    let mut next = 0x2000_0000_0000_u64 + (u64::from(function.address.rid.0) << 28);
+    let mut next = bar_base(function.address);
     let mut text = String::new();
     for line in 0..17 {
         let size = function.bars.get(line).copied().unwrap_or(0);

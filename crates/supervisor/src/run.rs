@@ -6,6 +6,7 @@
 //! without our devices, whose calls answer ENODEV from then on.
 
 use std::{
+    collections::BTreeSet,
     ffi::OsString,
     io,
     os::{
@@ -18,17 +19,23 @@ use std::{
 };
 
 use rustix::{
+    event::{PollFd, PollFlags, poll},
     io::Errno,
-    process::{WaitId, WaitIdOptions, waitid},
+    process::{PidfdFlags, WaitId, WaitIdOptions, pidfd_open, waitid},
 };
+use tempfile::TempDir;
 
 use crate::{
     control,
     launch::{EXIT_FAILED, LINGER, NAMESPACES_IF_ALLOWED, NO_NAMESPACES, VERB},
+    preload,
     session::Session,
     sys::{self, ForwardSignals},
     view::MachineView,
-    wire::{Attach, Channel, Description, Mode, REQUEST_BYTES, Request, WireError},
+    wire::{
+        Attach, Channel, Description, Library, Mmio, Mode, REQUEST_BYTES, Release, Request,
+        WireError,
+    },
 };
 
 /// What to run, and how.
@@ -53,6 +60,8 @@ pub struct RunOptions {
     /// Give the program a namespace with our `/dev` and `/sys` if the host allows that; otherwise,
     /// or if false, trap every path, which is slower.
     pub namespaces: bool,
+    /// How its accesses to mapped device registers are caught.
+    pub mmio: Mmio,
     /// The executable that knows [`VERB`]: this one, normally.
     pub launcher: PathBuf,
 }
@@ -73,6 +82,7 @@ impl RunOptions {
             stderr: None,
             forward_signals: false,
             namespaces: true,
+            mmio: Mmio::Auto,
             launcher: PathBuf::from("/proc/self/exe"),
         }
     }
@@ -120,6 +130,8 @@ pub struct Running {
     session: Option<Session>,
     launcher: PathBuf,
     signals: Option<ForwardSignals>,
+    /// The library's directory, if it is not in the program's own `/dev`.
+    _library: Option<TempDir>,
 }
 
 /// Runs a program against a machine of this process until it ends.
@@ -214,8 +226,14 @@ fn keep_orphans() {
 
 /// What a program of `vm` finds under `/dev` and `/sys`.
 pub(crate) fn describe(view: &dyn MachineView, vm: Option<&str>) -> Description {
+    let nodes = view.nodes(vm);
+    let groups: BTreeSet<u32> = nodes
+        .iter()
+        .map(|node| node.device.group_number())
+        .collect();
     Description {
-        nodes: view.nodes(vm).into_iter().map(|node| node.name).collect(),
+        nodes: nodes.into_iter().map(|node| node.name).collect(),
+        groups: groups.into_iter().collect(),
         sysfs: view.sysfs(vm),
         status: view.shows_locked_memory(),
     }
@@ -228,6 +246,9 @@ struct Launcher {
     channel: Channel,
     path: PathBuf,
     signals: Option<ForwardSignals>,
+    mmio: Mmio,
+    library: Library,
+    library_dir: Option<TempDir>,
 }
 
 impl Launcher {
@@ -265,6 +286,9 @@ impl Launcher {
             channel: Channel::new(ours),
             path: options.launcher,
             signals,
+            mmio: options.mmio,
+            library: Library::None,
+            library_dir: None,
         })
     }
 
@@ -279,8 +303,10 @@ impl Launcher {
             .send(description, None)
             .and_then(|()| self.channel.receive(REQUEST_BYTES));
         match attach {
-            Ok(attach) => {
+            Ok(mut attach) => {
                 tracing::info!(mode = %attach.mode, "the program's /dev and /sys");
+                attach.mmio = self.mmio;
+                self.provide_library(&attach.mode);
                 if self.signals.is_some() && matches!(attach.mode, Mode::Paths { .. }) {
                     keep_orphans();
                 }
@@ -293,9 +319,32 @@ impl Launcher {
         }
     }
 
+    /// Makes the library available that the program is to be started with, if it is to be.
+    fn provide_library(&mut self, mode: &Mode) {
+        if !self.mmio.preloads() {
+            return;
+        }
+        self.library = match mode {
+            Mode::Namespaces { .. } => Library::InDev,
+            Mode::Paths { .. } => match preload::in_a_directory() {
+                Ok((directory, path)) => {
+                    self.library_dir = Some(directory);
+                    Library::At(path)
+                }
+                Err(error) => {
+                    tracing::warn!(%error, "programs are started without the library for registers");
+                    Library::None
+                }
+            },
+        };
+    }
+
     /// Lets it become the program.
     fn release(&mut self) -> Result<(), RunError> {
-        match self.channel.send(&(), None) {
+        let release = Release {
+            library: self.library.clone(),
+        };
+        match self.channel.send(&release, None) {
             // Killed meanwhile: its exit status tells.
             Ok(()) | Err(WireError::Io(_)) => Ok(()),
             Err(error) => Err(error.into()),
@@ -315,6 +364,7 @@ impl Launcher {
             session,
             launcher: self.path,
             signals: self.signals,
+            _library: self.library_dir,
         }
     }
 }
@@ -356,8 +406,15 @@ impl Running {
     }
 
     /// Waits for the child and leaves it unreaped.
+    ///
+    /// By a descriptor: if a thread of this process traces it, `waitid` tells of its stops too.
     fn await_end(&self) {
         let pid = rustix::process::Pid::from_child(&self.child);
+        if let Ok(pidfd) = pidfd_open(pid, PidfdFlags::empty()) {
+            let mut fds = [PollFd::new(&pidfd, PollFlags::IN)];
+            while matches!(poll(&mut fds, None), Err(Errno::INTR)) {}
+            return;
+        }
         let ended = WaitIdOptions::EXITED | WaitIdOptions::NOWAIT;
         while matches!(waitid(WaitId::Pid(pid), ended), Err(Errno::INTR)) {}
     }

@@ -39,6 +39,9 @@ const PENDING_FDS: usize = 4;
 pub struct Description {
     /// Names of the nodes under `/dev/vfio/devices`.
     pub nodes: Vec<String>,
+    /// Numbers of the groups under `/dev/vfio`.
+    #[serde(default)]
+    pub groups: Vec<u32>,
     /// What is added to `/sys`.
     pub sysfs: Vec<SysfsEntry>,
     /// Whether `/proc/PID/status` is to show what a program has locked.
@@ -63,8 +66,12 @@ pub struct Placeholder {
 #[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum NodeName {
-    /// `/dev/iommu`, `/dev/ioasid` and `/dev/vfio/vfio`.
+    /// `/dev/iommu` and `/dev/ioasid`.
     Iommu,
+    /// `/dev/vfio/vfio`.
+    Container,
+    /// `/dev/vfio/NUMBER`.
+    Group(u32),
     /// `/dev/vfio/devices/NAME`.
     Device(String),
 }
@@ -76,6 +83,63 @@ pub struct Attach {
     pub base: u32,
     /// How the program finds our nodes.
     pub mode: Mode,
+    /// How accesses to mapped registers are caught.
+    #[serde(default)]
+    pub mmio: Mmio,
+}
+
+/// How accesses to mapped device registers are caught.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Mmio {
+    /// By the library in each process that has it, by ptrace in others.
+    #[default]
+    Auto,
+    /// By the library alone.
+    Preload,
+    /// By ptrace alone: nothing is loaded into programs.
+    Ptrace,
+    /// Not at all: no region can be mapped.
+    Off,
+}
+
+impl Mmio {
+    /// Whether programs are started with the library.
+    pub fn preloads(self) -> bool {
+        matches!(self, Mmio::Auto | Mmio::Preload)
+    }
+}
+
+impl fmt::Display for Mmio {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Mmio::Auto => "auto",
+            Mmio::Preload => "preload",
+            Mmio::Ptrace => "ptrace",
+            Mmio::Off => "off",
+        })
+    }
+}
+
+/// The session serves the program: it may start.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Release {
+    /// Where the library is that the program is started with.
+    #[serde(default)]
+    pub library: Library,
+}
+
+/// The library that catches accesses to mapped registers.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Library {
+    /// The program does without.
+    #[default]
+    None,
+    /// The launcher puts it into the program's own `/dev`.
+    InDev,
+    /// It is in this file.
+    At(String),
 }
 
 /// How a program finds `/dev` and `/sys` with our entries in them.
@@ -92,6 +156,15 @@ pub enum Mode {
         /// Why it has no namespace, in one sentence.
         reason: String,
     },
+}
+
+impl NodeName {
+    /// Where a program finds a node that has no name of its own.
+    pub(crate) const FIXED: [(&'static str, NodeName); 3] = [
+        ("iommu", NodeName::Iommu),
+        ("ioasid", NodeName::Iommu),
+        ("vfio/vfio", NodeName::Container),
+    ];
 }
 
 impl fmt::Display for Mode {
@@ -354,6 +427,7 @@ mod tests {
                     node: NodeName::Device("vfio0".to_owned()),
                 }],
             },
+            mmio: Mmio::Ptrace,
         };
         a.send(&attach, Some(std::io::stdin().as_fd())).unwrap();
         assert_eq!(b.receive::<Attach>(REQUEST_BYTES).unwrap(), attach);

@@ -25,7 +25,7 @@ use crate::wire::{NodeName, Placeholder};
 const OURS: [&str; 3] = ["iommu", "ioasid", "vfio"];
 
 /// Covers `/dev` and returns the inodes that stand for our nodes.
-pub(super) fn build(nodes: &[String]) -> io::Result<Vec<Placeholder>> {
+pub(super) fn build(nodes: &[String], groups: &[u32]) -> io::Result<Vec<Placeholder>> {
     let dev = Path::new("/dev");
     let host = cover(dev)?;
     for entry in fs::read_dir(&host.path)? {
@@ -44,9 +44,12 @@ pub(super) fn build(nodes: &[String]) -> io::Result<Vec<Placeholder>> {
     make_directory(&dev.join("vfio/devices"))?;
     let null = host.path.join("null");
     let mut placeholders = Vec::new();
-    // The last as in a kernel that offers the old container through iommufd.
-    for name in ["iommu", "ioasid", "vfio/vfio"] {
-        placeholders.push(placeholder(&dev.join(name), &null, NodeName::Iommu)?);
+    for (name, node) in NodeName::FIXED {
+        placeholders.push(placeholder(&dev.join(name), &null, node)?);
+    }
+    for group in groups {
+        let path = dev.join("vfio").join(group.to_string());
+        placeholders.push(placeholder(&path, &null, NodeName::Group(*group))?);
     }
     for name in nodes {
         if name.is_empty() || name.contains('/') || name.starts_with('.') {

@@ -39,8 +39,8 @@ use rustix::{
 use crate::{
     filter,
     listener::Listener,
-    sys,
-    wire::{Attach, Channel, Description, Mode, REPLY_BYTES},
+    preload, sys,
+    wire::{Attach, Channel, Description, Mmio, Mode, REPLY_BYTES, Release},
 };
 
 /// The hidden verb.
@@ -110,13 +110,14 @@ fn launch(
     let attach = Attach {
         base: scope.base,
         mode,
+        mmio: Mmio::default(),
     };
     channel.send(&attach, Some(listener.as_fd()))?;
     drop(listener);
-    channel.receive::<()>(REPLY_BYTES)?;
+    let release: Release = channel.receive(REPLY_BYTES)?;
     greet()?;
     drop(channel);
-    execute(program)
+    execute(program, preload::environment(release.library))
 }
 
 /// Builds `/dev` and `/sys`, if this host lets us.
@@ -132,7 +133,8 @@ fn settle(description: &Description, mode: Option<OsString>) -> Result<Mode, Lau
     }
     let directory = std::env::current_dir().ok();
     namespace::enter()?;
-    let placeholders = dev::build(&description.nodes).map_err(LaunchError::Dev)?;
+    let placeholders =
+        dev::build(&description.nodes, &description.groups).map_err(LaunchError::Dev)?;
     sysfs::build(&description.sysfs)?;
     return_to(directory);
     Ok(Mode::Namespaces { placeholders })
@@ -171,12 +173,21 @@ fn greet() -> Result<(), LaunchError> {
     }
 }
 
-fn execute(words: Vec<OsString>) -> Result<std::convert::Infallible, LaunchError> {
+/// `preload` is the value of LD_PRELOAD, if it is to have another one than it has.
+fn execute(
+    words: Vec<OsString>,
+    preload: Option<OsString>,
+) -> Result<std::convert::Infallible, LaunchError> {
     let mut words = words.into_iter();
     let program = words.next().ok_or(LaunchError::Usage)?;
     // The capabilities in the namespace go with execve, unless they are ambient.
     let _ = rustix::thread::clear_ambient_capability_set();
-    let error = Command::new(&program).args(words).exec();
+    let mut command = Command::new(&program);
+    command.args(words);
+    if let Some(preload) = preload {
+        command.env(preload::VARIABLE, preload);
+    }
+    let error = command.exec();
     let name = program.to_string_lossy().into_owned();
     if error.kind() == io::ErrorKind::NotFound {
         Err(LaunchError::NotFound(name))

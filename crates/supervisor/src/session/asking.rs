@@ -14,6 +14,7 @@ use ioasid_core::{
 use ioasid_host::Process;
 use ioasid_iommufd::{Context, EventFile};
 use ioasid_uapi::{Errno, Program};
+use ioasid_vfio::{ContainerFile, DeviceFile};
 
 use super::{
     Server,
@@ -33,12 +34,29 @@ pub(super) struct Asking<'a> {
     promised: Mutex<Vec<Promise>>,
 }
 
-/// A file of events and the number that the program will find it at.
+/// A new file and the number that the program will find it at.
 #[derive(Debug)]
 pub(super) struct Promise {
     number: u32,
-    file: Arc<dyn EventFile>,
+    file: Promised,
     cloexec: bool,
+}
+
+/// What an ioctl can give a descriptor to.
+#[derive(Clone, Debug)]
+enum Promised {
+    Event(Arc<dyn EventFile>),
+    Device(Arc<DeviceFile>),
+}
+
+impl Promised {
+    /// Nobody has it, or will ever have it.
+    fn close(&self) {
+        match self {
+            Promised::Event(file) => file.closed(),
+            Promised::Device(file) => file.close(),
+        }
+    }
 }
 
 /// The structure that the ioctl's argument points to, read in one piece: whoever decodes it looks at
@@ -124,6 +142,25 @@ impl<'a> Asking<'a> {
         }
     }
 
+    /// Promises a number. It is given when the ioctl has succeeded, so that one whose answer cannot
+    /// be written leaves no descriptor behind.
+    fn promise(&self, file: Promised, cloexec: bool) -> Result<i32, FdError> {
+        failpoint::allocation()?;
+        let mut promised = lock(&self.promised);
+        let taken = |number| promised.iter().any(|promise| promise.number == number);
+        let number = self
+            .numbers
+            .free(self.process)
+            .find(|number| !taken(*number))
+            .ok_or(FdError::NoneFree)?;
+        promised.push(Promise {
+            number,
+            file,
+            cloexec,
+        });
+        i32::try_from(number).map_err(|_| FdError::NoneFree)
+    }
+
     /// What was promised meanwhile.
     pub(super) fn into_promises(self) -> Vec<Promise> {
         self.promised
@@ -189,23 +226,27 @@ impl Program for Asking<'_> {
         }
     }
 
-    /// The number is promised here and kept when the ioctl has succeeded, so that one whose answer
-    /// cannot be written leaves no descriptor behind.
+    fn pages_or_registers(&self, address: u64, len: u64) -> Result<Arc<dyn PageSource>, PinError> {
+        self.process.pages_or_registers(address, len)
+    }
+
+    fn container(&self, fd: i32) -> Result<ContainerFile, FdError> {
+        let identity = self.process.fd_identity(fd)?;
+        match self.files.get(identity).map(|file| &file.object) {
+            Some(Object::Iommufd(context)) => Ok(ContainerFile::Iommufd(Arc::clone(context))),
+            Some(Object::Container(container)) => {
+                Ok(ContainerFile::Container(Arc::clone(container)))
+            }
+            _ => Err(FdError::WrongType),
+        }
+    }
+
     fn install_event_file(&self, file: Arc<dyn EventFile>, cloexec: bool) -> Result<i32, FdError> {
-        failpoint::allocation()?;
-        let mut promised = lock(&self.promised);
-        let taken = |number| promised.iter().any(|promise| promise.number == number);
-        let number = self
-            .numbers
-            .free(self.process)
-            .find(|number| !taken(*number))
-            .ok_or(FdError::NoneFree)?;
-        promised.push(Promise {
-            number,
-            file,
-            cloexec,
-        });
-        i32::try_from(number).map_err(|_| FdError::NoneFree)
+        self.promise(Promised::Event(file), cloexec)
+    }
+
+    fn install_device_file(&self, file: Arc<DeviceFile>) -> Result<i32, FdError> {
+        self.promise(Promised::Device(file), true)
     }
 }
 
@@ -214,7 +255,10 @@ impl Server {
     pub(super) fn keep(&mut self, request: &Request, promises: Vec<Promise>) -> Result<(), Errno> {
         let mut promises = promises.into_iter();
         for promise in promises.by_ref() {
-            let ours = self.files.create_event(Arc::clone(&promise.file));
+            let ours = match promise.file.clone() {
+                Promised::Event(file) => self.files.create_event(file),
+                Promised::Device(file) => self.files.create_device(file),
+            };
             let given = ours.and_then(|ours| {
                 let Promise {
                     number, cloexec, ..
@@ -224,7 +268,7 @@ impl Server {
             });
             if let Err(error) = given {
                 // If it could be made and not given, the end of our copy has closed it already.
-                promise.file.closed();
+                promise.file.close();
                 promises.for_each(Promise::withdraw);
                 return Err(match error.raw_os_error() {
                     Some(libc::EBADF | libc::EMFILE) => Errno::EMFILE,
@@ -240,6 +284,6 @@ impl Server {
 impl Promise {
     /// The ioctl failed: nobody will ever have the file.
     pub(super) fn withdraw(self) {
-        self.file.closed();
+        self.file.close();
     }
 }

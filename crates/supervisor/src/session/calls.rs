@@ -15,6 +15,7 @@ use super::{
     Server,
     asking::{Asking, Promise},
     files::{Identity, Node, Object, OpenFile},
+    mmio,
     paths::is_about_a_path,
     stat,
     transfer::{Direction, Shape},
@@ -203,6 +204,9 @@ impl Server {
         if is_greeting(request) {
             return greet(process, arg);
         }
+        if mmio::is_access(request) {
+            return self.access(request, process);
+        }
         let Some(mut identity) = self.identity(process, fd) else {
             return Ok(Answer::Proceed);
         };
@@ -227,6 +231,10 @@ impl Server {
                 None => uapi::iommufd::ioctl(context, cmd, arg, &program),
             },
             Object::Device(device) => uapi::vfio::device_ioctl(device, cmd, arg, &program),
+            Object::Container(container) => {
+                uapi::vfio::container_ioctl(container, cmd, arg, &program)
+            }
+            Object::Group(group) => uapi::vfio::group_ioctl(group, cmd, arg, &program),
             Object::Event(_) | Object::FailNth(_) => Err(Errno::ENOTTY),
         };
         let promises = program.into_promises();

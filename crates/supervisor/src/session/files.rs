@@ -4,8 +4,8 @@
 //! inotify when its last reference goes, which counts `dup`, `fork` and descriptors in flight. The
 //! event is queued before `close` returns to the program, so draining the queue before each request
 //! gives the exact order of a close and a following open. Nothing is stored in the memfd of a device, and
-//! its seals make a write that bypasses the filter an error instead of a loss; that of `/dev/iommu`
-//! holds what can be mapped of it ([`super::mmap`]). A file of events has a
+//! its size is sealed, which makes a write that bypasses the filter an error instead of a loss; that of `/dev/iommu`
+//! holds what can be mapped of it ([`super::mmap`]). A mapping holds the file open as a descriptor does. A file of events has a
 //! pipe instead ([`super::event`]), opened the same way.
 
 use std::{
@@ -16,8 +16,10 @@ use std::{
     sync::Arc,
 };
 
+use ioasid_core::memory::MemoryGone;
+use ioasid_host::{Client, Registers};
 use ioasid_iommufd::{Context, EventFile};
-use ioasid_vfio::DeviceFile;
+use ioasid_vfio::{Container, DeviceFile, GroupFile};
 use rustix::{
     fs::{MemfdFlags, Mode, OFlags, SealFlags, fcntl_add_seals, inotify, memfd_create},
     io::Errno,
@@ -34,7 +36,11 @@ pub(super) type Identity = (u64, u64);
 pub(super) enum Object {
     /// An open `/dev/iommu`.
     Iommufd(Arc<Context>),
-    /// An open device node.
+    /// An open `/dev/vfio/vfio`.
+    Container(Arc<Container>),
+    /// An open group.
+    Group(Arc<GroupFile>),
+    /// An open device, by its own node or by its group.
     Device(Arc<DeviceFile>),
     /// A file of events, which an ioctl gave.
     Event(Arc<EventPipe>),
@@ -47,9 +53,11 @@ impl Object {
     pub(super) fn close(&self) {
         match self {
             Object::Iommufd(context) => context.close(),
+            Object::Group(file) => file.close(),
             Object::Device(file) => file.close(),
             Object::Event(pipe) => pipe.file().closed(),
-            Object::FailNth(_) => {}
+            // A container lives as long as groups are in it.
+            Object::Container(_) | Object::FailNth(_) => {}
         }
     }
 }
@@ -87,17 +95,20 @@ pub(super) struct Files {
     watches: HashMap<i32, Identity>,
     events: HashMap<Identity, Arc<EventPipe>>,
     readiness: Arc<Readiness>,
+    /// Whose mappings of devices are registers.
+    client: Arc<Client>,
 }
 
 impl Files {
-    /// No files.
-    pub(super) fn new() -> io::Result<Self> {
+    /// No files of `client`'s.
+    pub(super) fn new(client: &Arc<Client>) -> io::Result<Self> {
         Ok(Files {
             inotify: inotify::init(inotify::CreateFlags::NONBLOCK | inotify::CreateFlags::CLOEXEC)?,
             open: HashMap::new(),
             watches: HashMap::new(),
             events: HashMap::new(),
             readiness: Readiness::new()?,
+            client: Arc::clone(client),
         })
     }
 
@@ -106,6 +117,13 @@ impl Files {
     pub(super) fn create(&mut self, object: Object, node: Node) -> io::Result<OwnedFd> {
         let file = reopened_memfd(&node.name)?;
         self.watch(&file, object, Some(node))?;
+        Ok(file)
+    }
+
+    /// Makes a file for a device that was opened by its group, likewise. It has no name.
+    pub(super) fn create_device(&mut self, device: Arc<DeviceFile>) -> io::Result<OwnedFd> {
+        let file = reopened_memfd(&NodeName::Device(device.device().name().to_owned()))?;
+        self.watch(&file, Object::Device(device), None)?;
         Ok(file)
     }
 
@@ -140,6 +158,10 @@ impl Files {
         // Nobody else is to make a second open file of this inode, whose close would look like ours.
         rustix::fs::fchmod(file, Mode::empty())?;
         let identity = (stat.st_dev, stat.st_ino);
+        if let Object::Device(device) = &object {
+            let registers = Bars(Arc::clone(device));
+            self.client.add_registers(identity, Arc::new(registers));
+        }
         self.watches.insert(watch, identity);
         self.open.insert(
             identity,
@@ -203,6 +225,7 @@ impl Files {
                 continue;
             };
             self.events.remove(&identity);
+            self.client.remove_registers(identity);
             if let Some(file) = self.open.remove(&identity) {
                 // The inode goes with the watch; it is gone already if this fails.
                 let _ = inotify::remove_watch(&self.inotify, file.watch);
@@ -216,11 +239,14 @@ impl Files {
     pub(super) fn take_all(&mut self) -> Vec<Object> {
         self.watches.clear();
         self.events.clear();
+        for identity in self.open.keys() {
+            self.client.remove_registers(*identity);
+        }
         let mut objects: Vec<Object> = self.open.drain().map(|(_, file)| file.object).collect();
         objects.sort_by_key(|object| match object {
             Object::Device(_) => 0,
-            Object::Event(_) => 1,
-            Object::Iommufd(_) | Object::FailNth(_) => 2,
+            Object::Event(_) | Object::Group(_) => 1,
+            Object::Iommufd(_) | Object::Container(_) | Object::FailNth(_) => 2,
         });
         objects
     }
@@ -237,9 +263,27 @@ impl AsFd for Files {
     }
 }
 
+/// The BARs of an open device, for DMA from another one.
+#[derive(Debug)]
+struct Bars(Arc<DeviceFile>);
+
+impl Registers for Bars {
+    fn load(&self, offset: u64, dst: &mut [u8]) -> Result<(), MemoryGone> {
+        let loaded = self.0.mapped_read(offset, dst);
+        loaded.map_err(|_| MemoryGone { done: 0 })
+    }
+
+    fn store(&self, offset: u64, src: &[u8]) -> Result<(), MemoryGone> {
+        let stored = self.0.mapped_write(offset, src);
+        stored.map_err(|_| MemoryGone { done: 0 })
+    }
+}
+
 fn reopened_memfd(node: &NodeName) -> io::Result<OwnedFd> {
     let name = match node {
         NodeName::Iommu => "iommu",
+        NodeName::Container => "vfio-container",
+        NodeName::Group(_) => "vfio-group",
         NodeName::Device(name) => name.as_str(),
     };
     let flags = MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING;
@@ -250,7 +294,7 @@ fn reopened_memfd(node: &NodeName) -> io::Result<OwnedFd> {
     };
     let seals = match node {
         NodeName::Iommu => SealFlags::SHRINK,
-        NodeName::Device(_) => SealFlags::GROW | SealFlags::SHRINK | SealFlags::WRITE,
+        _ => SealFlags::GROW | SealFlags::SHRINK,
     };
     fcntl_add_seals(&memfd, seals | SealFlags::SEAL)?;
     let path = format!("/proc/self/fd/{}", memfd.as_raw_fd());

@@ -1,8 +1,10 @@
 //! `mmap` of files of ours.
 //!
-//! Only a `/dev/iommu` file has something to map: what a virtual IOMMU shares with its owner. The
-//! kernel carries the call out on the memfd behind the descriptor, into which the bytes are put
-//! first. Whether the mapping is still there is seen in the maps of the processes, when somebody
+//! The registers of a device: the kernel maps the memfd behind the descriptor, in which nothing is, past
+//! its end, so that every access raises a signal ([`super::mmio`]).
+//!
+//! What a virtual IOMMU shares with the owner of a `/dev/iommu` file: the kernel maps the memfd
+//! likewise, into which the bytes are put first. Whether the mapping is still there is seen in the maps of the processes, when somebody
 //! wants to destroy the virtual IOMMU: it cannot go before.
 
 use std::{
@@ -14,6 +16,7 @@ use std::{
 use ioasid_host::Process;
 use ioasid_iommufd::{Mapped, MmapRequest};
 use ioasid_uapi::Errno;
+use ioasid_vfio::MapRequest;
 
 use super::{
     Server,
@@ -39,17 +42,27 @@ impl Server {
         };
         match self.files.get(identity).map(|file| &file.object) {
             None => Ok(Answer::Proceed),
-            Some(Object::Event(_) | Object::FailNth(_)) => Err(Errno::ENODEV),
-            // No region has the mmap flag, and mapping one without it is EINVAL.
-            Some(Object::Device(_)) => Err(Errno::EINVAL),
+            Some(
+                Object::Container(_) | Object::Group(_) | Object::Event(_) | Object::FailNth(_),
+            ) => Err(Errno::ENODEV),
+            Some(Object::Device(device)) => {
+                let device = Arc::clone(device);
+                device.mmap_check(MapRequest {
+                    offset,
+                    len,
+                    shared: is_shared(flags),
+                    // A file of ours is open for writing, whoever opened it.
+                    writable: true,
+                })?;
+                self.traps.prepare(process, identity, &device)?;
+                Ok(Answer::Proceed)
+            }
             Some(Object::Iommufd(context)) => {
                 let context = Arc::clone(context);
-                let kind = flags & libc::MAP_TYPE as u64;
                 let wanted = MmapRequest {
                     offset,
                     len,
-                    shared: kind == libc::MAP_SHARED as u64
-                        || kind == libc::MAP_SHARED_VALIDATE as u64,
+                    shared: is_shared(flags),
                     executable: prot & libc::PROT_EXEC as u64 != 0,
                 };
                 let held = context.mmap(wanted)?;
@@ -102,6 +115,11 @@ impl Server {
                 .retain(|mapping| mapping.file != file || !is_gone(mapping));
         }
     }
+}
+
+fn is_shared(flags: u64) -> bool {
+    let kind = flags & libc::MAP_TYPE as u64;
+    kind == libc::MAP_SHARED as u64 || kind == libc::MAP_SHARED_VALIDATE as u64
 }
 
 impl Mapping {

@@ -11,12 +11,14 @@ mod failing;
 mod files;
 mod identities;
 mod mmap;
+mod mmio;
 mod open;
 mod overlay;
 mod path;
 mod paths;
 mod stat;
 mod status;
+mod trace;
 mod transfer;
 
 use std::{
@@ -39,6 +41,7 @@ use ioasid_core::inspect;
 use ioasid_host::{Client, can_take_descriptors};
 use ioasid_uapi::Errno;
 use mmap::Mapping;
+use mmio::Traps;
 use overlay::Overlay;
 use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec, epoll, eventfd, poll};
 
@@ -110,9 +113,10 @@ impl Session {
         }
         let closer = Closer::start()?;
         let server = Server {
+            traps: Traps::new(attach.mmio, &client),
             view,
+            files: Files::new(&client)?,
             client,
-            files: Files::new()?,
             identities: Identities::default(),
             mappings: Vec::new(),
             failing: Failing::default(),
@@ -215,6 +219,8 @@ struct Server {
     identities: Identities,
     /// What programs have mapped of files of ours.
     mappings: Vec<Mapping>,
+    /// How their accesses to mapped registers are caught.
+    traps: Traps,
     failing: Failing,
     closer: Closer,
     placeholders: Vec<Placeholder>,

@@ -9,7 +9,9 @@ use std::{
 
 use ioasid_core::{failpoint, host::FdError};
 use ioasid_host::Process;
+use ioasid_machine::sysfs::VFIO_GROUP_MAJOR;
 use ioasid_uapi::Errno;
+use ioasid_vfio::{Container, VfioGroup};
 
 use super::{
     Server,
@@ -22,6 +24,8 @@ use crate::{filter::RESERVED_FDS, listener::Request, wire::NodeName};
 
 /// Device number of `/dev/iommu`: a misc device with a dynamic minor.
 const IOMMU_RDEV: (u32, u32) = (10, 126);
+/// Device number of `/dev/vfio/vfio` (`VFIO_MINOR`, include/linux/miscdevice.h).
+const CONTAINER_RDEV: (u32, u32) = (10, 196);
 
 /// The numbers that are ours: from `base` on, as many as the filter knows.
 #[derive(Clone, Copy, Debug)]
@@ -182,6 +186,8 @@ impl Server {
     pub(super) fn rdev_of(&self, name: &NodeName) -> Option<(u32, u32)> {
         match name {
             NodeName::Iommu => Some(IOMMU_RDEV),
+            NodeName::Container => Some(CONTAINER_RDEV),
+            NodeName::Group(number) => self.group(*number).map(|_| group_rdev(*number)),
             NodeName::Device(name) => {
                 let nodes = self.view.nodes(self.shared.vm.as_deref());
                 let info = nodes.into_iter().find(|info| info.name == *name)?;
@@ -190,15 +196,38 @@ impl Server {
         }
     }
 
+    /// The group with this number, if the program sees a device of it.
+    fn group(&self, number: u32) -> Option<Arc<VfioGroup>> {
+        let nodes = self.view.nodes(self.shared.vm.as_deref()).into_iter();
+        let mut groups = nodes.map(|info| Arc::clone(info.device.group()));
+        groups.find(|group| group.number() == number)
+    }
+
     fn open_node(&mut self, name: NodeName) -> Result<OwnedFd, Errno> {
         failpoint::allocation()?;
         let (object, rdev) = match &name {
             NodeName::Iommu => (Object::Iommufd(self.view.new_context()), IOMMU_RDEV),
+            NodeName::Container => {
+                let container = Container::new(self.view.new_context());
+                (Object::Container(container), CONTAINER_RDEV)
+            }
+            NodeName::Group(number) => {
+                let group = self.group(*number).ok_or(Errno::ENODEV)?;
+                let file = group.open()?;
+                if self.traps.serve() {
+                    let devices = group.devices();
+                    devices.iter().for_each(|device| device.set_mappable(true));
+                }
+                (Object::Group(file), group_rdev(*number))
+            }
             NodeName::Device(name) => {
                 let nodes = self.view.nodes(self.shared.vm.as_deref());
                 let info = nodes.into_iter().find(|info| info.name == *name);
                 // It was removed since the program's /dev was made.
                 let info = info.ok_or(Errno::ENODEV)?;
+                if self.traps.serve() {
+                    info.device.set_mappable(true);
+                }
                 let file = info.device.open().map_err(Errno::from)?;
                 (Object::Device(file), (info.major, info.minor))
             }
@@ -262,6 +291,11 @@ impl Server {
         };
         self.hand_over(request, process, file.as_fd(), least, cloexec)
     }
+}
+
+/// Device number of a group's node.
+fn group_rdev(number: u32) -> (u32, u32) {
+    (VFIO_GROUP_MAJOR, number)
 }
 
 fn is(error: &io::Error, code: i32) -> bool {

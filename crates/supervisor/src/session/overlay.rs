@@ -75,8 +75,11 @@ impl Overlay {
         for path in ["/dev", "/dev/vfio", "/dev/vfio/devices", "/sys"] {
             entries.insert(path.as_bytes().to_vec(), Entry::Dir);
         }
-        for path in ["/dev/iommu", "/dev/ioasid", "/dev/vfio/vfio"] {
-            entries.extend([node(path, NodeName::Iommu)]);
+        for (name, fixed) in NodeName::FIXED {
+            entries.extend([node(&format!("/dev/{name}"), fixed)]);
+        }
+        for group in &description.groups {
+            entries.extend([node(&format!("/dev/vfio/{group}"), NodeName::Group(*group))]);
         }
         for name in &description.nodes {
             if name.is_empty() || name.contains('/') || name.starts_with('.') {

@@ -39,7 +39,12 @@ impl Server {
         let (mut pinned, mut locked) = (0, 0);
         let mut seen = BTreeSet::new();
         for file in self.files.iter() {
-            if let Object::Iommufd(context) = &file.object
+            let context = match &file.object {
+                Object::Iommufd(context) => Some(context),
+                Object::Container(container) => Some(container.context()),
+                _ => None,
+            };
+            if let Some(context) = context
                 && seen.insert(Arc::as_ptr(context.ledger()))
             {
                 pinned += context.ledger().pinned(process.number());

@@ -122,8 +122,8 @@ impl Server {
         };
         let offset = shape.offset(args);
         match &file.object {
-            // iommufd has neither read nor write.
-            Object::Iommufd(_) => Err(Errno::EINVAL),
+            // These have neither read nor write.
+            Object::Iommufd(_) | Object::Container(_) | Object::Group(_) => Err(Errno::EINVAL),
             Object::FailNth(tid) => {
                 let pieces = shape.pieces(process, args)?;
                 let start = offset.unwrap_or(file.position);

@@ -78,6 +78,11 @@ pub(crate) struct RunArgs {
     /// Show the program only what this VM owns.
     #[arg(long, value_name = "NAME")]
     pub(crate) vm: Option<String>,
+    /// How accesses to mapped device registers are caught: by a library in each process and ptrace
+    /// where that is not loaded (auto), by one of the two alone, or not at all: then no region can be
+    /// mapped, and programs use read and write.
+    #[arg(long, value_name = "HOW", default_value = "auto")]
+    pub(crate) mmio: MmioMode,
     /// Trap every path instead of giving the program a namespace of its own, as on a host that
     /// refuses namespaces.
     #[arg(long, hide = true)]
@@ -85,6 +90,19 @@ pub(crate) struct RunArgs {
     /// The program and its arguments.
     #[arg(last = true, required = true, value_name = "PROGRAM")]
     pub(crate) program: Vec<OsString>,
+}
+
+/// `--mmio`.
+#[derive(Clone, Copy, Debug, clap::ValueEnum)]
+pub(crate) enum MmioMode {
+    /// The library where it is loaded, ptrace elsewhere.
+    Auto,
+    /// The library alone.
+    Preload,
+    /// Ptrace alone: nothing is loaded into programs.
+    Ptrace,
+    /// No region can be mapped.
+    Off,
 }
 
 /// `serve`.

@@ -9,7 +9,7 @@ use anyhow::{Context as _, Result, bail};
 use ioasid_core::host::StdSpawner;
 use ioasid_machine::{Machine, MachineFile};
 use ioasid_supervisor::{
-    ControlServer, RunOptions, control,
+    ControlServer, Mmio, RunOptions, control,
     run::{join, run as run_private},
     view::MdevRequest,
 };
@@ -19,7 +19,7 @@ use signal_hook::{
 };
 
 use crate::{
-    cli::{InspectArgs, MachineArgs, MdevArgs, MdevVerb, RunArgs, ServeArgs},
+    cli::{InspectArgs, MachineArgs, MdevArgs, MdevVerb, MmioMode, RunArgs, ServeArgs},
     say, tree,
     view::View,
 };
@@ -46,6 +46,12 @@ pub(crate) fn run(args: RunArgs) -> Result<u8> {
     options.vm = args.vm;
     options.forward_signals = true;
     options.namespaces = !args.no_namespaces;
+    options.mmio = match args.mmio {
+        MmioMode::Auto => Mmio::Auto,
+        MmioMode::Preload => Mmio::Preload,
+        MmioMode::Ptrace => Mmio::Ptrace,
+        MmioMode::Off => Mmio::Off,
+    };
     let status = match &args.join {
         Some(machine) => join(&socket(machine)?, options)?,
         None => {

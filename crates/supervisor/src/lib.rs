@@ -1,13 +1,13 @@
 //! Floor 8: interception of an unmodified program.
 //!
 //! A program that is run here finds `/dev/iommu`, `/dev/vfio/devices/vfioN` and the sysfs entries
-//! that lead to them, and uses them as it would on a machine that has the hardware. Nothing is
-//! loaded into it: it lives in its own user and mount namespace, and one seccomp filter hands the
+//! that lead to them, and uses them as it would on a machine that has the hardware. It lives in its own user and mount namespace, and one seccomp filter hands the
 //! few system calls that concern us to the machine.
 //!
 //! * [`view`]: what this crate needs of a machine, as a trait.
 //! * [`launch`]: the child side. Namespaces, `/dev`, `/sys`, the filter, then `execve`.
 //! * [`filter`]: the filter, about forty hand-written instructions.
+//! * `preload`: the library that a program is started with, for the registers that it maps.
 //! * [`listener`]: the notification descriptor, typed.
 //! * [`session`]: one thread that answers one program tree.
 //! * [`wire`]: the messages that launcher, `run` and a served machine exchange.
@@ -27,6 +27,8 @@ mod entries;
 pub mod filter;
 pub mod launch;
 pub mod listener;
+mod preload;
+mod ptrace;
 pub mod run;
 pub mod session;
 mod sys;
@@ -38,3 +40,4 @@ pub use control::ControlServer;
 pub use run::{RunError, RunOptions};
 pub use session::Session;
 pub use view::{MachineView, NodeInfo, SysfsEntry, SysfsKind};
+pub use wire::Mmio;

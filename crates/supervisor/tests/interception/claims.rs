@@ -578,6 +578,7 @@ fn hostile_peer(setting: Setting) -> Result<(), Failed> {
                 mode: ioasid_supervisor::wire::Mode::Namespaces {
                     placeholders: Vec::new(),
                 },
+                mmio: ioasid_supervisor::Mmio::Auto,
             };
             let null = fs::File::open("/dev/null")?;
             channel.send(&attach, Some(null.as_fd()))?;

@@ -13,7 +13,7 @@ use ioasid_iommu::{Device, DeviceConfig, Iommu, IommuConfig};
 use ioasid_iommufd::Context;
 use ioasid_uapi::{Errno, Program, vfio::device_ioctl};
 use ioasid_vfio::{
-    DefaultPasid, DeviceFile, DeviceModel, Error, Passthrough, Vfio,
+    DefaultPasid, DeviceFile, DeviceModel, EmulatedDma, Error, Passthrough, Vfio,
     pci::{Bar, Function, FunctionBuilder, MsixLayout},
 };
 
@@ -172,6 +172,11 @@ impl Machine {
     /// With a child.
     pub(crate) fn child() -> Self {
         Self::new(|dma| Passthrough::Child(Arc::new(Child(Arc::clone(dma)))))
+    }
+
+    /// With an emulated device.
+    pub(crate) fn emulated() -> Self {
+        Self::new(|_| Passthrough::Emulated(EmulatedDma::new()))
     }
 
     fn new(passthrough: impl FnOnce(&Arc<Device>) -> Passthrough) -> Self {

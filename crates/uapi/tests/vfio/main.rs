@@ -6,6 +6,7 @@ mod wire;
 
 use ioasid_uapi::{
     Errno,
+    iommufd::COMMANDS,
     spec::vfio::{
         AttachIommufdPt, BindIommufd, DEVICE_ATTACH_IOMMUFD_PT, DEVICE_BIND_IOMMUFD,
         DEVICE_DETACH_IOMMUFD_PT, DEVICE_FEATURE, DEVICE_GET_INFO, DEVICE_GET_IRQ_INFO,
@@ -173,6 +174,45 @@ fn a_child_takes_no_pasid_whatever_the_size() {
     }
     let detach = machine.call(DEVICE_DETACH_IOMMUFD_PT, &[8, pasid]);
     assert_eq!(detach, Err(Errno::EOPNOTSUPP));
+}
+
+/// As the kernel's mtty answers.
+#[test]
+fn an_emulated_device_is_an_access_object_to_iommufd() {
+    let machine = Machine::emulated();
+    let words = [16, 0, IOMMUFD as u32, 0];
+    assert_eq!(machine.call(DEVICE_BIND_IOMMUFD, &words), Ok(0));
+    let [.., id] = machine.words::<4>();
+    let context = &machine.program.context;
+    let iommufd = |name: &str, words: &[u32]| {
+        let command = COMMANDS.iter().find(|command| command.name == name);
+        machine.program.put(BASE, words);
+        let request = command.unwrap().request();
+        ioasid_uapi::iommufd::ioctl(context, request, BASE, &machine.program)
+    };
+    let info = [40, 0, id, 0, 0, 0, 0, 0, 0, 0];
+    assert_eq!(iommufd("GET_HW_INFO", &info), Err(Errno::ENOENT));
+    let ioas = context.ioas_alloc().unwrap().get();
+    let hwpt = [48, 0, id, ioas, 0, 0, 0, 0, 0, 0, 0, 0];
+    assert_eq!(iommufd("HWPT_ALLOC", &hwpt), Err(Errno::ENOENT));
+    assert_eq!(iommufd("DESTROY", &[8, id]), Err(Errno::EBUSY));
+
+    let attach = |words: &[u32]| machine.call(DEVICE_ATTACH_IOMMUFD_PT, words);
+    assert_eq!(attach(&[12, 0, id]), Err(Errno::ENOENT), "no IOAS");
+    assert_eq!(attach(&[12, 0, ioas]), Ok(0));
+    let [_, _, table] = machine.words();
+    assert_eq!(table, ioas, "there is no page table to name");
+    let pasid = AttachIommufdPt::PASID;
+    assert_eq!(attach(&[16, pasid, ioas, 1]), Err(Errno::EOPNOTSUPP));
+    // struct iommu_ioas_iova_ranges: size, id, number, reserved, address, alignment.
+    let ranges = [32, ioas, 1, 0, BASE as u32 + 0x100, 0, 0, 0];
+    assert_eq!(iommufd("IOAS_IOVA_RANGES", &ranges), Ok(0));
+    let range: [u32; 4] =
+        std::array::from_fn(|at| machine.program.word(BASE + 0x100 + 4 * at as u64));
+    assert_eq!(range, [0, 0, u32::MAX, u32::MAX], "nothing is reserved");
+    assert_eq!(machine.call(DEVICE_DETACH_IOMMUFD_PT, &[8, 0]), Ok(0));
+    machine.file.close();
+    assert_eq!(iommufd("DESTROY", &[8, id]), Err(Errno::ENOENT));
 }
 
 #[test]

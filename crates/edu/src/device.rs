@@ -1,0 +1,328 @@
+//! One device: registers, and the thread that computes and copies.
+
+use std::{
+    fmt, io,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+};
+
+use ioasid_core::{
+    host::Spawner,
+    inspect::{Inspect, Node},
+    sync::{Condvar, Mutex, MutexGuard},
+};
+use ioasid_vfio::{
+    DeviceModel, EmulatedDma,
+    pci::{Bar, Function, FunctionBuilder, Intx, LayoutError, Vectors},
+};
+
+use crate::spec::{self, offset};
+
+/// The device cannot be made.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum EduError {
+    /// Its configuration space.
+    #[error(transparent)]
+    Layout(#[from] LayoutError),
+    /// Its thread.
+    #[error("no thread for the device: {0}")]
+    Thread(#[from] io::Error),
+}
+
+/// The educational device. Dropping it ends its thread.
+pub struct Edu {
+    function: Function,
+    core: Arc<Core>,
+}
+
+/// What the device's thread needs.
+struct Core {
+    vectors: Arc<Vectors>,
+    intx: Arc<Intx>,
+    bus_master: Arc<AtomicBool>,
+    dma: EmulatedDma,
+    state: Mutex<State>,
+    /// There is work, or it is done.
+    changed: Condvar,
+}
+
+/// The registers and the buffer.
+#[derive(Clone)]
+struct Registers {
+    liveness: u32,
+    factorial: u32,
+    /// A factorial is to be computed of it.
+    operand: Option<u32>,
+    tell_factorial: bool,
+    interrupts: u32,
+    source: u64,
+    destination: u64,
+    count: u64,
+    command: u64,
+    buffer: Box<[u8; spec::BUFFER_SIZE]>,
+}
+
+struct State {
+    registers: Registers,
+    /// A copy is under way.
+    copies: bool,
+    /// Counts resets: what a copy of the time before brings is of no use.
+    resets: u64,
+    /// The device is gone.
+    gone: bool,
+}
+
+impl Default for Registers {
+    fn default() -> Self {
+        Registers {
+            liveness: 0,
+            factorial: 0,
+            operand: None,
+            tell_factorial: false,
+            interrupts: 0,
+            source: 0,
+            destination: 0,
+            count: 0,
+            command: 0,
+            buffer: Box::new([0; spec::BUFFER_SIZE]),
+        }
+    }
+}
+
+impl Edu {
+    /// A device whose thread is one of `spawner`'s and that reaches memory through `dma`.
+    ///
+    /// # Errors
+    /// [`EduError::Thread`] if there is no thread.
+    pub fn new(spawner: &dyn Spawner, dma: EmulatedDma) -> Result<Arc<Self>, EduError> {
+        let function = FunctionBuilder::new(spec::VENDOR, spec::DEVICE)
+            .class(spec::CLASS, spec::REVISION)
+            .bar(0, Bar::memory32(spec::BAR_SIZE))
+            .intx()
+            .msi(0)
+            .build()?;
+        let core = Arc::new(Core {
+            vectors: Arc::clone(function.vectors()),
+            intx: Arc::clone(function.intx()),
+            bus_master: function.bus_master_flag(),
+            dma,
+            state: Mutex::new(State {
+                registers: Registers::default(),
+                copies: false,
+                resets: 0,
+                gone: false,
+            }),
+            changed: Condvar::new(),
+        });
+        let worker = Arc::clone(&core);
+        spawner.spawn("edu", Box::new(move || worker.run()))?;
+        Ok(Arc::new(Edu { function, core }))
+    }
+}
+
+impl DeviceModel for Edu {
+    fn function(&self) -> &Function {
+        &self.function
+    }
+
+    fn read(&self, _bar: u8, offset: u64, data: &mut [u8]) {
+        data.fill(0);
+        let state = self.core.state.lock();
+        let registers = &state.registers;
+        let value = match offset {
+            offset::IDENTIFICATION => spec::IDENTIFICATION.into(),
+            offset::LIVENESS => registers.liveness.into(),
+            offset::FACTORIAL => registers.factorial.into(),
+            offset::STATUS => registers.status().into(),
+            offset::INTERRUPT_STATUS => registers.interrupts.into(),
+            offset::DMA_SOURCE => registers.source,
+            offset::DMA_DESTINATION => registers.destination,
+            offset::DMA_COUNT => registers.count,
+            offset::DMA_COMMAND => registers.command,
+            _ => 0,
+        };
+        if is_access(offset, data.len()) {
+            data.iter_mut()
+                .zip(value.to_le_bytes())
+                .for_each(|(to, from)| *to = from);
+        }
+    }
+
+    fn write(&self, _bar: u8, offset: u64, data: &[u8]) {
+        if !is_access(offset, data.len()) {
+            return;
+        }
+        let long = data
+            .iter()
+            .rev()
+            .fold(0, |value, byte| value << 8 | u64::from(*byte));
+        let short = (long & u64::from(u32::MAX)) as u32;
+        let mut state = self.core.state.lock();
+        let registers = &mut state.registers;
+        let idle = registers.command & spec::DMA_START == 0;
+        match offset {
+            offset::LIVENESS => registers.liveness = !short,
+            offset::FACTORIAL if registers.operand.is_none() => {
+                registers.operand = Some(short);
+                self.core.changed.notify_all();
+            }
+            offset::STATUS => registers.tell_factorial = short & spec::TELL_FACTORIAL != 0,
+            offset::INTERRUPT_RAISE => self.core.raise(registers, short),
+            offset::INTERRUPT_ACKNOWLEDGE => {
+                registers.interrupts &= !short;
+                self.core.intx.set(registers.interrupts != 0);
+            }
+            offset::DMA_SOURCE if idle => registers.source = long,
+            offset::DMA_DESTINATION if idle => registers.destination = long,
+            offset::DMA_COUNT if idle => registers.count = long,
+            offset::DMA_COMMAND if idle => {
+                registers.command = long;
+                self.core.changed.notify_all();
+            }
+            _ => {}
+        }
+    }
+
+    fn reset(&self) {
+        let mut state = self.core.state.lock();
+        state.registers = Registers::default();
+        state.resets += 1;
+        self.core.intx.set(false);
+        while state.copies {
+            state = self.core.changed.wait(state);
+        }
+    }
+}
+
+/// Whether registers take accesses like this one.
+fn is_access(offset: u64, bytes: usize) -> bool {
+    bytes == 4 || (bytes == 8 && offset >= offset::DMA_SOURCE)
+}
+
+impl Registers {
+    fn status(&self) -> u32 {
+        let computing = self.operand.map_or(0, |_| spec::COMPUTING);
+        let tell = if self.tell_factorial {
+            spec::TELL_FACTORIAL
+        } else {
+            0
+        };
+        computing | tell
+    }
+}
+
+/// A transfer as its registers say it.
+struct Transfer {
+    /// The address in memory.
+    memory: u64,
+    /// The bytes of the buffer.
+    place: std::ops::Range<usize>,
+    to_memory: bool,
+}
+
+impl Transfer {
+    /// None if it leaves the buffer.
+    fn new(registers: &Registers) -> Option<Transfer> {
+        let to_memory = registers.command & spec::DMA_TO_MEMORY != 0;
+        let (memory, buffer) = match to_memory {
+            true => (registers.destination, registers.source),
+            false => (registers.source, registers.destination),
+        };
+        let start = usize::try_from(buffer.checked_sub(spec::BUFFER)?).ok()?;
+        let end = start.checked_add(usize::try_from(registers.count).ok()?)?;
+        (start < end && end <= spec::BUFFER_SIZE).then_some(Transfer {
+            memory,
+            place: start..end,
+            to_memory,
+        })
+    }
+}
+
+impl Core {
+    fn run(&self) {
+        let mut state = self.state.lock();
+        while !state.gone {
+            let registers = &mut state.registers;
+            if let Some(operand) = registers.operand.take() {
+                registers.factorial = factorial(operand);
+                if registers.tell_factorial {
+                    self.raise(registers, spec::FACTORIAL_DONE);
+                }
+            } else if registers.command & spec::DMA_START != 0 {
+                state = self.transfer(state);
+            } else {
+                state = self.changed.wait(state);
+            }
+        }
+    }
+
+    /// Copies without the lock: memory may take its time.
+    fn transfer<'a>(&'a self, mut state: MutexGuard<'a, State>) -> MutexGuard<'a, State> {
+        let transfer = Transfer::new(&state.registers);
+        let transfer = transfer.filter(|_| self.bus_master.load(Ordering::Acquire));
+        let mut buffer = state.registers.buffer.clone();
+        let resets = state.resets;
+        state.copies = true;
+        drop(state);
+        if let Some(transfer) = transfer
+            && let Some(bytes) = buffer.get_mut(transfer.place)
+        {
+            // The device has no way to tell of an error.
+            let _ = match transfer.to_memory {
+                true => self.dma.write(transfer.memory, bytes),
+                false => self.dma.read(transfer.memory, bytes),
+            };
+        }
+        let mut state = self.state.lock();
+        state.copies = false;
+        if state.resets == resets {
+            let registers = &mut state.registers;
+            registers.buffer = buffer;
+            registers.command &= !spec::DMA_START;
+            if registers.command & spec::DMA_TELL != 0 {
+                self.raise(registers, spec::DMA_DONE);
+            }
+        }
+        self.changed.notify_all();
+        state
+    }
+
+    fn raise(&self, registers: &mut Registers, interrupts: u32) {
+        registers.interrupts |= interrupts;
+        if registers.interrupts != 0 {
+            // Whoever is not enabled says nothing.
+            self.intx.set(true);
+            self.vectors.signal(0);
+        }
+    }
+}
+
+/// Modulo 2^32: from 34 on it is 0.
+fn factorial(operand: u32) -> u32 {
+    (1..=operand.min(34)).fold(1, u32::wrapping_mul)
+}
+
+impl Drop for Edu {
+    fn drop(&mut self) {
+        self.core.state.lock().gone = true;
+        self.core.changed.notify_all();
+    }
+}
+
+impl Inspect for Edu {
+    fn inspect(&self) -> Node {
+        let state = self.core.state.lock();
+        Node::new()
+            .with("copies", state.copies)
+            .with("interrupts", u64::from(state.registers.interrupts))
+    }
+}
+
+impl fmt::Debug for Edu {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Edu").finish_non_exhaustive()
+    }
+}

@@ -1,0 +1,59 @@
+//! The registers of the device (docs/specs/edu.rst of QEMU).
+
+/// Vendor id.
+pub const VENDOR: u16 = 0x1234;
+/// Device id.
+pub const DEVICE: u16 = 0x11e8;
+/// Class code: does not fit any class.
+pub const CLASS: u32 = 0x00_ff00;
+/// Revision.
+pub const REVISION: u8 = 0x10;
+/// Bytes of BAR 0.
+pub const BAR_SIZE: u64 = 0x10_0000;
+
+/// Offsets of the registers in BAR 0.
+pub mod offset {
+    /// Read: [`IDENTIFICATION`](super::IDENTIFICATION).
+    pub const IDENTIFICATION: u64 = 0x00;
+    /// Read: what was written, inverted.
+    pub const LIVENESS: u64 = 0x04;
+    /// Write: computes the factorial; read: the result, modulo 2^32.
+    pub const FACTORIAL: u64 = 0x08;
+    /// [`COMPUTING`](super::COMPUTING) and [`TELL_FACTORIAL`](super::TELL_FACTORIAL).
+    pub const STATUS: u64 = 0x20;
+    /// Read: the bits of the interrupts that are raised.
+    pub const INTERRUPT_STATUS: u64 = 0x24;
+    /// Write: raises interrupts.
+    pub const INTERRUPT_RAISE: u64 = 0x60;
+    /// Write: takes interrupts back.
+    pub const INTERRUPT_ACKNOWLEDGE: u64 = 0x64;
+    /// Address that a transfer reads from.
+    pub const DMA_SOURCE: u64 = 0x80;
+    /// Address that a transfer writes to.
+    pub const DMA_DESTINATION: u64 = 0x88;
+    /// Bytes of a transfer.
+    pub const DMA_COUNT: u64 = 0x90;
+    /// [`DMA_START`](super::DMA_START) and its like.
+    pub const DMA_COMMAND: u64 = 0x98;
+}
+
+/// Version 1.0 of the device.
+pub const IDENTIFICATION: u32 = 0x0100_00ed;
+/// Status: a factorial is being computed. Read-only.
+pub const COMPUTING: u32 = 0x01;
+/// Status: raise [`FACTORIAL_DONE`] at its end.
+pub const TELL_FACTORIAL: u32 = 0x80;
+/// Interrupt: a factorial is computed.
+pub const FACTORIAL_DONE: u32 = 0x01;
+/// Interrupt: a transfer is done.
+pub const DMA_DONE: u32 = 0x100;
+/// Command: transfer; reads as set until it is done.
+pub const DMA_START: u64 = 0x01;
+/// Command: from the device's buffer to memory; otherwise from memory.
+pub const DMA_TO_MEMORY: u64 = 0x02;
+/// Command: raise [`DMA_DONE`] at the end.
+pub const DMA_TELL: u64 = 0x04;
+/// Where the device's buffer is, for transfers alone.
+pub const BUFFER: u64 = 0x4_0000;
+/// Bytes of the buffer.
+pub const BUFFER_SIZE: usize = 4096;

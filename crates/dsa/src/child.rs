@@ -17,7 +17,7 @@ use ioasid_vfio::{DefaultPasid, DeviceModel, pci::Function};
 
 use crate::{
     commands::{Identity, Plan},
-    config::{Error, MAX_BATCH_SHIFT, MAX_TRANSFER_SHIFT, QueueType},
+    config::{Error, MAX_BATCH_SHIFT, MAX_TRANSFER_SHIFT, QueueType, Role},
     device::{DsaDevice, QueueClaim, function, portal_store},
     front::Front,
     queue::Store,
@@ -54,7 +54,6 @@ pub struct DsaChild {
 #[derive(Debug, Default)]
 struct View {
     enabled: bool,
-    general: u32,
     /// What the user wrote to the pasid dword.
     user_bits: u32,
     /// The default PASID, from bind to unbind.
@@ -87,12 +86,12 @@ impl DsaChild {
         if parent.device().max_pasids() == 0 {
             return Err(Error::Config("the parent cannot send PASIDs"));
         }
-        let function = function(1, VECTORS, parent.device())
+        let function = function(1, VECTORS, parent.device(), Role::Alone)
             .map_err(|_| Error::Config("the PCI function cannot be laid out"))?;
         let claim = parent.claim_queue(queue, QueueType::Mdev)?;
         Ok(Arc::new(DsaChild {
             parent: Arc::clone(parent),
-            front: Arc::new(Front::new(function)),
+            front: Arc::new(Front::of_child(function)),
             queue,
             claim: Mutex::new(Some(claim)),
             view: Arc::default(),
@@ -241,18 +240,6 @@ impl Registers for DsaChild {
         })
     }
 
-    fn general_config(&self) -> u32 {
-        self.view.lock().general
-    }
-
-    fn set_general_config(&self, value: u32) {
-        // Kept for the user to read back, without effect on the parent.
-        let mut view = self.view.lock();
-        if !view.enabled {
-            view.general = value & 0xff;
-        }
-    }
-
     fn group_config(&self, group: u64, index: u64) -> u64 {
         let config = GroupConfig {
             queues: 1,
@@ -324,6 +311,7 @@ impl Registers for DsaChild {
                     Err(CommandError::BusMaster)
                 }
                 Command::EnableDevice => {
+                    front.check_log(0)?;
                     view.lock().enabled = true;
                     Ok(Plan::nothing())
                 }

@@ -197,7 +197,6 @@ impl State {
     /// Everything as after power-up; every queue is idle and disabled.
     pub(crate) fn reset_device(&mut self) {
         self.enabled = false;
-        self.general = 0;
         self.groups.fill(GroupConfig::default());
         for queue in &mut self.queues {
             queue.disable();

@@ -21,6 +21,28 @@ pub struct DsaConfig {
     /// Whether the engines keep translations (ATS): queues may turn that off, and whoever takes a
     /// translation away tells the device and waits.
     pub device_tlb: bool,
+    /// What it is in SR-IOV.
+    pub role: Role,
+}
+
+/// What a device is in single root I/O virtualization.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Role {
+    /// A function of its own.
+    #[default]
+    Alone,
+    /// A physical function that can have so many virtual ones, each a DSA with a queue.
+    Physical {
+        /// How many.
+        total: u16,
+    },
+    /// A virtual function.
+    Virtual,
+}
+
+impl Role {
+    /// Routing ids from the physical function to the first virtual one, and from one to the next.
+    pub const ROUTING_STEP: u16 = 1;
 }
 
 impl DsaConfig {
@@ -31,6 +53,7 @@ impl DsaConfig {
             queues: vec![QueueConfig::default(); queues],
             engines: 2,
             device_tlb: true,
+            role: Role::Alone,
         }
     }
 }

@@ -11,14 +11,14 @@ use ioasid_core::{
 use ioasid_iommu::{Device, Iommu, PasidPool};
 use ioasid_vfio::{
     DeviceModel,
-    pci::{Bar, Function, FunctionBuilder, MsixLayout},
+    pci::{Bar, Function, FunctionBuilder, MsixLayout, SriovLayout},
 };
 
 use crate::{
     commands::{Abilities, Identity, Plan},
     config::{
         DsaConfig, Error, MAX_BATCH_SHIFT, MAX_ENGINES, MAX_QUEUES, MAX_TRANSFER_SHIFT,
-        QueueConfig, QueueType,
+        QueueConfig, QueueType, Role,
     },
     engine::Shared,
     front::Front,
@@ -64,6 +64,7 @@ impl DsaDevice {
             queues,
             engines,
             device_tlb,
+            role,
         } = config;
         if !(1..=MAX_QUEUES).contains(&queues.len()) {
             return Err(Error::Config("a device has 1 to 32 queues"));
@@ -74,7 +75,7 @@ impl DsaDevice {
         if queues.iter().any(|queue| !(1..=1024).contains(&queue.size)) {
             return Err(Error::Config("a queue has 1 to 1024 entries"));
         }
-        let function = function(queues.len(), queues.len() + 1, &device)
+        let function = function(queues.len(), queues.len() + 1, &device, role)
             .map_err(|_| Error::Config("the PCI function cannot be laid out"))?;
         let state = State::new(queues.len(), engines);
         let this = Arc::new(DsaDevice {
@@ -135,6 +136,7 @@ impl DsaDevice {
             .with_cache_control_cache(true)
             .with_cmd_cap(true)
             .with_dest_readback(true)
+            .with_evl_support(1)
             .with_max_xfer_shift(MAX_TRANSFER_SHIFT)
             .with_max_batch_shift(MAX_BATCH_SHIFT)
             .with_config_en(true)
@@ -251,17 +253,6 @@ impl Registers for DsaDevice {
         })
     }
 
-    fn general_config(&self) -> u32 {
-        self.state().general
-    }
-
-    fn set_general_config(&self, value: u32) {
-        let mut state = self.state();
-        if !state.enabled {
-            state.general = value & 0xff;
-        }
-    }
-
     fn group_config(&self, group: u64, index: u64) -> u64 {
         let group = usize::try_from(group).unwrap_or(usize::MAX);
         let state = self.state();
@@ -317,6 +308,7 @@ impl Registers for DsaDevice {
                 let command = registers::decode(cmd, Command::capabilities());
                 match command.ok_or(CommandError::InvalidCommand)? {
                     Command::EnableDevice => {
+                        front.check_log(abilities.max_pasids)?;
                         state.enable_device(bus_master, total)?;
                         Ok(Plan::nothing())
                     }
@@ -532,6 +524,7 @@ pub(crate) fn function(
     queues: usize,
     vectors: usize,
     device: &Device,
+    role: Role,
 ) -> Result<Function, ioasid_vfio::pci::LayoutError> {
     let portals = (queues as u64 * PORTAL_STRIDE).next_power_of_two();
     let msix = MsixLayout::new(0, reg::MSIX_TABLE, reg::MSIX_PBA, vectors as u16);
@@ -550,6 +543,22 @@ pub(crate) fn function(
     }
     if device.supports_page_requests() {
         builder = builder.page_requests(512);
+    }
+    match role {
+        Role::Alone => {}
+        Role::Virtual => builder = builder.virtual_function(),
+        Role::Physical { total } => {
+            let mut bars = [None; 6];
+            bars[0] = Some(Bar::memory64(reg::BAR0_SIZE));
+            bars[2] = Some(Bar::memory64(PORTAL_STRIDE));
+            builder = builder.sriov(SriovLayout {
+                total,
+                offset: Role::ROUTING_STEP,
+                stride: Role::ROUTING_STEP,
+                device: reg::DEVICE,
+                bars,
+            });
+        }
     }
     builder.build()
 }

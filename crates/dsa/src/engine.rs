@@ -13,7 +13,7 @@ use ioasid_core::{
     host::Worker,
     sync::{Condvar, Mutex, MutexGuard},
 };
-use ioasid_iommu::{Device, DmaPort, Fault, PageResponse, Tlb};
+use ioasid_iommu::{Device, DmaPort, Fault, PageResponse, Stop, Tlb};
 
 use crate::{
     exec::{Effects, Halt},
@@ -190,7 +190,9 @@ impl Shared {
                 break Ok(());
             }
             let mut effects = Effects::default();
-            let result = {
+            let result = if task.done {
+                Ok(())
+            } else {
                 let mut guard = match place {
                     Place::Engine if session.terms.ats => port.enter(session.pasid),
                     Place::Engine => port.enter_untranslated(session.pasid),
@@ -199,8 +201,17 @@ impl Shared {
                 let execution = &mut task.execution;
                 execution.step(&mut guard, &session.terms, &mut effects)
             };
+            task.logs |= !effects.errors.is_empty();
             deliver(session, &mut effects);
             total.add(&effects);
+            task.done = result.is_ok();
+            if task.logs {
+                // What halted the descriptor halts it again where the log can be reached.
+                if let Err(remote) = write_log(session, port, place) {
+                    break Err(remote);
+                }
+                task.logs = false;
+            }
             match result {
                 Err(Halt::Budget) if place == Place::Worker => {}
                 result => break result,
@@ -299,14 +310,48 @@ impl Drop for RemoteJob {
 /// Delivers what a step caused outside of memory; no guard and no lock is held.
 fn deliver(session: &Session, effects: &mut Effects) {
     let front = &session.front;
-    for error in effects.errors.drain(..) {
-        let info = error.info.with_wq_idx_valid(true);
-        let info = info.with_wq_idx(session.index);
-        front.raise(front.report(SwError { info, ..error }));
+    for mut event in effects.errors.drain(..) {
+        event.error.info.set_wq_idx_valid(true);
+        event.error.info.set_wq_idx(session.index);
+        front.raise(front.log(event));
     }
     for vector in effects.interrupts.drain(..) {
         front.interrupt(vector);
     }
+}
+
+/// Writes what waits for the event log of the session's owner.
+///
+/// # Errors
+/// [`Halt::Remote`]: where it has to be done.
+fn write_log(session: &Session, port: &mut DmaPort, place: Place) -> Result<(), Halt> {
+    let front = &session.front;
+    while let Some((slot, pasid)) = front.begin_entry(session.pasid) {
+        let bytes = slot.event.to_bytes();
+        let mut done = 0;
+        let stop = loop {
+            let mut guard = match place {
+                Place::Engine => port.enter(pasid),
+                Place::Worker => port.enter_blocking(pasid),
+            };
+            let rest = bytes.get(done as usize..).unwrap_or_default();
+            let transfer = guard.write(slot.address.wrapping_add(done), rest);
+            done += transfer.done;
+            match transfer.stop {
+                Some(Stop::Budget) => {}
+                stop => break stop,
+            }
+        };
+        match stop {
+            None => front.raise(front.end_entry()),
+            Some(Stop::Remote(worker)) if place == Place::Engine => {
+                front.put_off_entry();
+                return Err(Halt::Remote(worker));
+            }
+            Some(_) => front.raise(front.abandon_log()),
+        }
+    }
+    Ok(())
 }
 
 /// Raises interrupts; no lock is held.

@@ -2,21 +2,28 @@
 //! has each child, so that errors, command results and interrupts of one owner never show to
 //! another.
 
-use ioasid_core::sync::Mutex;
+use ioasid_core::{Pasid, sync::Mutex};
 use ioasid_vfio::pci::Function;
 
-use crate::spec::{
-    CmdStatus, CommandError,
-    registers::{GenCtrl, IntCause, SwError},
+use crate::{
+    event_log::{EventLog, Slot},
+    spec::{
+        CmdStatus, CommandError, Event,
+        registers::{GenConfig, GenCtrl, IntCause, SwError},
+    },
 };
 
 /// The vector for errors and commands; completions use the others, or this one too.
 const MISC_VECTOR: u32 = 0;
+/// Bits of GENCFG that exist.
+const GENERAL_BITS: u32 = 0x30ff;
 
 /// Configuration space, interrupt vectors and status registers of one owner.
 #[derive(Debug)]
 pub(crate) struct Front {
     function: Function,
+    /// A child's DMA has its default PASID, whatever its registers say.
+    child: bool,
     registers: Mutex<Registers>,
 }
 
@@ -28,6 +35,8 @@ struct Registers {
     error: SwError,
     msix_permissions: Vec<u64>,
     errors: u64,
+    general: GenConfig,
+    log: EventLog,
 }
 
 /// An interrupt that is to be raised once no lock is held.
@@ -36,9 +45,20 @@ struct Registers {
 pub(crate) struct MiscInterrupt(pub(crate) bool);
 
 impl Front {
+    /// Of a whole device.
     pub(crate) fn new(function: Function) -> Self {
+        Self::build(function, false)
+    }
+
+    /// Of a child.
+    pub(crate) fn of_child(function: Function) -> Self {
+        Self::build(function, true)
+    }
+
+    fn build(function: Function, child: bool) -> Self {
         let front = Front {
             function,
+            child,
             registers: Mutex::default(),
         };
         front.reset();
@@ -114,6 +134,77 @@ impl Front {
         registers.error.info.set_valid(true);
         registers.cause.set_error(true);
         MiscInterrupt(registers.control.softerr_int_en())
+    }
+
+    /// Logs an event, or reports it as an error where there is no log or no room.
+    pub(crate) fn log(&self, event: Event) -> MiscInterrupt {
+        let mut registers = self.registers.lock();
+        match registers.log.push(event) {
+            Ok(()) => {
+                registers.errors += 1;
+                MiscInterrupt(false)
+            }
+            Err(event) => {
+                drop(registers);
+                self.report(event.error)
+            }
+        }
+    }
+
+    /// The entry that the caller is to write, if there is one, and the PASID that it needs; `pasid` is
+    /// the one of its descriptor.
+    pub(crate) fn begin_entry(&self, pasid: Option<Pasid>) -> Option<(Slot, Option<Pasid>)> {
+        let slot = self.registers.lock().log.begin()?;
+        Some((slot, if self.child { pasid } else { slot.pasid }))
+    }
+
+    /// The entry is in memory.
+    pub(crate) fn end_entry(&self) -> MiscInterrupt {
+        let mut registers = self.registers.lock();
+        let due = registers.log.written();
+        registers.cause.set_event_log(true);
+        MiscInterrupt(due && registers.control.evl_int_en())
+    }
+
+    /// The entry will be written later, by whoever asks first.
+    pub(crate) fn put_off_entry(&self) {
+        self.registers.lock().log.put_off();
+    }
+
+    /// The ring cannot be reached.
+    pub(crate) fn abandon_log(&self) -> MiscInterrupt {
+        let lost = self.registers.lock().log.failed();
+        let mut interrupt = MiscInterrupt(false);
+        for event in lost {
+            // Each was counted when it was logged.
+            interrupt.0 |= self.report(event.error).0;
+            self.registers.lock().errors -= 1;
+        }
+        interrupt
+    }
+
+    /// GENCFG.
+    pub(crate) fn general(&self) -> u32 {
+        self.registers.lock().general.into_bits()
+    }
+
+    pub(crate) fn set_general(&self, value: u32) {
+        let mut registers = self.registers.lock();
+        registers.general = GenConfig::from_bits(value & GENERAL_BITS);
+        let logs = registers.general.event_log();
+        registers.log.enable(logs);
+    }
+
+    /// Checks the event log before the device is enabled.
+    pub(crate) fn check_log(&self, max_pasids: u32) -> Result<(), CommandError> {
+        // A child's PASID is not the user's to choose.
+        let max_pasids = if self.child { 0 } else { max_pasids };
+        self.registers.lock().log.check(max_pasids)
+    }
+
+    /// Reads or changes EVLCFG and EVLSTATUS.
+    pub(crate) fn with_log<R>(&self, op: impl FnOnce(&mut EventLog) -> R) -> R {
+        op(&mut self.registers.lock().log)
     }
 
     /// Errors reported so far, lost ones included.

@@ -47,6 +47,7 @@ mod config;
 mod device;
 pub mod driver;
 mod engine;
+mod event_log;
 mod exec;
 mod front;
 mod mdev;
@@ -58,7 +59,7 @@ mod state;
 pub use child::DsaChild;
 pub use config::{
     DsaConfig, Error, MAX_BATCH_SHIFT, MAX_ENGINES, MAX_QUEUES, MAX_TRANSFER_SHIFT, QueueConfig,
-    QueueType,
+    QueueType, Role,
 };
 pub use device::{DsaDevice, QueueClaim};
 pub use driver::{HostDriver, HostQueue};

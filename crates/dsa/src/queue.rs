@@ -97,6 +97,10 @@ pub(crate) struct Task {
     pub(crate) sequence: u64,
     pub(crate) session: Arc<Session>,
     pub(crate) execution: Execution,
+    /// The descriptor has ended; its errors may have to be logged still.
+    pub(crate) done: bool,
+    /// Errors have to be logged.
+    pub(crate) logs: bool,
 }
 
 /// What happened in a queue since the device was made.
@@ -349,6 +353,8 @@ impl Queue {
             sequence,
             session,
             execution: Execution::new(descriptor),
+            done: false,
+            logs: false,
         })
     }
 

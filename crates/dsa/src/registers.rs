@@ -4,10 +4,15 @@ use crate::{
     front::Front,
     spec::{
         Cmd, Command, Opcode,
-        registers::{self as reg, GenCap, GenStatus, TableOffsets},
+        registers::{self as reg, DeviceState, GenCap, GenStatus, TableOffsets},
         tables::{GRPCFG_SIZE, WQCFG_SIZE},
     },
 };
+
+/// Second quadword of EVLCFG.
+const EVLCFG_HIGH: u64 = reg::EVLCFG + 8;
+/// High dword of EVLSTATUS.
+const EVLSTATUS_HIGH: u64 = reg::EVLSTATUS + 4;
 
 /// One owner's registers. Offsets are multiples of 4.
 pub(crate) trait Registers {
@@ -19,8 +24,6 @@ pub(crate) trait Registers {
     fn engine_capabilities(&self) -> u64;
     fn command_capabilities(&self) -> u32;
     fn status(&self) -> GenStatus;
-    fn general_config(&self) -> u32;
-    fn set_general_config(&self, value: u32);
     /// Quadword `index` of the entry of group `group`.
     fn group_config(&self, group: u64, index: u64) -> u64;
     /// Changes the bits in `mask` of that quadword.
@@ -115,15 +118,25 @@ fn read_dword(file: &dyn Registers, offset: u64) -> u32 {
         reg::ENGCAP => half(file.engine_capabilities(), high),
         reg::OPCAP => half(Opcode::capabilities(), high),
         reg::OFFSETS => half(table_offsets().into_bits() as u64, high),
-        reg::GENCFG if !high => file.general_config(),
+        reg::GENCFG if !high => front.general(),
         reg::GENCTRL if !high => front.control().into_bits(),
         reg::GENSTS if !high => file.status().into_bits(),
         reg::INTCAUSE if !high => front.cause().into_bits(),
         reg::CMDSTS if !high => front.command_status().into_bits(),
         reg::CMDCAP if !high => file.command_capabilities(),
         reg::SWERR..reg::SWERR_END => half(front.error().quadword((base - reg::SWERR) / 8), high),
+        reg::EVLCFG | EVLCFG_HIGH => {
+            let index = (base - reg::EVLCFG) / 8;
+            half(front.with_log(|log| log.config(index)), high)
+        }
+        reg::EVLSTATUS => half(front.with_log(|log| log.status()), high),
         _ => 0,
     }
+}
+
+/// Whether the general configuration can be changed.
+fn disabled(file: &dyn Registers) -> bool {
+    file.status().state() == DeviceState::Disabled
 }
 
 fn write_dword(file: &dyn Registers, offset: u64, value: u32) {
@@ -143,11 +156,19 @@ fn write_dword(file: &dyn Registers, offset: u64, value: u32) {
             file.front()
                 .set_msix_permission(vector, old & !mask | value);
         }
-        Place::Register(reg::GENCFG) => file.set_general_config(value),
+        Place::Register(reg::GENCFG) if disabled(file) => file.front().set_general(value),
         Place::Register(reg::GENCTRL) => file.front().set_control(value),
         Place::Register(reg::INTCAUSE) => file.front().clear_cause(value),
         Place::Register(reg::CMD) => file.command(Cmd::from_bits(value)),
         Place::Register(reg::SWERR) => file.front().clear_error(value),
+        Place::Register(offset @ reg::EVLCFG..reg::EVLSTATUS) if disabled(file) => {
+            let (value, mask) = as_half(value, offset & 4 != 0);
+            let index = (offset - reg::EVLCFG) / 8;
+            file.front()
+                .with_log(|log| log.set_config(index, value, mask));
+        }
+        Place::Register(reg::EVLSTATUS) => file.front().with_log(|log| log.set_head(value)),
+        Place::Register(EVLSTATUS_HIGH) => file.front().with_log(|log| log.clear_pending(value)),
         Place::Register(_) => {}
     }
 }

@@ -45,7 +45,6 @@ pub(crate) type Raised = Vec<(Arc<Front>, MiscInterrupt)>;
 pub(crate) struct State {
     /// Enabled by its driver.
     pub(crate) enabled: bool,
-    pub(crate) general: u32,
     pub(crate) groups: Vec<GroupConfig>,
     pub(crate) queues: Vec<Queue>,
     pub(crate) pending: Vec<Pending>,
@@ -63,7 +62,6 @@ impl State {
     pub(crate) fn new(queues: usize, engines: usize) -> Self {
         State {
             enabled: false,
-            general: 0,
             groups: vec![GroupConfig::default(); engines],
             queues: (0..queues).map(|_| Queue::new()).collect(),
             pending: Vec::new(),

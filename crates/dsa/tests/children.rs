@@ -203,6 +203,7 @@ fn what_a_child_writes_to_the_tables_does_not_reach_the_parent() {
     }
     guest.driver.write32(reg::WQCFG + 8, other.pasid.get() << 8);
     assert_eq!(snapshot(), before);
+    assert_eq!(guest.driver.command(Command::ResetDevice, 0), 0);
     // A PASID that it claims for itself is refused when the queue is enabled, or ignored.
     let stolen = WqUse::new()
         .with_pasid(other.pasid.get())

@@ -14,7 +14,7 @@ use ioasid_core::{
     spa::SpaRange,
     sync::{Condvar, Mutex},
 };
-use ioasid_dsa::spec::{Command, CompletionRecord, Descriptor, Opcode, Status};
+use ioasid_dsa::spec::{Command, CompletionRecord, Descriptor, Opcode, Status, registers as reg};
 
 const SIZE: u64 = 4 << 20;
 /// Where the other process's memory is mapped.
@@ -330,4 +330,38 @@ fn a_dropped_device_frees_itself_once_the_blocked_copy_ends() {
     // What is left are the machine's own references, not the job's.
     drop(process);
     eventually("the device's own references", || device.strong_count() <= 2);
+}
+
+#[test]
+fn an_event_log_in_remote_memory_is_written_by_the_clients_worker() {
+    let Setup {
+        whole,
+        process,
+        range: _range,
+        ..
+    } = setup();
+    let driver = &whole.driver;
+    assert_eq!(driver.command(Command::DisableDevice, 0), 0);
+    driver.write64(reg::EVLCFG, REMOTE);
+    driver.write64(reg::EVLCFG + 8, 64);
+    driver.write32(reg::GENCFG, 1 << 13);
+    assert_eq!(driver.command(Command::EnableDevice, 0), 0);
+    assert_eq!(driver.command(Command::EnableWq, 0), 0);
+    assert_eq!(driver.command(Command::EnableWq, 1), 0);
+    let tail = || driver.read64(reg::EVLSTATUS) >> 32 & 0xffff;
+    let lost = Descriptor::new(Opcode::Noop, Area::BASE + Whole::SIZE);
+    driver.submit(0, lost);
+    eventually("an entry", || tail() == 1);
+    process.set(|state| assert_eq!(state.bytes[1], Status::RecordFault as u8));
+    // A process that does not answer delays its own drain, and no other queue.
+    process.set(|state| state.answers = false);
+    driver.submit(0, lost);
+    driver.start(Command::DrainWq, 1);
+    let record = Area::BASE + 32;
+    driver.submit(1, Descriptor::new(Opcode::Noop, record));
+    assert_eq!(whole.area.wait(record).status, Status::Success as u8);
+    assert!(driver.command_status().active());
+    process.set(|state| state.answers = true);
+    eventually("the drain", || !driver.command_status().active());
+    assert_eq!(tail(), 2);
 }

@@ -4,7 +4,7 @@ use ioasid_iommu::{DmaGuard, Fault, Stop};
 
 use super::{Effects, Halt, Terms, advance, fault_of};
 use crate::spec::{
-    CompletionRecord, Descriptor, Status,
+    CompletionRecord, Descriptor, Event, Status,
     completion::{FAULT_ON_WRITE, RECORD_SIZE},
     registers::{SwError, SwErrorInfo},
 };
@@ -77,11 +77,11 @@ impl Ending {
                 };
                 guard.report(&fault);
                 effects.faults += 1;
-                effects.errors.push(self.error(descriptor, Some(&fault)));
+                effects.errors.push(self.event(descriptor, Some(&fault)));
                 reached = false;
             }
         } else if !usable && !self.succeeded() {
-            effects.errors.push(self.error(descriptor, None));
+            effects.errors.push(self.event(descriptor, None));
         }
         effects.ended += 1;
         effects.failed += u64::from(!reached || !self.succeeded());
@@ -98,6 +98,16 @@ impl Ending {
         let mut done = 0;
         advance(guard.write(address.wrapping_add(1), &bytes[1..]), &mut done)?;
         advance(guard.publish(address, bytes[0]), &mut done)
+    }
+
+    fn event(&self, descriptor: &Descriptor, fault: Option<&Fault>) -> Event {
+        Event {
+            error: self.error(descriptor, fault),
+            record: self.record,
+            int_handle: descriptor.int_handle,
+            request_interrupt: descriptor.flags.request_interrupt(),
+            request_record: descriptor.flags.request_record(),
+        }
     }
 
     fn error(&self, descriptor: &Descriptor, fault: Option<&Fault>) -> SwError {

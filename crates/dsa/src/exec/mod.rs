@@ -15,7 +15,7 @@ use std::sync::Arc;
 use ioasid_core::host::Worker;
 use ioasid_iommu::{DmaGuard, Fault, Stop, Transfer};
 
-use crate::spec::{Descriptor, Opcode, registers::SwError};
+use crate::spec::{Descriptor, Event, Opcode};
 
 use self::{batch::Batch, operation::Operation};
 
@@ -36,7 +36,7 @@ pub(crate) struct Effects {
     /// MSI-X vectors to raise, checked.
     pub(crate) interrupts: Vec<u16>,
     /// Errors without a completion record.
-    pub(crate) errors: Vec<SwError>,
+    pub(crate) errors: Vec<Event>,
     /// Bytes moved.
     pub(crate) bytes: u64,
     /// Descriptors that ended, those of batches included.

@@ -7,10 +7,12 @@
 pub mod command;
 pub mod completion;
 pub mod descriptor;
+pub mod event_log;
 pub mod registers;
 pub mod tables;
 
 pub use command::{Cmd, CmdStatus, Command, CommandError};
 pub use completion::{CompletionRecord, Status};
 pub use descriptor::{Descriptor, Flags, Opcode};
+pub use event_log::Event;
 pub use tables::{GroupConfig, WqConfig, WqState};

@@ -45,6 +45,10 @@ pub const CMDCAP: u64 = 0xb0;
 pub const SWERR: u64 = 0xc0;
 /// First byte after SWERR.
 pub const SWERR_END: u64 = 0xe0;
+/// [`crate::spec::event_log::EventLogConfig`], 128 bits; writable while the device is disabled.
+pub const EVLCFG: u64 = 0xe0;
+/// [`crate::spec::event_log::EventLogStatus`].
+pub const EVLSTATUS: u64 = 0xf0;
 
 /// Where this model puts the group table: one [`crate::spec::GroupConfig`] per group.
 pub const GRPCFG: u64 = 0x400;
@@ -181,6 +185,22 @@ pub struct TableOffsets {
     pub perfmon: u16,
     #[bits(48)]
     __: u64,
+}
+
+/// General configuration (section 9.2.8).
+#[bitfield(u32)]
+#[derive(PartialEq, Eq)]
+pub struct GenConfig {
+    /// Limit of the read buffers; without effect.
+    pub read_buffer_limit: u8,
+    #[bits(4)]
+    __: u8,
+    /// Descriptors may ask for interrupts in user mode; without effect.
+    pub user_interrupts: bool,
+    /// Errors go to the event log.
+    pub event_log: bool,
+    #[bits(18)]
+    __: u32,
 }
 
 /// General control (section 9.2.9).

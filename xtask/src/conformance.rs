@@ -203,6 +203,11 @@ pub(crate) fn run(arguments: &Conformance) -> Result<bool> {
     Ok(as_expected)
 }
 
+/// Builds `ioasid`, optimised: the program.
+pub(crate) fn build_ioasid() -> Result<PathBuf> {
+    build::ioasid()
+}
+
 fn read_tap(path: &Path) -> Result<Run> {
     let text = fs::read_to_string(path).with_context(|| format!("reading {}", path.display()))?;
     let run = Run::parse(&text);

@@ -23,7 +23,10 @@ const LARGEST: u32 = 3200;
 
 /// Runs them. A finding ends the run, and is left as a file beside the corpus.
 pub(crate) fn run_targets(arguments: &Fuzz) -> Result<()> {
-    ensure!(arguments.runs > 0, "no run shows nothing: --runs 1 at least");
+    ensure!(
+        arguments.runs > 0,
+        "no run shows nothing: --runs 1 at least"
+    );
     let house = root().join("fuzz");
     let targets = targets(&house)?;
     let chosen: Vec<_> = match &arguments.target {

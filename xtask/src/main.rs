@@ -10,8 +10,9 @@
 
 mod conformance;
 mod e2e;
-mod fuzz;
 mod fetch;
+mod fuzz;
+mod vm;
 
 use std::{
     collections::BTreeSet,
@@ -67,6 +68,8 @@ enum Verb {
     Conformance(conformance::Conformance),
     /// Fetches what other tasks build from, into the cache folder.
     Fetch(fetch::Fetch),
+    /// Stock guests under a stock QEMU under `ioasid run`.
+    Vm(vm::Vm),
     /// What continuous integration runs.
     Ci,
 }
@@ -90,6 +93,7 @@ fn main() -> ExitCode {
             Err(error) => Err(error),
         },
         Verb::Fetch(arguments) => fetch::run(&arguments),
+        Verb::Vm(arguments) => vm::run(&arguments),
         Verb::Ci => run(&mut Command::new(root().join(".ci/run"))),
     };
     match result {

@@ -2,7 +2,7 @@
 //! a short form unless `--long` is given; started as root, also for an unprivileged user.
 
 mod claims;
-mod stage;
+pub(crate) mod stage;
 
 use std::time::Instant;
 

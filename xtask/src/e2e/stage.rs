@@ -16,7 +16,7 @@ use serde_json::Value as Json;
 use crate::{root, run as checked};
 
 /// A user without any privilege: `nobody`.
-const NOBODY: &str = "65534";
+pub(crate) const NOBODY: u32 = 65534;
 
 /// Programs, and how often to run them.
 #[derive(Debug)]
@@ -76,10 +76,7 @@ impl Stage {
                 .env("RUSTFLAGS", "-C target-feature=+crt-static")
                 .current_dir(root()),
         )?;
-        let directory = std::env::temp_dir().join(format!("ioasid-e2e-{}", std::process::id()));
-        fs::create_dir_all(&directory)?;
-        fs::set_permissions(&directory, fs::Permissions::from_mode(0o755))?;
-        let stage = Stage { directory, long };
+        let stage = Stage::empty(long)?;
         let built = target_directory();
         for (from, to) in [
             (built.join("release/ioasid"), "ioasid"),
@@ -92,11 +89,30 @@ impl Stage {
                 "client-static",
             ),
         ] {
-            fs::copy(&from, stage.path(to))
-                .with_context(|| format!("copying {}", from.display()))?;
-            fs::set_permissions(stage.path(to), fs::Permissions::from_mode(0o755))?;
+            stage.add(&from, to)?;
         }
         Ok(stage)
+    }
+
+    /// A stage with this `ioasid` and nothing else.
+    pub(crate) fn bare(ioasid: &Path) -> Result<Self> {
+        let stage = Stage::empty(false)?;
+        stage.add(ioasid, "ioasid")?;
+        Ok(stage)
+    }
+
+    fn empty(long: bool) -> Result<Self> {
+        let directory = std::env::temp_dir().join(format!("ioasid-e2e-{}", std::process::id()));
+        fs::create_dir_all(&directory)?;
+        fs::set_permissions(&directory, fs::Permissions::from_mode(0o755))?;
+        Ok(Stage { directory, long })
+    }
+
+    /// Adds a copy of the program `from` under the name `to`.
+    fn add(&self, from: &Path, to: &str) -> Result<()> {
+        fs::copy(from, self.path(to)).with_context(|| format!("copying {}", from.display()))?;
+        fs::set_permissions(self.path(to), fs::Permissions::from_mode(0o755))?;
+        Ok(())
     }
 
     /// A file of the stage.
@@ -152,6 +168,16 @@ impl Stage {
 
     /// Starts `ioasid serve` on `machine` (a file; the default machine without one).
     pub(crate) fn serve(&self, user: User, machine: Option<&Path>) -> Result<Served> {
+        self.serve_with(user, machine, &[])
+    }
+
+    /// As [`Self::serve`], with further options.
+    pub(crate) fn serve_with(
+        &self,
+        user: User,
+        machine: Option<&Path>,
+        options: &[&str],
+    ) -> Result<Served> {
         let socket = self.path(&format!("{user:?}-{:x}.sock", machine.is_some() as u8));
         // The directory is not the other user's: a socket of its own place.
         let socket = match user {
@@ -161,6 +187,7 @@ impl Stage {
         let mut command = self.ioasid(user);
         command
             .arg("serve")
+            .args(options)
             .args(machine)
             .arg("--socket")
             .arg(&socket)

@@ -1,0 +1,300 @@
+//! A guest: a stock QEMU under `ioasid run`, its console and its monitor.
+
+use std::{
+    collections::BTreeMap,
+    io::{BufRead as _, BufReader, Read as _, Write as _},
+    os::unix::net::UnixStream,
+    path::{Path, PathBuf},
+    process::{Child, ChildStdin, Command, Stdio},
+    sync::{Arc, Condvar, Mutex, PoisonError},
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context, Result, bail, ensure};
+use rustix::process::{Pid, Signal, kill_process_group};
+use serde_json::{Value as Json, json};
+
+/// How long a guest may take for anything: it starts in about 6 s alone on two processors.
+const PATIENCE: Duration = Duration::from_secs(120);
+
+/// A PCI function as the guest sees it.
+#[derive(Clone, Debug)]
+pub(super) struct Function {
+    /// Vendor and device, `0x8086 0x2021`.
+    pub(super) ids: String,
+    /// Name of the driver, `none` without one.
+    pub(super) driver: String,
+    /// DMA channels that the driver has registered.
+    pub(super) channels: usize,
+    /// Interrupts by MSI-X that its driver got.
+    pub(super) interrupts: u64,
+}
+
+/// What a guest says of itself.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Report {
+    /// By address.
+    pub(super) functions: BTreeMap<String, Function>,
+    /// Lines of its kernel about the drivers.
+    pub(super) log: Vec<String>,
+}
+
+impl Report {
+    fn parse(text: &str) -> Self {
+        let mut report = Self::default();
+        for line in text.lines() {
+            let Some(said) = line.trim().strip_prefix("GUEST ") else {
+                continue;
+            };
+            match said.split_whitespace().collect::<Vec<_>>()[..] {
+                ["pci", address, vendor, device, driver, channels] => {
+                    let function = Function {
+                        ids: format!("{vendor} {device}"),
+                        driver: driver.to_owned(),
+                        channels: channels.parse().unwrap_or(0),
+                        interrupts: 0,
+                    };
+                    report.functions.insert(address.to_owned(), function);
+                }
+                // `24: COUNT PCI-MSIX-0000:01:00.0 0-edge ioat-msix` on one processor.
+                ["irq", _, count, chip, ..] => {
+                    let address = chip.strip_prefix("PCI-MSIX-").unwrap_or_default();
+                    if let Some(function) = report.functions.get_mut(address) {
+                        function.interrupts += count.parse::<u64>().unwrap_or(0);
+                    }
+                }
+                ["log", ..] => report.log.push(said.to_owned()),
+                _ => {}
+            }
+        }
+        report
+    }
+}
+
+/// What a guest has written to its console.
+#[derive(Debug, Default)]
+struct Console {
+    text: Mutex<(String, bool)>,
+    more: Condvar,
+}
+
+/// A running guest.
+#[derive(Debug)]
+pub(super) struct Guest {
+    name: String,
+    child: Child,
+    input: ChildStdin,
+    console: Arc<Console>,
+    /// How much of the console was looked at.
+    seen: usize,
+    monitor: PathBuf,
+}
+
+impl Guest {
+    /// Starts `command`, which runs QEMU with its console on stdin and stdout and its monitor on the
+    /// socket `monitor`. What it says is also printed if `shown`.
+    pub(super) fn begin(
+        name: &str,
+        command: &mut Command,
+        monitor: &Path,
+        shown: bool,
+    ) -> Result<Self> {
+        use std::os::unix::process::CommandExt as _;
+        let (output, errors) = std::io::pipe().context("making a pipe")?;
+        let mut child = command
+            .stdin(Stdio::piped())
+            .stdout(errors.try_clone().context("duplicating a pipe")?)
+            .stderr(errors)
+            .process_group(0)
+            .spawn()
+            .context("starting QEMU")?;
+        // The command holds the pipe's writing ends, which would keep it open.
+        command.stdout(Stdio::null()).stderr(Stdio::null());
+        let console = Arc::new(Console::default());
+        let into = Arc::clone(&console);
+        std::thread::spawn(move || into.fill(output, shown));
+        Ok(Self {
+            name: name.to_owned(),
+            input: child.stdin.take().context("stdin of QEMU")?,
+            child,
+            console,
+            seen: 0,
+            monitor: monitor.to_owned(),
+        })
+    }
+
+    /// The process that was started: `ioasid run`.
+    pub(super) fn id(&self) -> u32 {
+        self.child.id()
+    }
+
+    /// Gives an order and waits for the report after it.
+    pub(super) fn order(&mut self, order: &str) -> Result<Report> {
+        writeln!(self.input, "{order}").with_context(|| format!("ordering {}", self.name))?;
+        self.next_report()
+    }
+
+    /// Waits for the next report.
+    pub(super) fn next_report(&mut self) -> Result<Report> {
+        let (begin, end) = self.console.wait(self.seen, "GUEST end").map_err(|text| {
+            let last: Vec<_> = text.lines().rev().take(8).collect();
+            let last: Vec<_> = last.into_iter().rev().collect();
+            anyhow::anyhow!(
+                "{} gave no report; it said: {}",
+                self.name,
+                last.join(" / ")
+            )
+        })?;
+        self.seen = end;
+        Ok(Report::parse(&self.console.text(begin, end)))
+    }
+
+    /// Takes the device `id` away from the guest, which may keep it until it has let go.
+    pub(super) fn unplug(&self, id: &str) -> Result<()> {
+        let mut monitor = Monitor::connect(&self.monitor)?;
+        monitor.execute("device_del", &json!({ "id": id }))?;
+        monitor.wait_for_event("DEVICE_DELETED", id)
+    }
+
+    /// Ends the guest as a power switch would.
+    pub(super) fn quit(mut self) -> Result<()> {
+        let mut monitor = Monitor::connect(&self.monitor)?;
+        monitor.execute("quit", &json!({}))?;
+        let deadline = Instant::now() + Duration::from_secs(20);
+        while self.child.try_wait()?.is_none() {
+            ensure!(Instant::now() < deadline, "{} does not end", self.name);
+            std::thread::sleep(Duration::from_millis(20));
+        }
+        Ok(())
+    }
+}
+
+impl Drop for Guest {
+    fn drop(&mut self) {
+        if let Ok(None) = self.child.try_wait() {
+            let group = i32::try_from(self.child.id()).ok().and_then(Pid::from_raw);
+            if let Some(group) = group {
+                let _ = kill_process_group(group, Signal::KILL);
+            }
+            let _ = self.child.wait();
+        }
+    }
+}
+
+impl Console {
+    fn fill(&self, mut output: std::io::PipeReader, shown: bool) {
+        let mut buffer = vec![0; 16 << 10];
+        while let Ok(count @ 1..) = output.read(&mut buffer) {
+            let read = buffer.get(..count).unwrap_or_default();
+            let mut text = self.text.lock().unwrap_or_else(PoisonError::into_inner);
+            let said = String::from_utf8_lossy(read);
+            if shown {
+                print!("{said}");
+            }
+            text.0.push_str(&said);
+            self.more.notify_all();
+        }
+        let mut text = self.text.lock().unwrap_or_else(PoisonError::into_inner);
+        text.1 = true;
+        self.more.notify_all();
+    }
+
+    fn text(&self, begin: usize, end: usize) -> String {
+        let text = self.text.lock().unwrap_or_else(PoisonError::into_inner);
+        text.0.get(begin..end).unwrap_or_default().to_owned()
+    }
+
+    /// Waits until `wanted` stands behind `begin`: where the text begins and where `wanted` ends; or
+    /// all of the text if it does not come.
+    fn wait(&self, begin: usize, wanted: &str) -> Result<(usize, usize), String> {
+        let deadline = Instant::now() + PATIENCE;
+        let mut text = self.text.lock().unwrap_or_else(PoisonError::into_inner);
+        loop {
+            let rest = text.0.get(begin..).unwrap_or_default();
+            if let Some(at) = rest.find(wanted) {
+                return Ok((begin, begin + at + wanted.len()));
+            }
+            let left = deadline.saturating_duration_since(Instant::now());
+            if text.1 || left.is_zero() {
+                return Err(text.0.clone());
+            }
+            text = self
+                .more
+                .wait_timeout(text, left)
+                .unwrap_or_else(PoisonError::into_inner)
+                .0;
+        }
+    }
+}
+
+/// QEMU's monitor, by its machine protocol.
+struct Monitor {
+    stream: BufReader<UnixStream>,
+}
+
+impl Monitor {
+    fn connect(path: &Path) -> Result<Self> {
+        let stream = UnixStream::connect(path)
+            .with_context(|| format!("connecting to the monitor at {}", path.display()))?;
+        stream.set_read_timeout(Some(PATIENCE))?;
+        let mut monitor = Self {
+            stream: BufReader::new(stream),
+        };
+        monitor.read()?;
+        monitor.execute("qmp_capabilities", &json!({}))?;
+        Ok(monitor)
+    }
+
+    fn read(&mut self) -> Result<Json> {
+        let mut line = String::new();
+        self.stream
+            .read_line(&mut line)
+            .context("reading from the monitor")?;
+        ensure!(!line.is_empty(), "the monitor closed its connection");
+        serde_json::from_str(&line).context("reading what the monitor says")
+    }
+
+    /// Runs a command; events before its answer are not kept.
+    fn execute(&mut self, command: &str, arguments: &Json) -> Result<()> {
+        let request = json!({ "execute": command, "arguments": arguments });
+        writeln!(self.stream.get_mut(), "{request}").context("writing to the monitor")?;
+        loop {
+            let answer = self.read()?;
+            if let Some(error) = answer.get("error") {
+                bail!("`{command}` failed: {}", error["desc"]);
+            }
+            if answer.get("return").is_some() {
+                return Ok(());
+            }
+        }
+    }
+
+    fn wait_for_event(&mut self, name: &str, device: &str) -> Result<()> {
+        let deadline = Instant::now() + PATIENCE;
+        while Instant::now() < deadline {
+            let said = self.read()?;
+            if said["event"] == name && said["data"]["device"] == device {
+                return Ok(());
+            }
+        }
+        bail!("no event {name} of {device}")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_report_is_read_among_other_lines() {
+        let report = Report::parse(
+            "[    1.0] noise\r\nGUEST pci 0000:01:00.0 0x8086 0x2021 ioatdma 1\r\nGUEST pci 0000:02:00.0 \
+             0x8086 0x2021 none 0\r\nGUEST irq 24: 3 PCI-MSIX-0000:01:00.0 0-edge ioat-msix\r\n\
+             GUEST log x\r\n",
+        );
+        let function = &report.functions["0000:01:00.0"];
+        assert_eq!((function.channels, function.interrupts), (1, 3));
+        assert_eq!(report.functions["0000:02:00.0"].driver, "none");
+        assert_eq!(report.log.len(), 1);
+    }
+}

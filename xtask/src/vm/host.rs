@@ -1,0 +1,187 @@
+//! What the scenes stand on: QEMU, a kernel and a file system where every user can read them, and a
+//! machine.
+
+use std::{
+    fs,
+    os::unix::fs::{PermissionsExt as _, chown},
+    path::{Path, PathBuf},
+    process::Command,
+};
+
+use anyhow::{Context as _, Result, ensure};
+
+use super::{Model, Vm, guest::Guest, initramfs};
+use crate::{
+    e2e::stage::{NOBODY, Served, Stage, User},
+    fetch::{Cache, kernel, qemu},
+};
+
+/// Everything that guests need.
+#[derive(Debug)]
+pub(super) struct Host {
+    stage: Stage,
+    pub(super) model: Model,
+    verbose: bool,
+    /// Who runs the guests and the machine.
+    user: User,
+    qemu_version: String,
+    kernel_version: String,
+}
+
+/// A device of a guest.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Given {
+    /// A whole device, by its address on the host.
+    Function(&'static str),
+    /// A mediated device, by its UUID.
+    Mdev(&'static str),
+}
+
+/// How a guest's devices are assigned.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Mode {
+    /// By `/dev/iommu`, all in one address space.
+    Iommufd,
+    /// By groups and a container.
+    Container,
+}
+
+impl Host {
+    pub(super) fn new(arguments: &Vm) -> Result<Self> {
+        let cache = Cache::open()?;
+        let qemu = qemu::fetch(&cache, &arguments.origin, false)?;
+        let kernel = kernel::fetch(&cache, &arguments.origin, false)?;
+        // Guests use none of what the lock is for.
+        drop(cache);
+        let ioasid = match &arguments.ioasid {
+            Some(path) => path.clone(),
+            None => crate::conformance::build_ioasid()?,
+        };
+        let stage = Stage::bare(&ioasid)?;
+        let copied = Command::new("cp")
+            .args(["-a", "--reflink=auto", "--no-preserve=ownership"])
+            .arg(&qemu.folder)
+            .arg(stage.path("qemu"))
+            .status()
+            .context("running `cp`")?;
+        ensure!(copied.success(), "QEMU could not be copied");
+        fs::copy(&kernel.image, stage.path("vmlinuz")).context("copying the kernel")?;
+        initramfs::write(&kernel, &stage.path("initramfs"))?;
+        for (name, mode) in [("qemu", 0o755), ("vmlinuz", 0o644), ("initramfs", 0o644)] {
+            fs::set_permissions(stage.path(name), fs::Permissions::from_mode(mode))?;
+        }
+        let user = stage.users().pop().unwrap_or(User::Own);
+        let sockets = stage.path("sockets");
+        fs::create_dir(&sockets)?;
+        if user == User::Nobody {
+            chown(&sockets, Some(NOBODY), Some(NOBODY)).context("giving a folder away")?;
+        }
+        let host = Self {
+            stage,
+            model: arguments.model,
+            verbose: arguments.verbose,
+            user,
+            qemu_version: qemu.version,
+            kernel_version: kernel.version,
+        };
+        println!(
+            "vm: {}, guests with Linux {}, as {}",
+            host.qemu_version,
+            host.kernel_version,
+            match host.user {
+                User::Own => "the caller",
+                User::Nobody => "user 65534",
+            }
+        );
+        Ok(host)
+    }
+
+    pub(super) fn stage(&self) -> &Stage {
+        &self.stage
+    }
+
+    /// Serves the machine that `text` describes, with the model's name for `MODEL`.
+    pub(super) fn serve(&self, text: &str) -> Result<Served> {
+        let file = self.machine(text)?;
+        self.stage.serve(self.user, Some(&file))
+    }
+
+    /// As [`Self::serve`], with the parent's own driver at work.
+    pub(super) fn serve_busy(&self, text: &str) -> Result<Served> {
+        let file = self.machine(text)?;
+        self.stage.serve_with(self.user, Some(&file), &["--busy"])
+    }
+
+    fn machine(&self, text: &str) -> Result<PathBuf> {
+        let model = match self.model {
+            Model::Ioat => "ioat",
+            Model::Dsa => "dsa",
+        };
+        let file = self.stage.path("machine.toml");
+        fs::write(&file, text.replace("MODEL", model))?;
+        fs::set_permissions(&file, fs::Permissions::from_mode(0o644))?;
+        Ok(file)
+    }
+
+    /// `ioasid run` with a machine of its own.
+    pub(super) fn run(&self, text: &str) -> Result<Command> {
+        let mut command = self.stage.ioasid(self.user);
+        command.args(["run", "--machine"]).arg(self.machine(text)?);
+        command.arg("--");
+        Ok(command)
+    }
+
+    /// Adds a QEMU with `devices` to `command`, which shall run it, and starts it. A device has the
+    /// names `dev0`, `dev1` ... in the monitor and is alone on the bus of that number plus 1.
+    pub(super) fn guest(
+        &self,
+        name: &str,
+        mut command: Command,
+        mode: Mode,
+        devices: &[Given],
+    ) -> Result<Guest> {
+        let monitor = self.stage.path("sockets").join(format!("{name}.qmp"));
+        // A guest of an earlier scene.
+        let _ = fs::remove_file(&monitor);
+        command
+            .arg(self.stage.path("qemu/qemu-system-x86_64"))
+            .args(["-accel", "tcg", "-M", "q35", "-cpu", "max", "-m", "256M"])
+            .args(["-nodefaults", "-nographic", "-no-reboot"])
+            .args(["-serial", "stdio"])
+            .arg("-qmp")
+            .arg(socket(&monitor))
+            .arg("-kernel")
+            .arg(self.stage.path("vmlinuz"))
+            .arg("-initrd")
+            .arg(self.stage.path("initramfs"))
+            .args(["-append", "console=ttyS0 quiet panic=-1"]);
+        let backend = match mode {
+            Mode::Iommufd => {
+                command.args(["-object", "iommufd,id=iommufd0"]);
+                ",iommufd=iommufd0"
+            }
+            Mode::Container => "",
+        };
+        for (index, device) in devices.iter().enumerate() {
+            let which = match device {
+                Given::Function(address) => format!("host={address}"),
+                Given::Mdev(uuid) => format!("sysfsdev=/sys/bus/mdev/devices/{uuid}"),
+            };
+            command
+                .arg("-device")
+                .arg(format!("pcie-root-port,id=port{index},chassis={index}"))
+                .arg("-device")
+                .arg(format!(
+                    "vfio-pci,id=dev{index},bus=port{index},{which}{backend}"
+                ));
+        }
+        if self.verbose {
+            println!("{command:?}");
+        }
+        Guest::begin(name, &mut command, &monitor, self.verbose)
+    }
+}
+
+fn socket(path: &Path) -> String {
+    format!("unix:{},server=on,wait=off", path.display())
+}

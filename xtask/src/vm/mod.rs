@@ -1,0 +1,79 @@
+//! `cargo xtask vm`: stock guests under a stock QEMU under `ioasid run`.
+//!
+//! QEMU and the guests' kernel are Debian packages ([`crate::fetch`]). Guests run on an emulated
+//! processor (`-accel tcg`), so neither KVM nor a privilege is needed; their kernel's own IOAT driver
+//! probes the devices that they are given, which is DMA and an interrupt of each.
+
+mod guest;
+mod host;
+mod initramfs;
+mod scenes;
+
+use std::{path::PathBuf, time::Instant};
+
+use anyhow::{Result, bail};
+use clap::{Args, ValueEnum};
+
+use crate::fetch::Origin;
+use host::Host;
+
+/// Arguments of `cargo xtask vm`.
+#[derive(Args, Debug)]
+pub(crate) struct Vm {
+    /// Only scenes whose names contain TEXT.
+    #[arg(long, value_name = "TEXT")]
+    only: Option<String>,
+    /// What the guests are given. There is no driver for a DSA in a guest on an emulated processor:
+    /// the scenes then show only that the guests see their devices.
+    #[arg(long, value_name = "MODEL", default_value = "ioat")]
+    model: Model,
+    /// Print what guests and their QEMUs say.
+    #[arg(long, short)]
+    verbose: bool,
+    /// Use this `ioasid` instead of building one, optimised.
+    #[arg(long, value_name = "PROGRAM")]
+    ioasid: Option<PathBuf>,
+    #[command(flatten)]
+    origin: Origin,
+}
+
+/// Device models that a guest can be given.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Model {
+    /// Intel QuickData, for which the kernel's driver is `ioatdma`.
+    Ioat,
+    /// Intel DSA.
+    Dsa,
+}
+
+/// Plays every scene.
+///
+/// # Errors
+/// What kept the scenes from being played, or that one failed.
+pub(crate) fn run(arguments: &Vm) -> Result<()> {
+    let host = Host::new(arguments)?;
+    let (mut passed, mut failed) = (0, 0);
+    for (name, scene) in scenes::SCENES {
+        if !arguments.only.iter().all(|text| name.contains(text)) {
+            continue;
+        }
+        let start = Instant::now();
+        let result = scene(&host);
+        let seconds = start.elapsed().as_secs_f64();
+        match result {
+            Ok(what) => {
+                passed += 1;
+                println!("  ok   {name} ({seconds:.1} s)\n       {what}");
+            }
+            Err(error) => {
+                failed += 1;
+                println!("  FAIL {name} ({seconds:.1} s)\n       {error:#}");
+            }
+        }
+    }
+    println!("\n{passed} passed, {failed} failed");
+    if failed > 0 || passed == 0 {
+        bail!("{failed} scenes with guests failed");
+    }
+    Ok(())
+}

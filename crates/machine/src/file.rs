@@ -103,15 +103,16 @@ pub struct DeviceSection {
     /// The VM that owns the whole device; only with `driver = "vfio"`.
     #[serde(default)]
     pub vm: Option<String>,
-    /// Number of queues of a device without `[[device.queue]]` sections, 1..=[`MAX_QUEUES`].
-    #[serde(default)]
+    /// Number of queues (of an I/OAT: channels) of a device without `[[device.queue]]` sections,
+    /// 1..=[`MAX_QUEUES`].
+    #[serde(default, alias = "channels")]
     pub queues: Option<usize>,
-    /// Its work queues, from queue 0.
-    #[serde(default)]
+    /// Its work queues (of an I/OAT: channels), from queue 0.
+    #[serde(default, alias = "channel")]
     pub queue: Vec<QueueSection>,
 }
 
-/// `[[device.queue]]`: one work queue.
+/// `[[device.queue]]` or `[[device.channel]]`: one work queue of a DSA, one channel of an I/OAT.
 #[derive(Clone, Debug, Deserialize, PartialEq, Eq)]
 #[serde(deny_unknown_fields)]
 pub struct QueueSection {
@@ -127,7 +128,7 @@ pub struct QueueSection {
     /// know devices by their PCI address only.
     #[serde(default, deserialize_with = "pci_address")]
     pub present_as: Option<PciAddress>,
-    /// Descriptors that the queue holds, 1..=[`MAX_QUEUE_SIZE`].
+    /// Descriptors that the queue holds, 1..=[`MAX_QUEUE_SIZE`]. A channel holds none.
     #[serde(default = "default_queue_size")]
     pub size: u32,
 }
@@ -138,6 +139,8 @@ pub struct QueueSection {
 pub enum Model {
     /// Intel DSA, 8086:0b25.
     Dsa,
+    /// Intel I/OAT, 8086:2021.
+    Ioat,
 }
 
 /// Who drives a device.
@@ -330,6 +333,11 @@ impl DeviceSection {
         }
         self.queues = Some(self.queue.len());
         for (index, queue) in self.queue.iter().enumerate() {
+            if self.model == Model::Ioat && queue.size != default_queue_size() {
+                return Err(format!(
+                    "channel {index} has no size: its descriptors lie in memory"
+                ));
+            }
             if !(1..=MAX_QUEUE_SIZE).contains(&queue.size) {
                 return Err(format!("queue {index}: size must be 1 to {MAX_QUEUE_SIZE}"));
             }
@@ -398,7 +406,8 @@ impl FromStr for DeviceSection {
                 Ok(number) => toml::Value::Integer(number),
                 Err(_) => toml::Value::String(value.to_owned()),
             };
-            if key == "queue" || table.insert(key.to_owned(), value).is_some() {
+            if ["queue", "channel"].contains(&key) || table.insert(key.to_owned(), value).is_some()
+            {
                 return Err(bad(format!(
                     "`{key}` cannot be given here, or is given twice"
                 )));
@@ -499,6 +508,21 @@ mod tests {
     }
 
     #[test]
+    fn the_queues_of_an_ioat_are_channels_by_either_name() {
+        let device = "[[device]]\nmodel = \"ioat\"\ndriver = \"host\"\n";
+        let with = |key| {
+            let section = format!("[[device.{key}]]\nowner = \"mdev\"\n");
+            format!("{device}{section}").parse::<MachineFile>().unwrap()
+        };
+        assert_eq!(with("queue"), with("channel"));
+        assert_eq!(with("queue").device[0].model, Model::Ioat);
+        let file = MachineFile::from_device_strings(&["ioat,channels=3,driver=vfio"]).unwrap();
+        assert_eq!(file.device[0].queue.len(), 3);
+        let sized = format!("{device}[[device.channel]]\nowner = \"host\"\nsize = 8\n");
+        assert!(error(&sized).contains("channel 0 has no size"));
+    }
+
+    #[test]
     fn device_strings_take_the_keys_of_the_file() {
         let file =
             MachineFile::from_device_strings(&["dsa,queues=4,driver=vfio", "dsa,vm=vm1"]).unwrap();
@@ -510,6 +534,9 @@ mod tests {
             ("dsa,queues", "key=value"),
             ("dsa,queues=1,queues=2", "twice"),
             ("", "unknown variant"),
+            ("ioatt", "did you mean `ioat`?"),
+            ("ioat,chanels=2", "did you mean `channels`?"),
+            ("ioat,channels=9", "queues must be 1"),
             ("dsa,queue=1", "cannot be given"),
         ] {
             let found = MachineFile::from_device_strings(&[bad])

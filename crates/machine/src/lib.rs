@@ -13,6 +13,7 @@
 
 pub mod file;
 pub mod machine;
+mod model;
 pub mod sysfs;
 
 pub use file::{MachineFile, MachineFileError};

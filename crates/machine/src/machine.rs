@@ -13,17 +13,19 @@ use ioasid_core::{
     inspect::{Inspect, Node, Value},
     sync::Mutex,
 };
-use ioasid_dsa::{DsaConfig, DsaDevice, DsaParent, HostDriver, HostQueue, QueueConfig, TYPE_1DWQ};
+use ioasid_dsa::{DsaConfig, DsaDevice, HostQueue, QueueConfig};
+use ioasid_ioat::{HostChannel, IoatDevice};
 use ioasid_iommu::{DeviceConfig, Iommu, IommuConfig};
 use ioasid_iommufd::{Context, Limits, MemoryLedger};
 use ioasid_vfio::{
-    DeviceModel, Passthrough, Vfio, VfioDevice,
-    mdev::{Mdev, MdevParent, MdevRegistry, Uuid},
+    Passthrough, Vfio, VfioDevice,
+    mdev::{Mdev, MdevRegistry, Uuid},
     pci::Function,
 };
 
 use crate::{
     file::{DeviceSection, Driver, MachineFile, Model, Owner},
+    model::{HostSide, Whole},
     sysfs::{MdevFunction, MdevTypeEntry, PciFunction, SysfsBuilder, SysfsEntry, VfioName},
 };
 
@@ -63,19 +65,12 @@ pub enum MachineError {
 struct MachineDevice {
     section: DeviceSection,
     address: PciAddress,
-    dsa: Arc<DsaDevice>,
+    whole: Whole,
+    group: u32,
     /// What the host has of a device that it drives.
     host: Option<HostSide>,
     /// The node, for a device that is offered whole.
     vfio: Option<Arc<VfioDevice>>,
-}
-
-/// A device that its own driver holds: the queues it works on, and the children of the others.
-struct HostSide {
-    queues: Vec<Arc<HostQueue>>,
-    parent: Arc<DsaParent>,
-    // Goes last: the queues are the driver's.
-    _driver: Arc<HostDriver>,
 }
 
 /// A device node below `/dev/vfio/devices`.
@@ -186,10 +181,12 @@ impl Machine {
             }),
         });
         for device in &machine.devices {
-            for queue in &device.section.queue {
+            let types = device.mdev_types();
+            for (queue, offered) in device.section.queue.iter().zip(types.iter().cycle()) {
                 if let Some(uuid) = queue.uuid {
-                    let parent = device.address.to_string();
-                    machine.create_mdev(&parent, TYPE_1DWQ, &uuid.to_string(), queue.vm.clone())?;
+                    let (parent, uuid) = (device.address.to_string(), uuid.to_string());
+                    let vm = queue.vm.clone();
+                    machine.create_mdev(&parent, &offered.type_name, &uuid, vm)?;
                 }
             }
         }
@@ -206,21 +203,44 @@ impl Machine {
         &self.iommu
     }
 
+    fn whole(&self, address: PciAddress) -> Option<&Whole> {
+        let mut devices = self.devices.iter();
+        let device = devices.find(|device| device.address == address)?;
+        Some(&device.whole)
+    }
+
     /// The software DSA at `address`.
     pub fn dsa(&self, address: PciAddress) -> Option<&Arc<DsaDevice>> {
-        self.devices
-            .iter()
-            .find(|device| device.address == address)
-            .map(|device| &device.dsa)
+        match self.whole(address)? {
+            Whole::Dsa(dsa) => Some(dsa),
+            Whole::Ioat(_) => None,
+        }
+    }
+
+    /// The software I/OAT at `address`.
+    pub fn ioat(&self, address: PciAddress) -> Option<&Arc<IoatDevice>> {
+        match self.whole(address)? {
+            Whole::Dsa(_) => None,
+            Whole::Ioat(ioat) => Some(ioat),
+        }
+    }
+
+    /// The devices that the host drives, by address.
+    fn hosts(&self) -> impl Iterator<Item = (PciAddress, &HostSide)> {
+        let devices = self.devices.iter();
+        devices.filter_map(|device| Some((device.address, device.host.as_ref()?)))
     }
 
     /// The queues on which the parents' own drivers work.
     pub fn host_queues(&self) -> impl Iterator<Item = (PciAddress, &Arc<HostQueue>)> {
-        let hosts = self
-            .devices
-            .iter()
-            .filter_map(|d| Some((d.address, d.host.as_ref()?)));
-        hosts.flat_map(|(address, host)| host.queues.iter().map(move |queue| (address, queue)))
+        let hosts = self.hosts();
+        hosts.flat_map(|(address, host)| host.queues.dsa().iter().map(move |one| (address, one)))
+    }
+
+    /// The channels on which the parents' own drivers work.
+    pub fn host_channels(&self) -> impl Iterator<Item = (PciAddress, &Arc<HostChannel>)> {
+        let hosts = self.hosts();
+        hosts.flat_map(|(address, host)| host.queues.ioat().iter().map(move |one| (address, one)))
     }
 
     /// Who has locked how much memory.
@@ -410,12 +430,9 @@ impl Machine {
             .with("parent", mdev.parent.as_str())
             .with("vm", mdev.vm.as_deref().unwrap_or("-"))
             .with("node", mdev.node.name.as_str());
-        let hosts = self
-            .devices
-            .iter()
-            .filter_map(|device| device.host.as_ref());
-        if let Some(child) = hosts.filter_map(|host| host.parent.child(mdev.uuid)).next() {
-            node.set("queue", child.inspect());
+        let mut hosts = self.hosts();
+        if let Some(child) = hosts.find_map(|(_, host)| host.parent.inspect_child(mdev.uuid)) {
+            node.set("queue", child);
         }
         node.with("vfio", mdev.node.device.inspect())
     }
@@ -451,7 +468,6 @@ impl MachineDevice {
         mdevs: &MdevRegistry,
         spawner: &dyn Spawner,
     ) -> Result<Self, MachineError> {
-        let Model::Dsa = section.model;
         let Some(address) = section.address else {
             unreachable!("a checked machine file has an address for every device")
         };
@@ -463,50 +479,44 @@ impl MachineDevice {
             pasid_bits: PASID_BITS,
             format: iommu.config().format,
             dirty: true,
-            page_requests: true,
+            // An I/OAT descriptor has no way to wait for a page.
+            page_requests: section.model == Model::Dsa,
             ..DeviceConfig::new(address)
         };
         let device = iommu.add_device(config).map_err(|error| failed(&error))?;
-        let queues = section.queue.iter().map(|queue| QueueConfig {
-            size: u16::try_from(queue.size).unwrap_or(u16::MAX),
-            mdev: queue.owner == Owner::Mdev,
-        });
-        let config = DsaConfig {
-            queues: queues.collect(),
-            engines: section.engines,
-            device_tlb: true,
+        let group = device.group().id();
+        let whole = match section.model {
+            Model::Dsa => {
+                let queues = section.queue.iter().map(|queue| QueueConfig {
+                    size: u16::try_from(queue.size).unwrap_or(u16::MAX),
+                    mdev: queue.owner == Owner::Mdev,
+                });
+                let config = DsaConfig {
+                    queues: queues.collect(),
+                    engines: section.engines,
+                    device_tlb: true,
+                };
+                DsaDevice::new(iommu, device.clone(), config, spawner)
+                    .map(Whole::Dsa)
+                    .map_err(|error| failed(&error))?
+            }
+            Model::Ioat => Whole::ioat(section, iommu, device.clone(), spawner)
+                .map_err(|error| failed(&error))?,
         };
-        let dsa = DsaDevice::new(iommu, device.clone(), config, spawner)
-            .map_err(|error| failed(&error))?;
         let (mut host, mut node) = (None, None);
         match section.driver {
             Driver::Host => {
-                let driver = HostDriver::probe(&dsa).map_err(|error| failed(&error))?;
-                let own = section.queue.iter().enumerate();
-                let own = own.filter(|(_, queue)| queue.owner == Owner::Host);
-                let queues = own.map(|(index, _)| driver.open_queue(index).map(Arc::new));
-                let queues = queues
-                    .collect::<Result<_, _>>()
-                    .map_err(|error| failed(&error))?;
-                let parent = DsaParent::new(dsa.clone());
-                for (index, queue) in section.queue.iter().enumerate() {
-                    if let Some(uuid) = queue.uuid {
-                        parent.keep(index, uuid);
-                    }
-                }
-                mdevs.add_parent(parent.clone());
-                host = Some(HostSide {
-                    queues,
-                    parent,
-                    _driver: driver,
-                });
+                let side = whole.drive(section).map_err(|error| failed(&*error))?;
+                mdevs.add_parent(side.parent.clone());
+                host = Some(side);
             }
-            Driver::Vfio => node = Some(vfio.add(dsa.clone(), Passthrough::Whole(device))),
+            Driver::Vfio => node = Some(vfio.add(whole.model(), Passthrough::Whole(device))),
         }
         Ok(MachineDevice {
             section: section.clone(),
             address,
-            dsa,
+            whole,
+            group,
             host,
             vfio: node,
         })
@@ -514,19 +524,20 @@ impl MachineDevice {
 
     fn driver_name(&self) -> &'static str {
         match self.section.driver {
-            Driver::Host => "idxd",
+            Driver::Host => self.whole.driver_name(),
             Driver::Vfio => "vfio-pci",
         }
     }
 
     fn pci_function(&self) -> PciFunction {
-        let function = self.dsa.function();
+        let model = self.whole.model();
+        let function = model.function();
         PciFunction {
             address: self.address,
             config: function.host_config(),
             bars: bar_sizes(function),
             driver: self.driver_name(),
-            group: self.dsa.device().group().id(),
+            group: self.group,
             vfio: self
                 .vfio
                 .as_ref()
@@ -552,13 +563,12 @@ impl MachineDevice {
     fn inspect(&self) -> Node {
         let mut node = Node::new()
             .with("address", self.address.to_string())
-            .with("model", "dsa")
+            .with("model", self.whole.name())
             .with("driver", self.driver_name())
             .with("vm", self.section.vm.as_deref().unwrap_or("-"))
-            .with("dsa", self.dsa.inspect());
+            .with(self.whole.name(), self.whole.inspect());
         if let Some(host) = &self.host {
-            let queues: Vec<Node> = host.queues.iter().map(|queue| queue.inspect()).collect();
-            node.set("host_queues", queues);
+            node.set("host_queues", host.queues.inspect());
         }
         if let Some(device) = &self.vfio {
             node.set("node", device.name())

@@ -7,10 +7,10 @@ use ioasid_core::{
     spa::SpaSpace,
 };
 use ioasid_iommufd::Context;
-use ioasid_machine::Machine;
+use ioasid_machine::{AttributeError, Machine};
 use ioasid_selftest::SelfTest;
 use ioasid_supervisor::{MachineView, NodeInfo, SysfsEntry, SysfsKind, view::MdevRequest};
-use ioasid_uapi::iommufd::Extension;
+use ioasid_uapi::{Errno, iommufd::Extension};
 
 /// Where a test looks whether the kernel can make allocations fail, and what it sets there. Ours
 /// always may fail, and say nothing about it.
@@ -84,6 +84,28 @@ impl MachineView for View {
 
     fn has_vm(&self, vm: &str) -> bool {
         self.0.has_vm(vm)
+    }
+
+    fn generation(&self) -> u64 {
+        self.0.generation()
+    }
+
+    fn attributes(&self, vm: Option<&str>) -> Vec<String> {
+        self.0.writable_attributes(vm)
+    }
+
+    fn write_attribute(&self, vm: Option<&str>, path: &str, data: &[u8]) -> Result<(), Errno> {
+        let written = self.0.write_attribute(vm, path, data);
+        written.map_err(|error| match error {
+            AttributeError::Vfio(error) => error.into(),
+            AttributeError::NotWritable => Errno::EACCES,
+            AttributeError::OutOfRange => Errno::ERANGE,
+            AttributeError::Busy => Errno::EBUSY,
+            AttributeError::NoDevice => Errno::ENODEV,
+            AttributeError::NoMemory => Errno::ENOMEM,
+            // The enum may grow.
+            _ => Errno::EINVAL,
+        })
     }
 
     fn mdev(&self, request: &MdevRequest) -> Result<Node, String> {

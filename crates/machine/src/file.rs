@@ -8,6 +8,8 @@ use ioasid_iommu::TableFormat;
 use ioasid_vfio::mdev::Uuid;
 use serde::Deserialize;
 
+use crate::sriov;
+
 /// The machine that `run` and `demo` use without a file, as its text.
 pub const DEFAULT_MACHINE: &str = include_str!("default.toml");
 
@@ -103,6 +105,10 @@ pub struct DeviceSection {
     /// The VM that owns the whole device; only with `driver = "vfio"`.
     #[serde(default)]
     pub vm: Option<String>,
+    /// Virtual functions that programs can ask for (SR-IOV), up to 31; only for a DSA with
+    /// `driver = "vfio"`. They take the addresses after the device's own.
+    #[serde(default)]
+    pub vfs: u16,
     /// Number of queues (of an I/OAT: channels) of a device without `[[device.queue]]` sections,
     /// 1..=[`MAX_QUEUES`].
     #[serde(default, alias = "channels")]
@@ -273,6 +279,15 @@ impl MachineFile {
             device
                 .check()
                 .map_err(|text| invalid(format!("device {address}: {text}")))?;
+            for index in 0..device.vfs {
+                let free = sriov::address_of(address, index)
+                    .is_some_and(|address| addresses.insert(address));
+                if !free {
+                    return Err(invalid(format!(
+                        "device {address}: no PCI address is left for virtual function {index}"
+                    )));
+                }
+            }
             for queue in &device.queue {
                 if let Some(uuid) = queue.uuid
                     && !uuids.insert(uuid)
@@ -298,6 +313,16 @@ impl MachineFile {
 
 impl DeviceSection {
     fn check(&mut self) -> Result<(), String> {
+        if self.vfs > sriov::MAX_VIRTUAL {
+            return Err(format!(
+                "vfs must be 0 to {}, not {}",
+                sriov::MAX_VIRTUAL,
+                self.vfs
+            ));
+        }
+        if self.vfs > 0 && (self.driver != Driver::Vfio || self.model != Model::Dsa) {
+            return Err("vfs is for a dsa with driver = \"vfio\"".to_owned());
+        }
         if !(1..=MAX_ENGINES).contains(&self.engines) {
             return Err(format!(
                 "engines must be 1 to {MAX_ENGINES}, not {}",

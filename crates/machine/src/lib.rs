@@ -7,14 +7,17 @@
 //!
 //! * [`mod@file`]: the machine file and device strings.
 //! * [`machine`]: the running set.
-//! * [`sysfs`]: what programs find below `/sys`.
+//! * [`sysfs`]: what programs find below `/sys`; [`attribute`]: what they can write there.
 
 #![forbid(unsafe_code)]
 
+pub mod attribute;
 pub mod file;
 pub mod machine;
 mod model;
+mod sriov;
 pub mod sysfs;
 
+pub use attribute::AttributeError;
 pub use file::{MachineFile, MachineFileError};
 pub use machine::{ExportedDevice, Machine, MachineError, MdevInfo, VfioNode};

@@ -3,7 +3,10 @@
 use std::{
     collections::BTreeMap,
     fmt,
-    sync::{Arc, Weak},
+    sync::{
+        Arc, Weak,
+        atomic::{AtomicU64, Ordering},
+    },
     time::Duration,
 };
 
@@ -13,7 +16,7 @@ use ioasid_core::{
     inspect::{Inspect, Node, Value},
     sync::Mutex,
 };
-use ioasid_dsa::{DsaConfig, DsaDevice, HostQueue, QueueConfig};
+use ioasid_dsa::{DsaConfig, DsaDevice, HostQueue, QueueConfig, Role};
 use ioasid_ioat::{HostChannel, IoatDevice};
 use ioasid_iommu::{DeviceConfig, Iommu, IommuConfig};
 use ioasid_iommufd::{Context, Limits, MemoryLedger};
@@ -24,9 +27,14 @@ use ioasid_vfio::{
 };
 
 use crate::{
+    attribute::AttributeError,
     file::{DeviceSection, Driver, MachineFile, Model, Owner},
     model::{HostSide, Whole},
-    sysfs::{MdevFunction, MdevTypeEntry, PciFunction, SysfsBuilder, SysfsEntry, VfioName},
+    sriov::{VirtualFunction, VirtualFunctions},
+    sysfs::{
+        MdevFunction, MdevTypeEntry, PciFunction, Sriov, SysfsBuilder, SysfsEntry, VfioName,
+        bar_base,
+    },
 };
 
 /// Character device major number of the VFIO device nodes: in Linux a dynamic one, here the first
@@ -136,7 +144,12 @@ pub struct ExportedDevice {
 pub struct Machine {
     name: String,
     iommu: Arc<Iommu>,
+    vfio: Arc<Vfio>,
     mdevs: Arc<MdevRegistry>,
+    virtual_functions: VirtualFunctions,
+    driver_overrides: Mutex<BTreeMap<PciAddress, String>>,
+    /// Grows with every change of what programs see.
+    generation: AtomicU64,
     devices: Vec<MachineDevice>,
     vm_of_mdev: Mutex<BTreeMap<Uuid, String>>,
     contexts: Mutex<Vec<Weak<Context>>>,
@@ -170,8 +183,11 @@ impl Machine {
         let machine = Arc::new(Machine {
             name: name.into(),
             iommu,
-
+            vfio,
             mdevs,
+            virtual_functions: VirtualFunctions::default(),
+            driver_overrides: Mutex::default(),
+            generation: AtomicU64::new(0),
             devices,
             vm_of_mdev: Mutex::default(),
             contexts: Mutex::default(),
@@ -308,7 +324,9 @@ impl Machine {
             .pdevs(vm)
             .filter_map(|device| device.vfio.as_ref())
             .map(VfioNode::new);
+        let virtual_functions = self.shown_virtual_functions(vm).into_iter();
         pdevs
+            .chain(virtual_functions.map(|function| VfioNode::new(&function.node)))
             .chain(self.mdevs(vm).into_iter().map(|mdev| mdev.node))
             .collect()
     }
@@ -343,6 +361,7 @@ impl Machine {
                 .pdevs(vm)
                 .any(|visible| visible.address == device.address);
             if vm.is_none() || is_parent || is_visible {
+                self.show_more(&mut sysfs, device);
                 sysfs.pci(&device.pci_function());
             }
             if is_parent || (vm.is_none() && device.host.is_some()) {
@@ -351,6 +370,11 @@ impl Machine {
                     .iter()
                     .for_each(|entry| sysfs.mdev_type(entry));
             }
+        }
+        for function in self.shown_virtual_functions(vm) {
+            let config = function.node.model().function().host_config();
+            sysfs.config(function.address, &config);
+            sysfs.pci(&virtual_function(&function));
         }
         for mdev in mdevs {
             let Ok(parent) = mdev.parent.parse() else {
@@ -376,6 +400,126 @@ impl Machine {
         queues.find(|queue| queue.uuid == Some(uuid))?.present_as
     }
 
+    /// A number that grows with every change of what programs see: devices that come and go.
+    pub fn generation(&self) -> u64 {
+        self.generation.load(Ordering::Acquire)
+    }
+
+    pub(crate) fn has_changed(&self) {
+        self.generation.fetch_add(1, Ordering::AcqRel);
+    }
+
+    /// The devices that a program of `vm` sees whole, virtual functions too, and whether they are
+    /// physical functions.
+    pub(crate) fn whole_devices(&self, vm: Option<&str>) -> Vec<(PciAddress, bool)> {
+        let pdevs = self.pdevs(vm);
+        let pdevs = pdevs.map(|device| (device.address, device.section.vfs > 0));
+        let virtual_functions = self.shown_virtual_functions(vm).into_iter();
+        pdevs
+            .chain(virtual_functions.map(|function| (function.address, false)))
+            .collect()
+    }
+
+    /// The node of the device at `address`, if that is offered whole.
+    pub(crate) fn whole_device(&self, address: PciAddress) -> Option<Arc<VfioDevice>> {
+        let mut devices = self.devices.iter();
+        let device = devices.find(|device| device.address == address);
+        let node = device.and_then(|device| device.vfio.clone());
+        let virtual_functions = self.virtual_functions.all();
+        let mut virtual_functions = virtual_functions.into_iter();
+        node.or_else(|| Some(virtual_functions.find(|vf| vf.address == address)?.node))
+    }
+
+    /// The virtual functions that a program of `vm` sees: those of the physical ones that it sees.
+    fn shown_virtual_functions(&self, vm: Option<&str>) -> Vec<VirtualFunction> {
+        let mut all = self.virtual_functions.all();
+        all.retain(|function| {
+            let mut pdevs = self.pdevs(vm);
+            pdevs.any(|device| device.address == function.physical)
+        });
+        all
+    }
+
+    /// Parents with the types that a program of `vm` sees.
+    pub(crate) fn shown_mdev_types(&self, vm: Option<&str>) -> Vec<(PciAddress, String)> {
+        let mdevs = self.mdevs(vm);
+        let shown = self.devices.iter().filter(|device| {
+            let name = device.address.to_string();
+            vm.is_none() || mdevs.iter().any(|mdev| mdev.parent == name)
+        });
+        let types = shown.flat_map(MachineDevice::mdev_types);
+        types.map(|entry| (entry.parent, entry.type_name)).collect()
+    }
+
+    /// Gives the physical function at `address` so many virtual ones.
+    pub(crate) fn set_virtual_functions(
+        &self,
+        address: PciAddress,
+        count: u16,
+    ) -> Result<(), AttributeError> {
+        let physical = self.whole_device(address);
+        let physical = physical.ok_or(AttributeError::NoDevice)?;
+        let (iommu, vfio) = (&self.iommu, &self.vfio);
+        self.virtual_functions
+            .set(iommu, vfio, &physical, address, count)
+    }
+
+    pub(crate) fn set_driver_override(&self, address: PciAddress, driver: &str) {
+        let mut overrides = self.driver_overrides.lock();
+        match driver {
+            "" => overrides.remove(&address),
+            driver => overrides.insert(address, driver.to_owned()),
+        };
+    }
+
+    pub(crate) fn create_mdev_of(
+        &self,
+        parent: &str,
+        type_name: &str,
+        text: &[u8],
+        vm: Option<&str>,
+    ) -> Result<(), ioasid_vfio::Error> {
+        let mdev = self.mdevs.create(parent, type_name, text)?;
+        if let Some(vm) = vm {
+            let mut owners = self.vm_of_mdev.lock();
+            owners.insert(mdev.uuid(), vm.to_owned());
+        }
+        Ok(())
+    }
+
+    pub(crate) fn remove_mdev_of(
+        &self,
+        uuid: Uuid,
+        patience: Duration,
+    ) -> Result<(), ioasid_vfio::Error> {
+        self.mdevs.remove(uuid, patience)?;
+        self.vm_of_mdev.lock().remove(&uuid);
+        Ok(())
+    }
+
+    /// What a device shows beyond a plain function.
+    fn show_more(&self, sysfs: &mut SysfsBuilder, device: &MachineDevice) {
+        let address = device.address;
+        if let Some(driver) = self.driver_overrides.lock().get(&address) {
+            sysfs.driver_override(address, driver);
+        }
+        let function = device.vfio.as_ref().map(|node| node.model().function());
+        if let Some(layout) = function.and_then(Function::sriov) {
+            let all = self.virtual_functions.all().into_iter();
+            let own = all.filter(|function| function.physical == address);
+            sysfs.physical_function(
+                address,
+                &Sriov {
+                    total: layout.total,
+                    offset: layout.offset,
+                    stride: layout.stride,
+                    device: layout.device,
+                    virtual_functions: own.map(|function| function.address).collect(),
+                },
+            );
+        }
+    }
+
     /// Creates a mediated device on a queue of `parent` that is set aside for one.
     ///
     /// # Errors
@@ -396,9 +540,13 @@ impl Machine {
             .mdevs
             .create(parent, type_name, uuid.as_bytes())
             .map_err(failed)?;
+        if let Some(address) = self.presented(mdev.uuid()) {
+            mdev.device().group().present_as(address.to_string());
+        }
         if let Some(vm) = &vm {
             self.vm_of_mdev.lock().insert(mdev.uuid(), vm.clone());
         }
+        self.has_changed();
         Ok(MdevInfo {
             uuid: mdev.uuid(),
             parent: parent.to_owned(),
@@ -418,8 +566,9 @@ impl Machine {
             cause,
         };
         let parsed: Uuid = uuid.parse().map_err(failed)?;
-        self.mdevs.remove(parsed, REMOVE_PATIENCE).map_err(failed)?;
-        self.vm_of_mdev.lock().remove(&parsed);
+        self.remove_mdev_of(parsed, REMOVE_PATIENCE)
+            .map_err(failed)?;
+        self.has_changed();
         Ok(())
     }
 
@@ -495,6 +644,10 @@ impl MachineDevice {
                     queues: queues.collect(),
                     engines: section.engines,
                     device_tlb: true,
+                    role: match section.vfs {
+                        0 => Role::Alone,
+                        total => Role::Physical { total },
+                    },
                 };
                 DsaDevice::new(iommu, device.clone(), config, spawner)
                     .map(Whole::Dsa)
@@ -503,6 +656,7 @@ impl MachineDevice {
             Model::Ioat => Whole::ioat(section, iommu, device.clone(), spawner)
                 .map_err(|error| failed(&error))?,
         };
+        whole.model().function().assign_bars(bar_base(address));
         let (mut host, mut node) = (None, None);
         match section.driver {
             Driver::Host => {
@@ -616,6 +770,24 @@ impl fmt::Debug for Machine {
 /// Sizes in bytes of BAR 0-5; 0 where there is none.
 fn bar_sizes(function: &Function) -> [u64; 6] {
     std::array::from_fn(|index| function.bar(index as u8).map_or(0, |bar| bar.size))
+}
+
+/// A virtual function as sysfs shows it: its ids are those that it works as.
+fn virtual_function(function: &VirtualFunction) -> PciFunction {
+    let model = function.node.model().function();
+    let mut config = model.host_config();
+    let (vendor, device) = model.ids();
+    if let Some((ids, _)) = config.split_first_chunk_mut::<4>() {
+        *ids = (u32::from(device) << 16 | u32::from(vendor)).to_le_bytes();
+    }
+    PciFunction {
+        address: function.address,
+        config,
+        bars: bar_sizes(model),
+        driver: "vfio-pci",
+        group: function.node.group_number(),
+        vfio: Some(VfioNode::new(&function.node).sysfs_name()),
+    }
 }
 
 /// A mediated device as a PCI function at `address`.

@@ -21,6 +21,12 @@
 //! | `open`, `openat` | it opens for reading, as `fopen` does: without `O_CLOEXEC` and other flags |
 //! | `capset` and the calls that change the user | always |
 //!
+//! where entries of `/sys` can be written:
+//!
+//! | call | asked about when |
+//! |---|---|
+//! | `open`, `openat` | it opens for writing |
+//!
 //! and without namespaces, where a path of ours leads nowhere:
 //!
 //! | call | asked about when |
@@ -181,6 +187,8 @@ pub struct Scope {
     pub base: u32,
     /// Whether `/proc/PID/status` shows what a program has locked.
     pub status: bool,
+    /// Whether entries of `/sys` can be written.
+    pub attributes: bool,
     /// Whether paths of ours have to be answered, since the program has no namespace with them.
     pub paths: bool,
 }
@@ -283,7 +291,11 @@ pub fn program(scope: &Scope) -> Vec<Instruction> {
         }
         a.load(arg(index));
         a.op(BPF_ALU | BPF_AND | BPF_K, libc::O_ACCMODE as u32);
-        a.jump(BPF_JEQ, libc::O_RDWR as u32, Notify, Allow);
+        if scope.attributes {
+            a.jump(BPF_JEQ, libc::O_RDONLY as u32, Allow, Notify);
+        } else {
+            a.jump(BPF_JEQ, libc::O_RDWR as u32, Notify, Allow);
+        }
     }
 
     a.label(Fcntl).load(arg(1));
@@ -364,6 +376,7 @@ mod tests {
     const PLAIN: Scope = Scope {
         base: 896,
         status: false,
+        attributes: false,
         paths: false,
     };
 

@@ -236,6 +236,7 @@ pub(crate) fn describe(view: &dyn MachineView, vm: Option<&str>) -> Description 
         groups: groups.into_iter().collect(),
         sysfs: view.sysfs(vm),
         status: view.shows_locked_memory(),
+        attributes: !view.attributes(vm).is_empty(),
     }
 }
 

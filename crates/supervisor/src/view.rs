@@ -4,7 +4,7 @@ use std::{fmt, sync::Arc};
 
 use ioasid_core::{inspect, spa::SpaSpace};
 use ioasid_iommufd::Context;
-use ioasid_uapi::iommufd::Extension;
+use ioasid_uapi::{Errno, iommufd::Extension};
 use ioasid_vfio::VfioDevice;
 use serde::{Deserialize, Serialize};
 
@@ -85,6 +85,26 @@ pub trait MachineView: Send + Sync + fmt::Debug {
 
     /// Whether something of the machine belongs to `vm`.
     fn has_vm(&self, vm: &str) -> bool;
+
+    /// A number that grows when nodes or entries of sysfs come, go or change.
+    fn generation(&self) -> u64 {
+        0
+    }
+
+    /// The entries of sysfs that a program of `vm` can write, below `/sys`.
+    fn attributes(&self, vm: Option<&str>) -> Vec<String> {
+        let _ = vm;
+        Vec::new()
+    }
+
+    /// Writes `data` to one of them.
+    ///
+    /// # Errors
+    /// What the kernel would answer. By default there are none.
+    fn write_attribute(&self, vm: Option<&str>, path: &str, data: &[u8]) -> Result<(), Errno> {
+        let _ = (vm, path, data);
+        Err(Errno::EACCES)
+    }
 
     /// Creates, removes or lists mediated devices.
     ///

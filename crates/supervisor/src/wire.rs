@@ -47,6 +47,9 @@ pub struct Description {
     /// Whether `/proc/PID/status` is to show what a program has locked.
     #[serde(default)]
     pub status: bool,
+    /// Whether entries of `/sys` can be written.
+    #[serde(default)]
+    pub attributes: bool,
 }
 
 /// A placeholder file, which stands for a node.

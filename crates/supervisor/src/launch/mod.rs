@@ -104,6 +104,7 @@ fn launch(
     let scope = filter::Scope {
         base: filter::base(limit),
         status: description.status,
+        attributes: description.attributes,
         paths: matches!(mode, Mode::Paths { .. }),
     };
     let listener = filter::install(&filter::program(&scope)).map_err(LaunchError::Filter)?;

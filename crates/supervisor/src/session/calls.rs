@@ -42,6 +42,7 @@ pub(super) type Outcome = Result<Answer, Errno>;
 impl Server {
     /// Answers one request.
     pub(super) fn dispatch(&mut self, request: &Request) {
+        self.follow_changes(request.tid);
         let outcome = self.with_failing(request);
         // Whoever polls after this call finds what the call has changed.
         self.files.sync_events();
@@ -235,7 +236,7 @@ impl Server {
                 uapi::vfio::container_ioctl(container, cmd, arg, &program)
             }
             Object::Group(group) => uapi::vfio::group_ioctl(group, cmd, arg, &program),
-            Object::Event(_) | Object::FailNth(_) => Err(Errno::ENOTTY),
+            Object::Event(_) | Object::FailNth(_) | Object::Attribute(_) => Err(Errno::ENOTTY),
         };
         let promises = program.into_promises();
         match result {

@@ -25,6 +25,7 @@ use rustix::{
     io::Errno,
 };
 
+use super::attribute::AttributeFile;
 use super::event::{EventPipe, Readiness};
 use crate::wire::NodeName;
 
@@ -46,6 +47,8 @@ pub(super) enum Object {
     Event(Arc<EventPipe>),
     /// `fail-nth` of a thread.
     FailNth(u32),
+    /// An attribute of `/sys`.
+    Attribute(Arc<AttributeFile>),
 }
 
 impl Object {
@@ -56,6 +59,7 @@ impl Object {
             Object::Group(file) => file.close(),
             Object::Device(file) => file.close(),
             Object::Event(pipe) => pipe.file().closed(),
+            Object::Attribute(file) => file.close(),
             // A container lives as long as groups are in it.
             Object::Container(_) | Object::FailNth(_) => {}
         }
@@ -132,6 +136,16 @@ impl Files {
         let file = reopened_memfd(&NodeName::Device("fail-nth".to_owned()))?;
         self.watch(&file, Object::FailNth(tid), None)?;
         Ok(file)
+    }
+
+    /// Adds an attribute behind `file`, likewise.
+    pub(super) fn add_attribute(
+        &mut self,
+        attribute: Arc<AttributeFile>,
+        file: &OwnedFd,
+    ) -> io::Result<()> {
+        self.watch(file, Object::Attribute(attribute), None)
+            .map(drop)
     }
 
     /// Makes a file of events, likewise.
@@ -246,7 +260,10 @@ impl Files {
         objects.sort_by_key(|object| match object {
             Object::Device(_) => 0,
             Object::Event(_) | Object::Group(_) => 1,
-            Object::Iommufd(_) | Object::Container(_) | Object::FailNth(_) => 2,
+            Object::Iommufd(_)
+            | Object::Container(_)
+            | Object::FailNth(_)
+            | Object::Attribute(_) => 2,
         });
         objects
     }

@@ -43,7 +43,11 @@ impl Server {
         match self.files.get(identity).map(|file| &file.object) {
             None => Ok(Answer::Proceed),
             Some(
-                Object::Container(_) | Object::Group(_) | Object::Event(_) | Object::FailNth(_),
+                Object::Container(_)
+                | Object::Group(_)
+                | Object::Event(_)
+                | Object::FailNth(_)
+                | Object::Attribute(_),
             ) => Err(Errno::ENODEV),
             Some(Object::Device(device)) => {
                 let device = Arc::clone(device);

@@ -5,11 +5,13 @@
 //! filter any more; every file is closed then, whatever state the programs left it in.
 
 mod asking;
+mod attribute;
 mod calls;
 mod event;
 mod failing;
 mod files;
 mod identities;
+mod live;
 mod mmap;
 mod mmio;
 mod open;
@@ -40,6 +42,7 @@ use identities::Identities;
 use ioasid_core::inspect;
 use ioasid_host::{Client, can_take_descriptors};
 use ioasid_uapi::Errno;
+use live::Shown;
 use mmap::Mapping;
 use mmio::Traps;
 use overlay::Overlay;
@@ -112,6 +115,7 @@ impl Session {
             );
         }
         let closer = Closer::start()?;
+        let shown = Shown::new(&*view, shared.vm.as_deref());
         let server = Server {
             traps: Traps::new(attach.mmio, &client),
             view,
@@ -123,6 +127,7 @@ impl Session {
             closer,
             placeholders,
             overlay,
+            shown,
             base: attach.base,
             warned: Cell::new(false),
             shared: Arc::clone(&shared),
@@ -226,6 +231,8 @@ struct Server {
     placeholders: Vec<Placeholder>,
     /// Our `/dev` and `/sys`, if the program has no namespace with them.
     overlay: Option<Overlay>,
+    /// What the program has been shown of the machine.
+    shown: Shown,
     base: u32,
     warned: Cell<bool>,
     shared: Arc<Shared>,

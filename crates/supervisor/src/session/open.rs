@@ -125,6 +125,10 @@ impl Server {
             address: 0,
             follow: !has(libc::O_NOFOLLOW),
         };
+        if !reads && let Some(file) = self.open_attribute(request, process, &path, argument)? {
+            let cloexec = has(libc::O_CLOEXEC);
+            return self.hand_over(request, process, file.as_fd(), self.base, cloexec);
+        }
         let node = if trapped && path::descriptor_path(path.as_bytes()).is_none() {
             self.open_path(request, &path, argument, flags)
         } else if never_a_node {

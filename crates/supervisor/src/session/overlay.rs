@@ -70,24 +70,7 @@ impl Overlay {
     /// Makes the tree of what a machine describes.
     pub(super) fn new(description: &Description) -> io::Result<Self> {
         let sys = plant(&description.sysfs).map_err(io::Error::other)?;
-        let mut entries = BTreeMap::new();
-        let node = |path: &str, name| (path.as_bytes().to_vec(), Entry::Node(name));
-        for path in ["/dev", "/dev/vfio", "/dev/vfio/devices", "/sys"] {
-            entries.insert(path.as_bytes().to_vec(), Entry::Dir);
-        }
-        for (name, fixed) in NodeName::FIXED {
-            entries.extend([node(&format!("/dev/{name}"), fixed)]);
-        }
-        for group in &description.groups {
-            entries.extend([node(&format!("/dev/vfio/{group}"), NodeName::Group(*group))]);
-        }
-        for name in &description.nodes {
-            if name.is_empty() || name.contains('/') || name.starts_with('.') {
-                return Err(io::ErrorKind::InvalidInput.into());
-            }
-            let path = format!("/dev/vfio/devices/{name}");
-            entries.extend([node(&path, NodeName::Device(name.clone()))]);
-        }
+        let entries = fixed(description)?;
         // Everybody's to search, and ours alone to change.
         let directory = tempfile::Builder::new()
             .prefix("ioasid-")
@@ -102,6 +85,29 @@ impl Overlay {
         overlay.write_nodes()?;
         overlay.write(b"/sys", &sys)?;
         Ok(overlay)
+    }
+
+    /// Follows a new description, whose files are in the scratch directory already.
+    pub(super) fn replan(&mut self, description: &Description) -> io::Result<()> {
+        let sys = plant(&description.sysfs).map_err(io::Error::other)?;
+        self.entries = fixed(description)?;
+        self.enter(b"/sys", &sys);
+        Ok(())
+    }
+
+    fn enter(&mut self, directory: &[u8], tree: &BTreeMap<String, Tree>) {
+        for (name, child) in tree {
+            let path = join(directory, name.as_bytes());
+            let entry = match child {
+                Tree::Dir(_) => Entry::Dir,
+                Tree::File(_) => Entry::File,
+                Tree::Link(target) => Entry::Link(target.clone().into_bytes()),
+            };
+            self.entries.insert(path.clone(), entry);
+            if let Tree::Dir(children) = child {
+                self.enter(&path, children);
+            }
+        }
     }
 
     fn write_nodes(&self) -> io::Result<()> {
@@ -267,6 +273,29 @@ impl Overlay {
         statat(root.as_fd(), relative(path), AtFlags::SYMLINK_NOFOLLOW)
             .is_ok_and(|stat| FileType::from_raw_mode(stat.st_mode) == FileType::Directory)
     }
+}
+
+/// The directories and nodes, by absolute path.
+fn fixed(description: &Description) -> io::Result<BTreeMap<Vec<u8>, Entry>> {
+    let mut entries = BTreeMap::new();
+    let node = |path: &str, name| (path.as_bytes().to_vec(), Entry::Node(name));
+    for path in ["/dev", "/dev/vfio", "/dev/vfio/devices", "/sys"] {
+        entries.insert(path.as_bytes().to_vec(), Entry::Dir);
+    }
+    for (name, fixed) in NodeName::FIXED {
+        entries.extend([node(&format!("/dev/{name}"), fixed)]);
+    }
+    for group in &description.groups {
+        entries.extend([node(&format!("/dev/vfio/{group}"), NodeName::Group(*group))]);
+    }
+    for name in &description.nodes {
+        if name.is_empty() || name.contains('/') || name.starts_with('.') {
+            return Err(io::ErrorKind::InvalidInput.into());
+        }
+        let path = format!("/dev/vfio/devices/{name}");
+        entries.extend([node(&path, NodeName::Device(name.clone()))]);
+    }
+    Ok(entries)
 }
 
 fn make_directory(path: &Path) -> io::Result<()> {

@@ -172,6 +172,18 @@ impl Server {
         }
     }
 
+    /// The absolute path of the entry of ours that a path leads to.
+    pub(super) fn path_in_overlay(
+        &self,
+        request: &Request,
+        path: &CString,
+        argument: PathArgument,
+    ) -> Option<Vec<u8>> {
+        self.find(request, path, argument)
+            .ok()
+            .map(|found| found.path)
+    }
+
     fn find_argument(
         &self,
         request: &Request,

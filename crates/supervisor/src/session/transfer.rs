@@ -124,6 +124,18 @@ impl Server {
         match &file.object {
             // These have neither read nor write.
             Object::Iommufd(_) | Object::Container(_) | Object::Group(_) => Err(Errno::EINVAL),
+            Object::Attribute(attribute) => {
+                let attribute = Arc::clone(attribute);
+                let pieces = shape.pieces(process, args)?;
+                let start = offset.unwrap_or(file.position);
+                let moved = attribute.transfer(process, direction, &pieces, start)?;
+                if offset.is_none() {
+                    file.position = start.saturating_add(moved);
+                }
+                // Whoever looks after this write sees what it did.
+                self.follow_changes(request.tid);
+                Ok(Answer::Value(moved))
+            }
             Object::FailNth(tid) => {
                 let pieces = shape.pieces(process, args)?;
                 let start = offset.unwrap_or(file.position);

@@ -198,6 +198,17 @@ impl VfioDevice {
         self.use_.lock().bound.is_some()
     }
 
+    /// Resets it as the host may at any time (`reset` in sysfs), whoever uses it.
+    pub fn reset_by_host(&self) {
+        let _exclusive = self.exclusive();
+        self.reset_model();
+    }
+
+    /// Asks its user, by the request interrupt, to give it back.
+    pub fn ask_for_release(&self) {
+        self.interrupts.request_release();
+    }
+
     /// Asks for the device back and waits until no file is open. Afterwards nobody can open it.
     pub(crate) fn withdraw(&self, patience: Duration) -> Result<()> {
         let start = Instant::now();

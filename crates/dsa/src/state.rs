@@ -272,6 +272,43 @@ mod tests {
     }
 
     #[test]
+    fn a_single_job_waits_for_one_round_of_a_flood_however_low_its_priority() {
+        const GUARD: u64 = 128 << 10;
+        for priorities in [[10, 10], [1, 15], [15, 1]] {
+            let mut state = busy_state(&priorities);
+            state.queues[0].abort();
+            // What the flood moves while a job of the other queue waits, sorted.
+            let mut waits: Vec<u64> = (0..1000)
+                .map(|round| {
+                    for _ in 0..round % 7 {
+                        let task = state.next(0).expect("the flood");
+                        state.charge(task.queue, GUARD);
+                        state.queues[task.queue].end(task.sequence, false);
+                    }
+                    let job = Descriptor::new(Opcode::Noop, 0);
+                    state.queues[0].accept(job, Store::Posted).unwrap();
+                    let mut moved = 0;
+                    loop {
+                        let task = state.next(0).expect("both have work");
+                        let own = task.queue == 0;
+                        let cost = if own { 4096 } else { GUARD };
+                        state.charge(task.queue, cost);
+                        state.queues[task.queue].end(task.sequence, false);
+                        if own {
+                            return moved;
+                        }
+                        moved += cost;
+                    }
+                })
+                .collect();
+            waits.sort_unstable();
+            let round = ROUND as u64 + GUARD;
+            assert!(waits[999] <= round, "{priorities:?}: {}", waits[999]);
+            assert!(waits[0] == 0 || waits[0] < waits[999]);
+        }
+    }
+
+    #[test]
     fn an_idle_queue_leaves_its_share_to_the_others() {
         let mut state = busy_state(&[10, 10]);
         state.queues[1].abort();

@@ -15,7 +15,7 @@ use ioasid_core::{
 };
 use ioasid_iommu::{
     Device, DeviceConfig, Domain, DomainConfig, Iommu, PageRequest, PageRequestHandler,
-    PageResponse, Route, attach_device,
+    PageResponse, Route, Tlb, attach_device,
 };
 
 const IOVA: u64 = 0x1000;
@@ -110,6 +110,40 @@ fn unmap_waits_for_dma_in_flight() {
         engine.join().unwrap();
         scene.assert_marked();
     });
+}
+
+#[test]
+fn what_a_device_keeps_is_not_used_after_unmap_or_detach_or_replace() {
+    for how in 0..3 {
+        check(move || {
+            let scene = scene();
+            let tlb = Tlb::new();
+            scene.device.enable_ats(tlb.clone());
+            let other = scene
+                .iommu
+                .alloc_domain(DomainConfig::unmanaged(FORMAT))
+                .unwrap();
+            let route = scene.route(how == 1);
+            route.attach(&scene.domain, &sink()).unwrap();
+            let engine = {
+                let route = route.clone();
+                thread::spawn(move || {
+                    let mut port = route.device.port_with_tlb(&tlb);
+                    for byte in 1..=3 {
+                        let _ = port.enter(route.pasid).write(IOVA, &[byte]);
+                    }
+                })
+            };
+            match how {
+                0 => assert_eq!(scene.domain.unmap(page()), 4096),
+                1 => route.detach(),
+                _ => route.replace(&other, &sink()).unwrap(),
+            }
+            scene.mark();
+            engine.join().unwrap();
+            scene.assert_marked();
+        });
+    }
 }
 
 #[test]

@@ -18,22 +18,24 @@ use ioasid_core::inspect::Value;
 use ioasid_supervisor::control;
 use libtest_mimic::{Arguments, Failed, Trial};
 
+use crate::mapped;
+
 /// Who runs the machine and its programs.
 #[derive(Clone, Copy, PartialEq)]
-enum User {
+pub(crate) enum User {
     Us,
     Nobody,
 }
 
 /// Who, and where.
 #[derive(Clone, Copy, PartialEq)]
-struct Setting {
+pub(crate) struct Setting {
     user: User,
     /// The host gives no namespaces.
     confined: bool,
 }
 
-type Claim = fn(Setting) -> Result<(), Failed>;
+pub(crate) type Claim = fn(Setting) -> Result<(), Failed>;
 
 const CLAIMS: &[(&str, Claim)] = &[
     ("exit_status_is_the_programs_own", exit_status),
@@ -98,7 +100,7 @@ const CLAIMS: &[(&str, Claim)] = &[
 pub(crate) fn main() -> ExitCode {
     let arguments = Arguments::from_args();
     let mut trials = Vec::new();
-    for (name, claim) in CLAIMS {
+    for (name, claim) in CLAIMS.iter().chain(mapped::CLAIMS) {
         for (user, confined, suffix) in [
             (User::Us, false, ""),
             (User::Us, true, "::without_namespaces"),
@@ -114,6 +116,7 @@ pub(crate) fn main() -> ExitCode {
         }
     }
     let conclusion = libtest_mimic::run(&arguments, trials);
+    mapped::clean_up();
     if let Some(copy) = unprivileged().and_then(Path::parent) {
         // A copy that stays behind in the temporary directory harms nobody.
         let _ = fs::remove_dir_all(copy);
@@ -167,7 +170,7 @@ fn executable(setting: Setting) -> PathBuf {
     }
 }
 
-fn part(setting: Setting, name: &str) -> Command {
+pub(crate) fn part(setting: Setting, name: &str) -> Command {
     let mut command = match setting.user {
         User::Us => Command::new(executable(setting)),
         User::Nobody => setpriv(&executable(setting)),
@@ -193,7 +196,7 @@ fn client(setting: Setting, name: &str) -> Result<(), Failed> {
     succeeded(&output)
 }
 
-fn succeeded(output: &Output) -> Result<(), Failed> {
+pub(crate) fn succeeded(output: &Output) -> Result<(), Failed> {
     if output.status.success() {
         return Ok(());
     }
@@ -201,7 +204,7 @@ fn succeeded(output: &Output) -> Result<(), Failed> {
     Err(format!("{}: {stderr}", output.status).into())
 }
 
-fn check(test: bool, what: &str) -> Result<(), Failed> {
+pub(crate) fn check(test: bool, what: &str) -> Result<(), Failed> {
     if test { Ok(()) } else { Err(what.into()) }
 }
 

@@ -1,4 +1,8 @@
-//! A machine of one device: a counter that interrupts when it is written.
+//! A machine of one device: a counter that interrupts when it is written, with a portal.
+//!
+//! BAR 0: 0x0 (8 bytes) adds what is written; 0x100..0x200 is memory; 0x208 tells the size of the last
+//! access that wrote to it, 0x210 how many stores of 64 bytes BAR 2 took, 0x218 the sum of their
+//! first 8 bytes, 0x220 how many deferrable stores, of which it takes every other one.
 
 use std::sync::{
     Arc, Weak,
@@ -21,6 +25,11 @@ pub(crate) const RDEV: (u32, u32) = (511, 3);
 struct Adder {
     function: Function,
     sum: AtomicU64,
+    memory: Mutex<[u8; 0x100]>,
+    last_size: AtomicU64,
+    stores: AtomicU64,
+    stored: AtomicU64,
+    offered: AtomicU64,
 }
 
 impl DeviceModel for Adder {
@@ -30,10 +39,20 @@ impl DeviceModel for Adder {
 
     fn read(&self, bar: u8, offset: u64, data: &mut [u8]) {
         data.fill(0);
-        if let (0, 0, Ok(data)) = (bar, offset, data.try_into()) {
-            let data: &mut [u8; 8] = data;
-            *data = self.sum.load(Ordering::Acquire).to_le_bytes();
-        }
+        let number = match (bar, offset) {
+            (0, 0) => self.sum.load(Ordering::Acquire),
+            (0, 0x100..0x200) => {
+                let at = offset as usize - 0x100;
+                data.copy_from_slice(&self.memory.lock()[at..at + data.len()]);
+                return;
+            }
+            (0, 0x208) => self.last_size.load(Ordering::Acquire),
+            (0, 0x210) => self.stores.load(Ordering::Acquire),
+            (0, 0x218) => self.stored.load(Ordering::Acquire),
+            (0, 0x220) => self.offered.load(Ordering::Acquire).div_ceil(2),
+            _ => return,
+        };
+        data.copy_from_slice(&number.to_le_bytes()[..data.len()]);
     }
 
     fn write(&self, bar: u8, offset: u64, data: &[u8]) {
@@ -42,6 +61,24 @@ impl DeviceModel for Adder {
                 .fetch_add(u64::from_le_bytes(data), Ordering::AcqRel);
             self.function.vectors().signal(0);
         }
+        if let (0, 0x100..0x200) = (bar, offset) {
+            let at = offset as usize - 0x100;
+            self.memory.lock()[at..at + data.len()].copy_from_slice(data);
+            self.last_size.store(data.len() as u64, Ordering::Release);
+        }
+        if let (2, Some(first), 64) = (bar, data.first_chunk(), data.len()) {
+            self.stored
+                .fetch_add(u64::from_le_bytes(*first), Ordering::AcqRel);
+            self.stores.fetch_add(1, Ordering::AcqRel);
+        }
+    }
+
+    fn enqueue(&self, bar: u8, _offset: u64, _data: &[u8; 64]) -> bool {
+        bar == 2
+            && self
+                .offered
+                .fetch_add(1, Ordering::AcqRel)
+                .is_multiple_of(2)
     }
 
     fn reset(&self) {
@@ -64,13 +101,22 @@ impl Example {
         let function = FunctionBuilder::new(0x1b36, 0x0005)
             .class(0x00ff00, 1)
             .bar(0, Bar::memory64(0x4000))
+            .bar(2, Bar::memory64(0x4000).with_wide_stores())
             .express()
             .msix(MsixLayout::new(0, 0x2000, 0x3000, 1))
             .build()
             .unwrap();
         let vfio = Vfio::new(&iommu);
-        let sum = AtomicU64::new(0);
-        vfio.add(Arc::new(Adder { function, sum }), Passthrough::Whole(dma));
+        let adder = Adder {
+            function,
+            sum: AtomicU64::new(0),
+            memory: Mutex::new([0; 0x100]),
+            last_size: AtomicU64::new(0),
+            stores: AtomicU64::new(0),
+            stored: AtomicU64::new(0),
+            offered: AtomicU64::new(0),
+        };
+        vfio.add(Arc::new(adder), Passthrough::Whole(dma));
         Arc::new(Example {
             iommu,
             vfio,

@@ -14,13 +14,14 @@ mod client;
 mod confined;
 mod hardship;
 mod machine;
+mod mapped;
 
 use std::{
     ffi::OsString,
     process::{Command, ExitCode},
 };
 
-use ioasid_supervisor::{ControlServer, RunOptions, launch, run};
+use ioasid_supervisor::{ControlServer, Mmio, RunOptions, launch, run};
 
 fn main() -> ExitCode {
     let mut args = std::env::args_os().skip(1);
@@ -75,6 +76,12 @@ fn options(words: Vec<OsString>) -> RunOptions {
     }
     options.forward_signals = true;
     options.namespaces = std::env::var_os("NO_NAMESPACES").is_none();
+    options.mmio = match std::env::var("MMIO").as_deref() {
+        Ok("preload") => Mmio::Preload,
+        Ok("ptrace") => Mmio::Ptrace,
+        Ok("off") => Mmio::Off,
+        _ => Mmio::Auto,
+    };
     options
 }
 

@@ -50,6 +50,8 @@ struct State {
     behind: Behind,
     /// The devices that are open, by number.
     open: BTreeMap<u32, Opening>,
+    /// A PCI address that its child has for programs besides its name.
+    presented: Option<String>,
 }
 
 /// Where the DMA of a group's devices goes.
@@ -103,6 +105,11 @@ impl VfioGroup {
     /// Its devices, by number.
     pub fn devices(&self) -> Vec<Arc<VfioDevice>> {
         self.state.lock().devices()
+    }
+
+    /// The child whose group this is can be opened by this PCI address too.
+    pub fn present_as(&self, address: String) {
+        self.state.lock().presented = Some(address);
     }
 
     pub(crate) fn add(&self, device: &Arc<VfioDevice>) {
@@ -294,7 +301,7 @@ impl GroupFile {
     pub fn open_device(&self, name: &[u8]) -> Result<Arc<DeviceFile>> {
         let group = &self.group;
         let mut state = group.state.lock();
-        let device = find(&state.devices(), name)?;
+        let device = state.find(name)?;
         let file = device.open()?;
         if matches!(state.behind, Behind::Nothing) {
             return Err(Error::BackendState);
@@ -341,22 +348,31 @@ impl State {
             _ => Err(Error::ContainerState),
         }
     }
-}
 
-/// The device that `name` means, if its options are right.
-fn find(devices: &[Arc<VfioDevice>], name: &[u8]) -> Result<Arc<VfioDevice>> {
-    for device in devices {
-        if device.is_child() {
-            if device.bus_name().as_bytes() == name {
-                return Ok(Arc::clone(device));
+    /// The device that `name` means, if its options are right. A PCI function has options, a mediated
+    /// device under its UUID none.
+    fn find(&self, name: &[u8]) -> Result<Arc<VfioDevice>> {
+        for device in self.devices() {
+            let own = device.bus_name();
+            let address = if device.is_child() {
+                if own.as_bytes() == name {
+                    return Ok(device);
+                }
+                self.presented.as_deref()
+            } else {
+                Some(own)
+            };
+            let Some(address) = address else {
+                continue;
+            };
+            if let Some(token) = name::parse(address.as_bytes(), name)? {
+                let token = token.map(Uuid::to_bytes);
+                device.check_token(token.as_ref())?;
+                return Ok(device);
             }
-        } else if let Some(token) = name::parse(device.bus_name().as_bytes(), name)? {
-            let token = token.map(Uuid::to_bytes);
-            device.check_token(token.as_ref())?;
-            return Ok(Arc::clone(device));
         }
+        Err(Error::NoSuchDevice)
     }
-    Err(Error::NoSuchDevice)
 }
 
 impl Inspect for VfioGroup {

@@ -453,6 +453,13 @@ fn names_with_options_are_for_whole_devices_alone() {
     let opened = group.open_device(with_option.as_bytes());
     assert_eq!(opened.unwrap_err(), Error::NoSuchDevice);
     group.open_device(name.as_bytes()).unwrap();
+    // Unless it is presented as a PCI function too.
+    child.group().present_as("0000:70:00.0".to_owned());
+    group.open_device(b"0000:70:00.0").unwrap();
+    assert_eq!(
+        group.open_device(b"0000:70:00.0 x").unwrap_err(),
+        Error::BadDeviceOption
+    );
     drop(group);
 
     let (whole, _) = machine.whole(&machine.dma(PDEV));

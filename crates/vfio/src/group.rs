@@ -264,7 +264,8 @@ impl GroupFile {
         state.expect_no_container()?;
         state.behind = match file {
             ContainerFile::Container(container) => {
-                container.join(self.group.number(), &state.devices())?;
+                let presented = state.presented.is_some();
+                container.join(self.group.number(), &state.devices(), presented)?;
                 Behind::Container(container)
             }
             ContainerFile::Iommufd(context) => {

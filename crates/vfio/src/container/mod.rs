@@ -56,7 +56,7 @@ pub struct Info {
     pub page_size: u64,
     /// Mappings that there can be beyond those there are.
     pub mappings_left: u32,
-    /// Where mappings can be, unless the container has children alone.
+    /// Where mappings can be, unless the container has mediated devices alone.
     pub iova_ranges: Option<Vec<AddrRange>>,
 }
 
@@ -79,6 +79,8 @@ struct Member {
     /// Its whole devices, by number.
     whole: Vec<(u32, BoundTo)>,
     has_child: bool,
+    /// It shows as a PCI function, so programs expect to be told where mappings can be.
+    has_function: bool,
 }
 
 impl Member {
@@ -167,13 +169,13 @@ impl Container {
     pub fn info(&self) -> Result<Info> {
         let state = self.state.lock();
         let backend = state.backend.as_ref().ok_or(Error::BackendState)?;
-        let any_whole = state.members.iter().any(|member| !member.whole.is_empty());
+        let any_function = state.members.iter().any(|member| member.has_function);
         let page_sizes = backend.page_sizes()?;
         Ok(Info {
             page_sizes,
             page_size: type1::smallest(page_sizes),
             mappings_left: backend.mappings_left(),
-            iova_ranges: any_whole.then(|| backend.iova_ranges()).transpose()?,
+            iova_ranges: any_function.then(|| backend.iova_ranges()).transpose()?,
         })
     }
 
@@ -241,8 +243,14 @@ impl Container {
         backend.dirty(range, dirty)
     }
 
-    /// Puts a group in: its whole devices are claimed, and attached if there is a backend.
-    pub(crate) fn join(&self, group: u32, devices: &[Arc<VfioDevice>]) -> Result<()> {
+    /// Puts a group in: its whole devices are claimed, and attached if there is a backend. A child
+    /// that is `presented` has a PCI address for programs.
+    pub(crate) fn join(
+        &self,
+        group: u32,
+        devices: &[Arc<VfioDevice>],
+        presented: bool,
+    ) -> Result<()> {
         let mut state = self.state.lock();
         let (children, whole): (Vec<_>, Vec<_>) =
             devices.iter().partition(|device| device.is_child());
@@ -252,6 +260,7 @@ impl Container {
         };
         let member = Member {
             group,
+            has_function: presented || !whole.is_empty(),
             whole: whole.into_iter().map(bind).collect::<Result<_>>()?,
             has_child: !children.is_empty(),
         };

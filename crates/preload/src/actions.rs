@@ -60,7 +60,7 @@ impl Slot {
                 mask: self.mask.load(Relaxed),
             };
             fence(Acquire);
-            if before % 2 == 0 && self.sequence.load(Relaxed) == before {
+            if before.is_multiple_of(2) && self.sequence.load(Relaxed) == before {
                 break;
             }
             core::hint::spin_loop();
@@ -71,7 +71,7 @@ impl Slot {
     fn write(&self, action: &KernelAction) {
         let mut now = self.sequence.load(Relaxed);
         for _ in 0..PATIENCE {
-            if now % 2 == 0 {
+            if now.is_multiple_of(2) {
                 match self
                     .sequence
                     .compare_exchange(now, now | 1, Acquire, Relaxed)

@@ -100,7 +100,6 @@ fn store_of_64_bytes(frame: &mut Frame) -> Outcome {
     if !is_store_of_64_bytes(fetch(&registers, &mut code, false)) {
         return Outcome::Foreign;
     }
-    drop(registers);
     match carry_out(OwnMemory::unknown_instruction(), frame, u64::MAX) {
         // To anything but a register the instruction is what the processor says it is.
         Outcome::Failed(_) => Outcome::Foreign,

@@ -16,13 +16,13 @@ use ioasid_mmio::{
 #[repr(C)]
 #[derive(Debug)]
 pub struct Frame {
-    flags: u64,
+    context_flags: u64,
     link: u64,
     stack: [u64; 3],
     /// r8 to r15, rdi, rsi, rbp, rbx, rdx, rax, rcx, rsp.
     general: [u64; 16],
     rip: u64,
-    eflags: u64,
+    status: u64,
     segments: u64,
     error: u64,
     trap: u64,
@@ -134,11 +134,11 @@ impl Cpu for Registers<'_> {
     }
 
     fn flags(&self) -> u64 {
-        self.frame.eflags
+        self.frame.status
     }
 
     fn set_flags(&mut self, flags: u64) {
-        self.frame.eflags = flags;
+        self.frame.status = flags;
     }
 
     fn vector(&self, index: u8) -> [u8; 64] {

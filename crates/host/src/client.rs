@@ -25,6 +25,7 @@ use crate::{
     process::{Process, process_of},
     processes::Processes,
     registers::Registers,
+    watch::Watcher,
     worker::ClientWorker,
 };
 
@@ -64,6 +65,7 @@ pub(crate) struct Shared {
     pub(crate) space: Arc<SpaSpace>,
     pub(crate) worker: Arc<ClientWorker>,
     pub(crate) interrupts: Arc<InterruptThread>,
+    pub(crate) watcher: Watcher,
     pub(crate) copier: &'static RecoveringCopy,
     /// The mapped chunks of files. The live mapping of a file keeps its identity from being reused.
     pub(crate) file_windows: Mutex<HashMap<(FileId, u64), WeakFileWindow>>,
@@ -182,6 +184,7 @@ impl Client {
                 space,
                 worker: ClientWorker::new(&format!("memory {name}"))?,
                 interrupts: InterruptThread::new(&format!("irq {name}"))?,
+                watcher: Watcher::default(),
                 copier: RecoveringCopy::get()?,
                 file_windows: Mutex::default(),
                 shared_windows: Mutex::default(),
@@ -282,6 +285,7 @@ impl Client {
     pub fn stop(&self) {
         self.shared.worker.stop();
         self.shared.interrupts.stop();
+        self.shared.watcher.stop();
         self.processes.lock().clear();
     }
 

@@ -3,7 +3,7 @@
 //! A [`Client`] is one program tree: everything that belongs to it and to nobody else. It has two
 //! threads of its own, because both things that they do can block for as long as the client likes:
 //! a [`ClientWorker`] that touches the client's private memory, and a thread that writes to its
-//! eventfds. A [`Process`] is one process of the client with its address space, held by open files
+//! eventfds; a third listens to its eventfds, if there is anything to listen to. A [`Process`] is one process of the client with its address space, held by open files
 //! and never by a number that can be reused.
 //!
 //! Memory reaches the lower floors in two ways: a file that the client holds is mapped shared and
@@ -33,6 +33,8 @@ mod received;
 mod registers;
 pub mod service;
 mod shared;
+
+mod watch;
 mod worker;
 
 pub use client::{Client, Limits, ProcessError};

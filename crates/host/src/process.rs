@@ -11,7 +11,7 @@ use std::{
 };
 
 use ioasid_core::{
-    host::{Account, Caller, FdError, IrqSink},
+    host::{Account, Caller, EventfdWatch, FdError, IrqSink},
     memory::{MemoryGone, PageSource, PinError},
     range::AddrRange,
     sync::Mutex,
@@ -380,6 +380,32 @@ impl Caller for Process {
     }
 
     fn eventfd(&self, fd: i32) -> Result<Arc<dyn IrqSink>, FdError> {
+        let taken = self.take_eventfd(fd)?;
+        let thread = Arc::clone(&self.client.interrupts);
+        Ok(Arc::new(EventFd::new(taken, thread)))
+    }
+
+    fn watch_eventfd(
+        &self,
+        fd: i32,
+        listener: Arc<dyn IrqSink>,
+    ) -> Result<Box<dyn EventfdWatch>, FdError> {
+        let taken = self.take_eventfd(fd)?;
+        let watch = self.client.watcher.watch("eventfds", taken, listener);
+        watch.map_err(|_| FdError::NoMemory)
+    }
+
+    fn account(&self) -> Account {
+        *self
+            .account
+            .lock()
+            .get_or_insert_with(|| self.read_account())
+    }
+}
+
+impl Process {
+    /// A copy of the program's eventfd `fd`.
+    fn take_eventfd(&self, fd: i32) -> Result<OwnedFd, FdError> {
         // Only an anonymous inode has a name that does not start with a slash.
         const EVENTFD: &[u8] = b"anon_inode:[eventfd]";
         if self.link(fd)? != EVENTFD {
@@ -392,15 +418,7 @@ impl Caller for Process {
             self.client.discard(taken);
             return Err(FdError::WrongType);
         }
-        let thread = Arc::clone(&self.client.interrupts);
-        Ok(Arc::new(EventFd::new(taken, thread)))
-    }
-
-    fn account(&self) -> Account {
-        *self
-            .account
-            .lock()
-            .get_or_insert_with(|| self.read_account())
+        Ok(taken)
     }
 }
 

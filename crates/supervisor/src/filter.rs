@@ -2,7 +2,7 @@
 //!
 //! | call | asked about when |
 //! |---|---|
-//! | `ioctl` | the type byte of the request is `;`, which only VFIO and iommufd use |
+//! | `ioctl` | the type byte of the request is `;`, which only VFIO and iommufd use, or it is KVM_SET_DEVICE_ATTR |
 //! | `open`, `openat` | the access mode is `O_RDWR`, as every client of these nodes uses |
 //! | `openat2` | always: its flags lie behind a pointer |
 //! | `execve`, `execveat` | always: the memory of the process changes under us |
@@ -47,6 +47,9 @@ use crate::sys;
 
 /// The type byte of every ioctl of VFIO and iommufd, as it stands in the request number.
 pub const TYPE_BYTE: u32 = (b';' as u32) << 8;
+
+/// `KVM_SET_DEVICE_ATTR`: among many other things, tells KVM of a VFIO file.
+pub const KVM_SET_DEVICE_ATTR: u32 = 0x4018_aee1;
 
 /// How many descriptor numbers are ours, from BASE up.
 pub const RESERVED_FDS: u32 = 128;
@@ -278,6 +281,7 @@ pub fn program(scope: &Scope) -> Vec<Instruction> {
     a.jump(BPF_JEQ, nr(libc::SYS_execveat), Notify, Allow);
 
     a.label(Ioctl).load(arg(1));
+    a.jump(BPF_JEQ, KVM_SET_DEVICE_ATTR, Notify, Next);
     a.op(BPF_ALU | BPF_AND | BPF_K, 0xff00);
     a.jump(BPF_JEQ, TYPE_BYTE, Notify, Allow);
 

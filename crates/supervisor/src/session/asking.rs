@@ -7,7 +7,7 @@ use std::{
 
 use ioasid_core::{
     failpoint,
-    host::{Account, Caller, FdError, IrqSink},
+    host::{Account, Caller, EventfdWatch, FdError, IrqSink},
     memory::{MemoryGone, PageSource, PinError},
     range::AddrRange,
 };
@@ -202,6 +202,14 @@ impl Caller for Asking<'_> {
 
     fn eventfd(&self, fd: i32) -> Result<Arc<dyn IrqSink>, FdError> {
         self.process.eventfd(fd)
+    }
+
+    fn watch_eventfd(
+        &self,
+        fd: i32,
+        listener: Arc<dyn IrqSink>,
+    ) -> Result<Box<dyn EventfdWatch>, FdError> {
+        self.process.watch_eventfd(fd, listener)
     }
 
     fn account(&self) -> Account {

@@ -15,7 +15,7 @@ use super::{
     Server,
     asking::{Asking, Promise},
     files::{Identity, Node, Object, OpenFile},
-    mmio,
+    kvm, mmio,
     paths::is_about_a_path,
     stat,
     transfer::{Direction, Shape},
@@ -204,6 +204,9 @@ impl Server {
         let cmd = cmd as u32;
         if is_greeting(request) {
             return greet(process, arg);
+        }
+        if kvm::is_attribute(request) {
+            return self.kvm_attribute(request, process);
         }
         if mmio::is_access(request) {
             return self.access(request, process);

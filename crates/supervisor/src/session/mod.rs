@@ -11,6 +11,7 @@ mod event;
 mod failing;
 mod files;
 mod identities;
+mod kvm;
 mod live;
 mod mmap;
 mod mmio;

@@ -9,7 +9,7 @@
 //!
 //! Inside, a store to a portal puts a descriptor into a `queue`; an `engine` thread takes it and
 //! `exec`utes it, step by step, through a guarded DMA port; a `front` takes what its owner may see of
-//! errors, command results and interrupts.
+//! errors, command results and interrupts, and an `event_log` what of it goes to memory.
 //!
 //! What never lives here: page tables, attachments, anything that knows which address space a PASID
 //! leads to. The device tags its DMA, and that is all.
@@ -19,7 +19,7 @@
 //! * An engine never waits for a client: no guard is held while anything could block, descriptors
 //!   are resumable, and one that must wait does so off the engine.
 //! * The PASID of a dedicated queue comes from its configuration; what a descriptor claims is
-//!   ignored. A PASID stays in use as long as a descriptor that was accepted with it exists.
+//!   ignored. That of a shared queue comes from the descriptor, where the processor puts it. A PASID stays in use as long as a descriptor that was accepted with it exists.
 //! * When a drain, an abort, a disable or a reset is done, no descriptor that it concerns touches
 //!   memory any more.
 //! * A completion record is written before its interrupt, and its status byte after all others.
@@ -27,18 +27,20 @@
 //! # Capabilities
 //! | | whole device | child |
 //! |---|---|---|
-//! | queues | 1 to 32, dedicated | 1, dedicated |
+//! | queues | 1 to 32, dedicated or shared | 1, dedicated |
 //! | groups, engines | as many as engines, 1 to 16 | 1, 1 (shown; it shares its parent's) |
 //! | transfer, batch | 2 MiB, 1024 descriptors | the same |
 //! | operations | No-op, Batch, Drain, Memory Move, Fill, Compare, Compare Pattern, Dualcast, CRC, Copy with CRC, Cache Flush | the same |
 //! | Block On Fault | if the device can request pages | the same |
 //! | commands | 1 to 12 | 1 to 10, on its own queue |
+//! | errors | SWERR, event log | its own |
+//! | translations | kept by the engines (ATS), queues may turn that off | the same, always |
 //! | interrupt handles | MSI-X vectors, one per queue and one for errors and commands | two MSI-X vectors |
 //! | configurable | yes | no |
 //!
-//! Not there: shared queues, delta records, DIF, translation fetch, the event log, the interrupt
-//! message store, performance monitoring, drain readback, read-buffer limits (kept, without effect),
-//! occupancy interrupts, per-queue operation masks, batch continuation.
+//! Not there: delta records, DIF, translation fetch, the interrupt message store, performance
+//! monitoring, drain readback, read-buffer limits (kept, without effect), occupancy interrupts,
+//! per-queue operation masks, batch continuation.
 #![forbid(unsafe_code)]
 
 mod child;

@@ -17,6 +17,8 @@ use ioasid_dsa::{
     },
 };
 use ioasid_iommu::{Device, Domain, FaultLog, FaultSink, Iommu, PageResponse, attach_device_pasid};
+use ioasid_iommufd::Context;
+use ioasid_vfio::{Passthrough, Vfio};
 
 const SIZE: u64 = 1 << 20;
 const ENTRIES: u16 = 8;
@@ -293,4 +295,39 @@ fn a_shared_queue_needs_pasids_and_a_threshold_within_its_size() {
     assert_eq!(scene.driver.read32(reg::WQCFG + 4), 0);
     assert_eq!(scene.driver.read32(reg::WQCFG + WQCFG_SIZE - 8) >> 30, 0);
     assert!(Pasid::new(0).is_none() && scene.dsa.queues().len() == 2);
+}
+
+#[test]
+fn a_program_with_the_whole_device_is_answered_through_its_file() {
+    let iommu = new_iommu();
+    let device = add_device(&iommu, "0000:6b:01.0");
+    let dsa = new_dsa(&iommu, &device, DsaConfig::with_queues(1));
+    let vfio = Vfio::new(&iommu);
+    let whole = vfio.add(dsa.clone(), Passthrough::Whole(Arc::clone(&device)));
+    whole.set_mappable(true);
+    let file = whole.open().unwrap();
+    file.bind(&Context::new(&iommu)).unwrap();
+    let scene = Scene {
+        driver: Driver::new(dsa.clone()),
+        iommu,
+        device,
+        dsa,
+    };
+    scene.driver.configure(&[ENTRIES]);
+    scene.driver.configure_queue(0, ENTRIES, shared());
+    scene.driver.write32(reg::WQCFG + 4, 1);
+    assert_eq!(scene.driver.command(Command::EnableWq, 0), 0);
+    let client = scene.client(3);
+    let requests = scene.hold_up(&client);
+    let job = Descriptor {
+        pasid: 3,
+        ..Descriptor::new(Opcode::Noop, record(0))
+    };
+    // Bit 40 and up of a file offset is the region: BAR 2.
+    let portal = |offset| (2 << 40) + offset;
+    let limited = file.mapped_enqueue(portal(PORTAL_PAGE), &job.to_bytes());
+    assert!(!limited.unwrap(), "the threshold is reached");
+    assert!(file.mapped_enqueue(portal(0), &job.to_bytes()).unwrap());
+    scene.refuse(&requests);
+    assert_eq!(client.area.wait(record(0)).status, 1);
 }

@@ -103,6 +103,47 @@ fn an_unmap_takes_away_what_it_unmaps_and_nothing_else() {
 }
 
 #[test]
+fn what_was_unmapped_while_detached_is_not_used_after_attaching_again() {
+    let iommu = machine();
+    let device = device(&iommu, 1);
+    let tlb = caching(&device);
+    let mut port = device.port_with_tlb(&tlb);
+    for pasid in [None, pasid(6)] {
+        let (domain, memory) = mapped(&iommu, IOVA, LEN);
+        let route = route(&device, pasid);
+        route.attach(&domain, &sink()).unwrap();
+        write(&mut port, pasid, IOVA, &[1]).unwrap();
+        route.detach();
+        domain.unmap(range(IOVA, LEN as u64));
+        route.attach(&domain, &sink()).unwrap();
+        let fault = write(&mut port, pasid, IOVA, &[2]).unwrap_err();
+        assert_eq!(fault.reason, FaultReason::NotPresent);
+        assert_eq!(contents(&memory, 1), [1]);
+        route.detach();
+    }
+}
+
+#[test]
+fn a_port_that_missed_many_invalidations_forgets_everything() {
+    let iommu = machine();
+    let device = device(&iommu, 1);
+    let tlb = caching(&device);
+    let (domain, _memory) = mapped(&iommu, IOVA, 64 * 4096);
+    attach_device(&domain, &device, &sink()).unwrap();
+    let mut port = device.port_with_tlb(&tlb);
+    for page in 0..64 {
+        write(&mut port, None, IOVA + page * 4096, &[1]).unwrap();
+    }
+    for page in 0..40 {
+        domain.unmap(range(IOVA + page * 4096, 4096));
+    }
+    for page in 0..64 {
+        let done = write(&mut port, None, IOVA + page * 4096, &[2]);
+        assert_eq!(done.is_ok(), page >= 40, "{page}");
+    }
+}
+
+#[test]
 fn a_kept_translation_allows_no_more_than_it_was_asked_for() {
     let iommu = machine();
     let device = device(&iommu, 1);

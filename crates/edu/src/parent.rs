@@ -37,6 +37,12 @@ impl EduParent {
         })
     }
 
+    /// What the child `uuid` says of itself.
+    pub fn inspect_child(&self, uuid: Uuid) -> Option<Node> {
+        let children = self.children.lock();
+        children.get(&uuid).map(|child| child.inspect())
+    }
+
     fn free(&self, children: usize) -> u32 {
         INSTANCES.saturating_sub(u32::try_from(children).unwrap_or(INSTANCES))
     }

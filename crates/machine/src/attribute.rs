@@ -44,7 +44,7 @@ enum Attribute {
     /// `driver_override` of a whole device.
     DriverOverride(PciAddress),
     /// `create` of an mdev type of a parent.
-    Create(PciAddress, String),
+    Create(String, String),
     /// `remove` of a mediated device.
     Remove(Uuid),
 }
@@ -91,7 +91,7 @@ impl Machine {
                 self.set_driver_override(address, text.trim_end_matches('\n'));
             }
             Attribute::Create(parent, type_name) => {
-                self.create_mdev_of(&parent.to_string(), &type_name, data, vm)?;
+                self.create_mdev_of(&parent, &type_name, data, vm)?;
             }
             Attribute::Remove(uuid) => {
                 if number(data)? != 0 {
@@ -116,15 +116,14 @@ impl Machine {
             }
         }
         for (parent, type_name) in self.shown_mdev_types(vm) {
-            let path = sysfs::mdev_type_path(parent, &type_name);
+            let path = sysfs::mdev_type_path(&parent, &type_name);
             let create = Attribute::Create(parent, type_name);
             attributes.push((format!("{path}/create"), create));
         }
         for mdev in self.mdevs(vm) {
-            if let Ok(parent) = mdev.parent.parse() {
-                let path = format!("{}/{}/remove", sysfs::pci_path(parent), mdev.uuid);
-                attributes.push((path, Attribute::Remove(mdev.uuid)));
-            }
+            let parent = sysfs::parent_path(&mdev.parent);
+            let path = format!("{parent}/{}/remove", mdev.uuid);
+            attributes.push((path, Attribute::Remove(mdev.uuid)));
         }
         attributes
     }

@@ -47,6 +47,34 @@ pub struct MachineFile {
     /// The devices, in the order in which programs find them.
     #[serde(default)]
     pub device: Vec<DeviceSection>,
+    /// Mediated devices without a device behind the IOMMU.
+    #[serde(default)]
+    pub emulated: Vec<EmulatedSection>,
+}
+
+/// `[[emulated]]`: a mediated device that is software alone: it has no DMA, no PASID and no domain.
+#[derive(Clone, Debug, Deserialize, PartialEq, Eq)]
+#[serde(deny_unknown_fields)]
+pub struct EmulatedSection {
+    /// What it is.
+    pub model: EmulatedModel,
+    /// Its UUID; without one there is the parent alone, for `mdev create`.
+    #[serde(default, deserialize_with = "uuid")]
+    pub uuid: Option<Uuid>,
+    /// The VM that owns it.
+    #[serde(default)]
+    pub vm: Option<String>,
+    /// Shows it also as a PCI function with this address, bound to vfio-pci.
+    #[serde(default, deserialize_with = "pci_address")]
+    pub present_as: Option<PciAddress>,
+}
+
+/// Emulated devices.
+#[derive(Clone, Copy, Debug, Deserialize, PartialEq, Eq)]
+#[serde(rename_all = "lowercase")]
+pub enum EmulatedModel {
+    /// QEMU's educational device, 1234:11e8.
+    Edu,
 }
 
 /// `[iommu]`: the IOMMU of the machine.
@@ -243,18 +271,35 @@ impl MachineFile {
         MachineFile {
             iommu: IommuSection::default(),
             device,
+            emulated: Vec::new(),
         }
         .checked()
     }
 
     /// Fills in what was left out and refuses what cannot be built.
     fn checked(mut self) -> Result<Self, MachineFileError> {
-        if self.device.is_empty() {
+        if self.device.is_empty() && self.emulated.is_empty() {
             return Err(invalid(
                 "the machine has no device: add a [[device]] section",
             ));
         }
         let mut addresses = BTreeSet::new();
+        let mut uuids = BTreeSet::new();
+        for section in &self.emulated {
+            if section.uuid.is_none() && (section.vm.is_some() || section.present_as.is_some()) {
+                return Err(invalid("emulated: vm and present_as need a uuid"));
+            }
+            if let Some(uuid) = section.uuid
+                && !uuids.insert(uuid)
+            {
+                return Err(invalid(format!("emulated: the uuid {uuid} is used twice")));
+            }
+            if let Some(address) = section.present_as
+                && !addresses.insert(address)
+            {
+                return Err(invalid(format!("two devices have the address {address}")));
+            }
+        }
         for device in &self.device {
             let queues = device.queue.iter().filter_map(|queue| queue.present_as);
             for address in device.address.into_iter().chain(queues) {
@@ -267,7 +312,6 @@ impl MachineFile {
             segment: 0,
             rid: ioasid_core::Rid(bus << 8 | 1 << 3),
         });
-        let mut uuids = BTreeSet::new();
         for device in &mut self.device {
             let address = match device.address {
                 Some(address) => address,
@@ -305,8 +349,10 @@ impl MachineFile {
     pub fn vms(&self) -> BTreeSet<&str> {
         let devices = self.device.iter().filter_map(|device| device.vm.as_deref());
         let queues = self.device.iter().flat_map(|device| &device.queue);
+        let emulated = self.emulated.iter();
         devices
             .chain(queues.filter_map(|queue| queue.vm.as_deref()))
+            .chain(emulated.filter_map(|section| section.vm.as_deref()))
             .collect()
     }
 }

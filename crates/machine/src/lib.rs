@@ -12,6 +12,7 @@
 #![forbid(unsafe_code)]
 
 pub mod attribute;
+mod emulated;
 pub mod file;
 pub mod machine;
 mod model;

@@ -28,6 +28,7 @@ use ioasid_vfio::{
 
 use crate::{
     attribute::AttributeError,
+    emulated::Emulated,
     file::{DeviceSection, Driver, MachineFile, Model, Owner},
     model::{HostSide, Whole},
     sriov::{VirtualFunction, VirtualFunctions},
@@ -147,6 +148,7 @@ pub struct Machine {
     vfio: Arc<Vfio>,
     mdevs: Arc<MdevRegistry>,
     virtual_functions: VirtualFunctions,
+    emulated: Emulated,
     driver_overrides: Mutex<BTreeMap<PciAddress, String>>,
     /// Grows with every change of what programs see.
     generation: AtomicU64,
@@ -180,12 +182,14 @@ impl Machine {
                 section, &iommu, &vfio, &mdevs, spawner,
             )?);
         }
+        let emulated = Emulated::build(&file.emulated, &mdevs);
         let machine = Arc::new(Machine {
             name: name.into(),
             iommu,
             vfio,
             mdevs,
             virtual_functions: VirtualFunctions::default(),
+            emulated,
             driver_overrides: Mutex::default(),
             generation: AtomicU64::new(0),
             devices,
@@ -205,6 +209,10 @@ impl Machine {
                     machine.create_mdev(&parent, &offered.type_name, &uuid, vm)?;
                 }
             }
+        }
+        for wanted in machine.emulated.wanted() {
+            let (uuid, vm) = (wanted.uuid.to_string(), wanted.vm.map(str::to_owned));
+            machine.create_mdev(wanted.parent, wanted.type_name, &uuid, vm)?;
         }
         Ok(machine)
     }
@@ -371,18 +379,20 @@ impl Machine {
                     .for_each(|entry| sysfs.mdev_type(entry));
             }
         }
+        for entry in self.emulated.types() {
+            if vm.is_none() || mdevs.iter().any(|mdev| mdev.parent == entry.parent) {
+                sysfs.mdev_type(&entry);
+            }
+        }
         for function in self.shown_virtual_functions(vm) {
             let config = function.node.model().function().host_config();
             sysfs.config(function.address, &config);
             sysfs.pci(&virtual_function(&function));
         }
         for mdev in mdevs {
-            let Ok(parent) = mdev.parent.parse() else {
-                continue;
-            };
             sysfs.mdev(&MdevFunction {
                 uuid: mdev.uuid.to_string(),
-                parent,
+                parent: mdev.parent,
                 type_name: mdev.type_name,
                 group: mdev.node.device.group_number(),
                 vfio: mdev.node.sysfs_name(),
@@ -397,7 +407,10 @@ impl Machine {
     /// The PCI address that the mediated device `uuid` has for programs besides its UUID.
     fn presented(&self, uuid: Uuid) -> Option<PciAddress> {
         let mut queues = self.devices.iter().flat_map(|device| &device.section.queue);
-        queues.find(|queue| queue.uuid == Some(uuid))?.present_as
+        match queues.find(|queue| queue.uuid == Some(uuid)) {
+            Some(queue) => queue.present_as,
+            None => self.emulated.presented(uuid),
+        }
     }
 
     /// A number that grows with every change of what programs see: devices that come and go.
@@ -441,14 +454,19 @@ impl Machine {
     }
 
     /// Parents with the types that a program of `vm` sees.
-    pub(crate) fn shown_mdev_types(&self, vm: Option<&str>) -> Vec<(PciAddress, String)> {
+    pub(crate) fn shown_mdev_types(&self, vm: Option<&str>) -> Vec<(String, String)> {
         let mdevs = self.mdevs(vm);
-        let shown = self.devices.iter().filter(|device| {
-            let name = device.address.to_string();
-            vm.is_none() || mdevs.iter().any(|mdev| mdev.parent == name)
-        });
-        let types = shown.flat_map(MachineDevice::mdev_types);
+        let is_shown = |entry: &MdevTypeEntry| {
+            vm.is_none() || mdevs.iter().any(|mdev| mdev.parent == entry.parent)
+        };
+        let types = self.mdev_types().into_iter().filter(is_shown);
         types.map(|entry| (entry.parent, entry.type_name)).collect()
+    }
+
+    /// All types of all parents.
+    fn mdev_types(&self) -> Vec<MdevTypeEntry> {
+        let types = self.devices.iter().flat_map(MachineDevice::mdev_types);
+        types.chain(self.emulated.types()).collect()
     }
 
     /// Gives the physical function at `address` so many virtual ones.
@@ -582,24 +600,22 @@ impl Machine {
         let mut hosts = self.hosts();
         if let Some(child) = hosts.find_map(|(_, host)| host.parent.inspect_child(mdev.uuid)) {
             node.set("queue", child);
+        } else if let Some(child) = self.emulated.inspect_child(mdev.uuid) {
+            node.set("device", child);
         }
         node.with("vfio", mdev.node.device.inspect())
     }
 
     /// The parents with their types, free instances and children.
     pub fn inspect_mdevs(&self) -> Node {
-        let mut types = Vec::new();
-        for device in &self.devices {
-            for entry in device.mdev_types() {
-                types.push(
-                    Node::new()
-                        .with("parent", entry.parent.to_string())
-                        .with("type", entry.type_name)
-                        .with("description", entry.description)
-                        .with("available_instances", entry.available_instances),
-                );
-            }
-        }
+        let types = self.mdev_types().into_iter().map(|entry| {
+            Node::new()
+                .with("parent", entry.parent)
+                .with("type", entry.type_name)
+                .with("description", entry.description)
+                .with("available_instances", entry.available_instances)
+        });
+        let types: Vec<Node> = types.collect();
         let devices: Vec<Node> = self
             .mdevs(None)
             .iter()
@@ -706,7 +722,7 @@ impl MachineDevice {
         let types = host.parent.types().into_iter();
         types
             .map(|offered| MdevTypeEntry {
-                parent: self.address,
+                parent: self.address.to_string(),
                 available_instances: host.parent.available_instances(&offered.id),
                 description: offered.description.unwrap_or(offered.name),
                 type_name: offered.id,

@@ -85,8 +85,8 @@ pub struct Sriov {
 pub struct MdevFunction {
     /// Its UUID, lower case.
     pub uuid: String,
-    /// The parent's address.
-    pub parent: PciAddress,
+    /// The parent's name: the address of a PCI function, or that of a device without a bus.
+    pub parent: String,
     /// Its type's full name, `dsa-1dwq`.
     pub type_name: String,
     /// IOMMU group number of its own.
@@ -98,8 +98,8 @@ pub struct MdevFunction {
 /// A type that a parent offers.
 #[derive(Clone, Debug)]
 pub struct MdevTypeEntry {
-    /// The parent's address.
-    pub parent: PciAddress,
+    /// The parent's name: the address of a PCI function, or that of a device without a bus.
+    pub parent: String,
     /// Full name, `dsa-1dwq`.
     pub type_name: String,
     /// For people.
@@ -307,8 +307,8 @@ impl SysfsBuilder {
 
     /// Adds a mediated device.
     pub fn mdev(&mut self, mdev: &MdevFunction) {
-        let path = format!("{}/{}", pci_path(mdev.parent), mdev.uuid);
-        let type_path = mdev_type_path(mdev.parent, &mdev.type_name);
+        let path = format!("{}/{}", parent_path(&mdev.parent), mdev.uuid);
+        let type_path = mdev_type_path(&mdev.parent, &mdev.type_name);
         self.link(format!("{path}/subsystem"), "bus/mdev");
         self.link(format!("{path}/driver"), "bus/mdev/drivers/vfio_mdev");
         self.link(format!("{path}/mdev_type"), &type_path);
@@ -325,7 +325,7 @@ impl SysfsBuilder {
 
     /// Adds a type that a parent offers.
     pub fn mdev_type(&mut self, entry: &MdevTypeEntry) {
-        let path = mdev_type_path(entry.parent, &entry.type_name);
+        let path = mdev_type_path(&entry.parent, &entry.type_name);
         self.file(format!("{path}/name"), format!("{}\n", entry.type_name));
         self.file(format!("{path}/device_api"), "vfio-pci\n");
         self.file(
@@ -340,7 +340,7 @@ impl SysfsBuilder {
         self.file(format!("{path}/create"), "");
         self.link(
             format!("class/mdev_bus/{}", entry.parent),
-            &pci_path(entry.parent),
+            &parent_path(&entry.parent),
         );
     }
 
@@ -360,8 +360,16 @@ pub(crate) fn pci_path(address: PciAddress) -> String {
     )
 }
 
-pub(crate) fn mdev_type_path(parent: PciAddress, type_name: &str) -> String {
-    format!("{}/mdev_supported_types/{type_name}", pci_path(parent))
+/// Where the parent called `name` is: a PCI function, or a device without a bus.
+pub(crate) fn parent_path(name: &str) -> String {
+    match name.parse() {
+        Ok(address) => pci_path(address),
+        Err(_) => format!("devices/virtual/{name}/{name}"),
+    }
+}
+
+pub(crate) fn mdev_type_path(parent: &str, type_name: &str) -> String {
+    format!("{}/mdev_supported_types/{type_name}", parent_path(parent))
 }
 
 /// Where firmware would have put the BARs of a function: above 4 GiB, by routing id.
@@ -446,7 +454,7 @@ mod tests {
     #[test]
     fn an_mdev_is_found_by_uuid_and_says_that_it_is_one() {
         let mut sysfs = SysfsBuilder::new();
-        let parent = "0000:6a:01.0".parse().unwrap();
+        let parent = "0000:6a:01.0".to_owned();
         let uuid = "5f2e6a9e-93a1-4f0a-9b3e-3d8f0c1b2a01";
         sysfs.mdev(&MdevFunction {
             uuid: uuid.into(),

@@ -180,3 +180,45 @@ fn count(tree: &Node, list: &str) -> usize {
         other => panic!("{list} is {other:?}"),
     }
 }
+
+#[test]
+fn an_emulated_device_is_a_mediated_one_of_a_parent_without_a_bus() {
+    let machine = build(&format!(
+        "[[emulated]]\nmodel = \"edu\"\n\
+         [[emulated]]\nmodel = \"edu\"\nuuid = \"{FIRST}\"\nvm = \"vm1\"\n"
+    ));
+    assert!(machine.has_vm("vm1"));
+    let entries = machine.sysfs(Some("vm1"));
+    let find = |path: &str| entries.iter().find(|entry| entry.path == path);
+    let parent = "devices/virtual/edu/edu";
+    for path in [
+        format!("{parent}/{FIRST}/iommu_group"),
+        format!("{parent}/mdev_supported_types/edu-1/create"),
+        format!("bus/mdev/devices/{FIRST}"),
+        "class/mdev_bus/edu".to_owned(),
+    ] {
+        assert!(find(&path).is_some(), "no {path}");
+    }
+    let available = find(&format!(
+        "{parent}/mdev_supported_types/edu-1/available_instances"
+    ));
+    assert_eq!(available.unwrap().kind, SysfsKind::File(b"15\n".to_vec()));
+    // Programs can make more of them, by the type's file.
+    let create = format!("{parent}/mdev_supported_types/edu-1/create");
+    machine
+        .write_attribute(None, &create, SECOND.as_bytes())
+        .unwrap();
+    assert_eq!(machine.mdevs(None).len(), 2);
+    machine.remove_mdev(FIRST).unwrap();
+    machine.remove_mdev(SECOND).unwrap();
+    assert!(machine.iommu().domains().is_empty());
+}
+
+#[test]
+fn an_emulated_device_needs_a_uuid_of_its_own() {
+    let refused = |text: &str| text.parse::<MachineFile>().unwrap_err().to_string();
+    let twice = format!("[[emulated]]\nmodel = \"edu\"\nuuid = \"{FIRST}\"\n").repeat(2);
+    assert!(refused(&twice).contains("used twice"));
+    let nameless = "[[emulated]]\nmodel = \"edu\"\nvm = \"vm1\"\n";
+    assert!(refused(nameless).contains("need a uuid"));
+}

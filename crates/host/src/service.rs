@@ -55,24 +55,35 @@ pub fn raise_descriptor_limit() {
     let _ = rustix::process::setrlimit(Resource::Nofile, limit);
 }
 
-/// Tells the service manager `state`, such as `READY=1`. Without one there is nothing to do.
-///
-/// # Errors
-/// What the operating system says.
-pub fn notify(state: &str) -> io::Result<()> {
-    match std::env::var_os("NOTIFY_SOCKET") {
-        Some(path) => notify_at(&path, state),
-        None => Ok(()),
+/// The service manager, if there is one.
+#[derive(Debug)]
+pub struct Manager(Option<UnixDatagram>);
+
+impl Manager {
+    /// Connects to the service manager that the environment names. One that cannot be reached is
+    /// none.
+    pub fn from_env() -> Self {
+        let path = std::env::var_os("NOTIFY_SOCKET");
+        Manager(path.and_then(|path| connect(&path).ok()))
+    }
+
+    /// Tells it `state`, such as `READY=1`.
+    pub fn notify(&self, state: &str) {
+        if let Some(socket) = &self.0 {
+            // It is no matter of the service's whether anybody listens.
+            let _ = socket.send(state.as_bytes());
+        }
     }
 }
 
-fn notify_at(path: &OsStr, state: &str) -> io::Result<()> {
+fn connect(path: &OsStr) -> io::Result<UnixDatagram> {
     let address = match path.as_bytes() {
         [b'@', name @ ..] => SocketAddr::from_abstract_name(name)?,
         _ => SocketAddr::from_pathname(path)?,
     };
     let socket = UnixDatagram::unbound()?;
-    socket.send_to_addr(state.as_bytes(), &address).map(drop)
+    socket.connect_addr(&address)?;
+    Ok(socket)
 }
 
 #[cfg(test)]
@@ -84,10 +95,10 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("notify");
         let manager = UnixDatagram::bind(&path).unwrap();
-        notify_at(path.as_os_str(), "READY=1").unwrap();
+        Manager(connect(path.as_os_str()).ok()).notify("READY=1");
         let mut text = [0; 16];
         let len = manager.recv(&mut text).unwrap();
         assert_eq!(&text[..len], b"READY=1");
-        notify("READY=1").unwrap();
+        Manager(None).notify("READY=1");
     }
 }

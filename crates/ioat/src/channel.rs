@@ -66,11 +66,6 @@ impl Task {
     pub(crate) fn aborted(&self) -> bool {
         self.aborted.load(Ordering::Acquire)
     }
-
-    /// Lets go of everything but its channel and whether it is aborted.
-    pub(crate) fn finish(self) -> (usize, Arc<AtomicBool>) {
-        (self.channel, self.aborted)
-    }
 }
 
 /// What happened in a channel since the device was made.

@@ -2,16 +2,13 @@
 //! for one: a channel whose descriptor has moved the bytes of one guard goes to the end of the line,
 //! and one that needs memory that may block moves to its client's worker for that descriptor.
 
-use std::{
-    collections::VecDeque,
-    sync::{Arc, atomic::Ordering},
-};
+use std::{collections::VecDeque, sync::Arc};
 
 use ioasid_core::{
     host::{Worker, hand_over},
     sync::{Condvar, Mutex, MutexGuard},
 };
-use ioasid_iommu::{Device, DmaPort};
+use ioasid_iommu::{Device, DmaGuard, DmaPort};
 
 use crate::{
     channel::{Channel, Place, Task},
@@ -76,6 +73,14 @@ enum Where {
 }
 
 impl Where {
+    /// The way to memory from there.
+    fn enter<'a>(self, port: &'a mut DmaPort, task: &Task) -> DmaGuard<'a> {
+        match self {
+            Where::Engine => port.enter(task.tag.pasid),
+            Where::Worker => port.enter_blocking(task.tag.pasid),
+        }
+    }
+
     /// How many channels it takes from the line when it is done with one.
     const fn takes(self) -> usize {
         match self {
@@ -184,27 +189,34 @@ impl Shared {
 
     /// Executes `task` as far as it goes here.
     fn execute(self: &Arc<Self>, mut task: Task, port: &mut DmaPort, place: Where) {
-        let moved = task.execution.moved;
+        let before = task.execution.moved;
         let result = loop {
             if task.aborted() {
-                break Ok(None);
+                break Ok(());
             }
-            let result = {
-                let mut guard = match place {
-                    Where::Engine => port.enter(task.tag.pasid),
-                    Where::Worker => port.enter_blocking(task.tag.pasid),
-                };
-                task.execution.step(&mut guard)
-            };
+            let result = task.execution.step(&mut place.enter(port, &task));
             match result {
                 Err(Halt::Budget) if place == Where::Worker => {}
-                result => break result.map(Some),
+                result => break result,
             }
         };
-        let moved = task.execution.moved - moved;
-        match result {
-            Ok(ending) => self.end(task, ending.as_ref(), moved, place),
-            Err(Halt::Budget) => {
+        let moved = task.execution.moved - before;
+        match (result, place) {
+            (Ok(()), Where::Engine) => self.conclude(task, moved, port),
+            (Ok(()), Where::Worker) => {
+                let ending = loop {
+                    if task.aborted() {
+                        break task.execution.lost();
+                    }
+                    // It may block, so the registers change only after it.
+                    let result = task.execution.conclude(&mut place.enter(port, &task));
+                    if let Ok(ending) = result {
+                        break ending;
+                    }
+                };
+                self.end(self.lock(), task, &ending, moved, place);
+            }
+            (Err(Halt::Budget), _) => {
                 let mut state = self.lock();
                 if let Some(channel) = state.channels.get_mut(task.channel) {
                     channel.stats.bytes += moved;
@@ -212,17 +224,46 @@ impl Shared {
                 }
                 self.release(state, place.takes());
             }
-            Err(Halt::Remote(worker)) => self.hand_over(task, moved, &worker),
+            (Err(Halt::Remote(worker)), _) => self.hand_over(task, moved, &worker),
         }
     }
 
-    /// The descriptor has ended, or was cut short.
-    fn end(&self, task: Task, ending: Option<&Ending>, moved: u64, place: Where) {
-        // The task goes before anybody learns that it has ended: with it goes its hold on the PASID.
-        let (channel, aborted) = task.finish();
-        let mut state = self.lock();
-        // An abort that came after its last step counts all the same.
-        let ending = ending.filter(|_| !aborted.load(Ordering::Acquire));
+    /// Ends a descriptor on an engine: completion word and registers change at once, for whoever
+    /// reads the registers. Entering a domain and writing a word in it does not block.
+    fn conclude(self: &Arc<Self>, mut task: Task, moved: u64, port: &mut DmaPort) {
+        loop {
+            let state = self.lock();
+            let ending = match task.aborted() {
+                true => Ok(task.execution.lost()),
+                false => {
+                    let mut guard = Where::Engine.enter(port, &task);
+                    task.execution.conclude(&mut guard)
+                }
+            };
+            match ending {
+                Ok(ending) => return self.end(state, task, &ending, moved, Where::Engine),
+                Err(Halt::Budget) => {}
+                Err(Halt::Remote(worker)) => {
+                    drop(state);
+                    return self.hand_over(task, moved, &worker);
+                }
+            }
+        }
+    }
+
+    /// The descriptor has ended, or was cut short: then nobody learns how.
+    fn end(
+        &self,
+        mut state: MutexGuard<'_, State>,
+        task: Task,
+        ending: &Ending,
+        moved: u64,
+        place: Where,
+    ) {
+        let ending = (!task.aborted()).then_some(ending);
+        let channel = task.channel;
+        // Before anybody learns that it has ended: with it goes its hold on the PASID.
+        drop(task);
         let mut interrupt = None;
         if let Some(channel) = state.channels.get_mut(channel) {
             channel.stats.bytes += moved;
@@ -247,7 +288,7 @@ impl Shared {
         };
         let lost = |(shared, task): (Arc<Shared>, Task)| {
             let ending = task.execution.lost();
-            shared.end(task, Some(&ending), 0, Where::Worker);
+            shared.end(shared.lock(), task, &ending, 0, Where::Worker);
         };
         hand_over(worker, (Arc::clone(self), task), run, lost);
     }

@@ -168,7 +168,7 @@ fn chain_data_and_completion_word_may_all_be_remote() {
     let bytes = setup.process.bytes.lock();
     let copied = &bytes[0x20_0001..][..size as usize];
     assert!(copied == &bytes[0x10_0004..][..size as usize]);
-    let word = (REMOTE + 256 | 1).to_le_bytes();
+    let word = ((REMOTE + 256) | 1).to_le_bytes();
     assert_eq!(bytes[0x8000..][..8], word);
     drop(bytes);
     // All of it was done by the client's own thread.
@@ -200,7 +200,7 @@ fn a_reset_shows_until_the_blocked_copy_has_ended_and_nothing_is_written_then() 
     let blocked = setup.block(40);
     blocked.command(RESET);
     assert_eq!(blocked.read::<1>(reg::CHANCMD), u64::from(RESET));
-    // Its doorbell is not heard meanwhile.
+    // Its doorbell is not heard meanwhile, and what blocks is nobody's completion any more.
     blocked.start(CHAIN, 1);
     setup.process.set(|gate| gate.shut = false);
     eventually("the reset", || blocked.read::<1>(reg::CHANCMD) == 0);

@@ -1,8 +1,8 @@
 //! Executing one descriptor: a resumable state machine that moves bytes through a [`DmaGuard`] and
 //! never waits.
 //!
-//! A descriptor is read, checked, carried out and ended by its completion word. A step runs under
-//! one guard until the descriptor is done or a [`Halt`] says why it cannot go on there.
+//! A descriptor is read, checked and carried out by steps: each runs under one guard until that is
+//! done or a [`Halt`] says why it cannot go on there. What is left then is its completion word.
 
 mod parity;
 
@@ -134,27 +134,41 @@ impl Execution {
         }
     }
 
-    /// Goes on until the descriptor has ended or cannot go on under this guard.
-    pub(crate) fn step(&mut self, guard: &mut DmaGuard<'_>) -> Result<Ending, Halt> {
-        loop {
-            match self.advance(guard) {
-                Ok(Some(ending)) => return Ok(ending),
-                Ok(None) => {}
-                Err(Failure::Error(error)) => self.fail(error),
-                Err(Failure::Stopped(Stop::Fault(fault))) => {
-                    guard.report(&fault);
-                    self.faulted = true;
-                    self.fail(self.error_of(fault.access));
-                }
-                Err(Failure::Stopped(Stop::Remote(worker))) => return Err(Halt::Remote(worker)),
-                // Whatever else may stop an operation asks to try again under a new guard.
-                Err(Failure::Stopped(_)) => return Err(Halt::Budget),
-            }
+    /// Goes on until only the completion word is left, or until it cannot go on under this guard.
+    pub(crate) fn step(&mut self, guard: &mut DmaGuard<'_>) -> Result<(), Halt> {
+        while !matches!(self.phase, Phase::Complete(_)) {
+            let done = self.advance(guard);
+            self.outcome(done, guard)?;
         }
+        Ok(())
     }
 
-    /// One phase on. `Some` is the end.
-    fn advance(&mut self, guard: &mut DmaGuard<'_>) -> Result<Option<Ending>, Failure> {
+    /// Writes the completion word, if one is wanted.
+    pub(crate) fn conclude(&mut self, guard: &mut DmaGuard<'_>) -> Result<Ending, Halt> {
+        let done = self.complete(guard);
+        self.outcome(done, guard)?;
+        Ok(self.ending())
+    }
+
+    /// Takes in what a phase came to; an error leaves nothing but to tell of it.
+    fn outcome(&mut self, done: Result<(), Failure>, guard: &mut DmaGuard<'_>) -> Result<(), Halt> {
+        match done {
+            Ok(()) => {}
+            Err(Failure::Error(error)) => self.fail(error),
+            Err(Failure::Stopped(Stop::Fault(fault))) => {
+                guard.report(&fault);
+                self.faulted = true;
+                self.fail(self.error_of(fault.access));
+            }
+            Err(Failure::Stopped(Stop::Remote(worker))) => return Err(Halt::Remote(worker)),
+            // Whatever else may stop an operation asks to try again under a new guard.
+            Err(Failure::Stopped(_)) => return Err(Halt::Budget),
+        }
+        Ok(())
+    }
+
+    /// One phase on.
+    fn advance(&mut self, guard: &mut DmaGuard<'_>) -> Result<(), Failure> {
         let Terms { address, first, .. } = self.terms;
         let remaining = self.remaining();
         match &mut self.phase {
@@ -201,12 +215,9 @@ impl Execution {
                 work.run(&self.descriptor, &mut self.moved, guard)?;
                 self.phase = Phase::Complete(false);
             }
-            Phase::Complete(_) => {
-                self.complete(guard)?;
-                return Ok(Some(self.ending()));
-            }
+            Phase::Complete(_) => {}
         }
-        Ok(None)
+        Ok(())
     }
 
     /// Descriptors that may still be done, this one included.

@@ -104,10 +104,22 @@ impl PageTables {
     }
 }
 
+/// By which files of `/dev` the devices are used.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Interface {
+    /// `/dev/iommu` and `/dev/vfio/devices`.
+    #[default]
+    Iommufd,
+    /// `/dev/vfio/vfio` and groups: every device in one container of type 1, version 2. There are no
+    /// page tables to choose then, and memory is mapped by address, whatever its kind.
+    Container,
+}
+
 /// What varies between runs.
 #[derive(Clone, Debug)]
 #[must_use]
 pub struct Config {
+    pub(crate) interface: Interface,
     pub(crate) pdev: Choice,
     pub(crate) mdev: Choice,
     pub(crate) attach: Order,
@@ -123,6 +135,7 @@ pub struct Config {
 impl Default for Config {
     fn default() -> Self {
         Config {
+            interface: Interface::Iommufd,
             pdev: Choice::Any,
             mdev: Choice::Any,
             attach: Order::PdevFirst,
@@ -141,6 +154,12 @@ impl Config {
     /// The default: both devices if there, pdev first, one IOAS, private memory, 64 MiB.
     pub fn new() -> Config {
         Config::default()
+    }
+
+    /// By which files.
+    pub fn interface(mut self, interface: Interface) -> Config {
+        self.interface = interface;
+        self
     }
 
     /// Which whole device.

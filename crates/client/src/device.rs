@@ -37,8 +37,8 @@ impl Device {
     pub const CONFIG: u32 = VFIO_PCI_CONFIG_REGION_INDEX;
 
     pub(crate) fn open(path: &Path, shared: Arc<Shared>) -> Result<Device> {
-        let vfio = VfioDevice::new(path, Arc::clone(&shared.ops) as _, false)
-            .map_err(wrap("opening", path))?;
+        let vfio =
+            VfioDevice::new(path, shared.ops.of_devices(), false).map_err(wrap("opening", path))?;
         Ok(Device {
             path: path.to_owned(),
             vfio,

@@ -46,6 +46,9 @@ pub enum Error {
         /// The crate's error, with the errno where it keeps it.
         source: vfio_ioctls::VfioError,
     },
+    /// Something that only `/dev/iommu` has was asked of a container.
+    #[error("a VFIO container has no {0}")]
+    NotInContainer(&'static str),
     /// An ioctl or system call that is made directly failed.
     #[error("{doing}: {source}")]
     System {

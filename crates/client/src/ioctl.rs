@@ -15,9 +15,13 @@ use iommufd_bindings::iommufd::{
 };
 use libc::c_ulong;
 use vfio_bindings::bindings::vfio::{VFIO_BASE, VFIO_TYPE, vfio_device_attach_iommufd_pt};
+use vfio_ioctls::{VfioContainer, VfioError};
 use vmm_sys_util::ioctl::ioctl_with_mut_ref;
 
-use crate::error::{Error, Result};
+use crate::{
+    error::{Error, Result},
+    memory::DmaMemory,
+};
 
 /// `VFIO_DEVICE_ATTACH_IOMMUFD_PT`, include/uapi/linux/vfio.h.
 const ATTACH: c_ulong = (VFIO_TYPE as c_ulong) << 8 | (VFIO_BASE as c_ulong + 19);
@@ -86,6 +90,18 @@ pub(crate) fn copy(
         0 => Ok(data.dst_iova),
         _ => Err(Error::last_os("copying a mapping")),
     }
+}
+
+/// Maps `memory` at `iova` of a container.
+pub(crate) fn map_in_container(
+    container: &VfioContainer,
+    iova: u64,
+    memory: &DmaMemory,
+) -> std::result::Result<(), VfioError> {
+    let (address, len) = (memory.address() as *mut u8, memory.len() as usize);
+    // SAFETY: `DmaMemory` never has a reference to its bytes, and the caller keeps it until it is
+    // unmapped.
+    unsafe { container.vfio_dma_map(iova, len, address) }
 }
 
 /// The descriptor of `owner` as a file, for reads and writes that report their errno.

@@ -32,7 +32,7 @@ mod run;
 mod vm;
 
 pub use bring_up::Limits;
-pub use config::{Choice, Config, Order, PageTables, Role};
+pub use config::{Choice, Config, Interface, Order, PageTables, Role};
 pub use device::Device;
 pub use error::{Error, Result};
 pub use memory::{DmaMemory, MemoryKind};

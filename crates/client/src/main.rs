@@ -8,7 +8,7 @@ use std::{
     time::Duration,
 };
 
-use passthrough_client::{Choice, Config, Order, PageTables, Report, Step, run};
+use passthrough_client::{Choice, Config, Interface, Order, PageTables, Report, Step, run};
 
 const USAGE: &str = "\
 usage: passthrough-client [OPTION...]
@@ -16,6 +16,7 @@ usage: passthrough-client [OPTION...]
 Copies data through a whole DSA (pdev) and a one-queue DSA (mdev) of one VM, by /dev/iommu and
 /dev/vfio alone, and checks every byte, interrupt and fault.
 
+  --container                by groups and a type 1 container instead of /dev/iommu
   --pdev PATH|first|none     whole device by its sysfs directory (default: the first, if any)
   --mdev PATH|first|none     mediated device by its sysfs directory (default: the first, if any)
   --attach pdev|mdev         which is attached first (default: pdev)
@@ -74,6 +75,7 @@ fn parse(mut arguments: impl Iterator<Item = String>) -> Result<Options, String>
                 Ok(seconds) => Duration::from_secs(seconds.into()),
                 Err(_) => return Err("--timeout takes a number of seconds".to_owned()),
             }),
+            "--container" => config.interface(Interface::Container),
             "--exact-interrupts" => config.exact_interrupts(true),
             "-v" | "--verbose" => {
                 verbose = true;

@@ -7,7 +7,7 @@ use std::{
 };
 
 use crate::{
-    config::{Config, Role},
+    config::{Config, Interface, Role},
     device::Device,
     dsa::{Descriptor, Status},
     error::{Error, Result},
@@ -173,7 +173,10 @@ pub fn run(config: &Config, observer: &mut dyn Observer) -> Result<Report> {
         return Err(Error::NoDevice);
     }
 
-    let vm = Vm::open()?;
+    let vm = match config.interface {
+        Interface::Iommufd => Vm::open()?,
+        Interface::Container => Vm::open_container()?,
+    };
     observer.step(&Step::Opened { ioas: vm.ioas() });
     let mut devices = Vec::new();
     for (role, path) in &paths {
@@ -234,17 +237,26 @@ pub fn run(config: &Config, observer: &mut dyn Observer) -> Result<Report> {
         expect_faults(*role, queue, &data, observer)?;
     }
 
+    if vm.is_container() {
+        // With the last device everything is unmapped.
+        vm.unmap(&records)?;
+    }
     for role in config.detach.roles() {
         if let Some(index) = queues.iter().position(|(of, _)| *of == role) {
             let device = queues.remove(index).1.shut_down()?;
-            device.detach()?;
+            if !vm.is_container() {
+                device.detach()?;
+            }
+            drop(device);
             observer.step(&Step::Detached { role });
         }
     }
     for hwpt in hwpts {
         vm.destroy(hwpt)?;
     }
-    vm.unmap(&records)?;
+    if !vm.is_container() {
+        vm.unmap(&records)?;
+    }
     Ok(Report {
         ioas: vm.ioas(),
         devices: reports,
@@ -260,6 +272,11 @@ fn attach(
 ) -> Result<(Vec<u32>, Vec<u32>)> {
     let (mut reported, mut hwpts) = (Vec::<u32>::new(), Vec::<u32>::new());
     for (role, device) in devices {
+        if vm.is_container() {
+            // It is attached since it is open.
+            reported.push(0);
+            continue;
+        }
         let target = if !config.page_tables.manual(*role) {
             vm.ioas()
         } else if let Some(&hwpt) = hwpts.first() {

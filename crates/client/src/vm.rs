@@ -1,4 +1,5 @@
-//! One VM's view of `/dev/iommu`: an IOAS, what is mapped in it, and the devices that use it.
+//! One VM's address space: an IOAS of `/dev/iommu`, or a container; what is mapped in it, and the
+//! devices that use it.
 
 use std::{
     collections::BTreeMap,
@@ -16,7 +17,7 @@ use iommufd_bindings::iommufd::{
     iommufd_ioas_map_flags_IOMMU_IOAS_MAP_WRITEABLE,
 };
 use iommufd_ioctls::{IommuFd, IommufdError, IommufdIoas};
-use vfio_ioctls::VfioIommufd;
+use vfio_ioctls::{VfioContainer, VfioError, VfioIommufd, VfioOps};
 
 use crate::{
     device::Device,
@@ -52,12 +53,35 @@ impl Area {
 
 /// What the devices of a VM share; lives until the last of them is gone.
 pub(crate) struct Shared {
-    pub(crate) ops: Arc<VfioIommufd>,
+    pub(crate) ops: Ops,
     /// Keeps memory as long as a device might reach it. The last field: it goes after the IOAS.
     mapped: Mutex<BTreeMap<u64, Arc<DmaMemory>>>,
 }
 
-/// One open `/dev/iommu` with one IOAS.
+/// What holds the address space.
+pub(crate) enum Ops {
+    Iommufd(Arc<VfioIommufd>),
+    Container(Arc<VfioContainer>),
+}
+
+impl Ops {
+    /// As the crate wants it to open a device.
+    pub(crate) fn of_devices(&self) -> Arc<dyn VfioOps> {
+        match self {
+            Ops::Iommufd(ops) => Arc::clone(ops) as _,
+            Ops::Container(ops) => Arc::clone(ops) as _,
+        }
+    }
+
+    fn iommufd(&self, what: &'static str) -> Result<&VfioIommufd> {
+        match self {
+            Ops::Iommufd(ops) => Ok(ops),
+            Ops::Container(_) => Err(Error::NotInContainer(what)),
+        }
+    }
+}
+
+/// One open `/dev/iommu` with one IOAS, or one container.
 pub struct Vm {
     shared: Arc<Shared>,
 }
@@ -80,15 +104,37 @@ impl Vm {
         })?;
         Ok(Vm {
             shared: Arc::new(Shared {
-                ops: Arc::new(ops),
+                ops: Ops::Iommufd(Arc::new(ops)),
                 mapped: Mutex::default(),
             }),
         })
     }
 
-    /// Id of the IOAS.
+    /// Opens `/dev/vfio/vfio`. It gets its IOMMU, type 1 version 2, with the first device.
+    ///
+    /// # Errors
+    /// [`Error::Vfio`] with the errno of the open or of the ioctl.
+    pub fn open_container() -> Result<Vm> {
+        let ops = VfioContainer::new(None).map_err(container("opening"))?;
+        Ok(Vm {
+            shared: Arc::new(Shared {
+                ops: Ops::Container(Arc::new(ops)),
+                mapped: Mutex::default(),
+            }),
+        })
+    }
+
+    /// Whether it is a container: its devices are attached from the start until they are closed.
+    pub fn is_container(&self) -> bool {
+        matches!(self.shared.ops, Ops::Container(_))
+    }
+
+    /// Id of the IOAS; 0 for a container.
     pub fn ioas(&self) -> u32 {
-        self.shared.ops.ioas().id()
+        match &self.shared.ops {
+            Ops::Iommufd(ops) => ops.ioas().id(),
+            Ops::Container(_) => 0,
+        }
     }
 
     /// Opens the device in the sysfs directory `path` and binds it to this `/dev/iommu`. It is not
@@ -113,7 +159,7 @@ impl Vm {
             pt_id: self.ioas(),
             ..Default::default()
         };
-        let iommufd = self.shared.ops.iommufd();
+        let iommufd = self.shared.ops.iommufd("page tables of its own")?.iommufd();
         iommufd
             .alloc_iommu_hwpt(&mut data)
             .map_err(wrap("allocating a HWPT"))?;
@@ -125,7 +171,7 @@ impl Vm {
     /// # Errors
     /// [`Error::Iommufd`]: EBUSY while it is in use, ENOENT if there is none.
     pub fn destroy(&self, id: u32) -> Result<()> {
-        let iommufd = self.shared.ops.iommufd();
+        let iommufd = self.shared.ops.iommufd("objects")?.iommufd();
         iommufd
             .destroy_iommu_object(id)
             .map_err(wrap("destroying an object"))
@@ -148,7 +194,16 @@ impl Vm {
     }
 
     fn map_with(&self, iova: u64, memory: &Arc<DmaMemory>, prot: u32) -> Result<Area> {
-        let ops = &self.shared.ops;
+        let ops = match &self.shared.ops {
+            Ops::Iommufd(ops) => ops,
+            Ops::Container(_) if prot & WRITE == 0 => {
+                return Err(Error::NotInContainer("read-only mappings here"));
+            }
+            Ops::Container(ops) => {
+                ioctl::map_in_container(ops, iova, memory).map_err(container("mapping in"))?;
+                return Ok(self.mapped_at(iova, memory));
+            }
+        };
         match (memory.kind(), memory.file()) {
             (MemoryKind::File, Some(file)) => ops
                 .ioas()
@@ -169,11 +224,15 @@ impl Vm {
                     .map_err(wrap("mapping memory for DMA"))?;
             }
         }
+        Ok(self.mapped_at(iova, memory))
+    }
+
+    fn mapped_at(&self, iova: u64, memory: &Arc<DmaMemory>) -> Area {
         self.mapped().insert(iova, Arc::clone(memory));
-        Ok(Area {
+        Area {
             iova,
             memory: Arc::clone(memory),
-        })
+        }
     }
 
     /// Unmaps what was mapped as `area`. When it returns, no device reaches the memory any more.
@@ -195,19 +254,28 @@ impl Vm {
     /// # Errors
     /// [`Error::Iommufd`]: ENOENT if the range cuts a mapping or holds none.
     pub fn unmap_range(&self, iova: u64, len: u64) -> Result<u64> {
+        let last = iova.saturating_add(len.saturating_sub(1));
+        let forget = || {
+            self.mapped()
+                .retain(|start, _| !(iova..=last).contains(start));
+        };
+        if let Ops::Container(ops) = &self.shared.ops {
+            ops.vfio_dma_unmap(iova, len as usize)
+                .map_err(container("unmapping in"))?;
+            forget();
+            return Ok(len);
+        }
         let mut data = iommu_ioas_unmap {
             size: size_of::<iommu_ioas_unmap>() as u32,
             ioas_id: self.ioas(),
             iova,
             length: len,
         };
-        let iommufd = self.shared.ops.iommufd();
+        let iommufd = self.shared.ops.iommufd("IOAS")?.iommufd();
         iommufd
             .unmap_iommu_ioas(&mut data)
             .map_err(wrap("unmapping"))?;
-        let last = iova.saturating_add(len.saturating_sub(1));
-        self.mapped()
-            .retain(|start, _| !(iova..=last).contains(start));
+        forget();
         Ok(data.length)
     }
 
@@ -217,7 +285,7 @@ impl Vm {
     /// [`Error::System`] with the errno.
     pub fn copy_mapping(&self, from: u64, to: u64, len: u64) -> Result<()> {
         let (flags, ioas) = (FIXED | READ | WRITE, self.ioas());
-        let iommufd = self.shared.ops.iommufd();
+        let iommufd = self.shared.ops.iommufd("copies of mappings")?.iommufd();
         ioctl::copy(&**iommufd, flags, (ioas, to), (ioas, from), len)?;
         let memory = self.mapped().get(&from).cloned();
         if let Some(memory) = memory {
@@ -231,7 +299,8 @@ impl Vm {
     /// # Errors
     /// [`Error::System`] with the errno.
     pub fn iova_ranges(&self) -> Result<(Vec<(u64, u64)>, u64)> {
-        ioctl::iova_ranges(&**self.shared.ops.iommufd(), self.ioas())
+        let iommufd = self.shared.ops.iommufd("IOAS to ask")?.iommufd();
+        ioctl::iova_ranges(&**iommufd, self.ioas())
     }
 
     fn mapped(&self) -> std::sync::MutexGuard<'_, BTreeMap<u64, Arc<DmaMemory>>> {
@@ -248,6 +317,14 @@ impl fmt::Debug for Vm {
             .field("ioas", &self.ioas())
             .field("mapped", &self.mapped().len())
             .finish_non_exhaustive()
+    }
+}
+
+fn container(doing: &'static str) -> impl FnOnce(VfioError) -> Error {
+    move |source| Error::Vfio {
+        doing,
+        path: "/dev/vfio/vfio".into(),
+        source,
     }
 }
 

@@ -114,6 +114,13 @@ pub(crate) struct ServeArgs {
     /// Name of the machine, for --join and inspect; the file's name by default.
     #[arg(long)]
     pub(crate) name: Option<String>,
+    /// Where the vfio-user sockets of the devices go, one for each; beside the control socket by
+    /// default.
+    #[arg(long, value_name = "DIR")]
+    pub(crate) socket_dir: Option<PathBuf>,
+    /// Serve virtual machines only: no program can join, and the process confines itself.
+    #[arg(long)]
+    pub(crate) no_join: bool,
     /// Path of the control socket, instead of one made from the name.
     #[arg(long, value_name = "PATH", conflicts_with = "name")]
     pub(crate) socket: Option<PathBuf>,

@@ -4,6 +4,7 @@
 
 mod cli;
 mod demo;
+mod guests;
 mod tree;
 mod verbs;
 mod view;

@@ -7,6 +7,7 @@ use std::{
 
 use anyhow::{Context as _, Result, bail};
 use ioasid_core::host::StdSpawner;
+use ioasid_host::{confine, prepare_received, service};
 use ioasid_machine::{Machine, MachineFile};
 use ioasid_supervisor::{
     ControlServer, Mmio, RunOptions, control,
@@ -20,6 +21,7 @@ use signal_hook::{
 
 use crate::{
     cli::{InspectArgs, MachineArgs, MdevArgs, MdevVerb, MmioMode, RunArgs, ServeArgs},
+    guests::Guests,
     say, tree,
     view::View,
 };
@@ -92,6 +94,10 @@ fn known_vm(machine: &Machine, vm: Option<&str>) -> Result<()> {
 
 /// `ioasid serve`: until a signal ends it.
 pub(crate) fn serve(args: ServeArgs) -> Result<u8> {
+    // Before anything else has a descriptor.
+    let passed = service::listen_fds();
+    service::raise_descriptor_limit();
+    let manager = service::Manager::from_env();
     let (file, default_name) = match &args.machine {
         Some(path) => {
             let stem = path
@@ -111,11 +117,21 @@ pub(crate) fn serve(args: ServeArgs) -> Result<u8> {
     };
     let machine = build(&name, &file)?;
     let mut end = Signals::new([SIGTERM, SIGINT, SIGHUP]).context("waiting for signals")?;
-    let server = ControlServer::start(View::of(&machine), path)?;
+    let sockets = args.socket_dir.unwrap_or_else(|| path.with_extension("vm"));
+    let guests = Guests::start(&machine, &sockets, passed)?;
+    let view = View::serving(&machine, guests.server());
+    let server = ControlServer::start_with(view, path, !args.no_join)?;
     let shown = server.path().display();
     say(&format!("ioasid: machine `{name}` at {shown}"));
-    let vms = machine.vms();
-    if vms.is_empty() {
+    let vms = if args.no_join {
+        prepare_received().context("preparing for clients")?;
+        confine().context("confining this process")?;
+        say("  confined: serves virtual machines only");
+        Vec::new()
+    } else {
+        machine.vms()
+    };
+    if vms.is_empty() && !args.no_join {
         say(&format!("  join it:  ioasid run --join {shown} -- PROGRAM"));
     }
     for vm in vms {
@@ -124,7 +140,11 @@ pub(crate) fn serve(args: ServeArgs) -> Result<u8> {
         ));
     }
     say(&format!("  look:     ioasid inspect {shown}"));
+    guests.announce();
+    manager.notify("READY=1");
     end.forever().next();
+    manager.notify("STOPPING=1");
+    guests.stop();
     drop(server);
     Ok(0)
 }

@@ -11,6 +11,7 @@ use ioasid_machine::{AttributeError, Machine};
 use ioasid_selftest::SelfTest;
 use ioasid_supervisor::{MachineView, NodeInfo, SysfsEntry, SysfsKind, view::MdevRequest};
 use ioasid_uapi::{Errno, iommufd::Extension};
+use ioasid_vfio_user::Server;
 
 /// Where a test looks whether the kernel can make allocations fail, and what it sets there. Ours
 /// always may fail, and say nothing about it.
@@ -24,17 +25,22 @@ const FAULT_INJECTION: [(&str, &str); 5] = [
 
 /// The view of one machine.
 #[derive(Debug)]
-pub(crate) struct View(Arc<Machine>, Option<SelfTest>);
+pub(crate) struct View(Arc<Machine>, Option<SelfTest>, Option<Arc<Server>>);
 
 impl View {
     /// The view of `machine`.
     pub(crate) fn of(machine: &Arc<Machine>) -> Arc<dyn MachineView> {
-        Arc::new(View(Arc::clone(machine), None))
+        Arc::new(View(Arc::clone(machine), None, None))
     }
 
     /// The view of `machine` with the kernel's self-test beside it.
     pub(crate) fn with_selftest(machine: &Arc<Machine>) -> Arc<dyn MachineView> {
-        Arc::new(View(Arc::clone(machine), Some(SelfTest)))
+        Arc::new(View(Arc::clone(machine), Some(SelfTest), None))
+    }
+
+    /// The view of `machine`, whose devices `server` offers to virtual machines too.
+    pub(crate) fn serving(machine: &Arc<Machine>, server: &Arc<Server>) -> Arc<dyn MachineView> {
+        Arc::new(View(Arc::clone(machine), None, Some(Arc::clone(server))))
     }
 }
 
@@ -79,7 +85,11 @@ impl MachineView for View {
     }
 
     fn inspect(&self) -> Node {
-        self.0.inspect()
+        let mut node = self.0.inspect();
+        if let Some(server) = &self.2 {
+            node.set("vfio_user", server.inspect());
+        }
+        node
     }
 
     fn has_vm(&self, vm: &str) -> bool {

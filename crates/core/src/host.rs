@@ -181,6 +181,11 @@ pub trait Caller: Send + Sync + fmt::Debug {
         Err(FdError::NoMemory)
     }
 
+    /// Waits until every interrupt of this client that was signalled has arrived: a program that fires
+    /// one itself finds it when the ioctl returns. Waits a moment at most, as a client can keep its
+    /// own interrupts from arriving. By default there is nothing to wait for.
+    fn flush_interrupts(&self) {}
+
     /// Who pays for memory that this ioctl locks. By default nobody in particular, without limit.
     fn account(&self) -> Account {
         Account::default()

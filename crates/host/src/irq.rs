@@ -16,6 +16,7 @@ use std::{
         Arc,
         atomic::{AtomicU64, Ordering},
     },
+    time::{Duration, Instant},
 };
 
 use ioasid_core::{
@@ -25,6 +26,9 @@ use ioasid_core::{
 };
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
+/// How long a client waits for interrupts of its own that it keeps from arriving.
+const FLUSH: Duration = Duration::from_millis(100);
+
 /// The thread that writes to one client's eventfds.
 pub(crate) struct InterruptThread {
     shared: Arc<Shared>,
@@ -33,6 +37,8 @@ pub(crate) struct InterruptThread {
 struct Shared {
     queue: Mutex<Queue>,
     wake: Condvar,
+    /// Nothing is queued and nothing is being written.
+    idle: Condvar,
     written: AtomicU64,
     skipped: AtomicU64,
 }
@@ -41,6 +47,7 @@ struct Shared {
 struct Queue {
     /// Eventfds with signals to deliver, each at most once.
     waiting: VecDeque<Arc<Target>>,
+    writing: bool,
     stopping: bool,
     ended: bool,
 }
@@ -56,6 +63,7 @@ impl InterruptThread {
         let shared = Arc::new(Shared {
             queue: Mutex::new(Queue::default()),
             wake: Condvar::new(),
+            idle: Condvar::new(),
             written: AtomicU64::new(0),
             skipped: AtomicU64::new(0),
         });
@@ -64,6 +72,19 @@ impl InterruptThread {
             .name(name.to_owned())
             .spawn(move || thread.run())?;
         Ok(Arc::new(InterruptThread { shared }))
+    }
+
+    /// Waits until what is queued has been written, [`FLUSH`] at most.
+    pub(crate) fn flush(&self) {
+        let deadline = Instant::now() + FLUSH;
+        let mut queue = self.shared.queue.lock();
+        while (queue.writing || !queue.waiting.is_empty()) && !queue.ended {
+            let left = deadline.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                return;
+            }
+            queue = self.shared.idle.wait_timeout(queue, left);
+        }
     }
 
     /// Delivers what is queued, then ends; later signals go nowhere. Does not wait.
@@ -83,9 +104,14 @@ impl Shared {
         let mut queue = self.queue.lock();
         loop {
             if let Some(target) = queue.waiting.pop_front() {
+                queue.writing = true;
                 drop(queue);
                 self.deliver(&target);
                 queue = self.queue.lock();
+                queue.writing = false;
+                if queue.waiting.is_empty() {
+                    self.idle.notify_all();
+                }
             } else if queue.stopping {
                 queue.ended = true;
                 return;
@@ -183,5 +209,36 @@ impl fmt::Debug for EventFd {
         f.debug_struct("EventFd")
             .field("pending", &self.target.pending.load(Ordering::Relaxed))
             .finish_non_exhaustive()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use rustix::event::{EventfdFlags, eventfd};
+
+    use super::*;
+
+    #[test]
+    fn after_a_flush_every_signal_has_arrived() {
+        let thread = InterruptThread::new("irq test").unwrap();
+        let fd = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK).unwrap();
+        let sink = EventFd::new(fd.try_clone().unwrap(), Arc::clone(&thread));
+        for _ in 0..1000 {
+            sink.signal();
+            thread.flush();
+            let mut count = [0; 8];
+            rustix::io::read(&fd, &mut count).unwrap();
+            assert_eq!(u64::from_ne_bytes(count), 1);
+        }
+    }
+
+    #[test]
+    fn a_flush_does_not_wait_for_a_thread_that_has_ended() {
+        let thread = InterruptThread::new("irq test").unwrap();
+        thread.stop();
+        while !thread.has_ended() {
+            std::thread::yield_now();
+        }
+        thread.flush();
     }
 }

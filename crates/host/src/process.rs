@@ -395,6 +395,10 @@ impl Caller for Process {
         watch.map_err(|_| FdError::NoMemory)
     }
 
+    fn flush_interrupts(&self) {
+        self.client.interrupts.flush();
+    }
+
     fn account(&self) -> Account {
         *self
             .account

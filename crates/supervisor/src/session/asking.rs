@@ -212,6 +212,10 @@ impl Caller for Asking<'_> {
         self.process.watch_eventfd(fd, listener)
     }
 
+    fn flush_interrupts(&self) {
+        self.process.flush_interrupts();
+    }
+
     fn account(&self) -> Account {
         self.process.account()
     }

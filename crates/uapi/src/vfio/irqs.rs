@@ -41,6 +41,7 @@ pub(super) fn set(file: &DeviceFile, arg: u64, program: &dyn Program) -> Result<
             IrqData::Eventfds(fds.into_iter().map(|fd| eventfd(fd, program)).collect())
         }
     };
+    let fires = action == IrqAction::Trigger && !matches!(data, IrqData::Eventfds(_));
     file.set_irqs(&SetIrqs {
         index,
         action,
@@ -48,6 +49,10 @@ pub(super) fn set(file: &DeviceFile, arg: u64, program: &dyn Program) -> Result<
         count: header.count,
         data,
     })?;
+    if fires {
+        // As in the kernel, the eventfd is readable when the call returns.
+        program.flush_interrupts();
+    }
     Ok(0)
 }
 

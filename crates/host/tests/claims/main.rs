@@ -7,6 +7,7 @@ mod interrupts;
 mod leaks;
 mod memory;
 mod process;
+mod registers;
 mod silent;
 mod unprivileged;
 mod workers;

@@ -17,6 +17,7 @@
 #![cfg_attr(not(test), no_std)]
 #![forbid(unsafe_code)]
 
+mod arithmetic;
 mod command;
 pub mod cpu;
 mod error;
@@ -86,6 +87,7 @@ pub fn execute(code: &[u8], cpu: &mut impl Cpu, space: &mut impl Space) -> Resul
         .string()
         .or_else(|| exec.command())
         .or_else(|| exec.vector())
+        .or_else(|| exec.arithmetic())
     {
         Some(result) => result?,
         None => exec.integer()?,

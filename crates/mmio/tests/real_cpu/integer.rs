@@ -40,6 +40,27 @@ const SHIFTS: &[Mnemonic] = &[
     Mnemonic::Ror,
 ];
 
+const INTO_REGISTERS: &[Mnemonic] = &[
+    Mnemonic::Mul,
+    Mnemonic::Imul,
+    Mnemonic::Mulx,
+    Mnemonic::Popcnt,
+    Mnemonic::Lzcnt,
+    Mnemonic::Tzcnt,
+    Mnemonic::Bsf,
+    Mnemonic::Bsr,
+    Mnemonic::Andn,
+    Mnemonic::Bextr,
+    Mnemonic::Bzhi,
+    Mnemonic::Blsi,
+    Mnemonic::Blsr,
+    Mnemonic::Blsmsk,
+    Mnemonic::Rorx,
+    Mnemonic::Shlx,
+    Mnemonic::Shrx,
+    Mnemonic::Sarx,
+];
+
 const EXCHANGES: &[Mnemonic] = &[
     Mnemonic::Xchg,
     Mnemonic::Xadd,
@@ -151,6 +172,15 @@ fn shifts_of_memory_agree_with_the_processor() {
     if harness_runs() {
         let tally = compare(forms::plain(SHIFTS), 80, crate::anywhere, as_it_is, once);
         assert!(tally.forms >= 60, "{tally:?}");
+    }
+}
+
+#[test]
+fn arithmetic_into_registers_agrees_with_the_processor() {
+    if harness_runs() {
+        let codes = forms::plain(INTO_REGISTERS);
+        let tally = compare(codes, 200, crate::anywhere, as_it_is, once);
+        assert!(tally.forms >= 50, "{tally:?}");
     }
 }
 

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use ioasid_core::{
     Pasid,
-    host::{Caller, CountingIrq, FdError, IrqSink},
+    host::{Caller, CountingIrq, EventfdWatch, FdError, IrqSink},
     memory::{MemoryGone, PageSource, PinError},
     sync::Mutex,
 };
@@ -14,7 +14,10 @@ use ioasid_iommufd::Context;
 use ioasid_uapi::{Errno, Program, vfio::device_ioctl};
 use ioasid_vfio::{
     DefaultPasid, DeviceFile, DeviceModel, EmulatedDma, Error, Passthrough, Vfio,
-    pci::{Bar, Function, FunctionBuilder, MsixLayout},
+    pci::{
+        Bar, Function, FunctionBuilder, MsixLayout, SriovLayout,
+        spec::{DEVCAP2_ATOMIC_32, DEVCAP2_ATOMIC_128},
+    },
 };
 
 /// The program's memory starts here.
@@ -37,7 +40,15 @@ pub(crate) struct TestProgram {
     pub(crate) writable: Mutex<usize>,
     pub(crate) context: Arc<Context>,
     pub(crate) eventfds: [Arc<CountingIrq>; 4],
+    /// Who listens to eventfds.
+    pub(crate) listeners: Mutex<Vec<(i32, Arc<dyn IrqSink>)>>,
 }
+
+/// An eventfd that somebody listens to.
+#[derive(Debug)]
+struct Watch;
+
+impl EventfdWatch for Watch {}
 
 impl TestProgram {
     fn range(address: u64, len: usize) -> Result<std::ops::Range<usize>, MemoryGone> {
@@ -95,6 +106,16 @@ impl Caller for TestProgram {
             _ => Err(FdError::NotOpen),
         }
     }
+
+    fn watch_eventfd(
+        &self,
+        fd: i32,
+        listener: Arc<dyn IrqSink>,
+    ) -> Result<Box<dyn EventfdWatch>, FdError> {
+        self.eventfd(fd)?;
+        self.listeners.lock().push((fd, listener));
+        Ok(Box::new(Watch))
+    }
 }
 
 impl Program for TestProgram {
@@ -109,7 +130,10 @@ impl Program for TestProgram {
 
 /// BAR 0 with MSI-X, BAR 2 that swallows stores.
 #[derive(Debug)]
-struct Model(Function);
+struct Model(Function, Stores);
+
+/// Stores that a model has seen: BAR, offset, bytes.
+type Stores = Mutex<Vec<(u8, u64, Vec<u8>)>>;
 
 impl Model {
     fn new() -> Arc<Self> {
@@ -120,7 +144,30 @@ impl Model {
             .msix(MsixLayout::new(0, 0x2000, 0x3000, 4))
             .build()
             .unwrap();
-        Arc::new(Model(function))
+        Arc::new(Model(function, Stores::default()))
+    }
+
+    /// One with all kinds of interrupts, that completes atomic operations and can have virtual
+    /// functions.
+    fn rich() -> Arc<Self> {
+        let function = FunctionBuilder::new(0x1b36, 0x0005)
+            .bar(0, Bar::memory64(0x4000))
+            .bar(2, Bar::memory64(0x4000))
+            .intx()
+            .express()
+            .atomics(DEVCAP2_ATOMIC_32 | DEVCAP2_ATOMIC_128)
+            .msi(2)
+            .msix(MsixLayout::new(0, 0x2000, 0x3000, 4))
+            .sriov(SriovLayout {
+                total: 4,
+                offset: 1,
+                stride: 1,
+                device: 6,
+                bars: [None; 6],
+            })
+            .build()
+            .unwrap();
+        Arc::new(Model(function, Stores::default()))
     }
 }
 
@@ -133,7 +180,8 @@ impl DeviceModel for Model {
         data.fill(0x5a);
     }
 
-    fn write(&self, _bar: u8, offset: u64, data: &[u8]) {
+    fn write(&self, bar: u8, offset: u64, data: &[u8]) {
+        self.1.lock().push((bar, offset, data.to_vec()));
         assert!(matches!(data.len(), 1 | 2 | 4 | 8 | 64));
         assert!(offset.is_multiple_of(data.len() as u64));
     }
@@ -161,9 +209,20 @@ pub(crate) struct Machine {
     pub(crate) dma: Arc<Device>,
     pub(crate) file: Arc<DeviceFile>,
     pub(crate) program: TestProgram,
+    model: Arc<Model>,
 }
 
 impl Machine {
+    /// With a whole device that has more than others.
+    pub(crate) fn rich() -> Self {
+        Self::of(Model::rich(), |dma| Passthrough::Whole(Arc::clone(dma)))
+    }
+
+    /// What was stored to the device since the last time.
+    pub(crate) fn stores(&self) -> Vec<(u8, u64, Vec<u8>)> {
+        std::mem::take(&mut self.model.1.lock())
+    }
+
     /// With a whole device.
     pub(crate) fn whole() -> Self {
         Self::new(|dma| Passthrough::Whole(Arc::clone(dma)))
@@ -180,10 +239,14 @@ impl Machine {
     }
 
     fn new(passthrough: impl FnOnce(&Arc<Device>) -> Passthrough) -> Self {
+        Self::of(Model::new(), passthrough)
+    }
+
+    fn of(model: Arc<Model>, passthrough: impl FnOnce(&Arc<Device>) -> Passthrough) -> Self {
         let iommu = Iommu::new(IommuConfig::default());
         let config = DeviceConfig::new("0000:6b:01.0".parse().unwrap());
         let dma = iommu.add_device(config).unwrap();
-        let device = Vfio::new(&iommu).add(Model::new(), passthrough(&dma));
+        let device = Vfio::new(&iommu).add(model.clone(), passthrough(&dma));
         Machine {
             file: device.open().unwrap(),
             dma,
@@ -192,7 +255,9 @@ impl Machine {
                 writable: Mutex::new(SIZE),
                 context: Context::new(&iommu),
                 eventfds: std::array::from_fn(|_| CountingIrq::new()),
+                listeners: Mutex::default(),
             },
+            model,
         }
     }
 

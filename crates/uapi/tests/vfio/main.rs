@@ -1,5 +1,7 @@
 //! The ioctls, reads and writes of a VFIO device, as a program sees them.
 
+mod features;
+mod interrupts;
 mod machine;
 mod robustness;
 mod wire;

@@ -1,4 +1,4 @@
-//! Floor 2: the library that runs inside of programs ([`crates/preload`]), as bytes.
+//! Floor 7: the library that runs inside of programs ([`crates/preload`]), as bytes.
 //!
 //! The build script has built it as a shared library, so that an executable that holds this crate
 //! brings it along and needs no other file.

@@ -1,4 +1,4 @@
-//! Floor 1: what runs inside of a program whose device registers are mapped.
+//! Floor 7: what runs inside of a program whose device registers are mapped.
 //!
 //! A mapped BAR is a file mapped past its end: every access raises SIGBUS. This library, loaded by
 //! `LD_PRELOAD`, catches it, decodes the instruction ([`ioasid_mmio`]) and asks the session for each

@@ -124,6 +124,10 @@ pub(crate) struct ServeArgs {
     /// Path of the control socket, instead of one made from the name.
     #[arg(long, value_name = "PATH", conflicts_with = "name")]
     pub(crate) socket: Option<PathBuf>,
+    /// Keep the first queue of every parent's own driver busy with copies, each byte checked;
+    /// `inspect` shows the account.
+    #[arg(long)]
+    pub(crate) busy: bool,
 }
 
 /// `inspect`.

@@ -21,6 +21,7 @@ use signal_hook::{
 
 use crate::{
     cli::{InspectArgs, MachineArgs, MdevArgs, MdevVerb, MmioMode, RunArgs, ServeArgs},
+    demo,
     guests::Guests,
     say, tree,
     view::View,
@@ -116,6 +117,10 @@ pub(crate) fn serve(args: ServeArgs) -> Result<u8> {
         None => control::socket_path(&name)?,
     };
     let machine = build(&name, &file)?;
+    let busy = match args.busy {
+        true => demo::parent::keep_busy(&machine)?,
+        false => Vec::new(),
+    };
     let mut end = Signals::new([SIGTERM, SIGINT, SIGHUP]).context("waiting for signals")?;
     let sockets = args.socket_dir.unwrap_or_else(|| path.with_extension("vm"));
     let guests = Guests::start(&machine, &sockets, passed)?;
@@ -146,6 +151,17 @@ pub(crate) fn serve(args: ServeArgs) -> Result<u8> {
     manager.notify("STOPPING=1");
     guests.stop();
     drop(server);
+    for parent in busy {
+        let work = parent.stop();
+        if work.errors > 0 || work.faults > 0 {
+            bail!(
+                "of {} jobs of the parent's own driver, {} failed, {} by a fault",
+                work.jobs,
+                work.errors,
+                work.faults
+            );
+        }
+    }
     Ok(0)
 }
 

@@ -7,7 +7,7 @@
 mod claims;
 mod guest;
 mod order;
-mod parent;
+pub(crate) mod parent;
 mod picture;
 mod screen;
 pub(crate) mod vm;

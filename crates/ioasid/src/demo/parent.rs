@@ -2,6 +2,7 @@
 //! never stops while the demo runs.
 
 use std::{
+    collections::BTreeSet,
     sync::{
         Arc,
         atomic::{AtomicBool, Ordering},
@@ -13,15 +14,51 @@ use std::{
 use anyhow::{Context as _, Result};
 use ioasid_core::statistics::JobCounts;
 use ioasid_dsa::HostQueue;
-use ioasid_iommu::CoherentBuffer;
+use ioasid_ioat::HostChannel;
+use ioasid_iommu::{CoherentBuffer, DmaApi};
+use ioasid_machine::Machine;
 
 /// Bytes of each copy.
 const COPY: usize = 64 << 10;
 
+/// What a parent's own driver copies with.
+pub(crate) trait Copier: Send + Sync + 'static {
+    fn dma(&self) -> &DmaApi;
+    fn copy(&self, target: u64, source: u64, size: u32) -> Result<()>;
+    fn counts(&self) -> JobCounts;
+}
+
+impl Copier for HostQueue {
+    fn dma(&self) -> &DmaApi {
+        self.driver().dma()
+    }
+
+    fn copy(&self, target: u64, source: u64, size: u32) -> Result<()> {
+        Ok(self.memory_move(target, source, size)?)
+    }
+
+    fn counts(&self) -> JobCounts {
+        self.counts()
+    }
+}
+
+impl Copier for HostChannel {
+    fn dma(&self) -> &DmaApi {
+        self.driver().dma()
+    }
+
+    fn copy(&self, target: u64, source: u64, size: u32) -> Result<()> {
+        Ok(self.copy(target, source, size)?)
+    }
+
+    fn counts(&self) -> JobCounts {
+        self.counts()
+    }
+}
+
 /// The busy queue.
-#[derive(Debug)]
-pub(crate) struct Parent {
-    queue: Arc<HostQueue>,
+pub(crate) struct Parent<Q: ?Sized = HostQueue> {
+    queue: Arc<Q>,
     stop: Arc<AtomicBool>,
     worker: Option<JoinHandle<Result<()>>>,
     before: JobCounts,
@@ -38,26 +75,22 @@ pub(crate) struct Work {
     pub(crate) faults: u64,
 }
 
-impl Parent {
-    /// Starts to work.
-    pub(crate) fn start(queue: Arc<HostQueue>) -> Result<Self> {
-        let stop = Arc::new(AtomicBool::new(false));
-        let before = queue.counts();
-        let worker = {
-            let (queue, stop) = (queue.clone(), stop.clone());
-            std::thread::Builder::new()
-                .name("parent-driver".into())
-                .spawn(move || work(&queue, &stop))
-                .context("starting the parent driver's thread")?
-        };
-        Ok(Parent {
-            queue,
-            stop,
-            worker: Some(worker),
-            before,
-        })
-    }
+/// Starts work in the first queue, or channel, of every parent's own driver.
+pub(crate) fn keep_busy(machine: &Machine) -> Result<Vec<Parent<dyn Copier>>> {
+    let queues = machine.host_queues();
+    let queues = queues.map(|(address, queue)| (address, Arc::clone(queue) as Arc<dyn Copier>));
+    let channels = machine.host_channels();
+    let channels =
+        channels.map(|(address, channel)| (address, Arc::clone(channel) as Arc<dyn Copier>));
+    let mut parents = BTreeSet::new();
+    queues
+        .chain(channels)
+        .filter(|(address, _)| parents.insert(*address))
+        .map(|(_, queue)| Parent::start(queue))
+        .collect()
+}
 
+impl Parent {
     /// The queue, for jobs beside the thread's own.
     pub(crate) fn queue(&self) -> &Arc<HostQueue> {
         &self.queue
@@ -70,6 +103,27 @@ impl Parent {
             .dma()
             .alloc_coherent(len)
             .context("allocating a DMA buffer")
+    }
+}
+
+impl<Q: Copier + ?Sized> Parent<Q> {
+    /// Starts to work.
+    pub(crate) fn start(queue: Arc<Q>) -> Result<Self> {
+        let stop = Arc::new(AtomicBool::new(false));
+        let before = queue.counts();
+        let worker = {
+            let (queue, stop) = (queue.clone(), stop.clone());
+            std::thread::Builder::new()
+                .name("parent-driver".into())
+                .spawn(move || work(&*queue, &stop))
+                .context("starting the parent driver's thread")?
+        };
+        Ok(Parent {
+            queue,
+            stop,
+            worker: Some(worker),
+            before,
+        })
     }
 
     /// What it did so far.
@@ -100,8 +154,8 @@ impl Parent {
     }
 }
 
-fn work(queue: &HostQueue, stop: &AtomicBool) -> Result<()> {
-    let dma = queue.driver().dma();
+fn work<Q: Copier + ?Sized>(queue: &Q, stop: &AtomicBool) -> Result<()> {
+    let dma = queue.dma();
     let (source, target) = (dma.alloc_coherent(COPY)?, dma.alloc_coherent(COPY)?);
     let mut found = vec![0; COPY];
     for round in 0_u64.. {
@@ -110,16 +164,16 @@ fn work(queue: &HostQueue, stop: &AtomicBool) -> Result<()> {
         }
         let pattern = vec![round as u8 ^ 0x5a; COPY];
         source.memory().write(0, &pattern);
-        queue.memory_move(target.iova(), source.iova(), COPY as u32)?;
+        queue.copy(target.iova(), source.iova(), COPY as u32)?;
         target.memory().read(0, &mut found);
         anyhow::ensure!(found == pattern, "round {round} copied wrong bytes");
-        // The demo is to be watched, not to burn both CPUs.
+        // It is to be watched, not to burn both CPUs.
         std::thread::sleep(Duration::from_micros(200));
     }
     Ok(())
 }
 
-impl Drop for Parent {
+impl<Q: ?Sized> Drop for Parent<Q> {
     fn drop(&mut self) {
         self.stop.store(true, Ordering::Relaxed);
     }

@@ -16,9 +16,10 @@ use ioasid_iommu::{Device, PasidHandle, PasidQuota};
 use ioasid_vfio::{DefaultPasid, DeviceModel, pci::Function};
 
 use crate::{
+    claim::QueueClaim,
     commands::{Identity, Plan},
     config::{Error, MAX_BATCH_SHIFT, MAX_TRANSFER_SHIFT, QueueType, Role},
-    device::{DsaDevice, QueueClaim, function, portal_store},
+    device::{DsaDevice, function, portal_store},
     front::Front,
     queue::Store,
     registers::{self, Registers},

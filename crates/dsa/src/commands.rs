@@ -15,7 +15,8 @@ use crate::{
     engine::Shared,
     exec::Terms,
     front::Front,
-    queue::{Queue, Session},
+    queue::Queue,
+    session::Session,
     spec::{CommandError, GroupConfig, WqConfig, WqState, tables::WqUse},
     state::{Pending, State, Then},
 };
@@ -273,7 +274,8 @@ impl Queue {
         let terms = Terms {
             max_transfer: 1 << limits.max_xfer_shift(),
             max_batch: 1 << limits.max_batch_shift(),
-            block_on_fault: usage.block_on_fault() && !usage.prs_disable(),
+            block_on_fault: usage.block_on_fault(),
+            page_requests: usage.block_on_fault() && !usage.prs_disable(),
             vectors: identity.front.vectors(),
             shared,
             privileged: usage.privileged(),

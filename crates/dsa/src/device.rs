@@ -2,12 +2,7 @@
 
 use std::sync::{Arc, atomic::AtomicBool};
 
-use ioasid_core::{
-    Pasid,
-    host::Spawner,
-    inspect::{Inspect, Node, Value},
-    sync::MutexGuard,
-};
+use ioasid_core::{Pasid, host::Spawner, sync::MutexGuard};
 use ioasid_iommu::{Device, Iommu, PasidPool};
 use ioasid_vfio::{
     DeviceModel,
@@ -15,6 +10,7 @@ use ioasid_vfio::{
 };
 
 use crate::{
+    claim::QueueClaim,
     commands::{Abilities, Identity, Plan},
     config::{
         DsaConfig, Error, MAX_BATCH_SHIFT, MAX_ENGINES, MAX_QUEUES, MAX_TRANSFER_SHIFT,
@@ -181,7 +177,7 @@ impl DsaDevice {
         self.shared.submit(queue, &self.front, descriptor, store)
     }
 
-    fn state(&self) -> MutexGuard<'_, State> {
+    pub(crate) fn state(&self) -> MutexGuard<'_, State> {
         self.shared.lock()
     }
 
@@ -222,7 +218,7 @@ impl Registers for DsaDevice {
             .with_num_wqs(self.queues.len() as u8)
             .with_shared_mode(self.device().max_pasids() > 0)
             .with_dedicated_mode(true)
-            .with_wq_ats_support(self.shared.keeps_translations())
+            .with_wq_ats_support(self.shared.tlb().is_some())
             .with_priority(true)
             .with_occupancy(true)
             .with_wq_prs_support(self.device().supports_page_requests())
@@ -415,98 +411,6 @@ impl Drop for DsaDevice {
             state.abort(all, None);
         });
         self.shared.stop();
-    }
-}
-
-impl Inspect for DsaDevice {
-    fn inspect(&self) -> Node {
-        let state = self.state();
-        let queues: Vec<Value> = state
-            .queues
-            .iter()
-            .zip(&self.queues)
-            .map(|(queue, made)| inspect_queue(queue, made).into())
-            .collect();
-        let enabled = state.enabled;
-        drop(state);
-        Node::new()
-            .with("model", "dsa")
-            .with("address", self.device().address().to_string())
-            .with("enabled", enabled)
-            .with("engines", self.engines)
-            .with("errors", self.front.errors())
-            .with("queues", Value::List(queues))
-            .with("function", self.front.function().inspect())
-    }
-}
-
-/// One queue for the tree of named values.
-fn inspect_queue(queue: &crate::queue::Queue, made: &QueueConfig) -> Node {
-    let owner = match (queue.claim, made.mdev) {
-        (Some(QueueType::Kernel), _) => "kernel",
-        (Some(QueueType::User), _) => "user",
-        (Some(QueueType::Mdev), _) => "mdev",
-        (None, true) => "none (for mdevs)",
-        (None, false) => "none",
-    };
-    let state = match (queue.state(), queue.claim) {
-        (WqState::Enabled, _) => "enabled",
-        (WqState::Disabled, Some(QueueType::Mdev)) => "locked",
-        (WqState::Disabled, _) => "disabled",
-    };
-    let (waiting, under_way) = queue.depth();
-    let stats = queue.stats;
-    let pasid = queue.session.as_ref().and_then(|session| session.pasid);
-    let mut node = Node::new()
-        .with("owner", owner)
-        .with("state", state)
-        .with("size", u64::from(made.size))
-        .with("occupancy", waiting)
-        .with("under_way", under_way)
-        .with("waiting_for_pages", queue.parked())
-        .with("pasid_enabled", pasid.is_some());
-    if let Some(pasid) = pasid {
-        node.set("pasid", pasid.get());
-    }
-    node.with("accepted", stats.accepted)
-        .with("dropped", stats.dropped)
-        .with("jobs", stats.ended)
-        .with("failed", stats.failed)
-        .with("aborted", stats.aborted)
-        .with("bytes", stats.bytes)
-        .with("faults", stats.faults)
-}
-
-/// A queue that one owner has for itself. Dropping it stops the queue: it is aborted, disabled and
-/// free when that returns.
-#[derive(Debug)]
-pub struct QueueClaim {
-    device: Arc<DsaDevice>,
-    index: usize,
-}
-
-impl QueueClaim {
-    /// The device.
-    pub fn device(&self) -> &Arc<DsaDevice> {
-        &self.device
-    }
-
-    /// The queue's index.
-    pub fn index(&self) -> usize {
-        self.index
-    }
-
-    /// The queue as a set.
-    pub(crate) const fn set(&self) -> u64 {
-        1 << self.index
-    }
-}
-
-impl Drop for QueueClaim {
-    fn drop(&mut self) {
-        let shared = &self.device.shared;
-        shared.stop_queues(self.set());
-        shared.change(|state| state.queues[self.index].claim = None);
     }
 }
 

@@ -19,8 +19,9 @@ use ioasid_iommu::{CoherentBuffer, DmaApi};
 use ioasid_vfio::DeviceModel;
 
 use crate::{
+    claim::QueueClaim,
     config::{Error, QueueType},
-    device::{DsaDevice, QueueClaim},
+    device::DsaDevice,
     spec::{
         Cmd, CmdStatus, Command, CommandError, CompletionRecord, Descriptor, Opcode, Status,
         command::queue_operand,

@@ -18,7 +18,8 @@ use ioasid_iommu::{Device, DmaPort, Fault, PageResponse, Stop, Tlb};
 use crate::{
     exec::{Effects, Halt},
     front::Front,
-    queue::{Refused, Session, Store, Task},
+    queue::{Refused, Store},
+    session::{Session, Task},
     spec::{
         Descriptor, Status,
         registers::{SwError, SwErrorInfo},
@@ -176,9 +177,9 @@ impl Shared {
         }
     }
 
-    /// Whether the engines keep translations.
-    pub(crate) const fn keeps_translations(&self) -> bool {
-        self.tlb.is_some()
+    /// What the engines keep of translations, if they do.
+    pub(crate) const fn tlb(&self) -> Option<&Arc<Tlb>> {
+        self.tlb.as_ref()
     }
 
     /// Executes `task` as far as it goes here.

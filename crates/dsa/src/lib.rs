@@ -44,6 +44,7 @@
 #![forbid(unsafe_code)]
 
 mod child;
+mod claim;
 mod commands;
 mod config;
 mod device;
@@ -52,17 +53,20 @@ mod engine;
 mod event_log;
 mod exec;
 mod front;
+mod inspect;
 mod mdev;
 mod queue;
 mod registers;
+mod session;
 pub mod spec;
 mod state;
 
 pub use child::DsaChild;
+pub use claim::QueueClaim;
 pub use config::{
     DsaConfig, Error, MAX_BATCH_SHIFT, MAX_ENGINES, MAX_QUEUES, MAX_TRANSFER_SHIFT, QueueConfig,
     QueueType, Role,
 };
-pub use device::{DsaDevice, QueueClaim};
+pub use device::DsaDevice;
 pub use driver::{HostDriver, HostQueue};
 pub use mdev::{DsaParent, TYPE_1DWQ};

@@ -2,19 +2,15 @@
 
 use std::{
     collections::{BTreeMap, VecDeque},
-    sync::{
-        Arc,
-        atomic::{AtomicBool, Ordering},
-    },
+    sync::Arc,
 };
 
 use ioasid_core::Pasid;
-use ioasid_iommu::PasidUse;
 
 use crate::{
     config::QueueType,
-    exec::{Effects, Execution, Terms},
-    front::Front,
+    exec::{Effects, Execution},
+    session::{Session, Task},
     spec::{
         Descriptor, Opcode, WqConfig, WqState,
         tables::{WqStatus, WqUse},
@@ -23,85 +19,11 @@ use crate::{
 
 /// Descriptors of one queue that are neither in the queue nor on an engine: they wait for a page or
 /// run on their client's worker. A queue that has so many gets no further engine time, and no
-/// queue can use up the page requests of the device.
-/// In a shared queue the limit is each client's.
+/// queue can use up the page requests of the device. In a shared queue the limit is each client's.
 pub(crate) const SUSPENDED_LIMIT: usize = 32;
 
 /// Clients of a shared queue that are remembered though they have no descriptor there.
 const CLIENTS_KEPT: usize = 64;
-
-/// What descriptors may do and in whose name. A dedicated queue has one for each time that it is
-/// enabled; a shared queue has one for each PASID besides. Every accepted descriptor holds one, and
-/// with it the PASID.
-#[derive(Debug)]
-pub(crate) struct Session {
-    /// Who gets errors and interrupts.
-    pub(crate) front: Arc<Front>,
-    /// Queue index as that owner counts.
-    pub(crate) index: u8,
-    pub(crate) pasid: Option<Pasid>,
-    pub(crate) pasid_use: Option<PasidUse>,
-    pub(crate) terms: Terms,
-    aborted: AtomicBool,
-}
-
-impl Session {
-    pub(crate) fn new(
-        front: Arc<Front>,
-        index: u8,
-        pasid: Option<Pasid>,
-        pasid_use: Option<PasidUse>,
-        terms: Terms,
-    ) -> Arc<Self> {
-        Arc::new(Session {
-            front,
-            index,
-            pasid,
-            pasid_use,
-            terms,
-            aborted: AtomicBool::new(false),
-        })
-    }
-
-    /// The same rights for descriptors that come after an abort.
-    fn renewed(&self) -> Arc<Self> {
-        self.in_name_of(self.pasid)
-    }
-
-    /// The same rights in the address space of another PASID.
-    fn in_name_of(&self, pasid: Option<Pasid>) -> Arc<Self> {
-        Session::new(
-            Arc::clone(&self.front),
-            self.index,
-            pasid,
-            self.pasid_use.clone(),
-            self.terms,
-        )
-    }
-
-    /// Lets descriptors under way end as soon as they can, without a record.
-    fn abort(&self) {
-        self.aborted.store(true, Ordering::Release);
-    }
-
-    /// Whether descriptors under way should end as soon as they can, without a record.
-    pub(crate) fn aborted(&self) -> bool {
-        self.aborted.load(Ordering::Acquire)
-    }
-}
-
-/// A descriptor under way.
-#[derive(Debug)]
-pub(crate) struct Task {
-    pub(crate) queue: usize,
-    pub(crate) sequence: u64,
-    pub(crate) session: Arc<Session>,
-    pub(crate) execution: Execution,
-    /// The descriptor has ended; its errors may have to be logged still.
-    pub(crate) done: bool,
-    /// Errors have to be logged.
-    pub(crate) logs: bool,
-}
 
 /// What happened in a queue since the device was made.
 #[derive(Clone, Copy, Debug, Default)]
@@ -509,7 +431,7 @@ impl Queue {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::device::test_front;
+    use crate::{device::test_front, exec::Terms};
 
     fn queue(size: u16) -> Queue {
         let mut queue = Queue::new();

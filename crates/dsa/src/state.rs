@@ -7,7 +7,8 @@ use ioasid_core::Pasid;
 
 use crate::{
     front::{Front, MiscInterrupt},
-    queue::{Mark, Queue, Task},
+    queue::{Mark, Queue},
+    session::Task,
     spec::{CommandError, GroupConfig},
 };
 
@@ -217,7 +218,8 @@ mod tests {
     use crate::{
         device::test_front,
         exec::Terms,
-        queue::{Session, Store},
+        queue::Store,
+        session::Session,
         spec::{Descriptor, Opcode},
     };
 

@@ -8,7 +8,7 @@ use common::{
     usage,
 };
 use ioasid_core::{
-    Pasid,
+    Pasid, Prot,
     inspect::{Inspect, Value},
 };
 use ioasid_dsa::{
@@ -600,4 +600,65 @@ fn a_dropped_device_leaves_no_engine_and_no_reader_behind() {
 
 fn unblock_after_drop(iommu: &ioasid_iommu::Iommu, requests: &Requests) {
     let _ = iommu.page_response(requests.next().id, PageResponse::Success);
+}
+
+/// A field of the device's cache of translations.
+fn tlb_field(whole: &Whole, field: &str) -> Value {
+    let node = whole.dsa.inspect();
+    let Some(Value::Node(tlb)) = node.field("tlb") else {
+        panic!("the engines keep translations")
+    };
+    tlb.field(field).unwrap().clone()
+}
+
+#[test]
+fn a_queue_may_keep_its_translations_out_of_the_devices_tlb() {
+    let whole = Whole::new(16);
+    let capabilities = WqCap::from_bits(whole.driver.read64(reg::WQCAP));
+    assert!(capabilities.wq_ats_support() && capabilities.wq_prs_support());
+    assert_eq!(whole.driver.command(Command::DisableWq, 1), 0);
+    let limits = whole.driver.read32(reg::WQCFG + 12);
+    for (ats_disable, looks) in [(true, false), (false, true)] {
+        let usage = usage().with_ats_disable(ats_disable);
+        whole.driver.write32(reg::WQCFG + 8, usage.into_bits());
+        whole.driver.write32(reg::WQCFG + 12, limits);
+        assert_eq!(whole.driver.command(Command::EnableWq, 0), 0);
+        for _ in 0..64 {
+            let done = whole.run(Descriptor::memory_move(DST, SRC, 4096, record(0)));
+            assert_eq!(done.status, 1);
+        }
+        assert_eq!(whole.driver.command(Command::DisableWq, 1), 0);
+        // Ports count what they looked up when they next hear of an invalidation.
+        let gone = ioasid_core::AddrRange::new(END - 4096, END - 1).unwrap();
+        whole.domain.unmap(gone);
+        assert_eq!(whole.driver.command(Command::EnableWq, 0), 0);
+        for _ in 0..64 {
+            whole.run(Descriptor::new(Opcode::Noop, record(0)));
+        }
+        assert_eq!(whole.driver.command(Command::DisableWq, 1), 0);
+        let looked = tlb_field(&whole, "misses") != Value::Count(0);
+        assert_eq!(looked, looks);
+        whole
+            .domain
+            .map(
+                gone.start(),
+                whole.area.pages.spa() + Whole::SIZE - 4096,
+                4096,
+                Prot::RW,
+            )
+            .unwrap();
+    }
+}
+
+#[test]
+fn a_queue_without_page_requests_ends_a_descriptor_that_would_wait() {
+    let whole = Whole::new(16);
+    let requests = Requests::install(&whole.domain);
+    assert_eq!(whole.driver.command(Command::DisableWq, 1), 0);
+    let usage = usage().with_prs_disable(true);
+    whole.driver.write32(reg::WQCFG + 8, usage.into_bits());
+    assert_eq!(whole.driver.command(Command::EnableWq, 0), 0);
+    let done = whole.run(Descriptor::memory_move(DST, END, 64, record(0)).with_block_on_fault());
+    assert_eq!(done.status, Status::PageFault as u8);
+    assert!(requests.is_empty());
 }

@@ -20,6 +20,7 @@ use std::{cell::Cell, collections::VecDeque, fmt, sync::Arc};
 
 use ioasid_core::{
     Access, AddrRange, DomainId, Pasid, Prot,
+    inspect::{Inspect, Node},
     sync::{
         Mutex,
         atomic::{AtomicBool, AtomicU64, Ordering},
@@ -117,6 +118,16 @@ impl Tlb {
             self.hits.load(Ordering::Relaxed),
             self.misses.load(Ordering::Relaxed),
         )
+    }
+}
+
+impl Inspect for Tlb {
+    fn inspect(&self) -> Node {
+        let (hits, misses) = self.lookups();
+        Node::new()
+            .with("hits", hits)
+            .with("misses", misses)
+            .with("invalidations", self.invalidations())
     }
 }
 

@@ -158,7 +158,7 @@ impl Batch {
             && whole == 0
         {
             let waits =
-                self.descriptor.flags.block_on_fault() && terms.block_on_fault && !self.denied;
+                self.descriptor.flags.block_on_fault() && terms.page_requests && !self.denied;
             if waits && fault.reason.is_recoverable() {
                 return Err(Halt::Page(fault));
             }

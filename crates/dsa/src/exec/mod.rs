@@ -66,6 +66,8 @@ pub(crate) struct Terms {
     pub(crate) max_batch: u64,
     /// Block On Fault may be set.
     pub(crate) block_on_fault: bool,
+    /// Pages are requested; otherwise a descriptor that would wait for one ends with the fault.
+    pub(crate) page_requests: bool,
     /// MSI-X vectors of the client's device.
     pub(crate) vectors: u32,
     /// The queue is shared: PASID and privilege are those that the processor put into the descriptor.
@@ -86,6 +88,7 @@ impl Terms {
             max_transfer: 1,
             max_batch: 2,
             block_on_fault: false,
+            page_requests: false,
             vectors: 1,
             shared: false,
             privileged: true,

@@ -151,7 +151,7 @@ impl Operation {
         effects: &mut Effects,
     ) -> Result<Phase, Halt> {
         let fault = fault_of(stop)?;
-        let waits = self.descriptor.flags.block_on_fault() && terms.block_on_fault && !self.denied;
+        let waits = self.descriptor.flags.block_on_fault() && terms.page_requests && !self.denied;
         if waits && fault.reason.is_recoverable() {
             return Err(Halt::Page(fault));
         }

@@ -238,8 +238,8 @@ impl Channel {
         }
         self.control.set_int_disable(true);
         let tag = self.tag.as_ref()?;
-        tag.front.attend(tag.index);
-        Some((Arc::clone(&tag.front), tag.index))
+        let vector = tag.front.attend(tag.index)?;
+        Some((Arc::clone(&tag.front), vector))
     }
 
     fn set_chain(&mut self, address: u64) {

@@ -296,7 +296,7 @@ impl Shared {
 
 /// Raises an interrupt; no lock is held.
 fn raise(interrupt: Interrupt) {
-    if let Some((front, index)) = interrupt {
-        front.raise(index);
+    if let Some((front, vector)) = interrupt {
+        front.raise(vector);
     }
 }

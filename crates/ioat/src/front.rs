@@ -27,8 +27,8 @@ struct Registers {
     delay: u16,
 }
 
-/// An interrupt that is to be raised once no lock is held.
-pub(crate) type Interrupt = Option<(Arc<Front>, usize)>;
+/// An interrupt that is to be raised once no lock is held: whose, and its vector.
+pub(crate) type Interrupt = Option<(Arc<Front>, u32)>;
 
 impl Front {
     pub(crate) fn new(channels: usize, device: &Device) -> Result<Arc<Self>, LayoutError> {
@@ -42,19 +42,21 @@ impl Front {
         &self.function
     }
 
-    /// Signals that channel `index` wants attention. Call it without holding a lock.
-    pub(crate) fn raise(&self, index: usize) {
-        let interrupts = self.registers.lock().interrupts;
+    /// Channel `index` wants attention. The vector that says so, to be raised without a lock.
+    pub(crate) fn attend(&self, index: usize) -> Option<u32> {
+        let mut registers = self.registers.lock();
+        registers.attention |= bit(index);
+        let interrupts = registers.interrupts;
         if interrupts.msix_vector_control() {
-            self.function.vectors().signal(index as u32);
-        } else if interrupts.master_int_en() {
-            self.function.vectors().signal(0);
+            Some(index as u32)
+        } else {
+            interrupts.master_int_en().then_some(0)
         }
     }
 
-    /// Shows that channel `index` wants attention.
-    pub(crate) fn attend(&self, index: usize) {
-        self.registers.lock().attention |= bit(index);
+    /// Raises `vector`. Call it without holding a lock.
+    pub(crate) fn raise(&self, vector: u32) {
+        self.function.vectors().signal(vector);
     }
 
     /// Channel `index` is attended to.

@@ -229,7 +229,8 @@ fn a_suspend_lets_the_descriptor_end_and_a_resume_goes_on_behind_it() {
     let driver = &whole.driver;
     let bytes = noise(1 << 20, 3);
     whole.area.write(SRC, &bytes);
-    let copies = vec![Descriptor::copy(DST, SRC, 1 << 20); 200];
+    // Two more than the first count, in case that all of them are done before the suspend.
+    let copies = vec![Descriptor::copy(DST, SRC, 1 << 20); 202];
     whole.area.write_chain(CHAIN, &copies);
     for _ in 0..20 {
         driver.start(CHAIN, 200);

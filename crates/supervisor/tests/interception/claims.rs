@@ -46,6 +46,12 @@ const CLAIMS: &[(&str, Claim)] = &[
     ("a_device_node_is_a_character_device_that_works", |u| {
         client(u, "device")
     }),
+    ("a_device_is_used_by_its_group_and_a_container", |u| {
+        client(u, "groups")
+    }),
+    ("an_iommufd_stands_in_for_a_container", |u| {
+        client(u, "compat-groups")
+    }),
     ("sysfs_leads_to_the_device", |u| client(u, "sysfs")),
     ("a_path_tells_what_stands_there", |u| client(u, "stats")),
     ("a_fault_queue_is_a_file_of_events", |u| client(u, "events")),
@@ -517,8 +523,9 @@ fn killed(setting: Setting) -> Result<(), Failed> {
     };
     let mut before = (0, 0);
     for round in 0..10 {
+        let holder = ["hold", "hold-group"][round % 2];
         let mut program = machine
-            .join(setting, "hold")
+            .join(setting, holder)
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .spawn()?;

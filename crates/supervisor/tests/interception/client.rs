@@ -19,7 +19,7 @@ use std::{
 
 use crate::{
     check::{ensure, ensure_eq},
-    hardship,
+    groups, hardship,
     machine::{ADDRESS, RDEV},
 };
 
@@ -51,6 +51,7 @@ const CLIENTS: &[Client] = &[
 pub(crate) fn main(words: Vec<OsString>) -> ExitCode {
     let name = words[0].to_str().unwrap();
     let all = CLIENTS.iter().chain(hardship::CLIENTS);
+    let all = all.chain(groups::CLIENTS);
     let (_, client) = all.into_iter().find(|(n, _)| *n == name).unwrap();
     let result = client();
     match result {
@@ -390,7 +391,12 @@ fn events() -> Check {
 
 /// What stands at a path is told by every call that takes one.
 fn stats() -> Check {
-    for path in ["/dev/iommu", "/dev/vfio/vfio", "/dev/vfio/devices/vfio0"] {
+    for path in [
+        "/dev/iommu",
+        "/dev/vfio/vfio",
+        "/dev/vfio/0",
+        "/dev/vfio/devices/vfio0",
+    ] {
         ensure!(fs::metadata(path)?.file_type().is_char_device());
         ensure!(fs::symlink_metadata(path)?.file_type().is_char_device());
         let path = std::ffi::CString::new(path)?;
@@ -446,7 +452,7 @@ fn stats() -> Check {
     }
     ensure_eq!(
         names("/dev/vfio")?,
-        ["devices", "vfio"].map(OsString::from).into()
+        ["0", "devices", "vfio"].map(OsString::from).into()
     );
     ensure_eq!(
         names("/dev/vfio/devices")?,

@@ -12,6 +12,7 @@ mod check;
 mod claims;
 mod client;
 mod confined;
+mod groups;
 mod hardship;
 mod machine;
 mod mapped;

@@ -222,3 +222,40 @@ fn an_emulated_device_needs_a_uuid_of_its_own() {
     let nameless = "[[emulated]]\nmodel = \"edu\"\nvm = \"vm1\"\n";
     assert!(refused(nameless).contains("need a uuid"));
 }
+
+#[test]
+fn an_ioat_is_a_parent_of_channels_beside_a_dsa() {
+    let machine = build(&format!(
+        "[[device]]\nmodel = \"dsa\"\nvm = \"vm1\"\n\
+         [[device]]\nmodel = \"ioat\"\ndriver = \"host\"\n\
+         [[device.channel]]\nowner = \"host\"\n\
+         [[device.channel]]\nowner = \"mdev\"\n\
+         [[device.channel]]\nowner = \"mdev\"\nuuid = \"{FIRST}\"\nvm = \"vm1\"\n"
+    ));
+    assert_eq!(
+        child_field(&machine, FIRST, "channel"),
+        Some(Value::Count(2))
+    );
+    let parent = "0000:6b:01.0";
+    let wrong = machine.create_mdev(parent, "dsa-1dwq", SECOND, None);
+    assert!(wrong.is_err(), "a type of another model");
+    machine
+        .create_mdev(parent, "ioat-1chan", SECOND, None)
+        .unwrap();
+    assert_eq!(
+        child_field(&machine, SECOND, "channel"),
+        Some(Value::Count(1))
+    );
+    assert_eq!(machine.host_channels().count(), 1);
+    let address = parent.parse().unwrap();
+    assert!(machine.ioat(address).is_some() && machine.dsa(address).is_none());
+    let driver = format!("bus/pci/drivers/ioatdma/{parent}");
+    let entries = machine.sysfs(None);
+    assert!(entries.iter().any(|entry| entry.path == driver));
+    assert!(
+        machine
+            .sysfs(Some("vm2"))
+            .iter()
+            .all(|entry| entry.path != driver)
+    );
+}

@@ -231,10 +231,6 @@ impl Shared {
     }
 
     fn serve(self: &Arc<Self>, stream: UnixStream, port: &Port) {
-        if let Err(error) = stream.set_nonblocking(false) {
-            tracing::warn!(%error, "a connection is of no use");
-            return;
-        }
         let number = self.connections.fetch_add(1, Ordering::Relaxed) + 1;
         let stream = Arc::new(stream);
         *port.current.lock() = Some(Arc::clone(&stream));

@@ -8,8 +8,8 @@ use std::{
 
 use ioasid_core::{
     Prot,
-    host::{CountingIrq, IrqSink, StdSpawner},
-    memory::OwnPages,
+    host::{Account, CountingIrq, IrqSink, StdSpawner},
+    memory::{OwnPages, PageSource},
 };
 use ioasid_edu::{
     EduParent, INSTANCES, TYPE_EDU,
@@ -21,7 +21,9 @@ use ioasid_edu::{
 use ioasid_iommu::{Iommu, IommuConfig};
 use ioasid_iommufd::{Context, MapArgs, ObjectId};
 use ioasid_vfio::{
-    DeviceFile, Error, Eventfd, IrqAction, IrqData, IrqIndex, SetIrqs, Vfio, VfioDevice,
+    Container, ContainerFile, DeviceFile, Error, Eventfd, IrqAction, IrqData, IrqIndex, SetIrqs,
+    Vfio, VfioDevice,
+    container::{MapRequest, Version},
     mdev::{MdevParent, MdevRegistry, Uuid},
 };
 
@@ -161,6 +163,36 @@ fn without_an_address_space_or_bus_mastering_nothing_moves_and_the_transfer_ends
     machine.pages.memory().read(0x100, &mut bytes);
     assert_eq!(bytes, [0; 6]);
     assert_eq!(moved(IOVA), *b"secret");
+}
+
+#[test]
+fn in_a_container_it_reaches_what_the_container_maps_and_has_no_domain() {
+    let machine = Machine::new();
+    let device = machine.device();
+    let group = device.group().open().unwrap();
+    let container = Container::new(Context::new(&machine.iommu));
+    group
+        .set_container(ContainerFile::Container(Arc::clone(&container)))
+        .unwrap();
+    container.set_iommu(Version::V2).unwrap();
+    let request = MapRequest {
+        iova: IOVA,
+        vaddr: 0,
+        size: 0x2000,
+        prot: Prot::RW,
+        update: false,
+    };
+    let pages = || Ok::<_, Error>(Arc::new(machine.pages.clone()) as Arc<dyn PageSource>);
+    container.map(Account::default(), &request, pages).unwrap();
+    let file = group.open_device(UUID.as_bytes()).unwrap();
+    set(&file, COMMAND, 2 | u32::from(BUS_MASTER));
+    machine.pages.memory().write(0, b"by a container");
+    transfer(&file, IOVA, BUFFER, 14, 0);
+    transfer(&file, BUFFER, IOVA + 0x1000, 14, DMA_TO_MEMORY);
+    let mut bytes = [0; 14];
+    machine.pages.memory().read(0x1000, &mut bytes);
+    assert_eq!(&bytes, b"by a container");
+    assert!(machine.iommu.domains().is_empty());
 }
 
 #[test]

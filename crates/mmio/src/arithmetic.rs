@@ -30,6 +30,8 @@ impl<C: Cpu, S: Space> Exec<'_, C, S> {
         let mnemonic = self.instruction.mnemonic();
         let done = match mnemonic {
             Mnemonic::Mul => self.product(false),
+            Mnemonic::Div => self.quotient(false),
+            Mnemonic::Idiv => self.quotient(true),
             Mnemonic::Imul if self.instruction.op_count() == 1 => self.product(true),
             Mnemonic::Imul => self.short_product(),
             Mnemonic::Mulx => self.product_of_rdx(),
@@ -75,6 +77,42 @@ impl<C: Cpu, S: Space> Exec<'_, C, S> {
         };
         self.set_flags(CF | OF, when(high != extension, CF | OF));
         Ok(())
+    }
+
+    /// Of rdx and rax, or ax; the flags stay as they are, since none is defined.
+    fn quotient(&mut self, signed: bool) -> Result<(), Error> {
+        let bytes = self.bytes(0);
+        let (low_register, high_register) = match bytes {
+            1 => (Register::AL, Register::AH),
+            2 => (Register::AX, Register::DX),
+            4 => (Register::EAX, Register::EDX),
+            _ => (Register::RAX, Register::RDX),
+        };
+        let (low, high) = (self.register(low_register)?, self.register(high_register)?);
+        let divisor = self.read(0)?;
+        let (quotient, rest) = if signed {
+            let high = i128::from(flags::extend(high, bytes).cast_signed());
+            let dividend = (high << (bytes * 8)) | i128::from(low);
+            let divisor = i128::from(flags::extend(divisor, bytes).cast_signed());
+            let quotient = dividend.checked_div(divisor).ok_or(Error::Divide)?;
+            let rest = dividend.checked_rem(divisor).ok_or(Error::Divide)?;
+            let (kept, _) = halves(quotient.cast_unsigned(), bytes);
+            if i128::from(flags::extend(kept, bytes).cast_signed()) != quotient {
+                return Err(Error::Divide);
+            }
+            (kept, halves(rest.cast_unsigned(), bytes).0)
+        } else {
+            let dividend = (u128::from(high) << (bytes * 8)) | u128::from(low);
+            let divisor = u128::from(divisor);
+            let quotient = dividend.checked_div(divisor).ok_or(Error::Divide)?;
+            let rest = dividend.checked_rem(divisor).ok_or(Error::Divide)?;
+            if quotient > u128::from(flags::mask(bytes)) {
+                return Err(Error::Divide);
+            }
+            (halves(quotient, bytes).0, halves(rest, bytes).0)
+        };
+        self.set_register(low_register, quotient)?;
+        self.set_register(high_register, rest)
     }
 
     /// Of as many bits as the operands.

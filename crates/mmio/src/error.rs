@@ -26,6 +26,9 @@ pub enum Error {
     /// The instruction is for privileged code, or its operand breaks a rule: #GP, SIGSEGV on Linux.
     #[error("a general protection fault")]
     Privileged,
+    /// A division by zero, or whose quotient is too large: #DE, SIGFPE on Linux.
+    #[error("a division by zero or out of range")]
+    Divide,
     /// Memory did not answer.
     #[error(transparent)]
     Fault(#[from] Fault),

@@ -86,6 +86,10 @@ pub fn trial(top: &BenchTop, code: Code, wants: Wants, random: &mut Random) -> O
     let target = (top.arena() + middle) / alignment * alignment;
     // Registers in operands first; the address is made of others.
     let mut taken = vec![Register::RSP, Register::RCX];
+    if matches!(code.mnemonic(), Mnemonic::Div | Mnemonic::Idiv) {
+        // The dividend.
+        taken.extend([Register::RAX, Register::RDX]);
+    }
     let mut memory = None;
     for (op, kind) in info.op_kinds().iter().enumerate() {
         let op = u32::try_from(op).unwrap();

@@ -184,6 +184,33 @@ fn arithmetic_into_registers_agrees_with_the_processor() {
     }
 }
 
+/// Divisors and dividends whose quotient fits: the dividend is the sign or zero extension of half of
+/// its lower half, and no divisor is 0, 1 or -1.
+fn divisible(_: &BenchTop, trial: &mut Trial, arena: &mut [u8], random: &mut Random) {
+    let signed = trial.instruction.mnemonic() == Mnemonic::Idiv;
+    let bits = trial.instruction.memory_size().size() * 8;
+    let low = random.number() & (u64::MAX >> (64 - bits));
+    let negative = signed && low >> (bits - 1) != 0;
+    let high = if negative { u64::MAX } else { 0 };
+    if bits == 8 {
+        trial.state.gpr[0] = (high & 0xff) << 8 | low;
+    } else {
+        trial.state.gpr[0] = low;
+        trial.state.gpr[2] = high;
+    }
+    let byte = 2 + random.below(100) as u8;
+    arena.fill(byte);
+}
+
+#[test]
+fn divisions_agree_with_the_processor() {
+    if harness_runs() {
+        let codes = forms::plain(&[Mnemonic::Div, Mnemonic::Idiv]);
+        let tally = compare(codes, 200, crate::anywhere, divisible, once);
+        assert_eq!(tally.forms, 8, "{tally:?}");
+    }
+}
+
 /// Half of the comparisons are to succeed.
 fn sometimes_equal(top: &BenchTop, trial: &mut Trial, arena: &mut [u8], random: &mut Random) {
     if random.one_in(2) {

@@ -88,6 +88,26 @@ fn instructions_that_are_not_emulated_are_refused_and_not_guessed() {
 }
 
 #[test]
+fn a_quotient_that_does_not_fit_is_a_divide_error() {
+    // div qword [rax] of memory full of 0x5a; idiv byte [rax]
+    for (code, rdx) in [(&[0x48, 0xf7, 0x30][..], u64::MAX), (&[0xf6, 0x38], 0)] {
+        let (mut thread, mut memory) = prepared(6);
+        thread.state.gpr[0] = 0x10_0000 | 0x6000;
+        memory.start = 0x10_0000 | 0x6000;
+        thread.state.gpr[2] = rdx;
+        let before = thread.state.clone();
+        let result = execute(code, &mut thread, &mut memory);
+        assert_eq!(result, Err(Error::Divide));
+        assert_eq!(thread.state, before);
+    }
+    let (mut thread, mut memory) = prepared(7);
+    memory.bytes.fill(0);
+    thread.state.gpr[0] = 0x10_0000;
+    let result = execute(&[0xf7, 0x30], &mut thread, &mut memory);
+    assert_eq!(result, Err(Error::Divide), "by zero");
+}
+
+#[test]
 fn a_jump_and_a_call_through_memory_go_where_it_says() {
     let (mut thread, mut memory) = prepared(5);
     memory.bytes[..8].copy_from_slice(&0xabcd_ef00_u64.to_le_bytes());

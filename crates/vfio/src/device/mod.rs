@@ -272,7 +272,14 @@ impl Inspect for VfioDevice {
         };
         Node::new()
             .with("group", self.group_number())
-            .with("kind", if self.is_child() { "mdev" } else { "pdev" })
+            .with(
+                "kind",
+                match self.passthrough {
+                    Passthrough::Whole(_) => "pdev",
+                    Passthrough::Child(_) => "mdev",
+                    Passthrough::Emulated(_) => "emulated mdev",
+                },
+            )
             .with("open_files", open)
             .with("bound", bound)
             .with("leaving", leaving)

@@ -53,6 +53,12 @@ const CLAIMS: &[(&str, Claim)] = &[
         client(u, "compat-groups")
     }),
     ("sysfs_leads_to_the_device", |u| client(u, "sysfs")),
+    ("writes_to_sysfs_are_carried_out_and_show", |u| {
+        client(u, "attributes")
+    }),
+    ("an_eventfd_makes_the_programs_stores", |u| {
+        client(u, "ioeventfd")
+    }),
     ("a_path_tells_what_stands_there", |u| client(u, "stats")),
     ("a_fault_queue_is_a_file_of_events", |u| client(u, "events")),
     ("nobody_has_to_give_up_privileges_first", ordinary_user),

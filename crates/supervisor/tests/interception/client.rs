@@ -18,6 +18,7 @@ use std::{
 };
 
 use crate::{
+    attributes,
     check::{ensure, ensure_eq},
     groups, hardship,
     machine::{ADDRESS, RDEV},
@@ -51,7 +52,7 @@ const CLIENTS: &[Client] = &[
 pub(crate) fn main(words: Vec<OsString>) -> ExitCode {
     let name = words[0].to_str().unwrap();
     let all = CLIENTS.iter().chain(hardship::CLIENTS);
-    let all = all.chain(groups::CLIENTS);
+    let all = all.chain(groups::CLIENTS).chain(attributes::CLIENTS);
     let (_, client) = all.into_iter().find(|(n, _)| *n == name).unwrap();
     let result = client();
     match result {

@@ -13,6 +13,7 @@ use ioasid_core::{inspect, spa::SpaSpace, sync::Mutex};
 use ioasid_iommu::{DeviceConfig, Iommu, IommuConfig};
 use ioasid_iommufd::Context;
 use ioasid_supervisor::{MachineView, NodeInfo, SysfsEntry, SysfsKind};
+use ioasid_uapi::Errno;
 use ioasid_vfio::{
     DeviceModel, Passthrough, Vfio,
     pci::{Bar, Function, FunctionBuilder, MsixLayout},
@@ -91,6 +92,9 @@ pub(crate) struct Example {
     iommu: Arc<Iommu>,
     vfio: Arc<Vfio>,
     contexts: Mutex<Vec<Weak<Context>>>,
+    /// What was written to the attribute `count`, and how often.
+    count: AtomicU64,
+    generation: AtomicU64,
 }
 
 impl Example {
@@ -121,6 +125,8 @@ impl Example {
             iommu,
             vfio,
             contexts: Mutex::default(),
+            count: AtomicU64::new(0),
+            generation: AtomicU64::new(0),
         })
     }
 }
@@ -151,7 +157,25 @@ impl MachineView for Example {
         }
         let device = format!("devices/pci0000:6b/{ADDRESS}");
         let entry = |path: String, kind| SysfsEntry { path, kind };
-        vec![
+        let count = self.count.load(Ordering::Acquire);
+        let parts = (0..count).flat_map(|part| {
+            [
+                entry(
+                    format!("{device}/part{part}/name"),
+                    SysfsKind::File(format!("part {part}\n").into_bytes()),
+                ),
+                entry(
+                    format!("bus/pci/devices/part{part}"),
+                    SysfsKind::Link(format!("../../../{device}/part{part}")),
+                ),
+            ]
+        });
+        let mut entries: Vec<_> = parts.collect();
+        entries.extend([
+            entry(
+                format!("{device}/count"),
+                SysfsKind::File(format!("{count}\n").into_bytes()),
+            ),
             entry(
                 format!("{device}/vendor"),
                 SysfsKind::File(b"0x1b36\n".to_vec()),
@@ -168,7 +192,30 @@ impl MachineView for Example {
                 format!("{device}/subsystem"),
                 SysfsKind::Link("../../../bus/pci".to_owned()),
             ),
-        ]
+        ]);
+        entries
+    }
+
+    fn generation(&self) -> u64 {
+        self.generation.load(Ordering::Acquire)
+    }
+
+    fn attributes(&self, vm: Option<&str>) -> Vec<String> {
+        if vm == Some("vm2") {
+            return Vec::new();
+        }
+        vec![format!("devices/pci0000:6b/{ADDRESS}/count")]
+    }
+
+    fn write_attribute(&self, _vm: Option<&str>, _path: &str, data: &[u8]) -> Result<(), Errno> {
+        let text = std::str::from_utf8(data).map_err(|_| Errno::EINVAL)?;
+        let count: u64 = text.trim_end().parse().map_err(|_| Errno::EINVAL)?;
+        if count > 9 {
+            return Err(Errno::ERANGE);
+        }
+        self.count.store(count, Ordering::Release);
+        self.generation.fetch_add(1, Ordering::AcqRel);
+        Ok(())
     }
 
     fn space(&self) -> Arc<SpaSpace> {

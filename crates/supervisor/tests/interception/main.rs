@@ -8,6 +8,7 @@
 #![allow(unsafe_code)]
 #![allow(clippy::print_stderr, clippy::print_stdout, clippy::unwrap_used)]
 
+mod attributes;
 mod check;
 mod claims;
 mod client;

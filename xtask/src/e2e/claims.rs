@@ -31,6 +31,10 @@ pub(crate) const CLAIMS: &[(&str, Claim)] = &[
         "the client passes for every user, linked dynamically and statically, with and without namespaces",
         clients,
     ),
+    (
+        "a whole device and a mediated one share a container, whoever comes and goes first",
+        container,
+    ),
     ("two programs join one machine at once", joined),
     ("a program that is stopped delays nobody else", stopped),
     (
@@ -237,6 +241,28 @@ fn clients(stage: &Stage) -> Result<String> {
     Ok(format!(
         "{runs} runs of 64 MiB through two devices, every byte, interrupt and fault right"
     ))
+}
+
+/// By groups and a container instead of `/dev/iommu`.
+fn container(stage: &Stage) -> Result<String> {
+    let mut runs = 0;
+    for user in stage.users() {
+        for mode in [None, Some("--no-namespaces")] {
+            for attach in ["pdev", "mdev"] {
+                for detach in ["pdev", "mdev"] {
+                    let mut command = stage.ioasid(user);
+                    command.arg("run").args(mode).args(["--vm", "vm1", "--"]);
+                    command.arg(stage.client(Client::Dynamic));
+                    command.args(["--container", "--mib", "8", "--pdev", "first"]);
+                    command.args(["--mdev", "first", "--data", "shared"]);
+                    succeed(command.args(["--attach", attach, "--detach", detach]))
+                        .with_context(|| format!("{user:?}, {mode:?}, {attach}, {detach}"))?;
+                    runs += 1;
+                }
+            }
+        }
+    }
+    Ok(format!("{runs} runs through vfio-ioctls' own container"))
 }
 
 fn joined(stage: &Stage) -> Result<String> {

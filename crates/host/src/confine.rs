@@ -35,6 +35,8 @@ const ALLOWED: &[libc::c_long] = &[
     libc::SYS_write,
     libc::SYS_readv,
     libc::SYS_writev,
+    libc::SYS_pread64,
+    libc::SYS_pwrite64,
     libc::SYS_recvmsg,
     libc::SYS_sendmsg,
     libc::SYS_recvfrom,

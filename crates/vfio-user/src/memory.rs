@@ -55,11 +55,23 @@ impl SocketMemory {
         self.ways.lock().retain(|(way, _)| *way != number);
     }
 
-    /// The first client that is there. No lock is held while it is asked.
-    fn way(&self) -> Option<Arc<Peer>> {
-        let ways = self.ways.lock();
-        let open = ways.iter().find(|(_, peer)| !peer.is_closed());
-        open.map(|(_, peer)| Arc::clone(peer))
+    /// Asks the clients that are there, one after the other, until one does it: a VMM answers over the
+    /// connection of a device only while its guest lets that very device be a bus master. No lock is
+    /// held while one is asked.
+    fn ask(&self, mut ask: impl FnMut(&Peer) -> Result<(), MemoryGone>) -> Result<(), MemoryGone> {
+        let ways: Vec<_> = {
+            let ways = self.ways.lock();
+            let open = ways.iter().filter(|(_, peer)| !peer.is_closed());
+            open.map(|(_, peer)| Arc::clone(peer)).collect()
+        };
+        let mut result = Err(MemoryGone { done: 0 });
+        for way in ways {
+            result = ask(&way);
+            if result.is_ok() {
+                break;
+            }
+        }
+        result
     }
 
     /// The DMA address of `len` bytes from `offset`, if they lie inside.
@@ -74,7 +86,7 @@ impl RemoteMemory for SocketMemory {
     fn read(&self, offset: u64, dst: &mut [u8]) -> Result<(), MemoryGone> {
         let gone = MemoryGone { done: 0 };
         let at = self.at(offset, dst.len()).ok_or(gone)?;
-        self.way().ok_or(gone)?.read(at, dst)
+        self.ask(|peer| peer.read(at, dst))
     }
 
     fn write(&self, offset: u64, src: &[u8]) -> Result<(), MemoryGone> {
@@ -83,7 +95,7 @@ impl RemoteMemory for SocketMemory {
         if !self.writable {
             return Err(gone);
         }
-        self.way().ok_or(gone)?.write(at, src)
+        self.ask(|peer| peer.write(at, src))
     }
 
     fn worker(&self) -> &Arc<dyn Worker> {

@@ -257,3 +257,31 @@ fn both_devices_of_a_vm_reach_its_private_memory_even_when_one_is_gone() {
     second.submit(Descriptor::memory_move(2 * MIB, 0x1000, 5000, 0x40));
     assert_eq!(status(&mut second, 0x40), 1);
 }
+
+#[test]
+fn a_client_that_refuses_for_one_device_may_answer_for_another() {
+    let stage = Stage::new();
+    let mut first = private(&stage, 4 << 20);
+    first.answers = false;
+    let mut second = stage.connect(PDEV);
+    second.ram = noise(4 << 20, 2);
+    second.map(None, 0, 0, 4 * MIB).unwrap();
+    second.bring_up_whole();
+    second.ram[0x40..0x60].fill(0);
+    second.submit(Descriptor::fill(0x1000, 7, 64, 0x40));
+    // The guest has not switched the first device on: its connection has nothing to offer.
+    let refusal = std::thread::spawn(move || {
+        while let Some(message) = first.receive() {
+            let header = Header {
+                size: 16,
+                flags: Header::REPLY | Header::ERROR,
+                error: 14,
+                ..message.header
+            };
+            first.send(header, &[], &[]);
+        }
+    });
+    assert_eq!(status(&mut second, 0x40), 1);
+    stage.server.stop();
+    refusal.join().unwrap();
+}

@@ -12,8 +12,8 @@ use ioasid_core::{
     inspect::{Inspect, Node},
     sync::Mutex,
 };
-use ioasid_iommu::{Device, PasidHandle, PasidQuota};
-use ioasid_vfio::{DefaultPasid, DeviceModel, pci::Function};
+use ioasid_iommu::Device;
+use ioasid_vfio::{DefaultPasid, DeviceModel, mdev::PasidSlot, pci::Function};
 
 use crate::{
     claim::QueueClaim,
@@ -48,7 +48,8 @@ pub struct DsaChild {
     /// `None` once the child has been removed.
     claim: Mutex<Option<QueueClaim>>,
     view: Arc<Mutex<View>>,
-    quota: Arc<PasidQuota>,
+    /// The default PASID: not the user's to see or to reset.
+    pasid: PasidSlot,
 }
 
 /// What the child's user sees and nobody else.
@@ -57,18 +58,6 @@ struct View {
     enabled: bool,
     /// What the user wrote to the pasid dword.
     user_bits: u32,
-    /// The default PASID, from bind to unbind.
-    pasid: Option<PasidHandle>,
-}
-
-impl View {
-    /// As after power-up; the PASID is not the user's to reset.
-    fn reset(&mut self) {
-        *self = View {
-            pasid: self.pasid.take(),
-            ..View::default()
-        };
-    }
 }
 
 impl DsaChild {
@@ -96,7 +85,7 @@ impl DsaChild {
             queue,
             claim: Mutex::new(Some(claim)),
             view: Arc::default(),
-            quota: PasidQuota::new(1),
+            pasid: PasidSlot::new(&parent.pasids),
         }))
     }
 
@@ -112,7 +101,7 @@ impl DsaChild {
 
     /// The default PASID, while the child is bound. For the host's eyes: no user can read it.
     pub fn pasid(&self) -> Option<Pasid> {
-        self.view.lock().pasid.as_ref().map(PasidHandle::pasid)
+        self.pasid.pasid()
     }
 
     /// Gives the queue back; the child answers nothing from now on.
@@ -166,7 +155,7 @@ impl DsaChild {
         if usage.pasid_en() {
             return Err(CommandError::PasidEnable);
         }
-        let pasid = view.pasid.as_ref().ok_or(CommandError::PasidEnable)?;
+        let pasid = self.pasid.use_token().ok_or(CommandError::PasidEnable)?;
         if !device_enabled {
             return Err(CommandError::Hardware);
         }
@@ -185,7 +174,7 @@ impl DsaChild {
         let identity = Identity {
             front: Arc::clone(&self.front),
             index: 0,
-            pasid_use: Some(pasid.use_token()),
+            pasid_use: Some(pasid),
         };
         let enabled = queue.enable(device_enabled, self.parent.abilities(), identity);
         if enabled.is_err() {
@@ -324,7 +313,7 @@ impl Registers for DsaChild {
                 Command::DrainAll => Ok(Plan::drain(set)),
                 Command::AbortAll => Ok(Plan::abort(set)),
                 Command::ResetDevice => Ok(Plan::abort_and_disable(set).and(move |_| {
-                    view.lock().reset();
+                    *view.lock() = View::default();
                     front.reset();
                     Ok(())
                 })),
@@ -374,26 +363,14 @@ impl DeviceModel for DsaChild {
 
     fn reset(&self) {
         self.stop();
-        self.view.lock().reset();
+        *self.view.lock() = View::default();
         self.front.reset();
     }
 }
 
 impl DefaultPasid for DsaChild {
     fn bind(&self) -> Result<(Arc<Device>, Pasid), ioasid_vfio::Error> {
-        let exhausted = ioasid_vfio::Error::Exhausted("PASIDs");
-        let device = self.parent.device();
-        let handle = self
-            .parent
-            .pasids
-            .alloc(&self.quota)
-            .map_err(|_| exhausted.clone())?;
-        let pasid = handle.pasid();
-        if pasid.get() >= device.max_pasids() {
-            return Err(exhausted);
-        }
-        self.view.lock().pasid = Some(handle);
-        Ok((Arc::clone(device), pasid))
+        self.pasid.bind(self.parent.device())
     }
 
     fn quiesce(&self) {
@@ -403,17 +380,13 @@ impl DefaultPasid for DsaChild {
     }
 
     fn unbind(&self) {
-        let handle = self.view.lock().pasid.take();
-        drop(handle);
+        self.pasid.unbind();
     }
 }
 
 impl Inspect for DsaChild {
     fn inspect(&self) -> Node {
-        let (enabled, pasid) = {
-            let view = self.view.lock();
-            (view.enabled, view.pasid.as_ref().map(PasidHandle::pasid))
-        };
+        let (enabled, pasid) = (self.view.lock().enabled, self.pasid());
         let mut node = Node::new()
             .with("parent", self.parent.device().address().to_string())
             .with("queue", self.queue)

@@ -10,13 +10,13 @@
 use std::sync::{Arc, Weak};
 
 use ioasid_core::{
-    host::Worker,
+    host::{Worker, hand_over},
     sync::{Condvar, Mutex, MutexGuard},
 };
 use ioasid_iommu::{Device, DmaPort, Fault, PageResponse, Stop, Tlb};
 
 use crate::{
-    exec::{Effects, Halt},
+    exec::{Effects, Halt, Terms},
     front::Front,
     queue::{Refused, Store},
     session::{Session, Task},
@@ -185,6 +185,13 @@ impl Shared {
     /// Executes `task` as far as it goes here.
     fn execute(self: &Arc<Self>, mut task: Task, port: &mut DmaPort, place: Place) {
         let session = &task.session;
+        let terms = match session.terms.shared {
+            true => Terms {
+                vectors: session.front.vectors_of(session.pasid),
+                ..session.terms
+            },
+            false => session.terms,
+        };
         let mut total = Effects::default();
         let halt = loop {
             if session.aborted() {
@@ -200,7 +207,7 @@ impl Shared {
                     Place::Worker => port.enter_blocking(session.pasid),
                 };
                 let execution = &mut task.execution;
-                execution.step(&mut guard, &session.terms, &mut effects)
+                execution.step(&mut guard, &terms, &mut effects)
             };
             task.logs |= !effects.errors.is_empty();
             deliver(session, &mut effects);
@@ -277,34 +284,13 @@ impl Shared {
 
     /// Lets `worker` execute the rest of `task`.
     fn hand_over(self: &Arc<Self>, task: Task, worker: &Arc<dyn Worker>) {
-        let mut job = RemoteJob {
-            shared: Arc::clone(self),
-            task: Some(task),
+        let run = |(shared, task): (Arc<Shared>, Task)| {
+            let mut port = shared.device.port();
+            shared.execute(task, &mut port, Place::Worker);
         };
-        let run = move || {
-            if let Some(task) = job.task.take() {
-                let mut port = job.shared.device.port();
-                job.shared.execute(task, &mut port, Place::Worker);
-            }
-        };
-        // A worker that has stopped drops the job, and that ends the descriptor.
-        let _ = worker.submit(Box::new(run));
-    }
-}
-
-/// A descriptor on its way to a worker. If the worker goes without running it, its client is gone
-/// and the descriptor ends without a trace in memory.
-#[derive(Debug)]
-struct RemoteJob {
-    shared: Arc<Shared>,
-    task: Option<Task>,
-}
-
-impl Drop for RemoteJob {
-    fn drop(&mut self) {
-        if let Some(task) = self.task.take() {
-            self.shared.end(self.shared.lock(), task);
-        }
+        // Its client is gone: the descriptor ends without a trace in memory.
+        let lost = |(shared, task): (Arc<Shared>, Task)| shared.end(shared.lock(), task);
+        hand_over(worker, (Arc::clone(self), task), run, lost);
     }
 }
 

@@ -9,7 +9,6 @@ use super::{
     ending::Ending,
     fault_of,
     operation::{Operation, check},
-    read_rest,
 };
 use crate::spec::{CompletionRecord, Descriptor, Status, descriptor::DESCRIPTOR_SIZE};
 
@@ -149,7 +148,7 @@ impl Batch {
             .descriptor
             .source
             .wrapping_add(self.fetched * DESCRIPTOR_SIZE as u64);
-        let fault = match read_rest(guard, from, &mut self.buffer, &mut self.filled) {
+        let fault = match guard.read_on(from, &mut self.buffer, &mut self.filled) {
             Ok(()) => None,
             Err(stop) => Some(fault_of(stop)?),
         };

@@ -2,7 +2,7 @@
 
 use ioasid_iommu::{DmaGuard, Fault, Stop};
 
-use super::{Effects, Halt, Terms, advance, fault_of};
+use super::{Effects, Halt, Terms, fault_of};
 use crate::spec::{
     CompletionRecord, Descriptor, Event, Status,
     completion::{FAULT_ON_WRITE, RECORD_SIZE},
@@ -85,8 +85,7 @@ impl Ending {
         }
         effects.ended += 1;
         effects.failed += u64::from(!reached || !self.succeeded());
-        if reached && flags.request_interrupt() && u32::from(descriptor.int_handle) < terms.vectors
-        {
+        if reached && flags.request_interrupt() && terms.permits(descriptor.int_handle) {
             effects.interrupts.push(descriptor.int_handle);
         }
         Ok(())
@@ -96,8 +95,10 @@ impl Ending {
     fn write_record(&self, address: u64, guard: &mut DmaGuard<'_>) -> Result<(), Stop> {
         let bytes: [u8; RECORD_SIZE] = self.record.to_bytes();
         let mut done = 0;
-        advance(guard.write(address.wrapping_add(1), &bytes[1..]), &mut done)?;
-        advance(guard.publish(address, bytes[0]), &mut done)
+        guard
+            .write(address.wrapping_add(1), &bytes[1..])
+            .advance(&mut done)?;
+        guard.publish(address, bytes[0]).advance(&mut done)
     }
 
     fn event(&self, descriptor: &Descriptor, fault: Option<&Fault>) -> Event {

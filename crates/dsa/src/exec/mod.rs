@@ -13,7 +13,7 @@ mod operation;
 use std::sync::Arc;
 
 use ioasid_core::host::Worker;
-use ioasid_iommu::{DmaGuard, Fault, Stop, Transfer};
+use ioasid_iommu::{DmaGuard, Fault, Stop};
 
 use crate::spec::{Descriptor, Event, Opcode};
 
@@ -68,8 +68,8 @@ pub(crate) struct Terms {
     pub(crate) block_on_fault: bool,
     /// Pages are requested; otherwise a descriptor that would wait for one ends with the fault.
     pub(crate) page_requests: bool,
-    /// MSI-X vectors of the client's device.
-    pub(crate) vectors: u32,
+    /// MSI-X vectors of the client's device that its descriptors may name, as bits.
+    pub(crate) vectors: u64,
     /// The queue is shared: PASID and privilege are those that the processor put into the descriptor.
     pub(crate) shared: bool,
     /// Privileged descriptors are allowed in a shared queue.
@@ -78,6 +78,15 @@ pub(crate) struct Terms {
     pub(crate) max_pasids: u32,
     /// Translations that the device keeps may be used.
     pub(crate) ats: bool,
+}
+
+impl Terms {
+    /// Whether an interrupt handle is one of the client's.
+    pub(crate) fn permits(&self, handle: u16) -> bool {
+        self.vectors
+            .checked_shr(handle.into())
+            .is_some_and(|vectors| vectors & 1 == 1)
+    }
 }
 
 #[cfg(test)]
@@ -148,42 +157,4 @@ fn fault_of(stop: Stop) -> Result<Fault, Halt> {
         // Whatever else may stop an operation asks to try again under a new guard.
         _ => Err(Halt::Budget),
     }
-}
-
-/// Adds what a transfer did to `done`.
-fn advance(transfer: Transfer, done: &mut u64) -> Result<(), Stop> {
-    *done = done.saturating_add(transfer.done);
-    transfer.stop.map_or(Ok(()), Err)
-}
-
-/// Reads the rest of `buffer` from `address`, of which `done` bytes have been read.
-fn read_rest(
-    guard: &mut DmaGuard<'_>,
-    address: u64,
-    buffer: &mut [u8],
-    done: &mut u64,
-) -> Result<(), Stop> {
-    let Some(rest) = buffer.get_mut(*done as usize..) else {
-        return Ok(());
-    };
-    if rest.is_empty() {
-        return Ok(());
-    }
-    advance(guard.read(address.wrapping_add(*done), rest), done)
-}
-
-/// Writes the rest of `buffer` to `address`, of which `done` bytes have been written.
-fn write_rest(
-    guard: &mut DmaGuard<'_>,
-    address: u64,
-    buffer: &[u8],
-    done: &mut u64,
-) -> Result<(), Stop> {
-    let Some(rest) = buffer.get(*done as usize..) else {
-        return Ok(());
-    };
-    if rest.is_empty() {
-        return Ok(());
-    }
-    advance(guard.write(address.wrapping_add(*done), rest), done)
 }

@@ -2,9 +2,7 @@
 
 use ioasid_iommu::{Direction, DmaGuard, Stop};
 
-use super::{
-    Effects, Halt, Terms, advance, crc::Crc, ending::Ending, fault_of, read_rest, write_rest,
-};
+use super::{Effects, Halt, Terms, crc::Crc, ending::Ending, fault_of};
 use crate::spec::{
     Descriptor, Flags, Opcode, Status,
     descriptor::{CRC_BYPASS_INVERSION, CRC_BYPASS_REFLECTION, CRC_READ_SEED},
@@ -199,7 +197,7 @@ pub(super) fn check(
         ending.record_mut().specific = invalid.into();
         return Err(ending);
     }
-    if flags.request_interrupt() && u32::from(descriptor.int_handle) >= terms.vectors {
+    if flags.request_interrupt() && !terms.permits(descriptor.int_handle) {
         return fail(Status::InterruptHandle);
     }
     match opcode {
@@ -315,12 +313,14 @@ impl Work {
         match self {
             Work::Nothing => {}
             Work::Move => {
-                advance(guard.copy_on(destination, source, size, *done), done)?;
+                guard
+                    .copy_on(destination, source, size, *done)
+                    .advance(done)?;
             }
             Work::Fill => {
                 let pattern = source.rotate_right(8 * (*done % 8) as u32);
                 let to = destination.wrapping_add(*done);
-                advance(guard.fill(to, pattern, size - *done), done)?;
+                guard.fill(to, pattern, size - *done).advance(done)?;
             }
             Work::Compare => {
                 let (a, b) = (source.wrapping_add(*done), destination.wrapping_add(*done));
@@ -330,7 +330,7 @@ impl Work {
                     *done = before + offset;
                     return Ok(compared(descriptor, Some(*done), index));
                 }
-                advance(transfer, done)?;
+                transfer.advance(done)?;
                 return Ok(compared(descriptor, None, index));
             }
             Work::ComparePattern { chunk } => {
@@ -339,7 +339,7 @@ impl Work {
                     let len = CHUNK.min(size - *done);
                     chunk.start(len);
                     let from = source.wrapping_add(*done);
-                    read_rest(guard, from, &mut chunk.data, &mut chunk.filled)?;
+                    guard.read_on(from, &mut chunk.data, &mut chunk.filled)?;
                     // A chunk starts at a multiple of the pattern's length.
                     let differs = |(at, byte): (usize, &u8)| *byte != pattern[at % 8];
                     if let Some(at) = chunk.data.iter().enumerate().position(differs) {
@@ -359,7 +359,7 @@ impl Work {
                         let at = *done + *have;
                         let (to, from) = (to.wrapping_add(at), source.wrapping_add(at));
                         if *have < len {
-                            advance(guard.copy(to, from, len - *have), have)?;
+                            guard.copy(to, from, len - *have).advance(have)?;
                         }
                     }
                     (*first, *second) = (0, 0);
@@ -367,7 +367,7 @@ impl Work {
                 }
             }
             Work::CrcSeed { seed, filled } => {
-                read_rest(guard, descriptor.specific1, seed, filled)?;
+                guard.read_on(descriptor.specific1, seed, filled)?;
                 let crc = Crc::new(u32::from_le_bytes(*seed), descriptor.flags.specific());
                 let chunk = Chunk::default();
                 *self = Work::Crc { crc, chunk };
@@ -379,10 +379,10 @@ impl Work {
                     let len = CHUNK.min(size - *done);
                     chunk.start(len);
                     let from = source.wrapping_add(*done);
-                    read_rest(guard, from, &mut chunk.data, &mut chunk.filled)?;
+                    guard.read_on(from, &mut chunk.data, &mut chunk.filled)?;
                     if copies {
                         let to = destination.wrapping_add(*done);
-                        write_rest(guard, to, &chunk.data, &mut chunk.written)?;
+                        guard.write_on(to, &chunk.data, &mut chunk.written)?;
                     }
                     crc.update(&chunk.data);
                     chunk.finish();
@@ -396,7 +396,7 @@ impl Work {
                     let mut touched = [0; 1];
                     let mut read = 0;
                     let at = destination.wrapping_add(*done);
-                    read_rest(guard, at, &mut touched, &mut read)?;
+                    guard.read_on(at, &mut touched, &mut read)?;
                     *done = size.min(*done + FLUSH_STEP - at % FLUSH_STEP);
                 }
             }

@@ -10,6 +10,7 @@ use crate::{
     spec::{
         CmdStatus, CommandError, Event,
         registers::{GenConfig, GenCtrl, IntCause, SwError},
+        tables::MsixPermission,
     },
 };
 
@@ -69,9 +70,23 @@ impl Front {
         &self.function
     }
 
-    /// MSI-X vectors, which are the interrupt handles of descriptors.
-    pub(crate) fn vectors(&self) -> u32 {
-        self.function.vectors().count()
+    /// MSI-X vectors, which are the interrupt handles of descriptors, as bits.
+    pub(crate) fn vectors(&self) -> u64 {
+        let count = self.function.vectors().count();
+        u64::MAX.checked_shr(64 - count.min(64)).unwrap_or(0)
+    }
+
+    /// The vectors that a client of a shared queue may name: those whose permission entry has its
+    /// PASID, or says that PASIDs do not matter.
+    pub(crate) fn vectors_of(&self, pasid: Option<Pasid>) -> u64 {
+        let registers = self.registers.lock();
+        let entries = registers.msix_permissions.iter().take(64).enumerate();
+        let permitted = entries.filter(|(_, entry)| {
+            let entry = MsixPermission::from_bits(**entry as u32);
+            let own = pasid.is_some_and(|pasid| entry.pasid() == pasid.get());
+            entry.ignore() || (entry.pasid_en() && own)
+        });
+        permitted.fold(0, |vectors, (vector, _)| vectors | 1 << vector)
     }
 
     /// Raises `vector`. Call it without holding a lock.
@@ -91,7 +106,7 @@ impl Front {
         let mut registers = self.registers.lock();
         *registers = Registers {
             command: registers.command,
-            msix_permissions: vec![0; self.vectors() as usize],
+            msix_permissions: vec![0; self.function.vectors().count() as usize],
             errors: registers.errors,
             ..Registers::default()
         };
@@ -255,7 +270,7 @@ impl Front {
         registers.msix_permissions.get(index).copied().unwrap_or(0)
     }
 
-    /// The permission table is kept for drivers that read it back; vectors are not restricted.
+    /// The permission table restricts the clients of shared queues; a dedicated queue has one client.
     pub(crate) fn set_msix_permission(&self, vector: u64, value: u64) {
         let mut registers = self.registers.lock();
         let index = usize::try_from(vector).unwrap_or(usize::MAX);

@@ -13,7 +13,7 @@ use ioasid_dsa::{
     spec::{
         Command, CommandError, Descriptor, Opcode, Status,
         registers::{self as reg, PORTAL_PAGE, WqCap},
-        tables::{WQCFG_SIZE, WqUse},
+        tables::{MsixPermission, WQCFG_SIZE, WqUse},
     },
 };
 use ioasid_iommu::{Device, Domain, FaultLog, FaultSink, Iommu, PageResponse, attach_device_pasid};
@@ -330,4 +330,44 @@ fn a_program_with_the_whole_device_is_answered_through_its_file() {
     assert!(file.mapped_enqueue(portal(0), &job.to_bytes()).unwrap());
     scene.refuse(&requests);
     assert_eq!(client.area.wait(record(0)).status, 1);
+}
+
+#[test]
+fn a_client_names_the_vectors_that_are_its_own() {
+    let scene = Scene::new();
+    let (one, other) = (scene.client(5), scene.client(6));
+    let permit = |vector: u64, permission: MsixPermission| {
+        let entry = reg::MSIXPERM + 8 * vector;
+        scene.driver.write32(entry, permission.into_bits());
+    };
+    let own = MsixPermission::new().with_pasid_en(true);
+    permit(1, own.with_pasid(5));
+    permit(2, MsixPermission::new().with_ignore(true));
+    let irqs: Vec<_> = (0..3).map(|vector| scene.driver.listen(vector)).collect();
+    let run = |client: &Client, vector: u16| {
+        client.area.write(record(0), &[0; 32]);
+        let job = Descriptor::new(Opcode::Noop, record(0)).with_interrupt(vector);
+        assert!(scene.enqueue(client, job));
+        client.area.wait(record(0)).status
+    };
+    let forged = Status::InterruptHandle as u8;
+    // Vector 0 is for descriptors without a PASID, and there are none.
+    for (vector, statuses) in [
+        (0, [forged; 2]),
+        (1, [1, forged]),
+        (2, [1, 1]),
+        (3, [forged; 2]),
+    ] {
+        assert_eq!(
+            [run(&one, vector), run(&other, vector)],
+            statuses,
+            "{vector}"
+        );
+    }
+    eventually("its own interrupts", || {
+        irqs.iter().map(|irq| irq.count()).eq([0, 1, 2])
+    });
+    // The vector goes to the other client.
+    permit(1, own.with_pasid(6));
+    assert_eq!([run(&one, 1), run(&other, 1)], [forged, 1]);
 }

@@ -125,6 +125,22 @@ impl WqConfig {
     }
 }
 
+/// The low half of one entry of the MSI-X permission table (section 9.2.23): who may name the vector.
+#[bitfield(u32)]
+#[derive(PartialEq, Eq)]
+pub struct MsixPermission {
+    #[bits(2)]
+    __: u8,
+    /// Descriptors with any PASID, and with none.
+    pub ignore: bool,
+    /// Descriptors with `pasid`; otherwise those without one.
+    pub pasid_en: bool,
+    __: u8,
+    /// The PASID.
+    #[bits(20)]
+    pub pasid: u32,
+}
+
 /// One entry of the group table. Up to 64 queues; the other three quadwords read as zero.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct GroupConfig {
@@ -174,6 +190,8 @@ mod tests {
             usage.into_bits(),
             1 | 10 << 4 | 0x1234 << 8 | 1 << 28 | 1 << 29
         );
+        let permission = MsixPermission::new().with_pasid_en(true).with_pasid(5);
+        assert_eq!(permission.into_bits(), 1 << 3 | 5 << 12);
         let status = WqStatus::new().with_state(WqState::Enabled);
         assert_eq!(status.into_bits(), 1 << 30);
     }

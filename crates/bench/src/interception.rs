@@ -26,7 +26,7 @@ use ioasid_core::{inspect::Node, spa::SpaSpace};
 use ioasid_iommu::{Iommu, IommuConfig};
 use ioasid_iommufd::Context;
 use ioasid_supervisor::{
-    MachineView, NodeInfo, RunOptions, SysfsEntry,
+    MachineView, Mmio, NodeInfo, RunOptions, SysfsEntry,
     filter::{self, Scope},
     launch,
     listener::Listener,
@@ -40,6 +40,7 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use crate::{
     clock::process_cpu,
     measure::{Contender, Effort, Table, measure},
+    registers,
 };
 
 const PAGE: u64 = 4096;
@@ -150,7 +151,7 @@ impl MachineView for Machine {
 }
 
 /// A program that does so many iterations when it is told to, and says what they took it.
-struct Program {
+pub(crate) struct Program {
     input: ChildStdin,
     output: BufReader<ChildStdout>,
     _running: Running,
@@ -175,7 +176,7 @@ impl Drop for Running {
 }
 
 impl Program {
-    fn bare(task: &str) -> Result<Program> {
+    pub(crate) fn bare(task: &str) -> Result<Program> {
         let path = std::env::temp_dir().join(format!("ioasid-bench-{}", std::process::id()));
         let socket = UnixListener::bind(&path)?;
         let mut child = Command::new(std::env::current_exe()?)
@@ -201,7 +202,16 @@ impl Program {
     }
 
     fn run(machine: &Arc<dyn MachineView>, task: &str) -> Result<Program> {
+        Program::run_with(machine, task, Mmio::Auto)
+    }
+
+    pub(crate) fn run_with(
+        machine: &Arc<dyn MachineView>,
+        task: &str,
+        mmio: Mmio,
+    ) -> Result<Program> {
         let mut options = RunOptions::new(std::env::current_exe()?, [CLIENT, task]);
+        options.mmio = mmio;
         options.stdin = Some(Stdio::piped());
         options.stdout = Some(Stdio::piped());
         let mut running = run::start(Arc::clone(machine), options)?;
@@ -237,14 +247,22 @@ impl Program {
         Ok(process_cpu() - before + there)
     }
 
-    fn contender(mut self, name: &str) -> Contender<'static> {
+    /// What the program says that they took, and nothing of our time.
+    pub(crate) fn contender_of_time_there(mut self, name: &str) -> Contender<'static> {
+        Contender::timing_itself(name, move |iterations| {
+            writeln!(self.input, "{iterations}").expect("the program goes on");
+            self.line().expect("the program goes on")
+        })
+    }
+
+    pub(crate) fn contender(mut self, name: &str) -> Contender<'static> {
         Contender::timing_itself(name, move |iterations| {
             self.turn(iterations).expect("the program goes on")
         })
     }
 }
 
-/// Answers a bare program: its structure is read, written back, and the call succeeds.
+/// Answers a bare program: its structure, if it has one, is read, written back, and the call succeeds.
 fn answer(listener: &Listener, memory: &File) {
     const LEN: usize = size_of::<iommu_ioas_map>();
     while let Ok(request) = listener.receive() {
@@ -259,6 +277,10 @@ fn answer(listener: &Listener, memory: &File) {
         };
         if request.nr != libc::SYS_ioctl {
             listener.proceed(request.id);
+            continue;
+        }
+        if request.args[2] == 0 {
+            listener.reply(request.id, 0);
             continue;
         }
         let mut structure = [0; LEN];
@@ -279,15 +301,22 @@ fn bare_program(task: &str, socket: &Path) -> Result<()> {
         base: 896,
         status: false,
         paths: false,
+        attributes: false,
     };
     let listener = filter::install(&filter::program(&scope))?;
     channel.send(&(), Some(listener.as_fd()))?;
     drop(listener);
     channel.receive::<()>(1 << 10)?;
+    if let Some(task) = task.strip_prefix(registers::PREFIX) {
+        return registers::work(task);
+    }
     work(&IommuFd::new_from_fd(File::open("/dev/null")?), task)
 }
 
 fn client(task: &str) -> Result<()> {
+    if let Some(task) = task.strip_prefix(registers::PREFIX) {
+        return registers::work(task);
+    }
     work(&IommuFd::new()?, task)
 }
 

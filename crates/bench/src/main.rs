@@ -10,7 +10,7 @@
 //! * [`measure`]: contenders, rounds, medians, paired ratios.
 //! * [`opaque`]: keeps the optimiser from seeing through a result.
 //! * [`host`]: what this machine can do at most: copies, cache misses, two cores talking.
-//! * [`translate`], [`mapping`], [`barrier`], [`dma`], [`interception`]: the tables.
+//! * [`translate`], [`mapping`], [`barrier`], [`dma`], [`interception`], [`registers`]: the tables.
 #![allow(
     clippy::print_stdout,
     clippy::print_stderr,
@@ -25,6 +25,7 @@ mod interception;
 mod mapping;
 mod measure;
 mod opaque;
+mod registers;
 mod translate;
 
 use std::process::ExitCode;
@@ -45,12 +46,13 @@ met when the median is within it, missed when even the better quartile is not, a
 
 type Benchmark = (&'static str, fn(Effort) -> Vec<Table>);
 
-const BENCHMARKS: [Benchmark; 5] = [
+const BENCHMARKS: [Benchmark; 6] = [
     ("translate", translate::tables),
     ("map and unmap", mapping::tables),
     ("unmap against a running reader", barrier::tables),
     ("dma against memcpy", dma::tables),
     ("interception", interception::tables),
+    ("registers", registers::tables),
 ];
 
 fn main() -> ExitCode {

@@ -46,6 +46,10 @@ pub(crate) const CLAIMS: &[(&str, Claim)] = &[
         memlock,
     ),
     ("mediated devices come and go while the machine runs", mdevs),
+    (
+        "an emulated device is an access object, and has no domain",
+        emulated,
+    ),
 ];
 
 fn demo(stage: &Stage) -> Result<String> {
@@ -407,6 +411,20 @@ fn memlock(stage: &Stage) -> Result<String> {
         "8 MiB were mapped with a limit of 1 MiB: {text}"
     );
     Ok("8 MiB with `ulimit -l 1024`: counted by default, ENOMEM when enforced".to_owned())
+}
+
+fn emulated(stage: &Stage) -> Result<String> {
+    let machine = stage.path("edu.toml");
+    let uuid = "5f2e6a9e-93a1-4f0a-9b3e-3d8f0c1b2a09";
+    let section = format!("[[emulated]]\nmodel = \"edu\"\nuuid = \"{uuid}\"\n");
+    fs::write(&machine, section)?;
+    for user in stage.users() {
+        let mut command = stage.ioasid(user);
+        let command = command.args(["run", "--machine"]).arg(&machine);
+        let output = succeed(command.arg("--").arg(stage.path("edu")))?;
+        ensure!(output.ends_with("passed\n"), "it says {output}");
+    }
+    Ok("bound, attached, copied in and out, refused after an unmap".to_owned())
 }
 
 fn mdevs(stage: &Stage) -> Result<String> {

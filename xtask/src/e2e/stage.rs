@@ -56,6 +56,9 @@ impl Stage {
                     "ioasid",
                     "-p",
                     "passthrough-client",
+                    "--bins",
+                    "--example",
+                    "edu",
                 ])
                 .current_dir(root()),
         )?;
@@ -81,6 +84,7 @@ impl Stage {
         for (from, to) in [
             (built.join("release/ioasid"), "ioasid"),
             (built.join("release/passthrough-client"), "client"),
+            (built.join("release/examples/edu"), "edu"),
             (
                 built
                     .join("static")

@@ -18,10 +18,7 @@ use std::{
     },
 };
 
-use ioasid_core::{
-    inspect::{Inspect, Node},
-    sync::Mutex,
-};
+use ioasid_core::sync::Mutex;
 use ioasid_iommu::Group;
 use ioasid_iommufd::Context;
 
@@ -60,8 +57,8 @@ pub(crate) enum Behind {
     /// Nowhere yet.
     #[default]
     Nothing,
-    /// Into a container.
-    Container(Arc<Container>),
+    /// Into a container, with the number of the membership.
+    Container(Arc<Container>, u64),
     /// To an iommufd that stands in for one.
     Iommufd(Arc<Context>),
 }
@@ -119,11 +116,15 @@ impl VfioGroup {
 
     /// A device is gone; with the last one the group leaves its container.
     pub(crate) fn remove(&self, device: &VfioDevice) {
-        let mut state = self.state.lock();
-        state.devices.remove(&device.index());
-        if state.devices.is_empty() {
-            self.leave(&mut state);
-        }
+        let behind = {
+            let mut state = self.state.lock();
+            state.devices.remove(&device.index());
+            if !state.devices.is_empty() {
+                return;
+            }
+            std::mem::take(&mut state.behind)
+        };
+        Self::leave(behind);
     }
 
     /// Opens its file.
@@ -161,32 +162,39 @@ impl VfioGroup {
 
     /// A file of a device that was opened through the group is closed.
     pub(crate) fn close_device(&self, device: &VfioDevice) {
-        let mut state = self.state.lock();
-        let Some(opening) = state.open.get_mut(&device.index()) else {
-            return;
+        let last = {
+            let mut state = self.state.lock();
+            let opening = state.open.get_mut(&device.index());
+            if opening.is_some_and(Opening::close_file) {
+                state.open.remove(&device.index())
+            } else {
+                None
+            }
         };
-        if !opening.close_file() {
-            return;
-        }
-        let Some(opening) = state.open.remove(&device.index()) else {
-            return;
-        };
-        if opening.end() {
-            self.put(&mut state);
+        // Waits for DMA: until that is over, the device is taken and the file in use.
+        if last.is_some_and(Opening::end) {
+            self.put();
         }
     }
 
-    /// One user of the file less.
-    fn put(&self, state: &mut State) {
-        state.users = state.users.saturating_sub(1);
-        if state.users == 0 {
-            self.leave(state);
-        }
+    /// One user of the file less. The last one takes the group out of its container first.
+    fn put(&self) {
+        let behind = {
+            let mut state = self.state.lock();
+            if state.users > 1 {
+                state.users -= 1;
+                return;
+            }
+            std::mem::take(&mut state.behind)
+        };
+        Self::leave(behind);
+        self.state.lock().users = 0;
     }
 
-    fn leave(&self, state: &mut State) {
-        if let Behind::Container(container) = std::mem::take(&mut state.behind) {
-            container.leave(self.number());
+    /// Waits for DMA, so without the lock.
+    fn leave(behind: Behind) {
+        if let Behind::Container(container, member) = behind {
+            container.leave(member);
         }
     }
 }
@@ -265,8 +273,8 @@ impl GroupFile {
         state.behind = match file {
             ContainerFile::Container(container) => {
                 let presented = state.presented.is_some();
-                container.join(self.group.number(), &state.devices(), presented)?;
-                Behind::Container(container)
+                let member = container.join(&state.devices(), presented)?;
+                Behind::Container(container, member)
             }
             ContainerFile::Iommufd(context) => {
                 context.vfio_ioas_or_new()?;
@@ -282,12 +290,15 @@ impl GroupFile {
     /// [`Error::ContainerState`] if none is set, [`Error::DevicesOpen`] if devices are open by the
     /// container. Devices that are open by an iommufd stay with it.
     pub fn unset_container(&self) -> Result<()> {
-        let mut state = self.group.state.lock();
-        match state.behind {
-            Behind::Nothing => return Err(Error::ContainerState),
-            Behind::Container(_) if state.pinned() => return Err(Error::DevicesOpen),
-            _ => self.group.leave(&mut state),
-        }
+        let behind = {
+            let mut state = self.group.state.lock();
+            match state.behind {
+                Behind::Nothing => return Err(Error::ContainerState),
+                Behind::Container(..) if state.pinned() => return Err(Error::DevicesOpen),
+                _ => std::mem::take(&mut state.behind),
+            }
+        };
+        VfioGroup::leave(behind);
         Ok(())
     }
 
@@ -327,11 +338,13 @@ impl GroupFile {
         if self.closed.swap(true, Ordering::AcqRel) {
             return;
         }
-        let mut state = self.group.state.lock();
-        if let Behind::Iommufd(_) = state.behind {
-            state.behind = Behind::Nothing;
+        {
+            let mut state = self.group.state.lock();
+            if let Behind::Iommufd(_) = state.behind {
+                state.behind = Behind::Nothing;
+            }
         }
-        self.group.put(&mut state);
+        self.group.put();
     }
 }
 
@@ -373,22 +386,6 @@ impl State {
             }
         }
         Err(Error::NoSuchDevice)
-    }
-}
-
-impl Inspect for VfioGroup {
-    fn inspect(&self) -> Node {
-        let state = self.state.lock();
-        let behind = match state.behind {
-            Behind::Nothing => "none",
-            Behind::Container(_) => "vfio",
-            Behind::Iommufd(_) => "iommufd",
-        };
-        Node::new()
-            .with("devices", state.devices.len())
-            .with("in_use", state.users > 0)
-            .with("container", behind)
-            .with("open_devices", state.open.len())
     }
 }
 

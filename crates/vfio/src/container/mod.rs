@@ -70,12 +70,14 @@ pub struct Container {
 struct State {
     /// The groups, the last one first.
     members: Vec<Member>,
+    /// The number of the last one that came.
+    last_member: u64,
     backend: Option<Type1>,
 }
 
 /// A group in the container.
 struct Member {
-    group: u32,
+    number: u64,
     /// Its whole devices, by number.
     whole: Vec<(u32, BoundTo)>,
     has_child: bool,
@@ -244,13 +246,8 @@ impl Container {
     }
 
     /// Puts a group in: its whole devices are claimed, and attached if there is a backend. A child
-    /// that is `presented` has a PCI address for programs.
-    pub(crate) fn join(
-        &self,
-        group: u32,
-        devices: &[Arc<VfioDevice>],
-        presented: bool,
-    ) -> Result<()> {
+    /// that is `presented` has a PCI address for programs. Gives the number of the membership.
+    pub(crate) fn join(&self, devices: &[Arc<VfioDevice>], presented: bool) -> Result<u64> {
         let mut state = self.state.lock();
         let (children, whole): (Vec<_>, Vec<_>) =
             devices.iter().partition(|device| device.is_child());
@@ -259,7 +256,7 @@ impl Container {
             Ok((device.index(), bound))
         };
         let member = Member {
-            group,
+            number: state.last_member + 1,
             has_function: presented || !whole.is_empty(),
             whole: whole.into_iter().map(bind).collect::<Result<_>>()?,
             has_child: !children.is_empty(),
@@ -270,14 +267,16 @@ impl Container {
             }
             member.attach(backend.ioas())?;
         }
+        state.last_member = member.number;
         state.members.insert(0, member);
-        Ok(())
+        Ok(state.last_member)
     }
 
-    /// Takes a group out: its devices are detached and given back when this returns.
-    pub(crate) fn leave(&self, group: u32) {
+    /// Takes a group out, by the number that [`Container::join`] gave: its devices are detached and
+    /// given back when this returns.
+    pub(crate) fn leave(&self, number: u64) {
         let mut state = self.state.lock();
-        state.members.retain(|member| member.group != group);
+        state.members.retain(|member| member.number != number);
         if state.members.is_empty() {
             state.backend = None;
         }

@@ -29,7 +29,7 @@ impl Opening {
         device.take(number)?;
         let bound = match behind {
             Behind::Nothing => Err(Error::BackendState),
-            Behind::Container(container) => container.open_device(device),
+            Behind::Container(container, _) => container.open_device(device),
             Behind::Iommufd(context) => {
                 let attach = |bound: &BoundTo| {
                     bound.attach(context.vfio_ioas()?)?;
@@ -43,7 +43,7 @@ impl Opening {
             device: Arc::clone(device),
             number,
             files: 1,
-            pins_group: matches!(behind, Behind::Container(_)),
+            pins_group: matches!(behind, Behind::Container(..)),
         })
     }
 

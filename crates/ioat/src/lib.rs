@@ -31,7 +31,7 @@
 //! | | whole device | child |
 //! |---|---|---|
 //! | channels | 1 to 16 | 1 |
-//! | transfer | 1 MiB | the same |
+//! | transfer | 256 KiB | the same |
 //! | operations | copy, fill, null, XOR and P+Q of up to 8 sources with their checks | the same |
 //! | version | 3.3 | the same |
 //! | interrupts | one MSI-X vector per channel, or vector 0 for all | one MSI-X vector |

@@ -213,7 +213,7 @@ fn a_reset_of_a_child_stops_its_channel_and_no_other() {
     let parent = Parent::new();
     let (guest, other) = (Guest::new(&parent, 1), Guest::new(&parent, 2));
     let endless = |guest: &Guest| {
-        let fill = Descriptor::fill(DST, 0, 1 << 20).with_next(CHAIN);
+        let fill = Descriptor::fill(DST, 0, 1 << 18).with_next(CHAIN);
         guest.area.write(CHAIN, &fill.to_bytes());
         guest.driver.start(CHAIN, u16::MAX);
     };
@@ -263,7 +263,7 @@ fn a_child_that_leaves_in_flight_writes_nothing_any_more_and_its_pasid_is_free()
     let child = IoatChild::new(&parent.ioat, 1).unwrap();
     for round in 0..30_u64 {
         let guest = Guest::of(&parent.iommu, child.clone());
-        let fill = told(Descriptor::fill(DST, round, 1 << 20)).with_next(CHAIN);
+        let fill = told(Descriptor::fill(DST, round, 1 << 18)).with_next(CHAIN);
         guest.area.write(CHAIN, &fill.to_bytes());
         guest.driver.start(CHAIN, u16::MAX);
         (0..round * 50).for_each(|_| std::hint::spin_loop());
@@ -272,10 +272,10 @@ fn a_child_that_leaves_in_flight_writes_nothing_any_more_and_its_pasid_is_free()
             parent.iommu.pasids().held() + parent.iommu.pasids().pending(),
             0
         );
-        guest.area.write(DST, &[0xa5; 1 << 20]);
+        guest.area.write(DST, &[0xa5; 1 << 18]);
         std::thread::yield_now();
         assert!(
-            guest.area.read(DST, 1 << 20) == vec![0xa5; 1 << 20],
+            guest.area.read(DST, 1 << 18) == vec![0xa5; 1 << 18],
             "{round}"
         );
         assert_eq!(guest.faults.total(), 0);

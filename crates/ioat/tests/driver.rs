@@ -20,8 +20,8 @@ fn new_channel() -> (HostChannel, Arc<HostDriver>) {
 #[test]
 fn jobs_of_the_driver_copy_and_fill_its_buffers() {
     let (channel, driver) = new_channel();
-    let [from, to] = [1, 2].map(|_| driver.dma().alloc_coherent(1 << 20).unwrap());
-    let mut found = vec![0; 1 << 20];
+    let [from, to] = [1, 2].map(|_| driver.dma().alloc_coherent(1 << 18).unwrap());
+    let mut found = vec![0; 1 << 18];
     for round in 0..300 {
         let bytes = noise(4096, round);
         from.memory().write(0, &bytes);
@@ -30,7 +30,7 @@ fn jobs_of_the_driver_copy_and_fill_its_buffers() {
         assert!(found[round as usize..][..4096] == bytes);
     }
     channel
-        .fill(to.iova(), 0x1111_1111_1111_1111, 1 << 20)
+        .fill(to.iova(), 0x1111_1111_1111_1111, 1 << 18)
         .unwrap();
     to.memory().read(0, &mut found);
     assert!(found.iter().all(|byte| *byte == 0x11));

@@ -17,7 +17,7 @@ fn a_fresh_device_says_what_it_is() {
     let whole = Whole::new();
     let driver = &whole.driver;
     assert_eq!(driver.get::<1>(reg::CHANCNT), 4);
-    assert_eq!(driver.get::<1>(reg::XFERCAP), 20);
+    assert_eq!(driver.get::<1>(reg::XFERCAP), 18);
     assert_eq!(driver.get::<1>(reg::CBVER), 0x33);
     let capabilities = DmaCap::from_bits(driver.get::<4>(reg::DMACAPABILITY) as u32);
     assert!(capabilities.fill_block() && capabilities.xor() && capabilities.pq());
@@ -227,10 +227,10 @@ fn without_vectors_of_their_own_all_channels_use_the_first_until_it_is_read() {
 fn a_suspend_lets_the_descriptor_end_and_a_resume_goes_on_behind_it() {
     let whole = Whole::new();
     let driver = &whole.driver;
-    let bytes = noise(1 << 20, 3);
+    let bytes = noise(1 << 18, 3);
     whole.area.write(SRC, &bytes);
     // Two more than the first count, in case that all of them are done before the suspend.
-    let copies = vec![Descriptor::copy(DST, SRC, 1 << 20); 202];
+    let copies = vec![Descriptor::copy(DST, SRC, 1 << 18); 202];
     whole.area.write_chain(CHAIN, &copies);
     for _ in 0..20 {
         driver.start(CHAIN, 200);
@@ -248,7 +248,7 @@ fn a_suspend_lets_the_descriptor_end_and_a_resume_goes_on_behind_it() {
         driver.command(RESUME);
         driver.wait_for(ChannelStatus::Done);
         assert_eq!(driver.status().completed_address(), CHAIN + (done + 1) * 64);
-        assert!(whole.area.read(DST, 1 << 20) == bytes);
+        assert!(whole.area.read(DST, 1 << 18) == bytes);
         driver.command(SUSPEND);
     }
 }
@@ -258,13 +258,13 @@ fn a_function_reset_stops_every_channel_and_forgets_everything() {
     let whole = Whole::new();
     whole
         .area
-        .write_chain(CHAIN, &vec![Descriptor::copy(DST, SRC, 1 << 20); 1000]);
+        .write_chain(CHAIN, &vec![Descriptor::copy(DST, SRC, 1 << 18); 1000]);
     for channel in 0..4 {
         whole.driver.with_channel(channel).start(CHAIN, 1000);
     }
     whole.ioat.write(0, reg::INTRDELAY, &[5, 0]);
     whole.ioat.reset();
-    whole.area.write(DST, &[0x77; 1 << 20]);
+    whole.area.write(DST, &[0x77; 1 << 18]);
     for channel in 0..4 {
         let driver = whole.driver.with_channel(channel);
         assert_eq!(driver.status().into_bits(), 3);
@@ -273,7 +273,7 @@ fn a_function_reset_stops_every_channel_and_forgets_everything() {
     }
     assert_eq!(whole.driver.get::<2>(reg::INTRDELAY), 0);
     std::thread::yield_now();
-    assert!(whole.area.read(DST, 1 << 20) == vec![0x77; 1 << 20]);
+    assert!(whole.area.read(DST, 1 << 18) == vec![0x77; 1 << 18]);
     // And it works again.
     whole.driver.model.write(0, reg::INTRCTRL, &[8]);
     assert_eq!(whole.run(&[Descriptor::fill(DST, 0, 4096)]).into_bits(), 0);
@@ -283,7 +283,7 @@ fn a_function_reset_stops_every_channel_and_forgets_everything() {
 fn a_channel_reset_in_flight_is_the_end_of_its_writes() {
     let whole = Whole::new();
     let driver = &whole.driver;
-    let fills = vec![told(Descriptor::fill(DST, 0, 1 << 20)); 64];
+    let fills = vec![told(Descriptor::fill(DST, 0, 1 << 18)); 64];
     for round in 0..50 {
         driver.set_completion(WORD);
         whole.area.write_chain(CHAIN, &fills);
@@ -292,11 +292,11 @@ fn a_channel_reset_in_flight_is_the_end_of_its_writes() {
             std::hint::spin_loop();
         }
         driver.reset();
-        whole.area.write(DST, &[0x5a; 1 << 20]);
+        whole.area.write(DST, &[0x5a; 1 << 18]);
         whole.area.write(WORD, &[0x5a; 8]);
         std::thread::yield_now();
         assert!(
-            whole.area.read(DST, 1 << 20) == vec![0x5a; 1 << 20],
+            whole.area.read(DST, 1 << 18) == vec![0x5a; 1 << 18],
             "{round}"
         );
         assert_eq!(whole.area.read(WORD, 8), [0x5a; 8]);
@@ -338,10 +338,10 @@ fn the_kernels_selftest_driver_finds_what_it_expects() {
     };
     driver.reset();
     whole.ioat.write(0, reg::INTRCTRL, &[0x08]);
-    let bytes = noise(1 << 20, 1);
+    let bytes = noise(1 << 18, 1);
     whole.area.write(SRC, &bytes);
-    for (size, count) in [(64, 1), (1 << 20, 1), (4096, u16::MAX), (1 << 20, 50)] {
-        whole.area.write(DST, &vec![0; 1 << 20]);
+    for (size, count) in [(64, 1), (1 << 18, 1), (4096, u16::MAX), (1 << 18, 50)] {
+        whole.area.write(DST, &vec![0; 1 << 18]);
         start(SRC, DST, size, count, false);
         wait(driver);
         assert!(whole.area.read(DST, size as usize) == bytes[..size as usize]);

@@ -152,7 +152,7 @@ impl Setup {
 fn chain_data_and_completion_word_may_all_be_remote() {
     let setup = setup();
     let driver = &setup.whole.driver;
-    let size = 777_777;
+    let size = 222_222;
     let chain: Vec<_> = (0..5_u64)
         .map(|n| {
             let descriptor = Descriptor::copy(REMOTE + 0x20_0001, REMOTE + 0x10_0000 + n, size);

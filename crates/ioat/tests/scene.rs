@@ -226,7 +226,7 @@ fn a_program_that_is_gone_mid_flight_has_written_its_last_byte() {
             };
             let file = vm.open(device);
             let channel = Channel::new(&vm, &file, 0);
-            let fill = Descriptor::fill(vm.base, round, DATA as u32);
+            let fill = Descriptor::fill(vm.base, round, (DATA / 4) as u32);
             channel.start(told(fill), u16::MAX);
             (0..round * 50).for_each(|_| std::hint::spin_loop());
             file.close();
@@ -262,7 +262,7 @@ fn an_unmap_stops_the_copies_of_child_and_whole_device_before_it_returns() {
         let mapped = vm.context.ioas_map(vm.ioas, Arc::new(extra.clone()), args);
         mapped.unwrap();
         for channel in &channels {
-            channel.start(Descriptor::fill(at, round, DATA as u32), u16::MAX);
+            channel.start(Descriptor::fill(at, round, (DATA / 4) as u32), u16::MAX);
         }
         (0..round * 20).for_each(|_| std::hint::spin_loop());
         vm.context.ioas_unmap(vm.ioas, at, DATA as u64).unwrap();

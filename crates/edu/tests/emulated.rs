@@ -27,6 +27,8 @@ use ioasid_vfio::{
     mdev::{MdevParent, MdevRegistry, Uuid},
 };
 
+use proptest::{collection::vec, prelude::*};
+
 const UUID: &str = "5f2e6a9e-93a1-4f0a-9b3e-3d8f0c1b2a01";
 const IOVA: u64 = 0x10_0000;
 const CONFIG: u64 = 7 << 40;
@@ -326,6 +328,28 @@ fn interrupts_come_by_msi_and_stay_until_they_are_acknowledged() {
     assert_eq!(counter.count(), 3);
     file.reset().unwrap();
     assert_eq!(get(&file, offset::INTERRUPT_STATUS), 0);
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(200))]
+    /// What a hostile program may do is answered, and the device works afterwards.
+    #[test]
+    fn no_row_of_accesses_breaks_it(accesses in vec((0..0xb0_u64, 0..9_usize, any::<u64>(), any::<bool>()), 1..64)) {
+        let machine = Machine::new();
+        let file = machine.ready();
+        for (offset, len, value, write) in accesses {
+            let mut data = value.to_le_bytes();
+            let data = &mut data[..len.min(8)];
+            let _ = if write { file.write(offset, data) } else { file.read(offset, data) };
+        }
+        file.reset().unwrap();
+        machine.pages.memory().write(0, b"still works");
+        transfer(&file, IOVA, BUFFER, 11, 0);
+        transfer(&file, BUFFER, IOVA + 0x1000, 11, DMA_TO_MEMORY);
+        let mut bytes = [0; 11];
+        machine.pages.memory().read(0x1000, &mut bytes);
+        prop_assert_eq!(&bytes, b"still works");
+    }
 }
 
 #[test]

@@ -11,6 +11,21 @@
 //! * [`execute`]: the one entry. [`warm_up`] first, once, if it is to run where allocation is
 //!   forbidden (a signal handler): it fills the decoder's tables; nothing allocates afterwards.
 //!
+//! # What it knows
+//! | | |
+//! |---|---|
+//! | moves | `mov` in all forms but those of segment, control and debug registers, `movzx`, `movsx`, `movsxd`, `movbe`, `movnti`, `movdiri`, `cmovCC`, `setCC`, `push`, `pop`, near `jmp` and `call` |
+//! | strings | `movs`, `stos`, `lods`, `cmps`, `scas`, alone and repeated, both directions |
+//! | arithmetic on memory | `add`, `adc`, `sub`, `sbb`, `and`, `or`, `xor`, `cmp`, `test`, `inc`, `dec`, `neg`, `not`, shifts and rotations without carry, `bt` and its like |
+//! | exchanges | `xchg`, `xadd`, `cmpxchg`, `cmpxchg8b`, `cmpxchg16b`, locked or not: a load and a store |
+//! | into registers | `mul`, `imul`, `mulx`, `div`, `idiv`, counts of bits, bit fields, shifts without flags |
+//! | vectors | moves of SSE, AVX and AVX-512, with masks; halves, single elements, broadcasts, insertions, extractions, `vmaskmov`, `kmov` |
+//! | commands | `movdir64b`, `enqcmd`, `enqcmds` |
+//! | hints | `prefetch`, `clflush`, `clwb` and their like: nothing happens |
+//!
+//! Not known: x87 and MMX, vector arithmetic with an operand in memory, gathers and scatters, rotations
+//! through carry, far branches, masked broadcasts of more than 8 bytes.
+//!
 //! No system call is made here. 64-bit mode only. What is not known is refused with
 //! [`Error::Unsupported`], never guessed.
 

@@ -10,7 +10,8 @@
 //! * [`measure`]: contenders, rounds, medians, paired ratios.
 //! * [`opaque`]: keeps the optimiser from seeing through a result.
 //! * [`host`]: what this machine can do at most: copies, cache misses, two cores talking.
-//! * [`translate`], [`mapping`], [`barrier`], [`dma`], [`interception`], [`registers`]: the tables.
+//! * [`translate`], [`mapping`], [`barrier`], [`dma`], [`interception`], [`registers`],
+//!   [`messages`]: the tables.
 #![allow(
     clippy::print_stdout,
     clippy::print_stderr,
@@ -24,6 +25,7 @@ mod host;
 mod interception;
 mod mapping;
 mod measure;
+mod messages;
 mod opaque;
 mod registers;
 mod translate;
@@ -46,13 +48,14 @@ met when the median is within it, missed when even the better quartile is not, a
 
 type Benchmark = (&'static str, fn(Effort) -> Vec<Table>);
 
-const BENCHMARKS: [Benchmark; 6] = [
+const BENCHMARKS: [Benchmark; 7] = [
     ("translate", translate::tables),
     ("map and unmap", mapping::tables),
     ("unmap against a running reader", barrier::tables),
     ("dma against memcpy", dma::tables),
     ("interception", interception::tables),
     ("registers", registers::tables),
+    ("messages of vfio-user", messages::tables),
 ];
 
 fn main() -> ExitCode {

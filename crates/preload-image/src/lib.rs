@@ -14,6 +14,48 @@ pub const IMAGE: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/libioasid_pre
 mod tests {
     use super::*;
 
+    fn number(at: usize, len: usize) -> usize {
+        let bytes = &IMAGE[at..at + len];
+        bytes
+            .iter()
+            .rev()
+            .fold(0, |n, byte| n << 8 | *byte as usize)
+    }
+
+    /// Offset and size of the section of this type (ELF-64, `Elf64_Shdr`).
+    fn section(kind: usize) -> (usize, usize) {
+        let (table, count) = (number(40, 8), number(60, 2));
+        let header = (0..count)
+            .map(|index| table + 64 * index)
+            .find(|header| number(header + 4, 4) == kind);
+        header.map_or((0, 0), |at| (number(at + 24, 8), number(at + 32, 8)))
+    }
+
+    /// A name that no C library has keeps every program from starting.
+    #[test]
+    fn the_image_needs_nothing_but_what_every_c_library_has() {
+        const KNOWN: [&str; 6] = [
+            "memcpy",
+            "memmove",
+            "memset",
+            "memcmp",
+            "bcmp",
+            "__errno_location",
+        ];
+        const DYNSYM: usize = 11;
+        const STRTAB: usize = 3;
+        let (symbols, len) = section(DYNSYM);
+        let (names, _) = section(STRTAB);
+        assert!(len > 0);
+        for symbol in (symbols..symbols + len).step_by(24).skip(1) {
+            let name = &IMAGE[names + number(symbol, 4)..];
+            let name = name.split(|byte| *byte == 0).next().unwrap_or_default();
+            let name = String::from_utf8_lossy(name);
+            let is_defined = number(symbol + 6, 2) != 0;
+            assert!(is_defined || KNOWN.contains(&&*name), "{name}");
+        }
+    }
+
     #[test]
     fn the_image_is_a_shared_object_for_this_processor() {
         assert_eq!(IMAGE.get(..4), Some(&b"\x7fELF"[..]));

@@ -2,6 +2,7 @@
 
 use core::{
     alloc::{GlobalAlloc, Layout},
+    arch::global_asm,
     cell::UnsafeCell,
     ptr,
     sync::atomic::{AtomicUsize, Ordering},
@@ -62,6 +63,18 @@ fn panic(_: &core::panic::PanicInfo<'_>) -> ! {
     sys::raise(sys::SIGILL);
     sys::exit()
 }
+
+// The precompiled `core` and `alloc` name these in their tables for unwinding. Nothing unwinds here, and
+// what is not defined would keep every program from starting.
+global_asm!(
+    ".globl rust_eh_personality",
+    ".hidden rust_eh_personality",
+    "rust_eh_personality:",
+    ".globl _Unwind_Resume",
+    ".hidden _Unwind_Resume",
+    "_Unwind_Resume:",
+    "ud2",
+);
 
 extern "C" fn start() {
     handler::install();

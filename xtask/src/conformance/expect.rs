@@ -98,6 +98,9 @@ impl Expectations {
         let kernel = |path: &PathBuf| {
             let stem = path.file_stem()?.to_str()?.to_owned();
             let kernel = stem.strip_prefix(suite)?.strip_prefix('-')?.to_owned();
+            // Otherwise it is of a suite whose name begins like this one's.
+            let is_version = kernel.starts_with(|first: char| first.is_ascii_digit());
+            is_version.then_some(())?;
             Some((numbers(&kernel), path.clone()))
         };
         let known = files.iter().filter_map(kernel);
@@ -297,6 +300,20 @@ mod tests {
             "twice"
         );
         assert!(of("tests = 3").is_ok());
+    }
+
+    #[test]
+    fn a_suite_is_not_taken_for_one_whose_name_is_longer() {
+        let folder = tempfile::tempdir().unwrap();
+        for (name, tests) in [("a-7.2.toml", 1), ("a-b-7.2.toml", 2)] {
+            fs::write(folder.path().join(name), format!("tests = {tests}")).unwrap();
+        }
+        let count = |suite| {
+            Expectations::find(folder.path(), suite, "7.2.13")
+                .unwrap()
+                .count()
+        };
+        assert_eq!((count("a"), count("a-b")), (1, 2));
     }
 
     #[test]

@@ -54,6 +54,11 @@ impl Kernel {
     }
 }
 
+/// Whether the cache has one.
+pub(crate) fn is_there(cache: &Cache) -> bool {
+    Kernel::in_folder(&cache.path(FOLDER)).is_some()
+}
+
 /// The kernel in the cache, fetched if there is none or a `refresh` is asked for.
 ///
 /// # Errors

@@ -37,13 +37,18 @@ exec "$lib/ld-linux-x86-64.so.2" --library-path "$lib" "$here/usr/bin/qemu-syste
     -L "$here/usr/share/qemu" -L "$here/usr/share/seabios" -L "$here/usr/lib/ipxe/qemu" "$@"
 "#;
 
+/// Whether the cache has one.
+pub(crate) fn is_there(cache: &Cache) -> bool {
+    cache.path(FOLDER).join(STARTER).exists()
+}
+
 /// The QEMU in the cache, fetched if there is none or a `refresh` is asked for.
 ///
 /// # Errors
 /// If a tool is missing, the packages cannot be had, or what was fetched does not run.
 pub(crate) fn fetch(cache: &Cache, origin: &Origin, refresh: bool) -> Result<Qemu> {
     let folder = cache.path(FOLDER);
-    if refresh || !folder.join(STARTER).exists() {
+    if refresh || !is_there(cache) {
         let packages = Apt::of_guests(cache, origin)?.download_closure(PACKAGE)?;
         println!("fetch: unpacking {} packages", packages.len());
         unpack(cache, &packages, FOLDER)?;

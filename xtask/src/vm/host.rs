@@ -48,10 +48,13 @@ pub(super) enum Mode {
 
 impl Host {
     pub(super) fn new(arguments: &Vm) -> Result<Self> {
-        let cache = Cache::open()?;
+        // Guests use none of what the cache's lock is for, unless something is to be fetched.
+        let mut cache = Cache::look();
+        if !qemu::is_there(&cache) || !kernel::is_there(&cache) {
+            cache = Cache::open()?;
+        }
         let qemu = qemu::fetch(&cache, &arguments.origin, false)?;
         let kernel = kernel::fetch(&cache, &arguments.origin, false)?;
-        // Guests use none of what the lock is for.
         drop(cache);
         let ioasid = match &arguments.ioasid {
             Some(path) => path.clone(),

@@ -1,0 +1,266 @@
+use ioasid_core::host::CountingIrq;
+
+use super::*;
+use crate::pci::{Bar, FunctionBuilder, MsixLayout};
+
+fn function() -> Function {
+    FunctionBuilder::new(1, 2)
+        .bar(0, Bar::memory64(0x4000))
+        .express()
+        .msix(MsixLayout::new(0, 0x2000, 0x3000, 4))
+        .build()
+        .unwrap()
+}
+
+fn wired() -> Function {
+    FunctionBuilder::new(1, 2)
+        .bar(0, Bar::memory64(0x4000))
+        .intx()
+        .msi(3)
+        .msix(MsixLayout::new(0, 0x2000, 0x3000, 4))
+        .build()
+        .unwrap()
+}
+
+fn trigger(index: IrqIndex, start: u32, count: u32, data: IrqData) -> SetIrqs {
+    SetIrqs {
+        index,
+        action: IrqAction::Trigger,
+        start,
+        count,
+        data,
+    }
+}
+
+fn msix(start: u32, fds: &[Eventfd]) -> SetIrqs {
+    let data = IrqData::Eventfds(fds.to_vec());
+    trigger(IrqIndex::Msix, start, fds.len() as u32, data)
+}
+
+fn sink(counter: &Arc<CountingIrq>) -> Eventfd {
+    Eventfd::Sink(counter.clone())
+}
+
+#[test]
+fn vectors_fire_from_the_device_and_by_loopback() {
+    let (function, irqs) = (function(), Interrupts::default());
+    let (zero, two) = (CountingIrq::new(), CountingIrq::new());
+    let fds = [sink(&zero), Eventfd::None, sink(&two)];
+    irqs.set(&function, &msix(0, &fds)).unwrap();
+    for vector in 0..9 {
+        function.vectors().signal(vector);
+    }
+    assert_eq!((zero.count(), two.count()), (1, 1));
+    let none = trigger(IrqIndex::Msix, 0, 4, IrqData::None);
+    irqs.set(&function, &none).unwrap();
+    assert_eq!((zero.count(), two.count()), (2, 2));
+    let bools = IrqData::Bools(vec![true, false]);
+    let bools = trigger(IrqIndex::Msix, 1, 2, bools);
+    irqs.set(&function, &bools).unwrap();
+    assert_eq!((zero.count(), two.count()), (2, 2));
+}
+
+#[test]
+fn count_0_disables_and_off_refuses_everything_but_eventfds() {
+    let (function, irqs) = (function(), Interrupts::default());
+    let off = trigger(IrqIndex::Msix, 0, 0, IrqData::None);
+    let fire = trigger(IrqIndex::Msix, 0, 1, IrqData::None);
+    assert_eq!(irqs.set(&function, &off), Err(Error::BadIrqRequest));
+    assert_eq!(irqs.set(&function, &fire), Err(Error::BadIrqRequest));
+    let counter = CountingIrq::new();
+    irqs.set(&function, &msix(3, &[sink(&counter)])).unwrap();
+    assert!(irqs.msix_enabled());
+    irqs.set(&function, &off).unwrap();
+    assert!(!irqs.msix_enabled());
+    function.vectors().signal(3);
+    assert_eq!(counter.count(), 0);
+    assert_eq!(irqs.set(&function, &msix(0, &[])), Err(Error::NoVectors));
+}
+
+#[test]
+fn a_bad_eventfd_disconnects_the_vectors_of_its_request_only() {
+    let (function, irqs) = (function(), Interrupts::default());
+    let counter = CountingIrq::new();
+    let bad = || Eventfd::Unusable(FdError::NotOpen);
+    let request = msix(0, &[sink(&counter), bad()]);
+    let refused = Err(Error::Eventfd(FdError::NotOpen));
+    assert_eq!(irqs.set(&function, &request), refused);
+    assert!(!irqs.msix_enabled(), "nothing was enabled before");
+    let all = [(); 4].map(|()| sink(&counter));
+    irqs.set(&function, &msix(0, &all)).unwrap();
+    let request = msix(1, &[sink(&counter), bad(), sink(&counter)]);
+    assert_eq!(irqs.set(&function, &request), refused);
+    assert!(irqs.msix_enabled());
+    for vector in 0..4 {
+        function.vectors().signal(vector);
+    }
+    assert_eq!(counter.count(), 2, "vectors 0 and 3 are still connected");
+}
+
+#[test]
+fn intx_msi_and_msix_exclude_each_other() {
+    let function = wired();
+    let irqs = Interrupts::default();
+    let counter = CountingIrq::new();
+    let data = || IrqData::Eventfds(vec![sink(&counter)]);
+    let indexes = [IrqIndex::Intx, IrqIndex::Msi, IrqIndex::Msix];
+    for on in indexes {
+        irqs.set(&function, &trigger(on, 0, 1, data())).unwrap();
+        for other in indexes.into_iter().filter(|other| *other != on) {
+            for data in [data(), IrqData::None] {
+                let refused = irqs.set(&function, &trigger(other, 0, 1, data));
+                assert_eq!(refused, Err(Error::BadIrqRequest), "{on:?} {other:?}");
+            }
+            let off = trigger(other, 0, 0, IrqData::None);
+            assert_eq!(irqs.set(&function, &off), Err(Error::BadIrqRequest));
+        }
+        irqs.set(&function, &trigger(on, 0, 0, IrqData::None))
+            .unwrap();
+    }
+}
+
+#[test]
+fn intx_is_enabled_swapped_fired_masked_and_disabled() {
+    let function = wired();
+    let irqs = Interrupts::default();
+    let set = |action, count, data| {
+        let request = trigger(IrqIndex::Intx, 0, count, data);
+        irqs.set(&function, &SetIrqs { action, ..request })
+    };
+    let fd = |fd| IrqData::Eventfds(vec![fd]);
+    let bad = Err(Error::BadIrqRequest);
+    use IrqAction::{Mask, Trigger, Unmask};
+    assert_eq!(set(Trigger, 0, IrqData::None), bad, "it is off");
+    assert_eq!(set(Trigger, 1, IrqData::None), bad);
+    assert_eq!(set(Mask, 1, IrqData::None), bad);
+    let (old, new) = (CountingIrq::new(), CountingIrq::new());
+    set(Trigger, 1, fd(Eventfd::None)).unwrap();
+    set(Trigger, 1, IrqData::None).unwrap();
+    set(Trigger, 1, fd(sink(&old))).unwrap();
+    set(Trigger, 1, IrqData::None).unwrap();
+    set(Trigger, 1, IrqData::Bools(vec![false])).unwrap();
+    set(Trigger, 1, fd(sink(&new))).unwrap();
+    set(Trigger, 1, IrqData::Bools(vec![true])).unwrap();
+    assert_eq!((old.count(), new.count()), (1, 1));
+    set(Mask, 1, IrqData::None).unwrap();
+    function.intx().set(true);
+    assert_eq!(new.count(), 1);
+    set(Unmask, 1, IrqData::Bools(vec![false])).unwrap();
+    assert_eq!(new.count(), 1);
+    set(Unmask, 1, IrqData::Bools(vec![true])).unwrap();
+    assert_eq!(new.count(), 2);
+    assert_eq!(set(Mask, 0, IrqData::None), bad);
+    let by_eventfd = set(Mask, 1, fd(sink(&new)));
+    assert_eq!(by_eventfd, Err(Error::NoSuchIrqAction));
+    let closed = fd(Eventfd::Unusable(FdError::NotOpen));
+    let refused = Err(Error::Eventfd(FdError::NotOpen));
+    assert_eq!(set(Trigger, 1, closed), refused);
+    set(Trigger, 0, IrqData::None).unwrap();
+    assert_eq!(set(Unmask, 1, IrqData::None), bad);
+}
+
+#[test]
+fn one_eventfd_unmasks_intx() {
+    #[derive(Debug)]
+    struct Watch;
+    impl EventfdWatch for Watch {}
+    type Answer = std::result::Result<Box<dyn EventfdWatch>, FdError>;
+    let function = wired();
+    let irqs = Interrupts::default();
+    let heard = Mutex::new(None);
+    let watch = |listener: Arc<dyn IrqSink>| -> Answer {
+        *heard.lock() = Some(listener);
+        Ok(Box::new(Watch))
+    };
+    let none: Option<fn(Arc<dyn IrqSink>) -> Answer> = None;
+    let off = irqs.unmask_by(&function, none);
+    assert_eq!(off, Err(Error::BadIrqRequest));
+    let counter = CountingIrq::new();
+    let data = IrqData::Eventfds(vec![sink(&counter)]);
+    irqs.set(&function, &trigger(IrqIndex::Intx, 0, 1, data))
+        .unwrap();
+    irqs.unmask_by(&function, Some(watch)).unwrap();
+    let second = irqs.unmask_by(&function, Some(watch));
+    assert_eq!(second, Err(Error::UnmaskedAlready));
+    function.intx().set(true);
+    heard.lock().take().unwrap().signal();
+    assert_eq!(counter.count(), 2);
+    irqs.unmask_by(&function, none).unwrap();
+    irqs.unmask_by(&function, Some(watch)).unwrap();
+}
+
+#[test]
+fn msi_keeps_the_vectors_that_it_was_enabled_with() {
+    let function = wired();
+    let irqs = Interrupts::default();
+    let counters: Vec<_> = (0..8).map(|_| CountingIrq::new()).collect();
+    let msi = |start: u32, fds: Vec<Eventfd>| {
+        let count = fds.len() as u32;
+        let data = IrqData::Eventfds(fds);
+        irqs.set(&function, &trigger(IrqIndex::Msi, start, count, data))
+    };
+    assert_eq!(msi(0, vec![]), Err(Error::NoVectors));
+    msi(0, vec![sink(&counters[0]), sink(&counters[1])]).unwrap();
+    assert_eq!(msi(2, vec![sink(&counters[2])]), Err(Error::BadIrqRequest));
+    msi(2, vec![Eventfd::None]).unwrap();
+    for vector in 0..8 {
+        function.vectors().signal(vector);
+    }
+    assert_eq!(counters[0].count(), 4, "the low bits of the number");
+    assert_eq!(counters[1].count(), 4);
+    let mixed = vec![sink(&counters[1]), sink(&counters[2])];
+    assert_eq!(msi(1, mixed), Err(Error::BadIrqRequest));
+    function.vectors().signal(1);
+    assert_eq!(counters[1].count(), 4, "the failed request took it away");
+}
+
+#[test]
+fn ranges_past_the_last_vector_and_missing_actions_are_refused() {
+    let (function, irqs) = (function(), Interrupts::default());
+    for (index, start, count) in [
+        (IrqIndex::Msix, 4, 0),
+        (IrqIndex::Msix, 0, 5),
+        (IrqIndex::Msix, u32::MAX, 2),
+        (IrqIndex::Intx, 0, 0),
+        (IrqIndex::Msi, 0, 0),
+        (IrqIndex::Error, 1, 0),
+        (IrqIndex::Request, 0, 2),
+    ] {
+        let request = trigger(index, start, count, IrqData::None);
+        let found = irqs.set(&function, &request);
+        assert_eq!(found, Err(Error::BadIrqRequest), "{request:?}");
+    }
+    for index in [IrqIndex::Msix, IrqIndex::Error, IrqIndex::Request] {
+        for action in [IrqAction::Mask, IrqAction::Unmask] {
+            let request = trigger(index, 0, 1, IrqData::None);
+            let request = SetIrqs { action, ..request };
+            let found = irqs.set(&function, &request);
+            assert_eq!(found, Err(Error::NoSuchIrqAction));
+        }
+    }
+}
+
+#[test]
+fn single_triggers_connect_fire_and_go() {
+    let (function, irqs) = (function(), Interrupts::default());
+    let request = |data, count| trigger(IrqIndex::Request, 0, count, data);
+    let set = |data, count| irqs.set(&function, &request(data, count));
+    assert_eq!(set(IrqData::None, 1), Err(Error::BadIrqRequest));
+    let fd = |fd: Eventfd| IrqData::Eventfds(vec![fd]);
+    let counter = CountingIrq::new();
+    set(fd(sink(&counter)), 1).unwrap();
+    set(IrqData::None, 1).unwrap();
+    set(IrqData::Bools(vec![true]), 1).unwrap();
+    set(IrqData::Bools(vec![false]), 1).unwrap();
+    irqs.request_release();
+    irqs.report_error();
+    assert_eq!(counter.count(), 3);
+    assert_eq!(set(IrqData::Bools(vec![]), 0), Err(Error::BadIrqRequest));
+    assert_eq!(set(fd(Eventfd::Negative), 1), Err(Error::BadIrqRequest));
+    set(fd(Eventfd::None), 1).unwrap();
+    set(IrqData::Bools(vec![true]), 1).unwrap();
+    set(fd(sink(&counter)), 1).unwrap();
+    set(IrqData::None, 0).unwrap();
+    irqs.request_release();
+    assert_eq!(counter.count(), 3);
+}

@@ -63,11 +63,22 @@ pub(crate) fn serve(
         line: Mutex::default(),
         room: Condvar::new(),
     });
+    let ending = Ending(Arc::clone(&connection));
     let result = reply(&connection.peer, header, &agreement.reply)
         .map_err(Broken::Io)
         .and_then(|()| connection.run(&mut receiver));
-    connection.end();
+    drop(ending);
     result
+}
+
+/// The end of a connection, however it comes.
+#[derive(Debug)]
+struct Ending(Arc<Connection>);
+
+impl Drop for Ending {
+    fn drop(&mut self) {
+        self.0.end();
+    }
 }
 
 /// The first message. A client that begins otherwise is told so.
@@ -126,6 +137,18 @@ struct Line {
     second: Option<Arc<ClientWorker>>,
 }
 
+impl Line {
+    /// The second thread, which a connection has from its first slow command on.
+    fn second(&mut self) -> io::Result<Arc<ClientWorker>> {
+        if let Some(second) = &self.second {
+            return Ok(Arc::clone(second));
+        }
+        let second = ClientWorker::new("vm commands")?;
+        self.second = Some(Arc::clone(&second));
+        Ok(second)
+    }
+}
+
 impl Connection {
     fn run(self: &Arc<Self>, receiver: &mut Receiver) -> Result<(), Broken> {
         loop {
@@ -158,33 +181,26 @@ impl Connection {
         while line.waiting.len() >= QUEUE {
             line = self.room.wait(line);
         }
-        line.waiting.push_back(message);
         if !line.busy {
-            line.busy = true;
-            let second = match &line.second {
-                Some(second) => Arc::clone(second),
-                None => {
-                    let name = format!("vfio-user {}", self.target.number);
-                    let second = ClientWorker::new(&name)?;
-                    line.second = Some(Arc::clone(&second));
-                    second
-                }
-            };
+            // Whoever ends the connection waits for it: it is busy only once it will work.
+            let second = line.second()?;
             let this = Arc::clone(self);
             let submitted = second.submit(Box::new(move || this.work_off()));
             submitted.map_err(io::Error::other)?;
+            line.busy = true;
         }
+        line.waiting.push_back(message);
         Ok(())
     }
 
     /// The second thread: everything in the line.
     fn work_off(&self) {
+        let _working = Working(self);
         loop {
             let mut line = self.line.lock();
             let Some(message) = line.waiting.pop_front() else {
+                // Whoever finds it idle starts it again.
                 line.busy = false;
-                drop(line);
-                self.room.notify_all();
                 return;
             };
             drop(line);
@@ -236,6 +252,21 @@ impl Connection {
         let Target { number, file, vm } = &self.target;
         vm.hurried(|| file.close());
         vm.leave(*number);
+    }
+}
+
+/// The second thread at work. Nobody waits for it after it has ended, in whatever way.
+#[derive(Debug)]
+struct Working<'a>(&'a Connection);
+
+impl Drop for Working<'_> {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            let mut line = self.0.line.lock();
+            line.busy = false;
+            line.broken = true;
+        }
+        self.0.room.notify_all();
     }
 }
 

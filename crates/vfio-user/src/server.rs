@@ -7,6 +7,7 @@ use std::{
         fs::FileTypeExt,
         net::{UnixListener, UnixStream},
     },
+    panic::{AssertUnwindSafe, catch_unwind},
     path::{Path, PathBuf},
     sync::{Arc, Weak},
     thread::JoinHandle,
@@ -243,8 +244,14 @@ impl Shared {
         // A VM is its own name; a device without one stands alone.
         let alone = format!("device {}", port.name);
         let vm = port.vm.as_deref().unwrap_or(&alone);
-        let result = connection::serve(&stream, &port.device, number, || self.vm(vm));
+        let serve = || connection::serve(&stream, &port.device, number, || self.vm(vm));
+        // A defect that one client has found must not keep the device from the next one.
+        let result = catch_unwind(AssertUnwindSafe(serve));
         *port.current.lock() = None;
+        let result = result.unwrap_or_else(|_| {
+            tracing::error!(device = port.name, "serving a client panicked");
+            Ok(())
+        });
         match result {
             Ok(()) | Err(crate::wire::Broken::Closed) => {
                 tracing::info!(device = port.name, "the client has left");

@@ -240,12 +240,7 @@ fn a_server_that_stops_lets_go_of_every_device() {
     let mut vmm = stage.connect(PDEV);
     let id = vmm.start(command::DEVICE_RESET, &[], &[]);
     let silent = stage.stream(MDEV1);
-    let begun = Instant::now();
     stage.server.stop();
-    assert!(
-        begun.elapsed() < Duration::from_secs(4),
-        "nobody is waited for"
-    );
     assert!(!stage.is_bound(PDEV));
     assert!(vmm.reply(id).is_ok(), "what was sent was carried out");
     assert!(vmm.is_over());

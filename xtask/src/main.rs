@@ -259,6 +259,8 @@ fn long(rest: &[String]) -> Result<()> {
         &["conformance", "iommufd", "--static"],
         &["conformance", "iommufd_fail_nth"],
         &["conformance", "iommufd", "--run-option=--no-namespaces"],
+        &["conformance", "vfio", "--runs", "10"],
+        &["vm"],
         &["fuzz", "--runs", "10000000"],
     ] {
         run(cargo().arg("xtask").args(words))?;

@@ -161,9 +161,9 @@ pub(crate) enum MdevVerb {
         parent: String,
         /// Its UUID.
         uuid: String,
-        /// The type; see `mdev list`.
-        #[arg(long = "type", default_value = "dsa-1dwq")]
-        type_name: String,
+        /// The type; see `mdev list`. May be left out if the parent has only one.
+        #[arg(long = "type")]
+        type_name: Option<String>,
         /// The VM that owns it.
         #[arg(long)]
         vm: Option<String>,

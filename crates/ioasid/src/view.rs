@@ -127,6 +127,12 @@ impl MachineView for View {
                 uuid,
                 vm,
             } => {
+                let types = self.0.mdev_types_of(parent);
+                let kind = match (kind, &types[..]) {
+                    (Some(kind), _) | (None, [kind]) => kind,
+                    (None, []) => return Err(format!("{parent} is no parent of such devices")),
+                    (None, _) => return Err(format!("{parent} has several types: name one")),
+                };
                 self.0
                     .create_mdev(parent, kind, uuid, vm.clone())
                     .map_err(sentence)?;

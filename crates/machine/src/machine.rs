@@ -606,6 +606,13 @@ impl Machine {
         node.with("vfio", mdev.node.device.inspect())
     }
 
+    /// The types of mediated devices that `parent` offers.
+    pub fn mdev_types_of(&self, parent: &str) -> Vec<String> {
+        let types = self.mdev_types().into_iter();
+        let types = types.filter(|entry| entry.parent.to_string() == parent);
+        types.map(|entry| entry.type_name).collect()
+    }
+
     /// The parents with their types, free instances and children.
     pub fn inspect_mdevs(&self) -> Node {
         let types = self.mdev_types().into_iter().map(|entry| {

@@ -32,8 +32,9 @@ pub enum MdevRequest {
     Create {
         /// PCI address of the parent.
         parent: String,
-        /// The mdev type, `dsa-1dwq` for instance.
-        kind: String,
+        /// The mdev type, `dsa-1dwq` for instance; without one the only type of the parent.
+        #[serde(default)]
+        kind: Option<String>,
         /// Its UUID.
         uuid: String,
         /// The `vm` that owns it, if any.

@@ -385,6 +385,24 @@ mod tests {
     };
 
     #[test]
+    fn opens_for_writing_matter_where_attributes_can_be_written() {
+        let at_cwd = i64::from(libc::AT_FDCWD) as u64;
+        for attributes in [false, true] {
+            let code = program(&Scope {
+                attributes,
+                ..PLAIN
+            });
+            let asked = |flags: i32| {
+                let args = [at_cwd, 0, flags as u64, 0, 0, 0];
+                notifies(&code, AUDIT_ARCH, libc::SYS_openat, args)
+            };
+            assert_eq!(asked(libc::O_WRONLY | libc::O_CREAT), attributes);
+            assert!(asked(libc::O_RDWR));
+            assert!(!asked(libc::O_RDONLY | libc::O_CLOEXEC));
+        }
+    }
+
+    #[test]
     fn a_wider_scope_asks_about_more_and_never_less() {
         let at_cwd = i64::from(libc::AT_FDCWD) as u64;
         let fopen = (libc::SYS_openat, [at_cwd, 0, 0, 0, 0, 0]);
@@ -421,6 +439,7 @@ mod tests {
         let asked: &[(i64, [u64; 6])] = &[
             (libc::SYS_ioctl, [3, 0x3b81, 0, 0, 0, 0]),
             (libc::SYS_ioctl, [3, 0xffff_ffff_0000_3b64, 0, 0, 0, 0]),
+            (libc::SYS_ioctl, [3, KVM_SET_DEVICE_ATTR.into(), 0, 0, 0, 0]),
             (libc::SYS_openat, [at_cwd, 0, rdwr, 0, 0, 0]),
             (libc::SYS_openat2, [at_cwd, 0, 0, 0, 0, 0]),
             (libc::SYS_read, [896, 0, 0, 0, 0, 0]),
@@ -442,6 +461,9 @@ mod tests {
         ];
         let passed: &[(i64, [u64; 6])] = &[
             (libc::SYS_ioctl, [896, 0x5401, 0, 0, 0, 0]),
+            // KVM_RUN and KVM_GET_DEVICE_ATTR.
+            (libc::SYS_ioctl, [3, 0xae80, 0, 0, 0, 0]),
+            (libc::SYS_ioctl, [3, 0x4018_aee2, 0, 0, 0, 0]),
             (
                 libc::SYS_openat,
                 [at_cwd, 0, libc::O_CLOEXEC as u64, 0, 0, 0],

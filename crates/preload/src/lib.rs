@@ -27,7 +27,7 @@ compile_error!("ioasid-preload needs Linux on x86-64");
 pub mod actions;
 pub mod call;
 pub mod handler;
-#[cfg(feature = "image")]
+#[cfg(all(feature = "image", not(test)))]
 mod image;
 pub mod interpose;
 pub mod registers;

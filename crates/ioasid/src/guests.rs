@@ -116,6 +116,7 @@ impl Guests {
         for path in &self.made {
             // A process that has confined itself leaves them to the next one.
             let _ = fs::remove_file(path);
+            let _ = path.parent().map(fs::remove_dir);
         }
     }
 }

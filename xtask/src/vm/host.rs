@@ -3,7 +3,10 @@
 
 use std::{
     fs,
-    os::unix::fs::{PermissionsExt as _, chown},
+    os::unix::{
+        fs::{PermissionsExt as _, chown},
+        process::CommandExt as _,
+    },
     path::{Path, PathBuf},
     process::Command,
 };
@@ -44,6 +47,15 @@ pub(super) enum Mode {
     Iommufd,
     /// By groups and a container.
     Container,
+}
+
+/// Where the memory of a guest is that has its devices by vfio-user.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Memory {
+    /// In a file that it hands over.
+    Shared,
+    /// In QEMU alone: each piece of DMA is a message.
+    Private,
 }
 
 impl Host {
@@ -115,6 +127,19 @@ impl Host {
         self.stage.serve_with(self.user, Some(&file), &["--busy"])
     }
 
+    /// As [`Self::serve_busy`], for virtual machines alone: the process confines itself.
+    pub(super) fn serve_sockets(&self, text: &str) -> Result<Served> {
+        let file = self.machine(text)?;
+        let folder = self.vm_sockets().display().to_string();
+        let options = ["--busy", "--no-join", "--socket-dir", &folder];
+        self.stage.serve_with(self.user, Some(&file), &options)
+    }
+
+    /// Where the vfio-user sockets of [`Self::serve_sockets`] are.
+    fn vm_sockets(&self) -> PathBuf {
+        self.stage.path("sockets/vm")
+    }
+
     fn machine(&self, text: &str) -> Result<PathBuf> {
         let model = match self.model {
             Model::Ioat => "ioat",
@@ -143,21 +168,10 @@ impl Host {
         mode: Mode,
         devices: &[Given],
     ) -> Result<Guest> {
-        let monitor = self.stage.path("sockets").join(format!("{name}.qmp"));
-        // A guest of an earlier scene.
-        let _ = fs::remove_file(&monitor);
         command
             .arg(self.stage.path("qemu/qemu-system-x86_64"))
-            .args(["-accel", "tcg", "-M", "q35", "-cpu", "max", "-m", "256M"])
-            .args(["-nodefaults", "-nographic", "-no-reboot"])
-            .args(["-serial", "stdio"])
-            .arg("-qmp")
-            .arg(socket(&monitor))
-            .arg("-kernel")
-            .arg(self.stage.path("vmlinuz"))
-            .arg("-initrd")
-            .arg(self.stage.path("initramfs"))
-            .args(["-append", "console=ttyS0 quiet panic=-1"]);
+            .args(["-M", "q35"]);
+        let monitor = self.board(name, &mut command);
         let backend = match mode {
             Mode::Iommufd => {
                 command.args(["-object", "iommufd,id=iommufd0"]);
@@ -182,6 +196,66 @@ impl Host {
             println!("{command:?}");
         }
         Guest::begin(name, &mut command, &monitor, self.verbose)
+    }
+
+    /// Starts a QEMU without `ioasid run` that has the devices at these sockets, by vfio-user. Its
+    /// memory is a file that it shares, or its own.
+    pub(super) fn guest_at_sockets(
+        &self,
+        name: &str,
+        memory: Memory,
+        devices: &[&str],
+    ) -> Result<Guest> {
+        let mut command = Command::new(self.stage.path("qemu/qemu-system-x86_64"));
+        if self.user == User::Nobody {
+            command.uid(NOBODY).gid(NOBODY);
+        }
+        match memory {
+            Memory::Shared => command
+                .args(["-M", "q35,memory-backend=memory", "-object"])
+                .arg("memory-backend-memfd,id=memory,size=256M,share=on"),
+            Memory::Private => command.args(["-M", "q35"]),
+        };
+        let monitor = self.board(name, &mut command);
+        for (index, device) in devices.iter().enumerate() {
+            let path = self.vm_sockets().join(format!("{device}.sock"));
+            command
+                .arg("-device")
+                .arg(format!("pcie-root-port,id=port{index},chassis={index}"))
+                .arg("-device")
+                .arg(
+                    serde_json::json!({
+                        "driver": "vfio-user-pci",
+                        "id": format!("dev{index}"),
+                        "bus": format!("port{index}"),
+                        "socket": { "type": "unix", "path": path },
+                    })
+                    .to_string(),
+                );
+        }
+        if self.verbose {
+            println!("{command:?}");
+        }
+        Guest::begin(name, &mut command, &monitor, self.verbose)
+    }
+
+    /// What every guest has; returns the path of its monitor.
+    fn board(&self, name: &str, command: &mut Command) -> PathBuf {
+        let monitor = self.stage.path("sockets").join(format!("{name}.qmp"));
+        // A guest of an earlier scene.
+        let _ = fs::remove_file(&monitor);
+        command
+            .args(["-accel", "tcg", "-cpu", "max", "-m", "256M"])
+            .args(["-nodefaults", "-nographic", "-no-reboot"])
+            .args(["-serial", "stdio"])
+            .arg("-qmp")
+            .arg(socket(&monitor))
+            .arg("-kernel")
+            .arg(self.stage.path("vmlinuz"))
+            .arg("-initrd")
+            .arg(self.stage.path("initramfs"))
+            .args(["-append", "console=ttyS0 quiet panic=-1"]);
+        monitor
     }
 }
 

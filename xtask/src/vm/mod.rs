@@ -8,6 +8,7 @@ mod guest;
 mod host;
 mod initramfs;
 mod scenes;
+mod sockets;
 
 use std::{path::PathBuf, time::Instant};
 

@@ -12,6 +12,7 @@ use super::{
     Model,
     guest::{Guest, Report},
     host::{Given, Host, Mode},
+    sockets,
 };
 use crate::e2e::stage::{Served, succeed};
 
@@ -32,14 +33,22 @@ pub(super) const SCENES: &[(&str, Scene)] = &[
         "two guests and the parent's own driver on one parent; one guest is killed",
         two_guests,
     ),
+    (
+        "two guests by vfio-user on one parent at work; one guest is killed and comes back",
+        sockets::two_guests,
+    ),
+    (
+        "one guest by vfio-user whose memory is its own",
+        sockets::private_memory,
+    ),
 ];
 
-const PDEV: &str = "0000:6b:01.0";
-const FIRST: &str = "5f2e6a9e-93a1-4f0a-9b3e-3d8f0c1b2a01";
-const SECOND: &str = "5f2e6a9e-93a1-4f0a-9b3e-3d8f0c1b2a02";
+pub(super) const PDEV: &str = "0000:6b:01.0";
+pub(super) const FIRST: &str = "5f2e6a9e-93a1-4f0a-9b3e-3d8f0c1b2a01";
+pub(super) const SECOND: &str = "5f2e6a9e-93a1-4f0a-9b3e-3d8f0c1b2a02";
 
 /// A parent with a queue of its own and one for each VM, and a whole device for the first.
-const MACHINE: &str = r#"
+pub(super) const MACHINE: &str = r#"
 [[device]]
 model = "MODEL"
 address = "0000:6a:01.0"
@@ -71,7 +80,7 @@ fn address(index: usize) -> String {
 }
 
 /// That the driver of the guest's kernel has tested the device `index` and found it good.
-fn good(host: &Host, report: &Report, index: usize) -> Result<()> {
+pub(super) fn good(host: &Host, report: &Report, index: usize) -> Result<()> {
     let address = address(index);
     let function = report
         .functions
@@ -101,7 +110,7 @@ fn good(host: &Host, report: &Report, index: usize) -> Result<()> {
 }
 
 /// What the guests' drivers have shown, in words.
-fn shown(host: &Host) -> &'static str {
+pub(super) fn shown(host: &Host) -> &'static str {
     match host.model {
         Model::Ioat => "the driver's self-test passes on each, with interrupts by MSI-X",
         Model::Dsa => "the guest sees them; it has no driver for them",
@@ -109,18 +118,18 @@ fn shown(host: &Host) -> &'static str {
 }
 
 /// The domains that programs' address spaces stand on: for each, its routes.
-fn domains(tree: &Json) -> Vec<&Json> {
+pub(super) fn domains(tree: &Json) -> Vec<&Json> {
     let domains = tree["iommu"]["domains"].as_array().into_iter().flatten();
     domains
         .filter(|domain| domain["kind"] == "unmanaged")
         .collect()
 }
 
-fn routes(domain: &Json) -> usize {
+pub(super) fn routes(domain: &Json) -> usize {
     domain["routes"].as_array().map_or(0, Vec::len)
 }
 
-fn no_faults(tree: &Json) -> Result<()> {
+pub(super) fn no_faults(tree: &Json) -> Result<()> {
     for domain in tree["iommu"]["domains"].as_array().into_iter().flatten() {
         ensure!(domain["faults"] == 0, "faults in {domain}");
     }
@@ -156,7 +165,11 @@ fn one_space(tree: &Json, count: usize) -> Result<u64> {
 }
 
 /// Waits until `check` accepts what `inspect` shows.
-fn eventually(host: &Host, served: &Served, check: impl Fn(&Json) -> Result<()>) -> Result<()> {
+pub(super) fn eventually(
+    host: &Host,
+    served: &Served,
+    check: impl Fn(&Json) -> Result<()>,
+) -> Result<()> {
     let deadline = Instant::now() + Duration::from_secs(10);
     loop {
         let result = check(&served.inspect(host.stage())?);
@@ -207,7 +220,12 @@ fn shared(host: &Host, first: usize) -> Result<String> {
 }
 
 /// Lets the guest's driver probe a device once more.
-fn probe_again(host: &Host, guest: &mut Guest, before: Report, index: usize) -> Result<Report> {
+pub(super) fn probe_again(
+    host: &Host,
+    guest: &mut Guest,
+    before: Report,
+    index: usize,
+) -> Result<Report> {
     match host.model {
         Model::Ioat => guest.order(&format!("probe {}", address(index))),
         Model::Dsa => Ok(before),
@@ -288,7 +306,7 @@ fn two_guests(host: &Host) -> Result<String> {
 }
 
 /// Jobs that the parent's own driver has done, none of which may have failed.
-fn parent_jobs(tree: &Json) -> Result<u64> {
+pub(super) fn parent_jobs(tree: &Json) -> Result<u64> {
     let mut jobs = 0;
     for device in tree["devices"].as_array().into_iter().flatten() {
         for key in ["host_queues", "host_channels"] {

@@ -1,0 +1,108 @@
+//! The scenes whose guests have their devices by vfio-user: no `ioasid run`, and a server that has confined
+//! itself.
+
+use anyhow::{Result, ensure};
+use serde_json::Value as Json;
+
+use super::{
+    host::{Host, Memory},
+    scenes::{
+        FIRST, MACHINE, PDEV, SECOND, domains, eventually, good, no_faults, parent_jobs,
+        probe_again, routes, shown,
+    },
+};
+
+/// Mappings of a VM of the kind `memory`; each of its mappings is held by all `devices`.
+fn held_by_all(tree: &Json, vm: &str, devices: usize, memory: &str) -> Result<usize> {
+    let vms = tree["vfio_user"]["vms"].as_array().into_iter().flatten();
+    let found: Vec<_> = vms.filter(|found| found["name"] == vm).collect();
+    let [found] = found[..] else {
+        anyhow::bail!("{vm} is there {} times", found.len());
+    };
+    ensure!(
+        found["connections"] == devices,
+        "{vm} has {} connections",
+        found["connections"]
+    );
+    let mappings = found["mappings"].as_array().map_or(&[][..], Vec::as_slice);
+    for mapping in mappings {
+        ensure!(
+            mapping["holders"] == devices,
+            "not every device of {vm} holds {mapping}"
+        );
+    }
+    let kind = mappings.iter().filter(|one| one["memory"] == memory);
+    let count = kind.count();
+    ensure!(count > 0, "{vm} has no memory of the kind `{memory}`");
+    Ok(count)
+}
+
+/// Two guests, three devices of one parent and beside it, the parent's own driver at work.
+pub(super) fn two_guests(host: &Host) -> Result<String> {
+    let served = host.serve_sockets(MACHINE)?;
+    let begin = || host.guest_at_sockets("vm1", Memory::Shared, &[FIRST, PDEV]);
+    let mut first = begin()?;
+    let mut second = host.guest_at_sockets("vm2", Memory::Shared, &[SECOND])?;
+    let report = first.next_report()?;
+    for index in [0, 1] {
+        good(host, &report, index)?;
+    }
+    good(host, &second.next_report()?, 0)?;
+    let tree = served.inspect(host.stage())?;
+    let mut found: Vec<_> = domains(&tree).into_iter().map(routes).collect();
+    found.sort_unstable();
+    ensure!(found == [1, 2], "routes of the guests' domains: {found:?}");
+    ensure!(
+        tree["iommu"]["paging_domains"] == 3,
+        "{} domains, not three",
+        tree["iommu"]["paging_domains"]
+    );
+    no_faults(&tree)?;
+    let mappings = held_by_all(&tree, "vm1", 2, "file")?;
+    held_by_all(&tree, "vm2", 1, "file")?;
+    let before = parent_jobs(&tree)?;
+
+    // With SIGKILL: QEMU and whatever it has started.
+    drop(first);
+    eventually(host, &served, |tree| {
+        let left: Vec<_> = domains(tree).into_iter().map(routes).collect();
+        ensure!(left == [1], "routes of the domains that are left: {left:?}");
+        no_faults(tree)
+    })?;
+    let report = second.order("report")?;
+    let report = probe_again(host, &mut second, report, 0)?;
+    good(host, &report, 0)?;
+    let mut first = begin()?;
+    let report = first.next_report()?;
+    for index in [0, 1] {
+        good(host, &report, index)?;
+    }
+    let tree = served.inspect(host.stage())?;
+    no_faults(&tree)?;
+    let after = parent_jobs(&tree)?;
+    ensure!(after > before, "the parent's driver did nothing meanwhile");
+    first.quit()?;
+    second.quit()?;
+    served.settle(host.stage())?;
+    Ok(format!(
+        "three domains, {mappings} mappings of the first guest held once by two devices; {}; {after} \
+         jobs of the parent, 0 faults",
+        shown(host)
+    ))
+}
+
+/// A guest that shares no memory, with two devices.
+pub(super) fn private_memory(host: &Host) -> Result<String> {
+    let served = host.serve_sockets(MACHINE)?;
+    let mut guest = host.guest_at_sockets("vm1", Memory::Private, &[FIRST, PDEV])?;
+    let report = guest.next_report()?;
+    for index in [0, 1] {
+        good(host, &report, index)?;
+    }
+    let tree = served.inspect(host.stage())?;
+    no_faults(&tree)?;
+    held_by_all(&tree, "vm1", 2, "socket")?;
+    guest.quit()?;
+    served.settle(host.stage())?;
+    Ok(format!("DMA by messages to QEMU; {}", shown(host)))
+}

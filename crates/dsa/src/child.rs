@@ -18,7 +18,7 @@ use ioasid_vfio::{DefaultPasid, DeviceModel, mdev::PasidSlot, pci::Function};
 use crate::{
     claim::QueueClaim,
     commands::{Identity, Plan},
-    config::{Error, MAX_BATCH_SHIFT, MAX_TRANSFER_SHIFT, QueueType, Role},
+    config::{Error, MAX_BATCH_SHIFT, QueueType, Role},
     device::{DsaDevice, function, portal_store},
     front::Front,
     queue::Store,
@@ -170,7 +170,7 @@ impl DsaChild {
             .with_pasid(pasid.pasid().get())
             .with_pasid_en(true)
             .with_privileged(true);
-        queue.config.limits = limits();
+        queue.config.limits = limits(&self.parent);
         let identity = Identity {
             front: Arc::clone(&self.front),
             index: 0,
@@ -185,9 +185,9 @@ impl DsaChild {
 }
 
 /// The limits of a child's queue: those of the device.
-fn limits() -> WqLimits {
+fn limits(parent: &DsaDevice) -> WqLimits {
     WqLimits::new()
-        .with_max_xfer_shift(MAX_TRANSFER_SHIFT)
+        .with_max_xfer_shift(parent.abilities().max_transfer_shift)
         .with_max_batch_shift(MAX_BATCH_SHIFT)
 }
 
@@ -258,7 +258,7 @@ impl Registers for DsaChild {
             size: size.map_or(0, |queue| queue.size),
             threshold: 0,
             usage: self.usage(&self.view.lock()),
-            limits: limits(),
+            limits: limits(&self.parent),
         };
         config.dword(index, status)
     }

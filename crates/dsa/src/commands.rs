@@ -11,7 +11,7 @@ use ioasid_core::Pasid;
 use ioasid_iommu::PasidUse;
 
 use crate::{
-    config::{MAX_BATCH_SHIFT, MAX_TRANSFER_SHIFT},
+    config::MAX_BATCH_SHIFT,
     engine::Shared,
     exec::Terms,
     front::Front,
@@ -221,6 +221,7 @@ pub(crate) struct Abilities {
     /// One past the largest PASID.
     pub(crate) max_pasids: u32,
     pub(crate) block_on_fault: bool,
+    pub(crate) max_transfer_shift: u8,
 }
 
 impl Queue {
@@ -268,7 +269,7 @@ impl Queue {
         if limits.max_batch_shift() > MAX_BATCH_SHIFT {
             return Err(CommandError::MaxBatch);
         }
-        if limits.max_xfer_shift() > MAX_TRANSFER_SHIFT {
+        if limits.max_xfer_shift() > abilities.max_transfer_shift {
             return Err(CommandError::MaxTransfer);
         }
         let terms = Terms {

@@ -6,7 +6,7 @@ use crate::spec::CommandError;
 pub const MAX_QUEUES: usize = 32;
 /// Most engines of one device.
 pub const MAX_ENGINES: usize = 16;
-/// Largest transfer of one descriptor: 2^21 bytes.
+/// Largest transfer of one descriptor: 2^21 bytes, unless a device is given less.
 pub const MAX_TRANSFER_SHIFT: u8 = 21;
 /// Largest batch: 2^10 descriptors.
 pub const MAX_BATCH_SHIFT: u8 = 10;
@@ -21,6 +21,8 @@ pub struct DsaConfig {
     /// Whether the engines keep translations (ATS): queues may turn that off, and whoever takes a
     /// translation away tells the device and waits.
     pub device_tlb: bool,
+    /// The largest transfer of one descriptor as a power of two, at most [`MAX_TRANSFER_SHIFT`].
+    pub max_transfer_shift: u8,
     /// What it is in SR-IOV.
     pub role: Role,
 }
@@ -53,6 +55,7 @@ impl DsaConfig {
             queues: vec![QueueConfig::default(); queues],
             engines: 2,
             device_tlb: true,
+            max_transfer_shift: MAX_TRANSFER_SHIFT,
             role: Role::Alone,
         }
     }

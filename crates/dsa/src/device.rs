@@ -42,6 +42,7 @@ pub struct DsaDevice {
     pub(crate) driven: AtomicBool,
     queues: Vec<QueueConfig>,
     engines: usize,
+    max_transfer_shift: u8,
 }
 
 impl DsaDevice {
@@ -60,8 +61,12 @@ impl DsaDevice {
             queues,
             engines,
             device_tlb,
+            max_transfer_shift,
             role,
         } = config;
+        if max_transfer_shift > MAX_TRANSFER_SHIFT {
+            return Err(Error::Config("a transfer is at most 2 MiB"));
+        }
         if !(1..=MAX_QUEUES).contains(&queues.len()) {
             return Err(Error::Config("a device has 1 to 32 queues"));
         }
@@ -81,6 +86,7 @@ impl DsaDevice {
             driven: AtomicBool::new(false),
             queues,
             engines,
+            max_transfer_shift,
         });
         for index in 0..engines {
             let shared = Arc::clone(&this.shared);
@@ -120,6 +126,7 @@ impl DsaDevice {
         Abilities {
             max_pasids: device.max_pasids(),
             block_on_fault: device.supports_page_requests(),
+            max_transfer_shift: self.max_transfer_shift,
         }
     }
 
@@ -133,7 +140,7 @@ impl DsaDevice {
             .with_cmd_cap(true)
             .with_dest_readback(true)
             .with_evl_support(1)
-            .with_max_xfer_shift(MAX_TRANSFER_SHIFT)
+            .with_max_xfer_shift(self.max_transfer_shift)
             .with_max_batch_shift(MAX_BATCH_SHIFT)
             .with_config_en(true)
     }

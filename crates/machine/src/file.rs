@@ -127,6 +127,10 @@ pub struct DeviceSection {
     /// Engines (threads that move bytes), 1..=[`MAX_ENGINES`].
     #[serde(default = "two")]
     pub engines: usize,
+    /// Of a DSA: most bytes that one descriptor moves, a power of two up to 2 MiB, which it is by
+    /// default.
+    #[serde(default)]
+    pub max_transfer: Option<u32>,
     /// Who drives it.
     #[serde(default)]
     pub driver: Driver,
@@ -369,6 +373,15 @@ impl DeviceSection {
         if self.vfs > 0 && (self.driver != Driver::Vfio || self.model != Model::Dsa) {
             return Err("vfs is for a dsa with driver = \"vfio\"".to_owned());
         }
+        if let Some(bytes) = self.max_transfer
+            && (self.model != Model::Dsa
+                || !bytes.is_power_of_two()
+                || !(4096..=2 << 20).contains(&bytes))
+        {
+            return Err(format!(
+                "max_transfer is for a dsa, a power of two from 4096 to 2097152, not {bytes}"
+            ));
+        }
         if !(1..=MAX_ENGINES).contains(&self.engines) {
             return Err(format!(
                 "engines must be 1 to {MAX_ENGINES}, not {}",
@@ -545,6 +558,7 @@ mod tests {
         for (text, cause) in [
             (String::new(), "no device"),
             (format!("{device}engines = 0\n"), "engines must be 1"),
+            (format!("{device}max_transfer = 4097\n"), "a power of two"),
             (format!("{device}queues = 99\n"), "queues must be 1"),
             (
                 format!("{device}address = \"6a:1.0\"\n"),

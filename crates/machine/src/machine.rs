@@ -13,7 +13,7 @@ use ioasid_core::{
     inspect::{Inspect, Node, Value},
     sync::Mutex,
 };
-use ioasid_dsa::{DsaConfig, DsaDevice, HostQueue, QueueConfig, Role};
+use ioasid_dsa::{DsaConfig, DsaDevice, HostQueue, MAX_TRANSFER_SHIFT, QueueConfig, Role};
 use ioasid_ioat::{HostChannel, IoatDevice};
 use ioasid_iommu::{DeviceConfig, Iommu, IommuConfig};
 use ioasid_iommufd::{Context, Limits, MemoryLedger};
@@ -539,6 +539,9 @@ impl MachineDevice {
                     queues: queues.collect(),
                     engines: section.engines,
                     device_tlb: true,
+                    max_transfer_shift: section
+                        .max_transfer
+                        .map_or(MAX_TRANSFER_SHIFT, |bytes| bytes.ilog2() as u8),
                     role: match section.vfs {
                         0 => Role::Alone,
                         total => Role::Physical { total },

@@ -4,7 +4,7 @@
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use ioasid_core::{PciAddress, Rid, host::StdSpawner, sync::Mutex};
-use ioasid_dsa::{DsaConfig, DsaDevice, QueueConfig, Role};
+use ioasid_dsa::{DsaConfig, DsaDevice, MAX_TRANSFER_SHIFT, QueueConfig, Role};
 use ioasid_iommu::{Device, DeviceConfig, Iommu};
 use ioasid_vfio::{DeviceModel, Passthrough, Vfio, VfioDevice};
 
@@ -113,6 +113,7 @@ fn make(
         queues: vec![QueueConfig::default()],
         engines: 1,
         device_tlb: true,
+        max_transfer_shift: MAX_TRANSFER_SHIFT,
         role: Role::Virtual,
     };
     let dsa = DsaDevice::new(iommu, Arc::clone(&device), config, &StdSpawner).map_err(|_| {

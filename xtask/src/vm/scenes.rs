@@ -34,11 +34,11 @@ pub(super) const SCENES: &[(&str, Scene)] = &[
         two_guests,
     ),
     (
-        "two guests by vfio-user on one parent at work; one guest is killed and comes back",
+        "guests by vfio-user: two on one parent at work; one is killed and comes back",
         sockets::two_guests,
     ),
     (
-        "one guest by vfio-user whose memory is its own",
+        "guests by vfio-user: one whose memory is its own",
         sockets::private_memory,
     ),
 ];

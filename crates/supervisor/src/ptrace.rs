@@ -20,6 +20,8 @@ pub(crate) enum Stop {
     Other,
     /// It runs another program now.
     Exec,
+    /// It is about to end: nothing more of the program runs in it.
+    Ending,
     /// It has ended and waits to be reaped.
     Ended,
 }
@@ -29,7 +31,8 @@ pub(crate) fn seize(tid: i32) -> io::Result<()> {
     let options = libc::PTRACE_O_TRACECLONE
         | libc::PTRACE_O_TRACEFORK
         | libc::PTRACE_O_TRACEVFORK
-        | libc::PTRACE_O_TRACEEXEC;
+        | libc::PTRACE_O_TRACEEXEC
+        | libc::PTRACE_O_TRACEEXIT;
     // SAFETY: the last argument is a number for this request.
     check(unsafe { libc::ptrace(libc::PTRACE_SEIZE, tid, 0usize, options as usize) })
 }
@@ -152,6 +155,7 @@ pub(crate) fn wait(of: Option<i32>) -> io::Result<Option<(i32, Stop)>> {
             (libc::PTRACE_EVENT_STOP, libc::SIGTRAP) => Stop::Other,
             (libc::PTRACE_EVENT_STOP, _) => Stop::Group,
             (libc::PTRACE_EVENT_EXEC, _) => Stop::Exec,
+            (libc::PTRACE_EVENT_EXIT, _) => Stop::Ending,
             _ => Stop::Other,
         },
         _ => Stop::Ended,

@@ -5,8 +5,9 @@
 //! watched. It ends with the last traced thread; a program that calls `exec` has no mappings any more
 //! and is let go.
 //!
-//! A traced process may be a child of this one, whose end `run` waits for: so what has ended is only
-//! looked at, and reaped here unless it is such a child.
+//! A thread is let go just before it ends, so that its parent finds what it would find without us. One
+//! that is killed may end in our hands: it may be a child of this process, whose end `run` waits for,
+//! and so what has ended is only looked at, and reaped here unless it is such a child.
 
 use std::{
     cell::OnceCell,
@@ -155,7 +156,9 @@ impl Tracer {
             }
             Stop::Group => ptrace::listen(tid),
             Stop::Other => ptrace::go_on(tid, 0),
-            Stop::Exec => {
+            // Let go before it ends: a parent is told of the end of a traced child before it can reap
+            // it, and one that looks at once (a pidfd, then a wait that does not hang) sees nothing.
+            Stop::Exec | Stop::Ending => {
                 self.tracees.remove(&tid);
                 ptrace::detach(tid)
             }

@@ -9,7 +9,10 @@ use std::{
 use ioasid_core::PciAddress;
 use ioasid_vfio::{VfioDevice, mdev::Uuid, pci::Function};
 
-use super::{Machine, MachineDevice, VfioNode, bar_sizes};
+use super::{
+    Machine, VfioNode,
+    device::{MachineDevice, bar_sizes},
+};
 use crate::{
     attribute::AttributeError,
     sriov::VirtualFunction,

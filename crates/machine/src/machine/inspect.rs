@@ -1,0 +1,70 @@
+//! The tree that `ioasid inspect` shows.
+
+use std::sync::Weak;
+
+use ioasid_core::inspect::{Inspect, Node, Value};
+
+use super::{Machine, device::MachineDevice, view::MdevInfo};
+
+impl Machine {
+    fn inspect_mdev(&self, mdev: &MdevInfo) -> Node {
+        let mut node = Node::new()
+            .with("uuid", mdev.uuid.to_string())
+            .with("type", mdev.type_name.as_str())
+            .with("parent", mdev.parent.as_str())
+            .with("vm", mdev.vm.as_deref().unwrap_or("-"))
+            .with("node", mdev.node.name.as_str());
+        let mut hosts = self.hosts();
+        if let Some(child) = hosts.find_map(|(_, host)| host.parent.inspect_child(mdev.uuid)) {
+            node.set("queue", child);
+        } else if let Some(child) = self.emulated.inspect_child(mdev.uuid) {
+            node.set("device", child);
+        }
+        node.with("vfio", mdev.node.device.inspect())
+    }
+
+    /// The parents with their types, free instances and children.
+    pub fn inspect_mdevs(&self) -> Node {
+        let types = self.mdev_types().into_iter().map(|entry| {
+            Node::new()
+                .with("parent", entry.parent)
+                .with("type", entry.type_name)
+                .with("description", entry.description)
+                .with("available_instances", entry.available_instances)
+        });
+        let types: Vec<Node> = types.collect();
+        let devices: Vec<Node> = self
+            .mdevs(None)
+            .iter()
+            .map(|mdev| self.inspect_mdev(mdev))
+            .collect();
+        Node::new().with("types", types).with("devices", devices)
+    }
+}
+
+impl Inspect for Machine {
+    fn inspect(&self) -> Node {
+        let devices: Vec<Node> = self.devices.iter().map(MachineDevice::inspect).collect();
+        let mdevs: Vec<Node> = self
+            .mdevs(None)
+            .iter()
+            .map(|mdev| self.inspect_mdev(mdev))
+            .collect();
+        let contexts: Vec<_> = self
+            .contexts
+            .lock()
+            .iter()
+            .filter_map(Weak::upgrade)
+            .collect();
+        let contexts: Vec<Value> = contexts
+            .iter()
+            .map(|context| context.inspect().into())
+            .collect();
+        Node::new()
+            .with("name", self.name.as_str())
+            .with("iommu", self.iommu.inspect())
+            .with("devices", devices)
+            .with("mdevs", mdevs)
+            .with("iommufds", Value::List(contexts))
+    }
+}

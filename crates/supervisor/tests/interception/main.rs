@@ -13,6 +13,7 @@ mod check;
 mod claims;
 mod client;
 mod confined;
+mod entries;
 mod groups;
 mod hardship;
 mod machine;

@@ -130,6 +130,15 @@ impl Apt {
             .context("apt said it fetched a package, but there is none")
     }
 
+    /// Downloads these packages: the files.
+    pub(crate) fn download_all(&self, packages: &[&str]) -> Result<Vec<PathBuf>> {
+        clear(&self.downloads)?;
+        println!("fetch: fetching {}", packages.join(", "));
+        self.call("apt-get", &[&["--quiet", "download"], packages].concat())
+            .with_context(|| format!("apt could not fetch {}", packages.join(", ")))?;
+        debs(&self.downloads)
+    }
+
     /// Downloads `package` and all that it depends on, as if nothing were installed: the files.
     pub(crate) fn download_closure(&self, package: &str) -> Result<Vec<PathBuf>> {
         clear(&self.archives)?;

@@ -1,13 +1,15 @@
 //! `cargo xtask fetch`: what other tasks build from or run, as Debian packages in a cache folder.
 //!
 //! Nothing is installed, and nothing of it is committed. [`apt`] downloads, [`packages`] unpacks;
-//! [`source`] is the kernel's source, [`kernel`] a stock kernel for guests, [`qemu`] a stock QEMU.
+//! [`source`] is the kernel's source, [`kernel`] a stock kernel for guests, [`tools`] programs for
+//! them, [`qemu`] a stock QEMU.
 
 pub(crate) mod apt;
 pub(crate) mod kernel;
 mod packages;
 pub(crate) mod qemu;
 pub(crate) mod source;
+pub(crate) mod tools;
 
 use std::{
     fs::{self, File},
@@ -44,7 +46,7 @@ enum What {
     KernelSource(How),
     /// A stock QEMU with every library that it needs, and a program that starts it.
     Qemu(How),
-    /// A stock kernel with its modules, and a static busybox, for guests.
+    /// A stock kernel with its modules, busybox and a few programs, for guests.
     Kernel(How),
     /// All of them (what is done without a word).
     All(How),
@@ -123,6 +125,7 @@ pub(crate) fn run(arguments: &Fetch) -> Result<()> {
     if matches!(what, What::Kernel(_) | What::All(_)) {
         let kernel = kernel::fetch(&cache, &how.origin, how.refresh)?;
         println!("kernel {} is {}", kernel.version, kernel.image.display());
+        tools::fetch(&cache, &how.origin, how.refresh)?;
     }
     Ok(())
 }

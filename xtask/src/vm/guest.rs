@@ -37,6 +37,21 @@ pub(super) struct Report {
     pub(super) functions: BTreeMap<String, Function>,
     /// Lines of its kernel about the drivers.
     pub(super) log: Vec<String>,
+    /// Lines of its kernel that tell of an error.
+    pub(super) errors: Vec<String>,
+    /// What its arrays have done since they were told to.
+    pub(super) work: Vec<Work>,
+}
+
+/// What an array of a guest has done.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Work {
+    /// Blocks of 4 MiB that were written and read again.
+    pub(super) rounds: u64,
+    /// Those of them that were not the same.
+    pub(super) wrong: u64,
+    /// Sectors whose parity is not that of their data.
+    pub(super) mismatches: u64,
 }
 
 impl Report {
@@ -56,14 +71,25 @@ impl Report {
                     };
                     report.functions.insert(address.to_owned(), function);
                 }
-                // `24: COUNT PCI-MSIX-0000:01:00.0 0-edge ioat-msix` on one processor.
-                ["irq", _, count, chip, ..] => {
-                    let address = chip.strip_prefix("PCI-MSIX-").unwrap_or_default();
+                // `24: COUNT ... PCI-MSIX-0000:01:00.0 0-edge ioat-msix`, a count for each processor.
+                ["irq", _, ref rest @ ..] => {
+                    let counts = rest.iter().map_while(|word| word.parse::<u64>().ok());
+                    let mut chips = rest
+                        .iter()
+                        .filter_map(|word| word.strip_prefix("PCI-MSIX-"));
+                    let address = chips.next().unwrap_or_default();
                     if let Some(function) = report.functions.get_mut(address) {
-                        function.interrupts += count.parse::<u64>().unwrap_or(0);
+                        function.interrupts += counts.sum::<u64>();
                     }
                 }
                 ["log", ..] => report.log.push(said.to_owned()),
+                ["error", ..] => report.errors.push(said.to_owned()),
+                ["work", _, rounds, wrong, mismatches] => report.work.push(Work {
+                    rounds: rounds.parse().unwrap_or(0),
+                    // What cannot be read is no success.
+                    wrong: wrong.parse().unwrap_or(u64::MAX),
+                    mismatches: mismatches.parse().unwrap_or(u64::MAX),
+                }),
                 _ => {}
             }
         }
@@ -130,8 +156,13 @@ impl Guest {
 
     /// Gives an order and waits for the report after it.
     pub(super) fn order(&mut self, order: &str) -> Result<Report> {
-        writeln!(self.input, "{order}").with_context(|| format!("ordering {}", self.name))?;
+        self.begin_order(order)?;
         self.next_report()
+    }
+
+    /// Gives an order; the next report is the one after it.
+    pub(super) fn begin_order(&mut self, order: &str) -> Result<()> {
+        writeln!(self.input, "{order}").with_context(|| format!("ordering {}", self.name))
     }
 
     /// Waits for the next report.
@@ -257,7 +288,12 @@ impl Monitor {
     /// Runs a command; events before its answer are not kept.
     fn execute(&mut self, command: &str, arguments: &Json) -> Result<()> {
         let request = json!({ "execute": command, "arguments": arguments });
-        writeln!(self.stream.get_mut(), "{request}").context("writing to the monitor")?;
+        // In one piece: QEMU obeys at the last brace, and may have ended before a line's end comes.
+        let line = format!("{request}\n");
+        let stream = self.stream.get_mut();
+        stream
+            .write_all(line.as_bytes())
+            .context("writing to the monitor")?;
         loop {
             let answer = self.read()?;
             if let Some(error) = answer.get("error") {

@@ -5,8 +5,10 @@ export PATH=/bin
 mount -t proc proc /proc
 mount -t sysfs sysfs /sys
 mount -t devtmpfs devtmpfs /dev
+mount -t tmpfs tmpfs /tmp
+mount -t tmpfs tmpfs /run
 
-# Every PCI function: address, ids, driver, DMA channels; the interrupts of their drivers.
+# Every PCI function: address, ids, driver, DMA channels; the interrupts of their drivers; errors.
 report() {
     for function in /sys/bus/pci/devices/*; do
         driver=none
@@ -15,21 +17,69 @@ report() {
         echo "GUEST pci $(basename "$function") $(cat "$function/vendor") $(cat "$function/device") $driver $channels"
     done
     grep ioat /proc/interrupts | while read -r line; do echo "GUEST irq $line"; done
-    dmesg | grep -i -e ioat -e 'self-test' | while read -r line; do echo "GUEST log $line"; done
+    dmesg | grep -i -e ioat -e idxd -e 'self-test' | while read -r line; do echo "GUEST log $line"; done
+    dmesg -r | grep -e '^<[0-3]>' -e 'Call Trace' -e 'WARNING:' | while read -r line; do echo "GUEST error $line"; done
     echo "GUEST end"
 }
 
-for module in @MODULES@; do
-    insmod "/modules/$module.ko" || echo "GUEST log insmod $module failed"
-done
+load() {
+    for module in "$@"; do
+        options=
+        [ "$module" = brd ] && options="rd_nr=6 rd_size=16384"
+        # shellcheck disable=SC2086 # options are words
+        insmod "/modules/$module.ko" $options || echo "GUEST log insmod $module failed"
+    done
+}
+
+# Makes this many RAID-5 arrays of three disks in memory each. A processor has a DMA channel of its
+# own, so each array's thread, which lets the engine copy, gets a processor of its own.
+raid() {
+    load @RAID@
+    export MDADM_NO_UDEV=1
+    for array in $(seq 0 $(($1 - 1))); do
+        first=$((array * 3))
+        mdadm --create "/dev/md$array" --run --assume-clean --level=5 --chunk=64 --raid-devices=3 \
+            "/dev/ram$first" "/dev/ram$((first + 1))" "/dev/ram$((first + 2))" >/tmp/mdadm 2>&1 ||
+            while read -r line; do echo "GUEST error $line"; done </tmp/mdadm
+        taskset -p $((1 << array)) "$(pidof "md${array}_raid5")" >/dev/null
+    done
+}
+
+# Writes 4 MiB of random data to an array, reads it from the disks and compares, until a time.
+work() {
+    rounds=0 wrong=0
+    while [ "$(date +%s)" -lt "$2" ]; do
+        dd if=/dev/urandom of="/tmp/$1" bs=64k count=64 2>/dev/null
+        place=$((rounds % 6 * 64))
+        dd if="/tmp/$1" of="/dev/$1" bs=64k seek=$place conv=fsync,notrunc 2>/dev/null
+        echo 3 >/proc/sys/vm/drop_caches
+        read_back=$(dd if="/dev/$1" bs=64k skip=$place count=64 2>/dev/null | sha256sum)
+        [ "$read_back" = "$(sha256sum <"/tmp/$1")" ] || wrong=$((wrong + 1))
+        rounds=$((rounds + 1))
+    done
+    echo check >"/sys/block/$1/md/sync_action"
+    while [ "$(cat "/sys/block/$1/md/sync_action")" != idle ]; do sleep 0.1; done
+    echo "GUEST work $1 $rounds $wrong $(cat "/sys/block/$1/md/mismatch_cnt")"
+}
+
+load @MODULES@
 report
-while read -r order function; do
+while read -r order operand; do
     case $order in
     report) ;;
     # Another probe is another self-test of the driver.
     probe)
-        echo "$function" >"/sys/bus/pci/drivers/ioatdma/unbind"
-        echo "$function" >"/sys/bus/pci/drivers/ioatdma/bind"
+        echo "$operand" >"/sys/bus/pci/drivers/ioatdma/unbind"
+        echo "$operand" >"/sys/bus/pci/drivers/ioatdma/bind"
+        ;;
+    raid) raid "$operand" ;;
+    # Every array works for so many seconds.
+    work)
+        end=$(($(date +%s) + operand))
+        for array in /dev/md[0-9]; do
+            work "$(basename "$array")" $end &
+        done
+        wait
         ;;
     off) poweroff -f ;;
     esac

@@ -9,6 +9,7 @@ use std::{
     },
     path::{Path, PathBuf},
     process::Command,
+    time::Duration,
 };
 
 use anyhow::{Context as _, Result, ensure};
@@ -16,7 +17,7 @@ use anyhow::{Context as _, Result, ensure};
 use super::{Model, Vm, guest::Guest, initramfs};
 use crate::{
     e2e::stage::{NOBODY, Served, Stage, User},
-    fetch::{Cache, kernel, qemu},
+    fetch::{Cache, kernel, qemu, tools},
 };
 
 /// Everything that guests need.
@@ -25,6 +26,10 @@ pub(super) struct Host {
     stage: Stage,
     pub(super) model: Model,
     verbose: bool,
+    /// How long guests work in the scenes of sustained work.
+    pub(super) work: Duration,
+    /// How often a guest is killed at work.
+    pub(super) kills: u32,
     /// Who runs the guests and the machine.
     user: User,
     qemu_version: String,
@@ -50,23 +55,49 @@ pub(super) enum Mode {
 }
 
 /// Where the memory of a guest is that has its devices by vfio-user.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) enum Memory {
     /// In a file that it hands over.
+    #[default]
     Shared,
     /// In QEMU alone: each piece of DMA is a message.
     Private,
+}
+
+/// A guest beside its devices.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Board {
+    /// Where its memory is.
+    pub(super) memory: Memory,
+    /// How many processors it has.
+    pub(super) processors: usize,
+    /// More for its kernel's command line.
+    pub(super) words: &'static str,
+    /// The device id that QEMU shows for its devices instead of their own.
+    pub(super) shown_as: Option<u16>,
+}
+
+impl Default for Board {
+    fn default() -> Self {
+        Self {
+            memory: Memory::default(),
+            processors: 1,
+            words: "",
+            shown_as: None,
+        }
+    }
 }
 
 impl Host {
     pub(super) fn new(arguments: &Vm) -> Result<Self> {
         // Guests use none of what the cache's lock is for, unless something is to be fetched.
         let mut cache = Cache::look();
-        if !qemu::is_there(&cache) || !kernel::is_there(&cache) {
+        if !qemu::is_there(&cache) || !kernel::is_there(&cache) || !tools::is_there(&cache) {
             cache = Cache::open()?;
         }
         let qemu = qemu::fetch(&cache, &arguments.origin, false)?;
         let kernel = kernel::fetch(&cache, &arguments.origin, false)?;
+        let tools = tools::fetch(&cache, &arguments.origin, false)?;
         drop(cache);
         let ioasid = match &arguments.ioasid {
             Some(path) => path.clone(),
@@ -81,7 +112,7 @@ impl Host {
             .context("running `cp`")?;
         ensure!(copied.success(), "QEMU could not be copied");
         fs::copy(&kernel.image, stage.path("vmlinuz")).context("copying the kernel")?;
-        initramfs::write(&kernel, &stage.path("initramfs"))?;
+        initramfs::write(&kernel, &tools, &stage.path("initramfs"))?;
         for (name, mode) in [("qemu", 0o755), ("vmlinuz", 0o644), ("initramfs", 0o644)] {
             fs::set_permissions(stage.path(name), fs::Permissions::from_mode(mode))?;
         }
@@ -95,6 +126,8 @@ impl Host {
             stage,
             model: arguments.model,
             verbose: arguments.verbose,
+            work: Duration::from_secs(arguments.seconds),
+            kills: arguments.kills,
             user,
             qemu_version: qemu.version,
             kernel_version: kernel.version,
@@ -171,7 +204,7 @@ impl Host {
         command
             .arg(self.stage.path("qemu/qemu-system-x86_64"))
             .args(["-M", "q35"]);
-        let monitor = self.board(name, &mut command);
+        let monitor = self.board(name, Board::default(), &mut command);
         let backend = match mode {
             Mode::Iommufd => {
                 command.args(["-object", "iommufd,id=iommufd0"]);
@@ -198,40 +231,40 @@ impl Host {
         Guest::begin(name, &mut command, &monitor, self.verbose)
     }
 
-    /// Starts a QEMU without `ioasid run` that has the devices at these sockets, by vfio-user. Its
-    /// memory is a file that it shares, or its own.
+    /// Starts a QEMU without `ioasid run` that has the devices at these sockets, by vfio-user.
     pub(super) fn guest_at_sockets(
         &self,
         name: &str,
-        memory: Memory,
+        board: Board,
         devices: &[&str],
     ) -> Result<Guest> {
         let mut command = Command::new(self.stage.path("qemu/qemu-system-x86_64"));
         if self.user == User::Nobody {
             command.uid(NOBODY).gid(NOBODY);
         }
-        match memory {
+        match board.memory {
             Memory::Shared => command
                 .args(["-M", "q35,memory-backend=memory", "-object"])
                 .arg("memory-backend-memfd,id=memory,size=256M,share=on"),
             Memory::Private => command.args(["-M", "q35"]),
         };
-        let monitor = self.board(name, &mut command);
+        let monitor = self.board(name, board, &mut command);
         for (index, device) in devices.iter().enumerate() {
             let path = self.vm_sockets().join(format!("{device}.sock"));
+            let mut options = serde_json::json!({
+                "driver": "vfio-user-pci",
+                "id": format!("dev{index}"),
+                "bus": format!("port{index}"),
+                "socket": { "type": "unix", "path": path },
+            });
+            if let Some(id) = board.shown_as {
+                options["x-pci-device-id"] = id.into();
+            }
             command
                 .arg("-device")
                 .arg(format!("pcie-root-port,id=port{index},chassis={index}"))
                 .arg("-device")
-                .arg(
-                    serde_json::json!({
-                        "driver": "vfio-user-pci",
-                        "id": format!("dev{index}"),
-                        "bus": format!("port{index}"),
-                        "socket": { "type": "unix", "path": path },
-                    })
-                    .to_string(),
-                );
+                .arg(options.to_string());
         }
         if self.verbose {
             println!("{command:?}");
@@ -240,12 +273,13 @@ impl Host {
     }
 
     /// What every guest has; returns the path of its monitor.
-    fn board(&self, name: &str, command: &mut Command) -> PathBuf {
+    fn board(&self, name: &str, board: Board, command: &mut Command) -> PathBuf {
         let monitor = self.stage.path("sockets").join(format!("{name}.qmp"));
         // A guest of an earlier scene.
         let _ = fs::remove_file(&monitor);
         command
             .args(["-accel", "tcg", "-cpu", "max", "-m", "256M"])
+            .args(["-smp", &board.processors.to_string()])
             .args(["-nodefaults", "-nographic", "-no-reboot"])
             .args(["-serial", "stdio"])
             .arg("-qmp")
@@ -254,7 +288,8 @@ impl Host {
             .arg(self.stage.path("vmlinuz"))
             .arg("-initrd")
             .arg(self.stage.path("initramfs"))
-            .args(["-append", "console=ttyS0 quiet panic=-1"]);
+            .arg("-append")
+            .arg(format!("console=ttyS0 quiet panic=-1 {}", board.words));
         monitor
     }
 }

@@ -5,13 +5,30 @@ use std::{fs, path::Path, process::Command};
 
 use anyhow::{Context, Result, ensure};
 
-use crate::fetch::kernel::Kernel;
+use crate::fetch::{kernel::Kernel, tools::Tool};
 
 /// What the guest's first program does.
 const SCRIPT: &str = include_str!("guest.sh");
 
-/// Modules that are loaded, in this order, none of which needs another one.
+/// Modules that are loaded at the start, in this order: each after those that it needs.
 const MODULES: [&str; 2] = ["dca", "ioatdma"];
+
+/// The same for those of a RAID-5 on disks in memory, loaded on an order.
+const RAID: [&str; 10] = [
+    "xor",
+    "raid6_pq",
+    "async_tx",
+    "async_memcpy",
+    "async_xor",
+    "async_pq",
+    "async_raid6_recov",
+    "md-mod",
+    "raid456",
+    "brd",
+];
+
+/// The same for DSA.
+const IDXD: [&str; 2] = ["idxd_bus", "idxd"];
 
 const DIRECTORY: u32 = 0o040_755;
 const PROGRAM: u32 = 0o100_755;
@@ -59,19 +76,36 @@ impl Archive {
     }
 }
 
-/// Writes the file system for `kernel` to `path`.
-pub(super) fn write(kernel: &Kernel, path: &Path) -> Result<()> {
+/// Writes the file system for `kernel`, with `tools` in it, to `path`.
+pub(super) fn write(kernel: &Kernel, tools: &[Tool], path: &Path) -> Result<()> {
     let mut archive = Archive {
         bytes: Vec::new(),
         entries: 0,
     };
-    for folder in ["bin", "dev", "modules", "proc", "sys"] {
+    for folder in [
+        "bin",
+        "dev",
+        "etc",
+        "lib",
+        "lib/x86_64-linux-gnu",
+        "lib64",
+        "modules",
+        "proc",
+        "run",
+        "sys",
+        "tmp",
+    ] {
         archive.add(folder, DIRECTORY, &[])?;
+    }
+    for tool in tools {
+        let data =
+            fs::read(&tool.file).with_context(|| format!("reading {}", tool.file.display()))?;
+        archive.add(&tool.place, PROGRAM, &data)?;
     }
     let busybox = fs::read(&kernel.busybox)
         .with_context(|| format!("reading {}", kernel.busybox.display()))?;
     archive.add("bin/busybox", PROGRAM, &busybox)?;
-    for name in MODULES {
+    for name in MODULES.into_iter().chain(RAID).chain(IDXD) {
         let file = kernel.module(name)?;
         let unpacked = Command::new("xz")
             .args(["-dc"])
@@ -85,7 +119,10 @@ pub(super) fn write(kernel: &Kernel, path: &Path) -> Result<()> {
         );
         archive.add(&format!("modules/{name}.ko"), PROGRAM, &unpacked.stdout)?;
     }
-    let script = SCRIPT.replace("@MODULES@", &MODULES.join(" "));
+    let script = SCRIPT
+        .replace("@MODULES@", &MODULES.join(" "))
+        .replace("@RAID@", &RAID.join(" "))
+        .replace("@IDXD@", &IDXD.join(" "));
     archive.add("init", PROGRAM, script.as_bytes())?;
     archive.add("TRAILER!!!", 0, &[])?;
     fs::write(path, &archive.bytes).with_context(|| format!("writing {}", path.display()))

@@ -9,6 +9,7 @@ mod host;
 mod initramfs;
 mod scenes;
 mod sockets;
+mod work;
 
 use std::{path::PathBuf, time::Instant};
 
@@ -28,6 +29,12 @@ pub(crate) struct Vm {
     /// the scenes then show only that the guests see their devices.
     #[arg(long, value_name = "MODEL", default_value = "ioat")]
     model: Model,
+    /// How long guests keep their devices at work where they do.
+    #[arg(long, value_name = "N", default_value_t = 5)]
+    seconds: u64,
+    /// How often a guest is killed at work.
+    #[arg(long, value_name = "N", default_value_t = 2)]
+    kills: u32,
     /// Print what guests and their QEMUs say.
     #[arg(long, short)]
     verbose: bool,

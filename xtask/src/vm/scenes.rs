@@ -12,7 +12,7 @@ use super::{
     Model,
     guest::{Guest, Report},
     host::{Given, Host, Mode},
-    sockets,
+    sockets, work,
 };
 use crate::e2e::stage::{Served, succeed};
 
@@ -40,6 +40,14 @@ pub(super) const SCENES: &[(&str, Scene)] = &[
     (
         "guests by vfio-user: one whose memory is its own",
         sockets::private_memory,
+    ),
+    (
+        "guests by vfio-user: sustained work on three channels of one parent and a whole device",
+        work::sustained,
+    ),
+    (
+        "guests by vfio-user: one that is killed at work, again and again",
+        work::killed,
     ),
 ];
 
@@ -81,14 +89,23 @@ fn address(index: usize) -> String {
 
 /// That the driver of the guest's kernel has tested the device `index` and found it good.
 pub(super) fn good(host: &Host, report: &Report, index: usize) -> Result<()> {
+    let ids = match host.model {
+        Model::Ioat => "0x8086 0x2021",
+        Model::Dsa => "0x8086 0x0b25",
+    };
+    good_as(host, report, index, ids)
+}
+
+/// As [`good`], of a device with these ids.
+pub(super) fn good_as(host: &Host, report: &Report, index: usize, ids: &str) -> Result<()> {
     let address = address(index);
     let function = report
         .functions
         .get(&address)
         .with_context(|| format!("the guest has no function {address}"))?;
-    let (ids, driver) = match host.model {
-        Model::Ioat => ("0x8086 0x2021", "ioatdma"),
-        Model::Dsa => ("0x8086 0x0b25", "none"),
+    let driver = match host.model {
+        Model::Ioat => "ioatdma",
+        Model::Dsa => "none",
     };
     ensure!(function.ids == ids, "{address} is {}", function.ids);
     ensure!(

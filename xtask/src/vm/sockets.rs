@@ -5,7 +5,7 @@ use anyhow::{Result, ensure};
 use serde_json::Value as Json;
 
 use super::{
-    host::{Host, Memory},
+    host::{Board, Host, Memory},
     scenes::{
         FIRST, MACHINE, PDEV, SECOND, domains, eventually, good, no_faults, parent_jobs,
         probe_again, routes, shown,
@@ -13,7 +13,7 @@ use super::{
 };
 
 /// Mappings of a VM of the kind `memory`; each of its mappings is held by all `devices`.
-fn held_by_all(tree: &Json, vm: &str, devices: usize, memory: &str) -> Result<usize> {
+pub(super) fn held_by_all(tree: &Json, vm: &str, devices: usize, memory: &str) -> Result<usize> {
     let vms = tree["vfio_user"]["vms"].as_array().into_iter().flatten();
     let found: Vec<_> = vms.filter(|found| found["name"] == vm).collect();
     let [found] = found[..] else {
@@ -40,9 +40,9 @@ fn held_by_all(tree: &Json, vm: &str, devices: usize, memory: &str) -> Result<us
 /// Two guests, three devices of one parent and beside it, the parent's own driver at work.
 pub(super) fn two_guests(host: &Host) -> Result<String> {
     let served = host.serve_sockets(MACHINE)?;
-    let begin = || host.guest_at_sockets("vm1", Memory::Shared, &[FIRST, PDEV]);
+    let begin = || host.guest_at_sockets("vm1", Board::default(), &[FIRST, PDEV]);
     let mut first = begin()?;
-    let mut second = host.guest_at_sockets("vm2", Memory::Shared, &[SECOND])?;
+    let mut second = host.guest_at_sockets("vm2", Board::default(), &[SECOND])?;
     let report = first.next_report()?;
     for index in [0, 1] {
         good(host, &report, index)?;
@@ -94,7 +94,11 @@ pub(super) fn two_guests(host: &Host) -> Result<String> {
 /// A guest that shares no memory, with two devices.
 pub(super) fn private_memory(host: &Host) -> Result<String> {
     let served = host.serve_sockets(MACHINE)?;
-    let mut guest = host.guest_at_sockets("vm1", Memory::Private, &[FIRST, PDEV])?;
+    let board = Board {
+        memory: Memory::Private,
+        ..Board::default()
+    };
+    let mut guest = host.guest_at_sockets("vm1", board, &[FIRST, PDEV])?;
     let report = guest.next_report()?;
     for index in [0, 1] {
         good(host, &report, index)?;

@@ -1,0 +1,251 @@
+//! Guests whose drivers keep their devices at work.
+//!
+//! The work is a RAID-5 on disks in memory: the kernel lets its DMA engines copy what is written to an
+//! array, and compute and check the parity.
+
+use std::time::{Duration, Instant};
+
+use anyhow::{Result, ensure};
+use serde_json::Value as Json;
+
+use super::{
+    guest::Report,
+    host::{Board, Host},
+    scenes::{
+        FIRST, MACHINE, PDEV, SECOND, domains, eventually, good_as, no_faults, parent_jobs, routes,
+    },
+    sockets::held_by_all,
+};
+use crate::e2e::stage::{Holdings, Served};
+
+/// An IOAT whose XOR and P+Q the driver uses, which it does not with the model's own id; without them
+/// it keeps its channels from the RAID.
+const SHOWN_AS: u16 = 0x0c50;
+const SHOWN_IDS: &str = "0x8086 0x0c50";
+
+/// Bytes that the mediated devices' channels have moved, and all those of the whole device.
+fn moved(tree: &Json) -> Vec<u64> {
+    let mut moved = Vec::new();
+    for (index, device) in tree["devices"].as_array().into_iter().flatten().enumerate() {
+        let channels = device["ioat"]["channels"].as_array().into_iter().flatten();
+        let bytes = channels.map(|channel| channel["bytes"].as_u64().unwrap_or(0));
+        if index == 0 {
+            moved.extend(bytes.skip(1));
+        } else {
+            moved.push(bytes.sum());
+        }
+    }
+    moved
+}
+
+/// That every array of a guest has worked and all data was right: how many MiB were checked.
+fn all_right(report: &Report, arrays: usize) -> Result<u64> {
+    ensure!(
+        report.errors.is_empty(),
+        "the guest says: {}",
+        report.errors.join(" / ")
+    );
+    ensure!(
+        report.work.len() == arrays,
+        "the guest has worked on {:?}",
+        report.work
+    );
+    for work in &report.work {
+        ensure!(
+            work.rounds > 0 && work.wrong == 0 && work.mismatches == 0,
+            "an array has worked like this: {work:?}"
+        );
+    }
+    Ok(report.work.iter().map(|work| work.rounds * 4).sum())
+}
+
+/// Three channels of one parent and a whole device, all at work: by two guests and the parent's driver.
+pub(super) fn sustained(host: &Host) -> Result<String> {
+    let served = host.serve_sockets(MACHINE)?;
+    ensure!(
+        served.inspect(host.stage())?["iommu"]["paging_domains"] == 1,
+        "there are domains before there is a guest"
+    );
+    let alone = Board {
+        shown_as: Some(SHOWN_AS),
+        ..Board::default()
+    };
+    let board = Board {
+        processors: 2,
+        ..alone
+    };
+    let mut first = host.guest_at_sockets("vm1", board, &[FIRST, PDEV])?;
+    let mut second = host.guest_at_sockets("vm2", alone, &[SECOND])?;
+    let report = first.next_report()?;
+    for index in [0, 1] {
+        good_as(host, &report, index, SHOWN_IDS)?;
+    }
+    good_as(host, &second.next_report()?, 0, SHOWN_IDS)?;
+    first.begin_order("raid 2")?;
+    second.order("raid 1")?;
+    first.next_report()?;
+    let tree = served.inspect(host.stage())?;
+    let before = (moved(&tree), parent_jobs(&tree)?);
+
+    let order = format!("work {}", host.work.as_secs());
+    first.begin_order(&order)?;
+    second.begin_order(&order)?;
+    let end = Instant::now() + host.work;
+    while Instant::now() < end {
+        let tree = served.inspect(host.stage())?;
+        let mut found: Vec<_> = domains(&tree).into_iter().map(routes).collect();
+        found.sort_unstable();
+        ensure!(found == [1, 2], "routes of the guests' domains: {found:?}");
+        ensure!(tree["iommu"]["paging_domains"] == 3, "not three domains");
+        no_faults(&tree)?;
+        held_by_all(&tree, "vm1", 2, "file")?;
+        std::thread::sleep(Duration::from_secs(1));
+    }
+    let checked = [
+        all_right(&first.next_report()?, 2)?,
+        all_right(&second.next_report()?, 1)?,
+    ];
+    let tree = served.inspect(host.stage())?;
+    no_faults(&tree)?;
+    let jobs = parent_jobs(&tree)? - before.1;
+    ensure!(jobs > 0, "the parent's driver did nothing meanwhile");
+    let moved: Vec<_> = moved(&tree)
+        .into_iter()
+        .zip(before.0)
+        .map(|(after, before)| after.saturating_sub(before) >> 20)
+        .collect();
+    ensure!(
+        moved.len() == 3 && moved.iter().all(|count| *count > 0),
+        "the guests' channels have moved {moved:?} MiB"
+    );
+
+    first.quit()?;
+    eventually(host, &served, |tree| {
+        let left: Vec<_> = domains(tree).into_iter().map(routes).collect();
+        ensure!(left == [1], "routes of the domains that are left: {left:?}");
+        Ok(())
+    })?;
+    second.quit()?;
+    served.settle(host.stage())?;
+    Ok(format!(
+        "{} s: RAID-5 in both guests, {} and {} MiB written, read and compared, 0 wrong; moved by DMA: \
+         {} and {} MiB on the parent, {} MiB on the whole device; {jobs} jobs of the parent, 0 faults",
+        host.work.as_secs(),
+        checked[0],
+        checked[1],
+        moved[0],
+        moved[1],
+        moved[2],
+    ))
+}
+
+/// A guest that is killed while its devices work, again and again; the next one finds them as new.
+pub(super) fn killed(host: &Host) -> Result<String> {
+    let served = host.serve_sockets(MACHINE)?;
+    let board = Board {
+        processors: 2,
+        shown_as: Some(SHOWN_AS),
+        ..Board::default()
+    };
+    let mut before = None;
+    let mut under_way = 0;
+    for _ in 0..host.kills {
+        let mut guest = host.guest_at_sockets("vm1", board, &[FIRST, PDEV])?;
+        let report = guest.next_report()?;
+        for index in [0, 1] {
+            good_as(host, &report, index, SHOWN_IDS)?;
+        }
+        let report = guest.order("raid 2")?;
+        ensure!(
+            report.errors.is_empty(),
+            "the guest says: {}",
+            report.errors.join(" / ")
+        );
+        let start = moved(&served.inspect(host.stage())?);
+        guest.begin_order("work 600")?;
+        // Until both devices are in the midst of it.
+        let deadline = Instant::now() + Duration::from_secs(60);
+        loop {
+            let tree = served.inspect(host.stage())?;
+            no_faults(&tree)?;
+            let now = moved(&tree);
+            let gone = |index: usize| now[index].saturating_sub(start[index]);
+            if gone(0) > 1 << 20 && gone(2) > 1 << 20 {
+                under_way += gone(0) + gone(2);
+                break;
+            }
+            ensure!(Instant::now() < deadline, "the guest's devices do not work");
+            std::thread::sleep(Duration::from_millis(10));
+        }
+        // With SIGKILL: QEMU and whatever it has started.
+        drop(guest);
+        served.settle(host.stage())?;
+        eventually(host, &served, |tree| pristine(tree))?;
+        let held = settled_holdings(&served)?;
+        // The first one finds a server that has not served anybody yet.
+        let before = *before.get_or_insert(held);
+        ensure!(
+            held.descriptors <= before.descriptors
+                && held.threads <= before.threads
+                && held.mappings <= before.mappings,
+            "the server holds {held:?}; after the first guest it held {before:?}"
+        );
+    }
+    let mut guest = host.guest_at_sockets("vm1", board, &[FIRST, PDEV])?;
+    let report = guest.next_report()?;
+    for index in [0, 1] {
+        good_as(host, &report, index, SHOWN_IDS)?;
+    }
+    guest.order("raid 2")?;
+    all_right(&guest.order("work 1")?, 2)?;
+    guest.quit()?;
+    served.settle(host.stage())?;
+    Ok(format!(
+        "{} guests killed at work, {} MiB into it each; each queue pristine, the next guest works, the \
+         server holds {}",
+        host.kills,
+        (under_way >> 20) / u64::from(host.kills.max(1)),
+        before.map_or_else(String::new, |held| format!(
+            "{} descriptors, {} threads and {} mappings after the first and the last",
+            held.descriptors, held.threads, held.mappings
+        )),
+    ))
+}
+
+/// That every channel which a guest can have is as at the start.
+fn pristine(tree: &Json) -> Result<()> {
+    for device in tree["devices"].as_array().into_iter().flatten() {
+        for channel in device["ioat"]["channels"].as_array().into_iter().flatten() {
+            let idle = channel["owner"] == "kernel"
+                || (channel["status"] == "halted"
+                    && channel["depth"] == 0
+                    && channel["pasid"].is_null());
+            ensure!(idle, "a channel is left as {channel}");
+        }
+    }
+    ensure!(
+        tree["vfio_user"]["vms"]
+            .as_array()
+            .into_iter()
+            .flatten()
+            .all(|vm| vm["connections"] == 0
+                && vm["mappings"].as_array().is_none_or(Vec::is_empty)),
+        "something is left of a VM: {}",
+        tree["vfio_user"]["vms"]
+    );
+    Ok(())
+}
+
+/// What the server holds once that is the same twice: threads end a moment after their work.
+fn settled_holdings(served: &Served) -> Result<Holdings> {
+    let mut last = served.holdings()?;
+    for _ in 0..50 {
+        std::thread::sleep(Duration::from_millis(100));
+        let now = served.holdings()?;
+        if now == last {
+            break;
+        }
+        last = now;
+    }
+    Ok(last)
+}

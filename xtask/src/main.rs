@@ -260,7 +260,7 @@ fn long(rest: &[String]) -> Result<()> {
         &["conformance", "iommufd_fail_nth"],
         &["conformance", "iommufd", "--run-option=--no-namespaces"],
         &["conformance", "vfio", "--runs", "10"],
-        &["vm"],
+        &["vm", "--seconds", "60", "--kills", "50"],
         &["fuzz", "--runs", "10000000"],
     ] {
         run(cargo().arg("xtask").args(words))?;

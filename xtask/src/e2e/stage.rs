@@ -186,7 +186,9 @@ impl Stage {
         // The directory is not the other user's: a socket of its own place.
         let socket = match user {
             User::Own => socket,
-            User::Nobody => std::env::temp_dir().join(socket.file_name().unwrap_or_default()),
+            User::Nobody => {
+                std::env::temp_dir().join(format!("ioasid-{}.sock", std::process::id()))
+            }
         };
         let mut command = self.ioasid(user);
         command

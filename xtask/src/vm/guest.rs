@@ -41,6 +41,17 @@ pub(super) struct Report {
     pub(super) errors: Vec<String>,
     /// What its arrays have done since they were told to.
     pub(super) work: Vec<Work>,
+    /// Its DSA queue.
+    pub(super) queue: Option<Queue>,
+}
+
+/// A DSA queue of a guest.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Queue {
+    /// What the guest's kernel says of it.
+    pub(super) state: String,
+    /// Bytes 8 to 11 of its WQCFG as the guest reads them.
+    pub(super) usage: u32,
 }
 
 /// What an array of a guest has done.
@@ -84,6 +95,13 @@ impl Report {
                 }
                 ["log", ..] => report.log.push(said.to_owned()),
                 ["error", ..] => report.errors.push(said.to_owned()),
+                ["queue", state, usage] => {
+                    let usage = usage.strip_prefix("0x").unwrap_or_default();
+                    report.queue = u32::from_str_radix(usage, 16).ok().map(|usage| Queue {
+                        state: state.to_owned(),
+                        usage,
+                    });
+                }
                 ["work", _, rounds, wrong, mismatches] => report.work.push(Work {
                     rounds: rounds.parse().unwrap_or(0),
                     // What cannot be read is no success.

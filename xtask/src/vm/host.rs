@@ -150,19 +150,24 @@ impl Host {
 
     /// Serves the machine that `text` describes, with the model's name for `MODEL`.
     pub(super) fn serve(&self, text: &str) -> Result<Served> {
-        let file = self.machine(text)?;
+        let file = self.machine(self.model, text)?;
         self.stage.serve(self.user, Some(&file))
     }
 
     /// As [`Self::serve`], with the parent's own driver at work.
     pub(super) fn serve_busy(&self, text: &str) -> Result<Served> {
-        let file = self.machine(text)?;
+        let file = self.machine(self.model, text)?;
         self.stage.serve_with(self.user, Some(&file), &["--busy"])
     }
 
     /// As [`Self::serve_busy`], for virtual machines alone: the process confines itself.
     pub(super) fn serve_sockets(&self, text: &str) -> Result<Served> {
-        let file = self.machine(text)?;
+        self.serve_sockets_of(self.model, text)
+    }
+
+    /// As [`Self::serve_sockets`], with another model's name for `MODEL`.
+    pub(super) fn serve_sockets_of(&self, model: Model, text: &str) -> Result<Served> {
+        let file = self.machine(model, text)?;
         let folder = self.vm_sockets().display().to_string();
         let options = ["--busy", "--no-join", "--socket-dir", &folder];
         self.stage.serve_with(self.user, Some(&file), &options)
@@ -173,8 +178,8 @@ impl Host {
         self.stage.path("sockets/vm")
     }
 
-    fn machine(&self, text: &str) -> Result<PathBuf> {
-        let model = match self.model {
+    fn machine(&self, model: Model, text: &str) -> Result<PathBuf> {
+        let model = match model {
             Model::Ioat => "ioat",
             Model::Dsa => "dsa",
         };
@@ -187,7 +192,9 @@ impl Host {
     /// `ioasid run` with a machine of its own.
     pub(super) fn run(&self, text: &str) -> Result<Command> {
         let mut command = self.stage.ioasid(self.user);
-        command.args(["run", "--machine"]).arg(self.machine(text)?);
+        command
+            .args(["run", "--machine"])
+            .arg(self.machine(self.model, text)?);
         command.arg("--");
         Ok(command)
     }
@@ -289,7 +296,10 @@ impl Host {
             .arg("-initrd")
             .arg(self.stage.path("initramfs"))
             .arg("-append")
-            .arg(format!("console=ttyS0 quiet panic=-1 {}", board.words));
+            .arg(format!(
+                "console=ttyS0 quiet panic=-1 no_timer_check {}",
+                board.words
+            ));
         monitor
     }
 }

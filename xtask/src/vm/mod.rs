@@ -4,6 +4,7 @@
 //! processor (`-accel tcg`), so neither KVM nor a privilege is needed; their kernel's own IOAT driver
 //! probes the devices that they are given, which is DMA and an interrupt of each.
 
+mod control;
 mod guest;
 mod host;
 mod initramfs;

@@ -9,7 +9,7 @@ use anyhow::{Context as _, Result, ensure};
 use serde_json::Value as Json;
 
 use super::{
-    Model,
+    Model, control,
     guest::{Guest, Report},
     host::{Given, Host, Mode},
     sockets, work,
@@ -48,6 +48,10 @@ pub(super) const SCENES: &[(&str, Scene)] = &[
     (
         "guests by vfio-user: one that is killed at work, again and again",
         work::killed,
+    ),
+    (
+        "a guest by vfio-user: its driver and tools enable a DSA queue",
+        control::control_path,
     ),
 ];
 

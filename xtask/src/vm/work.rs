@@ -180,7 +180,7 @@ pub(super) fn killed(host: &Host) -> Result<String> {
         // With SIGKILL: QEMU and whatever it has started.
         drop(guest);
         served.settle(host.stage())?;
-        eventually(host, &served, |tree| pristine(tree))?;
+        eventually(host, &served, pristine)?;
         let held = settled_holdings(&served)?;
         // The first one finds a server that has not served anybody yet.
         let before = *before.get_or_insert(held);

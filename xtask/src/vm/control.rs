@@ -1,0 +1,77 @@
+//! A guest whose own driver and tools set up a DSA queue that is a part of another device.
+
+use anyhow::{Context as _, Result, ensure};
+use serde_json::Value as Json;
+
+use super::{
+    Model,
+    host::{Board, Host},
+    scenes::{FIRST, MACHINE, eventually, no_faults},
+};
+
+/// The PASID that the parent's WQCFG holds for the queue of the first mediated device.
+fn pasid_of_queue(tree: &Json) -> Option<u64> {
+    let queue = &tree["devices"][0]["dsa"]["queues"][1];
+    (queue["pasid_enabled"] == true)
+        .then(|| queue["pasid"].as_u64())
+        .flatten()
+}
+
+/// Debian's `accel-config` enables the device and its queue. An emulated processor has no MOVDIR64B,
+/// so the kernel is told that it has: nothing is submitted here. The queue becomes a DMA channel of the
+/// kernel's: a queue for programs needs PASIDs of the guest's own.
+pub(super) fn control_path(host: &Host) -> Result<String> {
+    let served = host.serve_sockets_of(Model::Dsa, MACHINE)?;
+    let board = Board {
+        words: "setcpuid=movdir64b iomem=relaxed",
+        ..Board::default()
+    };
+    let mut guest = host.guest_at_sockets("vm1", board, &[FIRST])?;
+    guest.next_report()?;
+    let tree = served.inspect(host.stage())?;
+    ensure!(
+        pasid_of_queue(&tree).is_none(),
+        "the queue has a PASID before the guest enables it"
+    );
+
+    let report = guest.order("idxd")?;
+    let said = report.log.join(" / ");
+    let queue = report
+        .queue
+        .with_context(|| format!("the guest has no queue; it says: {said}"))?;
+    ensure!(
+        queue.state == "enabled",
+        "the guest's queue is {queue:?}; the guest says: {said}"
+    );
+    let function = report.functions.get("0000:01:00.0");
+    ensure!(
+        function.is_some_and(|function| function.driver == "idxd" && function.channels == 1),
+        "the guest's driver has made no DMA channel of the queue: {function:?}; it says: {said}"
+    );
+    // The fields PASID and PASID enable.
+    ensure!(
+        queue.usage & 0x4fff_ff00 == 0,
+        "the guest reads {:#010x} in its WQCFG",
+        queue.usage
+    );
+    let tree = served.inspect(host.stage())?;
+    let pasid = pasid_of_queue(&tree).context("no PASID is in the parent's WQCFG")?;
+    ensure!(pasid > 0, "the queue has the PASID 0");
+    ensure!(
+        tree["devices"][0]["dsa"]["queues"][1]["state"] == "enabled",
+        "the parent's queue is not enabled"
+    );
+    no_faults(&tree)?;
+
+    guest.quit()?;
+    eventually(host, &served, |tree| {
+        ensure!(pasid_of_queue(tree).is_none(), "the queue keeps its PASID");
+        Ok(())
+    })?;
+    served.settle(host.stage())?;
+    Ok(format!(
+        "idxd is bound, accel-config enables the device and its queue, which is a DMA channel then; PASID \
+         {pasid} is in the parent's WQCFG, the guest reads {:#010x}",
+        queue.usage
+    ))
+}

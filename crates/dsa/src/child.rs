@@ -10,10 +10,15 @@ use std::sync::Arc;
 use ioasid_core::{
     Pasid,
     inspect::{Inspect, Node},
-    sync::Mutex,
+    sync::{Mutex, MutexGuard},
 };
 use ioasid_iommu::Device;
-use ioasid_vfio::{DefaultPasid, DeviceModel, mdev::PasidSlot, pci::Function};
+use ioasid_vfio::{
+    DefaultPasid, DeviceModel,
+    mdev::PasidSlot,
+    model::{Migrate, StateError},
+    pci::Function,
+};
 
 use crate::{
     claim::QueueClaim,
@@ -23,6 +28,7 @@ use crate::{
     front::Front,
     queue::Store,
     registers::{self, Registers},
+    saved::{Reader, Writer},
     spec::{
         Cmd, Command, CommandError, GroupConfig, WqConfig, WqState,
         command::queue_bits,
@@ -54,10 +60,28 @@ pub struct DsaChild {
 
 /// What the child's user sees and nobody else.
 #[derive(Debug, Default)]
-struct View {
+pub(crate) struct View {
     enabled: bool,
     /// What the user wrote to the pasid dword.
     user_bits: u32,
+}
+
+impl View {
+    pub(crate) const fn is_enabled(&self) -> bool {
+        self.enabled
+    }
+
+    pub(crate) fn save(&self, out: &mut Writer) {
+        out.bool(self.enabled);
+        out.u32(self.user_bits);
+    }
+
+    pub(crate) fn load(state: &mut Reader<'_>) -> Result<Self, StateError> {
+        Ok(View {
+            enabled: state.bool()?,
+            user_bits: state.u32()? & USER_BITS,
+        })
+    }
 }
 
 impl DsaChild {
@@ -104,6 +128,10 @@ impl DsaChild {
         self.pasid.pasid()
     }
 
+    pub(crate) fn view(&self) -> MutexGuard<'_, View> {
+        self.view.lock()
+    }
+
     /// Gives the queue back; the child answers nothing from now on.
     pub(crate) fn retire(&self) {
         let claim = self.claim.lock().take();
@@ -111,7 +139,7 @@ impl DsaChild {
     }
 
     /// The queue as a set, while it is the child's.
-    fn set(&self) -> u64 {
+    pub(crate) fn set(&self) -> u64 {
         self.claim.lock().as_ref().map_or(0, QueueClaim::set)
     }
 
@@ -139,7 +167,7 @@ impl DsaChild {
 
     /// Enables the real queue in the name of the child, with the default PASID. The state's lock is
     /// held.
-    fn enable_queue(&self, state: &mut State, view: &View) -> Result<(), CommandError> {
+    pub(crate) fn enable_queue(&self, state: &mut State, view: &View) -> Result<(), CommandError> {
         let usage = self.usage(view);
         if !view.enabled {
             return Err(CommandError::DeviceNotEnabled);
@@ -283,7 +311,7 @@ impl Registers for DsaChild {
         let view = Arc::clone(&self.view);
         let front = Arc::clone(&self.front);
         let shared = &self.parent.shared;
-        shared.command(&self.front, cmd.request_interrupt(), |state| {
+        shared.command(&self.front, cmd, |state| {
             let command = registers::decode(cmd, DsaChild::capabilities());
             let command = command.ok_or(CommandError::InvalidCommand)?;
             if set == 0 {
@@ -365,6 +393,11 @@ impl DeviceModel for DsaChild {
         self.stop();
         *self.view.lock() = View::default();
         self.front.reset();
+        self.resume();
+    }
+
+    fn migration(&self) -> Option<&dyn Migrate> {
+        Some(self)
     }
 }
 

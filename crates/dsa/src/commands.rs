@@ -17,7 +17,7 @@ use crate::{
     front::Front,
     queue::Queue,
     session::Session,
-    spec::{CommandError, GroupConfig, WqConfig, WqState, tables::WqUse},
+    spec::{Cmd, CommandError, GroupConfig, WqConfig, WqState, tables::WqUse},
     state::{Pending, State, Then},
 };
 
@@ -107,15 +107,15 @@ impl Plan {
 }
 
 impl Shared {
-    /// Runs a command of the owner of `front`: `plan` checks it and says what it does. Ignored
+    /// Runs command `cmd` of the owner of `front`: `plan` checks it and says what it does. Ignored
     /// while another one of that owner is running.
     pub(crate) fn command(
         &self,
         front: &Arc<Front>,
-        request_interrupt: bool,
+        cmd: Cmd,
         plan: impl FnOnce(&mut State) -> Result<Plan, CommandError>,
     ) {
-        if !front.begin_command() {
+        if !front.begin_command(cmd) {
             return;
         }
         self.change(|state| {
@@ -132,7 +132,7 @@ impl Shared {
             };
             state.pending.push(Pending {
                 front: Arc::clone(front),
-                request_interrupt,
+                request_interrupt: cmd.request_interrupt(),
                 waits,
                 then,
             });

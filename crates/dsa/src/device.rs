@@ -305,65 +305,63 @@ impl Registers for DsaDevice {
         let bus_master = self.front.function().bus_master();
         let total = self.total_size();
         let abilities = self.abilities();
-        self.shared
-            .command(&self.front, cmd.request_interrupt(), move |state| {
-                let all = state.all_queues();
-                let command = registers::decode(cmd, Command::capabilities());
-                match command.ok_or(CommandError::InvalidCommand)? {
-                    Command::EnableDevice => {
-                        front.check_log(abilities.max_pasids)?;
-                        state.enable_device(bus_master, total)?;
-                        Ok(Plan::nothing())
-                    }
-                    Command::DisableDevice if !state.enabled => {
-                        Err(CommandError::DisableNotEnabled)
-                    }
-                    Command::DisableDevice => Ok(Plan::disable(all).and(|state| {
-                        state.enabled = false;
-                        Ok(())
-                    })),
-                    Command::DrainAll => Ok(Plan::drain(all)),
-                    Command::AbortAll => Ok(Plan::abort(all)),
-                    Command::ResetDevice => Ok(Plan::abort_and_disable(all).and(move |state| {
-                        state.reset_device();
-                        front.reset();
-                        Ok(())
-                    })),
-                    Command::EnableWq => {
-                        let index = operand as usize;
-                        if !Self::open_queue(state, index) {
-                            return Err(CommandError::InvalidQueue);
-                        }
-                        let identity = Identity {
-                            front,
-                            index: index as u8,
-                            pasid_use: None,
-                        };
-                        let enabled = state.enabled;
-                        state.queues[index].enable(enabled, abilities, identity)?;
-                        Ok(Plan::nothing())
-                    }
-                    Command::DisableWq => Self::on_queues(state, operand, Plan::disable),
-                    Command::DrainWq => Self::on_queues(state, operand, Plan::drain),
-                    Command::AbortWq => Self::on_queues(state, operand, Plan::abort),
-                    Command::ResetWq => Self::on_queues(state, operand, |set| {
-                        Plan::abort_and_disable(set).and(move |state| {
-                            for index in state.indexes(set) {
-                                state.queues[index].reset();
-                            }
-                            Ok(())
-                        })
-                    }),
-                    // A number that is no PASID has no descriptors.
-                    Command::DrainPasid | Command::AbortPasid => Ok(Pasid::new(operand)
-                        .map_or_else(Plan::nothing, |pasid| {
-                            match command == Some(Command::DrainPasid) {
-                                true => Plan::drain(all).only(pasid),
-                                false => Plan::abort(all).only(pasid),
-                            }
-                        })),
+        self.shared.command(&self.front, cmd, move |state| {
+            let all = state.all_queues();
+            let command = registers::decode(cmd, Command::capabilities());
+            match command.ok_or(CommandError::InvalidCommand)? {
+                Command::EnableDevice => {
+                    front.check_log(abilities.max_pasids)?;
+                    state.enable_device(bus_master, total)?;
+                    Ok(Plan::nothing())
                 }
-            });
+                Command::DisableDevice if !state.enabled => Err(CommandError::DisableNotEnabled),
+                Command::DisableDevice => Ok(Plan::disable(all).and(|state| {
+                    state.enabled = false;
+                    Ok(())
+                })),
+                Command::DrainAll => Ok(Plan::drain(all)),
+                Command::AbortAll => Ok(Plan::abort(all)),
+                Command::ResetDevice => Ok(Plan::abort_and_disable(all).and(move |state| {
+                    state.reset_device();
+                    front.reset();
+                    Ok(())
+                })),
+                Command::EnableWq => {
+                    let index = operand as usize;
+                    if !Self::open_queue(state, index) {
+                        return Err(CommandError::InvalidQueue);
+                    }
+                    let identity = Identity {
+                        front,
+                        index: index as u8,
+                        pasid_use: None,
+                    };
+                    let enabled = state.enabled;
+                    state.queues[index].enable(enabled, abilities, identity)?;
+                    Ok(Plan::nothing())
+                }
+                Command::DisableWq => Self::on_queues(state, operand, Plan::disable),
+                Command::DrainWq => Self::on_queues(state, operand, Plan::drain),
+                Command::AbortWq => Self::on_queues(state, operand, Plan::abort),
+                Command::ResetWq => Self::on_queues(state, operand, |set| {
+                    Plan::abort_and_disable(set).and(move |state| {
+                        for index in state.indexes(set) {
+                            state.queues[index].reset();
+                        }
+                        Ok(())
+                    })
+                }),
+                // A number that is no PASID has no descriptors.
+                Command::DrainPasid | Command::AbortPasid => {
+                    Ok(Pasid::new(operand).map_or_else(Plan::nothing, |pasid| {
+                        match command == Some(Command::DrainPasid) {
+                            true => Plan::drain(all).only(pasid),
+                            false => Plan::abort(all).only(pasid),
+                        }
+                    }))
+                }
+            }
+        });
     }
 }
 

@@ -221,7 +221,8 @@ impl Shared {
                 task.logs = false;
             }
             match result {
-                Err(Halt::Budget) if place == Place::Worker => {}
+                // An engine has other queues; a worker stops for a pause alone.
+                Err(Halt::Budget) if place == Place::Worker && !self.is_paused(task.queue) => {}
                 result => break result,
             }
         };
@@ -234,11 +235,11 @@ impl Shared {
         }
         match halt {
             Ok(()) => self.end(state, task),
-            Err(Halt::Budget) => {
-                if let Err(task) = state.queues[queue].resume_later(task) {
-                    self.end(state, task);
-                }
-            }
+            Err(Halt::Budget) => match state.queues[queue].resume_later(task) {
+                Err(task) => self.end(state, task),
+                Ok(()) if state.queues[queue].paused => self.release(state),
+                Ok(()) => {}
+            },
             Err(Halt::Remote(worker)) => {
                 state.queues[queue].set_remote(task.sequence, true);
                 drop(state);
@@ -246,6 +247,11 @@ impl Shared {
             }
             Err(Halt::Page(fault)) => self.park(state, task, &fault),
         }
+    }
+
+    fn is_paused(&self, queue: usize) -> bool {
+        let state = self.lock();
+        state.queues.get(queue).is_some_and(|queue| queue.paused)
     }
 
     /// The descriptor is done, or cut short.
@@ -265,7 +271,10 @@ impl Shared {
         if let Err(task) = state.queues[queue].park(task) {
             return self.end(state, task);
         }
-        drop(state);
+        match state.queues[queue].paused {
+            true => self.release(state),
+            false => drop(state),
+        }
         let shared = Arc::downgrade(self);
         let on_answer = move |response| {
             if let Some(shared) = Weak::upgrade(&shared) {

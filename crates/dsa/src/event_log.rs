@@ -66,6 +66,17 @@ impl EventLog {
         self.status = EventLogStatus::new();
     }
 
+    /// As it was saved, when nothing waited to be written.
+    pub(crate) fn load(&mut self, enabled: bool, config: [u64; 2], status: u64) {
+        let [low, high] = config.map(u128::from);
+        *self = EventLog {
+            enabled,
+            config: EventLogConfig::from_bits(low | high << 64),
+            status: EventLogStatus::from_bits(status),
+            ..EventLog::default()
+        };
+    }
+
     pub(crate) const fn status(&self) -> u64 {
         self.status.into_bits()
     }

@@ -3,12 +3,13 @@
 //! another.
 
 use ioasid_core::{Pasid, sync::Mutex};
-use ioasid_vfio::pci::Function;
+use ioasid_vfio::{model::StateError, pci::Function};
 
 use crate::{
     event_log::{EventLog, Slot},
+    saved::{Reader, Writer, expect},
     spec::{
-        CmdStatus, CommandError, Event,
+        Cmd, CmdStatus, CommandError, Event,
         registers::{GenConfig, GenCtrl, IntCause, SwError},
         tables::MsixPermission,
     },
@@ -16,6 +17,8 @@ use crate::{
 
 /// The vector for errors and commands; completions use the others, or this one too.
 const MISC_VECTOR: u32 = 0;
+/// Most entries of the permission table.
+const MAX_VECTORS: usize = 2048;
 /// Bits of GENCFG that exist.
 const GENERAL_BITS: u32 = 0x30ff;
 
@@ -33,6 +36,8 @@ struct Registers {
     control: GenCtrl,
     cause: IntCause,
     command: CmdStatus,
+    /// The last command that was started.
+    asked: Cmd,
     error: SwError,
     msix_permissions: Vec<u64>,
     errors: u64,
@@ -106,6 +111,7 @@ impl Front {
         let mut registers = self.registers.lock();
         *registers = Registers {
             command: registers.command,
+            asked: registers.asked,
             msix_permissions: vec![0; self.function.vectors().count() as usize],
             errors: registers.errors,
             ..Registers::default()
@@ -113,11 +119,12 @@ impl Front {
     }
 
     /// Marks a command as running; `false` if one is running already.
-    pub(crate) fn begin_command(&self) -> bool {
+    pub(crate) fn begin_command(&self, cmd: Cmd) -> bool {
         let mut registers = self.registers.lock();
         let free = !registers.command.active();
         if free {
             registers.command = CmdStatus::new().with_active(true);
+            registers.asked = cmd;
         }
         free
     }
@@ -196,6 +203,45 @@ impl Front {
             self.registers.lock().errors -= 1;
         }
         interrupt
+    }
+
+    /// Writes the registers into a state that is saved.
+    pub(crate) fn save(&self, out: &mut Writer) {
+        let registers = self.registers.lock();
+        out.u32(registers.control.into_bits());
+        out.u32(registers.cause.into_bits());
+        out.u32(registers.general.into_bits());
+        out.u32(registers.command.into_bits());
+        out.u32(registers.asked.into_bits());
+        (0..3).for_each(|index| out.u64(registers.error.quadword(index)));
+        (0..2).for_each(|index| out.u64(registers.log.config(index)));
+        out.u64(registers.log.status());
+        out.count(registers.msix_permissions.len());
+        registers
+            .msix_permissions
+            .iter()
+            .for_each(|entry| out.u64(*entry));
+    }
+
+    /// Takes the registers from such a state; the command that was running is given back.
+    pub(crate) fn load(&self, state: &mut Reader<'_>) -> Result<Option<Cmd>, StateError> {
+        let mut registers = self.registers.lock();
+        registers.control = GenCtrl::from_bits(state.u32()? & 7);
+        registers.cause = IntCause::from_bits(state.u32()?);
+        registers.general = GenConfig::from_bits(state.u32()? & GENERAL_BITS);
+        let command = CmdStatus::from_bits(state.u32()?);
+        registers.command = command.with_active(false);
+        let asked = Cmd::from_bits(state.u32()?);
+        registers.error = SwError::from_quadwords([state.u64()?, state.u64()?, state.u64()?]);
+        let config = [state.u64()?, state.u64()?];
+        let status = state.u64()?;
+        let logs = registers.general.event_log();
+        registers.log.load(logs, config, status);
+        expect(state.count(MAX_VECTORS)? == registers.msix_permissions.len())?;
+        for entry in &mut registers.msix_permissions {
+            *entry = state.u64()?;
+        }
+        Ok(command.active().then_some(asked))
     }
 
     /// GENCFG.

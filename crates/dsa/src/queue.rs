@@ -102,6 +102,8 @@ pub(crate) struct Queue {
     clients: BTreeMap<Pasid, Arc<Session>>,
     /// Draining in order to be disabled: accepts nothing.
     pub(crate) closing: bool,
+    /// Stopped to be migrated: accepts descriptors, and nothing goes on.
+    pub(crate) paused: bool,
     waiting: VecDeque<Waiting>,
     /// Under way, given up by their engine for the moment, to be resumed first.
     ready: VecDeque<Task>,
@@ -122,6 +124,7 @@ impl Queue {
             session: None,
             clients: BTreeMap::new(),
             closing: false,
+            paused: false,
             waiting: VecDeque::new(),
             ready: VecDeque::new(),
             parked: BTreeMap::new(),
@@ -213,7 +216,7 @@ impl Queue {
 
     /// Whether an engine could do something for this queue now.
     pub(crate) fn has_work(&self) -> bool {
-        !self.ready.is_empty() || self.next_waiting().is_some()
+        !self.paused && (!self.ready.is_empty() || self.next_waiting().is_some())
     }
 
     /// The descriptor that starts next. Descriptors of one client start in order; in a shared queue,
@@ -278,6 +281,59 @@ impl Queue {
             done: false,
             logs: false,
         })
+    }
+
+    /// Whether everything that is under way is suspended.
+    pub(crate) fn is_quiet(&self) -> bool {
+        self.running.len() == self.ready.len() + self.parked.len()
+    }
+
+    /// What is under way and suspended, in the order in which it was accepted.
+    pub(crate) fn under_way(&self) -> Vec<&Execution> {
+        let mut tasks: Vec<_> = self.ready.iter().chain(self.parked.values()).collect();
+        tasks.sort_unstable_by_key(|task| task.sequence);
+        tasks.iter().map(|task| &task.execution).collect()
+    }
+
+    /// What waits, in order.
+    pub(crate) fn waiting(&self) -> impl ExactSizeIterator<Item = &Descriptor> {
+        self.waiting.iter().map(|waiting| &waiting.descriptor)
+    }
+
+    /// Adds a descriptor that is under way, behind those that are there; nothing waits yet.
+    pub(crate) fn put_under_way(&mut self, queue: usize, execution: Execution) {
+        let Some(session) = self.session.clone() else {
+            return;
+        };
+        let sequence = self.next_sequence;
+        self.next_sequence += 1;
+        self.running.push(Running {
+            sequence,
+            pasid: session.pasid,
+            remote: false,
+        });
+        self.ready.push_back(Task {
+            queue,
+            sequence,
+            session,
+            execution,
+            done: false,
+            logs: false,
+        });
+    }
+
+    /// Adds a descriptor that waits. It was accepted elsewhere.
+    pub(crate) fn put_waiting(&mut self, descriptor: Descriptor) {
+        let Some(session) = self.session.clone() else {
+            return;
+        };
+        let sequence = self.next_sequence;
+        self.next_sequence += 1;
+        self.waiting.push_back(Waiting {
+            sequence,
+            session,
+            descriptor,
+        });
     }
 
     /// Adds what a descriptor did to the books.

@@ -187,6 +187,18 @@ impl State {
         }
     }
 
+    /// Stops the queues in `set` where they are, or lets them go on.
+    pub(crate) fn set_paused(&mut self, set: u64, paused: bool) {
+        for index in self.indexes(set) {
+            self.queues[index].paused = paused;
+        }
+    }
+
+    /// Whether nothing of the queues in `set` is on an engine or a worker.
+    pub(crate) fn is_quiet(&self, set: u64) -> bool {
+        self.indexes(set).all(|index| self.queues[index].is_quiet())
+    }
+
     /// Disables the queues in `set`, which are idle.
     pub(crate) fn disable(&mut self, set: u64) {
         for index in self.indexes(set) {

@@ -36,12 +36,12 @@ pub(crate) struct Target {
 }
 
 /// A payload that is nothing but a `T`.
-fn whole<T: FromBytes + KnownLayout + Immutable>(payload: &[u8]) -> Result<T> {
+pub(crate) fn whole<T: FromBytes + KnownLayout + Immutable>(payload: &[u8]) -> Result<T> {
     T::read_from_bytes(payload).map_err(|_| Error::Size)
 }
 
 /// A `T`, and what follows it.
-fn prefix<T: FromBytes + KnownLayout + Immutable>(payload: &[u8]) -> Result<(T, &[u8])> {
+pub(crate) fn prefix<T: FromBytes + KnownLayout + Immutable>(payload: &[u8]) -> Result<(T, &[u8])> {
     T::read_from_prefix(payload).map_err(|_| Error::Size)
 }
 
@@ -82,6 +82,8 @@ impl Target {
             command::REGION_WRITE_MULTI => self.region_write_multi(&payload),
             command::DEVICE_RESET => self.reset(&payload),
             command::DEVICE_FEATURE => self.feature(payload),
+            command::MIG_DATA_READ => self.migration_read(&payload),
+            command::MIG_DATA_WRITE => self.migration_write(&payload),
             command::VERSION => Err(Error::OutOfTurn),
             _ => Err(Error::Command),
         }
@@ -269,6 +271,12 @@ impl Target {
             return Err(Error::Size);
         }
         let feature = request.flags & Feature::NUMBER;
+        if matches!(
+            feature,
+            Feature::MIGRATION | Feature::MIG_DEVICE_STATE | Feature::MIG_DATA_SIZE
+        ) {
+            return self.migration(&payload);
+        }
         if INDIRECT.contains(&feature) {
             return Err(Errno::ENOTTY.into());
         }
@@ -283,9 +291,9 @@ impl Target {
 }
 
 /// Features whose ioctl hands over a descriptor or looks behind a pointer
-/// (`include/uapi/linux/vfio.h`): migration with its states and sizes, the three of DMA logging, and
-/// the dma-buf. Over a socket they have structs of their own.
-const INDIRECT: [u32; 7] = [1, 2, 6, 7, 8, 9, 11];
+/// (`include/uapi/linux/vfio.h`): the three of DMA logging, and the dma-buf. Migration has its own
+/// form over a socket.
+const INDIRECT: [u32; 4] = [6, 7, 8, 11];
 
 /// The device file's offset of an access, and its bytes.
 fn place(access: &RegionAccess) -> Result<(u64, usize)> {
@@ -300,7 +308,7 @@ fn place(access: &RegionAccess) -> Result<(u64, usize)> {
 }
 
 /// All structs of VFIO begin with their size.
-fn set_argsz(payload: &mut [u8], size: usize) {
+pub(crate) fn set_argsz(payload: &mut [u8], size: usize) {
     let size = u32::try_from(size).unwrap_or(u32::MAX);
     if let Some(argsz) = payload.first_chunk_mut() {
         *argsz = size.to_ne_bytes();

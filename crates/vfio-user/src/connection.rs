@@ -42,7 +42,7 @@ pub(crate) fn serve(
     let mut receiver = Receiver::new(Arc::clone(stream));
     let peer = Arc::new(Peer::new(Sender::new(Arc::clone(stream))));
     stream.set_read_timeout(Some(HANDSHAKE))?;
-    let Some((header, agreement)) = handshake(&mut receiver, &peer)? else {
+    let Some((header, agreement)) = handshake(&mut receiver, &peer, device)? else {
         return Ok(());
     };
     stream.set_read_timeout(None)?;
@@ -82,7 +82,11 @@ impl Drop for Ending {
 }
 
 /// The first message. A client that begins otherwise is told so.
-fn handshake(receiver: &mut Receiver, peer: &Peer) -> Result<Option<(Header, Agreement)>, Broken> {
+fn handshake(
+    receiver: &mut Receiver,
+    peer: &Peer,
+    device: &VfioDevice,
+) -> Result<Option<(Header, Agreement)>, Broken> {
     let message = match receiver.receive()? {
         Incoming::Message(message) => message,
         Incoming::TooLong(header) => {
@@ -92,7 +96,7 @@ fn handshake(receiver: &mut Receiver, peer: &Peer) -> Result<Option<(Header, Agr
     };
     let header = message.header;
     let agreement = if header.is_reply() == Some(false) && header.command == command::VERSION {
-        negotiate(&message.payload)
+        negotiate(&message.payload, device.can_migrate())
     } else {
         Err(Error::OutOfTurn)
     };

@@ -27,6 +27,7 @@ mod commands;
 mod connection;
 pub mod error;
 mod memory;
+mod migration;
 mod payload;
 mod peer;
 mod server;

@@ -241,7 +241,34 @@ pub struct DmaAccess {
     pub count: u64,
 }
 
+/// MIG_DATA_READ and MIG_DATA_WRITE, command and reply. The data follows where there is some. The
+/// reply to MIG_DATA_WRITE has no payload.
+#[derive(
+    Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout,
+)]
+#[repr(C)]
+pub struct MigData {
+    /// Bytes of the reply's payload, or of this struct with its data.
+    pub argsz: u32,
+    /// Bytes of data. In the reply to MIG_DATA_READ, 0 at the end of the state.
+    pub size: u32,
+}
+
+/// Data of the feature MIG_DEVICE_STATE (`struct vfio_user_device_feature_mig_state`).
+#[derive(
+    Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout,
+)]
+#[repr(C)]
+pub struct MigState {
+    /// One of `enum vfio_device_mig_state`.
+    pub device_state: u32,
+    /// Unused: the data goes by messages. -1 in replies.
+    pub data_fd: u32,
+}
+
 const _: () = {
+    assert!(size_of::<MigData>() == 8);
+    assert!(size_of::<MigState>() == 8);
     assert!(size_of::<Header>() == Header::SIZE);
     assert!(size_of::<Version>() == 4);
     assert!(size_of::<DmaMap>() == 32);

@@ -28,6 +28,7 @@ struct Capabilities {
     max_msg_fds: Option<u64>,
     max_data_xfer_size: Option<u64>,
     write_multiple: Option<bool>,
+    migration: Option<serde::de::IgnoredAny>,
 }
 
 /// What was agreed on.
@@ -39,8 +40,8 @@ pub(crate) struct Agreement {
     pub(crate) reply: Vec<u8>,
 }
 
-/// Answers a client's proposal.
-pub(crate) fn negotiate(payload: &[u8]) -> Result<Agreement> {
+/// Answers a client's proposal; `migratable` says whether the device can be migrated.
+pub(crate) fn negotiate(payload: &[u8], migratable: bool) -> Result<Agreement> {
     let (version, text) = Version::read_from_prefix(payload).map_err(|_| Error::Size)?;
     if version.major != MAJOR {
         return Err(Error::Version);
@@ -59,7 +60,7 @@ pub(crate) fn negotiate(payload: &[u8]) -> Result<Agreement> {
         minor: MINOR,
     };
     let mut reply = own.as_bytes().to_vec();
-    reply.extend(offer(&proposal, text.len()));
+    reply.extend(offer(&proposal, migratable, text.len()));
     Ok(Agreement {
         max_transfer: u32::try_from(max_transfer).unwrap_or(MAX_DATA_XFER_SIZE),
         reply,
@@ -76,7 +77,7 @@ fn proposal(text: &[u8]) -> Result<Proposal> {
 }
 
 /// Our text, at most `room` bytes.
-fn offer(proposal: &Capabilities, room: usize) -> Vec<u8> {
+fn offer(proposal: &Capabilities, migratable: bool, room: usize) -> Vec<u8> {
     // The least that is missed comes last.
     let mut offers = Vec::new();
     if proposal.write_multiple == Some(true) {
@@ -87,6 +88,10 @@ fn offer(proposal: &Capabilities, room: usize) -> Vec<u8> {
     }
     if proposal.max_data_xfer_size.is_some() {
         offers.push(format!("\"max_data_xfer_size\":{MAX_DATA_XFER_SIZE}"));
+    }
+    if migratable && proposal.migration.is_some() {
+        // The size of the pages of a bitmap that there is none of.
+        offers.push("\"migration\":{\"pgsize\":4096}".to_owned());
     }
     loop {
         let text = format!("{{\"capabilities\":{{{}}}}}\0", offers.join(","));
@@ -118,11 +123,23 @@ mod tests {
     #[test]
     fn the_reply_names_only_what_the_client_named() {
         let proposal = r#"{"capabilities":{"max_msg_fds":8,"max_data_xfer_size":65536,"pgsizes":4096,"migration":{"pgsize":4096}}}"#;
-        let agreement = negotiate(&request(1, &format!("{proposal}\0"))).unwrap();
+        let agreement = negotiate(&request(1, &format!("{proposal}\0")), false).unwrap();
         assert_eq!(agreement.max_transfer, 65536);
         assert_eq!(agreement.reply[..4], [0; 4], "version 0.0");
         let offered = r#"{"capabilities":{"max_msg_fds":16,"max_data_xfer_size":1048576}}"#;
         assert_eq!(text(&agreement), offered);
+    }
+
+    #[test]
+    fn migration_is_offered_where_both_sides_have_it() {
+        let proposal = r#"{"capabilities":{"migration":{"pgsize":4096,"max_bitmap_size":1024}}}"#;
+        let agreement = negotiate(&request(0, proposal), true).unwrap();
+        let offered = r#"{"capabilities":{"migration":{"pgsize":4096}}}"#;
+        assert_eq!(text(&agreement), offered);
+        for (proposal, migratable) in [(proposal, false), (r#"{"capabilities":{}}"#, true)] {
+            let agreement = negotiate(&request(0, proposal), migratable).unwrap();
+            assert_eq!(text(&agreement), r#"{"capabilities":{}}"#);
+        }
     }
 
     #[test]
@@ -138,26 +155,33 @@ mod tests {
         for proposal in proposals {
             for end in ["", "\0"] {
                 let request = request(0, &format!("{proposal}{end}"));
-                let agreement = negotiate(&request).unwrap();
+                let agreement = negotiate(&request, true).unwrap();
                 assert!(agreement.reply.len() <= request.len(), "{proposal}");
             }
         }
         let short = request(0, "{\"capabilities\":{\"max_msg_fds\":1}}\0");
-        assert_eq!(text(&negotiate(&short).unwrap()), r#"{"capabilities":{}}"#);
+        assert_eq!(
+            text(&negotiate(&short, true).unwrap()),
+            r#"{"capabilities":{}}"#
+        );
     }
 
     #[test]
     fn what_makes_no_sense_is_refused() {
-        assert_eq!(negotiate(&[0; 3]), Err(Error::Size));
-        assert_eq!(negotiate(&[1, 0, 0, 0]), Err(Error::Version));
+        assert_eq!(negotiate(&[0; 3], true), Err(Error::Size));
+        assert_eq!(negotiate(&[1, 0, 0, 0], true), Err(Error::Version));
         for text in ["{", "[1]x", "\u{0}\u{0}", r#"{"capabilities":7}"#] {
-            assert_eq!(negotiate(&request(0, text)), Err(Error::Value), "{text}");
+            assert_eq!(
+                negotiate(&request(0, text), true),
+                Err(Error::Value),
+                "{text}"
+            );
         }
         let deep = "[".repeat(4000);
-        assert_eq!(negotiate(&request(0, &deep)), Err(Error::Value));
+        assert_eq!(negotiate(&request(0, &deep), true), Err(Error::Value));
         let long = " ".repeat(5000);
-        assert_eq!(negotiate(&request(0, &long)), Err(Error::TooLong));
+        assert_eq!(negotiate(&request(0, &long), true), Err(Error::TooLong));
         let none = r#"{"capabilities":{"max_data_xfer_size":0}}"#;
-        assert_eq!(negotiate(&request(0, none)), Err(Error::Value));
+        assert_eq!(negotiate(&request(0, none), true), Err(Error::Value));
     }
 }

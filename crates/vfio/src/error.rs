@@ -151,6 +151,12 @@ pub enum Error {
     /// Not every device that the reset concerns is the program's (EINVAL).
     #[error("the reset concerns a device of somebody else's")]
     NotAllOwned,
+    /// The device cannot go to this migration state, or the request needs another one (EINVAL).
+    #[error("not in this migration state, or no way there")]
+    BadMigrationState,
+    /// The bytes are no saved state of such a device (EINVAL).
+    #[error("no saved state of such a device")]
+    BadDeviceState,
     /// What the I/O address space layer said.
     #[error(transparent)]
     Iommufd(#[from] ioasid_iommufd::Error),

@@ -116,12 +116,13 @@ mod vfio;
 
 pub use container::Container;
 pub use device::{
-    DeviceFile, DeviceInfo, Feature, MapRange, MapRequest, StoreRequest, Token, VfioDevice,
+    DeviceFile, DeviceInfo, Feature, MapRange, MapRequest, MigrationState, StoreRequest, Token,
+    VfioDevice,
 };
 pub use emulated::EmulatedDma;
 pub use error::{Error, Result};
 pub use group::{ContainerFile, GroupFile, VfioGroup};
 pub use irq::{Eventfd, IrqAction, IrqData, IrqIndex, IrqInfo, SetIrqs};
-pub use model::{DefaultPasid, DeviceModel, Passthrough};
+pub use model::{DefaultPasid, DeviceModel, Migrate, Passthrough, StateError};
 pub use region::{RegionIndex, RegionInfo};
 pub use vfio::Vfio;

@@ -50,7 +50,44 @@ pub trait DeviceModel: Send + Sync + fmt::Debug {
     fn release(&self) {
         self.reset();
     }
+
+    /// How the device is saved and restored, if it can be. By default it cannot.
+    fn migration(&self) -> Option<&dyn Migrate> {
+        None
+    }
 }
+
+/// A device model that can be stopped, saved in one process and restored in another.
+///
+/// Configuration space is the caller's business, and so are eventfds, which stay behind. None of
+/// the calls is concurrent with a register access, or with each other. A
+/// [`reset`](DeviceModel::reset) ends a pause.
+pub trait Migrate {
+    /// Stops the device. When it returns, no DMA is in flight or can start, no interrupt comes any
+    /// more, and what was under way can be saved. It may wait for an access to memory that is under
+    /// way, not for more. Does nothing to a device that is paused.
+    fn pause(&self);
+
+    /// Ends that: the device goes on where it was stopped, or where [`load`](Self::load) has put it.
+    fn resume(&self);
+
+    /// The state of the paused device, in a format of the model's own that names the model and its
+    /// version. At most half a MiB.
+    fn save(&self) -> Vec<u8>;
+
+    /// Gives the device, which was reset and then paused, a saved state. The bytes may come from
+    /// anybody: they must not give the device more than its user could have made it do.
+    ///
+    /// # Errors
+    /// [`StateError`] if they are not such a state, or one of a device with other abilities. The
+    /// caller resets the device then.
+    fn load(&self, state: &[u8]) -> Result<(), StateError>;
+}
+
+/// The bytes are no state that the device can have.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("no state that the device can have")]
+pub struct StateError;
 
 /// A child of a parent device that owns one PASID of it, hidden from its user.
 ///

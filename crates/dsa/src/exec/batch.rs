@@ -13,30 +13,30 @@ use super::{
 use crate::spec::{CompletionRecord, Descriptor, Status, descriptor::DESCRIPTOR_SIZE};
 
 /// Descriptors that are read ahead. The client may change what was not read yet, and only that.
-const WINDOW: u64 = 16;
+pub(super) const WINDOW: u64 = 16;
 /// Descriptors that run under one guard: with its bytes, what bounds it.
 const PER_GUARD: u32 = 64;
 
 /// A batch descriptor and how far its list has come.
 #[derive(Debug)]
 pub(crate) struct Batch {
-    descriptor: Descriptor,
-    phase: Phase,
+    pub(super) descriptor: Descriptor,
+    pub(super) phase: Phase,
     /// Descriptors that were read.
-    fetched: u64,
-    window: VecDeque<Descriptor>,
-    current: Option<Operation>,
+    pub(super) fetched: u64,
+    pub(super) window: VecDeque<Descriptor>,
+    pub(super) current: Option<Operation>,
     /// Descriptors that ended.
-    ended: u64,
-    failed: bool,
-    denied: bool,
+    pub(super) ended: u64,
+    pub(super) failed: bool,
+    pub(super) denied: bool,
     /// Bytes of the window that is being read.
     buffer: Vec<u8>,
     filled: u64,
 }
 
 #[derive(Debug)]
-enum Phase {
+pub(super) enum Phase {
     Check,
     Run,
     End(Ending),

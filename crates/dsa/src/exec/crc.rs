@@ -45,6 +45,16 @@ impl Crc {
         Crc { remainder, flags }
     }
 
+    /// Goes on from what [`Crc::remainder`] gave.
+    pub(crate) const fn resumed(remainder: u32, flags: u8) -> Self {
+        Crc { remainder, flags }
+    }
+
+    /// What [`Crc::resumed`] goes on from, given the same flags.
+    pub(crate) const fn remainder(self) -> u32 {
+        self.remainder
+    }
+
     /// Takes in `data`.
     pub(crate) fn update(&mut self, data: &[u8]) {
         let reflect = self.flags & CRC_BYPASS_REFLECTION == 0;

@@ -48,6 +48,11 @@ impl Ending {
     }
 
     /// The record as it will be written.
+    pub(crate) const fn record(&self) -> &CompletionRecord {
+        &self.record
+    }
+
+    /// The same, to be completed.
     pub(crate) const fn record_mut(&mut self) -> &mut CompletionRecord {
         &mut self.record
     }

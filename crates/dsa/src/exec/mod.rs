@@ -9,6 +9,7 @@ mod batch;
 mod crc;
 mod ending;
 mod operation;
+mod saved;
 
 use std::sync::Arc;
 

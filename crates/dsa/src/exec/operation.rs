@@ -18,18 +18,18 @@ const FLUSH_STEP: u64 = 4096;
 /// One descriptor and how far it has come.
 #[derive(Debug)]
 pub(crate) struct Operation {
-    descriptor: Descriptor,
+    pub(super) descriptor: Descriptor,
     /// Position in its batch.
     index: Option<u16>,
-    phase: Phase,
+    pub(super) phase: Phase,
     /// Bytes of the transfer that are done.
-    done: u64,
+    pub(super) done: u64,
     /// Page faults are not waited for any more.
-    denied: bool,
+    pub(super) denied: bool,
 }
 
 #[derive(Debug)]
-enum Phase {
+pub(super) enum Phase {
     Check,
     Run(Work),
     End(Ending),
@@ -37,7 +37,7 @@ enum Phase {
 
 /// What an operation keeps between two steps besides the bytes done.
 #[derive(Debug)]
-enum Work {
+pub(super) enum Work {
     Nothing,
     Move,
     Fill,
@@ -63,7 +63,7 @@ enum Work {
 
 /// A piece of the transfer on its way through a buffer.
 #[derive(Debug, Default)]
-struct Chunk {
+pub(super) struct Chunk {
     data: Vec<u8>,
     filled: u64,
     written: u64,
@@ -257,7 +257,7 @@ fn allowed_flags(opcode: Opcode, flags: Flags, terms: &Terms) -> Flags {
 }
 
 impl Work {
-    fn new(opcode: Opcode, descriptor: &Descriptor) -> Work {
+    pub(super) fn new(opcode: Opcode, descriptor: &Descriptor) -> Work {
         let chunk = Chunk::default();
         match opcode {
             Opcode::Noop | Opcode::Drain | Opcode::Batch => Work::Nothing,

@@ -331,6 +331,17 @@ impl SwError {
     /// A descriptor was stored to the portal of a queue that is not enabled.
     pub const QUEUE_DISABLED: u8 = 0x52;
 
+    /// The register with these quadwords; the fourth is 0.
+    pub const fn from_quadwords(quadwords: [u64; 3]) -> Self {
+        let [info, second, fault_addr] = quadwords;
+        SwError {
+            info: SwErrorInfo::from_bits(info),
+            batch_idx: second as u16,
+            invalid_flags: (second >> 32) as u32,
+            fault_addr,
+        }
+    }
+
     /// Quadword `index` (0..=3) of the register.
     pub const fn quadword(&self, index: u64) -> u64 {
         match index {

@@ -234,12 +234,16 @@ impl Feature {
     pub const VF_TOKEN: u32 = 0;
     /// Number: migration.
     pub const MIGRATION: u32 = 1;
+    /// Number: the state of a migration.
+    pub const MIG_DEVICE_STATE: u32 = 2;
     /// Number: let the device sleep.
     pub const LOW_POWER_ENTRY: u32 = 3;
     /// Number: let the device sleep until it is used ([`LowPowerWakeup`]).
     pub const LOW_POWER_ENTRY_WITH_WAKEUP: u32 = 4;
     /// Number: do not let the device sleep.
     pub const LOW_POWER_EXIT: u32 = 5;
+    /// Number: bytes of the state that is saved.
+    pub const MIG_DATA_SIZE: u32 = 9;
     /// Number: memory of the device as a dma-buf.
     pub const DMA_BUF: u32 = 11;
     /// Number: the second form of an answer during migration.

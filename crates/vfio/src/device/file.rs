@@ -348,6 +348,7 @@ impl VfioDevice {
         }
         self.clear_features();
         self.model.release();
+        self.end_migration();
         self.interrupts.clear(function);
         function.restore();
     }

@@ -29,6 +29,7 @@ mod features;
 mod file;
 mod grouped;
 mod mapped;
+mod migration;
 mod token;
 
 pub(crate) use bound::BoundTo;
@@ -36,6 +37,7 @@ pub use features::{Feature, StoreRequest};
 pub use file::DeviceFile;
 pub(crate) use grouped::Opening;
 pub use mapped::{MapRange, MapRequest};
+pub use migration::{MAX_STATE, MigrationState};
 pub use token::Token;
 
 /// How often a user is asked again for a device that is to go.
@@ -52,6 +54,7 @@ pub struct VfioDevice {
     mappable: AtomicBool,
     interrupts: Interrupts,
     features: features::Features,
+    migration: Mutex<migration::Migration>,
     sriov: token::Sriov,
     faults: Arc<FaultLog>,
     /// Held shared for every access, exclusively to reset, to release, and to change what answers.
@@ -105,6 +108,7 @@ impl VfioDevice {
             mappable: AtomicBool::new(false),
             interrupts: Interrupts::default(),
             features: features::Features::default(),
+            migration: Mutex::default(),
             sriov,
             faults: FaultLog::new(FaultLog::DEFAULT_CAPACITY),
             gate: RwLock::new(()),
@@ -152,6 +156,7 @@ impl VfioDevice {
             _ => None,
         };
         self.model.reset();
+        self.end_migration();
     }
 
     /// How it reaches its address space.

@@ -1,0 +1,119 @@
+//! Migration of a device over its socket: three features and two commands. The states and what they
+//! mean are those of [`ioasid_vfio::device`]; here are the messages.
+
+use ioasid_uapi::{Errno, spec::vfio::Feature};
+use ioasid_vfio::MigrationState;
+use zerocopy::IntoBytes;
+
+use crate::{
+    commands::{Target, prefix, set_argsz, whole},
+    error::{Error, Result},
+    spec::{MAX_DATA_XFER_SIZE, MigData, MigState},
+};
+
+/// What a migration of our devices can do: stop, and copy their state
+/// (`VFIO_MIGRATION_STOP_COPY`).
+const STOP_COPY: u64 = 1 << 0;
+
+/// No descriptor carries the data.
+const NO_FD: u32 = u32::MAX;
+
+impl Target {
+    /// The features MIGRATION, MIG_DEVICE_STATE and MIG_DATA_SIZE, with the checks of
+    /// `vfio_check_feature` (`include/linux/vfio.h`).
+    pub(crate) fn migration(&self, payload: &[u8]) -> Result<Vec<u8>> {
+        let (request, data) = prefix::<Feature>(payload)?;
+        if !self.file.can_migrate() {
+            return Err(Errno::ENOTTY.into());
+        }
+        let number = request.flags & Feature::NUMBER;
+        let wish = request.flags & (Feature::GET | Feature::SET);
+        let both = Feature::GET | Feature::SET;
+        let possible = match number {
+            Feature::MIG_DEVICE_STATE => both,
+            _ => Feature::GET,
+        };
+        let probes = request.flags & Feature::PROBE != 0;
+        let known = Feature::NUMBER | both | Feature::PROBE;
+        if request.flags & !known != 0 || wish & !possible != 0 || (wish == both && !probes) {
+            return Err(Error::Value);
+        }
+        if probes {
+            return Ok(answer(&request, &[]));
+        }
+        if wish == 0 || (request.argsz as usize) < Feature::MIN + size_of::<u64>() {
+            return Err(Error::Value);
+        }
+        match number {
+            Feature::MIGRATION => Ok(answer(&request, &STOP_COPY.to_ne_bytes())),
+            Feature::MIG_DATA_SIZE => {
+                let size = self.file.migration_size()?;
+                Ok(answer(&request, &size.to_ne_bytes()))
+            }
+            _ => {
+                if wish == Feature::SET {
+                    let wanted: MigState = whole(data)?;
+                    let wanted = MigrationState::wanted(wanted.device_state)?;
+                    self.file.set_migration_state(wanted)?;
+                }
+                let state = MigState {
+                    device_state: self.file.migration_state()? as u32,
+                    data_fd: NO_FD,
+                };
+                Ok(answer(&request, state.as_bytes()))
+            }
+        }
+    }
+
+    /// The next bytes of the saved state.
+    pub(crate) fn migration_read(&self, payload: &[u8]) -> Result<Vec<u8>> {
+        let request: MigData = whole(payload)?;
+        self.expect_migratable()?;
+        let room = (request.argsz as usize).checked_sub(size_of::<MigData>());
+        if request.size > MAX_DATA_XFER_SIZE {
+            return Err(Error::TooMuch);
+        }
+        if room.is_none_or(|room| room < request.size as usize) {
+            return Err(Error::Size);
+        }
+        // The state is what bounds the reply, not what the client would have room for.
+        let left = self.file.migration_size()?.min(request.size.into());
+        let mut data = vec![0; usize::try_from(left).unwrap_or(0)];
+        let count = self.file.read_migration(&mut data)?;
+        data.truncate(count);
+        let reply = MigData {
+            argsz: (size_of::<MigData>() + count) as u32,
+            size: count as u32,
+        };
+        Ok([reply.as_bytes(), &data].concat())
+    }
+
+    /// More bytes of the state that is to be restored.
+    pub(crate) fn migration_write(&self, payload: &[u8]) -> Result<Vec<u8>> {
+        let (request, data) = prefix::<MigData>(payload)?;
+        self.expect_migratable()?;
+        if request.size > MAX_DATA_XFER_SIZE {
+            return Err(Error::TooMuch);
+        }
+        if request.argsz as usize != payload.len() || request.size as usize != data.len() {
+            return Err(Error::Size);
+        }
+        self.file.write_migration(data)?;
+        Ok(Vec::new())
+    }
+
+    fn expect_migratable(&self) -> Result<()> {
+        match self.file.can_migrate() {
+            true => Ok(()),
+            false => Err(Errno::ENOTTY.into()),
+        }
+    }
+}
+
+/// The reply to a feature request: its header, and `data`.
+fn answer(request: &Feature, data: &[u8]) -> Vec<u8> {
+    let mut reply = [request.as_bytes(), data].concat();
+    let len = reply.len();
+    set_argsz(&mut reply, len);
+    reply
+}

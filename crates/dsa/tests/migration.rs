@@ -105,6 +105,9 @@ impl Scene {
     }
 }
 
+/// Places in memory, and what they hold at the end.
+type Expected = Vec<(u64, Vec<u8>)>;
+
 /// A place in the area.
 fn at(offset: u64) -> u64 {
     Area::BASE + offset
@@ -112,7 +115,7 @@ fn at(offset: u64) -> u64 {
 
 /// Work that comes to a stop at the end of what the source has mapped, with work behind it; what
 /// memory holds at its end, as far as it is known; and its records.
-fn work(area: &Area) -> (Vec<Descriptor>, Vec<(u64, Vec<u8>)>, Vec<u64>) {
+fn work(area: &Area) -> (Vec<Descriptor>, Expected, Vec<u64>) {
     let data = noise(512 << 10, 7);
     area.write(at(0x2_0000), &data);
     let record = |n: u64| at(0x40 * n);
@@ -166,7 +169,7 @@ fn work(area: &Area) -> (Vec<Descriptor>, Vec<(u64, Vec<u8>)>, Vec<u64>) {
 
 /// A source in the middle of its work.
 struct Stopped {
-    expected: Vec<(u64, Vec<u8>)>,
+    expected: Expected,
     records: Vec<u64>,
     /// What it has asked for.
     requests: Vec<PageRequest>,

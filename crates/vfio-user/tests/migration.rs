@@ -3,12 +3,16 @@
 
 mod common;
 
-use std::os::fd::{AsFd, OwnedFd};
+use std::{
+    os::fd::{AsFd, OwnedFd},
+    sync::LazyLock,
+};
 
 use common::*;
 use ioasid_dsa::spec::{Descriptor, Opcode, descriptor::DESCRIPTOR_SIZE, registers as reg};
 use ioasid_uapi::spec::vfio::{Feature, IrqSet};
 use ioasid_vfio_user::spec::{MigData, MigState, command};
+use proptest::prelude::*;
 use zerocopy::{FromBytes, IntoBytes};
 
 const MIB: u64 = 1 << 20;
@@ -290,4 +294,88 @@ fn a_whole_device_cannot_be_migrated() {
         assert_eq!(feature(&mut vmm, number, Feature::GET, &[]), Err(ENOTTY));
     }
     assert_eq!(read_some(&mut vmm, 16), Err(ENOTTY));
+}
+
+static STAGE: LazyLock<Stage> = LazyLock::new(Stage::new);
+
+/// A state that was saved in the middle of work.
+static SAVED: LazyLock<Vec<u8>> = LazyLock::new(|| {
+    let (mut vmm, ram, _irq) = client(&STAGE);
+    vmm.bring_up_child();
+    submit(&mut vmm, &ram);
+    go(&mut vmm, STOP_COPY).unwrap();
+    let saved = read_all(&mut vmm);
+    drop(vmm);
+    STAGE.released(MDEV1);
+    saved
+});
+
+/// Magic, version, length of configuration space.
+const LENGTHS: usize = 12;
+/// Where the checksum is, and what it is of.
+const SUM: usize = 20;
+const BODY: usize = 28;
+
+/// Makes lengths and checksum fit the body: what is forged is forged well.
+fn seal(state: &mut [u8]) {
+    let config = u32::from_le_bytes(state[LENGTHS..LENGTHS + 4].try_into().unwrap());
+    let rest = (state.len() - BODY).saturating_sub(config as usize) as u32;
+    state[LENGTHS + 4..SUM].copy_from_slice(&rest.to_le_bytes());
+    let sum = state[BODY..]
+        .iter()
+        .fold(0xcbf2_9ce4_8422_2325_u64, |sum, byte| {
+            (sum ^ u64::from(*byte)).wrapping_mul(0x0100_0000_01b3)
+        });
+    state[SUM..BODY].copy_from_slice(&sum.to_le_bytes());
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 100, failure_persistence: None, ..ProptestConfig::default() })]
+
+    #[test]
+    fn a_forged_state_reaches_no_more_than_its_own_device(
+        changes in proptest::collection::vec((any::<prop::sample::Index>(), any::<u8>()), 0..12),
+        // Of the model's state alone, most of the time.
+        everywhere in prop::bool::weighted(0.1),
+        tail in proptest::option::weighted(0.2, proptest::collection::vec(any::<u8>(), 0..300)),
+    ) {
+        let mut forged = SAVED.clone();
+        let config = u32::from_le_bytes(forged[LENGTHS..LENGTHS + 4].try_into().unwrap());
+        let first = if everywhere { BODY } else { BODY + config as usize };
+        for (index, value) in changes {
+            let at = first + index.index(forged.len() - first);
+            forged[at] = value;
+        }
+        if let Some(tail) = tail {
+            let keep = forged.len() - tail.len();
+            forged.truncate(keep);
+            forged.extend(tail);
+        }
+        seal(&mut forged);
+        let mut neighbour = STAGE.connect(MDEV2);
+        let others = memfd(MIB);
+        poke(&others, 0, &noise(MIB as usize, 77));
+        neighbour.map(Some(&others), 0, 0, MIB).unwrap();
+        neighbour.bring_up_child();
+
+        let (mut vmm, ..) = client(&STAGE);
+        match restore(&mut vmm, &forged) {
+            Ok(()) => go(&mut vmm, RUNNING).unwrap(),
+            Err(errno) => {
+                prop_assert_eq!(errno, EINVAL);
+                prop_assert_eq!(state(&mut vmm), ERROR);
+            }
+        }
+        prop_assert_eq!(peek(&others, 0, MIB as usize), noise(MIB as usize, 77));
+        poke(&others, 0x40, &[0; 32]);
+        neighbour.submit(Descriptor::fill(0x1000, 7, 64, 0x40));
+        prop_assert_eq!(wait_record(&others, 0x40).status, 1);
+
+        vmm.call(command::DEVICE_RESET, &[]).unwrap();
+        prop_assert_eq!(state(&mut vmm), RUNNING);
+        drop(vmm);
+        drop(neighbour);
+        STAGE.released(MDEV1);
+        STAGE.released(MDEV2);
+    }
 }

@@ -137,7 +137,8 @@ mod tests {
         let offered = r#"{"capabilities":{"migration":{"pgsize":4096}}}"#;
         assert_eq!(text(&agreement), offered);
         for (proposal, migratable) in [(proposal, false), (r#"{"capabilities":{}}"#, true)] {
-            let agreement = negotiate(&request(0, proposal), migratable).unwrap();
+            let request = request(0, &format!("{proposal}\0"));
+            let agreement = negotiate(&request, migratable).unwrap();
             assert_eq!(text(&agreement), r#"{"capabilities":{}}"#);
         }
     }

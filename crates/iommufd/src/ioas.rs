@@ -550,18 +550,16 @@ impl Inspect for Ioas {
         pages.sort_by_key(|pages| Arc::as_ptr(pages));
         pages.dedup_by_key(|pages| Arc::as_ptr(pages));
         let pinned: u64 = pages.iter().map(|pages| pages.pinned_bytes()).sum();
-        let domains: Vec<u32> = state
-            .tables
-            .domains()
-            .iter()
-            .map(|d| d.id().get())
-            .collect();
+        let domains = state.tables.domains();
+        // Numbers of domains, not how many: `2` beside the name must not be read as two of them.
+        let numbers: Vec<u32> = domains.iter().map(|domain| domain.id().get()).collect();
         Node::new()
             .with("id", self.id.get())
             .with("areas", state.space.len())
             .with("mapped_bytes", state.space.mapped())
             .with("pinned_bytes", pinned)
             .with("alignment", state.alignment())
-            .with("domains", domains)
+            .with("domains", domains.len())
+            .with("domain_ids", numbers)
     }
 }

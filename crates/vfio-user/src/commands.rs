@@ -58,18 +58,27 @@ pub(crate) fn may_wait(message: &Message) -> bool {
 }
 
 impl Target {
-    /// Carries out a command; returns the payload of its reply.
-    pub(crate) fn execute(&self, message: Message) -> Result<Vec<u8>> {
-        let Message {
-            header,
-            payload,
-            fds,
-            too_many_fds,
-        } = message;
-        if too_many_fds {
+    /// Carries out a command; appends the payload of its reply to `reply`. A register's access
+    /// allocates nothing once `reply` has had room for one.
+    pub(crate) fn execute(&self, message: &mut Message, reply: &mut Vec<u8>) -> Result<()> {
+        if message.too_many_fds {
             return Err(Error::Descriptors);
         }
-        match header.command {
+        match message.header.command {
+            command::REGION_READ => self.region_read(&message.payload, reply),
+            command::REGION_WRITE => self.region_write(&message.payload, reply),
+            _ => {
+                reply.extend(self.answer(message)?);
+                Ok(())
+            }
+        }
+    }
+
+    /// The commands that are rare.
+    fn answer(&self, message: &mut Message) -> Result<Vec<u8>> {
+        let payload = std::mem::take(&mut message.payload);
+        let fds = std::mem::take(&mut message.fds);
+        match message.header.command {
             command::DMA_MAP => self.dma_map(&payload, fds),
             command::DMA_UNMAP => self.dma_unmap(&payload),
             command::DEVICE_GET_INFO => self.device_info(),
@@ -77,8 +86,6 @@ impl Target {
             command::DEVICE_GET_REGION_IO_FDS => self.region_io_fds(&payload),
             command::DEVICE_GET_IRQ_INFO => self.irq_info(payload),
             command::DEVICE_SET_IRQS => self.set_irqs(payload, fds),
-            command::REGION_READ => self.region_read(&payload),
-            command::REGION_WRITE => self.region_write(&payload),
             command::REGION_WRITE_MULTI => self.region_write_multi(&payload),
             command::DEVICE_RESET => self.reset(&payload),
             command::DEVICE_FEATURE => self.feature(payload),
@@ -205,23 +212,25 @@ impl Target {
         Ok(Vec::new())
     }
 
-    fn region_read(&self, payload: &[u8]) -> Result<Vec<u8>> {
+    fn region_read(&self, payload: &[u8], reply: &mut Vec<u8>) -> Result<()> {
         let access: RegionAccess = whole(payload)?;
         let (at, count) = place(&access)?;
-        let mut reply = vec![0; size_of::<RegionAccess>() + count];
-        let (head, data) = reply.split_at_mut(size_of::<RegionAccess>());
-        head.copy_from_slice(access.as_bytes());
+        reply.extend_from_slice(access.as_bytes());
+        let here = reply.len();
+        reply.resize(here + count, 0);
+        let data = reply.get_mut(here..).unwrap_or_default();
         // An access that passes the end of a region is no access of a device's driver.
         if self.file.read(at, data)? != count {
             return Err(Error::Value);
         }
-        Ok(reply)
+        Ok(())
     }
 
-    fn region_write(&self, payload: &[u8]) -> Result<Vec<u8>> {
+    fn region_write(&self, payload: &[u8], reply: &mut Vec<u8>) -> Result<()> {
         let (access, data) = prefix::<RegionAccess>(payload)?;
         self.write(&access, data)?;
-        Ok(access.as_bytes().to_vec())
+        reply.extend_from_slice(access.as_bytes());
+        Ok(())
     }
 
     fn write(&self, access: &RegionAccess, data: &[u8]) -> Result<()> {

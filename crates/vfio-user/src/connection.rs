@@ -22,7 +22,7 @@ use crate::{
     spec::{Header, command},
     version::{Agreement, negotiate},
     vm::Vm,
-    wire::{Broken, Incoming, Message, Receiver, Sender},
+    wire::{Broken, Incoming, Message, Receiver, Sender, clear},
 };
 
 /// How long a client may take to say VERSION.
@@ -64,7 +64,9 @@ pub(crate) fn serve(
         room: Condvar::new(),
     });
     let ending = Ending(Arc::clone(&connection));
-    let result = reply(&connection.peer, header, &agreement.reply)
+    let sender = connection.peer.sender();
+    let result = sender
+        .send(success(header), [&agreement.reply, &[]])
         .map_err(Broken::Io)
         .and_then(|()| connection.run(&mut receiver));
     drop(ending);
@@ -87,13 +89,11 @@ fn handshake(
     peer: &Peer,
     device: &VfioDevice,
 ) -> Result<Option<(Header, Agreement)>, Broken> {
-    let message = match receiver.receive()? {
-        Incoming::Message(message) => message,
-        Incoming::TooLong(header) => {
-            reply_error(peer, header, Error::TooLong)?;
-            return Ok(None);
-        }
-    };
+    let mut message = Message::default();
+    if let Incoming::TooLong(header) = receiver.receive(&mut message)? {
+        reply_error(peer, header, Error::TooLong)?;
+        return Ok(None);
+    }
     let header = message.header;
     let agreement = if header.is_reply() == Some(false) && header.command == command::VERSION {
         negotiate(&message.payload, device.can_migrate())
@@ -155,32 +155,31 @@ impl Line {
 
 impl Connection {
     fn run(self: &Arc<Self>, receiver: &mut Receiver) -> Result<(), Broken> {
+        let mut message = Message::default();
+        let mut reply = Vec::new();
         loop {
-            let message = match receiver.receive()? {
-                Incoming::Message(message) => message,
-                Incoming::TooLong(header) => {
-                    self.answer(header, Err(Error::TooLong))?;
-                    continue;
-                }
-            };
+            if let Incoming::TooLong(header) = receiver.receive(&mut message)? {
+                self.answer(header, Err(Error::TooLong), &mut reply)?;
+                continue;
+            }
             match message.header.is_reply() {
-                Some(true) => self.peer.deliver(message)?,
-                Some(false) => self.accept(message)?,
+                Some(true) => self.peer.deliver(std::mem::take(&mut message))?,
+                Some(false) => self.accept(&mut message, &mut reply)?,
                 None => return Err(Broken::Nonsense("a type of message that does not exist")),
             }
         }
     }
 
-    /// A command: carried out here, or in the line.
-    fn accept(self: &Arc<Self>, message: Message) -> Result<(), Broken> {
+    /// A command: carried out here, or in the line. Its reply is put together in `reply`.
+    fn accept(self: &Arc<Self>, message: &mut Message, reply: &mut Vec<u8>) -> Result<(), Broken> {
         let mut line = self.line.lock();
         if line.broken {
             return Err(Broken::Closed);
         }
-        let here = !line.busy && (!self.target.vm.has_remote_memory() || !may_wait(&message));
+        let here = !line.busy && (!self.target.vm.has_remote_memory() || !may_wait(message));
         if here {
             drop(line);
-            return Ok(self.carry_out(message)?);
+            return Ok(self.carry_out(message, reply)?);
         }
         while line.waiting.len() >= QUEUE {
             line = self.room.wait(line);
@@ -193,16 +192,17 @@ impl Connection {
             submitted.map_err(io::Error::other)?;
             line.busy = true;
         }
-        line.waiting.push_back(message);
+        line.waiting.push_back(std::mem::take(message));
         Ok(())
     }
 
     /// The second thread: everything in the line.
     fn work_off(&self) {
         let _working = Working(self);
+        let mut reply = Vec::new();
         loop {
             let mut line = self.line.lock();
-            let Some(message) = line.waiting.pop_front() else {
+            let Some(mut message) = line.waiting.pop_front() else {
                 // Whoever finds it idle starts it again.
                 line.busy = false;
                 return;
@@ -211,8 +211,11 @@ impl Connection {
             self.room.notify_all();
             let slow = may_wait(&message);
             let done = match slow {
-                true => self.target.vm.hurried(|| self.carry_out(message)),
-                false => self.carry_out(message),
+                true => self
+                    .target
+                    .vm
+                    .hurried(|| self.carry_out(&mut message, &mut reply)),
+                false => self.carry_out(&mut message, &mut reply),
             };
             if done.is_err() {
                 self.line.lock().broken = true;
@@ -220,13 +223,21 @@ impl Connection {
         }
     }
 
-    fn carry_out(&self, message: Message) -> io::Result<()> {
+    fn carry_out(&self, message: &mut Message, reply: &mut Vec<u8>) -> io::Result<()> {
         let header = message.header;
-        let result = self.target.execute(message);
-        self.answer(header, result)
+        clear(reply);
+        reply.extend_from_slice(&[0; Header::SIZE]);
+        let result = self.target.execute(message, reply);
+        self.answer(header, result, reply)
     }
 
-    fn answer(&self, header: Header, result: Result<Vec<u8>, Error>) -> io::Result<()> {
+    /// Sends the reply that is in `reply` behind room for a header, or the error.
+    fn answer(
+        &self,
+        header: Header,
+        result: Result<(), Error>,
+        reply: &mut [u8],
+    ) -> io::Result<()> {
         if let Err(error) = &result {
             let command = command::name(header.command);
             tracing::debug!(connection = self.target.number, command, %error, "refused");
@@ -235,7 +246,7 @@ impl Connection {
             return Ok(());
         }
         match result {
-            Ok(payload) => reply(&self.peer, header, &payload),
+            Ok(()) => self.peer.sender().send_whole(success(header), reply),
             Err(error) => reply_error(&self.peer, header, error),
         }
     }
@@ -274,13 +285,13 @@ impl Drop for Working<'_> {
     }
 }
 
-fn reply(peer: &Peer, header: Header, payload: &[u8]) -> io::Result<()> {
-    let header = Header {
+/// The header of the reply to a command that was carried out.
+fn success(header: Header) -> Header {
+    Header {
         flags: Header::REPLY,
         error: 0,
         ..header
-    };
-    peer.sender().send(header, [payload, &[]])
+    }
 }
 
 fn reply_error(peer: &Peer, header: Header, error: Error) -> io::Result<()> {

@@ -1,12 +1,19 @@
 //! The socket: messages in and out, with the descriptors that come along.
 //!
-//! A header is read first, then exactly as many bytes as it says: whatever is wrong with a message,
-//! the next one starts where it should. Nothing is allocated that a peer has not earned: a message
-//! that is longer than any there is is read into nowhere.
+//! One read takes a whole message, and more if more are there. Whatever is wrong with a message, the
+//! next one starts where its size says. Nothing is kept that a peer has not earned: a message that is
+//! longer than any there is is read into nowhere.
+//!
+//! # Whose descriptors
+//!
+//! A read of a stream socket ends with the piece that brought descriptors (`unix_stream_read_generic`
+//! of `net/unix/af_unix.c`), and a piece is of one send. So they are of the message with the last byte
+//! that was read, for any client that sends a message, or part of one, at a time.
 
 use std::{
     io::{self, IoSlice, IoSliceMut},
     mem::MaybeUninit,
+    ops::Range,
     os::{
         fd::{AsFd, OwnedFd},
         unix::net::UnixStream,
@@ -29,8 +36,12 @@ pub const MAX_FDS: usize = 16;
 /// Most bytes of a payload: an access with all the data that it can have, and room to spare.
 pub const MAX_PAYLOAD: usize = MAX_DATA_XFER_SIZE as usize + 4096;
 
-/// Bytes that are read into nowhere at a time.
-const DRAIN: usize = 64 * 1024;
+/// Bytes that one read takes at most, and those that are read into nowhere at a time. Longer messages
+/// are read to where they stay.
+const BUFFER: usize = 16 * 1024;
+
+/// Memory for a payload that is kept from one message to the next.
+const KEPT: usize = 64 * 1024;
 
 /// One message of the client.
 #[derive(Debug, Default)]
@@ -42,11 +53,49 @@ pub(crate) struct Message {
     pub(crate) too_many_fds: bool,
 }
 
+impl Message {
+    /// Makes room for the next one. Memory for an ordinary payload stays.
+    fn clear(&mut self) {
+        clear(&mut self.payload);
+        self.fds.clear();
+        self.too_many_fds = false;
+    }
+
+    fn add(&mut self, fds: &mut Descriptors) {
+        self.too_many_fds |= std::mem::take(&mut fds.too_many);
+        self.fds.append(&mut fds.fds);
+        self.too_many_fds |= self.fds.len() > MAX_FDS;
+        self.fds.truncate(MAX_FDS);
+    }
+}
+
+/// Empties `bytes`, whose memory stays unless it is more than usual.
+pub(crate) fn clear(bytes: &mut Vec<u8>) {
+    bytes.clear();
+    bytes.shrink_to(KEPT);
+}
+
+/// Descriptors that came in.
+#[derive(Debug, Default)]
+struct Descriptors {
+    fds: Vec<OwnedFd>,
+    too_many: bool,
+}
+
+impl Descriptors {
+    fn append(&mut self, other: &mut Descriptors) {
+        self.too_many |= std::mem::take(&mut other.too_many);
+        self.fds.append(&mut other.fds);
+        self.too_many |= self.fds.len() > MAX_FDS;
+        self.fds.truncate(MAX_FDS);
+    }
+}
+
 /// What came in.
-#[derive(Debug)]
+#[derive(Debug, PartialEq, Eq)]
 pub(crate) enum Incoming {
     /// A message.
-    Message(Message),
+    Message,
     /// A message that is longer than any; it has been read to its end.
     TooLong(Header),
 }
@@ -67,77 +116,141 @@ pub(crate) enum Broken {
 
 /// The receiving side: one thread at a time reads.
 #[derive(Debug)]
-pub(crate) struct Receiver(Arc<UnixStream>);
+pub(crate) struct Receiver {
+    socket: Arc<UnixStream>,
+    buffer: Box<[u8]>,
+    /// The part of `buffer` that has been read and belongs to messages still to come.
+    unread: Range<usize>,
+    /// Descriptors of the next message.
+    own: Descriptors,
+    /// Those that the last read brought: of the message with its last byte.
+    last: Descriptors,
+}
 
 impl Receiver {
     pub(crate) fn new(socket: Arc<UnixStream>) -> Self {
-        Receiver(socket)
+        Receiver {
+            socket,
+            buffer: vec![0; BUFFER].into_boxed_slice(),
+            unread: 0..0,
+            own: Descriptors::default(),
+            last: Descriptors::default(),
+        }
     }
 
-    /// The next message.
-    pub(crate) fn receive(&mut self) -> Result<Incoming, Broken> {
-        let mut message = Message::default();
-        let mut bytes = [0; Header::SIZE];
-        self.fill(&mut bytes, &mut message)?;
-        let header = Header::read_from_bytes(&bytes).map_err(|_| Broken::Nonsense("header"))?;
+    /// The next message, into `message`.
+    pub(crate) fn receive(&mut self, message: &mut Message) -> Result<Incoming, Broken> {
+        message.clear();
+        self.read_to(Header::SIZE)?;
+        let header = self.take(Header::SIZE);
+        let header = Header::read_from_bytes(header).map_err(|_| Broken::Nonsense("header"))?;
         message.header = header;
         let rest = (header.size as usize)
             .checked_sub(Header::SIZE)
             .ok_or(Broken::Nonsense("a size less than that of a header"))?;
         if rest > MAX_PAYLOAD {
-            self.drain(rest)?;
+            self.drain(rest, message)?;
+            message.clear();
             return Ok(Incoming::TooLong(header));
         }
-        if rest > 0 {
-            let mut payload = vec![0; rest];
-            self.fill(&mut payload, &mut message)?;
-            message.payload = payload;
+        if rest <= BUFFER {
+            self.read_to(rest)?;
+            message.payload.extend_from_slice(self.take(rest));
+        } else {
+            message.payload.extend_from_slice(self.take(rest));
+            let here = message.payload.len();
+            message.payload.resize(rest, 0);
+            let missing = message.payload.get_mut(here..).unwrap_or_default();
+            fill(&self.socket, missing, &mut self.last)?;
         }
-        Ok(Incoming::Message(message))
+        self.take_descriptors(message);
+        Ok(Incoming::Message)
     }
 
-    fn drain(&self, mut rest: usize) -> Result<(), Broken> {
-        let mut nowhere = vec![0; DRAIN];
-        let mut unwanted = Message::default();
+    /// Up to `count` bytes of the buffer.
+    fn take(&mut self, count: usize) -> &[u8] {
+        let start = self.unread.start;
+        let end = (start + count).min(self.unread.end);
+        self.unread.start = end;
+        self.buffer.get(start..end).unwrap_or_default()
+    }
+
+    /// The message ends here.
+    fn take_descriptors(&mut self, message: &mut Message) {
+        message.add(&mut self.own);
+        if self.unread.is_empty() {
+            message.add(&mut self.last);
+        }
+    }
+
+    /// Reads until there are `count` bytes in the buffer, which has room for them.
+    fn read_to(&mut self, count: usize) -> Result<(), Broken> {
+        while self.unread.len() < count {
+            // What there is ends within the next message.
+            self.own.append(&mut self.last);
+            let have = self.unread.len();
+            self.buffer.copy_within(self.unread.clone(), 0);
+            self.unread = 0..have;
+            let room = self.buffer.get_mut(have..).unwrap_or_default();
+            let flags = RecvFlags::empty();
+            self.unread.end += read(&self.socket, room, flags, &mut self.last)?;
+        }
+        Ok(())
+    }
+
+    fn drain(&mut self, mut rest: usize, message: &mut Message) -> Result<(), Broken> {
+        rest -= self.take(rest).len();
         while rest > 0 {
-            let part = nowhere.get_mut(..rest.min(DRAIN)).unwrap_or_default();
-            self.fill(part, &mut unwanted)?;
+            self.last = Descriptors::default();
+            let part = self.buffer.get_mut(..rest.min(BUFFER)).unwrap_or_default();
+            fill(&self.socket, part, &mut self.last)?;
             rest -= part.len();
-            unwanted.fds.clear();
         }
+        self.take_descriptors(message);
         Ok(())
     }
+}
 
-    /// Reads until `bytes` are full; descriptors go to `message`.
-    fn fill(&self, bytes: &mut [u8], message: &mut Message) -> Result<(), Broken> {
-        let mut done = 0;
-        while let Some(rest) = bytes.get_mut(done..)
-            && !rest.is_empty()
-        {
-            let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MAX_FDS))];
-            let mut control = RecvAncillaryBuffer::new(&mut space);
-            let mut parts = [IoSliceMut::new(rest)];
-            let flags = RecvFlags::CMSG_CLOEXEC | RecvFlags::WAITALL;
-            let received = match recvmsg(self.0.as_fd(), &mut parts, &mut control, flags) {
-                Ok(received) => received,
-                Err(Errno::INTR) => continue,
-                Err(Errno::CONNRESET | Errno::AGAIN) => return Err(Broken::Closed),
-                Err(errno) => return Err(Broken::Io(errno.into())),
-            };
-            for part in control.drain() {
-                if let RecvAncillaryMessage::ScmRights(fds) = part {
-                    message.fds.extend(fds);
-                }
+/// Reads until `bytes` are full, and nothing behind them.
+fn fill(socket: &UnixStream, bytes: &mut [u8], to: &mut Descriptors) -> Result<(), Broken> {
+    let mut done = 0;
+    while let Some(rest) = bytes.get_mut(done..)
+        && !rest.is_empty()
+    {
+        done += read(socket, rest, RecvFlags::WAITALL, to)?;
+    }
+    Ok(())
+}
+
+/// Reads once; at least one byte. Descriptors are added to `to`.
+fn read(
+    socket: &UnixStream,
+    bytes: &mut [u8],
+    flags: RecvFlags,
+    to: &mut Descriptors,
+) -> Result<usize, Broken> {
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MAX_FDS))];
+    let mut parts = [IoSliceMut::new(bytes)];
+    loop {
+        let mut control = RecvAncillaryBuffer::new(&mut space);
+        let flags = flags | RecvFlags::CMSG_CLOEXEC;
+        let received = match recvmsg(socket.as_fd(), &mut parts, &mut control, flags) {
+            Ok(received) => received,
+            Err(Errno::INTR) => continue,
+            Err(Errno::CONNRESET | Errno::AGAIN) => return Err(Broken::Closed),
+            Err(errno) => return Err(Broken::Io(errno.into())),
+        };
+        for part in control.drain() {
+            if let RecvAncillaryMessage::ScmRights(fds) = part {
+                to.fds.extend(fds);
             }
-            message.too_many_fds |=
-                received.flags.contains(ReturnFlags::CTRUNC) || message.fds.len() > MAX_FDS;
-            message.fds.truncate(MAX_FDS);
-            if received.bytes == 0 {
-                return Err(Broken::Closed);
-            }
-            done += received.bytes;
         }
-        Ok(())
+        to.too_many |= received.flags.contains(ReturnFlags::CTRUNC) || to.fds.len() > MAX_FDS;
+        to.fds.truncate(MAX_FDS);
+        if received.bytes == 0 {
+            return Err(Broken::Closed);
+        }
+        return Ok(received.bytes);
     }
 }
 
@@ -190,8 +303,33 @@ impl Sender {
         Ok(())
     }
 
+    /// Sends a message whose header and payload are one piece, `bytes`: the header goes to its
+    /// beginning, with the size.
+    pub(crate) fn send_whole(&self, mut header: Header, bytes: &mut [u8]) -> io::Result<()> {
+        header.size = u32::try_from(bytes.len()).map_err(|_| io::ErrorKind::InvalidInput)?;
+        let place = bytes.get_mut(..Header::SIZE);
+        place
+            .ok_or(io::ErrorKind::InvalidInput)?
+            .copy_from_slice(header.as_bytes());
+        let mut rest = &*bytes;
+        let _turn = self.turn.lock();
+        while !rest.is_empty() {
+            match rustix::net::send(&self.socket, rest, SendFlags::NOSIGNAL) {
+                Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
+                Ok(sent) => rest = rest.get(sent..).unwrap_or_default(),
+                Err(Errno::INTR) => {}
+                Err(errno) => return Err(errno.into()),
+            }
+        }
+        Ok(())
+    }
+
     /// Ends the connection in both directions: whoever reads or sends is woken.
     pub(crate) fn shut_down(&self) {
         let _ = self.socket.shutdown(std::net::Shutdown::Both);
     }
 }
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, reason = "a test may panic")]
+mod tests;

@@ -208,9 +208,24 @@ fn the_tree_shows_mappings_and_domains() {
     pdev.attach(ioas).unwrap();
     mdev.attach(ioas).unwrap();
     assert_eq!(show("pinned_bytes"), Some(Value::Count(3 * PAGE)));
+    let another = HwptAlloc::new(pdev.id(), ioas);
+    m.context.hwpt_alloc(another).unwrap();
     let domain = u64::from(m.domains()[0].id().get());
+    let tree = m.context.inspect();
+    let Some(Value::List(tables)) = tree.field("hwpts") else {
+        panic!("a list of page tables")
+    };
+    assert!(
+        tables.len() >= 2,
+        "the automatic one and another: {tables:?}"
+    );
     assert_eq!(
         show("domains"),
+        Some(Value::Count(1)),
+        "one for all of them"
+    );
+    assert_eq!(
+        show("domain_ids"),
         Some(Value::List(vec![Value::Count(domain)]))
     );
 }

@@ -65,7 +65,7 @@ pub const ENOTTY: u32 = 25;
 pub const EMSGSIZE: u32 = 90;
 pub const EOPNOTSUPP: u32 = 95;
 
-/// The default machine and its server.
+/// A machine and its server.
 pub struct Stage {
     pub machine: Arc<Machine>,
     pub server: Server,
@@ -73,9 +73,13 @@ pub struct Stage {
 }
 
 impl Stage {
+    /// The default machine.
     pub fn new() -> Self {
-        let file = MachineFile::default_machine();
-        let machine = Machine::build("test", &file, &StdSpawner).unwrap();
+        Stage::of(&MachineFile::default_machine())
+    }
+
+    pub fn of(file: &MachineFile) -> Self {
+        let machine = Machine::build("test", file, &StdSpawner).unwrap();
         let contexts = Arc::clone(&machine);
         let new_context = Box::new(move || contexts.new_context());
         let server = Server::new(Arc::clone(machine.iommu().space()), new_context).unwrap();

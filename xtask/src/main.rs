@@ -12,6 +12,7 @@ mod conformance;
 mod e2e;
 mod fetch;
 mod fuzz;
+mod play;
 mod vm;
 
 use std::{

@@ -9,11 +9,10 @@ use std::{
 use anyhow::{Context as _, Result, ensure};
 
 use super::stage::{Client, Served, Stage, User, shown, succeed};
-
-type Claim = fn(&Stage) -> Result<String>;
+use crate::play::Claim;
 
 /// All claims, by name.
-pub(crate) const CLAIMS: &[(&str, Claim)] = &[
+pub(crate) const CLAIMS: &[(&str, Claim<Stage>)] = &[
     ("the demo passes for every user", demo),
     (
         "a program keeps its uid, its exit status and its signals",

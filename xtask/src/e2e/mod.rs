@@ -4,11 +4,10 @@
 mod claims;
 pub(crate) mod stage;
 
-use std::time::Instant;
-
-use anyhow::{Result, bail};
+use anyhow::Result;
 use clap::Args;
 
+use crate::play::play;
 use stage::Stage;
 
 /// `cargo xtask e2e`.
@@ -25,32 +24,6 @@ pub(crate) struct E2e {
 /// Checks every claim.
 pub(crate) fn run(arguments: &E2e) -> Result<()> {
     let stage = Stage::build(arguments.long)?;
-    let (mut passed, mut failed) = (0, 0);
-    for (name, claim) in claims::CLAIMS {
-        if arguments
-            .only
-            .as_ref()
-            .is_some_and(|text| !name.contains(text.as_str()))
-        {
-            continue;
-        }
-        let start = Instant::now();
-        let result = claim(&stage);
-        let seconds = start.elapsed().as_secs_f64();
-        match result {
-            Ok(what) => {
-                passed += 1;
-                println!("  ok   {name} ({seconds:.1} s)\n       {what}");
-            }
-            Err(error) => {
-                failed += 1;
-                println!("  FAIL {name} ({seconds:.1} s)\n       {error:#}");
-            }
-        }
-    }
-    println!("\n{passed} passed, {failed} failed");
-    if failed > 0 || passed == 0 {
-        bail!("{failed} end-to-end claims failed");
-    }
-    Ok(())
+    let only = arguments.only.as_deref();
+    play("end-to-end claims", claims::CLAIMS, only, &stage)
 }

@@ -12,12 +12,12 @@ mod scenes;
 mod sockets;
 mod work;
 
-use std::{path::PathBuf, time::Instant};
+use std::path::PathBuf;
 
-use anyhow::{Result, bail};
+use anyhow::Result;
 use clap::{Args, ValueEnum};
 
-use crate::fetch::Origin;
+use crate::{fetch::Origin, play::play};
 use host::Host;
 
 /// Arguments of `cargo xtask vm`.
@@ -61,28 +61,6 @@ pub(crate) enum Model {
 /// What kept the scenes from being played, or that one failed.
 pub(crate) fn run(arguments: &Vm) -> Result<()> {
     let host = Host::new(arguments)?;
-    let (mut passed, mut failed) = (0, 0);
-    for (name, scene) in scenes::SCENES {
-        if !arguments.only.iter().all(|text| name.contains(text)) {
-            continue;
-        }
-        let start = Instant::now();
-        let result = scene(&host);
-        let seconds = start.elapsed().as_secs_f64();
-        match result {
-            Ok(what) => {
-                passed += 1;
-                println!("  ok   {name} ({seconds:.1} s)\n       {what}");
-            }
-            Err(error) => {
-                failed += 1;
-                println!("  FAIL {name} ({seconds:.1} s)\n       {error:#}");
-            }
-        }
-    }
-    println!("\n{passed} passed, {failed} failed");
-    if failed > 0 || passed == 0 {
-        bail!("{failed} scenes with guests failed");
-    }
-    Ok(())
+    let only = arguments.only.as_deref();
+    play("scenes with guests", scenes::SCENES, only, &host)
 }

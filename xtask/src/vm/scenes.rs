@@ -14,12 +14,13 @@ use super::{
     host::{Given, Host, Mode},
     sockets, work,
 };
-use crate::e2e::stage::{Served, succeed};
-
-type Scene = fn(&Host) -> Result<String>;
+use crate::{
+    e2e::stage::{Served, succeed},
+    play::Claim,
+};
 
 /// Every scene, in the order in which they are played.
-pub(super) const SCENES: &[(&str, Scene)] = &[
+pub(super) const SCENES: &[(&str, Claim<Host>)] = &[
     (
         "one guest, a pdev and an mdev in one address space; the pdev is unplugged first",
         |host| shared(host, 0),
@@ -157,6 +158,20 @@ pub(super) fn no_faults(tree: &Json) -> Result<()> {
     Ok(())
 }
 
+/// That there are the parent's own domain and one of each of two guests, the first with two devices, and
+/// that no DMA has met a fault.
+pub(super) fn three_domains(tree: &Json) -> Result<()> {
+    let mut found: Vec<_> = domains(tree).into_iter().map(routes).collect();
+    found.sort_unstable();
+    ensure!(found == [1, 2], "routes of the guests' domains: {found:?}");
+    ensure!(
+        tree["iommu"]["paging_domains"] == 3,
+        "{} domains, not three",
+        tree["iommu"]["paging_domains"]
+    );
+    no_faults(tree)
+}
+
 /// That there is one IOAS with all of the guest's memory and one domain under it with `count` routes.
 fn one_space(tree: &Json, count: usize) -> Result<u64> {
     let files = tree["iommufds"].as_array().map_or(0, Vec::len);
@@ -292,15 +307,7 @@ fn two_guests(host: &Host) -> Result<String> {
     }
     good(host, &second.next_report()?, 0)?;
     let tree = served.inspect(host.stage())?;
-    let mut found: Vec<_> = domains(&tree).into_iter().map(routes).collect();
-    found.sort_unstable();
-    ensure!(found == [1, 2], "routes of the guests' domains: {found:?}");
-    ensure!(
-        tree["iommu"]["paging_domains"] == 3,
-        "{} domains, not three",
-        tree["iommu"]["paging_domains"]
-    );
-    no_faults(&tree)?;
+    three_domains(&tree)?;
     let before = parent_jobs(&tree)?;
 
     kill_program(first)?;

@@ -8,7 +8,7 @@ use super::{
     host::{Board, Host, Memory},
     scenes::{
         FIRST, MACHINE, PDEV, SECOND, domains, eventually, good, no_faults, parent_jobs,
-        probe_again, routes, shown,
+        probe_again, routes, shown, three_domains,
     },
 };
 
@@ -49,15 +49,7 @@ pub(super) fn two_guests(host: &Host) -> Result<String> {
     }
     good(host, &second.next_report()?, 0)?;
     let tree = served.inspect(host.stage())?;
-    let mut found: Vec<_> = domains(&tree).into_iter().map(routes).collect();
-    found.sort_unstable();
-    ensure!(found == [1, 2], "routes of the guests' domains: {found:?}");
-    ensure!(
-        tree["iommu"]["paging_domains"] == 3,
-        "{} domains, not three",
-        tree["iommu"]["paging_domains"]
-    );
-    no_faults(&tree)?;
+    three_domains(&tree)?;
     let mappings = held_by_all(&tree, "vm1", 2, "file")?;
     held_by_all(&tree, "vm2", 1, "file")?;
     let before = parent_jobs(&tree)?;

@@ -13,6 +13,7 @@ use super::{
     host::{Board, Host},
     scenes::{
         FIRST, MACHINE, PDEV, SECOND, domains, eventually, good_as, no_faults, parent_jobs, routes,
+        three_domains,
     },
     sockets::held_by_all,
 };
@@ -93,11 +94,7 @@ pub(super) fn sustained(host: &Host) -> Result<String> {
     let end = Instant::now() + host.work;
     while Instant::now() < end {
         let tree = served.inspect(host.stage())?;
-        let mut found: Vec<_> = domains(&tree).into_iter().map(routes).collect();
-        found.sort_unstable();
-        ensure!(found == [1, 2], "routes of the guests' domains: {found:?}");
-        ensure!(tree["iommu"]["paging_domains"] == 3, "not three domains");
-        no_faults(&tree)?;
+        three_domains(&tree)?;
         held_by_all(&tree, "vm1", 2, "file")?;
         std::thread::sleep(Duration::from_secs(1));
     }

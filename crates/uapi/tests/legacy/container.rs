@@ -16,7 +16,10 @@ use ioasid_uapi::{
 };
 use zerocopy::IntoBytes;
 
-use super::machine::{BASE, CONTAINER, Machine, SIZE, UUID};
+use super::{
+    common::{BASE, SIZE},
+    machine::{CONTAINER, Machine, UUID},
+};
 
 const RW: u32 = MAP_READ | MAP_WRITE;
 /// Memory of the program that can be mapped: behind its structs.
@@ -190,7 +193,7 @@ fn info_comes_with_its_chain_if_there_is_room_for_all_of_it() {
     machine.map(RW, MEMORY, 0, 4096).unwrap();
     info(NEEDED);
     assert_eq!(word(64), 65534);
-    *machine.program.writable.lock() = 60;
+    *machine.program.memory.writable.lock() = 60;
     let mut bytes = [0; 4];
     bytes.copy_from_slice(&NEEDED.to_ne_bytes());
     let short = machine.container(IOMMU_GET_INFO, &bytes);

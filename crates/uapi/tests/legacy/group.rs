@@ -17,8 +17,9 @@ use ioasid_uapi::{
 };
 use zerocopy::IntoBytes;
 
-use super::machine::{
-    BASE, CLOSED, CONTAINER, FILE, FIRST_DEVICE, IOMMUFD, Machine, PDEV, SIZE, UUID,
+use super::{
+    common::{BASE, SIZE},
+    machine::{CLOSED, CONTAINER, FILE, FIRST_DEVICE, IOMMUFD, Machine, PDEV, UUID},
 };
 
 fn words(words: &[u32]) -> Vec<u8> {
@@ -50,7 +51,7 @@ fn status_tells_viable_and_whether_there_is_a_container() {
     machine.group_at(UNSET_CONTAINER, 0).unwrap();
     machine.set_container(IOMMUFD).unwrap();
     assert_eq!(status(8), Ok((8, 3)));
-    *machine.program.writable.lock() = 4;
+    *machine.program.memory.writable.lock() = 4;
     assert_eq!(status(8), Err(Errno::EFAULT));
 }
 

@@ -22,13 +22,11 @@ use ioasid_vfio::{
     pci::{Bar, Function, FunctionBuilder, MsixLayout},
 };
 
+use crate::common::{BASE, FlatMemory, SIZE};
+
 pub(crate) const PDEV: &str = "0000:6b:01.0";
 pub(crate) const UUID: &str = "5f2e6a9e-93a1-4f0a-9b3e-3d8f0c1b2a01";
 
-/// The program's memory starts here.
-pub(crate) const BASE: u64 = 0x10_0000;
-/// And has this many bytes.
-pub(crate) const SIZE: usize = 0x8000;
 /// A `/dev/vfio/vfio` file.
 pub(crate) const CONTAINER: i32 = 3;
 /// A `/dev/iommu` file.
@@ -42,9 +40,7 @@ pub(crate) const FIRST_DEVICE: u64 = 20;
 
 #[derive(Debug)]
 pub(crate) struct TestProgram {
-    memory: Mutex<Vec<u8>>,
-    /// Nothing can be written from this offset on.
-    pub(crate) writable: Mutex<usize>,
+    pub(crate) memory: FlatMemory,
     space: Arc<SpaSpace>,
     container: Mutex<Arc<Container>>,
     pub(crate) context: Arc<Context>,
@@ -54,24 +50,12 @@ pub(crate) struct TestProgram {
 }
 
 impl TestProgram {
-    fn range(address: u64, len: usize) -> Result<std::ops::Range<usize>, MemoryGone> {
-        let start = address.checked_sub(BASE).ok_or(MemoryGone { done: 0 })?;
-        let start = usize::try_from(start).map_err(|_| MemoryGone { done: 0 })?;
-        match start.checked_add(len) {
-            Some(end) if end <= SIZE => Ok(start..end),
-            _ => Err(MemoryGone { done: 0 }),
-        }
-    }
-
     pub(crate) fn put(&self, address: u64, bytes: &[u8]) {
-        let range = Self::range(address, bytes.len()).unwrap();
-        self.memory.lock()[range].copy_from_slice(bytes);
+        self.memory.put(address, bytes);
     }
 
     pub(crate) fn word(&self, address: u64) -> u32 {
-        let mut bytes = [0; 4];
-        self.read(address, &mut bytes).unwrap();
-        u32::from_ne_bytes(bytes)
+        self.memory.word(address)
     }
 
     pub(crate) fn long(&self, address: u64) -> u64 {
@@ -83,18 +67,11 @@ impl TestProgram {
 
 impl Caller for TestProgram {
     fn read(&self, address: u64, dst: &mut [u8]) -> Result<(), MemoryGone> {
-        let range = Self::range(address, dst.len())?;
-        dst.copy_from_slice(&self.memory.lock()[range]);
-        Ok(())
+        self.memory.read(address, dst)
     }
 
     fn write(&self, address: u64, src: &[u8]) -> Result<(), MemoryGone> {
-        let range = Self::range(address, src.len())?;
-        if range.end > *self.writable.lock() {
-            return Err(MemoryGone { done: 0 });
-        }
-        self.memory.lock()[range].copy_from_slice(src);
-        Ok(())
+        self.memory.write(address, src)
     }
 
     fn pages(&self, address: u64, len: u64) -> Result<Arc<dyn PageSource>, PinError> {
@@ -235,8 +212,7 @@ impl Machine {
             group: whole.group().open().unwrap(),
             child_group: child.group().open().unwrap(),
             program: TestProgram {
-                memory: Mutex::new(vec![0; SIZE]),
-                writable: Mutex::new(SIZE),
+                memory: FlatMemory::default(),
                 space: Arc::clone(iommu.space()),
                 container: Mutex::new(Container::new(Context::new(&iommu))),
                 context: Context::new(&iommu),

@@ -3,7 +3,7 @@
 use ioasid_uapi::spec::container::{SET_IOMMU, TYPE1V2_IOMMU};
 use proptest::prelude::*;
 
-use super::machine::{BASE, Machine};
+use super::{common::BASE, machine::Machine};
 
 proptest! {
     #![proptest_config(ProptestConfig { cases: 300, ..ProptestConfig::default() })]

@@ -8,7 +8,10 @@ use ioasid_uapi::{
     },
 };
 
-use crate::machine::{BASE, CLOSED, EVENTFD, FILE, IOMMUFD, Machine};
+use crate::{
+    common::BASE,
+    machine::{CLOSED, EVENTFD, FILE, IOMMUFD, Machine},
+};
 
 const SET: u32 = Feature::SET;
 const PROBE: u32 = Feature::PROBE;

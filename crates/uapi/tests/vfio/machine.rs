@@ -20,10 +20,8 @@ use ioasid_vfio::{
     },
 };
 
-/// The program's memory starts here.
-pub(crate) const BASE: u64 = 0x10_0000;
-/// And has this many bytes.
-pub(crate) const SIZE: usize = 0x4000;
+use crate::common::{BASE, FlatMemory};
+
 /// A `/dev/iommu` file.
 pub(crate) const IOMMUFD: i32 = 3;
 /// A file that is neither that nor an eventfd.
@@ -35,9 +33,7 @@ pub(crate) const CLOSED: i32 = 99;
 
 #[derive(Debug)]
 pub(crate) struct TestProgram {
-    memory: Mutex<Vec<u8>>,
-    /// Nothing can be written from this offset on.
-    pub(crate) writable: Mutex<usize>,
+    pub(crate) memory: FlatMemory,
     pub(crate) context: Arc<Context>,
     pub(crate) eventfds: [Arc<CountingIrq>; 4],
     /// Who listens to eventfds.
@@ -51,44 +47,25 @@ struct Watch;
 impl EventfdWatch for Watch {}
 
 impl TestProgram {
-    fn range(address: u64, len: usize) -> Result<std::ops::Range<usize>, MemoryGone> {
-        let start = address.checked_sub(BASE).ok_or(MemoryGone { done: 0 })?;
-        let start = usize::try_from(start).map_err(|_| MemoryGone { done: 0 })?;
-        match start.checked_add(len) {
-            Some(end) if end <= SIZE => Ok(start..end),
-            _ => Err(MemoryGone { done: 0 }),
-        }
-    }
-
     /// Fills the memory with words from `address` on.
     pub(crate) fn put(&self, address: u64, words: &[u32]) {
         let bytes: Vec<u8> = words.iter().flat_map(|word| word.to_ne_bytes()).collect();
-        let range = Self::range(address, bytes.len()).unwrap();
-        self.memory.lock()[range].copy_from_slice(&bytes);
+        self.memory.put(address, &bytes);
     }
 
     /// The word at `address`.
     pub(crate) fn word(&self, address: u64) -> u32 {
-        let mut bytes = [0; 4];
-        self.read(address, &mut bytes).unwrap();
-        u32::from_ne_bytes(bytes)
+        self.memory.word(address)
     }
 }
 
 impl Caller for TestProgram {
     fn read(&self, address: u64, dst: &mut [u8]) -> Result<(), MemoryGone> {
-        let range = Self::range(address, dst.len())?;
-        dst.copy_from_slice(&self.memory.lock()[range]);
-        Ok(())
+        self.memory.read(address, dst)
     }
 
     fn write(&self, address: u64, src: &[u8]) -> Result<(), MemoryGone> {
-        let range = Self::range(address, src.len())?;
-        if range.end > *self.writable.lock() {
-            return Err(MemoryGone { done: 0 });
-        }
-        self.memory.lock()[range].copy_from_slice(src);
-        Ok(())
+        self.memory.write(address, src)
     }
 
     fn pages(&self, _address: u64, _len: u64) -> Result<Arc<dyn PageSource>, PinError> {
@@ -251,8 +228,7 @@ impl Machine {
             file: device.open().unwrap(),
             dma,
             program: TestProgram {
-                memory: Mutex::new(vec![0; SIZE]),
-                writable: Mutex::new(SIZE),
+                memory: FlatMemory::default(),
                 context: Context::new(&iommu),
                 eventfds: std::array::from_fn(|_| CountingIrq::new()),
                 listeners: Mutex::default(),

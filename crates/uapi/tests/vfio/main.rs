@@ -1,11 +1,14 @@
 //! The ioctls, reads and writes of a VFIO device, as a program sees them.
 
+#[path = "../common/mod.rs"]
+mod common;
 mod features;
 mod interrupts;
 mod machine;
 mod robustness;
 mod wire;
 
+use common::{BASE, SIZE};
 use ioasid_uapi::{
     Errno,
     iommufd::COMMANDS,
@@ -16,7 +19,7 @@ use ioasid_uapi::{
         DEVICE_SET_IRQS, Feature, IrqSet,
     },
 };
-use machine::{BASE, CLOSED, EVENTFD, FILE, IOMMUFD, Machine, SIZE};
+use machine::{CLOSED, EVENTFD, FILE, IOMMUFD, Machine};
 
 const ALL: [u32; 11] = [
     DEVICE_GET_INFO,
@@ -120,12 +123,12 @@ fn a_device_in_its_drivers_hands_is_eperm_and_its_child_is_not() {
 #[test]
 fn a_bind_whose_answer_is_lost_is_undone() {
     let machine = Machine::whole();
-    *machine.program.writable.lock() = 0;
+    *machine.program.memory.writable.lock() = 0;
     let words = [16, 0, IOMMUFD as u32, 0];
     let lost = machine.call(DEVICE_BIND_IOMMUFD, &words);
     assert_eq!(lost, Err(Errno::EFAULT));
     assert!(!machine.file.is_bound());
-    *machine.program.writable.lock() = SIZE;
+    *machine.program.memory.writable.lock() = SIZE;
     assert_eq!(machine.call(DEVICE_BIND_IOMMUFD, &words), Ok(0));
 }
 
@@ -159,7 +162,7 @@ fn attach_writes_the_page_table_and_nothing_else() {
 fn an_attach_whose_answer_is_lost_is_undone() {
     let machine = Machine::whole().bound();
     let ioas = machine.program.context.ioas_alloc().unwrap().get();
-    *machine.program.writable.lock() = 0;
+    *machine.program.memory.writable.lock() = 0;
     let lost = machine.call(DEVICE_ATTACH_IOMMUFD_PT, &[12, 0, ioas]);
     assert_eq!(lost, Err(Errno::EFAULT));
     let paging = machine.dma.attachments();

@@ -5,7 +5,8 @@ use proptest::prelude::*;
 
 use crate::{
     ALL,
-    machine::{BASE, Machine, SIZE},
+    common::{BASE, SIZE},
+    machine::Machine,
 };
 
 /// Words that reach far into the checks, and any others.

@@ -17,9 +17,8 @@ fn pasid_of_queue(tree: &Json) -> Option<u64> {
         .flatten()
 }
 
-/// Debian's `accel-config` enables the device and its queue. An emulated processor has no MOVDIR64B,
-/// so the kernel is told that it has: nothing is submitted here. The queue becomes a DMA channel of the
-/// kernel's: a queue for programs needs PASIDs of the guest's own.
+/// Debian's `accel-config` enables the device and its queue, for programs and then for the kernel. An
+/// emulated processor has no MOVDIR64B, so the kernel is told that it has: nothing is submitted here.
 pub(super) fn control_path(host: &Host) -> Result<String> {
     let served = host.serve_sockets_of(Model::Dsa, MACHINE)?;
     let board = Board {
@@ -34,34 +33,49 @@ pub(super) fn control_path(host: &Host) -> Result<String> {
         "the queue has a PASID before the guest enables it"
     );
 
-    let report = guest.order("idxd")?;
-    let said = report.log.join(" / ");
-    let queue = report
-        .queue
-        .with_context(|| format!("the guest has no queue; it says: {said}"))?;
-    ensure!(
-        queue.state == "enabled",
-        "the guest's queue is {queue:?}; the guest says: {said}"
-    );
-    let function = report.functions.get("0000:01:00.0");
-    ensure!(
-        function.is_some_and(|function| function.driver == "idxd" && function.channels == 1),
-        "the guest's driver has made no DMA channel of the queue: {function:?}; it says: {said}"
-    );
-    // The fields PASID and PASID enable.
-    ensure!(
-        queue.usage & 0x4fff_ff00 == 0,
-        "the guest reads {:#010x} in its WQCFG",
-        queue.usage
-    );
-    let tree = served.inspect(host.stage())?;
-    let pasid = pasid_of_queue(&tree).context("no PASID is in the parent's WQCFG")?;
-    ensure!(pasid > 0, "the queue has the PASID 0");
-    ensure!(
-        tree["devices"][0]["dsa"]["queues"][1]["state"] == "enabled",
-        "the parent's queue is not enabled"
-    );
-    no_faults(&tree)?;
+    let mut pasid = 0;
+    for (kind, driver) in [("user", "user"), ("kernel", "dmaengine")] {
+        let report = guest.order(&format!("idxd {kind} {driver}"))?;
+        let said = report.log.join(" / ");
+        let queue = report
+            .queue
+            .with_context(|| format!("the guest has no queue; it says: {said}"))?;
+        ensure!(
+            queue.state == "enabled",
+            "the guest's queue is {queue:?}; the guest says: {said}"
+        );
+        // What the stock driver makes of a queue: a file for programs, or a DMA channel.
+        let (node, channels) = match kind {
+            "user" => ("/dev/dsa/wq0.0", 0),
+            _ => ("none", 1),
+        };
+        ensure!(
+            queue.node == node,
+            "the guest's queue of type {kind} has the file {}; it says: {said}",
+            queue.node
+        );
+        let function = report.functions.get("0000:01:00.0");
+        ensure!(
+            function.is_some_and(|function| {
+                function.driver == "idxd" && function.channels == channels
+            }),
+            "the guest's driver should have {channels} DMA channels: {function:?}; it says: {said}"
+        );
+        // The fields PASID and PASID enable.
+        ensure!(
+            queue.usage & 0x4fff_ff00 == 0,
+            "the guest reads {:#010x} in its WQCFG",
+            queue.usage
+        );
+        let tree = served.inspect(host.stage())?;
+        pasid = pasid_of_queue(&tree).context("no PASID is in the parent's WQCFG")?;
+        ensure!(pasid > 0, "the queue has the PASID 0");
+        ensure!(
+            tree["devices"][0]["dsa"]["queues"][1]["state"] == "enabled",
+            "the parent's queue is not enabled"
+        );
+        no_faults(&tree)?;
+    }
 
     guest.quit()?;
     eventually(host, &served, |tree| {
@@ -70,8 +84,7 @@ pub(super) fn control_path(host: &Host) -> Result<String> {
     })?;
     served.settle(host.stage())?;
     Ok(format!(
-        "idxd is bound, accel-config enables the device and its queue, which is a DMA channel then; PASID \
-         {pasid} is in the parent's WQCFG, the guest reads {:#010x}",
-        queue.usage
+        "idxd is bound, accel-config enables the device and its queue: /dev/dsa/wq0.0 for programs, then a \
+         DMA channel; PASID {pasid} is in the parent's WQCFG and hidden from the guest"
     ))
 }

@@ -52,6 +52,8 @@ pub(super) struct Queue {
     pub(super) state: String,
     /// Bytes 8 to 11 of its WQCFG as the guest reads them.
     pub(super) usage: u32,
+    /// Its character device, `none` without one.
+    pub(super) node: String,
 }
 
 /// What an array of a guest has done.
@@ -95,11 +97,12 @@ impl Report {
                 }
                 ["log", ..] => report.log.push(said.to_owned()),
                 ["error", ..] => report.errors.push(said.to_owned()),
-                ["queue", state, usage] => {
+                ["queue", state, usage, node] => {
                     let usage = usage.strip_prefix("0x").unwrap_or_default();
                     report.queue = u32::from_str_radix(usage, 16).ok().map(|usage| Queue {
                         state: state.to_owned(),
                         usage,
+                        node: node.to_owned(),
                     });
                 }
                 ["work", _, rounds, wrong, mismatches] => report.work.push(Work {

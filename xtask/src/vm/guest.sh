@@ -62,29 +62,37 @@ work() {
     echo "GUEST work $1 $rounds $wrong $(cat "/sys/block/$1/md/mismatch_cnt")"
 }
 
-# Binds idxd to the first DSA and lets Debian's tool enable it and its queue. What is read back is the
-# dword of WQCFG, at 0x808 here, that holds a PASID.
+# Binds idxd to the first DSA and lets Debian's tool enable it and its queue, of the type and for the driver
+# of that name. What is read back is the dword of WQCFG, at 0x808 here, that holds a PASID.
 idxd() {
-    load @IDXD@
     for function in /sys/bus/pci/devices/*; do
         [ "$(cat "$function/device")" = 0x0b25 ] && break
     done
+    # A driver that is new to the device takes the queue as the device has it.
+    if [ -e /sys/bus/pci/drivers/idxd ]; then
+        basename "$function" >/sys/bus/pci/drivers/idxd/unbind
+        basename "$function" >/sys/bus/pci/drivers/idxd/bind
+    else
+        load @IDXD@
+    fi
     device=$(basename "$(ls -d /sys/bus/dsa/devices/dsa*)")
     queue=wq${device#dsa}.0
     {
         # The driver has found the device enabled.
         accel-config disable-device "$device"
-        accel-config config-wq "$device/$queue" --type=kernel --name=queue --driver-name=dmaengine &&
+        accel-config config-wq "$device/$queue" --type="$1" --name=queue --driver-name="$2" &&
             accel-config enable-device "$device" &&
             accel-config enable-wq "$device/$queue"
     } 2>&1 | while read -r line; do echo "GUEST log idxd: $line"; done
     bar=$(head -n 1 "$function/resource" | cut -d ' ' -f 1)
-    echo "GUEST queue $(cat "/sys/bus/dsa/devices/$queue/state") $(devmem $((bar + 0x808)) 32)"
+    node=none
+    [ -c "/dev/dsa/$queue" ] && node=/dev/dsa/$queue
+    echo "GUEST queue $(cat "/sys/bus/dsa/devices/$queue/state") $(devmem $((bar + 0x808)) 32) $node"
 }
 
 load @MODULES@
 report
-while read -r order operand; do
+while read -r order operand driver; do
     case $order in
     report) ;;
     # Another probe is another self-test of the driver.
@@ -101,7 +109,7 @@ while read -r order operand; do
         done
         wait
         ;;
-    idxd) idxd ;;
+    idxd) idxd "$operand" "$driver" ;;
     off) poweroff -f ;;
     esac
     report

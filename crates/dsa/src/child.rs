@@ -18,6 +18,7 @@ use ioasid_vfio::{
     mdev::PasidSlot,
     model::{Migrate, StateError},
     pci::Function,
+    saved::{Reader, Writer},
 };
 
 use crate::{
@@ -28,7 +29,6 @@ use crate::{
     front::Front,
     queue::Store,
     registers::{self, Registers},
-    saved::{Reader, Writer},
     spec::{
         Cmd, Command, CommandError, GroupConfig, WqConfig, WqState,
         command::queue_bits,

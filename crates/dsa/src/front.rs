@@ -3,11 +3,14 @@
 //! another.
 
 use ioasid_core::{Pasid, sync::Mutex};
-use ioasid_vfio::{model::StateError, pci::Function};
+use ioasid_vfio::{
+    model::StateError,
+    pci::Function,
+    saved::{Reader, Writer, expect},
+};
 
 use crate::{
     event_log::{EventLog, Slot},
-    saved::{Reader, Writer, expect},
     spec::{
         Cmd, CmdStatus, CommandError, Event,
         registers::{GenConfig, GenCtrl, IntCause, SwError},

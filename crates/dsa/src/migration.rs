@@ -5,7 +5,10 @@
 //! child that takes the state enables its own queue with its own. So a forged state reaches no more
 //! than its user's descriptors do.
 
-use ioasid_vfio::model::{Migrate, StateError};
+use ioasid_vfio::{
+    model::{Migrate, StateError},
+    saved::{Reader, Writer, expect},
+};
 
 use crate::{
     child::{DsaChild, View},
@@ -13,7 +16,7 @@ use crate::{
     exec::Execution,
     queue::{Queue, SUSPENDED_LIMIT},
     registers::Registers,
-    saved::{Reader, Writer, expect},
+    saved::{put_descriptor, take_descriptor},
     spec::WqState,
     state::State,
 };
@@ -98,7 +101,7 @@ impl Queue {
         under_way.iter().for_each(|execution| execution.save(out));
         out.count(self.waiting().len());
         self.waiting()
-            .for_each(|descriptor| out.descriptor(descriptor));
+            .for_each(|descriptor| put_descriptor(out, descriptor));
     }
 
     /// Fills the empty, enabled queue, which is paused.
@@ -109,7 +112,7 @@ impl Queue {
             self.put_under_way(index, execution);
         }
         for _ in 0..state.count(self.config.size.into())? {
-            let descriptor = state.descriptor()?;
+            let descriptor = take_descriptor(state)?;
             self.put_waiting(descriptor);
         }
         Ok(())

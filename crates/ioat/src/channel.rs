@@ -19,6 +19,10 @@ use std::sync::{
 
 use ioasid_core::Pasid;
 use ioasid_iommu::PasidUse;
+use ioasid_vfio::{
+    model::StateError,
+    saved::{Reader, Writer, expect},
+};
 
 use crate::{
     config::{ChannelOwner, MAX_TRANSFER_SHIFT},
@@ -113,6 +117,10 @@ pub(crate) struct Channel {
     resetting: bool,
     /// An interrupt came while they were off.
     interrupt_waits: bool,
+    /// Stopped to be migrated: the doorbell is heard, and nothing goes on.
+    paused: bool,
+    /// Interrupts that engines and workers are about to raise.
+    raising: usize,
     pub(crate) place: Place,
     /// A descriptor that an engine has given up for another channel's turn.
     held: Option<Execution>,
@@ -141,6 +149,8 @@ impl Channel {
             suspending: false,
             resetting: false,
             interrupt_waits: false,
+            paused: false,
+            raising: 0,
             place: Place::Rest,
             held: None,
             aborted: Arc::default(),
@@ -303,9 +313,86 @@ impl Channel {
         None
     }
 
-    /// In line, with nothing begun.
+    /// With nothing begun.
     fn waits(&self) -> bool {
-        self.place == Place::Ready && self.held.is_none()
+        self.rests() && self.held.is_none()
+    }
+
+    /// On no engine and no worker.
+    fn rests(&self) -> bool {
+        matches!(self.place, Place::Rest | Place::Ready)
+    }
+
+    /// Stops the channel where it is, or lets it go on.
+    pub(crate) const fn set_paused(&mut self, paused: bool) {
+        self.paused = paused;
+    }
+
+    pub(crate) const fn paused(&self) -> bool {
+        self.paused
+    }
+
+    /// Writes the paused channel into a state.
+    pub(crate) fn save(&self, out: &mut Writer) {
+        out.u8(self.status as u8);
+        out.u16(self.control.into_bits());
+        out.u64(self.chain);
+        out.u64(self.completion);
+        out.u32(self.error.into_bits());
+        out.u32(self.mask.into_bits());
+        out.u32(self.dca);
+        out.u16(self.target.load(Ordering::Relaxed));
+        out.u16(self.processed);
+        out.u64(self.completed);
+        out.u64(self.next);
+        out.bool(self.first);
+        out.bool(self.suspending);
+        out.bool(self.interrupt_waits);
+        out.bool(self.held.is_some());
+        if let Some(held) = &self.held {
+            held.save(out);
+        }
+    }
+
+    /// Takes what such a state says; the channel is as after a reset, and paused.
+    pub(crate) fn load(&mut self, state: &mut Reader<'_>) -> Result<(), StateError> {
+        self.status = ChannelStatus::from_code(state.u8()?).ok_or(StateError)?;
+        self.control = ChanCtrl::from_bits(state.u16()? & ChanCtrl::STATE);
+        self.chain = state.u64()?;
+        self.completion = state.u64()?;
+        self.error = ChanErr::from_bits(state.u32()? & ChanErr::ALL);
+        self.mask = ChanErr::from_bits(state.u32()?);
+        self.dca = state.u32()?;
+        self.target = Arc::new(AtomicU16::new(state.u16()?));
+        self.processed = state.u16()?;
+        self.completed = state.u64()?;
+        self.next = state.u64()?;
+        self.first = state.bool()?;
+        self.suspending = state.bool()?;
+        self.interrupt_waits = state.bool()?;
+        let active = self.status == ChannelStatus::Active;
+        expect(active || !self.suspending)?;
+        if state.bool()? {
+            expect(active)?;
+            let held = Execution::load(self.terms(false), state)?;
+            self.held = Some(held);
+        }
+        Ok(())
+    }
+
+    /// Whether nothing of the channel goes on, interrupts included.
+    pub(crate) fn is_quiet(&self) -> bool {
+        self.rests() && self.raising == 0
+    }
+
+    /// An interrupt is about to be raised by whoever calls [`Channel::raised`] then.
+    pub(crate) const fn raises(&mut self) {
+        self.raising += 1;
+    }
+
+    /// It has been raised.
+    pub(crate) const fn raised(&mut self) {
+        self.raising = self.raising.saturating_sub(1);
     }
 
     /// Stops for an error that is not a descriptor's.
@@ -322,7 +409,8 @@ impl Channel {
 
     /// Whether an engine should be told of the channel.
     pub(crate) fn is_due(&self) -> bool {
-        self.place == Place::Rest && self.status == ChannelStatus::Active && !self.resetting
+        let active = self.status == ChannelStatus::Active && !self.resetting;
+        self.place == Place::Rest && active && !self.paused
     }
 
     /// Takes what an engine should do next, if the channel is in line and still has work.
@@ -331,24 +419,12 @@ impl Channel {
             return None;
         }
         self.place = Place::Rest;
-        if self.status != ChannelStatus::Active || self.resetting {
+        if self.status != ChannelStatus::Active || self.resetting || self.paused {
             return None;
         }
         let tag = Arc::clone(self.tag.as_ref()?);
-        let execution = self.held.take().unwrap_or_else(|| {
-            Execution::new(Terms {
-                address: self.next,
-                first: self.first,
-                processed: self.processed,
-                target: Arc::clone(&self.target),
-                completed: self.completed,
-                control: self.control,
-                completion: self.completion,
-                mask: self.mask,
-                max_transfer: 1 << MAX_TRANSFER_SHIFT,
-                bus_master,
-            })
-        });
+        let held = self.held.take();
+        let execution = held.unwrap_or_else(|| Execution::new(self.terms(bus_master)));
         self.place = Place::Engine;
         Some(Task {
             channel,
@@ -356,6 +432,22 @@ impl Channel {
             execution,
             aborted: Arc::clone(&self.aborted),
         })
+    }
+
+    /// What the next descriptor is begun with.
+    fn terms(&self, bus_master: bool) -> Terms {
+        Terms {
+            address: self.next,
+            first: self.first,
+            processed: self.processed,
+            target: Arc::clone(&self.target),
+            completed: self.completed,
+            control: self.control,
+            completion: self.completion,
+            mask: self.mask,
+            max_transfer: 1 << MAX_TRANSFER_SHIFT,
+            bus_master,
+        }
     }
 
     /// The engine gives the descriptor up for another channel's turn.
@@ -417,7 +509,7 @@ impl Channel {
     pub(crate) fn begin_reset(&mut self) {
         self.abort();
         self.resetting = true;
-        if matches!(self.place, Place::Rest | Place::Ready) {
+        if self.rests() {
             self.place = Place::Rest;
             self.finish_reset();
         }
@@ -428,6 +520,8 @@ impl Channel {
         if self.resetting {
             *self = Channel {
                 claim: self.claim,
+                paused: self.paused,
+                raising: self.raising,
                 stats: self.stats,
                 ..Channel::new(self.tag.take())
             };

@@ -13,7 +13,7 @@ use ioasid_core::{
 };
 use ioasid_iommu::Device;
 use ioasid_vfio::{
-    DefaultPasid, DeviceModel,
+    DefaultPasid, DeviceModel, Migrate,
     mdev::{MdevType, PasidSlot, SlotError, SlotParent, Slots},
     pci::Function,
 };
@@ -126,7 +126,7 @@ impl Registers for IoatChild {
 
 impl IoatChild {
     /// Whether the channel works in the name of this child now.
-    fn owns(&self, channel: &Channel) -> bool {
+    pub(crate) fn owns(&self, channel: &Channel) -> bool {
         let tag = channel.tag.as_ref();
         tag.is_some_and(|tag| Arc::ptr_eq(&tag.front, &self.front))
     }
@@ -155,6 +155,10 @@ impl DeviceModel for IoatChild {
             claim.stop();
         }
         self.front.reset();
+    }
+
+    fn migration(&self) -> Option<&dyn Migrate> {
+        Some(self)
     }
 }
 

@@ -7,7 +7,7 @@ use ioasid_core::{
     inspect::{Inspect, Node, Value},
 };
 use ioasid_iommu::{Device, Iommu, PasidPool};
-use ioasid_vfio::{DeviceModel, pci::Function};
+use ioasid_vfio::{DeviceModel, Migrate, pci::Function};
 
 use crate::{
     channel::{Channel, Tag},
@@ -139,7 +139,7 @@ fn own_tag(front: &Arc<Front>, index: usize) -> Arc<Tag> {
 }
 
 /// Whether the device's own registers reach a channel.
-fn is_open(channel: &Channel) -> bool {
+pub(crate) fn is_open(channel: &Channel) -> bool {
     channel.claim != Some(ChannelOwner::Mdev)
 }
 
@@ -191,6 +191,10 @@ impl DeviceModel for IoatDevice {
     fn reset(&self) {
         self.shared.reset(|_, channel| is_open(channel));
         self.front.reset();
+    }
+
+    fn migration(&self) -> Option<&dyn Migrate> {
+        Some(self)
     }
 }
 

@@ -138,12 +138,13 @@ impl Shared {
     }
 
     /// Resets the channels that `concerns`, by index too, and waits until none of their descriptors
-    /// is under way.
+    /// is under way. They are paused no more.
     pub(crate) fn reset(&self, mut concerns: impl FnMut(usize, &mut Channel) -> bool) {
         let mut state = self.lock();
         let mut waits = Vec::new();
         for (index, channel) in state.channels.iter_mut().enumerate() {
             if concerns(index, channel) {
+                channel.set_paused(false);
                 channel.begin_reset();
                 waits.push(index);
             }
@@ -196,7 +197,8 @@ impl Shared {
             }
             let result = task.execution.step(&mut place.enter(port, &task));
             match result {
-                Err(Halt::Budget) if place == Where::Worker => {}
+                // An engine has other channels; a worker stops for a pause alone.
+                Err(Halt::Budget) if place == Where::Worker && !self.is_paused(task.channel) => {}
                 result => break result,
             }
         };
@@ -261,16 +263,32 @@ impl Shared {
         place: Where,
     ) {
         let ending = (!task.aborted()).then_some(ending);
-        let channel = task.channel;
+        let index = task.channel;
         // Before anybody learns that it has ended: with it goes its hold on the PASID.
         drop(task);
         let mut interrupt = None;
-        if let Some(channel) = state.channels.get_mut(channel) {
+        if let Some(channel) = state.channels.get_mut(index) {
             channel.stats.bytes += moved;
             interrupt = channel.end(ending);
+            if interrupt.is_some() {
+                channel.raises();
+            }
         }
         self.release(state, place.takes());
-        raise(interrupt);
+        if interrupt.is_some() {
+            raise(interrupt);
+            let mut state = self.lock();
+            if let Some(channel) = state.channels.get_mut(index) {
+                channel.raised();
+            }
+            drop(state);
+            self.ended.notify_all();
+        }
+    }
+
+    fn is_paused(&self, channel: usize) -> bool {
+        let state = self.lock();
+        state.channels.get(channel).is_some_and(Channel::paused)
     }
 
     /// Lets `worker` execute the rest of `task`. If its client is gone, the channel halts without a

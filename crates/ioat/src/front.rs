@@ -5,7 +5,11 @@ use std::sync::Arc;
 
 use ioasid_core::sync::Mutex;
 use ioasid_iommu::Device;
-use ioasid_vfio::pci::{Bar, Function, FunctionBuilder, LayoutError, MsixLayout};
+use ioasid_vfio::{
+    model::StateError,
+    pci::{Bar, Function, FunctionBuilder, LayoutError, MsixLayout},
+    saved::{Reader, Writer},
+};
 
 use crate::spec::{
     IntrCtrl,
@@ -82,11 +86,9 @@ impl Front {
 
     /// Sets INTRCTRL. If the one interrupt is enabled while a channel waits, it is raised.
     pub(crate) fn set_interrupts(&self, value: u8) {
-        let value = IntrCtrl::from_bits(value);
+        let value = kept(value);
         let mut registers = self.registers.lock();
-        registers.interrupts = IntrCtrl::new()
-            .with_master_int_en(value.master_int_en())
-            .with_msix_vector_control(value.msix_vector_control());
+        registers.interrupts = value;
         let waits = registers.attention != 0;
         drop(registers);
         if waits && value.master_int_en() && !value.msix_vector_control() {
@@ -102,10 +104,37 @@ impl Front {
         self.registers.lock().delay = value & INTRDELAY_MASK;
     }
 
+    /// Writes the registers into a state that is saved.
+    pub(crate) fn save(&self, out: &mut Writer) {
+        let registers = self.registers.lock();
+        out.u8(registers.interrupts.into_bits());
+        out.u32(registers.attention);
+        out.u16(registers.delay);
+    }
+
+    /// Takes the registers of an owner of `channels` channels from such a state.
+    pub(crate) fn load(&self, state: &mut Reader<'_>, channels: usize) -> Result<(), StateError> {
+        let mut registers = self.registers.lock();
+        *registers = Registers {
+            interrupts: kept(state.u8()?),
+            attention: state.u32()? & bit(channels).wrapping_sub(1),
+            delay: state.u16()? & INTRDELAY_MASK,
+        };
+        Ok(())
+    }
+
     /// Registers as after power-up.
     pub(crate) fn reset(&self) {
         *self.registers.lock() = Registers::default();
     }
+}
+
+/// What of a value for INTRCTRL is kept.
+fn kept(value: u8) -> IntrCtrl {
+    let value = IntrCtrl::from_bits(value);
+    IntrCtrl::new()
+        .with_master_int_en(value.master_int_en())
+        .with_msix_vector_control(value.msix_vector_control())
 }
 
 /// The bit of channel `index` in ATTNSTATUS.

@@ -51,6 +51,7 @@ pub mod driver;
 mod engine;
 mod exec;
 mod front;
+mod migration;
 mod registers;
 pub mod spec;
 

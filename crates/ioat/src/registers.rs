@@ -36,7 +36,7 @@ pub(crate) trait Registers {
 }
 
 /// What the model can do.
-fn capabilities() -> DmaCap {
+pub(crate) fn capabilities() -> DmaCap {
     DmaCap::new()
         .with_fill_block(true)
         .with_xor(true)

@@ -276,7 +276,9 @@ fn a_truncated_altered_or_foreign_state_is_refused_and_a_reset_helps() {
     // Too much of it is refused at once.
     go(&mut vmm, RESUMING).unwrap();
     let mib = vec![0; MIB as usize];
-    write_some(&mut vmm, &mib).unwrap();
+    for _ in 0..8 {
+        write_some(&mut vmm, &mib).unwrap();
+    }
     assert_eq!(write_some(&mut vmm, &[0]), Err(28));
     vmm.call(command::DEVICE_RESET, &[]).unwrap();
     restore(&mut vmm, &good).unwrap();

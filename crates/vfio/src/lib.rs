@@ -112,6 +112,7 @@ pub mod mdev;
 pub mod model;
 pub mod pci;
 pub mod region;
+pub mod saved;
 mod vfio;
 
 pub use container::Container;

@@ -72,7 +72,8 @@ pub trait Migrate {
     fn resume(&self);
 
     /// The state of the paused device, in a format of the model's own that names the model and its
-    /// version. At most half a MiB.
+    /// version. One of more than about 8 MiB cannot be moved
+    /// ([`MAX_STATE`](crate::device::MAX_STATE)).
     fn save(&self) -> Vec<u8>;
 
     /// Gives the device, which was reset and then paused, a saved state. The bytes may come from

@@ -8,7 +8,10 @@
 //! A restored descriptor is checked as when it started, and its counts are in range; where its data
 //! lies was never to be trusted.
 
-use ioasid_vfio::model::StateError;
+use ioasid_vfio::{
+    model::StateError,
+    saved::{Reader, Writer, expect},
+};
 
 use super::{
     Execution, Terms,
@@ -18,7 +21,7 @@ use super::{
     operation::{Chunk, Operation, Phase, Work, check},
 };
 use crate::{
-    saved::{Reader, Writer, expect},
+    saved::{put_descriptor, put_record, take_descriptor, take_record},
     spec::{Descriptor, Opcode},
 };
 
@@ -37,7 +40,7 @@ impl Execution {
 
     /// A descriptor under way on a queue with `terms`.
     pub(crate) fn load(state: &mut Reader<'_>, terms: &Terms) -> Result<Self, StateError> {
-        let descriptor = state.descriptor()?;
+        let descriptor = take_descriptor(state)?;
         if descriptor.opcode == Opcode::Batch as u8 {
             Batch::load(descriptor, state, terms).map(|batch| Execution::Batch(Box::new(batch)))
         } else {
@@ -58,7 +61,7 @@ fn checked(
 
 impl Operation {
     fn save(&self, out: &mut Writer) {
-        out.descriptor(&self.descriptor);
+        put_descriptor(out, &self.descriptor);
         out.bool(self.denied);
         out.u64(self.done);
         match &self.phase {
@@ -74,7 +77,7 @@ impl Operation {
             }
             Phase::End(ending) => {
                 out.u8(ENDING);
-                out.record(ending.record());
+                put_record(out, ending.record());
             }
         }
     }
@@ -107,7 +110,7 @@ impl Operation {
                     false => Work::new(opcode, &descriptor),
                 })
             }
-            ENDING => Phase::End(Ending::new(state.record()?, index)),
+            ENDING => Phase::End(Ending::new(take_record(state)?, index)),
             _ => return Err(StateError),
         };
         Ok(operation)
@@ -116,7 +119,7 @@ impl Operation {
 
 impl Batch {
     fn save(&self, out: &mut Writer) {
-        out.descriptor(&self.descriptor);
+        put_descriptor(out, &self.descriptor);
         out.bool(self.denied);
         match &self.phase {
             batch::Phase::Check => out.u8(NEW),
@@ -125,7 +128,9 @@ impl Batch {
                 out.bool(self.failed);
                 out.u64(self.ended);
                 out.count(self.window.len());
-                self.window.iter().for_each(|next| out.descriptor(next));
+                self.window
+                    .iter()
+                    .for_each(|next| put_descriptor(out, next));
                 out.bool(self.current.is_some());
                 if let Some(current) = &self.current {
                     current.save(out);
@@ -133,7 +138,7 @@ impl Batch {
             }
             batch::Phase::End(ending) => {
                 out.u8(ENDING);
-                out.record(ending.record());
+                put_record(out, ending.record());
             }
         }
     }
@@ -152,11 +157,11 @@ impl Batch {
                 batch.failed = state.bool()?;
                 batch.ended = state.u64()?;
                 for _ in 0..state.count(WINDOW as usize)? {
-                    batch.window.push_back(state.descriptor()?);
+                    batch.window.push_back(take_descriptor(state)?);
                 }
                 if state.bool()? {
                     let index = u16::try_from(batch.ended).unwrap_or(u16::MAX);
-                    let current = state.descriptor()?;
+                    let current = take_descriptor(state)?;
                     let current = Operation::load(current, Some(index), state, terms)?;
                     batch.current = Some(current);
                 }
@@ -166,7 +171,7 @@ impl Batch {
                 batch.fetched = fetched;
                 batch::Phase::Run
             }
-            ENDING => batch::Phase::End(Ending::new(state.record()?, None)),
+            ENDING => batch::Phase::End(Ending::new(take_record(state)?, None)),
             _ => return Err(StateError),
         };
         Ok(batch)

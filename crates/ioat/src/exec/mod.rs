@@ -5,6 +5,7 @@
 //! done or a [`Halt`] says why it cannot go on there. What is left then is its completion word.
 
 mod parity;
+mod saved;
 
 use std::sync::{
     Arc,

@@ -32,6 +32,21 @@ pub(crate) struct Parity {
     error: ChanErr,
 }
 
+/// How far a parity operation has come.
+#[derive(Debug)]
+pub(crate) struct Progress<'a> {
+    /// Bytes before the piece.
+    pub(crate) at: u64,
+    /// Differences that a check found.
+    pub(crate) error: ChanErr,
+    /// The results of the piece, once all sources are in them.
+    pub(crate) sums: Vec<&'a [u8]>,
+    /// Which of them is being written or checked.
+    pub(crate) turn: u8,
+    /// Bytes of it that were written.
+    pub(crate) done: u64,
+}
+
 #[derive(Debug)]
 struct Source {
     address: u64,
@@ -94,6 +109,61 @@ impl Parity {
             buffer: Vec::new(),
             error: ChanErr::new(),
         }
+    }
+
+    /// Most results.
+    pub(crate) const MAX_SUMS: usize = 2;
+    /// Most bytes of a piece.
+    pub(crate) const MAX_PIECE: usize = PIECE as usize;
+
+    /// How far it has come.
+    pub(crate) fn progress(&self) -> Progress<'_> {
+        let summed = self.turn.checked_sub(self.sources.len());
+        let sums = summed.map_or(&[][..], |_| &self.results);
+        Progress {
+            at: self.at,
+            error: self.error,
+            sums: sums.iter().map(|sum| sum.bytes.as_slice()).collect(),
+            turn: summed.unwrap_or(0) as u8,
+            // What a check has read of a result is read again.
+            done: match summed {
+                Some(_) if !self.check => self.done,
+                _ => 0,
+            },
+        }
+    }
+
+    /// Goes on from there. Whether that can be.
+    pub(crate) fn resume(&mut self, progress: &Progress<'_>) -> bool {
+        let Progress {
+            at, error, turn, ..
+        } = *progress;
+        let allowed = match self.check {
+            true => ChanErr::MASKABLE.into_bits(),
+            false => 0,
+        };
+        let starts = progress.sums.is_empty() && turn == 0 && progress.done == 0;
+        if at >= self.size || !at.is_multiple_of(PIECE) || error.into_bits() & !allowed != 0 {
+            return false;
+        }
+        (self.at, self.error) = (at, error);
+        if starts {
+            return true;
+        }
+        let len = (self.size - at).min(PIECE) as usize;
+        let summed = progress.sums.len() == self.results.len()
+            && progress.sums.iter().all(|sum| sum.len() == len);
+        if !summed || usize::from(turn) >= self.results.len() || progress.done > len as u64 {
+            return false;
+        }
+        for (sum, bytes) in self.results.iter_mut().zip(&progress.sums) {
+            sum.bytes = bytes.to_vec();
+        }
+        self.buffer.resize(len, 0);
+        self.turn = self.sources.len() + usize::from(turn);
+        self.done = progress.done;
+        // What a check has not read of a result is missing from the buffer.
+        !self.check || self.done == 0
     }
 
     /// Goes on to the end of the transfer, or as far as the guard goes.

@@ -156,6 +156,8 @@ pub struct ChanCtrl {
 impl ChanCtrl {
     /// Bits that keep what is written to them.
     pub const KEPT: u16 = 0xf33c;
+    /// Those, and the one that an interrupt sets.
+    pub const STATE: u16 = ChanCtrl::KEPT | 1;
 }
 
 /// Channel command, `CHANCMD`: one bit at a time. Those of version 1 are errors here.
@@ -192,6 +194,20 @@ pub enum ChannelStatus {
     Halted = 3,
     /// A chain address is set and nothing done yet.
     Armed = 4,
+}
+
+impl ChannelStatus {
+    /// The status of this number.
+    pub const fn from_code(code: u8) -> Option<Self> {
+        Some(match code {
+            0 => ChannelStatus::Active,
+            1 => ChannelStatus::Done,
+            2 => ChannelStatus::Suspended,
+            3 => ChannelStatus::Halted,
+            4 => ChannelStatus::Armed,
+            _ => return None,
+        })
+    }
 }
 
 /// Channel status, `CHANSTS`, which is also what the completion word holds.
@@ -279,4 +295,6 @@ pub struct ChanErr {
 impl ChanErr {
     /// Errors that a mask keeps from halting the channel: results of checks, not failures.
     pub const MASKABLE: ChanErr = ChanErr::new().with_xor_p_or_crc(true).with_xor_q(true);
+    /// All errors, as bits.
+    pub const ALL: u32 = (1 << 19) - 1;
 }

@@ -12,8 +12,9 @@ use crate::{
     pci::Function,
 };
 
-/// Most bytes of a saved state.
-pub const MAX_STATE: usize = 1 << 20;
+/// Most bytes of a saved state: a device with 32 queues of 1024 descriptors has 2 MiB of those that
+/// wait, and about as much of what can be under way.
+pub const MAX_STATE: usize = 8 << 20;
 
 /// What a device does about migration. The numbers are those of the ABI.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -81,7 +82,8 @@ impl DeviceFile {
     /// # Errors
     /// [`Error::NotBound`], [`Error::NoFeature`]; [`Error::BadMigrationState`] in state ERROR;
     /// [`Error::BadDeviceState`] if what was written is no state of such a device, which is in
-    /// state ERROR then.
+    /// state ERROR then; [`Error::Exhausted`] if its state is larger than [`MAX_STATE`]: it is in
+    /// STOP then.
     pub fn set_migration_state(&self, wanted: MigrationState) -> Result<()> {
         let _exclusive = self.device.exclusive();
         self.expect_bound()?;
@@ -184,6 +186,11 @@ impl VfioDevice {
             MigrationState::StopCopy => next.data = envelope::seal(self.model.function(), model),
             _ => {}
         }
+        if next.data.len() > MAX_STATE {
+            // Nobody could restore it. It stays stopped.
+            self.migration.lock().state = MigrationState::Stop;
+            return Err(Error::Exhausted("bytes of a saved state"));
+        }
         *self.migration.lock() = next;
         Ok(())
     }
@@ -221,7 +228,8 @@ fn set_config(function: &Function, config: &[u8]) {
 
 /// What is around a model's state: who made it, how long it is, and configuration space.
 mod envelope {
-    use super::{Function, Migrate, StateError};
+    use super::{Function, MAX_STATE, Migrate, StateError};
+    use crate::saved::{Reader, Writer, expect};
 
     const MAGIC: &[u8; 8] = b"ioasidmg";
     const VERSION: u32 = 1;
@@ -248,41 +256,31 @@ mod envelope {
     /// The device's whole state.
     pub(super) fn seal(function: &Function, model: &dyn Migrate) -> Vec<u8> {
         let (config, state) = (config(function), model.save());
-        let len = |bytes: &[u8]| u32::try_from(bytes.len()).unwrap_or(u32::MAX).to_le_bytes();
         let body = [config.as_slice(), &state].concat();
-        let mut data = Vec::with_capacity(HEADER + body.len());
-        data.extend(MAGIC);
-        data.extend(VERSION.to_le_bytes());
-        data.extend(len(&config));
-        data.extend(len(&state));
-        data.extend(checksum(&body).to_le_bytes());
-        data.extend(body);
-        data
+        let mut out = Writer::default();
+        out.bytes(MAGIC);
+        out.u32(VERSION);
+        out.count(config.len());
+        out.count(state.len());
+        out.u64(checksum(&body));
+        out.bytes(&body);
+        out.finish()
     }
 
     /// Configuration space and the model's state in `data`, for a device with configuration space
     /// `own`.
     pub(super) fn open<'a>(data: &'a [u8], own: &[u8]) -> Result<(&'a [u8], &'a [u8]), StateError> {
-        let (magic, rest) = data.split_first_chunk::<8>().ok_or(StateError)?;
-        let (version, rest) = rest.split_first_chunk::<4>().ok_or(StateError)?;
-        let (config_len, rest) = rest.split_first_chunk::<4>().ok_or(StateError)?;
-        let (state_len, rest) = rest.split_first_chunk::<4>().ok_or(StateError)?;
-        let (sum, body) = rest.split_first_chunk::<8>().ok_or(StateError)?;
-        let (config, state) = body
-            .split_at_checked(u32::from_le_bytes(*config_len) as usize)
-            .ok_or(StateError)?;
-        let whole = state.len() as u64 == u64::from(u32::from_le_bytes(*state_len));
+        let mut from = Reader::new(data);
+        let (magic, version) = (from.array::<8>()?, from.u32()?);
+        let (config_len, state_len) = (from.count(MAX_STATE)?, from.count(MAX_STATE)?);
+        let sum = from.u64()?;
+        let body = data.get(HEADER..).ok_or(StateError)?;
+        let (config, state) = (from.bytes(config_len)?, from.bytes(state_len)?);
+        from.finish()?;
         let same = |range: std::ops::Range<usize>| config.get(range.clone()) == own.get(range);
-        let fits = magic == MAGIC
-            && u32::from_le_bytes(*version) == VERSION
-            && whole
-            && u64::from_le_bytes(*sum) == checksum(body)
-            && config.len() == own.len()
-            && IDENTITY.into_iter().all(same);
-        if fits {
-            Ok((config, state))
-        } else {
-            Err(StateError)
-        }
+        expect(magic == *MAGIC && version == VERSION)?;
+        expect(sum == checksum(body))?;
+        expect(config.len() == own.len() && IDENTITY.into_iter().all(same))?;
+        Ok((config, state))
     }
 }

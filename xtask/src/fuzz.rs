@@ -47,6 +47,7 @@ pub(crate) fn run_targets(arguments: &Fuzz) -> Result<()> {
             .arg(&corpus)
             .arg(format!("-runs={}", arguments.runs))
             .arg(format!("-max_len={LARGEST}"))
+            .args(options(&house, &name)?)
             .arg(format!("-artifact_prefix={}/", findings.display()))
             .args(["-print_final_stats=1", "-verbosity=0"]))
         .with_context(|| format!("{name}: see {}", findings.display()))?;
@@ -59,8 +60,26 @@ pub(crate) fn run_targets(arguments: &Fuzz) -> Result<()> {
 fn targets(house: &Path) -> Result<Vec<String>> {
     let mut names: Vec<_> = read_dir(&house.join("fuzz_targets"))?
         .iter()
+        .filter(|path| path.extension().is_some_and(|extension| extension == "rs"))
         .filter_map(|path| Some(path.file_stem()?.to_str()?.to_owned()))
         .collect();
     names.sort();
     Ok(names)
+}
+
+/// What a target wants of libFuzzer: the lines behind `[libfuzzer]` of its `.options`, if it has one.
+fn options(house: &Path, name: &str) -> Result<Vec<String>> {
+    let path = house
+        .join("fuzz_targets")
+        .join(name)
+        .with_extension("options");
+    if !path.exists() {
+        return Ok(Vec::new());
+    }
+    let text = fs::read_to_string(&path).with_context(|| path.display().to_string())?;
+    let lines = text.lines().skip_while(|line| line.trim() != "[libfuzzer]");
+    let pairs = lines.filter_map(|line| line.split_once('='));
+    Ok(pairs
+        .map(|(key, value)| format!("-{}={}", key.trim(), value.trim()))
+        .collect())
 }

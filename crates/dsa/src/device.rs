@@ -5,7 +5,7 @@ use std::sync::{Arc, atomic::AtomicBool};
 use ioasid_core::{Pasid, host::Spawner, sync::MutexGuard};
 use ioasid_iommu::{Device, Iommu, PasidPool};
 use ioasid_vfio::{
-    DeviceModel,
+    DeviceModel, Migrate,
     pci::{Bar, Function, FunctionBuilder, MsixLayout, SriovLayout},
 };
 
@@ -43,6 +43,7 @@ pub struct DsaDevice {
     queues: Vec<QueueConfig>,
     engines: usize,
     max_transfer_shift: u8,
+    role: Role,
 }
 
 impl DsaDevice {
@@ -87,6 +88,7 @@ impl DsaDevice {
             queues,
             engines,
             max_transfer_shift,
+            role,
         });
         for index in 0..engines {
             let shared = Arc::clone(&this.shared);
@@ -172,6 +174,40 @@ impl DsaDevice {
     fn open_queue(state: &State, index: usize) -> bool {
         let queue = state.queues.get(index);
         queue.is_some_and(|queue| queue.claim != Some(QueueType::Mdev))
+    }
+
+    /// The queues that the device's own registers reach, as bits.
+    pub(crate) fn open_queues(&self) -> u64 {
+        let state = self.state();
+        let open = state.indexes(state.all_queues());
+        open.filter(|index| Self::open_queue(&state, *index))
+            .fold(0, |set, index| set | 1 << index)
+    }
+
+    /// Checks the general configuration and enables the device. The state's lock is held.
+    pub(crate) fn enable_device(
+        &self,
+        state: &mut State,
+        bus_master: bool,
+    ) -> Result<(), CommandError> {
+        self.front.check_log(self.abilities().max_pasids)?;
+        state.enable_device(bus_master, self.total_size())
+    }
+
+    /// Enables queue `index` for whoever has the device. The state's lock is held.
+    pub(crate) fn enable_queue(&self, state: &mut State, index: usize) -> Result<(), CommandError> {
+        if !Self::open_queue(state, index) {
+            return Err(CommandError::InvalidQueue);
+        }
+        let enabled = state.enabled;
+        let queue = state.queues.get_mut(index);
+        let queue = queue.ok_or(CommandError::InvalidQueue)?;
+        let identity = Identity {
+            front: Arc::clone(&self.front),
+            index: index as u8,
+            pasid_use: None,
+        };
+        queue.enable(enabled, self.abilities(), identity)
     }
 
     /// A store to the portals.
@@ -303,15 +339,12 @@ impl Registers for DsaDevice {
         let operand = cmd.operand();
         let front = Arc::clone(&self.front);
         let bus_master = self.front.function().bus_master();
-        let total = self.total_size();
-        let abilities = self.abilities();
         self.shared.command(&self.front, cmd, move |state| {
             let all = state.all_queues();
             let command = registers::decode(cmd, Command::capabilities());
             match command.ok_or(CommandError::InvalidCommand)? {
                 Command::EnableDevice => {
-                    front.check_log(abilities.max_pasids)?;
-                    state.enable_device(bus_master, total)?;
+                    self.enable_device(state, bus_master)?;
                     Ok(Plan::nothing())
                 }
                 Command::DisableDevice if !state.enabled => Err(CommandError::DisableNotEnabled),
@@ -327,17 +360,7 @@ impl Registers for DsaDevice {
                     Ok(())
                 })),
                 Command::EnableWq => {
-                    let index = operand as usize;
-                    if !Self::open_queue(state, index) {
-                        return Err(CommandError::InvalidQueue);
-                    }
-                    let identity = Identity {
-                        front,
-                        index: index as u8,
-                        pasid_use: None,
-                    };
-                    let enabled = state.enabled;
-                    state.queues[index].enable(enabled, abilities, identity)?;
+                    self.enable_queue(state, operand as usize)?;
                     Ok(Plan::nothing())
                 }
                 Command::DisableWq => Self::on_queues(state, operand, Plan::disable),
@@ -403,8 +426,17 @@ impl DeviceModel for DsaDevice {
     fn reset(&self) {
         let all = self.state().all_queues();
         self.shared.stop_queues(all);
-        self.shared.change(State::reset_device);
+        self.shared.change(|state| {
+            state.reset_device();
+            state.set_paused(all, false);
+        });
         self.front.reset();
+    }
+
+    fn migration(&self) -> Option<&dyn Migrate> {
+        // Virtual functions are no part of a state.
+        let physical = matches!(self.role, Role::Physical { .. });
+        (!physical).then_some(self)
     }
 }
 

@@ -77,13 +77,19 @@ impl Shared {
     /// Gives the lock back after a change.
     fn release(&self, mut state: MutexGuard<'_, State>) {
         let raised = state.settle();
+        let raising = raised.len();
+        state.raising += raising;
         let wake = state.idle_engines > 0 && state.has_work();
         drop(state);
         if wake {
             self.work.notify_all();
         }
         self.ended.notify_all();
-        raise(raised);
+        if raising > 0 {
+            raise(raised);
+            self.lock().raising -= raising;
+            self.ended.notify_all();
+        }
     }
 
     /// Waits until `done`. Never called by an engine.

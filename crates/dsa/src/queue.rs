@@ -170,14 +170,8 @@ impl Queue {
     pub(crate) fn accept(&mut self, descriptor: Descriptor, store: Store) -> Result<(), Refused> {
         let session = self.admit(&descriptor, store);
         let session = session.inspect_err(|_| self.stats.dropped += 1)?;
-        let sequence = self.next_sequence;
-        self.next_sequence += 1;
         self.stats.accepted += 1;
-        self.waiting.push_back(Waiting {
-            sequence,
-            session,
-            descriptor,
-        });
+        self.enqueue(session, descriptor);
         Ok(())
     }
 
@@ -197,7 +191,13 @@ impl Queue {
         if self.waiting.len() >= room.into() {
             return Err(Refused::Full);
         }
-        if !shared {
+        self.client(descriptor)
+    }
+
+    /// In whose name a descriptor of the enabled queue runs.
+    fn client(&mut self, descriptor: &Descriptor) -> Result<Arc<Session>, Refused> {
+        let session = self.session.as_ref().ok_or(Refused::NotEnabled)?;
+        if !session.terms.shared {
             return Ok(Arc::clone(session));
         }
         let pasid = Pasid::new(descriptor.pasid)
@@ -301,10 +301,12 @@ impl Queue {
     }
 
     /// Adds a descriptor that is under way, behind those that are there; nothing waits yet.
-    pub(crate) fn put_under_way(&mut self, queue: usize, execution: Execution) {
-        let Some(session) = self.session.clone() else {
-            return;
-        };
+    pub(crate) fn put_under_way(
+        &mut self,
+        queue: usize,
+        execution: Execution,
+    ) -> Result<(), Refused> {
+        let session = self.client(execution.descriptor())?;
         let sequence = self.next_sequence;
         self.next_sequence += 1;
         self.running.push(Running {
@@ -320,13 +322,17 @@ impl Queue {
             done: false,
             logs: false,
         });
+        Ok(())
     }
 
     /// Adds a descriptor that waits. It was accepted elsewhere.
-    pub(crate) fn put_waiting(&mut self, descriptor: Descriptor) {
-        let Some(session) = self.session.clone() else {
-            return;
-        };
+    pub(crate) fn put_waiting(&mut self, descriptor: Descriptor) -> Result<(), Refused> {
+        let session = self.client(&descriptor)?;
+        self.enqueue(session, descriptor);
+        Ok(())
+    }
+
+    fn enqueue(&mut self, session: Arc<Session>, descriptor: Descriptor) {
         let sequence = self.next_sequence;
         self.next_sequence += 1;
         self.waiting.push_back(Waiting {

@@ -49,6 +49,8 @@ pub(crate) struct State {
     pub(crate) groups: Vec<GroupConfig>,
     pub(crate) queues: Vec<Queue>,
     pub(crate) pending: Vec<Pending>,
+    /// Interrupts of commands that are about to be raised.
+    pub(crate) raising: usize,
     /// The queue whose turn it is, for each engine.
     turns: Vec<usize>,
     /// Engines that wait for work.
@@ -66,6 +68,7 @@ impl State {
             groups: vec![GroupConfig::default(); engines],
             queues: (0..queues).map(|_| Queue::new()).collect(),
             pending: Vec::new(),
+            raising: 0,
             turns: vec![0; engines],
             idle_engines: 0,
             engines: 0,
@@ -194,9 +197,10 @@ impl State {
         }
     }
 
-    /// Whether nothing of the queues in `set` is on an engine or a worker.
+    /// Whether nothing of the queues in `set` is on an engine or a worker, and no interrupt of a
+    /// command is on its way.
     pub(crate) fn is_quiet(&self, set: u64) -> bool {
-        self.indexes(set).all(|index| self.queues[index].is_quiet())
+        self.raising == 0 && self.indexes(set).all(|index| self.queues[index].is_quiet())
     }
 
     /// Disables the queues in `set`, which are idle.

@@ -127,6 +127,14 @@ impl Execution {
         }
     }
 
+    /// What was submitted.
+    pub(crate) const fn descriptor(&self) -> &Descriptor {
+        match self {
+            Execution::Single(operation) => &operation.descriptor,
+            Execution::Batch(batch) => &batch.descriptor,
+        }
+    }
+
     /// Goes on until the descriptor is done (`Ok`) or cannot go on under this guard.
     pub(crate) fn step(
         &mut self,

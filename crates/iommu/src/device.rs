@@ -19,6 +19,7 @@ use crate::{
     port::DmaPort,
     reset::DeviceReset,
     route_table::RouteTable,
+    writes::Watchers,
 };
 
 /// Why a range of I/O virtual addresses is not for mappings (`enum iommu_resv_type`,
@@ -113,6 +114,7 @@ pub struct Device {
     routes: RouteTable,
     faults: Arc<FaultLog>,
     ats: Arc<Ats>,
+    watchers: Watchers,
 }
 
 impl Device {
@@ -141,6 +143,7 @@ impl Device {
             routes: RouteTable::new(&shared.grace, config.pasid_bits),
             faults: Arc::default(),
             ats: Arc::default(),
+            watchers: Watchers::default(),
             shared,
         })
     }
@@ -284,6 +287,10 @@ impl Device {
 
     pub(crate) fn shared(&self) -> &Arc<Shared> {
         &self.shared
+    }
+
+    pub(crate) fn watchers(&self) -> &Watchers {
+        &self.watchers
     }
 
     pub(crate) fn routes(&self) -> &RouteTable {

@@ -76,6 +76,7 @@ mod route_table;
 mod tally;
 pub mod transfer;
 mod view;
+pub mod writes;
 
 pub use ats::{DeviceTlb, Tlb};
 pub use device::{Device, DeviceConfig, ReservedKind, ReservedRegion};
@@ -99,3 +100,4 @@ pub use route::{
     detach_device_pasid, detach_group, replace_device, replace_device_pasid, replace_group,
 };
 pub use transfer::{Direction, Stop, Transfer};
+pub use writes::{WriteSink, WriteWatch, Writes};

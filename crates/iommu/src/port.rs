@@ -487,8 +487,15 @@ fn copy_direct(
     from: u64,
 ) -> Result<u64, Halt> {
     match target.copy_from(source) {
-        Ok(()) => Ok(source.len().min(target.len()) as u64),
-        Err(gone) => Err(copy_stopped(view, target, to, source, from, gone)),
+        Ok(()) => {
+            let len = source.len().min(target.len()) as u64;
+            view.wrote(to, len);
+            Ok(len)
+        }
+        Err(gone) => {
+            view.wrote(to, gone.done as u64);
+            Err(copy_stopped(view, target, to, source, from, gone))
+        }
     }
 }
 

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use ioasid_core::{
-    Access, DomainId, Pasid,
+    Access, AddrRange, DomainId, Pasid,
     grace::{Held, Slot},
     memory::{MemoryGone, RawBytes},
     spa::{Resolved, SharedRemote},
@@ -16,6 +16,7 @@ use crate::{
     domain::{AddressSpace, Translator},
     fault::{Fault, FaultReason},
     transfer::Stop,
+    writes::WriteSink,
 };
 
 /// The smallest leaf of every format: the step of a backward run.
@@ -33,6 +34,8 @@ pub(crate) struct View<'a> {
     blocking: bool,
     /// What the device keeps of earlier translations.
     tlb: Option<&'a PortTlb>,
+    /// Who is told what is written.
+    sink: Option<Arc<dyn WriteSink>>,
 }
 
 /// Bytes that an address leads to, all in one registration.
@@ -89,6 +92,15 @@ impl<'a> View<'a> {
             pasid,
             blocking,
             tlb,
+            sink: device.watchers().of(pasid),
+        }
+    }
+
+    /// Says that `len` bytes at `iova` were written, after that and under the guard.
+    #[inline(always)]
+    pub(crate) fn wrote(&self, iova: u64, len: u64) {
+        if let Some(sink) = &self.sink {
+            tell(sink, iova, len);
         }
     }
 
@@ -133,10 +145,13 @@ impl<'a> View<'a> {
         let same = |now: &Attachment| std::ptr::eq(now, &raw const *attachment);
         if self.held.get().is_some_and(same) {
             self.held.guard().narrow(attachment.space.id);
+            // Whoever has come meanwhile waits no more.
+            self.sink = self.device.watchers().of(self.pasid);
         } else {
             self.held.forget();
             self.held.guard().narrow(None);
             self.left = Some(attachment);
+            self.sink = None;
         }
         result
     }
@@ -373,6 +388,7 @@ impl<'a> View<'a> {
         if let Some(bytes) = self.direct(iova, buffer.len() as u64, Access::Write) {
             let len = bytes.len().min(buffer.len());
             if bytes.write(&buffer[..len]).is_ok() {
+                self.wrote(iova, len as u64);
                 return Ok(len as u64);
             }
         }
@@ -388,11 +404,21 @@ impl<'a> View<'a> {
                 if !bytes.writable() {
                     reason = FaultReason::Permission;
                 }
-                (bytes.len(), bytes.write(&buffer[..bytes.len()]))
+                let written = bytes.write(&buffer[..bytes.len()]);
+                self.wrote(iova, done_of(&written, bytes.len()));
+                (bytes.len(), written)
             }
             Place::Remote(far) => {
                 let buffer = &buffer[..far.len as usize];
-                let write = || far.memory.write(far.offset, buffer);
+                let sink = self.sink.clone();
+                let write = || {
+                    let written = far.memory.write(far.offset, buffer);
+                    // While whoever waits for the guard does: afterwards the write can be seen.
+                    if let Some(sink) = &sink {
+                        tell(sink, iova, done_of(&written, buffer.len()));
+                    }
+                    written
+                };
                 (buffer.len(), self.block(write))
             }
         };
@@ -457,6 +483,21 @@ impl<'a> View<'a> {
                 Err(stop) => return Err(stop),
             }
         }
+    }
+}
+
+#[cold]
+fn tell(sink: &Arc<dyn WriteSink>, iova: u64, len: u64) {
+    if let Some(range) = AddrRange::from_len(iova, len) {
+        sink.wrote(range);
+    }
+}
+
+/// How many of `len` bytes were written.
+fn done_of(written: &Result<(), MemoryGone>, len: usize) -> u64 {
+    match written {
+        Ok(()) => len as u64,
+        Err(MemoryGone { done }) => *done as u64,
     }
 }
 

@@ -157,6 +157,19 @@ pub enum Error {
     /// The bytes are no saved state of such a device (EINVAL).
     #[error("no saved state of such a device")]
     BadDeviceState,
+    /// A log of DMA is under way already, or none is (EINVAL).
+    #[error("DMA is logged already, or is not")]
+    LogState,
+    /// A range of a log is empty, is not whole pages, overlaps another one or is not watched, or a
+    /// page has a size that it cannot have (EINVAL).
+    #[error("a range or page size that a log of DMA cannot have")]
+    BadLogRange,
+    /// More ranges than a log can have (E2BIG).
+    #[error("more ranges than a log of DMA can have")]
+    TooManyLogRanges,
+    /// The device has written more than its log has room for (EIO).
+    #[error("the log of DMA was too small: all memory counts as written")]
+    LogSpoilt,
     /// What the I/O address space layer said.
     #[error(transparent)]
     Iommufd(#[from] ioasid_iommufd::Error),

@@ -114,6 +114,7 @@ pub mod pci;
 pub mod region;
 pub mod saved;
 mod vfio;
+pub mod write_log;
 
 pub use container::Container;
 pub use device::{
@@ -127,3 +128,4 @@ pub use irq::{Eventfd, IrqAction, IrqData, IrqIndex, IrqInfo, SetIrqs};
 pub use model::{DefaultPasid, DeviceModel, Migrate, Passthrough, StateError};
 pub use region::{RegionIndex, RegionInfo};
 pub use vfio::Vfio;
+pub use write_log::LogRanges;

@@ -73,6 +73,7 @@ impl VfioDevice {
                 let (device, pasid) = child.bind()?;
                 let bound = context.bind_pasid(&device, pasid, faults);
                 let bound = bound.inspect_err(|_| child.unbind())?;
+                self.logging.set_child(&device, pasid);
                 Ok(BoundTo::Device(bound))
             }
             Passthrough::Emulated(dma) => Ok(BoundTo::Emulated(dma.bind(context)?)),

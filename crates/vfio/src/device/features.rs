@@ -17,6 +17,7 @@ use ioasid_core::{
 use super::{DeviceFile, VfioDevice, token::Token};
 use crate::{
     error::{Error, Result},
+    model::Passthrough,
     region::RegionIndex,
 };
 
@@ -48,6 +49,8 @@ pub enum Feature {
     Token,
     /// Low power, and the way back.
     LowPower,
+    /// A log of the pages that the device writes.
+    DmaLog,
 }
 
 /// A store that an eventfd makes.
@@ -107,6 +110,8 @@ impl DeviceFile {
         match feature {
             Feature::Token => self.device.has_token(),
             Feature::LowPower => !self.device.is_child(),
+            // What software copies is no DMA.
+            Feature::DmaLog => !matches!(self.device.passthrough, Passthrough::Emulated(_)),
         }
     }
 
@@ -243,6 +248,7 @@ impl VfioDevice {
     /// Takes back what a program has made of the device, with the gate held exclusively.
     pub(super) fn clear_features(&self) {
         self.end_low_power();
+        self.end_log();
         let stores = std::mem::take(&mut *self.features.stores.lock());
         for store in &stores {
             store.listener.active.store(false, Ordering::Release);

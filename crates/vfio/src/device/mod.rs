@@ -28,6 +28,7 @@ mod bound;
 mod features;
 mod file;
 mod grouped;
+mod logging;
 mod mapped;
 mod migration;
 mod token;
@@ -55,6 +56,7 @@ pub struct VfioDevice {
     interrupts: Interrupts,
     features: features::Features,
     migration: Mutex<migration::Migration>,
+    logging: logging::Logging,
     sriov: token::Sriov,
     faults: Arc<FaultLog>,
     /// Held shared for every access, exclusively to reset, to release, and to change what answers.
@@ -109,6 +111,7 @@ impl VfioDevice {
             interrupts: Interrupts::default(),
             features: features::Features::default(),
             migration: Mutex::default(),
+            logging: logging::Logging::default(),
             sriov,
             faults: FaultLog::new(FaultLog::DEFAULT_CAPACITY),
             gate: RwLock::new(()),

@@ -269,7 +269,7 @@ impl Served {
         Ok(serde_json::from_slice(&output.stdout)?)
     }
 
-    /// Waits until no program holds anything: no iommufd is open, only the parent's domain is left,
+    /// Waits until no program holds anything: no iommufd is open, only the parents' domains are left,
     /// every queue of an mdev is as at the start, no PASID is held or pending.
     pub(crate) fn settle(&self, stage: &Stage) -> Result<()> {
         let deadline = Instant::now() + Duration::from_secs(20);
@@ -318,7 +318,9 @@ fn leftovers(tree: &Json) -> Vec<String> {
         left.push(format!("{contexts} open iommufds"));
     }
     let domains = tree["iommu"]["paging_domains"].as_u64().unwrap_or(u64::MAX);
-    if domains != 1 {
+    let parents = tree["devices"].as_array().into_iter().flatten();
+    let parents = parents.filter(|device| !device["host_queues"].is_null());
+    if domains != parents.count() as u64 {
         left.push(format!("{domains} domains"));
     }
     for name in ["held", "pending"] {
@@ -343,7 +345,7 @@ fn leftovers(tree: &Json) -> Vec<String> {
 }
 
 /// Where cargo puts what it builds.
-fn target_directory() -> PathBuf {
+pub(crate) fn target_directory() -> PathBuf {
     match std::env::var_os("CARGO_TARGET_DIR") {
         Some(path) => root().join(path),
         None => root().join("target"),

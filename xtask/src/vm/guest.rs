@@ -17,6 +17,9 @@ use serde_json::{Value as Json, json};
 /// How long a guest may take for anything: it starts in about 6 s alone on two processors.
 const PATIENCE: Duration = Duration::from_secs(120);
 
+/// The last line of a report.
+const END: &str = "GUEST end";
+
 /// A PCI function as the guest sees it.
 #[derive(Clone, Debug)]
 pub(super) struct Function {
@@ -43,6 +46,19 @@ pub(super) struct Report {
     pub(super) work: Vec<Work>,
     /// Its DSA queue.
     pub(super) queue: Option<Queue>,
+    /// What its program that drives devices by hand has shown.
+    pub(super) claims: Vec<Claim>,
+    /// Hash of the random file that it keeps in memory.
+    pub(super) kept: Option<String>,
+}
+
+/// What a program of the guest has shown.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Claim {
+    /// How many attempts it took; `None` if it does not hold.
+    pub(super) attempts: Option<u64>,
+    /// Its name, and why it does not hold.
+    pub(super) said: String,
 }
 
 /// A DSA queue of a guest.
@@ -105,6 +121,15 @@ impl Report {
                         node: node.to_owned(),
                     });
                 }
+                ["claim", "ok", attempts, ref name @ ..] => report.claims.push(Claim {
+                    attempts: attempts.parse().ok(),
+                    said: name.join(" "),
+                }),
+                ["claim", ref why @ ..] => report.claims.push(Claim {
+                    attempts: None,
+                    said: why.join(" "),
+                }),
+                ["kept", hash, ..] => report.kept = Some(hash.to_owned()),
                 ["work", _, rounds, wrong, mismatches] => report.work.push(Work {
                     rounds: rounds.parse().unwrap_or(0),
                     // What cannot be read is no success.
@@ -188,7 +213,7 @@ impl Guest {
 
     /// Waits for the next report.
     pub(super) fn next_report(&mut self) -> Result<Report> {
-        let (begin, end) = self.console.wait(self.seen, "GUEST end").map_err(|text| {
+        let (begin, end) = self.console.wait(self.seen, END).map_err(|text| {
             let last: Vec<_> = text.lines().rev().take(8).collect();
             let last: Vec<_> = last.into_iter().rev().collect();
             anyhow::anyhow!(
@@ -199,6 +224,34 @@ impl Guest {
         })?;
         self.seen = end;
         Ok(Report::parse(&self.console.text(begin, end)))
+    }
+
+    /// Whether the next report is there.
+    pub(super) fn has_report(&self) -> bool {
+        self.console.has(self.seen, END)
+    }
+
+    /// Stops its processors.
+    pub(super) fn pause(&self) -> Result<()> {
+        Monitor::connect(&self.monitor)?.execute("stop", &json!({}))
+    }
+
+    /// Lets its processors go on.
+    pub(super) fn resume(&self) -> Result<()> {
+        Monitor::connect(&self.monitor)?.execute("cont", &json!({}))
+    }
+
+    /// The file that its memory is in, of a guest that shares it.
+    pub(super) fn memory(&self) -> Result<PathBuf> {
+        let files = format!("/proc/{}/fd", self.id());
+        for entry in std::fs::read_dir(&files).with_context(|| format!("reading {files}"))? {
+            let path = entry?.path();
+            let name = std::fs::read_link(&path).unwrap_or_default();
+            if name.to_string_lossy().contains("memfd:memory-backend") {
+                return Ok(path);
+            }
+        }
+        bail!("{} has no file of memory", self.name)
     }
 
     /// Takes the device `id` away from the guest, which may keep it until it has let go.
@@ -254,6 +307,16 @@ impl Console {
     fn text(&self, begin: usize, end: usize) -> String {
         let text = self.text.lock().unwrap_or_else(PoisonError::into_inner);
         text.0.get(begin..end).unwrap_or_default().to_owned()
+    }
+
+    /// Whether `wanted` stands behind `begin`, or nothing will any more.
+    fn has(&self, begin: usize, wanted: &str) -> bool {
+        let text = self.text.lock().unwrap_or_else(PoisonError::into_inner);
+        text.1
+            || text
+                .0
+                .get(begin..)
+                .is_some_and(|rest| rest.contains(wanted))
     }
 
     /// Waits until `wanted` stands behind `begin`: where the text begins and where `wanted` ends; or
@@ -347,11 +410,14 @@ mod tests {
         let report = Report::parse(
             "[    1.0] noise\r\nGUEST pci 0000:01:00.0 0x8086 0x2021 ioatdma 1\r\nGUEST pci 0000:02:00.0 \
              0x8086 0x2021 none 0\r\nGUEST irq 24: 3 PCI-MSIX-0000:01:00.0 0-edge ioat-msix\r\n\
-             GUEST log x\r\n",
+             GUEST log x\r\nGUEST claim ok 7 a b\r\nGUEST claim FAIL a b: c\r\n",
         );
         let function = &report.functions["0000:01:00.0"];
         assert_eq!((function.channels, function.interrupts), (1, 3));
         assert_eq!(report.functions["0000:02:00.0"].driver, "none");
         assert_eq!(report.log.len(), 1);
+        let attempts: Vec<_> = report.claims.iter().map(|claim| claim.attempts).collect();
+        assert_eq!(attempts, [Some(7), None]);
+        assert_eq!(report.claims[1].said, "FAIL a b: c");
     }
 }

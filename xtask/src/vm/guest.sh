@@ -90,6 +90,12 @@ idxd() {
     echo "GUEST queue $(cat "/sys/bus/dsa/devices/$queue/state") $(devmem $((bar + 0x808)) 32) $node"
 }
 
+# A file of random data in memory, made once: its hash.
+keep() {
+    [ -e /tmp/kept ] || dd if=/dev/urandom of=/tmp/kept bs=1M count=16 2>/dev/null
+    echo "GUEST kept $(sha256sum </tmp/kept)"
+}
+
 load @MODULES@
 report
 while read -r order operand driver; do
@@ -110,6 +116,9 @@ while read -r order operand driver; do
         wait
         ;;
     idxd) idxd "$operand" "$driver" ;;
+    # Its devices in the hands of a program that does its worst.
+    hostile) hostile "$operand" ;;
+    keep) keep ;;
     off) poweroff -f ;;
     esac
     report

@@ -14,7 +14,7 @@ use std::{
 
 use anyhow::{Context as _, Result, ensure};
 
-use super::{Model, Vm, guest::Guest, initramfs};
+use super::{Model, Vm, guest::Guest, hostile, initramfs};
 use crate::{
     e2e::stage::{NOBODY, Served, Stage, User},
     fetch::{Cache, kernel, qemu, tools},
@@ -73,8 +73,10 @@ pub(super) struct Board {
     pub(super) processors: usize,
     /// More for its kernel's command line.
     pub(super) words: &'static str,
-    /// The device id that QEMU shows for its devices instead of their own.
-    pub(super) shown_as: Option<u16>,
+    /// Megabytes of it.
+    pub(super) megabytes: u32,
+    /// The device ids that QEMU shows for its devices instead of their own, in the devices' order.
+    pub(super) shown_as: &'static [Option<u16>],
 }
 
 impl Default for Board {
@@ -83,7 +85,8 @@ impl Default for Board {
             memory: Memory::default(),
             processors: 1,
             words: "",
-            shown_as: None,
+            megabytes: 256,
+            shown_as: &[],
         }
     }
 }
@@ -112,7 +115,8 @@ impl Host {
             .context("running `cp`")?;
         ensure!(copied.success(), "QEMU could not be copied");
         fs::copy(&kernel.image, stage.path("vmlinuz")).context("copying the kernel")?;
-        initramfs::write(&kernel, &tools, &stage.path("initramfs"))?;
+        let hostile = hostile::build()?;
+        initramfs::write(&kernel, &tools, &hostile, &stage.path("initramfs"))?;
         for (name, mode) in [("qemu", 0o755), ("vmlinuz", 0o644), ("initramfs", 0o644)] {
             fs::set_permissions(stage.path(name), fs::Permissions::from_mode(mode))?;
         }
@@ -252,7 +256,10 @@ impl Host {
         match board.memory {
             Memory::Shared => command
                 .args(["-M", "q35,memory-backend=memory", "-object"])
-                .arg("memory-backend-memfd,id=memory,size=256M,share=on"),
+                .arg(format!(
+                    "memory-backend-memfd,id=memory,size={}M,share=on",
+                    board.megabytes
+                )),
             Memory::Private => command.args(["-M", "q35"]),
         };
         let monitor = self.board(name, board, &mut command);
@@ -264,8 +271,8 @@ impl Host {
                 "bus": format!("port{index}"),
                 "socket": { "type": "unix", "path": path },
             });
-            if let Some(id) = board.shown_as {
-                options["x-pci-device-id"] = id.into();
+            if let Some(Some(id)) = board.shown_as.get(index) {
+                options["x-pci-device-id"] = (*id).into();
             }
             command
                 .arg("-device")
@@ -285,7 +292,8 @@ impl Host {
         // A guest of an earlier scene.
         let _ = fs::remove_file(&monitor);
         command
-            .args(["-accel", "tcg", "-cpu", "max", "-m", "256M"])
+            .args(["-accel", "tcg", "-cpu", "max"])
+            .args(["-m", &format!("{}M", board.megabytes)])
             .args(["-smp", &board.processors.to_string()])
             .args(["-nodefaults", "-nographic", "-no-reboot"])
             .args(["-serial", "stdio"])

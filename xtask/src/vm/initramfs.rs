@@ -1,4 +1,4 @@
-//! The first file system of a guest: busybox, a few modules and a script, in the kernel's own archive
+//! The first file system of a guest: busybox, a few modules, a script and a program of ours, in the kernel's own archive
 //! format (Documentation/driver-api/early-userspace/buffer-format.rst: `newc`).
 
 use std::{fs, path::Path, process::Command};
@@ -76,8 +76,8 @@ impl Archive {
     }
 }
 
-/// Writes the file system for `kernel`, with `tools` in it, to `path`.
-pub(super) fn write(kernel: &Kernel, tools: &[Tool], path: &Path) -> Result<()> {
+/// Writes the file system for `kernel`, with `tools` and the program `hostile` in it, to `path`.
+pub(super) fn write(kernel: &Kernel, tools: &[Tool], hostile: &Path, path: &Path) -> Result<()> {
     let mut archive = Archive {
         bytes: Vec::new(),
         entries: 0,
@@ -105,6 +105,8 @@ pub(super) fn write(kernel: &Kernel, tools: &[Tool], path: &Path) -> Result<()> 
     let busybox = fs::read(&kernel.busybox)
         .with_context(|| format!("reading {}", kernel.busybox.display()))?;
     archive.add("bin/busybox", PROGRAM, &busybox)?;
+    let hostile = fs::read(hostile).with_context(|| format!("reading {}", hostile.display()))?;
+    archive.add("bin/hostile", PROGRAM, &hostile)?;
     for name in MODULES.into_iter().chain(RAID).chain(IDXD) {
         let file = kernel.module(name)?;
         let unpacked = Command::new("xz")

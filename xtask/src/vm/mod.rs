@@ -7,6 +7,7 @@
 mod control;
 mod guest;
 mod host;
+mod hostile;
 mod initramfs;
 mod scenes;
 mod sockets;

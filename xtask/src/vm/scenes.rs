@@ -12,7 +12,7 @@ use super::{
     Model, control,
     guest::{Guest, Report},
     host::{Given, Host, Mode},
-    sockets, work,
+    hostile, sockets, work,
 };
 use crate::{
     e2e::stage::{Served, succeed},
@@ -53,6 +53,10 @@ pub(super) const SCENES: &[(&str, Claim<Host>)] = &[
     (
         "a guest by vfio-user: its driver and tools enable a DSA queue",
         control::control_path,
+    ),
+    (
+        "guests by vfio-user: a hostile one that drives its devices by hand, beside one at work",
+        hostile::isolation,
     ),
 ];
 

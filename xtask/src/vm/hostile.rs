@@ -1,0 +1,376 @@
+//! A guest that drives its devices by hand, as no driver would, beside one at work.
+
+use std::{
+    path::{Path, PathBuf},
+    process::Command,
+    time::Duration,
+};
+
+use anyhow::{Context as _, Result, ensure};
+use serde_json::{Value as Json, json};
+
+use super::{
+    guest::{Guest, Report},
+    host::{Board, Host},
+    scenes::{FIRST, SECOND, eventually, parent_jobs},
+    work::{RAID_ID, all_right, pristine},
+};
+use crate::e2e::stage::{Served, succeed, target_directory};
+
+/// The same for a DSA and an I/OAT: a queue of the parent's own driver, one of each VM.
+const MACHINE: &str = r#"
+[[device]]
+model = "dsa"
+address = "0000:6a:01.0"
+driver = "host"
+
+  [[device.queue]]
+  owner = "host"
+
+  [[device.queue]]
+  owner = "mdev"
+  uuid = "5f2e6a9e-93a1-4f0a-9b3e-3d8f0c1b2a01"
+  vm = "vm1"
+
+  [[device.queue]]
+  owner = "mdev"
+  uuid = "5f2e6a9e-93a1-4f0a-9b3e-3d8f0c1b2a02"
+  vm = "vm2"
+
+[[device]]
+model = "ioat"
+address = "0000:6b:01.0"
+driver = "host"
+
+  [[device.queue]]
+  owner = "host"
+
+  [[device.queue]]
+  owner = "mdev"
+  uuid = "5f2e6a9e-93a1-4f0a-9b3e-3d8f0c1b2a11"
+  vm = "vm1"
+
+  [[device.queue]]
+  owner = "mdev"
+  uuid = "5f2e6a9e-93a1-4f0a-9b3e-3d8f0c1b2a12"
+  vm = "vm2"
+"#;
+const FIRST_CHANNEL: &str = "5f2e6a9e-93a1-4f0a-9b3e-3d8f0c1b2a11";
+const SECOND_CHANNEL: &str = "5f2e6a9e-93a1-4f0a-9b3e-3d8f0c1b2a12";
+
+/// Claims of the hostile program, each of which must have been tried.
+const CLAIMS: usize = 17;
+/// How often the machine is looked at meanwhile.
+const INTERVAL: Duration = Duration::from_millis(100);
+
+/// Builds the program, for any guest: without a dynamic linker and libraries.
+pub(super) fn build() -> Result<PathBuf> {
+    let mut cargo = crate::cargo();
+    cargo.args(["rustc", "--release", "--package", "hostile-guest", "--"]);
+    // For this program alone: what runs while others are built would not take it.
+    cargo.args(["-C", "target-feature=+crt-static", "-C", "strip=symbols"]);
+    crate::run(&mut cargo)?;
+    Ok(target_directory().join("release/hostile-guest"))
+}
+
+/// The first guest does its worst, twice: while the second works, and while the second stands still and
+/// each byte of its memory can be compared.
+pub(super) fn isolation(host: &Host) -> Result<String> {
+    let served = host.serve_sockets(MACHINE)?;
+    let begin = || host.guest_at_sockets("vm1", Board::default(), &[FIRST, FIRST_CHANNEL]);
+    let larger = Board {
+        // Where the first has nothing, the second has memory.
+        megabytes: 384,
+        words: "setcpuid=movdir64b iomem=relaxed",
+        shown_as: &[None, RAID_ID],
+        ..Board::default()
+    };
+    let mut first = begin()?;
+    let mut second = host.guest_at_sockets("vm2", larger, &[SECOND, SECOND_CHANNEL])?;
+    tested(&first.next_report()?)?;
+    tested(&second.next_report()?)?;
+    let enabled = second.order("idxd user user")?.queue;
+    ensure!(
+        enabled.is_some_and(|queue| queue.state == "enabled"),
+        "the other guest's DSA queue is not enabled"
+    );
+    second.order("raid 1")?;
+    let kept = second.order("keep")?.kept.context("nothing is kept")?;
+    let before = Before::look(&served.inspect(host.stage())?)?;
+
+    second.begin_order(&format!("work {}", host.work.as_secs()))?;
+    let order = format!("hostile {}", host.work.as_secs());
+    let mut attempts = attack(host, &served, &before, &mut first, &order)?;
+    let worked = all_right(&second.next_report()?, 1)?;
+    ensure!(
+        second.order("keep")?.kept.as_ref() == Some(&kept),
+        "the file that the other guest keeps in memory has changed"
+    );
+
+    second.pause()?;
+    let memory = second.memory()?;
+    let hash = sha256(&memory)?;
+    attempts += attack(host, &served, &before, &mut first, "hostile 0")?;
+    ensure!(
+        sha256(&memory)? == hash,
+        "the memory of the other guest has changed"
+    );
+    second.resume()?;
+    let report = second.order("report")?;
+    ensure!(
+        report.errors.is_empty(),
+        "the other guest says: {}",
+        report.errors.join(" / ")
+    );
+    let tree = served.inspect(host.stage())?;
+    let faults = before.own_faults(&tree)?;
+
+    first.quit()?;
+    eventually(host, &served, left)?;
+    let mut next = begin()?;
+    tested(&next.next_report()?)?;
+    held(&next.order("hostile use")?, 2)?;
+    next.quit()?;
+    second.quit()?;
+    served.settle(host.stage())?;
+    eventually(host, &served, pristine)?;
+    Ok(format!(
+        "{attempts} attempts at {CLAIMS} claims; {faults} faults, all of the hostile guest's own channel; \
+         {worked} MiB of RAID-5 in the other guest, 0 wrong, its {} MiB of memory the same; {} and {} jobs \
+         of the parents, 0 errors; the next guest works",
+        larger.megabytes,
+        before.jobs_since(&tree, 0),
+        before.jobs_since(&tree, 1),
+    ))
+}
+
+/// That the guest's driver has tested the channel, with an interrupt.
+fn tested(report: &Report) -> Result<()> {
+    let channel = report.functions.get("0000:02:00.0");
+    ensure!(
+        channel
+            .is_some_and(|one| one.driver == "ioatdma" && one.channels == 1 && one.interrupts > 0),
+        "the guest's channel is {channel:?}; it says: {}",
+        report.log.join(" / ")
+    );
+    Ok(())
+}
+
+/// That this many claims of the hostile program hold: how many attempts there were.
+fn held(report: &Report, claims: usize) -> Result<u64> {
+    for claim in &report.claims {
+        ensure!(claim.attempts.is_some(), "in the guest: {}", claim.said);
+    }
+    ensure!(
+        report.claims.len() == claims,
+        "the hostile program has shown {} claims of {claims}",
+        report.claims.len()
+    );
+    Ok(report
+        .claims
+        .iter()
+        .filter_map(|claim| claim.attempts)
+        .sum())
+}
+
+/// Lets the hostile guest carry out `order`, and looks at what must not change all the while.
+fn attack(
+    host: &Host,
+    served: &Served,
+    before: &Before,
+    guest: &mut Guest,
+    order: &str,
+) -> Result<u64> {
+    let start = served.inspect(host.stage())?;
+    guest.begin_order(order)?;
+    while !guest.has_report() {
+        before.still(&served.inspect(host.stage())?)?;
+        std::thread::sleep(INTERVAL);
+    }
+    let attempts = held(&guest.next_report()?, CLAIMS)?;
+    let end = served.inspect(host.stage())?;
+    before.still(&end)?;
+    for parent in [0, 1] {
+        ensure!(
+            jobs(&end, parent) > jobs(&start, parent),
+            "the driver of parent {parent} did nothing meanwhile"
+        );
+    }
+    Ok(attempts)
+}
+
+/// What an attack must not change.
+struct Before {
+    others: Json,
+    /// The PASIDs of the hostile guest's queue and channel.
+    pasids: [u64; 2],
+    jobs: [u64; 2],
+}
+
+impl Before {
+    fn look(tree: &Json) -> Result<Self> {
+        Ok(Self {
+            others: others(tree),
+            pasids: [pasid(tree, FIRST)?, pasid(tree, FIRST_CHANNEL)?],
+            jobs: [jobs(tree, 0), jobs(tree, 1)],
+        })
+    }
+
+    /// That all that is not the hostile guest's is the same, that its queue has its own PASID or none, and
+    /// that the parents' own drivers have met no error.
+    fn still(&self, tree: &Json) -> Result<()> {
+        let now = others(tree);
+        for (name, before) in self.others.as_object().into_iter().flatten() {
+            ensure!(
+                now[name] == *before,
+                "{name} have changed, from {before} to {}",
+                now[name]
+            );
+        }
+        let queue = &tree["devices"][0]["dsa"]["queues"][1];
+        ensure!(
+            queue["pasid_enabled"] == false || queue["pasid"] == self.pasids[0],
+            "the hostile guest's queue is {queue}"
+        );
+        ensure!(
+            queue["accepted"] == 0,
+            "the hostile guest's queue has got a descriptor: {queue}"
+        );
+        let channel = &tree["devices"][1]["ioat"]["channels"][1];
+        ensure!(
+            channel["pasid"] == self.pasids[1],
+            "the hostile guest's channel is {channel}"
+        );
+        parent_jobs(tree).map(drop)
+    }
+
+    fn jobs_since(&self, tree: &Json, parent: usize) -> u64 {
+        jobs(tree, parent).saturating_sub(self.jobs[parent])
+    }
+
+    /// Faults of the hostile guest's channel: every one that its domain has counted.
+    fn own_faults(&self, tree: &Json) -> Result<u64> {
+        let mdev = mdev(tree, FIRST_CHANNEL)?;
+        let told = mdev["vfio"]["dma_faults"]["faults"].as_u64().unwrap_or(0);
+        let counted = &tree["devices"][1]["ioat"]["channels"][1]["faults"];
+        ensure!(
+            told > 0 && *counted == told,
+            "{told} faults were told of, {counted} met"
+        );
+        for domain in list(&tree["iommu"]["domains"]) {
+            let own = is_own(tree, domain);
+            ensure!(
+                domain["faults"] == if own { told } else { 0 },
+                "faults of {domain}"
+            );
+        }
+        Ok(told)
+    }
+}
+
+fn list(tree: &Json) -> impl Iterator<Item = &Json> {
+    tree.as_array().into_iter().flatten()
+}
+
+fn mdev<'tree>(tree: &'tree Json, uuid: &str) -> Result<&'tree Json> {
+    list(&tree["mdevs"])
+        .find(|mdev| mdev["uuid"] == uuid)
+        .with_context(|| format!("{uuid} is not there"))
+}
+
+/// The PASID that a mediated device has while it is used.
+fn pasid(tree: &Json, uuid: &str) -> Result<u64> {
+    let pasid = mdev(tree, uuid)?["queue"]["default_pasid"].as_u64();
+    pasid.with_context(|| format!("{uuid} has no PASID"))
+}
+
+/// Jobs of the own driver of a parent.
+fn jobs(tree: &Json, parent: usize) -> u64 {
+    let device = &tree["devices"][parent];
+    let queues = list(&device["host_queues"]).chain(list(&device["host_channels"]));
+    queues.filter_map(|queue| queue["jobs"].as_u64()).sum()
+}
+
+/// Whether a domain has the hostile guest's memory: its routes, none while its devices are reset, are the
+/// guest's.
+fn is_own(tree: &Json, domain: &Json) -> bool {
+    let own = [(FIRST, "0000:6a:01.0"), (FIRST_CHANNEL, "0000:6b:01.0")];
+    let own = own.map(|(uuid, device)| {
+        let pasid = pasid(tree, uuid).unwrap_or(0);
+        format!("{device} pasid {pasid}")
+    });
+    domain["kind"] == "unmanaged"
+        && list(&domain["routes"]).all(|route| own.iter().any(|own| route == own))
+}
+
+/// What is not the hostile guest's, without what moves with the work of others.
+fn others(tree: &Json) -> Json {
+    let without = |node: &Json, names: &[&str]| {
+        let mut node = node.clone();
+        if let Some(values) = node.as_object_mut() {
+            values.retain(|name, _| !names.contains(&name.as_str()));
+        }
+        node
+    };
+    let parent = |index: usize, model: &str, queues: &str| -> Json {
+        let device = &tree["devices"][index][model];
+        let moving = [
+            "status",
+            "depth",
+            "occupancy",
+            "under_way",
+            "accepted",
+            "jobs",
+            "bytes",
+        ];
+        let queue = |index: usize| without(&device[queues][index], &moving);
+        let whole = without(device, &[queues, "tlb"]);
+        json!([whole, queue(0), queue(2)])
+    };
+    let mdevs: Vec<_> = list(&tree["mdevs"])
+        .filter(|mdev| mdev["vm"] != "vm1")
+        .collect();
+    let faults = list(&tree["iommu"]["devices"]).map(|device| &device["own_faults"]["faults"]);
+    let faults: Vec<_> = faults.collect();
+    let domains = list(&tree["iommu"]["domains"]).filter(|domain| !is_own(tree, domain));
+    let domains = domains.map(|domain| json!([domain["id"], domain["routes"], domain["faults"]]));
+    let domains: Vec<_> = domains.collect();
+    let vms = list(&tree["vfio_user"]["vms"]).filter(|vm| vm["name"] != "vm1");
+    let vms: Vec<_> = vms.collect();
+    json!({
+        "the other queues of the DSA": parent(0, "dsa", "queues"),
+        "the other channels of the I/OAT": parent(1, "ioat", "channels"),
+        "the other mediated devices": mdevs,
+        "faults of the parents": faults,
+        "the other domains": domains,
+        "the other VMs": vms,
+    })
+}
+
+/// That nothing is left of the hostile guest.
+fn left(tree: &Json) -> Result<()> {
+    let queue = &tree["devices"][0]["dsa"]["queues"][1];
+    ensure!(
+        queue["state"] == "locked" && queue["pasid_enabled"] == false && queue["under_way"] == 0,
+        "the queue is left as {queue}"
+    );
+    let channel = &tree["devices"][1]["ioat"]["channels"][1];
+    ensure!(
+        channel["status"] == "halted" && channel["depth"] == 0 && channel["pasid"].is_null(),
+        "the channel is left as {channel}"
+    );
+    for vm in list(&tree["vfio_user"]["vms"]).filter(|vm| vm["name"] == "vm1") {
+        ensure!(vm["connections"] == 0, "the VM is left as {vm}");
+        ensure!(
+            list(&vm["mappings"]).next().is_none(),
+            "memory is left: {vm}"
+        );
+    }
+    Ok(())
+}
+
+fn sha256(file: &Path) -> Result<String> {
+    let said = succeed(Command::new("sha256sum").arg(file))?;
+    let hash = said.split_whitespace().next();
+    Ok(hash.context("`sha256sum` says nothing")?.to_owned())
+}

@@ -12,6 +12,7 @@ mod conformance;
 mod e2e;
 mod fetch;
 mod fuzz;
+mod interop;
 mod play;
 mod vm;
 
@@ -69,6 +70,8 @@ enum Verb {
     Conformance(conformance::Conformance),
     /// Fetches what other tasks build from, into the cache folder.
     Fetch(fetch::Fetch),
+    /// Programs that others have written for devices like ours, unmodified, under `ioasid run`.
+    Interop(interop::Interop),
     /// Stock guests under a stock QEMU under `ioasid run`.
     Vm(vm::Vm),
     /// What continuous integration runs.
@@ -94,6 +97,7 @@ fn main() -> ExitCode {
             Err(error) => Err(error),
         },
         Verb::Fetch(arguments) => fetch::run(&arguments),
+        Verb::Interop(arguments) => interop::run(&arguments),
         Verb::Vm(arguments) => vm::run(&arguments),
         Verb::Ci => run(&mut Command::new(root().join(".ci/run"))),
     };

@@ -2,9 +2,12 @@
 //!
 //! Nothing is installed, and nothing of it is committed. [`apt`] downloads, [`packages`] unpacks;
 //! [`source`] is the kernel's source, [`kernel`] a stock kernel for guests, [`tools`] programs for
-//! them, [`qemu`] a stock QEMU.
+//! them; [`bundle`]s of a program with all that it needs are [`qemu`], a stock QEMU, and [`dpdk`],
+//! the tests of DPDK.
 
 pub(crate) mod apt;
+pub(crate) mod bundle;
+pub(crate) mod dpdk;
 pub(crate) mod kernel;
 mod packages;
 pub(crate) mod qemu;
@@ -48,6 +51,8 @@ enum What {
     Qemu(How),
     /// A stock kernel with its modules, busybox and a few programs, for guests.
     Kernel(How),
+    /// The test programs of DPDK with every library that they need.
+    Dpdk(How),
     /// All of them (what is done without a word).
     All(How),
 }
@@ -112,7 +117,11 @@ impl Cache {
 pub(crate) fn run(arguments: &Fetch) -> Result<()> {
     let all = What::All(How::default());
     let what = arguments.what.as_ref().unwrap_or(&all);
-    let (What::KernelSource(how) | What::Qemu(how) | What::Kernel(how) | What::All(how)) = what;
+    let (What::KernelSource(how)
+    | What::Qemu(how)
+    | What::Kernel(how)
+    | What::Dpdk(how)
+    | What::All(how)) = what;
     let cache = Cache::open()?;
     if matches!(what, What::KernelSource(_) | What::All(_)) {
         let source = source::fetch(&cache, &how.origin, how.refresh)?;
@@ -126,6 +135,10 @@ pub(crate) fn run(arguments: &Fetch) -> Result<()> {
         let kernel = kernel::fetch(&cache, &how.origin, how.refresh)?;
         println!("kernel {} is {}", kernel.version, kernel.image.display());
         tools::fetch(&cache, &how.origin, how.refresh)?;
+    }
+    if matches!(what, What::Dpdk(_) | What::All(_)) {
+        let (folder, version) = dpdk::fetch(&cache, &how.origin, how.refresh)?;
+        println!("DPDK {version} is in {}", folder.display());
     }
     Ok(())
 }

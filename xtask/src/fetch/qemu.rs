@@ -1,20 +1,25 @@
 //! A stock QEMU that runs with the loader and libraries of its own release.
 
-use std::{fs, os::unix::fs::PermissionsExt as _, path::PathBuf, process::Command};
+use std::{path::PathBuf, process::Command};
 
 use anyhow::{Context, Result, ensure};
 
-use super::{
-    Cache,
-    apt::{self, Apt, Origin},
-    unpack,
+use super::{Cache, Origin, bundle::Bundle};
+
+const BUNDLE: Bundle = Bundle {
+    package: "qemu-system-x86",
+    folder: "qemu",
+    starter: "qemu-system-x86_64",
+    script: r#"#!/bin/sh
+# QEMU from a Debian package, with the loader, libraries and firmware of its own release.
+here=$(dirname "$(readlink -f "$0")")
+lib=$here/usr/lib/x86_64-linux-gnu
+export QEMU_MODULE_DIR="$lib/qemu"
+exec "$lib/ld-linux-x86-64.so.2" --library-path "$lib" "$here/usr/bin/qemu-system-x86_64" \
+    -L "$here/usr/share/qemu" -L "$here/usr/share/seabios" -L "$here/usr/lib/ipxe/qemu" "$@"
+"#,
+    needs: |_| true,
 };
-
-const PACKAGE: &str = "qemu-system-x86";
-
-/// The folder in the cache, and the program in it that starts QEMU.
-const FOLDER: &str = "qemu";
-const STARTER: &str = "qemu-system-x86_64";
 
 /// A QEMU in the cache.
 #[derive(Clone, Debug)]
@@ -27,19 +32,9 @@ pub(crate) struct Qemu {
     pub(crate) program: PathBuf,
 }
 
-/// Starts QEMU with the loader, libraries and firmware beside the script, wherever that is.
-const SCRIPT: &str = r#"#!/bin/sh
-# QEMU from a Debian package, with the loader, libraries and firmware of its own release.
-here=$(dirname "$(readlink -f "$0")")
-lib=$here/usr/lib/x86_64-linux-gnu
-export QEMU_MODULE_DIR="$lib/qemu"
-exec "$lib/ld-linux-x86-64.so.2" --library-path "$lib" "$here/usr/bin/qemu-system-x86_64" \
-    -L "$here/usr/share/qemu" -L "$here/usr/share/seabios" -L "$here/usr/lib/ipxe/qemu" "$@"
-"#;
-
 /// Whether the cache has one.
 pub(crate) fn is_there(cache: &Cache) -> bool {
-    cache.path(FOLDER).join(STARTER).exists()
+    BUNDLE.is_there(cache)
 }
 
 /// The QEMU in the cache, fetched if there is none or a `refresh` is asked for.
@@ -47,20 +42,8 @@ pub(crate) fn is_there(cache: &Cache) -> bool {
 /// # Errors
 /// If a tool is missing, the packages cannot be had, or what was fetched does not run.
 pub(crate) fn fetch(cache: &Cache, origin: &Origin, refresh: bool) -> Result<Qemu> {
-    let folder = cache.path(FOLDER);
-    if refresh || !is_there(cache) {
-        let packages = Apt::of_guests(cache, origin)?.download_closure(PACKAGE)?;
-        println!("fetch: unpacking {} packages", packages.len());
-        unpack(cache, &packages, FOLDER)?;
-        let starter = folder.join(STARTER);
-        fs::write(&starter, SCRIPT).with_context(|| format!("writing {}", starter.display()))?;
-        fs::set_permissions(&starter, fs::Permissions::from_mode(0o755))
-            .with_context(|| format!("making {} executable", starter.display()))?;
-        if let Some(archives) = packages.first().and_then(|package| package.parent()) {
-            apt::clear(archives)?;
-        }
-    }
-    let program = folder.join(STARTER);
+    let folder = BUNDLE.fetch(cache, origin, refresh)?;
+    let program = folder.join(BUNDLE.starter);
     let said = Command::new(&program)
         .arg("--version")
         .output()

@@ -1,0 +1,152 @@
+//! `cargo xtask interop`: programs that others have written for devices like ours, unmodified, under
+//! `ioasid run`.
+//!
+//! DPDK has drivers of its own for DSA and IOAT, which map the registers through a legacy VFIO
+//! container and poll. Its test of DMA devices (`app/test/test_dmadev.c`) copies with one descriptor
+//! and with many, fills queues to their end, makes mistakes on purpose where a device reports them, and
+//! compares every byte.
+
+use std::{fs, os::unix::fs::chown, path::PathBuf, process::Command};
+
+use anyhow::{Context as _, Result, bail, ensure};
+use clap::Args;
+
+use crate::{
+    e2e::stage::{NOBODY, Stage, User},
+    fetch::{Cache, Origin, bundle, dpdk},
+    play::{Claim, play},
+};
+
+/// `cargo xtask interop`.
+#[derive(Args, Debug)]
+pub(crate) struct Interop {
+    /// Only claims whose name contains this.
+    #[arg(long, value_name = "TEXT")]
+    only: Option<String>,
+    /// Use this `ioasid` instead of building one, optimised.
+    #[arg(long, value_name = "PROGRAM")]
+    ioasid: Option<PathBuf>,
+    #[command(flatten)]
+    origin: Origin,
+}
+
+const CLAIMS: &[(&str, Claim<Stage>)] = &[
+    (
+        "DPDK's test passes on two whole DSAs, each queue a DMA device",
+        |stage| dmadev(stage, "vfio-dsa", &[], 8),
+    ),
+    ("DPDK's test passes on two whole IOATs", |stage| {
+        dmadev(stage, "vfio-ioat", &[], 2)
+    }),
+    ("DPDK's test passes on a mediated queue of a DSA", |stage| {
+        dmadev(stage, "vfio-mdev", &[], 1)
+    }),
+    (
+        "DPDK's test passes on a mediated channel of an IOAT",
+        |stage| dmadev(stage, "vfio-mdev-ioat", &[], 1),
+    ),
+    (
+        "DPDK's test passes on a mediated channel without the library for registers",
+        |stage| dmadev(stage, "vfio-mdev-ioat", &["--mmio=ptrace"], 1),
+    ),
+];
+
+/// Checks every claim.
+///
+/// # Errors
+/// What kept the claims from being checked, or that one failed.
+pub(crate) fn run(arguments: &Interop) -> Result<()> {
+    let mut cache = Cache::look();
+    if !dpdk::is_there(&cache) {
+        cache = Cache::open()?;
+    }
+    let (folder, version) = dpdk::fetch(&cache, &arguments.origin, false)?;
+    drop(cache);
+    let ioasid = match &arguments.ioasid {
+        Some(path) => path.clone(),
+        None => crate::conformance::build_ioasid()?,
+    };
+    let stage = Stage::bare(&ioasid)?;
+    bundle::copy(&folder, &stage.path("dpdk"))?;
+    println!("interop: DPDK, ABI {version}");
+    let runtime = stage.path("runtime");
+    fs::create_dir_all(&runtime)?;
+    if user(&stage) == User::Nobody {
+        chown(&runtime, Some(NOBODY), Some(NOBODY)).context("giving a folder away")?;
+    }
+    play("claims", CLAIMS, arguments.only.as_deref(), &stage)
+}
+
+/// The least privileged user there is.
+fn user(stage: &Stage) -> User {
+    stage.users().pop().unwrap_or(User::Own)
+}
+
+/// The test of DMA devices on a machine.
+fn dmadev(stage: &Stage, machine: &str, options: &[&str], devices: usize) -> Result<String> {
+    let file = crate::root().join(format!("conformance/machines/{machine}.toml"));
+    let copy = stage.path("machine.toml");
+    fs::copy(&file, &copy).with_context(|| format!("copying {}", file.display()))?;
+    let mut command = stage.ioasid(user(stage));
+    command
+        .env("XDG_RUNTIME_DIR", stage.path("runtime"))
+        .arg("run")
+        .args(options)
+        .arg("--machine")
+        .arg(copy)
+        .args(["--", "env", "DPDK_TEST=dmadev_autotest"])
+        .arg(stage.path("dpdk").join(dpdk::TEST))
+        // One thread, ordinary pages, and no file that another instance could attach to.
+        .args([
+            "-l",
+            "0",
+            "--no-huge",
+            "-m",
+            "128",
+            "--no-shconf",
+            "--no-telemetry",
+        ]);
+    let said = heard(&mut command)?;
+    let tested = said.matches("### Test dmadev instance").count();
+    ensure!(
+        tested == devices,
+        "{tested} DMA devices were tested, not {devices}:\n{}",
+        tail(&said)
+    );
+    // A line for each round of each test, overwritten on a terminal: `Ops submitted: N\tOps
+    // completed: N\tErrors: N`.
+    let mut jobs = 0;
+    for test in said.split('\n') {
+        let Some(last) = test
+            .rsplit("Ops submitted: ")
+            .next()
+            .filter(|_| test.contains("Ops completed"))
+        else {
+            continue;
+        };
+        let count = last.split_whitespace().next().unwrap_or_default();
+        jobs += count
+            .parse::<u64>()
+            .with_context(|| format!("no number of jobs in `{last}`"))?;
+    }
+    ensure!(jobs > 0, "no job was counted:\n{}", tail(&said));
+    Ok(format!("{devices} DMA devices, {jobs} jobs"))
+}
+
+/// What `command` says, which has to succeed.
+fn heard(command: &mut Command) -> Result<String> {
+    let output = command.output().context("`ioasid` could not be run")?;
+    let said = String::from_utf8_lossy(&output.stdout).into_owned()
+        + &String::from_utf8_lossy(&output.stderr);
+    if !output.status.success() || !said.contains("Test OK") {
+        bail!("the test failed ({}):\n{}", output.status, tail(&said));
+    }
+    Ok(said)
+}
+
+/// The end of what was said, as it would stand on a terminal.
+fn tail(said: &str) -> String {
+    let shown = |line: &str| line.rsplit('\r').next().unwrap_or_default().to_owned();
+    let lines: Vec<_> = said.lines().map(shown).collect();
+    lines[lines.len().saturating_sub(20)..].join("\n")
+}

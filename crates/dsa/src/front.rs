@@ -215,7 +215,12 @@ impl Front {
         out.u32(registers.cause.into_bits());
         out.u32(registers.general.into_bits());
         out.u32(registers.command.into_bits());
-        out.u32(registers.asked.into_bits());
+        // One that has ended will not be asked for again.
+        let asked = match registers.command.active() {
+            true => registers.asked.into_bits(),
+            false => 0,
+        };
+        out.u32(asked);
         (0..3).for_each(|index| out.u64(registers.error.quadword(index)));
         (0..2).for_each(|index| out.u64(registers.log.config(index)));
         out.u64(registers.log.status());

@@ -239,6 +239,8 @@ impl From<ioasid_vfio::Error> for Errno {
             Error::MapExists => Errno::EEXIST,
             Error::NoSuchMap => Errno::ENOENT,
             Error::TooManyMaps => Errno::ENOSPC,
+            Error::TooManyLogRanges => Errno::E2BIG,
+            Error::LogSpoilt => Errno::EIO,
             Error::RangeOverflow => Errno::EOVERFLOW,
             Error::NoDirtyPages => Errno::EACCES,
             Error::StillOpen => Errno::EAGAIN,
@@ -272,6 +274,8 @@ impl From<ioasid_vfio::Error> for Errno {
             | Error::BadDeviceOption
             | Error::BadMapRequest
             | Error::IovaConflict
+            | Error::LogState
+            | Error::BadLogRange
             | Error::BadUuid => Errno::EINVAL,
             // The enum may grow: a cause without a number yet is an invalid argument.
             _ => Errno::EINVAL,

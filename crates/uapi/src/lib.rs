@@ -12,6 +12,7 @@
 //! program's memory is read once.
 #![forbid(unsafe_code)]
 
+mod bitmap;
 pub mod errno;
 pub mod iommufd;
 pub mod program;

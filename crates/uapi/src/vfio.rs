@@ -22,6 +22,7 @@ pub(crate) mod group;
 mod info;
 mod ioeventfd;
 mod irqs;
+mod logging;
 
 pub use container::ioctl as container_ioctl;
 pub use group::ioctl as group_ioctl;

@@ -242,6 +242,12 @@ impl Feature {
     pub const LOW_POWER_ENTRY_WITH_WAKEUP: u32 = 4;
     /// Number: do not let the device sleep.
     pub const LOW_POWER_EXIT: u32 = 5;
+    /// Number: log what the device writes ([`DmaLoggingControl`]).
+    pub const DMA_LOGGING_START: u32 = 6;
+    /// Number: do not log it any more.
+    pub const DMA_LOGGING_STOP: u32 = 7;
+    /// Number: what is in that log ([`DmaLoggingReport`]).
+    pub const DMA_LOGGING_REPORT: u32 = 8;
     /// Number: bytes of the state that is saved.
     pub const MIG_DATA_SIZE: u32 = 9;
     /// Number: memory of the device as a dma-buf.
@@ -266,6 +272,50 @@ pub struct LowPowerWakeup {
     pub wakeup_eventfd: i32,
     /// Unused.
     pub reserved: u32,
+}
+
+/// `struct vfio_device_feature_dma_logging_control`.
+#[derive(
+    Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout,
+)]
+#[repr(C)]
+pub struct DmaLoggingControl {
+    /// Bytes of a page of the log; on return those that it has.
+    pub page_size: u64,
+    /// Number of [`DmaLoggingRange`].
+    pub num_ranges: u32,
+    /// Unused.
+    pub reserved: u32,
+    /// Address of the ranges.
+    pub ranges: u64,
+}
+
+/// `struct vfio_device_feature_dma_logging_range`.
+#[derive(
+    Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout,
+)]
+#[repr(C)]
+pub struct DmaLoggingRange {
+    /// First I/O virtual address.
+    pub iova: u64,
+    /// Bytes.
+    pub length: u64,
+}
+
+/// `struct vfio_device_feature_dma_logging_report`.
+#[derive(
+    Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout,
+)]
+#[repr(C)]
+pub struct DmaLoggingReport {
+    /// First I/O virtual address.
+    pub iova: u64,
+    /// Bytes.
+    pub length: u64,
+    /// Bytes that a bit is for: a power of two from 4096.
+    pub page_size: u64,
+    /// Address of the bitmap.
+    pub bitmap: u64,
 }
 
 /// `struct vfio_device_ioeventfd`.

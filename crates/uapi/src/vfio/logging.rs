@@ -1,0 +1,56 @@
+//! The features of DMA logging (`vfio_ioctl_device_feature_logging_start` and
+//! `vfio_ioctl_device_feature_logging_report`, `drivers/vfio/vfio_main.c`).
+
+use ioasid_core::{AddrRange, host::Caller};
+use ioasid_vfio::{DeviceFile, LogRanges, write_log::MAX_RANGES};
+use zerocopy::{FromZeros, IntoBytes};
+
+use super::copy;
+use crate::{
+    Errno, Program,
+    bitmap::Bitmap,
+    spec::vfio::{DmaLoggingControl, DmaLoggingRange, DmaLoggingReport},
+};
+
+pub(super) fn start(file: &DeviceFile, data: u64, program: &dyn Program) -> Result<(), Errno> {
+    let mut control = DmaLoggingControl::new_zeroed();
+    Caller::read(program, data, control.as_mut_bytes())?;
+    if control.num_ranges == 0 {
+        return Err(Errno::EINVAL);
+    }
+    if control.num_ranges > MAX_RANGES {
+        return Err(Errno::E2BIG);
+    }
+    let mut ranges = LogRanges::new(control.page_size);
+    for index in 0..u64::from(control.num_ranges) {
+        let mut range = DmaLoggingRange::new_zeroed();
+        let at = copy::offset(control.ranges, index * size_of::<DmaLoggingRange>() as u64)?;
+        Caller::read(program, at, range.as_mut_bytes())?;
+        ranges.add(range.iova, range.length)?;
+    }
+    control.page_size = file.start_dma_log(ranges)?;
+    if let Err(gone) = Caller::write(program, data, control.as_bytes()) {
+        file.stop_dma_log()?;
+        return Err(gone.into());
+    }
+    Ok(())
+}
+
+pub(super) fn report(file: &DeviceFile, data: u64, program: &dyn Program) -> Result<(), Errno> {
+    let mut report = DmaLoggingReport::new_zeroed();
+    Caller::read(program, data, report.as_mut_bytes())?;
+    let page_size = DeviceFile::report_page(report.page_size)?;
+    if report.iova.checked_add(report.length).is_none() {
+        return Err(Errno::EOVERFLOW);
+    }
+    let range = AddrRange::from_len(report.iova, report.length).ok_or(Errno::EINVAL)?;
+    let mut bitmap = Bitmap::new(program, report.bitmap, report.iova, page_size);
+    let mut result = Ok(());
+    file.report_dma_log(range, &mut |written| {
+        if result.is_ok() {
+            result = bitmap.set(written);
+        }
+    })?;
+    result?;
+    bitmap.flush()
+}

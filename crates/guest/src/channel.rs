@@ -1,5 +1,7 @@
 //! An I/OAT device with one channel, driven by hand: what it can be made to do.
 
+use std::time::{Duration, Instant};
+
 use anyhow::{Context as _, Result, ensure};
 use ioasid_ioat::spec::{
     ChanErr, ChanSts, ChannelStatus, Control, Descriptor,
@@ -27,6 +29,9 @@ const PAGES: usize = 5;
 const SIZE: u32 = PAGE as u32;
 /// Completion words and interrupts also for errors; rearmed.
 const CONTROL: u64 = 0x1d;
+/// How long a loop goes on before it is stopped, and one that has its count renewed all the while.
+const LOOP: Duration = Duration::from_millis(5);
+const FLOOD: Duration = Duration::from_millis(300);
 const SUSPEND: u64 = 0x04;
 const RESUME: u64 = 0x10;
 const RESET: u64 = 0x20;
@@ -333,6 +338,7 @@ impl Channel {
                 }
             };
             self.start(chain, u16::MAX);
+            std::thread::sleep(LOOP);
             if turn % 2 == 0 {
                 for _ in 0..4 {
                     self.command(SUSPEND);
@@ -342,6 +348,16 @@ impl Channel {
             }
             // More of it, without end.
             self.store(reg::DMACOUNT, 2, turn * 0x1111);
+            count += 1;
+        }
+        // One that never ends.
+        self.reset()?;
+        let parity = Descriptor::pq([target, target], &[(source, 3); 3], SIZE, false).0;
+        self.start(self.chain(&[parity.with_next(own)]), u16::MAX);
+        let end = Instant::now() + FLOOD;
+        while Instant::now() < end {
+            let done = self.load(reg::DMACOUNT, 2);
+            self.store(reg::DMACOUNT, 2, done + 0x4000);
             count += 1;
         }
         self.works(seed)?;

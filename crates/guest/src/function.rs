@@ -97,28 +97,34 @@ impl Function {
         fs::write(self.folder.join("reset"), "1").context("resetting the function")
     }
 
-    /// Writes to each byte of configuration space, also where nothing is or nothing can be written: by
-    /// bytes and dwords, on and off and noise. Then puts back what was found.
+    /// Writes to each byte of configuration space, also where nothing is or nothing can be written: all,
+    /// nothing and noise, by dwords, and by bytes where something is. Then puts back what was found.
     ///
     /// # Errors
     /// If the function is not as it was after that and a reset.
     pub(crate) fn scribble(&self, seed: u64) -> Result<u64> {
+        let noise = noise(CONFIG, seed);
         let mut count = 0;
-        for width in [1, 4] {
-            let noise = noise(CONFIG, seed + width as u64);
-            for at in (0..CONFIG).step_by(width) {
-                for bytes in [
-                    &[0xff; 4][..width],
-                    &[0; 4][..width],
-                    &noise[at..at + width],
-                ] {
-                    // Whether the kernel lets it through does not matter.
-                    let _ = self.config.write_at(bytes, at as u64);
-                    count += 1;
+        for at in (0..CONFIG).step_by(4) {
+            let widths: &[usize] = match self.found[at..at + 4] {
+                [0, 0, 0, 0] => &[4],
+                _ => &[1, 4],
+            };
+            for width in widths {
+                for at in (at..at + 4).step_by(*width) {
+                    for bytes in [
+                        &[0xff; 4][..*width],
+                        &[0; 4][..*width],
+                        &noise[at..at + width],
+                    ] {
+                        // Whether the kernel lets it through does not matter.
+                        let _ = self.config.write_at(bytes, at as u64);
+                        count += 1;
+                    }
                 }
             }
-            self.put_back();
         }
+        self.put_back();
         self.reset()?;
         self.put_back();
         let mut now = vec![0; 64];

@@ -13,7 +13,7 @@ use super::{
     guest::{Guest, Report},
     host::{Board, Host},
     scenes::{FIRST, SECOND, eventually, parent_jobs},
-    work::{RAID_ID, all_right, pristine},
+    work::{RAID_ID, all_right, pristine, settled_holdings},
 };
 use crate::e2e::stage::{Served, succeed, target_directory};
 
@@ -97,15 +97,19 @@ pub(super) fn isolation(host: &Host) -> Result<String> {
     second.order("raid 1")?;
     let kept = second.order("keep")?.kept.context("nothing is kept")?;
     let before = Before::look(&served.inspect(host.stage())?)?;
+    let holdings = settled_holdings(&served)?;
 
     second.begin_order(&format!("work {}", host.work.as_secs()))?;
-    let order = format!("hostile {}", host.work.as_secs());
+    // The last round goes on for a few seconds more.
+    let order = format!("hostile {}", host.work.as_secs().saturating_sub(4));
     let mut attempts = attack(host, &served, &before, &mut first, &order)?;
     let worked = all_right(&second.next_report()?, 1)?;
+    let report = second.order("keep")?;
     ensure!(
-        second.order("keep")?.kept.as_ref() == Some(&kept),
+        report.kept.as_ref() == Some(&kept),
         "the file that the other guest keeps in memory has changed"
     );
+    let fired = tested(&report)?;
 
     second.pause()?;
     let memory = second.memory()?;
@@ -118,6 +122,10 @@ pub(super) fn isolation(host: &Host) -> Result<String> {
     second.resume()?;
     let report = second.order("report")?;
     ensure!(
+        tested(&report)? == fired,
+        "the other guest got an interrupt of its channel, which did nothing"
+    );
+    ensure!(
         report.errors.is_empty(),
         "the other guest says: {}",
         report.errors.join(" / ")
@@ -129,6 +137,11 @@ pub(super) fn isolation(host: &Host) -> Result<String> {
     eventually(host, &served, left)?;
     let mut next = begin()?;
     tested(&next.next_report()?)?;
+    let now = settled_holdings(&served)?;
+    ensure!(
+        now.descriptors <= holdings.descriptors && now.threads <= holdings.threads,
+        "the server holds {now:?}; with the guest before it held {holdings:?}"
+    );
     held(&next.order("hostile use")?, 2)?;
     next.quit()?;
     second.quit()?;
@@ -144,8 +157,8 @@ pub(super) fn isolation(host: &Host) -> Result<String> {
     ))
 }
 
-/// That the guest's driver has tested the channel, with an interrupt.
-fn tested(report: &Report) -> Result<()> {
+/// That the guest's driver has tested the channel, with an interrupt: how many there were until now.
+fn tested(report: &Report) -> Result<u64> {
     let channel = report.functions.get("0000:02:00.0");
     ensure!(
         channel
@@ -153,7 +166,7 @@ fn tested(report: &Report) -> Result<()> {
         "the guest's channel is {channel:?}; it says: {}",
         report.log.join(" / ")
     );
-    Ok(())
+    Ok(channel.map_or(0, |one| one.interrupts))
 }
 
 /// That this many claims of the hostile program hold: how many attempts there were.

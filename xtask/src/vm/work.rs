@@ -235,7 +235,7 @@ pub(super) fn pristine(tree: &Json) -> Result<()> {
 }
 
 /// What the server holds once that is the same twice: threads end a moment after their work.
-fn settled_holdings(served: &Served) -> Result<Holdings> {
+pub(super) fn settled_holdings(served: &Served) -> Result<Holdings> {
     let mut last = served.holdings()?;
     for _ in 0..50 {
         std::thread::sleep(Duration::from_millis(100));

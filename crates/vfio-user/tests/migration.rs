@@ -3,124 +3,24 @@
 
 mod common;
 
-use std::{
-    os::fd::{AsFd, OwnedFd},
-    sync::LazyLock,
-};
+use std::{os::fd::OwnedFd, sync::LazyLock};
 
-use common::*;
+use common::{migration::*, *};
 use ioasid_dsa::spec::{Descriptor, Opcode, descriptor::DESCRIPTOR_SIZE, registers as reg};
-use ioasid_uapi::spec::vfio::{Feature, IrqSet};
-use ioasid_vfio_user::spec::{MigData, MigState, command};
+use ioasid_uapi::spec::vfio::Feature;
+use ioasid_vfio_user::spec::command;
 use proptest::prelude::*;
-use zerocopy::{FromBytes, IntoBytes};
 
 const MIB: u64 = 1 << 20;
 const RAM: u64 = 32 * MIB;
-
-const ERROR: u32 = 0;
-const STOP: u32 = 1;
-const RUNNING: u32 = 2;
-const STOP_COPY: u32 = 3;
-const RESUMING: u32 = 4;
-
-fn feature(vmm: &mut Vmm, number: u32, flags: u32, data: &[u8]) -> Result<Vec<u8>, u32> {
-    let request = Feature {
-        argsz: (Feature::MIN + 8) as u32,
-        flags: number | flags,
-    };
-    let payload = [request.as_bytes(), data].concat();
-    let reply = vmm.call(command::DEVICE_FEATURE, &payload)?;
-    Ok(reply[Feature::MIN..].to_vec())
-}
-
-fn go(vmm: &mut Vmm, device_state: u32) -> Result<(), u32> {
-    let wanted = MigState {
-        device_state,
-        data_fd: u32::MAX,
-    };
-    let number = Feature::MIG_DEVICE_STATE;
-    let reply = feature(vmm, number, Feature::SET, wanted.as_bytes())?;
-    assert_eq!(MigState::read_from_bytes(&reply).unwrap(), wanted);
-    Ok(())
-}
-
-fn state(vmm: &mut Vmm) -> u32 {
-    let reply = feature(vmm, Feature::MIG_DEVICE_STATE, Feature::GET, &[]).unwrap();
-    MigState::read_from_bytes(&reply).unwrap().device_state
-}
-
-fn size(vmm: &mut Vmm) -> u64 {
-    let reply = feature(vmm, Feature::MIG_DATA_SIZE, Feature::GET, &[]).unwrap();
-    u64::from_ne_bytes(reply.try_into().unwrap())
-}
-
-fn read_some(vmm: &mut Vmm, size: u32) -> Result<Vec<u8>, u32> {
-    let request = MigData {
-        argsz: size + 8,
-        size,
-    };
-    let reply = vmm.call(command::MIG_DATA_READ, request.as_bytes())?;
-    let (head, data) = MigData::read_from_prefix(&reply).unwrap();
-    assert_eq!(head.size as usize, data.len());
-    assert_eq!(head.argsz as usize, reply.len());
-    Ok(data.to_vec())
-}
-
-fn read_all(vmm: &mut Vmm) -> Vec<u8> {
-    let mut all = Vec::new();
-    loop {
-        let some = read_some(vmm, 1000).unwrap();
-        if some.is_empty() {
-            return all;
-        }
-        all.extend(some);
-    }
-}
-
-fn write_some(vmm: &mut Vmm, data: &[u8]) -> Result<(), u32> {
-    let head = MigData {
-        argsz: (data.len() + 8) as u32,
-        size: data.len() as u32,
-    };
-    let payload = [head.as_bytes(), data].concat();
-    vmm.call(command::MIG_DATA_WRITE, &payload).map(drop)
-}
-
-/// Restores `state`; the error of the arc to STOP, if it is refused.
-fn restore(vmm: &mut Vmm, state: &[u8]) -> Result<(), u32> {
-    go(vmm, RESUMING).unwrap();
-    for part in state.chunks(777) {
-        write_some(vmm, part).unwrap();
-    }
-    go(vmm, STOP)
-}
 
 /// A client of the mediated device with memory, and an eventfd on the vector of completions.
 fn client(stage: &Stage) -> (Vmm, OwnedFd, OwnedFd) {
     let mut vmm = stage.connect(MDEV1);
     let ram = memfd(RAM);
     vmm.map(Some(&ram), 0, 0, RAM).unwrap();
-    let flags = rustix::event::EventfdFlags::CLOEXEC | rustix::event::EventfdFlags::NONBLOCK;
-    let irq = rustix::event::eventfd(0, flags).unwrap();
-    let request = IrqSet {
-        argsz: IrqSet::MIN as u32,
-        flags: IrqSet::DATA_EVENTFD | IrqSet::ACTION_TRIGGER,
-        index: 2,
-        start: 1,
-        count: 1,
-    };
-    vmm.call_with(command::DEVICE_SET_IRQS, request.as_bytes(), &[irq.as_fd()])
-        .unwrap();
+    let irq = listen_to(&mut vmm, 1);
     (vmm, ram, irq)
-}
-
-fn interrupts(irq: &OwnedFd) -> u64 {
-    let mut bytes = [0; 8];
-    match rustix::io::read(irq, &mut bytes) {
-        Ok(_) => u64::from_ne_bytes(bytes),
-        Err(_) => 0,
-    }
 }
 
 const SOURCE: u64 = MIB;
@@ -286,16 +186,6 @@ fn a_truncated_altered_or_foreign_state_is_refused_and_a_reset_helps() {
     vmm.submit(Descriptor::fill(0x1000, 7, 64, 0x40));
     assert_eq!(wait_record(&ram, 0x40).status, 1);
     assert_eq!(vmm.read32(reg::CMDSTS), 0);
-}
-
-#[test]
-fn a_whole_device_cannot_be_migrated() {
-    let stage = Stage::new();
-    let mut vmm = stage.connect(PDEV);
-    for number in [1, 2, 9] {
-        assert_eq!(feature(&mut vmm, number, Feature::GET, &[]), Err(ENOTTY));
-    }
-    assert_eq!(read_some(&mut vmm, 16), Err(ENOTTY));
 }
 
 static STAGE: LazyLock<Stage> = LazyLock::new(Stage::new);

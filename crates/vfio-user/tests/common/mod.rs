@@ -3,6 +3,8 @@
 #![allow(dead_code, reason = "each test binary uses its own part")]
 #![allow(unreachable_pub, reason = "shared by several test binaries")]
 
+pub mod migration;
+
 use std::{
     collections::VecDeque,
     io::{IoSlice, Read, Write},

@@ -272,7 +272,8 @@ impl Target {
         self.ioctl(ioctl::DEVICE_RESET, Vec::new(), Vec::new())
     }
 
-    /// A feature whose struct has neither a pointer nor a descriptor is the ioctl's.
+    /// A feature whose struct has neither a pointer nor a descriptor is the ioctl's; others have a form
+    /// of their own over a socket, except for the dma-buf, which is not there.
     fn feature(&self, mut payload: Vec<u8>) -> Result<Vec<u8>> {
         let (request, _) = prefix::<Feature>(&payload)?;
         let argsz = request.argsz as usize;
@@ -286,7 +287,13 @@ impl Target {
         ) {
             return self.migration(&payload);
         }
-        if INDIRECT.contains(&feature) {
+        if matches!(
+            feature,
+            Feature::DMA_LOGGING_START | Feature::DMA_LOGGING_STOP | Feature::DMA_LOGGING_REPORT
+        ) {
+            return self.logging(&payload);
+        }
+        if feature == Feature::DMA_BUF {
             return Err(Errno::ENOTTY.into());
         }
         let sent = payload.len();
@@ -299,10 +306,32 @@ impl Target {
     }
 }
 
-/// Features whose ioctl hands over a descriptor or looks behind a pointer
-/// (`include/uapi/linux/vfio.h`): the three of DMA logging, and the dma-buf. Migration has its own
-/// form over a socket.
-const INDIRECT: [u32; 4] = [6, 7, 8, 11];
+/// What a client wants to do of what is `possible` with a feature, with so many bytes of data, or
+/// `None` to know whether it is there (`vfio_check_feature`, `include/linux/vfio.h`).
+pub(crate) fn check_feature(request: &Feature, possible: u32, bytes: usize) -> Result<Option<u32>> {
+    let both = Feature::GET | Feature::SET;
+    let wish = request.flags & both;
+    let probes = request.flags & Feature::PROBE != 0;
+    let known = Feature::NUMBER | both | Feature::PROBE;
+    if request.flags & !known != 0 || wish & !possible != 0 || (wish == both && !probes) {
+        return Err(Error::Value);
+    }
+    if probes {
+        return Ok(None);
+    }
+    if wish == 0 || (request.argsz as usize) < Feature::MIN + bytes {
+        return Err(Error::Value);
+    }
+    Ok(Some(wish))
+}
+
+/// The reply to a feature request: its header, and `data`.
+pub(crate) fn feature_reply(request: &Feature, data: &[u8]) -> Vec<u8> {
+    let mut reply = [request.as_bytes(), data].concat();
+    let len = reply.len();
+    set_argsz(&mut reply, len);
+    reply
+}
 
 /// The device file's offset of an access, and its bytes.
 fn place(access: &RegionAccess) -> Result<(u64, usize)> {

@@ -26,6 +26,7 @@
 mod commands;
 mod connection;
 pub mod error;
+mod logging;
 mod memory;
 mod migration;
 mod payload;

@@ -6,7 +6,7 @@ use ioasid_vfio::MigrationState;
 use zerocopy::IntoBytes;
 
 use crate::{
-    commands::{Target, prefix, set_argsz, whole},
+    commands::{Target, check_feature, feature_reply, prefix, whole},
     error::{Error, Result},
     spec::{MAX_DATA_XFER_SIZE, MigData, MigState},
 };
@@ -19,36 +19,25 @@ const STOP_COPY: u64 = 1 << 0;
 const NO_FD: u32 = u32::MAX;
 
 impl Target {
-    /// The features MIGRATION, MIG_DEVICE_STATE and MIG_DATA_SIZE, with the checks of
-    /// `vfio_check_feature` (`include/linux/vfio.h`).
+    /// The features MIGRATION, MIG_DEVICE_STATE and MIG_DATA_SIZE.
     pub(crate) fn migration(&self, payload: &[u8]) -> Result<Vec<u8>> {
         let (request, data) = prefix::<Feature>(payload)?;
         if !self.file.can_migrate() {
             return Err(Errno::ENOTTY.into());
         }
         let number = request.flags & Feature::NUMBER;
-        let wish = request.flags & (Feature::GET | Feature::SET);
-        let both = Feature::GET | Feature::SET;
         let possible = match number {
-            Feature::MIG_DEVICE_STATE => both,
+            Feature::MIG_DEVICE_STATE => Feature::GET | Feature::SET,
             _ => Feature::GET,
         };
-        let probes = request.flags & Feature::PROBE != 0;
-        let known = Feature::NUMBER | both | Feature::PROBE;
-        if request.flags & !known != 0 || wish & !possible != 0 || (wish == both && !probes) {
-            return Err(Error::Value);
-        }
-        if probes {
-            return Ok(answer(&request, &[]));
-        }
-        if wish == 0 || (request.argsz as usize) < Feature::MIN + size_of::<u64>() {
-            return Err(Error::Value);
-        }
+        let Some(wish) = check_feature(&request, possible, size_of::<u64>())? else {
+            return Ok(feature_reply(&request, &[]));
+        };
         match number {
-            Feature::MIGRATION => Ok(answer(&request, &STOP_COPY.to_ne_bytes())),
+            Feature::MIGRATION => Ok(feature_reply(&request, &STOP_COPY.to_ne_bytes())),
             Feature::MIG_DATA_SIZE => {
                 let size = self.file.migration_size()?;
-                Ok(answer(&request, &size.to_ne_bytes()))
+                Ok(feature_reply(&request, &size.to_ne_bytes()))
             }
             _ => {
                 if wish == Feature::SET {
@@ -60,7 +49,7 @@ impl Target {
                     device_state: self.file.migration_state()? as u32,
                     data_fd: NO_FD,
                 };
-                Ok(answer(&request, state.as_bytes()))
+                Ok(feature_reply(&request, state.as_bytes()))
             }
         }
     }
@@ -108,12 +97,4 @@ impl Target {
             false => Err(Errno::ENOTTY.into()),
         }
     }
-}
-
-/// The reply to a feature request: its header, and `data`.
-fn answer(request: &Feature, data: &[u8]) -> Vec<u8> {
-    let mut reply = [request.as_bytes(), data].concat();
-    let len = reply.len();
-    set_argsz(&mut reply, len);
-    reply
 }

@@ -266,7 +266,39 @@ pub struct MigState {
     pub data_fd: u32,
 }
 
+/// Data of the feature DMA_LOGGING_START (`struct vfio_user_device_feature_dma_logging_control`), before
+/// its ranges ([`DmaLoggingRange`](ioasid_uapi::spec::vfio::DmaLoggingRange)).
+#[derive(
+    Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout,
+)]
+#[repr(C)]
+pub struct LoggingControl {
+    /// Bytes of a page of the log; in the reply those that it has.
+    pub page_size: u64,
+    /// Number of ranges; 0 for all addresses.
+    pub num_ranges: u32,
+    /// Unused.
+    pub reserved: u32,
+}
+
+/// Data of the feature DMA_LOGGING_REPORT (`struct vfio_user_device_feature_dma_logging_report`); in the
+/// reply the bitmap follows, in words of 64 bits.
+#[derive(
+    Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout,
+)]
+#[repr(C)]
+pub struct LoggingReport {
+    /// First DMA address.
+    pub iova: u64,
+    /// Bytes.
+    pub length: u64,
+    /// Bytes that a bit is for: a power of two from 4096.
+    pub page_size: u64,
+}
+
 const _: () = {
+    assert!(size_of::<LoggingControl>() == 16);
+    assert!(size_of::<LoggingReport>() == 24);
     assert!(size_of::<MigData>() == 8);
     assert!(size_of::<MigState>() == 8);
     assert!(size_of::<Header>() == Header::SIZE);

@@ -90,7 +90,7 @@ fn offer(proposal: &Capabilities, migratable: bool, room: usize) -> Vec<u8> {
         offers.push(format!("\"max_data_xfer_size\":{MAX_DATA_XFER_SIZE}"));
     }
     if migratable && proposal.migration.is_some() {
-        // The size of the pages of a bitmap that there is none of.
+        // The size of the smallest pages of a bitmap.
         offers.push("\"migration\":{\"pgsize\":4096}".to_owned());
     }
     loop {

@@ -98,7 +98,7 @@ impl DeviceFile {
     /// [`Error::NotBound`]; [`Error::LogState`] if there is no log; [`Error::BadLogRange`] if not all of
     /// `range` is watched; [`Error::LogSpoilt`].
     pub fn report_dma_log(&self, range: AddrRange, found: &mut dyn FnMut(AddrRange)) -> Result<()> {
-        let _state = self.state.lock();
+        let state = self.state.lock();
         self.expect_bound()?;
         let current = self.device.logging.current.lock().clone();
         let current = current.ok_or(Error::LogState)?;
@@ -106,6 +106,8 @@ impl DeviceFile {
             return Err(Error::BadLogRange);
         }
         current.watch.settle();
+        // What is done with it may take as long as it likes.
+        drop(state);
         current.log.take(range, found)
     }
 }

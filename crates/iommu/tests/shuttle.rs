@@ -15,7 +15,7 @@ use ioasid_core::{
 };
 use ioasid_iommu::{
     Device, DeviceConfig, Domain, DomainConfig, Iommu, PageRequest, PageRequestHandler,
-    PageResponse, Route, Tlb, attach_device,
+    PageResponse, Route, Tlb, WriteSink, Writes, attach_device,
 };
 
 const IOVA: u64 = 0x1000;
@@ -522,4 +522,47 @@ fn a_blocked_worker_does_not_hold_back_what_another_client_gives_up() {
         stuck.answer();
         worker.join().unwrap();
     });
+}
+
+/// Bytes that were written and nobody has been told of yet.
+#[derive(Debug, Default)]
+struct Dirty(Mutex<bool>);
+
+impl WriteSink for Dirty {
+    fn wrote(&self, _range: AddrRange) {
+        *self.0.lock() = true;
+    }
+}
+
+/// A program that copies memory which is in use: it asks what was written, then copies that.
+#[test]
+fn no_write_is_lost_between_one_report_and_the_next() {
+    for tagged in [false, true] {
+        check(move || {
+            let scene = scene();
+            let route = scene.route(tagged);
+            route.attach(&scene.domain, &sink()).unwrap();
+            let engine = scene.engine(&route);
+            let dirty = Arc::<Dirty>::default();
+            let writes = route.pasid.map_or(Writes::All, Writes::Of);
+            let watch = scene.device.watch_writes(writes, dirty.clone());
+            // From here on everything is told.
+            let mut copied = contents(&scene.memory, 1);
+            for _ in 0..2 {
+                let seen = contents(&scene.memory, 1);
+                watch.settle();
+                let told = std::mem::take(&mut *dirty.0.lock());
+                assert!(told || seen == copied, "what could be seen was not told");
+                if told {
+                    copied = contents(&scene.memory, 1);
+                }
+            }
+            engine.join().unwrap();
+            watch.settle();
+            if *dirty.0.lock() {
+                copied = contents(&scene.memory, 1);
+            }
+            assert_eq!(copied, contents(&scene.memory, 1), "a write is lost");
+        });
+    }
 }

@@ -1,0 +1,170 @@
+//! Who watches a device is told what it writes, all of it and nothing else.
+#![cfg(not(ioasid_shuttle))]
+#![allow(clippy::unwrap_used)] // A failed unwrap is a failed test.
+
+mod common;
+
+use std::sync::Arc;
+
+use common::*;
+use ioasid_core::{AddrRange, sync::Mutex};
+use ioasid_iommu::{
+    Device, DmaPort, FaultReason, Iommu, WriteSink, Writes, attach_device, attach_device_pasid,
+};
+
+const IOVA: u64 = 0x10_0000;
+const LEN: usize = 1 << 20;
+
+/// What was written, in the order in which it was told.
+#[derive(Debug, Default)]
+struct Seen(Mutex<Vec<AddrRange>>);
+
+impl WriteSink for Seen {
+    fn wrote(&self, range: AddrRange) {
+        self.0.lock().push(range);
+    }
+}
+
+impl Seen {
+    /// Since the last time, as a sorted list of ranges that do not touch.
+    fn take(&self) -> Vec<AddrRange> {
+        let mut all = std::mem::take(&mut *self.0.lock());
+        all.sort_unstable();
+        let mut joined: Vec<AddrRange> = Vec::new();
+        for range in all {
+            match joined.last_mut() {
+                Some(last) if last.last() + 1 >= range.start() => {
+                    let end = last.last().max(range.last());
+                    *last = AddrRange::new(last.start(), end).unwrap();
+                }
+                _ => joined.push(range),
+            }
+        }
+        joined
+    }
+}
+
+struct Scene {
+    device: Arc<Device>,
+    port: DmaPort,
+    seen: Arc<Seen>,
+    // What is mapped.
+    _keep: (
+        Arc<Iommu>,
+        Arc<ioasid_iommu::Domain>,
+        ioasid_core::memory::OwnPages,
+    ),
+}
+
+impl Scene {
+    fn new() -> Self {
+        let iommu = machine();
+        let device = device(&iommu, 1);
+        let (domain, memory) = mapped(&iommu, IOVA, LEN);
+        attach_device(&domain, &device, &sink()).unwrap();
+        for pasid in [5, 6] {
+            attach_device_pasid(&domain, &device, pasid, &sink()).unwrap();
+        }
+        Scene {
+            port: device.port(),
+            device,
+            seen: Arc::default(),
+            _keep: (iommu, domain, memory),
+        }
+    }
+
+    fn watch(&self, writes: Writes) -> ioasid_iommu::WriteWatch {
+        self.device.watch_writes(writes, self.seen.clone())
+    }
+}
+
+#[test]
+fn every_way_to_write_is_told_and_no_read() {
+    let mut scene = Scene::new();
+    let _watch = scene.watch(Writes::All);
+    let (port, seen) = (&mut scene.port, &scene.seen);
+    let mut buffer = [0; 100];
+    assert!(port.enter(None).read(IOVA, &mut buffer).is_complete());
+    let (transfer, _) = port.enter(None).compare(IOVA, IOVA + 0x2000, 0x1000);
+    assert!(transfer.is_complete());
+    assert_eq!(seen.take(), []);
+
+    assert!(port.enter(None).write(IOVA + 0xffe, &buffer).is_complete());
+    assert_eq!(seen.take(), [range(IOVA + 0xffe, 100)]);
+    assert!(port.enter(None).publish(IOVA + 7, 1).is_complete());
+    assert_eq!(seen.take(), [range(IOVA + 7, 1)]);
+    assert!(port.enter(None).publish_word(IOVA + 8, 1).is_complete());
+    assert_eq!(seen.take(), [range(IOVA + 8, 8)]);
+    assert!(port.enter(None).fill(IOVA + 3, 9, 70_000).is_complete());
+    assert_eq!(seen.take(), [range(IOVA + 3, 70_000)]);
+    assert!(
+        port.enter(None)
+            .copy(IOVA, IOVA + 0x5_0001, 70_000)
+            .is_complete()
+    );
+    assert_eq!(seen.take(), [range(IOVA, 70_000)]);
+    // Backward.
+    assert!(port.enter(None).copy(IOVA + 5, IOVA, 70_000).is_complete());
+    assert_eq!(seen.take(), [range(IOVA + 5, 70_000)]);
+}
+
+#[test]
+fn a_write_that_fails_is_told_as_far_as_it_came() {
+    let mut scene = Scene::new();
+    let _watch = scene.watch(Writes::All);
+    let end = IOVA + LEN as u64;
+    let transfer = scene.port.enter(None).fill(end - 0x1800, 1, 0x3000);
+    assert_eq!(transfer.done, 0x1800);
+    assert_eq!(scene.seen.take(), [range(end - 0x1800, 0x1800)]);
+    let fault = scene
+        .port
+        .enter(None)
+        .write(0xfee0_0000, &[1])
+        .fault()
+        .unwrap()
+        .reason;
+    assert_eq!(fault, FaultReason::InterruptWindow);
+    assert!(scene.port.enter(None).write(end, &[1]).fault().is_some());
+    assert_eq!(scene.seen.take(), []);
+}
+
+#[test]
+fn a_child_is_told_of_its_pasid_alone_and_afterwards_of_nothing() {
+    let mut scene = Scene::new();
+    let watch = scene.watch(Writes::Of(pasid(5).unwrap()));
+    for (n, tag) in (0..).zip([None, pasid(5), pasid(6)]) {
+        let written = scene.port.enter(tag).write(IOVA + n, &[1]);
+        assert!(written.is_complete());
+    }
+    assert_eq!(scene.seen.take(), [range(IOVA + 1, 1)]);
+    drop(watch);
+    assert!(scene.port.enter(pasid(5)).write(IOVA, &[1]).is_complete());
+    assert_eq!(scene.seen.take(), []);
+    let _all = scene.watch(Writes::All);
+    assert!(scene.port.enter(pasid(6)).write(IOVA, &[1]).is_complete());
+    assert_eq!(scene.seen.take(), [range(IOVA, 1)]);
+}
+
+#[test]
+fn whoever_waits_knows_of_a_write_that_blocks() {
+    let iommu = machine();
+    let device = device(&iommu, 1);
+    let domain = domain(&iommu);
+    let (stuck, _memory) = Stuck::map(&iommu, &domain, IOVA);
+    attach_device(&domain, &device, &sink()).unwrap();
+    let seen = Arc::<Seen>::default();
+    let watch = device.watch_writes(Writes::All, seen.clone());
+    std::thread::scope(|threads| {
+        let mut port = device.port();
+        let engine = threads.spawn(move || port.enter_blocking(None).write(IOVA + 8, &[1; 16]));
+        stuck.wait_until_asked();
+        assert_eq!(seen.take(), []);
+        let waiter = threads.spawn(|| {
+            watch.settle();
+            seen.take()
+        });
+        stuck.answer();
+        assert_eq!(waiter.join().unwrap(), [range(IOVA + 8, 16)]);
+        assert!(engine.join().unwrap().is_complete());
+    });
+}

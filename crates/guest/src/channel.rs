@@ -350,6 +350,15 @@ impl Channel {
             self.store(reg::DMACOUNT, 2, turn * 0x1111);
             count += 1;
         }
+        // Reset from outside of the BAR, and robbed of its memory, while it works.
+        let forever = self.chain(&[Descriptor::copy(target, source, SIZE).with_next(own)]);
+        for stop in [Function::reset, Function::turn_off] {
+            self.reset()?;
+            self.start(forever, u16::MAX);
+            stop(&self.function)?;
+            self.function.turn_on()?;
+            count += 1;
+        }
         // One that never ends.
         self.reset()?;
         let parity = Descriptor::pq([target, target], &[(source, 3); 3], SIZE, false).0;

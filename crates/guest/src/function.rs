@@ -57,14 +57,30 @@ impl Function {
             .write(true)
             .open(folder.join("config"))
             .context("opening configuration space")?;
-        config.write_all_at(&ENABLE.to_le_bytes(), COMMAND)?;
-        let mut found = vec![0; CONFIG];
-        config.read_exact_at(&mut found, 0)?;
-        Ok(Self {
+        let mut function = Self {
             folder,
             config,
-            found,
-        })
+            found: vec![0; CONFIG],
+        };
+        function.turn_on()?;
+        function.config.read_exact_at(&mut function.found, 0)?;
+        Ok(function)
+    }
+
+    /// Lets it decode addresses and be a bus master.
+    ///
+    /// # Errors
+    /// If the kernel refuses.
+    pub(crate) fn turn_on(&self) -> Result<()> {
+        Ok(self.config.write_all_at(&ENABLE.to_le_bytes(), COMMAND)?)
+    }
+
+    /// Forbids it both.
+    ///
+    /// # Errors
+    /// If the kernel refuses.
+    pub(crate) fn turn_off(&self) -> Result<()> {
+        Ok(self.config.write_all_at(&[0; 2], COMMAND)?)
     }
 
     /// Maps a BAR, all of it.

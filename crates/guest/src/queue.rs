@@ -3,6 +3,8 @@
 //! No descriptor is submitted: that is one store of 64 bytes, which an emulated processor has not, and a
 //! VMM hands no store of more than 8 to a device in another process.
 
+use std::time::Duration;
+
 use anyhow::{Context as _, Result, ensure};
 use ioasid_dsa::spec::{
     Cmd, CmdStatus, Command, CommandError,
@@ -25,6 +27,8 @@ const REQUEST_HANDLE: u8 = 13;
 const RELEASE_HANDLE: u8 = 14;
 /// PASIDs that somebody else may have, and those that nobody can have.
 const PASIDS: [u32; 12] = [0, 1, 2, 3, 4, 5, 6, 7, 8, 0x1_0000, 0xf_fffe, 0xf_ffff];
+/// How long each of them stays.
+const SHOWN: Duration = Duration::from_millis(60);
 /// Operands of commands: indices and sets of queues, windows of sets, PASIDs, vectors.
 const OPERANDS: [u32; 12] = [
     0, 1, 2, 3, 4, 7, 8, 0xffff, 0x1_0001, 0x1_ffff, 0xf_0001, 0xf_ffff,
@@ -180,6 +184,8 @@ impl Queue {
                 self.store(reg::WQCFG + USE, u32::MAX);
                 count += 2;
             }
+            // Whoever looks at the parent sees whose PASID is there.
+            std::thread::sleep(SHOWN);
         }
         self.works()?;
         Ok(count)

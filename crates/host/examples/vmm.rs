@@ -101,7 +101,10 @@ fn guest_copies(
     // In BAR 0: vectors of the channels on, then the first channel's block.
     device.write(reg::INTRCTRL, &[0x08])?;
     let completion = at + DESCRIPTOR_SIZE as u64;
-    device.write(reg::CHANNEL_STRIDE + reg::CHANCMP, &completion.to_le_bytes())?;
+    device.write(
+        reg::CHANNEL_STRIDE + reg::CHANCMP,
+        &completion.to_le_bytes(),
+    )?;
     device.write(reg::CHANNEL_STRIDE + reg::CHANCTRL, &1_u16.to_le_bytes())?;
     device.write(reg::CHANNEL_STRIDE + reg::CHAINADDR, &at.to_le_bytes())?;
     device.write(reg::CHANNEL_STRIDE + reg::DMACOUNT, &1_u16.to_le_bytes())?;

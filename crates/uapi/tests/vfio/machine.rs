@@ -183,6 +183,7 @@ impl DefaultPasid for Child {
 
 /// One program with one open file of one device.
 pub(crate) struct Machine {
+    pub(crate) iommu: Arc<Iommu>,
     pub(crate) dma: Arc<Device>,
     pub(crate) file: Arc<DeviceFile>,
     pub(crate) program: TestProgram,
@@ -234,6 +235,7 @@ impl Machine {
                 listeners: Mutex::default(),
             },
             model,
+            iommu,
         }
     }
 

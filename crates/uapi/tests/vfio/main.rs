@@ -4,6 +4,7 @@
 mod common;
 mod features;
 mod interrupts;
+mod logging;
 mod machine;
 mod robustness;
 mod wire;

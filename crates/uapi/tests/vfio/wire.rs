@@ -61,6 +61,27 @@ fn structs_have_the_kernels_layout() {
     same_struct!(CapHeader, vfio_info_cap_header { id, version, next });
     same_struct!(Feature, vfio_device_feature { argsz, flags });
     same_struct!(
+        DmaLoggingControl,
+        vfio_device_feature_dma_logging_control {
+            page_size,
+            num_ranges,
+            ranges
+        }
+    );
+    same_struct!(
+        DmaLoggingRange,
+        vfio_device_feature_dma_logging_range { iova, length }
+    );
+    same_struct!(
+        DmaLoggingReport,
+        vfio_device_feature_dma_logging_report {
+            iova,
+            length,
+            page_size,
+            bitmap
+        }
+    );
+    same_struct!(
         BindIommufd,
         vfio_device_bind_iommufd {
             argsz,

@@ -209,6 +209,9 @@ pub enum Error {
     #[error("nothing can be written to this file")]
     NotWritable,
 
+    /// A read of a file that is open for writing alone, or the other way round (EBADF).
+    #[error("the file is not open for that")]
+    WrongMode,
     /// A mapping comes from a process, not from a file (EINVAL).
     #[error("a mapping belongs to the process")]
     NotFileBacked,

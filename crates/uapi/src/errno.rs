@@ -192,6 +192,7 @@ impl From<Error> for Errno {
             Error::NoVfioIoas | Error::Closed | Error::Revoked => Errno::ENODEV,
             Error::StillHeld => Errno::EDEADLK,
             Error::PartialRecord => Errno::ESPIPE,
+            Error::WrongMode => Errno::EBADF,
             Error::NotAParent(_)
             | Error::NotAttachable(_)
             | Error::Empty

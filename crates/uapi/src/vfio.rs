@@ -23,6 +23,7 @@ mod info;
 mod ioeventfd;
 mod irqs;
 mod logging;
+mod migration;
 
 pub use container::ioctl as container_ioctl;
 pub use group::ioctl as group_ioctl;

@@ -1,22 +1,18 @@
 //! Migration of a device over its socket: three features and two commands. The states and what they
 //! mean are those of [`ioasid_vfio::device`]; here are the messages.
 
-use ioasid_uapi::{Errno, spec::vfio::Feature};
+use ioasid_uapi::{
+    Errno,
+    spec::vfio::{Feature, MigState},
+};
 use ioasid_vfio::MigrationState;
 use zerocopy::IntoBytes;
 
 use crate::{
     commands::{Target, check_feature, feature_reply, prefix, whole},
     error::{Error, Result},
-    spec::{MAX_DATA_XFER_SIZE, MigData, MigState},
+    spec::{MAX_DATA_XFER_SIZE, MigData},
 };
-
-/// What a migration of our devices can do: stop, and copy their state
-/// (`VFIO_MIGRATION_STOP_COPY`).
-const STOP_COPY: u64 = 1 << 0;
-
-/// No descriptor carries the data.
-const NO_FD: u32 = u32::MAX;
 
 impl Target {
     /// The features MIGRATION, MIG_DEVICE_STATE and MIG_DATA_SIZE.
@@ -34,7 +30,7 @@ impl Target {
             return Ok(feature_reply(&request, &[]));
         };
         match number {
-            Feature::MIGRATION => Ok(feature_reply(&request, &STOP_COPY.to_ne_bytes())),
+            Feature::MIGRATION => Ok(feature_reply(&request, &MigState::STOP_COPY.to_ne_bytes())),
             Feature::MIG_DATA_SIZE => {
                 let size = self.file.migration_size()?;
                 Ok(feature_reply(&request, &size.to_ne_bytes()))
@@ -47,7 +43,8 @@ impl Target {
                 }
                 let state = MigState {
                     device_state: self.file.migration_state()? as u32,
-                    data_fd: NO_FD,
+                    // No descriptor carries the data.
+                    data_fd: -1,
                 };
                 Ok(feature_reply(&request, state.as_bytes()))
             }
@@ -66,10 +63,8 @@ impl Target {
             return Err(Error::Size);
         }
         // The state is what bounds the reply, not what the client would have room for.
-        let left = self.file.migration_size()?.min(request.size.into());
-        let mut data = vec![0; usize::try_from(left).unwrap_or(0)];
-        let count = self.file.read_migration(&mut data)?;
-        data.truncate(count);
+        let data = self.file.read_migration(request.size as usize)?;
+        let count = data.len();
         let reply = MigData {
             argsz: (size_of::<MigData>() + count) as u32,
             size: count as u32,

@@ -254,18 +254,6 @@ pub struct MigData {
     pub size: u32,
 }
 
-/// Data of the feature MIG_DEVICE_STATE (`struct vfio_user_device_feature_mig_state`).
-#[derive(
-    Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout,
-)]
-#[repr(C)]
-pub struct MigState {
-    /// One of `enum vfio_device_mig_state`.
-    pub device_state: u32,
-    /// Unused: the data goes by messages. -1 in replies.
-    pub data_fd: u32,
-}
-
 /// Data of the feature DMA_LOGGING_START (`struct vfio_user_device_feature_dma_logging_control`), before
 /// its ranges ([`DmaLoggingRange`](ioasid_uapi::spec::vfio::DmaLoggingRange)).
 #[derive(
@@ -300,7 +288,6 @@ const _: () = {
     assert!(size_of::<LoggingControl>() == 16);
     assert!(size_of::<LoggingReport>() == 24);
     assert!(size_of::<MigData>() == 8);
-    assert!(size_of::<MigState>() == 8);
     assert!(size_of::<Header>() == Header::SIZE);
     assert!(size_of::<Version>() == 4);
     assert!(size_of::<DmaMap>() == 32);

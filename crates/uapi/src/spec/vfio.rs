@@ -262,6 +262,25 @@ impl Feature {
     pub const PROBE: u32 = 1 << 18;
 }
 
+/// `struct vfio_device_feature_mig_state`, the data of MIG_DEVICE_STATE.
+#[derive(
+    Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout,
+)]
+#[repr(C)]
+pub struct MigState {
+    /// One of `enum vfio_device_mig_state`.
+    pub device_state: u32,
+    /// The descriptor for the data of the new state; -1 if it has none. Over vfio-user the data goes by
+    /// messages.
+    pub data_fd: i32,
+}
+
+impl MigState {
+    /// Data of MIGRATION: devices can be stopped, and their state copied
+    /// (`VFIO_MIGRATION_STOP_COPY`).
+    pub const STOP_COPY: u64 = 1 << 0;
+}
+
 /// `struct vfio_device_low_power_entry_with_wakeup`.
 #[derive(
     Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout,

@@ -8,19 +8,11 @@ use ioasid_vfio::{DeviceFile, device::Feature as Known};
 
 use zerocopy::{FromZeros, IntoBytes};
 
-use super::{copy, logging};
+use super::{copy, logging, migration};
 use crate::{
     Errno, Program,
     spec::vfio::{DmaLoggingControl, DmaLoggingReport, Feature, LowPowerWakeup},
 };
-
-/// What a program wants of a feature that exists.
-enum Wish {
-    /// To know whether it is there.
-    Probe,
-    /// To set or get it, as it can be.
-    Do,
-}
 
 pub(super) fn feature(file: &DeviceFile, arg: u64, program: &dyn Program) -> Result<u64, Errno> {
     let request: Feature = copy::standard(program, arg, Feature::MIN)?;
@@ -40,9 +32,12 @@ pub(super) fn feature(file: &DeviceFile, arg: u64, program: &dyn Program) -> Res
         Feature::DMA_LOGGING_START | Feature::DMA_LOGGING_STOP | Feature::DMA_LOGGING_REPORT => {
             Known::DmaLog
         }
+        Feature::MIGRATION | Feature::MIG_DEVICE_STATE | Feature::MIG_DATA_SIZE => {
+            return migration::feature(file, &request, arg, program).map(|()| 0);
+        }
         // It is refused before anything else is looked at, for it needs a state that never is.
         Feature::MIG_PRECOPY_INFO_V2 => return Err(Errno::EINVAL),
-        // Migration needs a driver of the device's own, exported memory a kernel with dma-bufs.
+        // Exported memory needs a kernel with dma-bufs.
         _ => return Err(Errno::ENOTTY),
     };
     if !file.has_feature(needs) {
@@ -51,40 +46,40 @@ pub(super) fn feature(file: &DeviceFile, arg: u64, program: &dyn Program) -> Res
     let data = copy::offset(arg, Feature::MIN as u64)?;
     match number {
         Feature::VF_TOKEN => {
-            if let Wish::Do = settable(&request, 16)? {
+            if settable(&request, 16)? {
                 let mut token = [0; 16];
                 Caller::read(program, data, &mut token)?;
                 file.set_token(token)?;
             }
         }
         Feature::LOW_POWER_ENTRY => {
-            if let Wish::Do = settable(&request, 0)? {
+            if settable(&request, 0)? {
                 file.enter_low_power(None)?;
             }
         }
         Feature::LOW_POWER_EXIT => {
-            if let Wish::Do = settable(&request, 0)? {
+            if settable(&request, 0)? {
                 file.exit_low_power()?;
             }
         }
         Feature::DMA_LOGGING_START => {
-            if let Wish::Do = settable(&request, size_of::<DmaLoggingControl>())? {
+            if settable(&request, size_of::<DmaLoggingControl>())? {
                 logging::start(file, data, program)?;
             }
         }
         Feature::DMA_LOGGING_STOP => {
-            if let Wish::Do = settable(&request, 0)? {
+            if settable(&request, 0)? {
                 file.stop_dma_log()?;
             }
         }
         Feature::DMA_LOGGING_REPORT => {
             let bytes = size_of::<DmaLoggingReport>();
-            if let Wish::Do = possible(&request, Feature::GET, bytes)? {
+            if possible(&request, Feature::GET, bytes)? {
                 logging::report(file, data, program)?;
             }
         }
         _ => {
-            if let Wish::Do = settable(&request, size_of::<LowPowerWakeup>())? {
+            if settable(&request, size_of::<LowPowerWakeup>())? {
                 file.enter_low_power(Some(wakeup(data, program)?))?;
             }
         }
@@ -92,25 +87,26 @@ pub(super) fn feature(file: &DeviceFile, arg: u64, program: &dyn Program) -> Res
     Ok(0)
 }
 
-/// What is wanted of a feature that can be set alone, with so many bytes of data.
-fn settable(request: &Feature, bytes: usize) -> Result<Wish, Errno> {
+/// Whether a feature that can be set alone, with so many bytes of data, is to be set; otherwise the
+/// program only asks whether it can be.
+fn settable(request: &Feature, bytes: usize) -> Result<bool, Errno> {
     possible(request, Feature::SET, bytes)
 }
 
-/// What is wanted of a feature with which one thing, `what`, can be done, with so many bytes of data
+/// The same for a feature with which `what` can be done, with so many bytes of data
 /// (`vfio_check_feature`, `include/linux/vfio.h`).
-fn possible(request: &Feature, what: u32, bytes: usize) -> Result<Wish, Errno> {
+pub(super) fn possible(request: &Feature, what: u32, bytes: usize) -> Result<bool, Errno> {
     let wish = request.flags & (Feature::GET | Feature::SET);
     if wish & !what != 0 {
         return Err(Errno::EINVAL);
     }
     if request.flags & Feature::PROBE != 0 {
-        return Ok(Wish::Probe);
+        return Ok(false);
     }
     if wish == 0 || (request.argsz as usize) < Feature::MIN + bytes {
         return Err(Errno::EINVAL);
     }
-    Ok(Wish::Do)
+    Ok(true)
 }
 
 fn wakeup(data: u64, program: &dyn Program) -> Result<Arc<dyn IrqSink>, Errno> {

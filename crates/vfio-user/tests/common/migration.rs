@@ -2,8 +2,8 @@
 
 use std::os::fd::{AsFd, OwnedFd};
 
-use ioasid_uapi::spec::vfio::{Feature, IrqSet};
-use ioasid_vfio_user::spec::{MigData, MigState, command};
+use ioasid_uapi::spec::vfio::{Feature, IrqSet, MigState};
+use ioasid_vfio_user::spec::{MigData, command};
 use rustix::event::{EventfdFlags, eventfd};
 use zerocopy::{FromBytes, IntoBytes};
 
@@ -28,7 +28,7 @@ pub fn feature(vmm: &mut Vmm, number: u32, flags: u32, data: &[u8]) -> Result<Ve
 pub fn go(vmm: &mut Vmm, device_state: u32) -> Result<(), u32> {
     let wanted = MigState {
         device_state,
-        data_fd: u32::MAX,
+        data_fd: -1,
     };
     let number = Feature::MIG_DEVICE_STATE;
     let reply = feature(vmm, number, Feature::SET, wanted.as_bytes())?;

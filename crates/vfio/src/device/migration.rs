@@ -5,6 +5,10 @@
 //! STOP_COPY alone: every state is left for another one by way of STOP. What is written in RESUMING
 //! is looked at as a whole when that state is left, so that a device either has all of it or none.
 
+use std::sync::{Arc, Weak};
+
+use ioasid_iommufd::{Error as FileError, EventFile, Notify};
+
 use super::{DeviceFile, VfioDevice};
 use crate::{
     error::{Error, Result},
@@ -58,6 +62,42 @@ pub(super) struct Migration {
     data: Vec<u8>,
     /// Bytes of it that were read.
     read: usize,
+    /// Changes of the state so far: a file of data is of one of them.
+    turn: u64,
+}
+
+impl Migration {
+    /// In `state`, with nothing read and nothing written.
+    const fn next(&self, state: MigrationState) -> Self {
+        Migration {
+            state,
+            data: Vec::new(),
+            read: 0,
+            turn: self.turn.wrapping_add(1),
+        }
+    }
+
+    /// What is left to read.
+    fn rest(&self) -> &[u8] {
+        self.data.get(self.read..).unwrap_or_default()
+    }
+
+    /// Takes the next bytes, at most `count`.
+    fn take(&mut self, count: usize) -> Vec<u8> {
+        let rest = self.rest();
+        let taken = rest.get(..count).unwrap_or(rest).to_vec();
+        self.read += taken.len();
+        taken
+    }
+
+    /// Adds bytes, as far as there is room for all of them.
+    fn put(&mut self, data: &[u8]) -> Result<()> {
+        if data.len() > MAX_STATE - self.data.len().min(MAX_STATE) {
+            return Err(Error::Exhausted("bytes of a saved state"));
+        }
+        self.data.extend_from_slice(data);
+        Ok(())
+    }
 }
 
 impl DeviceFile {
@@ -78,37 +118,48 @@ impl DeviceFile {
     }
 
     /// Takes the device to `wanted`, by way of STOP if need be. May wait for DMA that is under way.
+    /// Gives the data of the new state as a file of its own, if it has some: to read in STOP_COPY, to
+    /// write in RESUMING. Nothing happens if the device is in that state already.
     ///
     /// # Errors
     /// [`Error::NotBound`], [`Error::NoFeature`]; [`Error::BadMigrationState`] in state ERROR;
     /// [`Error::BadDeviceState`] if what was written is no state of such a device, which is in
     /// state ERROR then; [`Error::Exhausted`] if its state is larger than [`MAX_STATE`]: it is in
     /// STOP then.
-    pub fn set_migration_state(&self, wanted: MigrationState) -> Result<()> {
+    pub fn set_migration_state(
+        &self,
+        wanted: MigrationState,
+    ) -> Result<Option<Arc<MigrationData>>> {
         let _exclusive = self.device.exclusive();
         self.expect_bound()?;
-        self.device.go_to(wanted)
+        if !self.device.go_to(wanted)? {
+            return Ok(None);
+        }
+        let writable = match wanted {
+            MigrationState::StopCopy => false,
+            MigrationState::Resuming => true,
+            _ => return Ok(None),
+        };
+        Ok(Some(Arc::new(MigrationData {
+            device: Arc::downgrade(&self.device),
+            turn: self.device.migration.lock().turn,
+            writable,
+        })))
     }
 
-    /// Reads the next bytes of the saved state; 0 at its end.
+    /// Takes the next bytes of the saved state, at most `count`; none at its end.
     ///
     /// # Errors
     /// [`Error::NotBound`], [`Error::NoFeature`]; [`Error::BadMigrationState`] unless in STOP_COPY.
-    pub fn read_migration(&self, data: &mut [u8]) -> Result<usize> {
+    pub fn read_migration(&self, count: usize) -> Result<Vec<u8>> {
         let _shared = self.device.shared();
         self.expect_bound()?;
         self.device.migrate()?;
         let mut migration = self.device.migration.lock();
-        if migration.state != MigrationState::StopCopy {
-            return Err(Error::BadMigrationState);
+        match migration.state {
+            MigrationState::StopCopy => Ok(migration.take(count)),
+            _ => Err(Error::BadMigrationState),
         }
-        let rest = migration.data.get(migration.read..).unwrap_or_default();
-        let count = rest.len().min(data.len());
-        if let (Some(to), Some(from)) = (data.get_mut(..count), rest.get(..count)) {
-            to.copy_from_slice(from);
-        }
-        migration.read += count;
-        Ok(count)
     }
 
     /// Adds bytes to the state that is to be restored.
@@ -121,14 +172,10 @@ impl DeviceFile {
         self.expect_bound()?;
         self.device.migrate()?;
         let mut migration = self.device.migration.lock();
-        if migration.state != MigrationState::Resuming {
-            return Err(Error::BadMigrationState);
+        match migration.state {
+            MigrationState::Resuming => migration.put(data),
+            _ => Err(Error::BadMigrationState),
         }
-        if data.len() > MAX_STATE - migration.data.len().min(MAX_STATE) {
-            return Err(Error::Exhausted("bytes of a saved state"));
-        }
-        migration.data.extend_from_slice(data);
-        Ok(())
     }
 
     /// Bytes that are left to read in STOP_COPY; otherwise the most that there will be.
@@ -141,9 +188,69 @@ impl DeviceFile {
         self.device.migrate()?;
         let migration = self.device.migration.lock();
         Ok(match migration.state {
-            MigrationState::StopCopy => migration.data.len() - migration.read,
+            MigrationState::StopCopy => migration.rest().len(),
             _ => MAX_STATE,
         } as u64)
+    }
+}
+
+/// The data of one STOP_COPY or RESUMING as a file. When the device leaves that state, the file is of
+/// no use any more.
+#[derive(Debug)]
+pub struct MigrationData {
+    device: Weak<VfioDevice>,
+    turn: u64,
+    writable: bool,
+}
+
+impl MigrationData {
+    /// Does something with the data, if it is still that of the device.
+    fn with<R>(
+        &self,
+        op: impl FnOnce(&mut Migration) -> Result<R>,
+    ) -> std::result::Result<R, FileError> {
+        let device = self.device.upgrade().ok_or(FileError::Closed)?;
+        let _shared = device.shared();
+        let mut migration = device.migration.lock();
+        if migration.turn != self.turn {
+            return Err(FileError::Closed);
+        }
+        op(&mut migration).map_err(|_| FileError::NoMemory)
+    }
+}
+
+impl EventFile for MigrationData {
+    fn read(&self, count: usize) -> std::result::Result<Vec<u8>, FileError> {
+        match self.writable {
+            true => Err(FileError::WrongMode),
+            false => self.with(|migration| Ok(migration.take(count))),
+        }
+    }
+
+    fn write(&self, bytes: &[u8]) -> std::result::Result<usize, FileError> {
+        match self.writable {
+            true => self.with(|migration| migration.put(bytes).map(|()| bytes.len())),
+            false => Err(FileError::WrongMode),
+        }
+    }
+
+    fn is_readable(&self) -> bool {
+        // The end of the data, too, is there to be read.
+        !self.writable
+    }
+
+    /// There is no change to tell of.
+    fn set_notify(&self, _notify: Notify) {}
+
+    /// Without its file, the data stays as it is.
+    fn closed(&self) {}
+
+    fn is_writable(&self) -> bool {
+        self.writable
+    }
+
+    fn name(&self) -> &'static str {
+        "vfio-migration"
     }
 }
 
@@ -159,15 +266,16 @@ impl VfioDevice {
 
     /// The device was reset: it runs, and nothing is left of a migration.
     pub(super) fn end_migration(&self) {
-        *self.migration.lock() = Migration::default();
+        let mut migration = self.migration.lock();
+        *migration = migration.next(MigrationState::Running);
     }
 
-    /// One arc, or two by way of STOP.
-    fn go_to(&self, wanted: MigrationState) -> Result<()> {
+    /// One arc, or two by way of STOP, or none: whether the state has changed.
+    fn go_to(&self, wanted: MigrationState) -> Result<bool> {
         let model = self.migrate()?;
         let state = self.migration.lock().state;
         if state == wanted && state != MigrationState::Error {
-            return Ok(());
+            return Ok(false);
         }
         match state {
             MigrationState::Error => return Err(Error::BadMigrationState),
@@ -177,10 +285,7 @@ impl VfioDevice {
             MigrationState::Resuming => self.restore(model)?,
         }
         // In STOP from here on.
-        let mut next = Migration {
-            state: wanted,
-            ..Migration::default()
-        };
+        let mut next = self.migration.lock().next(wanted);
         match wanted {
             MigrationState::Running => model.resume(),
             MigrationState::StopCopy => next.data = envelope::seal(self.model.function(), model),
@@ -188,11 +293,11 @@ impl VfioDevice {
         }
         if next.data.len() > MAX_STATE {
             // Nobody could restore it. It stays stopped.
-            self.migration.lock().state = MigrationState::Stop;
+            *self.migration.lock() = next.next(MigrationState::Stop);
             return Err(Error::Exhausted("bytes of a saved state"));
         }
         *self.migration.lock() = next;
-        Ok(())
+        Ok(true)
     }
 
     /// Gives the device the state that was written. One that is left without a byte stays as it is.
@@ -213,7 +318,8 @@ impl VfioDevice {
             self.reset_model();
             set_config(function, &before);
             model.pause();
-            self.migration.lock().state = MigrationState::Error;
+            let mut migration = self.migration.lock();
+            *migration = migration.next(MigrationState::Error);
             return Err(Error::BadDeviceState);
         }
         Ok(())

@@ -38,7 +38,7 @@ pub use features::{Feature, StoreRequest};
 pub use file::DeviceFile;
 pub(crate) use grouped::Opening;
 pub use mapped::{MapRange, MapRequest};
-pub use migration::{MAX_STATE, MigrationState};
+pub use migration::{MAX_STATE, MigrationData, MigrationState};
 pub use token::Token;
 
 /// How often a user is asked again for a device that is to go.

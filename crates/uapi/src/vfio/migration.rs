@@ -1,0 +1,61 @@
+//! The features of migration (`vfio_ioctl_device_feature_mig_device_state` and its neighbours,
+//! `drivers/vfio/vfio_main.c`).
+
+use ioasid_core::host::Caller;
+use ioasid_vfio::{DeviceFile, MigrationState};
+use zerocopy::{FromZeros, IntoBytes};
+
+use super::{copy, feature::possible};
+use crate::{
+    Errno, Program,
+    spec::vfio::{Feature, MigState},
+};
+
+/// MIGRATION, MIG_DEVICE_STATE and MIG_DATA_SIZE. Each has 8 bytes of data.
+pub(super) fn feature(
+    file: &DeviceFile,
+    request: &Feature,
+    arg: u64,
+    program: &dyn Program,
+) -> Result<(), Errno> {
+    if !file.can_migrate() {
+        return Err(Errno::ENOTTY);
+    }
+    let number = request.flags & Feature::NUMBER;
+    let what = match number {
+        Feature::MIG_DEVICE_STATE => Feature::GET | Feature::SET,
+        _ => Feature::GET,
+    };
+    if !possible(request, what, size_of::<u64>())? {
+        return Ok(());
+    }
+    let data = copy::offset(arg, Feature::MIN as u64)?;
+    let word = match number {
+        Feature::MIGRATION => MigState::STOP_COPY,
+        Feature::MIG_DATA_SIZE => file.migration_size()?,
+        _ => return state(file, request.flags & Feature::SET != 0, data, program),
+    };
+    Ok(Caller::write(program, data, &word.to_ne_bytes())?)
+}
+
+/// Tells the state, or changes it. A state that has data comes with a descriptor for it.
+fn state(file: &DeviceFile, sets: bool, at: u64, program: &dyn Program) -> Result<(), Errno> {
+    let mut mig = MigState::new_zeroed();
+    Caller::read(program, at, mig.as_mut_bytes())?;
+    let changed = match sets {
+        true => MigrationState::wanted(mig.device_state)
+            .and_then(|wanted| file.set_migration_state(wanted)),
+        false => {
+            mig.device_state = file.migration_state()? as u32;
+            Ok(None)
+        }
+    };
+    mig.data_fd = -1;
+    // A descriptor that the program has cannot be taken back: whether it can be told comes first.
+    Caller::write(program, at, mig.as_bytes())?;
+    if let Some(data) = changed? {
+        mig.data_fd = program.install_event_file(data, true)?;
+        Caller::write(program, at, mig.as_bytes())?;
+    }
+    Ok(())
+}

@@ -1,11 +1,12 @@
 //! What the lower floors need from an operating system, as traits: a host implements them with
 //! eventfds and threads, a test with counters and closures.
 
-use std::{fmt, sync::Arc};
+use std::{fmt, sync::Arc, time::Instant};
 
 use crate::{
     failpoint::OutOfMemory,
     memory::{MemoryGone, PageSource, PinError},
+    sync::{Condvar, Mutex},
 };
 
 /// Where an interrupt goes: one eventfd, one counter of a test, nothing.
@@ -197,7 +198,10 @@ pub trait EventfdWatch: Send + Sync + fmt::Debug {}
 
 /// An interrupt sink that counts, for tests and in-process drivers.
 #[derive(Debug, Default)]
-pub struct CountingIrq(std::sync::atomic::AtomicU64);
+pub struct CountingIrq {
+    count: Mutex<u64>,
+    raised: Condvar,
+}
 
 impl CountingIrq {
     /// A counter at zero.
@@ -207,12 +211,28 @@ impl CountingIrq {
 
     /// Interrupts delivered so far.
     pub fn count(&self) -> u64 {
-        self.0.load(std::sync::atomic::Ordering::Acquire)
+        *self.count.lock()
+    }
+
+    /// Waits until more than `seen` have been delivered, until `deadline` at the latest: whether
+    /// they have. Who looks at the count before it looks at what an interrupt would tell, and waits
+    /// then, misses none.
+    pub fn wait_past(&self, seen: u64, deadline: Instant) -> bool {
+        let mut count = self.count.lock();
+        while *count <= seen {
+            let left = deadline.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                return false;
+            }
+            count = self.raised.wait_timeout(count, left);
+        }
+        true
     }
 }
 
 impl IrqSink for CountingIrq {
     fn signal(&self) {
-        self.0.fetch_add(1, std::sync::atomic::Ordering::Release);
+        *self.count.lock() += 1;
+        self.raised.notify_all();
     }
 }

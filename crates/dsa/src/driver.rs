@@ -10,7 +10,7 @@ use std::{
 };
 
 use ioasid_core::{
-    host::IrqSink,
+    host::{CountingIrq, IrqSink},
     inspect::{Inspect, Node},
     statistics::{JobCounts, JobEnd, JobStatistics, Latency},
     sync::{Condvar, Mutex},
@@ -108,7 +108,7 @@ impl HostDriver {
             .dma
             .alloc_coherent(slots * RECORD_SIZE)
             .map_err(|error| Error::Buffer(error.to_string()))?;
-        let completions = Arc::new(Completions::default());
+        let completions = CountingIrq::new();
         let vector = index as u16 + 1;
         let vectors = self.device.function().vectors();
         vectors.connect(vector.into(), Some(completions.clone() as Arc<dyn IrqSink>));
@@ -185,20 +185,6 @@ fn command_result(code: u8) -> Result<(), Error> {
     }
 }
 
-/// Completion interrupts, counted.
-#[derive(Debug, Default)]
-struct Completions {
-    count: Mutex<u64>,
-    raised: Condvar,
-}
-
-impl IrqSink for Completions {
-    fn signal(&self) {
-        *self.count.lock() += 1;
-        self.raised.notify_all();
-    }
-}
-
 /// One queue of the parent's own driver. Jobs may be submitted from several threads; no more of
 /// them are under way than the queue has entries, so none is dropped.
 #[derive(Debug)]
@@ -209,7 +195,7 @@ pub struct HostQueue {
     records: CoherentBuffer,
     index: usize,
     vector: u16,
-    completions: Arc<Completions>,
+    completions: Arc<CountingIrq>,
     /// Record slots that are free.
     slots: Mutex<Vec<usize>>,
     freed: Condvar,
@@ -268,20 +254,17 @@ impl HostQueue {
     pub fn wait(&self, ticket: Ticket) -> Result<CompletionRecord, Error> {
         let offset = ticket.slot * RECORD_SIZE;
         let deadline = ticket.submitted + JOB_TIMEOUT;
-        let mut count = self.completions.count.lock();
         loop {
+            let seen = self.completions.count();
             let mut status = [0];
             self.records.memory().read(offset, &mut status);
             if status[0] != 0 {
                 break;
             }
-            let now = Instant::now();
-            if now >= deadline {
+            if !self.completions.wait_past(seen, deadline) {
                 return Err(Error::Timeout);
             }
-            count = self.completions.raised.wait_timeout(count, deadline - now);
         }
-        drop(count);
         // The status was written last.
         fence(Ordering::Acquire);
         let latency = ticket.submitted.elapsed();

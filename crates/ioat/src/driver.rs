@@ -14,7 +14,7 @@ use std::{
 };
 
 use ioasid_core::{
-    host::IrqSink,
+    host::{CountingIrq, IrqSink},
     inspect::{Inspect, Node},
     statistics::{JobCounts, JobEnd, JobStatistics, Latency},
     sync::{Condvar, Mutex, MutexGuard},
@@ -94,7 +94,7 @@ impl HostDriver {
             .dma
             .alloc_coherent(COMPLETION as usize + 64)
             .map_err(|error| Error::Buffer(error.to_string()))?;
-        let completions = Arc::new(Completions::default());
+        let completions = CountingIrq::new();
         let vectors = self.device.function().vectors();
         vectors.connect(index as u32, Some(completions.clone() as Arc<dyn IrqSink>));
         let channel = HostChannel {
@@ -117,20 +117,6 @@ impl Drop for HostDriver {
     fn drop(&mut self) {
         self.device.write(0, reg::INTRCTRL, &[0]);
         self.device.driven.store(false, Ordering::Release);
-    }
-}
-
-/// Interrupts, counted.
-#[derive(Debug, Default)]
-struct Completions {
-    count: Mutex<u64>,
-    raised: Condvar,
-}
-
-impl IrqSink for Completions {
-    fn signal(&self) {
-        *self.count.lock() += 1;
-        self.raised.notify_all();
     }
 }
 
@@ -157,7 +143,7 @@ pub struct HostChannel {
     _claim: ChannelClaim,
     memory: CoherentBuffer,
     index: usize,
-    completions: Arc<Completions>,
+    completions: Arc<CountingIrq>,
     ring: Mutex<Ring>,
     freed: Condvar,
     statistics: Mutex<JobStatistics>,
@@ -304,19 +290,14 @@ impl HostChannel {
     pub fn wait(&self, ticket: Ticket) -> Result<(), Error> {
         let deadline = ticket.submitted + JOB_TIMEOUT;
         let error = loop {
-            let seen = *self.completions.count.lock();
+            let seen = self.completions.count();
             // Rearmed before the look: what comes after it interrupts.
             self.arm();
             if let Some(error) = self.take(&mut self.ring.lock(), ticket.number) {
                 break error;
             }
-            let mut count = self.completions.count.lock();
-            while *count == seen {
-                let now = Instant::now();
-                if now >= deadline {
-                    return Err(Error::Timeout);
-                }
-                count = self.completions.raised.wait_timeout(count, deadline - now);
+            if !self.completions.wait_past(seen, deadline) {
+                return Err(Error::Timeout);
             }
         };
         let end = match error {

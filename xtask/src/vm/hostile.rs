@@ -114,7 +114,13 @@ pub(super) fn isolation(host: &Host) -> Result<String> {
     second.pause()?;
     let memory = second.memory()?;
     let hash = sha256(&memory)?;
+    let idle = second_queues(&served.inspect(host.stage())?);
     attempts += attack(host, &served, &before, &mut first, "hostile 0")?;
+    let now = second_queues(&served.inspect(host.stage())?);
+    ensure!(
+        now == idle,
+        "queue and channel of a guest that stands still were {idle}, and are {now}"
+    );
     ensure!(
         sha256(&memory)? == hash,
         "the memory of the other guest has changed"
@@ -254,6 +260,13 @@ impl Before {
             channel["pasid"] == self.pasids[1],
             "the hostile guest's channel is {channel}"
         );
+        for index in [0, 2] {
+            let channel = &tree["devices"][1]["ioat"]["channels"][index];
+            ensure!(
+                channel["status"] != "halted" && channel["status"] != "suspended",
+                "channel {index} was stopped: {channel}"
+            );
+        }
         parent_jobs(tree).map(drop)
     }
 
@@ -314,6 +327,15 @@ fn is_own(tree: &Json, domain: &Json) -> bool {
     });
     domain["kind"] == "unmanaged"
         && list(&domain["routes"]).all(|route| own.iter().any(|own| route == own))
+}
+
+/// All of the other guest's queue and channel.
+fn second_queues(tree: &Json) -> Json {
+    let devices = &tree["devices"];
+    json!([
+        devices[0]["dsa"]["queues"][2],
+        devices[1]["ioat"]["channels"][2]
+    ])
 }
 
 /// What is not the hostile guest's, without what moves with the work of others.

@@ -5,7 +5,7 @@
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use ioasid_vfio_user::spec::{
-    DmaMap, DmaUnmap, Header, MigData, MigState, RegionAccess, RegionIoFds, SmallWrite, command,
+    DmaMap, DmaUnmap, Header, MigData, RegionAccess, RegionIoFds, SmallWrite, command,
 };
 use zerocopy::IntoBytes;
 
@@ -414,15 +414,13 @@ pub(crate) fn play(
             )
         }
         STATE => {
-            let state = MigState {
-                device_state: if a < 0xf0 {
-                    u32::from(a % 6)
-                } else {
-                    word(&[a, b, c, d])
-                },
-                data_fd: u32::MAX,
+            let state = if a < 0xf0 {
+                u32::from(a % 6)
+            } else {
+                word(&[a, b, c, d])
             };
-            (command::DEVICE_FEATURE, feature(2, 2, 16, state.as_bytes()))
+            let data = [state, u32::MAX];
+            (command::DEVICE_FEATURE, feature(2, 2, 16, data.as_bytes()))
         }
         STATE_READ => {
             if b & 1 == 1 {

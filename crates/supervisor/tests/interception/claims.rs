@@ -61,6 +61,9 @@ const CLAIMS: &[(&str, Claim)] = &[
     }),
     ("a_path_tells_what_stands_there", |u| client(u, "stats")),
     ("a_fault_queue_is_a_file_of_events", |u| client(u, "events")),
+    ("a_device_is_saved_and_restored_by_a_file", |u| {
+        client(u, "migration")
+    }),
     ("nobody_has_to_give_up_privileges_first", ordinary_user),
     ("a_run_leaves_no_files_behind", leaves_no_files),
     ("run_says_how_a_program_finds_its_files", says_its_mode),

@@ -15,7 +15,7 @@ use ioasid_iommufd::Context;
 use ioasid_supervisor::{MachineView, NodeInfo, SysfsEntry, SysfsKind};
 use ioasid_uapi::Errno;
 use ioasid_vfio::{
-    DeviceModel, Passthrough, Vfio,
+    DeviceModel, Migrate, Passthrough, StateError, Vfio,
     pci::{Bar, Function, FunctionBuilder, MsixLayout},
 };
 
@@ -84,6 +84,27 @@ impl DeviceModel for Adder {
 
     fn reset(&self) {
         self.sum.store(0, Ordering::Release);
+    }
+
+    fn migration(&self) -> Option<&dyn Migrate> {
+        Some(self)
+    }
+}
+
+/// Of its sum alone.
+impl Migrate for Adder {
+    fn pause(&self) {}
+
+    fn resume(&self) {}
+
+    fn save(&self) -> Vec<u8> {
+        self.sum.load(Ordering::Acquire).to_le_bytes().to_vec()
+    }
+
+    fn load(&self, state: &[u8]) -> Result<(), StateError> {
+        let sum = state.try_into().map_err(|_| StateError)?;
+        self.sum.store(u64::from_le_bytes(sum), Ordering::Release);
+        Ok(())
     }
 }
 

@@ -5,8 +5,9 @@ use std::sync::Arc;
 use ioasid_core::{PciAddress, Prot, Rid, memory::OwnPages};
 use ioasid_iommu::{
     Device, DeviceConfig, DmaPort, DomainConfig, FaultLog, FaultSink, Iommu, IommuConfig, Tlb,
-    attach_device, transfer::Stop,
+    WriteWatch, Writes, attach_device, transfer::Stop,
 };
+use ioasid_vfio::write_log::{LogRanges, WriteLog};
 
 use crate::{
     measure::{Contender, Effort, Table, measure},
@@ -22,6 +23,9 @@ const SMALL_LEAVES: u64 = 2 << 40;
 struct Bench {
     _iommu: Arc<Iommu>,
     device: Arc<Device>,
+    /// Another one, whose writes are logged.
+    logged: Arc<Device>,
+    log: WriteWatch,
     tlb: Arc<Tlb>,
     source: OwnPages,
     target: OwnPages,
@@ -30,18 +34,22 @@ struct Bench {
 impl Bench {
     fn new() -> Bench {
         let iommu = Iommu::new(IommuConfig::default());
-        let address = PciAddress {
-            segment: 0,
-            rid: Rid(0x6a08),
+        let device_at = |rid| {
+            let address = PciAddress {
+                segment: 0,
+                rid: Rid(rid),
+            };
+            let device = iommu.add_device(DeviceConfig::new(address));
+            device.expect("a new address")
         };
-        let device = iommu
-            .add_device(DeviceConfig::new(address))
-            .expect("the first device");
+        let (device, logged) = (device_at(0x6a08), device_at(0x6a10));
         let domain = iommu
             .alloc_domain(DomainConfig::unmanaged(device.format()))
             .expect("a domain");
         let log: Arc<dyn FaultSink> = FaultLog::new(16);
-        attach_device(&domain, &device, &log).expect("nothing is attached yet");
+        for device in [&device, &logged] {
+            attach_device(&domain, device, &log).expect("nothing is attached yet");
+        }
         let own = || {
             let pages = OwnPages::new(iommu.space(), SPAN as usize).expect("an empty space");
             // Touched once, so that no page is made while it is timed.
@@ -58,8 +66,11 @@ impl Bench {
                 .map(SMALL_LEAVES + 4096 + offset, pages.spa(), SPAN, Prot::RW)
                 .expect("nothing is mapped there");
         }
+        let pages = WriteLog::new(LogRanges::all(4096)).expect("a page");
         Bench {
             _iommu: iommu,
+            log: logged.watch_writes(Writes::All, Arc::new(pages)),
+            logged,
             tlb: {
                 let tlb = Tlb::new();
                 device.enable_ats(tlb.clone());
@@ -89,6 +100,13 @@ impl Bench {
 
     fn dma(&self, name: &str, base: u64, piece: u64, span: u64) -> Contender<'_> {
         Self::dma_through(self.device.port(), name, base, piece, span)
+    }
+
+    /// The same by a device whose writes are logged.
+    fn dma_with_log(&self, base: u64, piece: u64, span: u64) -> Contender<'_> {
+        self.log.settle();
+        let name = "dma, large leaves, logged";
+        Self::dma_through(self.logged.port(), name, base, piece, span)
     }
 
     /// The same by a device that keeps translations.
@@ -149,6 +167,7 @@ pub(crate) fn tables(effort: Effort) -> Vec<Table> {
                 bench.dma("dma, 4 KiB leaves", SMALL_LEAVES + 4096, piece, span),
                 bench.dma_with_tlb("dma, large leaves, kept", LARGE_LEAVES, piece, span),
                 bench.dma_with_tlb("dma, 4 KiB leaves, kept", SMALL_LEAVES + 4096, piece, span),
+                bench.dma_with_log(LARGE_LEAVES, piece, span),
             ];
             let title = format!("dma of {size}, {temperature}");
             tables.push(measure(title, "ns", effort, contenders));

@@ -130,6 +130,7 @@ pub struct Config {
     pub(crate) bytes: u64,
     pub(crate) timeout: Duration,
     pub(crate) exact_interrupts: bool,
+    pub(crate) migrate: bool,
 }
 
 impl Default for Config {
@@ -146,6 +147,7 @@ impl Default for Config {
             bytes: 64 << 20,
             timeout: Duration::from_secs(30),
             exact_interrupts: false,
+            migrate: false,
         }
     }
 }
@@ -220,6 +222,12 @@ impl Config {
     /// come close together.
     pub fn exact_interrupts(mut self, exact: bool) -> Config {
         self.exact_interrupts = exact;
+        self
+    }
+
+    /// Save and restore each device in the middle of its work, again and again.
+    pub fn migrate(mut self, migrate: bool) -> Config {
+        self.migrate = migrate;
         self
     }
 }

@@ -1,7 +1,8 @@
 //! One VFIO device of a VM: attach and detach, regions, interrupts, reset.
 
 use std::{
-    fmt, io,
+    fmt,
+    io::{self, Read, Write},
     os::unix::fs::FileExt,
     path::{Path, PathBuf},
     sync::Arc,
@@ -78,6 +79,31 @@ impl Device {
     /// `VFIO_DEVICE_RESET`.
     pub fn reset(&self) {
         self.vfio.reset();
+    }
+
+    /// Stops the device, takes its state, gives it that state again and lets it go on: what a VMM does
+    /// on two hosts.
+    ///
+    /// # Errors
+    /// [`Error::System`] with the errno; ENOTTY if it cannot be migrated.
+    pub fn save_and_restore(&self) -> Result<()> {
+        use vfio_bindings::bindings::vfio::{
+            vfio_device_mig_state_VFIO_DEVICE_STATE_RESUMING as RESUMING,
+            vfio_device_mig_state_VFIO_DEVICE_STATE_RUNNING as RUNNING,
+            vfio_device_mig_state_VFIO_DEVICE_STATE_STOP_COPY as STOP_COPY,
+        };
+        let with_data = |to| {
+            let file = ioctl::migrate(&self.vfio, to)?;
+            file.ok_or(Error::Limit("no file for the state of the device"))
+        };
+        let mut state = Vec::new();
+        with_data(STOP_COPY)?
+            .read_to_end(&mut state)
+            .map_err(Error::system("reading the state of the device"))?;
+        with_data(RESUMING)?
+            .write_all(&state)
+            .map_err(Error::system("writing the state of the device"))?;
+        ioctl::migrate(&self.vfio, RUNNING).map(drop)
     }
 
     /// Size of a region in bytes; 0 if there is no such region.

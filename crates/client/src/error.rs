@@ -166,6 +166,11 @@ impl Error {
         }
     }
 
+    /// Wraps the error of a read or write.
+    pub(crate) fn system(doing: &'static str) -> impl FnOnce(io::Error) -> Error {
+        move |source| Error::System { doing, source }
+    }
+
     /// The errno behind the error, where there is one and the crates keep it.
     pub fn errno(&self) -> Option<i32> {
         let mut source: Option<&(dyn std::error::Error + 'static)> =

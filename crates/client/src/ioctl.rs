@@ -14,7 +14,10 @@ use iommufd_bindings::iommufd::{
     iommu_ioas_iova_ranges, iommu_iova_range,
 };
 use libc::c_ulong;
-use vfio_bindings::bindings::vfio::{VFIO_BASE, VFIO_TYPE, vfio_device_attach_iommufd_pt};
+use vfio_bindings::bindings::vfio::{
+    VFIO_BASE, VFIO_DEVICE_FEATURE_MIG_DEVICE_STATE, VFIO_DEVICE_FEATURE_SET, VFIO_TYPE,
+    vfio_device_attach_iommufd_pt,
+};
 use vfio_ioctls::{VfioContainer, VfioError};
 use vmm_sys_util::ioctl::ioctl_with_mut_ref;
 
@@ -25,6 +28,8 @@ use crate::{
 
 /// `VFIO_DEVICE_ATTACH_IOMMUFD_PT`, include/uapi/linux/vfio.h.
 const ATTACH: c_ulong = (VFIO_TYPE as c_ulong) << 8 | (VFIO_BASE as c_ulong + 19);
+/// `VFIO_DEVICE_FEATURE`, include/uapi/linux/vfio.h.
+const FEATURE: c_ulong = (VFIO_TYPE as c_ulong) << 8 | (VFIO_BASE as c_ulong + 17);
 /// `IOMMU_IOAS_IOVA_RANGES`, include/uapi/linux/iommufd.h.
 const IOVA_RANGES: c_ulong =
     (IOMMUFD_TYPE as c_ulong) << 8 | IOMMUFD_CMD_IOAS_IOVA_RANGES as c_ulong;
@@ -45,6 +50,32 @@ pub(crate) fn attach(fd: &impl AsRawFd, pt_id: u32) -> Result<u32> {
         0 => Ok(data.pt_id),
         _ => Err(Error::last_os("attaching the device")),
     }
+}
+
+/// `VFIO_DEVICE_FEATURE` with `struct vfio_device_feature_mig_state`.
+#[repr(C)]
+struct Migration {
+    argsz: u32,
+    flags: u32,
+    device_state: u32,
+    data_fd: i32,
+}
+
+/// Takes the device behind `fd` to a state of migration; the file of its data, if it has some there.
+pub(crate) fn migrate(fd: &impl AsRawFd, device_state: u32) -> Result<Option<File>> {
+    let mut data = Migration {
+        argsz: size_of::<Migration>() as u32,
+        flags: VFIO_DEVICE_FEATURE_SET | VFIO_DEVICE_FEATURE_MIG_DEVICE_STATE,
+        device_state,
+        data_fd: -1,
+    };
+    // SAFETY: `data` is the struct of this ioctl, says its own size and lives across the call.
+    if unsafe { ioctl_with_mut_ref(fd, FEATURE, &mut data) } != 0 {
+        return Err(Error::last_os("migrating the device"));
+    }
+    // SAFETY: the descriptor is new, and nobody else's.
+    let file = |fd| unsafe { File::from_raw_fd(fd) };
+    Ok((data.data_fd >= 0).then(|| file(data.data_fd)))
 }
 
 /// The usable IOVA ranges of an IOAS, both ends inclusive, and the alignment that IOVAs need.

@@ -28,6 +28,7 @@ Copies data through a whole DSA (pdev) and a one-queue DSA (mdev) of one VM, by 
   --mib N                    MiB to copy through each device (default: 64)
   --timeout SECONDS          longest wait (default: 30)
   --exact-interrupts         exactly one interrupt per descriptor, or fail
+  --migrate                  save and restore each device while it copies
   -v, --verbose              print each step
   -h, --help                 print this
 ";
@@ -77,6 +78,7 @@ fn parse(mut arguments: impl Iterator<Item = String>) -> Result<Options, String>
             }),
             "--container" => config.interface(Interface::Container),
             "--exact-interrupts" => config.exact_interrupts(true),
+            "--migrate" => config.migrate(true),
             "-v" | "--verbose" => {
                 verbose = true;
                 config

@@ -22,6 +22,8 @@ pub const DATA_IOVA: u64 = 4 << 30;
 /// IOVA of the completion records, bytes.
 pub const RECORDS_IOVA: u64 = 1 << 20;
 
+/// Descriptors from one migration to the next.
+const MIGRATED_AFTER: usize = 5;
 /// Completion records per device, and so descriptors in flight at most.
 const SLOTS: usize = 32;
 /// Largest source (and destination) area, bytes: a longer copy goes over it again.
@@ -332,7 +334,7 @@ impl Guest<'_> {
             data.memory.fill_pattern(0, len, seed);
             data.memory.fill(window, len, 0xee);
             let started = Instant::now();
-            self.copy_window(data, window, len)?;
+            self.copy_window(config, data, window, len)?;
             self.report.elapsed += started.elapsed();
             if let Some(offset) = data.memory.first_difference(window, len, seed) {
                 let role = self.role;
@@ -360,7 +362,7 @@ impl Guest<'_> {
         no_software_error(self.queue)
     }
 
-    fn copy_window(&mut self, data: &Area, window: u64, len: u64) -> Result<()> {
+    fn copy_window(&mut self, config: &Config, data: &Area, window: u64, len: u64) -> Result<()> {
         let depth = self.queue.depth();
         let mut in_flight = std::collections::VecDeque::with_capacity(depth);
         let pieces = plan::pieces(len, self.queue.limits().max_transfer);
@@ -378,6 +380,9 @@ impl Guest<'_> {
             let descriptor = Descriptor::memmove(source + window, source, size);
             self.queue.submit(slot, descriptor)?;
             self.report.descriptors += 1;
+            if config.migrate && next % MIGRATED_AFTER == MIGRATED_AFTER - 1 {
+                self.queue.device().save_and_restore()?;
+            }
             in_flight.push_back((slot, size));
         }
         while let Some((slot, len)) = in_flight.pop_front() {

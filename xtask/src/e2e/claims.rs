@@ -34,6 +34,10 @@ pub(crate) const CLAIMS: &[(&str, Claim<Stage>)] = &[
         "a whole device and a mediated one share a container, whoever comes and goes first",
         container,
     ),
+    (
+        "devices are saved and restored in the middle of their work",
+        migrated,
+    ),
     ("two programs join one machine at once", joined),
     ("a program that is stopped delays nobody else", stopped),
     (
@@ -266,6 +270,26 @@ fn container(stage: &Stage) -> Result<String> {
         }
     }
     Ok(format!("{runs} runs through vfio-ioctls' own container"))
+}
+
+/// A program stops its devices again and again, reads their state from a file, and writes it back.
+fn migrated(stage: &Stage) -> Result<String> {
+    let mib = stage.times(32, 1024).to_string();
+    let mut runs = 0;
+    for user in stage.users() {
+        for mode in [None, Some("--no-namespaces")] {
+            for data in ["private", "shared"] {
+                let mut command = stage.ioasid(user);
+                command.arg("run").args(mode).args(["--vm", "vm1", "--"]);
+                command.arg(stage.client(Client::Dynamic));
+                command.args(["--migrate", "--exact-interrupts", "--mib", &mib]);
+                succeed(command.args(["--pdev", "first", "--mdev", "first", "--data", data]))
+                    .with_context(|| format!("{user:?}, {mode:?}, {data}"))?;
+                runs += 1;
+            }
+        }
+    }
+    Ok(format!("{runs} runs of {mib} MiB through two devices"))
 }
 
 fn joined(stage: &Stage) -> Result<String> {

@@ -13,7 +13,8 @@ pub(crate) struct Fuzz {
     /// One target alone; all of them if none is named.
     #[arg(long, value_name = "NAME")]
     target: Option<String>,
-    /// Inputs for each target; the long form is 10000000.
+    /// Inputs for each target; the long form is 10000000. A target whose inputs are rows of many messages
+    /// has so many fewer.
     #[arg(long, value_name = "N", default_value_t = 200_000)]
     runs: u64,
 }
@@ -40,18 +41,20 @@ pub(crate) fn run_targets(arguments: &Fuzz) -> Result<()> {
         for folder in [&corpus, &findings] {
             fs::create_dir_all(folder).with_context(|| folder.display().to_string())?;
         }
+        let options = Options::of(&house, &name)?;
+        let runs = arguments.runs.div_ceil(options.per_input);
         // The flags of the instrumentation are in the configuration of that folder.
         run(cargo()
             .current_dir(&house)
             .args(["run", "--release", "--bin", &name, "--"])
             .arg(&corpus)
-            .arg(format!("-runs={}", arguments.runs))
+            .arg(format!("-runs={runs}"))
             .arg(format!("-max_len={LARGEST}"))
-            .args(options(&house, &name)?)
+            .args(options.flags)
             .arg(format!("-artifact_prefix={}/", findings.display()))
             .args(["-print_final_stats=1", "-verbosity=0"]))
         .with_context(|| format!("{name}: see {}", findings.display()))?;
-        println!("fuzz {name}: {} inputs, no finding", arguments.runs);
+        println!("fuzz {name}: {runs} inputs, no finding");
     }
     Ok(())
 }
@@ -67,19 +70,43 @@ fn targets(house: &Path) -> Result<Vec<String>> {
     Ok(names)
 }
 
-/// What a target wants of libFuzzer: the lines behind `[libfuzzer]` of its `.options`, if it has one.
-fn options(house: &Path, name: &str) -> Result<Vec<String>> {
-    let path = house
-        .join("fuzz_targets")
-        .join(name)
-        .with_extension("options");
-    if !path.exists() {
-        return Ok(Vec::new());
+/// What a target has in its `.options`, if there is such a file.
+struct Options {
+    /// `per_input` of `[xtask]`: what an input counts for.
+    per_input: u64,
+    /// The lines of `[libfuzzer]`, as flags.
+    flags: Vec<String>,
+}
+
+impl Options {
+    fn of(house: &Path, name: &str) -> Result<Self> {
+        let mut options = Options {
+            per_input: 1,
+            flags: Vec::new(),
+        };
+        let path = house
+            .join("fuzz_targets")
+            .join(name)
+            .with_extension("options");
+        if !path.exists() {
+            return Ok(options);
+        }
+        let text = fs::read_to_string(&path).with_context(|| path.display().to_string())?;
+        let mut section = "";
+        for line in text.lines().map(str::trim) {
+            match (section, line.split_once('=')) {
+                (_, None) => section = if line.starts_with('[') { line } else { section },
+                ("[libfuzzer]", Some((key, value))) => {
+                    let flag = format!("-{}={}", key.trim(), value.trim());
+                    options.flags.push(flag);
+                }
+                ("[xtask]", Some((key, value))) if key.trim() == "per_input" => {
+                    options.per_input = value.trim().parse()?;
+                }
+                _ => bail!("{}: what is `{line}`?", path.display()),
+            }
+        }
+        ensure!(options.per_input > 0, "{}: per_input is 0", path.display());
+        Ok(options)
     }
-    let text = fs::read_to_string(&path).with_context(|| path.display().to_string())?;
-    let lines = text.lines().skip_while(|line| line.trim() != "[libfuzzer]");
-    let pairs = lines.filter_map(|line| line.split_once('='));
-    Ok(pairs
-        .map(|(key, value)| format!("-{}={}", key.trim(), value.trim()))
-        .collect())
 }

@@ -61,7 +61,7 @@ const SECOND_CHANNEL: &str = "5f2e6a9e-93a1-4f0a-9b3e-3d8f0c1b2a12";
 /// Claims of the hostile program, each of which must have been tried.
 const CLAIMS: usize = 17;
 /// How often the machine is looked at meanwhile.
-const INTERVAL: Duration = Duration::from_millis(50);
+const INTERVAL: Duration = Duration::from_millis(100);
 
 /// Builds the program, for any guest: without a dynamic linker and libraries.
 pub(super) fn build() -> Result<PathBuf> {

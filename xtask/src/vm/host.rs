@@ -77,6 +77,15 @@ pub(super) struct Board {
     pub(super) megabytes: u32,
     /// The device ids that QEMU shows for its devices instead of their own, in the devices' order.
     pub(super) shown_as: &'static [Option<u16>],
+    /// Whether QEMU gives it an IOMMU of its own, which its kernel uses.
+    pub(super) viommu: bool,
+}
+
+impl Board {
+    /// What QEMU shows as the id of device `index`, if not its own.
+    fn shown_as(self, index: usize) -> Option<u16> {
+        self.shown_as.get(index).copied().flatten()
+    }
 }
 
 impl Default for Board {
@@ -87,6 +96,7 @@ impl Default for Board {
             words: "",
             megabytes: 256,
             shown_as: &[],
+            viommu: false,
         }
     }
 }
@@ -212,10 +222,22 @@ impl Host {
         mode: Mode,
         devices: &[Given],
     ) -> Result<Guest> {
+        self.guest_on(name, Board::default(), &mut command, mode, devices)
+    }
+
+    /// As [`Self::guest`], on another board; its memory is QEMU's own.
+    pub(super) fn guest_on(
+        &self,
+        name: &str,
+        board: Board,
+        command: &mut Command,
+        mode: Mode,
+        devices: &[Given],
+    ) -> Result<Guest> {
         command
             .arg(self.stage.path("qemu/qemu-system-x86_64"))
             .args(["-M", "q35"]);
-        let monitor = self.board(name, Board::default(), &mut command);
+        let monitor = self.board(name, board, command);
         let backend = match mode {
             Mode::Iommufd => {
                 command.args(["-object", "iommufd,id=iommufd0"]);
@@ -228,18 +250,22 @@ impl Host {
                 Given::Function(address) => format!("host={address}"),
                 Given::Mdev(uuid) => format!("sysfsdev=/sys/bus/mdev/devices/{uuid}"),
             };
+            let shown = match board.shown_as(index) {
+                Some(id) => format!(",x-pci-device-id={id:#x}"),
+                None => String::new(),
+            };
             command
                 .arg("-device")
                 .arg(format!("pcie-root-port,id=port{index},chassis={index}"))
                 .arg("-device")
                 .arg(format!(
-                    "vfio-pci,id=dev{index},bus=port{index},{which}{backend}"
+                    "vfio-pci,id=dev{index},bus=port{index},{which}{shown}{backend}"
                 ));
         }
         if self.verbose {
             println!("{command:?}");
         }
-        Guest::begin(name, &mut command, &monitor, self.verbose)
+        Guest::begin(name, command, &monitor, self.verbose)
     }
 
     /// Starts a QEMU without `ioasid run` that has the devices at these sockets, by vfio-user.
@@ -271,8 +297,8 @@ impl Host {
                 "bus": format!("port{index}"),
                 "socket": { "type": "unix", "path": path },
             });
-            if let Some(Some(id)) = board.shown_as.get(index) {
-                options["x-pci-device-id"] = (*id).into();
+            if let Some(id) = board.shown_as(index) {
+                options["x-pci-device-id"] = id.into();
             }
             command
                 .arg("-device")
@@ -291,6 +317,15 @@ impl Host {
         let monitor = self.stage.path("sockets").join(format!("{name}.qmp"));
         // A guest of an earlier scene.
         let _ = fs::remove_file(&monitor);
+        let mut words = format!(
+            "console=ttyS0 quiet panic=-1 no_timer_check {}",
+            board.words
+        );
+        if board.viommu {
+            // A real IOMMU would have to be told of every mapping: QEMU has it reported.
+            command.args(["-device", "intel-iommu,caching-mode=on,intremap=off"]);
+            words += " intel_iommu=on iommu=strict";
+        }
         command
             .args(["-accel", "tcg", "-cpu", "max"])
             .args(["-m", &format!("{}M", board.megabytes)])
@@ -304,10 +339,7 @@ impl Host {
             .arg("-initrd")
             .arg(self.stage.path("initramfs"))
             .arg("-append")
-            .arg(format!(
-                "console=ttyS0 quiet panic=-1 no_timer_check {}",
-                board.words
-            ));
+            .arg(words);
         monitor
     }
 }

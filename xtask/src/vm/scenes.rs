@@ -31,6 +31,10 @@ pub(super) const SCENES: &[(&str, Claim<Host>)] = &[
     ),
     ("one guest, a pdev in a container", container),
     (
+        "one guest at work behind a virtual IOMMU, which maps page by page",
+        work::behind_viommu,
+    ),
+    (
         "two guests and the parent's own driver on one parent; one guest is killed",
         two_guests,
     ),

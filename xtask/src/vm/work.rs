@@ -5,12 +5,12 @@
 
 use std::time::{Duration, Instant};
 
-use anyhow::{Result, ensure};
+use anyhow::{Context as _, Result, bail, ensure};
 use serde_json::Value as Json;
 
 use super::{
     guest::Report,
-    host::{Board, Host},
+    host::{Board, Given, Host, Mode},
     scenes::{
         FIRST, MACHINE, PDEV, SECOND, domains, eventually, good_as, no_faults, parent_jobs, routes,
         three_domains,
@@ -135,6 +135,72 @@ pub(super) fn sustained(host: &Host) -> Result<String> {
         moved[1],
         moved[2],
     ))
+}
+
+/// A guest whose kernel gives a device addresses of its own choice, and maps them only while they are
+/// used: QEMU makes a MAP and an UNMAP of each.
+pub(super) fn behind_viommu(host: &Host) -> Result<String> {
+    let served = host.serve(MACHINE)?;
+    let board = Board {
+        shown_as: SHOWN_AS,
+        viommu: true,
+        ..Board::default()
+    };
+    let mut guest = host.guest_on(
+        "vm1",
+        board,
+        &mut served.join(host.stage(), "vm1"),
+        Mode::Iommufd,
+        &[Given::Function(PDEV)],
+    )?;
+    good_as(host, &guest.next_report()?, 0, SHOWN_IDS)?;
+    guest.order("raid 1")?;
+    let before = domain(&served.inspect(host.stage())?)?;
+    let report = guest.order(&format!("work {}", host.work.as_secs()))?;
+    let checked = all_right(&report, 1)?;
+    let tree = served.inspect(host.stage())?;
+    no_faults(&tree)?;
+    let after = domain(&tree)?;
+    ensure!(
+        after.mapped < 64 << 20,
+        "{} bytes are mapped, as if the guest had no IOMMU",
+        after.mapped
+    );
+    let written = after.entries - before.entries;
+    ensure!(written > 0, "nothing was mapped for the work");
+    let bytes = after.bytes - before.bytes;
+    ensure!(bytes > 1 << 20, "only {bytes} bytes were moved by DMA");
+    guest.quit()?;
+    served.settle(host.stage())?;
+    Ok(format!(
+        "{checked} MiB written, read and compared, 0 wrong; {} MiB moved by DMA, {written} page-table \
+         entries written for it, {} KiB mapped at the end, 0 faults",
+        bytes >> 20,
+        after.mapped >> 10
+    ))
+}
+
+/// What the only domain of a guest has to do.
+struct Counts {
+    mapped: u64,
+    entries: u64,
+    bytes: u64,
+}
+
+fn domain(tree: &Json) -> Result<Counts> {
+    let domains = domains(tree);
+    let [domain] = domains[..] else {
+        bail!("{} domains of guests, not one", domains.len());
+    };
+    let count = |key: &str| {
+        let count = domain[key].as_u64();
+        count.with_context(|| format!("the domain has no {key}: {domain}"))
+    };
+    Ok(Counts {
+        mapped: count("mapped_bytes")?,
+        entries: count("pte_writes")?,
+        bytes: count("dma_bytes")?,
+    })
 }
 
 /// A guest that is killed while its devices work, again and again; the next one finds them as new.

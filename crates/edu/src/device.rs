@@ -14,7 +14,7 @@ use ioasid_core::{
     sync::{Condvar, Mutex, MutexGuard},
 };
 use ioasid_vfio::{
-    DeviceModel, EmulatedDma,
+    DeviceModel, EmulatedDma, Migrate,
     pci::{Bar, Function, FunctionBuilder, Intx, LayoutError, Vectors},
 };
 
@@ -35,11 +35,11 @@ pub enum EduError {
 /// The educational device. Dropping it ends its thread.
 pub struct Edu {
     function: Function,
-    core: Arc<Core>,
+    pub(crate) core: Arc<Core>,
 }
 
 /// What the device's thread needs.
-struct Core {
+pub(crate) struct Core {
     vectors: Arc<Vectors>,
     intx: Arc<Intx>,
     bus_master: Arc<AtomicBool>,
@@ -51,18 +51,18 @@ struct Core {
 
 /// The registers and the buffer.
 #[derive(Clone)]
-struct Registers {
-    liveness: u32,
-    factorial: u32,
+pub(crate) struct Registers {
+    pub(crate) liveness: u32,
+    pub(crate) factorial: u32,
     /// A factorial is to be computed of it.
-    operand: Option<u32>,
-    tell_factorial: bool,
-    interrupts: u32,
-    source: u64,
-    destination: u64,
-    count: u64,
-    command: u64,
-    buffer: Box<[u8; spec::BUFFER_SIZE]>,
+    pub(crate) operand: Option<u32>,
+    pub(crate) tell_factorial: bool,
+    pub(crate) interrupts: u32,
+    pub(crate) source: u64,
+    pub(crate) destination: u64,
+    pub(crate) count: u64,
+    pub(crate) command: u64,
+    pub(crate) buffer: Box<[u8; spec::BUFFER_SIZE]>,
 }
 
 struct State {
@@ -71,6 +71,8 @@ struct State {
     copies: bool,
     /// Counts resets: what a copy of the time before brings is of no use.
     resets: u64,
+    /// Stopped to be migrated: nothing goes on.
+    paused: bool,
     /// The device is gone.
     gone: bool,
 }
@@ -113,6 +115,7 @@ impl Edu {
                 registers: Registers::default(),
                 copies: false,
                 resets: 0,
+                paused: false,
                 gone: false,
             }),
             changed: Condvar::new(),
@@ -190,10 +193,15 @@ impl DeviceModel for Edu {
         let mut state = self.core.state.lock();
         state.registers = Registers::default();
         state.resets += 1;
+        state.paused = false;
         self.core.intx.set(false);
         while state.copies {
             state = self.core.changed.wait(state);
         }
+    }
+
+    fn migration(&self) -> Option<&dyn Migrate> {
+        Some(self)
     }
 }
 
@@ -245,6 +253,10 @@ impl Core {
     fn run(&self) {
         let mut state = self.state.lock();
         while !state.gone {
+            if state.paused {
+                state = self.changed.wait(state);
+                continue;
+            }
             let registers = &mut state.registers;
             if let Some(operand) = registers.operand.take() {
                 registers.factorial = factorial(operand);
@@ -288,6 +300,30 @@ impl Core {
         }
         self.changed.notify_all();
         state
+    }
+
+    /// Stops the device, when a copy that is under way has ended, or lets it go on.
+    pub(crate) fn set_paused(&self, paused: bool) {
+        let mut state = self.state.lock();
+        state.paused = paused;
+        if !paused {
+            // The line is a level: it follows registers that were restored.
+            self.intx.set(state.registers.interrupts != 0);
+        }
+        self.changed.notify_all();
+        while paused && state.copies {
+            state = self.changed.wait(state);
+        }
+    }
+
+    /// The registers of the paused device.
+    pub(crate) fn registers(&self) -> Registers {
+        self.state.lock().registers.clone()
+    }
+
+    /// Gives the paused device registers.
+    pub(crate) fn set_registers(&self, registers: Registers) {
+        self.state.lock().registers = registers;
     }
 
     fn raise(&self, registers: &mut Registers, interrupts: u32) {

@@ -29,6 +29,7 @@
 #![forbid(unsafe_code)]
 
 mod device;
+mod migration;
 mod parent;
 pub mod spec;
 

@@ -21,8 +21,8 @@ use ioasid_edu::{
 use ioasid_iommu::{Iommu, IommuConfig};
 use ioasid_iommufd::{Context, MapArgs, ObjectId};
 use ioasid_vfio::{
-    Container, ContainerFile, DeviceFile, Error, Eventfd, IrqAction, IrqData, IrqIndex, SetIrqs,
-    Vfio, VfioDevice,
+    Container, ContainerFile, DeviceFile, Error, Eventfd, IrqAction, IrqData, IrqIndex,
+    MigrationState, SetIrqs, Vfio, VfioDevice,
     container::{MapRequest, Version},
     mdev::{MdevParent, MdevRegistry, Uuid},
 };
@@ -349,6 +349,68 @@ proptest! {
         let mut bytes = [0; 11];
         machine.pages.memory().read(0x1000, &mut bytes);
         prop_assert_eq!(&bytes, b"still works");
+    }
+
+    #[test]
+    fn a_device_that_moves_goes_on_with_every_register(
+        writes in vec((0..0xb0_u64, prop::bool::ANY, any::<u64>()), 0..24),
+        (from, count) in (0..3000_u64, 1..1000_u64),
+        cut in any::<prop::sample::Index>(),
+    ) {
+        let machines = [Machine::new(), Machine::new()];
+        let [source, destination] = machines.each_ref().map(Machine::ready);
+        for machine in &machines {
+            let bytes: Vec<u8> = (0..0x2000_u32).map(|at| (at * 7 >> 3) as u8).collect();
+            machine.pages.memory().write(0, &bytes);
+        }
+        transfer(&source, IOVA + 17, BUFFER, 4096, 0);
+        for (offset, wide, value) in writes {
+            // Whether a copy is started or has ended is a matter of time: these have none.
+            let (offset, len) = (offset & !7, if wide { 8 } else { 4 });
+            if offset != offset::DMA_COMMAND {
+                source.write(offset, &value.to_le_bytes()[..len]).unwrap();
+            }
+        }
+        // One that begins before or behind the move.
+        set_wide(&source, offset::DMA_SOURCE, BUFFER + from);
+        set_wide(&source, offset::DMA_DESTINATION, IOVA + 0x1000);
+        set_wide(&source, offset::DMA_COUNT, count);
+        set_wide(&source, offset::DMA_COMMAND, DMA_TO_MEMORY | DMA_TELL | DMA_START);
+        source.set_migration_state(MigrationState::StopCopy).unwrap();
+        let saved = source.read_migration(usize::MAX).unwrap();
+        let mut memory = vec![0; 0x2000];
+        machines[0].pages.memory().read(0, &mut memory);
+        machines[1].pages.memory().write(0, &memory);
+        let restore = |state: &[u8]| {
+            destination.set_migration_state(MigrationState::Resuming).unwrap();
+            destination.write_migration(state).unwrap();
+            destination.set_migration_state(MigrationState::Running).map(drop)
+        };
+        let cut = cut.index(saved.len() - 1) + 1;
+        prop_assert_eq!(restore(&saved[..saved.len() - cut]), match cut == saved.len() {
+            // Without a byte it stays as it is.
+            true => Ok(()),
+            false => Err(Error::BadDeviceState),
+        });
+        destination.reset().unwrap();
+        let command = 2 | BUS_MASTER;
+        destination.write(COMMAND, &command.to_le_bytes()).unwrap();
+        prop_assert_eq!(restore(&saved), Ok(()));
+        source.set_migration_state(MigrationState::Running).unwrap();
+        let ended = |file: &DeviceFile| {
+            u64::from(get(file, offset::DMA_COMMAND)) & DMA_START == 0
+                && get(file, offset::STATUS) & COMPUTING == 0
+        };
+        until(|| ended(&source) && ended(&destination));
+        for at in (0..0xa0).step_by(4) {
+            prop_assert_eq!(get(&destination, at), get(&source, at), "{:#x}", at);
+        }
+        prop_assert!(get(&destination, offset::INTERRUPT_STATUS) & DMA_DONE != 0);
+        let mut copies = [vec![0; 0x2000], vec![0; 0x2000]];
+        for (machine, copy) in machines.iter().zip(&mut copies) {
+            machine.pages.memory().read(0, copy);
+        }
+        prop_assert!(copies[0] == copies[1]);
     }
 }
 

@@ -3,7 +3,7 @@
 
 mod common;
 
-use std::{cell::RefCell, os::fd::OwnedFd, time::Instant};
+use std::{cell::RefCell, os::fd::OwnedFd, sync::LazyLock, time::Instant};
 
 use common::{migration::*, *};
 use ioasid_dsa::spec::{
@@ -16,6 +16,8 @@ use ioasid_ioat::spec::{
     ChanSts, ChannelStatus, Descriptor as Link,
     registers::{self as chan, CHANNEL_STRIDE},
 };
+use ioasid_vfio_user::spec::command;
+use proptest::{collection::vec, prelude::*};
 
 const MACHINE: &str = r#"
 [[device]]
@@ -43,6 +45,10 @@ owner = "host"
 owner = "mdev"
 uuid = "5f2e6a9e-93a1-4f0a-9b3e-3d8f0c1b2a11"
 vm = "vm3"
+[[device.channel]]
+owner = "mdev"
+uuid = "5f2e6a9e-93a1-4f0a-9b3e-3d8f0c1b2a12"
+vm = "vm5"
 
 [[device]]
 model = "ioat"
@@ -52,6 +58,8 @@ vm = "vm4"
 queues = 3
 "#;
 const CHANNEL: &str = "5f2e6a9e-93a1-4f0a-9b3e-3d8f0c1b2a11";
+/// Another channel of the same parent.
+const NEIGHBOUR: &str = "5f2e6a9e-93a1-4f0a-9b3e-3d8f0c1b2a12";
 const CHANNELS: &str = "0000:6c:01.0";
 
 const KIB: u64 = 1 << 10;
@@ -149,6 +157,10 @@ fn channels_move(device: &str, channels: u64) {
     for round in 0..8_u64 {
         let (mut source, ram, irqs) = client(&here, device, channels as u32);
         source.switch_on();
+        if round == 0 {
+            // Stopped, a channel hears its doorbell and does nothing.
+            go(&mut source, STOP).unwrap();
+        }
         for channel in 0..channels {
             start_channel(&mut source, |at, bytes| poke(&ram, at, bytes), channel);
         }
@@ -189,7 +201,7 @@ fn channels_move(device: &str, channels: u64) {
         drop(target);
         there.released(device);
     }
-    assert!(under_way > 0, "no channel was caught at work");
+    assert!(under_way > 0, "every channel was done before it moved");
 }
 
 #[test]
@@ -274,6 +286,10 @@ fn a_whole_dsa_at_work_moves_and_every_record_is_written_once() {
     for round in 0..8_u64 {
         let (mut source, ram, mut irqs) = client(&here, PDEV, 2);
         bring_up(&mut source);
+        if round == 0 {
+            // Stopped, a queue takes descriptors and does nothing.
+            go(&mut source, STOP).unwrap();
+        }
         submit(&mut source, &ram);
         if round > 0 {
             wait_record(&ram, record(round % 2, round * 3));
@@ -324,7 +340,7 @@ fn a_whole_dsa_at_work_moves_and_every_record_is_written_once() {
         drop(target);
         there.released(PDEV);
     }
-    assert!(moved > 0, "no queue was caught at work");
+    assert!(moved > 0, "every queue was done before it moved");
 }
 
 #[test]
@@ -366,3 +382,78 @@ fn private(stage: &Stage, device: &str) -> Vmm {
     vmm.map(None, 0, 0, PART).unwrap();
     vmm
 }
+
+static STAGE: LazyLock<Stage> = LazyLock::new(|| Stage::of(&MACHINE.parse().unwrap()));
+
+/// States that were saved in the middle of work.
+static SAVED: LazyLock<Vec<(&str, Vec<u8>)>> = LazyLock::new(|| {
+    let saved = [(CHANNEL, 1), (CHANNELS, 3), (PDEV, 0)].map(|(device, channels)| {
+        let (mut vmm, ram, _irqs) = client(&STAGE, device, 0);
+        if device == PDEV {
+            bring_up(&mut vmm);
+            submit(&mut vmm, &ram);
+        } else {
+            vmm.switch_on();
+        }
+        for channel in 0..channels {
+            start_channel(&mut vmm, |at, bytes| poke(&ram, at, bytes), channel);
+        }
+        let state = save(&mut vmm);
+        drop(vmm);
+        STAGE.released(device);
+        (device, state)
+    });
+    saved.into()
+});
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 90, failure_persistence: None, ..ProptestConfig::default() })]
+
+    #[test]
+    fn a_forged_state_reaches_no_more_than_its_own_device(
+        which in 0..3_usize,
+        changes in vec((any::<prop::sample::Index>(), any::<u8>()), 0..12),
+        // Of the model's state alone, most of the time.
+        everywhere in prop::bool::weighted(0.1),
+        tail in prop::option::weighted(0.2, vec(any::<u8>(), 0..64)),
+    ) {
+        let (device, saved) = &SAVED[which];
+        let forged = forge(saved, &changes, everywhere, tail.as_deref());
+        let others = [MDEV1, NEIGHBOUR].map(|other| client(&STAGE, other, 0));
+        let [(mut queue, queues, _), (mut channel, channels, _)] = others;
+        queue.bring_up_child();
+        channel.switch_on();
+        for ram in [&queues, &channels] {
+            poke(ram, 0, &noise(MIB as usize, 77));
+        }
+
+        let (mut vmm, ..) = client(&STAGE, device, 0);
+        match restore(&mut vmm, &forged) {
+            Ok(()) => go(&mut vmm, RUNNING).unwrap(),
+            Err(errno) => {
+                prop_assert_eq!(errno, EINVAL);
+                prop_assert_eq!(state(&mut vmm), ERROR);
+            }
+        }
+        for ram in [&queues, &channels] {
+            prop_assert!(peek(ram, 0, MIB as usize) == noise(MIB as usize, 77));
+        }
+        // The others are as they were, and work.
+        prop_assert_eq!(channel.read(0, CHANNEL_STRIDE, 16).unwrap(), IDLE);
+        poke(&queues, 0x40, &[0; 32]);
+        queue.submit(Descriptor::fill(0x1000, 7, 64, 0x40));
+        prop_assert_eq!(wait_record(&queues, 0x40).status, 1);
+        start_channel(&mut channel, |at, bytes| poke(&channels, at, bytes), 0);
+        eventually("the end of a chain", || is_done(progress(&channels, 0), 0));
+
+        vmm.call(command::DEVICE_RESET, &[]).unwrap();
+        prop_assert_eq!(state(&mut vmm), RUNNING);
+        drop((vmm, queue, channel));
+        for device in [*device, MDEV1, NEIGHBOUR] {
+            STAGE.released(device);
+        }
+    }
+}
+
+/// The first registers of a channel that nobody has used: halted.
+const IDLE: [u8; 16] = [0, 0, 2, 0, 0, 0, 0, 0, 3, 0, 0, 0, 0, 0, 0, 0];

@@ -4,6 +4,7 @@ use std::os::fd::{AsFd, OwnedFd};
 
 use ioasid_uapi::spec::vfio::{Feature, IrqSet, MigState};
 use ioasid_vfio_user::spec::{MigData, command};
+use proptest::sample::Index;
 use rustix::event::{EventfdFlags, eventfd};
 use zerocopy::{FromBytes, IntoBytes};
 
@@ -110,4 +111,40 @@ pub fn interrupts(irq: &OwnedFd) -> u64 {
         Ok(_) => u64::from_ne_bytes(bytes),
         Err(_) => 0,
     }
+}
+
+/// Magic, version, length of configuration space.
+const LENGTHS: usize = 12;
+/// Where the checksum is, and what it is of.
+const SUM: usize = 20;
+const BODY: usize = 28;
+
+/// `state` with bytes changed, of the model's state alone or `everywhere`, and its end replaced.
+/// Lengths and checksum fit: what is forged is forged well.
+pub fn forge(
+    state: &[u8],
+    changes: &[(Index, u8)],
+    everywhere: bool,
+    tail: Option<&[u8]>,
+) -> Vec<u8> {
+    let mut forged = state.to_vec();
+    let config = u32::from_le_bytes(forged[LENGTHS..LENGTHS + 4].try_into().unwrap());
+    let first = if everywhere { 0 } else { config as usize };
+    for (index, value) in changes {
+        let at = BODY + first + index.index(forged.len() - BODY - first);
+        forged[at] = *value;
+    }
+    if let Some(tail) = tail {
+        forged.truncate(forged.len() - tail.len());
+        forged.extend(tail);
+    }
+    let rest = (forged.len() - BODY).saturating_sub(config as usize) as u32;
+    forged[LENGTHS + 4..SUM].copy_from_slice(&rest.to_le_bytes());
+    let sum = forged[BODY..]
+        .iter()
+        .fold(0xcbf2_9ce4_8422_2325_u64, |sum, byte| {
+            (sum ^ u64::from(*byte)).wrapping_mul(0x0100_0000_01b3)
+        });
+    forged[SUM..BODY].copy_from_slice(&sum.to_le_bytes());
+    forged
 }

@@ -19,6 +19,9 @@ pub(crate) struct Fuzz {
     runs: u64,
 }
 
+/// Targets whose inputs are rows of messages, and how many an input has on the average at least.
+const ROWS: [(&str, u64); 1] = [("vfio_user", 30)];
+
 /// The largest input of any target, in bytes.
 const LARGEST: u32 = 3200;
 
@@ -41,8 +44,10 @@ pub(crate) fn run_targets(arguments: &Fuzz) -> Result<()> {
         for folder in [&corpus, &findings] {
             fs::create_dir_all(folder).with_context(|| folder.display().to_string())?;
         }
-        let options = Options::of(&house, &name)?;
-        let runs = arguments.runs.div_ceil(options.per_input);
+        let rows = ROWS.iter().find(|(target, _)| *target == name);
+        let runs = arguments
+            .runs
+            .div_ceil(rows.map_or(1, |(_, messages)| *messages));
         // The flags of the instrumentation are in the configuration of that folder.
         run(cargo()
             .current_dir(&house)
@@ -50,7 +55,6 @@ pub(crate) fn run_targets(arguments: &Fuzz) -> Result<()> {
             .arg(&corpus)
             .arg(format!("-runs={runs}"))
             .arg(format!("-max_len={LARGEST}"))
-            .args(options.flags)
             .arg(format!("-artifact_prefix={}/", findings.display()))
             .args(["-print_final_stats=1", "-verbosity=0"]))
         .with_context(|| format!("{name}: see {}", findings.display()))?;
@@ -63,50 +67,8 @@ pub(crate) fn run_targets(arguments: &Fuzz) -> Result<()> {
 fn targets(house: &Path) -> Result<Vec<String>> {
     let mut names: Vec<_> = read_dir(&house.join("fuzz_targets"))?
         .iter()
-        .filter(|path| path.extension().is_some_and(|extension| extension == "rs"))
         .filter_map(|path| Some(path.file_stem()?.to_str()?.to_owned()))
         .collect();
     names.sort();
     Ok(names)
-}
-
-/// What a target has in its `.options`, if there is such a file.
-struct Options {
-    /// `per_input` of `[xtask]`: what an input counts for.
-    per_input: u64,
-    /// The lines of `[libfuzzer]`, as flags.
-    flags: Vec<String>,
-}
-
-impl Options {
-    fn of(house: &Path, name: &str) -> Result<Self> {
-        let mut options = Options {
-            per_input: 1,
-            flags: Vec::new(),
-        };
-        let path = house
-            .join("fuzz_targets")
-            .join(name)
-            .with_extension("options");
-        if !path.exists() {
-            return Ok(options);
-        }
-        let text = fs::read_to_string(&path).with_context(|| path.display().to_string())?;
-        let mut section = "";
-        for line in text.lines().map(str::trim) {
-            match (section, line.split_once('=')) {
-                (_, None) => section = if line.starts_with('[') { line } else { section },
-                ("[libfuzzer]", Some((key, value))) => {
-                    let flag = format!("-{}={}", key.trim(), value.trim());
-                    options.flags.push(flag);
-                }
-                ("[xtask]", Some((key, value))) if key.trim() == "per_input" => {
-                    options.per_input = value.trim().parse()?;
-                }
-                _ => bail!("{}: what is `{line}`?", path.display()),
-            }
-        }
-        ensure!(options.per_input > 0, "{}: per_input is 0", path.display());
-        Ok(options)
-    }
 }

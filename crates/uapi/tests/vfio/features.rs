@@ -237,3 +237,29 @@ fn get_info_tells_of_atomic_operations_where_there_is_room() {
     let cap = 1 << 16 | 5;
     assert_eq!(info(40), [40, 0x83, 9, 5, 24, 0, cap, 0, 5, 0]);
 }
+
+#[test]
+fn a_state_without_a_free_descriptor_is_entered_and_told_without_one() {
+    let machine = Machine::movable().bound();
+    let state = |machine: &Machine| -> [u32; 2] {
+        feature(machine, Feature::MIG_DEVICE_STATE | Feature::GET, &[7, 7]).unwrap();
+        machine.words::<4>()[2..].try_into().unwrap()
+    };
+    assert_eq!(state(&machine), [2, u32::MAX]);
+    // As in Linux, the descriptor is made when the device is there already.
+    for to in [3, 4] {
+        let set = Feature::MIG_DEVICE_STATE | SET;
+        assert_eq!(feature(&machine, set, &[to, 7]), Err(Errno::EMFILE));
+        assert_eq!(machine.words::<4>()[2..], [to, u32::MAX]);
+        assert_eq!(state(&machine), [to, u32::MAX]);
+        assert_eq!(feature(&machine, set, &[to, 7]), Ok(0), "it is there");
+        assert_eq!(feature(&machine, set, &[1, 7]), Ok(0));
+        assert_eq!(feature(&machine, set, &[0, 7]), Err(Errno::EINVAL));
+        assert_eq!(machine.words::<4>()[2..], [0, u32::MAX]);
+    }
+    for number in [1, 2, 9] {
+        assert_eq!(feature(&machine, number | PROBE, &[]), Ok(0));
+        let short = feature(&machine, number | Feature::GET, &[0]);
+        assert_eq!(short, Err(Errno::EINVAL), "{number}");
+    }
+}

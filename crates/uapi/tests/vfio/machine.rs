@@ -13,7 +13,8 @@ use ioasid_iommu::{Device, DeviceConfig, Iommu, IommuConfig};
 use ioasid_iommufd::Context;
 use ioasid_uapi::{Errno, Program, vfio::device_ioctl};
 use ioasid_vfio::{
-    DefaultPasid, DeviceFile, DeviceModel, EmulatedDma, Error, Passthrough, Vfio,
+    DefaultPasid, DeviceFile, DeviceModel, EmulatedDma, Error, Migrate, Passthrough, StateError,
+    Vfio,
     pci::{
         Bar, Function, FunctionBuilder, MsixLayout, SriovLayout,
         spec::{DEVCAP2_ATOMIC_32, DEVCAP2_ATOMIC_128},
@@ -105,15 +106,19 @@ impl Program for TestProgram {
     }
 }
 
-/// BAR 0 with MSI-X, BAR 2 that swallows stores.
+/// BAR 0 with MSI-X, BAR 2 that swallows stores. Perhaps it can be migrated.
 #[derive(Debug)]
-struct Model(Function, Stores);
+struct Model(Function, Stores, bool);
 
 /// Stores that a model has seen: BAR, offset, bytes.
 type Stores = Mutex<Vec<(u8, u64, Vec<u8>)>>;
 
 impl Model {
     fn new() -> Arc<Self> {
+        Self::plain(false)
+    }
+
+    fn plain(moves: bool) -> Arc<Self> {
         let function = FunctionBuilder::new(0x1b36, 0x0005)
             .bar(0, Bar::memory64(0x4000))
             .bar(2, Bar::memory64(0x4000).with_wide_stores())
@@ -121,7 +126,7 @@ impl Model {
             .msix(MsixLayout::new(0, 0x2000, 0x3000, 4))
             .build()
             .unwrap();
-        Arc::new(Model(function, Stores::default()))
+        Arc::new(Model(function, Stores::default(), moves))
     }
 
     /// One with all kinds of interrupts, that completes atomic operations and can have virtual
@@ -144,7 +149,7 @@ impl Model {
             })
             .build()
             .unwrap();
-        Arc::new(Model(function, Stores::default()))
+        Arc::new(Model(function, Stores::default(), false))
     }
 }
 
@@ -164,6 +169,28 @@ impl DeviceModel for Model {
     }
 
     fn reset(&self) {}
+
+    fn migration(&self) -> Option<&dyn Migrate> {
+        self.2.then_some(self)
+    }
+}
+
+/// Without a state of its own.
+impl Migrate for Model {
+    fn pause(&self) {}
+
+    fn resume(&self) {}
+
+    fn save(&self) -> Vec<u8> {
+        Vec::new()
+    }
+
+    fn load(&self, state: &[u8]) -> Result<(), StateError> {
+        match state {
+            [] => Ok(()),
+            _ => Err(StateError),
+        }
+    }
 }
 
 /// A child of a device, with PASID 5.
@@ -204,6 +231,13 @@ impl Machine {
     /// With a whole device.
     pub(crate) fn whole() -> Self {
         Self::new(|dma| Passthrough::Whole(Arc::clone(dma)))
+    }
+
+    /// With a whole device that can be migrated, and a program with no free descriptor.
+    pub(crate) fn movable() -> Self {
+        Self::of(Model::plain(true), |dma| {
+            Passthrough::Whole(Arc::clone(dma))
+        })
     }
 
     /// With a child.

@@ -360,12 +360,12 @@ proptest! {
         let machines = [Machine::new(), Machine::new()];
         let [source, destination] = machines.each_ref().map(Machine::ready);
         for machine in &machines {
-            let bytes: Vec<u8> = (0..0x2000_u32).map(|at| (at * 7 >> 3) as u8).collect();
+            let bytes: Vec<u8> = (0..0x2000_u32).map(|at| (at * 7 / 8) as u8).collect();
             machine.pages.memory().write(0, &bytes);
         }
         transfer(&source, IOVA + 17, BUFFER, 4096, 0);
         for (offset, wide, value) in writes {
-            // Whether a copy is started or has ended is a matter of time: these have none.
+            // The one copy that may be under way at the move comes later.
             let (offset, len) = (offset & !7, if wide { 8 } else { 4 });
             if offset != offset::DMA_COMMAND {
                 source.write(offset, &value.to_le_bytes()[..len]).unwrap();

@@ -22,6 +22,7 @@
 //!   ignored. That of a shared queue comes from the descriptor, where the processor puts it. A PASID stays in use as long as a descriptor that was accepted with it exists.
 //! * When a drain, an abort, a disable or a reset is done, no descriptor that it concerns touches
 //!   memory any more.
+//! * While a queue is paused for a migration, no descriptor of it goes on and no interrupt comes.
 //! * A completion record is written before its interrupt, and its status byte after all others.
 //!
 //! # Capabilities

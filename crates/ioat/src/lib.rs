@@ -23,6 +23,7 @@
 //! * The PASID of a channel is its owner's; no register or descriptor names one. It stays in use as
 //!   long as a descriptor that was begun with it exists.
 //! * When a reset is done, no descriptor of the time before touches memory any more.
+//! * While a channel is paused for a migration, nothing of it goes on and no interrupt comes.
 //! * A descriptor's bytes are written before its completion word, and that before its interrupt.
 //!   Whoever sees the word in memory that does not block sees the registers that go with it, and the
 //!   other way round.

@@ -47,7 +47,8 @@ const COMMAND: u64 = 4;
 const ON: [u8; 2] = [6, 0];
 
 pub(crate) fn tables(effort: Effort) -> Vec<Table> {
-    let made = access(effort).and_then(|first| Ok(vec![first, doorbell(effort)?]));
+    let made =
+        access(effort).and_then(|first| Ok(vec![first, passing(effort)?, doorbell(effort)?]));
     made.unwrap_or_else(|error| {
         eprintln!("ioasid-bench: no table of registers: {error:#}");
         Vec::new()
@@ -71,6 +72,23 @@ fn access(effort: Effort) -> Result<Table> {
         view(Mmio::Ptrace, "store")?.contender("mapped, ptrace: store of 4 bytes"),
     ];
     let title = "registers, processor time of both sides";
+    Ok(measure(title, "ns/access", effort, contenders))
+}
+
+/// The same by the wall clock: what a program waits. A thread of the session that attends takes a
+/// processor of its own meanwhile, so the two tables differ.
+fn passing(effort: Effort) -> Result<Table> {
+    let view = |mmio, name: &str| Program::run_with(&View::new()?, &task(name), mmio);
+    let contenders = vec![
+        Program::bare(&task("signal:time"))?
+            .contender_of_time_there("bare: a signal that steps over the instruction"),
+        view(Mmio::Off, "pread:time")?.contender_of_time_there("pread of 4 bytes"),
+        view(Mmio::Auto, "load:time")?.contender_of_time_there("mapped, library: load of 4 bytes"),
+        view(Mmio::Auto, "store:time")?
+            .contender_of_time_there("mapped, library: store of 4 bytes"),
+        view(Mmio::Ptrace, "load:time")?.contender_of_time_there("mapped, ptrace: load of 4 bytes"),
+    ];
+    let title = "registers, time that passes";
     Ok(measure(title, "ns/access", effort, contenders))
 }
 
@@ -133,29 +151,37 @@ impl MachineView for View {
 
 /// One of the programs: what it is asked to do, line by line.
 pub(crate) fn work(task: &str) -> Result<()> {
+    let start = Instant::now();
+    match task.strip_suffix(":time") {
+        Some(task) => timed(task, || {
+            u64::try_from(start.elapsed().as_nanos()).unwrap_or(u64::MAX)
+        }),
+        None => timed(task, process_cpu),
+    }
+}
+
+fn timed(task: &str, clock: impl Fn() -> u64) -> Result<()> {
     match task {
         "signal" => {
             let nowhere = past_the_end()?;
             step_over()?;
             // SAFETY: the load raises SIGBUS, and the handler steps over it.
-            lines(process_cpu, || unsafe { load(nowhere) })
+            lines(clock, || unsafe { load(nowhere) })
         }
-        "question" => lines(process_cpu, question),
+        "question" => lines(clock, question),
         "pread" => {
             let (_vm, device) = open()?;
-            lines(process_cpu, || {
-                device.read32(STATUS).map_or(0, |value| value)
-            })
+            lines(clock, || device.read32(STATUS).map_or(0, |value| value))
         }
         "load" | "store" => {
             let (_vm, device) = open()?;
             let register = map(&device, 0)?.wrapping_add(STATUS as usize).cast::<u32>();
             if task == "load" {
                 // SAFETY: inside of the mapping, which is never undone.
-                lines(process_cpu, || unsafe { load(register) })
+                lines(clock, || unsafe { load(register) })
             } else {
                 // SAFETY: as above; the register ignores stores.
-                lines(process_cpu, || unsafe { store(register) })
+                lines(clock, || unsafe { store(register) })
             }
         }
         _ => doorbells(task == "doorbell"),

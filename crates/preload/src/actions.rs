@@ -4,12 +4,15 @@
 //! is done when a signal is not ours.
 
 use core::sync::atomic::{
-    AtomicI32, AtomicPtr, AtomicU32, AtomicU64, AtomicUsize,
+    AtomicU32, AtomicU64, AtomicUsize,
     Ordering::{Acquire, Relaxed, Release},
     fence,
 };
 
-use crate::sys::{self, KernelAction};
+use crate::{
+    own,
+    sys::{self, KernelAction},
+};
 
 /// The signals that we may use.
 const SIGNALS: [i32; 3] = [sys::SIGBUS, sys::SIGILL, sys::SIGSEGV];
@@ -18,10 +21,6 @@ const SIGNALS: [i32; 3] = [sys::SIGBUS, sys::SIGILL, sys::SIGSEGV];
 static HOOKED: AtomicU64 = AtomicU64::new(0);
 
 static SLOTS: [Slot; 3] = [const { Slot::new() }; 3];
-
-/// The process that this memory belongs to: in a page that is zero in a child of `fork`, and the
-/// parent's in a child of `vfork`, which uses the parent's memory and has signal actions of its own.
-static OWNER: AtomicPtr<AtomicI32> = AtomicPtr::new(core::ptr::null_mut());
 
 /// How often a reader looks again while somebody writes. A writer that is never done was another
 /// thread of the parent at the moment of a `fork`.
@@ -125,32 +124,6 @@ pub fn hook(signal: i32, handler: usize) {
     }
 }
 
-/// Learns whose memory this is.
-pub fn own() {
-    if let Some(page) = sys::page_wiped_on_fork() {
-        OWNER.store(page.cast().as_ptr(), Relaxed);
-        is_borrowed();
-    }
-}
-
-/// Whether this process uses another one's memory, after `vfork`.
-fn is_borrowed() -> bool {
-    let owner = OWNER.load(Relaxed);
-    if owner.is_null() {
-        return false;
-    }
-    // SAFETY: a page that is mapped for good and holds this number at its start.
-    let owner = unsafe { &*owner };
-    let me = sys::getpid();
-    match owner.load(Relaxed) {
-        0 => {
-            owner.store(me, Relaxed);
-            false
-        }
-        pid => pid != me,
-    }
-}
-
 static HANDLER: AtomicUsize = AtomicUsize::new(sys::DEFAULT);
 
 /// Everything but the signals of faults: a handler of the program's must not come in between.
@@ -203,7 +176,7 @@ pub fn set(signal: i32, new: Option<&KernelAction>) -> Result<KernelAction, i32>
     let Some(slot) = slot(signal).filter(|_| is_hooked(signal)) else {
         return sys::sigaction(signal, new.as_ref());
     };
-    if is_borrowed() {
+    if own::is_borrowed() {
         let old = slot.read();
         if let Some(new) = &new {
             sys::sigaction(signal, Some(new))?;

@@ -13,6 +13,8 @@
 //! | store, 16 to 64 bytes | - | that many | 0 |
 //! | enqueue, 64 bytes | - | 64 bytes | 0 taken, 1 retry |
 //! | refuse, up to 15 bytes | - | the instruction | an error: the program gets its signal |
+//! | share, 1 byte | - | - | a descriptor of the page to ask in ([`crate::page`]), to be mapped and closed |
+//! | await, 1 byte | - | - | 0 once what the session carries out for the page is done |
 //!
 //! Any other error says that the address is no register of a device that is served, or does not
 //! answer now.
@@ -34,6 +36,10 @@ pub enum Kind {
     Enqueue = 2,
     /// Nothing: an instruction on a register is not emulated, and somebody should say so.
     Refuse = 3,
+    /// Nothing: the process wants a page to ask in.
+    Share = 4,
+    /// Nothing: a thread waits for the answer to a question in the page.
+    Await = 5,
 }
 
 /// Kind and size, as argument 3 has them: the kind in bits 0 to 7, the size in bytes in bits 8 to 15.
@@ -58,6 +64,8 @@ impl Shape {
             1 => Kind::Store,
             2 => Kind::Enqueue,
             3 => Kind::Refuse,
+            4 => Kind::Share,
+            5 => Kind::Await,
             _ => return None,
         };
         let size = usize::try_from(word >> 8).ok()?;
@@ -71,13 +79,20 @@ mod tests {
 
     #[test]
     fn a_shape_survives_the_call_and_others_are_refused() {
-        for kind in [Kind::Load, Kind::Store, Kind::Enqueue, Kind::Refuse] {
+        for kind in [
+            Kind::Load,
+            Kind::Store,
+            Kind::Enqueue,
+            Kind::Refuse,
+            Kind::Share,
+            Kind::Await,
+        ] {
             for size in [1, 8, 64] {
                 let shape = Shape { kind, size };
                 assert_eq!(Shape::decode(shape.encode()), Some(shape));
             }
         }
-        for bad in [4 | 8 << 8, 0, 65 << 8, u64::MAX] {
+        for bad in [6 | 8 << 8, 0, 65 << 8, u64::MAX] {
             assert_eq!(Shape::decode(bad), None, "{bad:#x}");
         }
     }

@@ -15,6 +15,7 @@ use ioasid_mmio::{Error, Fault, FaultKind, MAX_INSTRUCTION, execute};
 use crate::{
     actions,
     call::{Kind, Shape},
+    own,
     registers::{self, Frame, Registers},
     space::OwnMemory,
     sys,
@@ -42,7 +43,7 @@ const MAPERR: i32 = 1;
 /// Uses the signals from now on.
 pub fn install() {
     registers::learn_layout();
-    actions::own();
+    own::learn();
     let handler = on_signal as *const () as usize;
     actions::hook(sys::SIGBUS, handler);
     actions::hook(sys::SIGILL, handler);

@@ -3,7 +3,8 @@
 use ioasid_mmio::{Fault, FaultKind, Space};
 
 use crate::{
-    call::{IN_BUFFER, Kind, Shape},
+    ask,
+    call::{Kind, Shape},
     sys,
 };
 
@@ -78,39 +79,26 @@ impl OwnMemory {
     }
 
     fn register_load(&mut self, address: u64, data: &mut [u8]) -> bool {
-        let shape = Shape {
-            kind: Kind::Load,
-            size: data.len(),
-        };
         let mut buffer = [0; 64];
-        let value = sys::access(address, shape.encode(), 0, &mut buffer);
-        let in_register = value.to_le_bytes();
-        let bytes: &[u8] = match value {
-            _ if value == -i64::from(IN_BUFFER) => &buffer,
-            -4095..=-1 => return false,
-            _ if data.len() <= 8 => &in_register,
-            _ => &buffer,
-        };
-        for (to, from) in data.iter_mut().zip(bytes) {
-            *to = *from;
+        if !self.register(Kind::Load, address, data.len(), &mut buffer) {
+            return false;
         }
-        self.learn(address);
+        for (to, from) in data.iter_mut().zip(buffer) {
+            *to = from;
+        }
         true
     }
 
     fn register_store(&mut self, address: u64, data: &[u8]) -> bool {
-        let shape = Shape {
-            kind: Kind::Store,
-            size: data.len(),
-        };
         let mut buffer = [0; 64];
         for (to, from) in buffer.iter_mut().zip(data) {
             *to = *from;
         }
-        let value = buffer
-            .first_chunk()
-            .map_or(0, |word| u64::from_le_bytes(*word));
-        let done = sys::access(address, shape.encode(), value, &mut buffer) >= 0;
+        self.register(Kind::Store, address, data.len(), &mut buffer)
+    }
+
+    fn register(&mut self, kind: Kind, address: u64, size: usize, buffer: &mut [u8; 64]) -> bool {
+        let done = ask::access(address, Shape { kind, size }, buffer);
         if done {
             self.learn(address);
         }
@@ -186,21 +174,11 @@ impl Space for OwnMemory {
     }
 
     fn enqueue(&mut self, address: u64, command: &[u8; 64]) -> Result<bool, Fault> {
-        let shape = Shape {
-            kind: Kind::Enqueue,
-            size: command.len(),
-        };
         let mut buffer = *command;
-        match sys::access(address, shape.encode(), 0, &mut buffer) {
-            0 => {
-                self.learn(address);
-                Ok(false)
-            }
-            1 => {
-                self.learn(address);
-                Ok(true)
-            }
-            _ => Err(self.fault(address)),
+        if !self.register(Kind::Enqueue, address, command.len(), &mut buffer) {
+            return Err(self.fault(address));
         }
+        let [refused, ..] = buffer;
+        Ok(refused != 0)
     }
 }

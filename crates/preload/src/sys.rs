@@ -2,6 +2,8 @@
 
 use core::arch::{asm, global_asm};
 
+use crate::call::{Kind, Shape};
+
 /// Bus error: an access past the end of a mapped file.
 pub const SIGBUS: i32 = 7;
 /// Illegal instruction.
@@ -49,7 +51,9 @@ pub const BLOCK: i32 = 0;
 pub const UNBLOCK: i32 = 1;
 
 mod number {
+    pub(super) const CLOSE: i64 = 3;
     pub(super) const MMAP: i64 = 9;
+    pub(super) const MUNMAP: i64 = 11;
     pub(super) const RT_SIGACTION: i64 = 13;
     pub(super) const RT_SIGPROCMASK: i64 = 14;
     pub(super) const IOCTL: i64 = 16;
@@ -204,6 +208,35 @@ pub fn page_wiped_on_fork() -> Option<core::ptr::NonNull<u8>> {
         page
     };
     core::ptr::NonNull::new(page as *mut u8)
+}
+
+/// The page that the session gives this process to ask in, which no child of `fork` has; `None` if there
+/// is none.
+pub fn shared_page() -> Option<core::ptr::NonNull<u8>> {
+    const READ_WRITE: u64 = 3;
+    const SHARED: u64 = 1;
+    const DONTFORK: u64 = 10;
+    let len = crate::page::PAGE_BYTES as u64;
+    let shape = Shape {
+        kind: Kind::Share,
+        size: 1,
+    };
+    let mut nothing = [0; 64];
+    let fd = u64::try_from(access(0, shape.encode(), 0, &mut nothing)).ok()?;
+    // SAFETY: the descriptor is new and nobody else's, the mapping is new and lies where nothing is; what is
+    // undone again is this mapping, of which nobody knows yet.
+    unsafe {
+        let page = syscall(number::MMAP, [0, len, READ_WRITE, SHARED, fd, 0]);
+        syscall(number::CLOSE, [fd, 0, 0, 0, 0, 0]);
+        if (-4095..0).contains(&page) {
+            return None;
+        }
+        if syscall(number::MADVISE, [page as u64, len, DONTFORK, 0, 0, 0]) != 0 {
+            syscall(number::MUNMAP, [page as u64, len, 0, 0, 0, 0]);
+            return None;
+        }
+        core::ptr::NonNull::new(page as *mut u8)
+    }
 }
 
 /// The base of FS or GS (`ARCH_GET_FS` 0x1003, `ARCH_GET_GS` 0x1004).

@@ -31,6 +31,7 @@ mod preload;
 mod ptrace;
 pub mod run;
 pub mod session;
+mod shared_page;
 mod sys;
 pub mod tree;
 pub mod view;

@@ -296,6 +296,16 @@ impl Registers for Bars {
     }
 }
 
+/// An empty memory file that can be sealed.
+pub(super) fn memfd(name: &str) -> io::Result<OwnedFd> {
+    let flags = MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING;
+    // A host with vm.memfd_noexec=2 wants the flag; a kernel before 6.3 does not know it.
+    match memfd_create(name, flags | MemfdFlags::NOEXEC_SEAL) {
+        Err(Errno::INVAL) => Ok(memfd_create(name, flags)?),
+        other => Ok(other?),
+    }
+}
+
 fn reopened_memfd(node: &NodeName) -> io::Result<OwnedFd> {
     let name = match node {
         NodeName::Iommu => "iommu",
@@ -303,12 +313,7 @@ fn reopened_memfd(node: &NodeName) -> io::Result<OwnedFd> {
         NodeName::Group(_) => "vfio-group",
         NodeName::Device(name) => name.as_str(),
     };
-    let flags = MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING;
-    // A host with vm.memfd_noexec=2 wants the flag; a kernel before 6.3 does not know it.
-    let memfd = match memfd_create(name, flags | MemfdFlags::NOEXEC_SEAL) {
-        Err(Errno::INVAL) => memfd_create(name, flags)?,
-        other => other?,
-    };
+    let memfd = memfd(name)?;
     let seals = match node {
         NodeName::Iommu => SealFlags::SHRINK,
         _ => SealFlags::GROW | SealFlags::SHRINK,

@@ -7,6 +7,7 @@
 
 use std::{
     collections::HashMap,
+    os::fd::AsFd,
     sync::{Arc, Mutex, MutexGuard, PoisonError, Weak},
 };
 
@@ -18,8 +19,9 @@ use ioasid_vfio::DeviceFile;
 
 use super::{
     Server,
+    attend::Attendant,
     calls::{Answer, Outcome},
-    files::{Identity, Object},
+    files::Identity,
     trace,
 };
 use crate::{listener::Request, preload, wire::Mmio};
@@ -54,6 +56,8 @@ pub(super) struct Traps {
     mapped: Arc<Mapped>,
     client: Arc<Client>,
     tracers: Arc<trace::Tracers>,
+    /// Who answers where accesses come thick and fast.
+    pub(super) attendant: Attendant,
     /// An instruction that is not emulated was told of.
     refused: bool,
 }
@@ -65,6 +69,7 @@ impl Traps {
             mapped: Arc::default(),
             client: Arc::clone(client),
             tracers: Arc::default(),
+            attendant: Attendant::new(),
             refused: false,
         }
     }
@@ -134,42 +139,89 @@ pub(super) fn is_access(request: &Request) -> bool {
     request.nr == libc::SYS_ioctl && fd as i32 == -1 && cmd as u32 == ACCESS
 }
 
+/// Carries out one access of `process`: loaded bytes are in `data` then, stored ones were; for an enqueue
+/// its first word says whether it is to be tried again.
+///
+/// # Errors
+/// EFAULT if the address is no register of ours (as for any memory that nobody has), and what the
+/// device says if it does not answer. Nothing has been done then.
+pub(super) fn carry_out(
+    process: &Process,
+    mapped: &Mapped,
+    address: u64,
+    shape: Shape,
+    data: &mut [u8; 64],
+) -> Result<(), Errno> {
+    let place = process.mapped_file(address).ok_or(Errno::EFAULT)?;
+    let file = mapped.get(place.identity).ok_or(Errno::EFAULT)?;
+    let allowed = match shape.kind {
+        Kind::Load => place.readable,
+        Kind::Store | Kind::Enqueue => place.writable,
+        Kind::Refuse | Kind::Share | Kind::Await => false,
+    };
+    if !allowed || place.left < shape.size as u64 - 1 {
+        return Err(Errno::EFAULT);
+    }
+    let bytes = data.get_mut(..shape.size).unwrap_or_default();
+    match shape.kind {
+        Kind::Load => file.mapped_read(place.offset, bytes)?,
+        Kind::Store => file.mapped_write(place.offset, bytes)?,
+        _ => {
+            let taken = file.mapped_enqueue(place.offset, data)?;
+            *data = [0; 64];
+            data[0] = (!taken).into();
+        }
+    }
+    Ok(())
+}
+
 impl Server {
-    /// Carries out one access for the library in the program.
+    /// One question of the library in the program.
     ///
-    /// EFAULT if the address is no register of ours (as for any memory that nobody has), and what the
-    /// device says if it does not answer.
+    /// # Errors
+    /// As [`carry_out`].
     pub(super) fn access(&mut self, request: &Request, process: &Arc<Process>) -> Outcome {
         let [_, _, address, shape, value, buffer] = request.args;
         let shape = Shape::decode(shape).ok_or(Errno::EINVAL)?;
-        let mapped = process.mapped_file(address).ok_or(Errno::EFAULT)?;
-        let file = self.files.get(mapped.identity).ok_or(Errno::EFAULT)?;
-        let Object::Device(file) = &file.object else {
-            return Err(Errno::EFAULT);
-        };
-        let at = mapped.offset;
-        let mut bytes = [0; 64];
-        let bytes = bytes.get_mut(..shape.size).unwrap_or_default();
-        let allowed = match shape.kind {
-            Kind::Load => mapped.readable,
-            Kind::Store | Kind::Enqueue => mapped.writable,
-            Kind::Refuse => true,
-        };
-        if !allowed || mapped.left < shape.size as u64 - 1 {
-            return Err(Errno::EFAULT);
+        let mut data = [0; 64];
+        match shape.kind {
+            Kind::Share => return self.share(request, process),
+            Kind::Await => {
+                self.traps.attendant.settle(process);
+                return Ok(Answer::Value(0));
+            }
+            Kind::Refuse => {
+                let bytes = data.get_mut(..shape.size).unwrap_or_default();
+                process.read(buffer, bytes)?;
+                if !self.traps.refused {
+                    self.traps.refused = true;
+                    trace::tell_of_instruction(process.id(), address, bytes);
+                }
+                return Err(Errno::EFAULT);
+            }
+            Kind::Load => {}
+            Kind::Store if shape.size <= size_of_val(&value) => {
+                if let Some(word) = data.first_chunk_mut() {
+                    *word = value.to_le_bytes();
+                }
+            }
+            Kind::Store | Kind::Enqueue => {
+                let bytes = data.get_mut(..shape.size).unwrap_or_default();
+                process.read(buffer, bytes)?;
+            }
         }
+        carry_out(process, &self.traps.mapped, address, shape, &mut data)?;
+        self.traps.attendant.note(process);
+        let word = data
+            .first_chunk()
+            .map_or(0, |word| u64::from_le_bytes(*word));
         match shape.kind {
             Kind::Load => {
-                file.mapped_read(at, bytes)?;
-                let mut word = [0; 8];
-                if shape.size > word.len() {
+                let bytes = data.get(..shape.size).unwrap_or_default();
+                if shape.size > size_of_val(&word) {
                     process.write(buffer, bytes)?;
                     return Ok(Answer::Value(0));
                 }
-                for (to, from) in word.iter_mut().zip(bytes.iter()) {
-                    *to = *from;
-                }
-                let word = u64::from_le_bytes(word);
                 if (-4095..0).contains(&word.cast_signed()) {
                     process.write(buffer, bytes)?;
                     return Ok(Answer::Fails(rustix::io::Errno::from_raw_os_error(
@@ -178,28 +230,21 @@ impl Server {
                 }
                 Ok(Answer::Value(word))
             }
-            Kind::Store => {
-                match value.to_le_bytes().get(..shape.size) {
-                    Some(word) => bytes.copy_from_slice(word),
-                    None => process.read(buffer, bytes)?,
-                }
-                file.mapped_write(at, bytes)?;
-                Ok(Answer::Value(0))
-            }
-            Kind::Enqueue => {
-                process.read(buffer, bytes)?;
-                let command = bytes.first_chunk::<64>().ok_or(Errno::EINVAL)?;
-                let taken = file.mapped_enqueue(at, command)?;
-                Ok(Answer::Value(u64::from(!taken)))
-            }
-            Kind::Refuse => {
-                process.read(buffer, bytes)?;
-                if !self.traps.refused {
-                    self.traps.refused = true;
-                    trace::tell_of_instruction(process.id(), address, bytes);
-                }
-                Err(Errno::EFAULT)
-            }
+            Kind::Enqueue => Ok(Answer::Value(word)),
+            _ => Ok(Answer::Value(0)),
+        }
+    }
+
+    /// Gives `process` a page to ask in.
+    fn share(&mut self, request: &Request, process: &Arc<Process>) -> Outcome {
+        let Traps {
+            attendant, mapped, ..
+        } = &mut self.traps;
+        let page = attendant.share(process, mapped, &self.shared.requests)?;
+        let listener = &self.shared.listener;
+        match listener.reply_with_fd(request.id, page.as_fd(), None, true) {
+            Ok(_) => Ok(Answer::Answered),
+            Err(_) => Err(Errno::EMFILE),
         }
     }
 }

@@ -5,6 +5,7 @@
 //! filter any more; every file is closed then, whatever state the programs left it in.
 
 mod asking;
+mod attend;
 mod attribute;
 mod calls;
 mod event;
@@ -37,6 +38,7 @@ use std::{
     time::Duration,
 };
 
+use attend::Attendant;
 use failing::Failing;
 use files::{Files, Object};
 use identities::Identities;
@@ -74,7 +76,7 @@ struct Shared {
     stop: OwnedFd,
     finished: Mutex<bool>,
     end: Condvar,
-    requests: AtomicU64,
+    requests: Arc<AtomicU64>,
     open_files: AtomicUsize,
 }
 
@@ -99,7 +101,7 @@ impl Session {
             stop: eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?,
             finished: Mutex::new(false),
             end: Condvar::new(),
-            requests: AtomicU64::new(0),
+            requests: Arc::default(),
             open_files: AtomicUsize::new(0),
         });
         let (placeholders, overlay) = match attach.mode {
@@ -245,6 +247,8 @@ impl Server {
             tracing::error!(program = %self.shared.name, %error, "the session broke off");
         }
         self.mappings.clear();
+        // Whoever answers after us is asked by the system call.
+        self.traps.attendant = Attendant::new();
         let objects = self.files.take_all();
         self.closer.close(objects);
         self.shared.open_files.store(0, Ordering::Relaxed);
@@ -292,6 +296,7 @@ impl Server {
                 self.identities.ended(tid);
                 self.failing.ended(tid);
             }
+            self.traps.attendant.forget_ended();
         }
         if now.files_closed {
             self.close_what_was_closed();

@@ -14,6 +14,7 @@
 #include <sys/mman.h>
 #include <sys/time.h>
 #include <sys/wait.h>
+#include <time.h>
 #include <unistd.h>
 
 #define CHECK(test)                                                                    \
@@ -445,6 +446,208 @@ static void children(const char *self)
 	CHECK(0);
 }
 
+/* The page that a process shares with its session (crates/preload/src/page.rs). */
+struct slot {
+	_Atomic uint32_t state, shape;
+	_Atomic uint64_t address, data[8];
+} __attribute__((aligned(128)));
+
+#define SLOTS 16
+#define ASKED 2
+#define TAKEN 3
+#define DONE 4
+#define FAILED 5
+#define LOAD 0
+#define STORE 1
+
+/* The slots, once the process has made some accesses; NULL if its accesses are caught otherwise. */
+static struct slot *slots(void)
+{
+	uint64_t start;
+	char line[512];
+	FILE *maps = fopen("/proc/self/maps", "r");
+
+	CHECK(maps);
+	while (fgets(line, sizeof(line), maps))
+		if (strstr(line, "/memfd:registers") && sscanf(line, "%lx-", &start) == 1) {
+			fclose(maps);
+			return (struct slot *)(start + 128);
+		}
+	fclose(maps);
+	return NULL;
+}
+
+static void rapid(int rounds)
+{
+	while (rounds-- > 0)
+		REG(uint64_t, SUM) = 1;
+}
+
+static void *in_order(void *own)
+{
+	uintptr_t at = SCRATCH + 8 * (uintptr_t)own;
+	uint64_t i;
+
+	for (i = 0; i < 3000; i++) {
+		REG(uint64_t, at) = i;
+		CHECK(REG(uint64_t, at) == i);
+	}
+	rapid(1000);
+	return NULL;
+}
+
+static volatile int stop;
+
+static void *scribble(void *page)
+{
+	uint32_t random = 1;
+
+	while (!stop) {
+		random = random * 1664525 + 1013904223;
+		((_Atomic uint32_t *)page)[random >> 20 & 511] = random >> 8 & 7;
+		((_Atomic uint32_t *)page)[random >> 16 & 511] = random;
+	}
+	return NULL;
+}
+
+/* Accesses that follow one another closely, by threads, children and programs that are killed. */
+static void rapidly(const char *self)
+{
+	struct timespec nap = { 0, 3000000 };
+	pthread_t threads[20];
+	struct slot *page;
+	uint64_t sum;
+	uintptr_t i;
+	pid_t child;
+	int n;
+
+	map_device();
+	/* More threads than slots. */
+	for (i = 0; i < 20; i++)
+		CHECK(pthread_create(&threads[i], NULL, in_order, (void *)i) == 0);
+	for (i = 0; i < 20; i++)
+		CHECK(pthread_join(threads[i], NULL) == 0);
+	sum = 20 * 1000;
+	CHECK(REG(uint64_t, SUM) == sum);
+	page = slots();
+
+	/* A child has no page of its parent's, gets its own, and both lose nothing. */
+	child = fork();
+	if (child == 0) {
+		CHECK(!slots());
+		rapid(2000);
+		CHECK(!slots() == !page);
+		_exit(0);
+	}
+	rapid(2000);
+	CHECK(status_of(child) == 0);
+	sum += 4000;
+	CHECK(REG(uint64_t, SUM) == sum);
+
+	/* One that is killed in the middle leaves nothing stuck. */
+	for (n = 0; n < 20; n++) {
+		child = fork();
+		if (child == 0)
+			for (;;)
+				REG(uint64_t, SCRATCH) = 1;
+		CHECK(nanosleep(&nap, NULL) == 0);
+		CHECK(kill(child, SIGKILL) == 0);
+		CHECK(WIFSIGNALED(status_of(child)));
+		rapid(20);
+		sum += 20;
+	}
+	CHECK(REG(uint64_t, SUM) == sum);
+
+	/* One that stops in the middle goes on. */
+	child = fork();
+	if (child == 0) {
+		rapid(2000);
+		_exit(0);
+	}
+	for (n = 0; n < 5; n++) {
+		CHECK(kill(child, SIGSTOP) == 0);
+		CHECK(nanosleep(&nap, NULL) == 0);
+		CHECK(kill(child, SIGCONT) == 0);
+	}
+	CHECK(status_of(child) == 0);
+	sum += 2000;
+	CHECK(REG(uint64_t, SUM) == sum);
+	execl(self, self, "accesses", NULL);
+	CHECK(0);
+}
+
+/* A question in the page, as a hostile program would write it: its state when it is answered. */
+static uint32_t put(struct slot *slot, uint32_t shape, const volatile void *address)
+{
+	time_t end = time(NULL) + 60;
+
+	slot->shape = shape;
+	slot->address = (uintptr_t)address;
+	slot->state = ASKED;
+	while (slot->state == ASKED || slot->state == TAKEN) {
+		/* What makes the session look. */
+		(void)REG(uint64_t, LAST_SIZE);
+		CHECK(time(NULL) < end);
+	}
+	return slot->state;
+}
+
+/* What a program writes into its page is looked at once, and does nothing that an access could not. */
+static void hostile(void)
+{
+	static uint64_t own = 7;
+	struct slot *page, *last;
+	pthread_t thread;
+	uint64_t sum;
+	pid_t child;
+
+	map_device();
+	rapid(100);
+	page = slots();
+	if (!page)
+		return;
+	/* The program's own accesses begin elsewhere, and slots are many. */
+	last = page + SLOTS - 1;
+	CHECK(put(last, STORE | 8 << 8, bar0 + SCRATCH) == DONE);
+	last->data[0] = 99;
+	CHECK(put(last, STORE | 8 << 8, bar0 + SCRATCH) == DONE);
+	CHECK(put(last, LOAD | 8 << 8, bar0 + SCRATCH) == DONE && last->data[0] == 99);
+	/* No shape, no register, no room, not mapped for it. */
+	CHECK(put(last, 0xffffffff, bar0 + SCRATCH) == FAILED);
+	CHECK(put(last, LOAD, bar0 + SCRATCH) == FAILED);
+	CHECK(put(last, STORE | 65 << 8, bar0 + SCRATCH) == FAILED);
+	CHECK(put(last, 3 | 8 << 8, bar0 + SCRATCH) == FAILED);
+	CHECK(put(last, 4 | 1 << 8, bar0 + SCRATCH) == FAILED);
+	CHECK(put(last, STORE | 8 << 8, &own) == FAILED && own == 7);
+	CHECK(put(last, LOAD | 8 << 8, NULL) == FAILED);
+	CHECK(put(last, LOAD | 8 << 8, bar0 + 0x4000 - 4) == FAILED);
+	CHECK(mprotect((void *)bar2, 0x4000, PROT_READ) == 0);
+	CHECK(put(last, STORE | 64 << 8, bar2) == FAILED && put(last, 2 | 64 << 8, bar2) == FAILED);
+	last->state = 0;
+	sum = REG(uint64_t, SUM);
+	CHECK(sum == 100);
+
+	/* Somebody who writes what comes to mind harms itself alone. */
+	child = fork();
+	if (child == 0) {
+		alarm(1);
+		rapid(100);
+		page = slots();
+		CHECK(page);
+		CHECK(pthread_create(&thread, NULL, scribble, (char *)page - 128) == 0);
+		for (;;)
+			(void)REG(uint64_t, SCRATCH);
+	}
+	for (own = 0; own < 2000; own++) {
+		REG(uint64_t, SCRATCH) = own;
+		(void)REG(uint64_t, SCRATCH + 8);
+	}
+	CHECK(WIFSIGNALED(status_of(child)));
+	REG(uint64_t, SCRATCH) = 5;
+	CHECK(REG(uint64_t, SCRATCH) == 5);
+	rapid(1000);
+}
+
 /* Without traps no region says that it can be mapped. */
 static void off(void)
 {
@@ -474,6 +677,10 @@ int main(int argc, char **argv)
 		submissions();
 	else if (!strcmp(part, "children"))
 		children(argv[0]);
+	else if (!strcmp(part, "rapidly"))
+		rapidly(argv[0]);
+	else if (!strcmp(part, "hostile"))
+		hostile();
 	else if (!strcmp(part, "off"))
 		off();
 	else

@@ -33,6 +33,13 @@ pub(crate) const CLAIMS: &[(&str, Claim)] = &[
     ("children_have_what_was_mapped", |u| {
         everywhere(u, "children")
     }),
+    (
+        "accesses_that_follow_one_another_closely_are_all_made",
+        |u| everywhere(u, "rapidly"),
+    ),
+    ("a_shared_page_full_of_lies_harms_its_program_alone", |u| {
+        everywhere(u, "hostile")
+    }),
     ("without_traps_nothing_can_be_mapped", |u| {
         succeeded(&run(u, Binary::Dynamic, "off", &["off"]))
     }),

@@ -12,10 +12,10 @@
 //! | taken | the session: it carries the access out, once |
 //! | done, failed | the session: the answer is there |
 //!
-//! Each step is one exchange of the word [`Slot::state`], so a question is either taken or taken back, and
-//! never both. Whatever is not answered in time is taken back and asked by the system call, and what
-//! failed is asked again there, as nothing has been done then: so nothing has to be right here
-//! but what is answered with "done". A thread whose question has been taken waits by the system call
+//! Each step is one exchange of the word that holds the state, so a question is either taken or taken
+//! back, and never both. Whatever is not answered in time is taken back and asked by the system call, and
+//! what failed is asked again there, as nothing has been done then: so nothing has to be right here but
+//! what is answered with "done". A thread whose question has been taken waits by the system call
 //! ([`crate::call::Kind::Await`]) if it takes long.
 //!
 //! The session trusts nothing in the page. It copies a question once, then checks the copy; what the program

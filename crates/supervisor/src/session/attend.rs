@@ -53,7 +53,7 @@ const MOST: Duration = Duration::from_micros(50);
 const CLOSELY: Duration = Duration::from_micros(100);
 
 /// The length of a run after which the page is watched: at first, and at most.
-const RUN: (u32, u32) = (8, 1 << 12);
+const RUN: (u32, u32) = (8, 1 << 9);
 
 /// Answers that make watching worth while.
 const FEW: u32 = 64;

@@ -209,6 +209,13 @@ impl SysfsBuilder {
         let word = |offset: usize| byte(offset) | byte(offset + 1) << 8;
         let class = byte(9) | byte(10) << 8 | byte(11) << 16;
         let (vendor, device, sub_vendor, sub_device) = (word(0), word(2), word(0x2c), word(0x2e));
+        let modalias = format!(
+            "pci:v{vendor:08X}d{device:08X}sv{sub_vendor:08X}sd{sub_device:08X}\
+             bc{:02X}sc{:02X}i{:02X}",
+            byte(11),
+            byte(10),
+            byte(9)
+        );
         for (name, text) in [
             ("vendor", format!("{vendor:#06x}\n")),
             ("device", format!("{device:#06x}\n")),
@@ -231,21 +238,13 @@ impl SysfsBuilder {
             ("numa_node", "-1\n".to_owned()),
             ("local_cpulist", "0\n".to_owned()),
             ("driver_override", "(null)\n".to_owned()),
-            (
-                "modalias",
-                format!(
-                    "pci:v{vendor:08X}d{device:08X}sv{sub_vendor:08X}sd{sub_device:08X}\
-                     bc{:02X}sc{:02X}i{:02X}\n",
-                    byte(11),
-                    byte(10),
-                    byte(9)
-                ),
-            ),
+            ("modalias", format!("{modalias}\n")),
             (
                 "uevent",
                 format!(
                     "DRIVER={}\nPCI_CLASS={class:X}\nPCI_ID={vendor:04X}:{device:04X}\n\
-                     PCI_SUBSYS_ID={sub_vendor:04X}:{sub_device:04X}\nPCI_SLOT_NAME={address}\n",
+                     PCI_SUBSYS_ID={sub_vendor:04X}:{sub_device:04X}\nPCI_SLOT_NAME={address}\n\
+                     MODALIAS={modalias}\n",
                     function.driver
                 ),
             ),
@@ -439,6 +438,11 @@ mod tests {
         assert_eq!(text("vendor"), "0x8086\n");
         assert_eq!(text("device"), "0x0b25\n");
         assert_eq!(text("class"), "0x088000\n");
+        let alias = "pci:v00008086d00000B25sv00000000sd00000000bc08sc80i00\n";
+        assert_eq!(text("modalias"), alias);
+        let uevent = text("uevent");
+        let (_, last) = uevent.split_once("PCI_SLOT_NAME=0000:6b:01.0\n").unwrap();
+        assert_eq!(last, format!("MODALIAS={alias}"));
         assert_eq!(text("resource").lines().count(), 17);
         assert_eq!(text("vfio-dev/vfio0/dev"), "511:0\n");
         assert_eq!(

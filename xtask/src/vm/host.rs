@@ -12,12 +12,12 @@ use std::{
     time::Duration,
 };
 
-use anyhow::{Context as _, Result, ensure};
+use anyhow::{Context as _, Result};
 
 use super::{Model, Vm, guest::Guest, hostile, initramfs};
 use crate::{
     e2e::stage::{NOBODY, Served, Stage, User},
-    fetch::{Cache, kernel, qemu, tools},
+    fetch::{Cache, bundle, kernel, qemu, tools},
 };
 
 /// Everything that guests need.
@@ -117,18 +117,12 @@ impl Host {
             None => crate::conformance::build_ioasid()?,
         };
         let stage = Stage::bare(&ioasid)?;
-        let copied = Command::new("cp")
-            .args(["-a", "--reflink=auto", "--no-preserve=ownership"])
-            .arg(&qemu.folder)
-            .arg(stage.path("qemu"))
-            .status()
-            .context("running `cp`")?;
-        ensure!(copied.success(), "QEMU could not be copied");
+        bundle::copy(&qemu.folder, &stage.path("qemu"))?;
         fs::copy(&kernel.image, stage.path("vmlinuz")).context("copying the kernel")?;
         let hostile = hostile::build()?;
         initramfs::write(&kernel, &tools, &hostile, &stage.path("initramfs"))?;
-        for (name, mode) in [("qemu", 0o755), ("vmlinuz", 0o644), ("initramfs", 0o644)] {
-            fs::set_permissions(stage.path(name), fs::Permissions::from_mode(mode))?;
+        for name in ["vmlinuz", "initramfs"] {
+            fs::set_permissions(stage.path(name), fs::Permissions::from_mode(0o644))?;
         }
         let user = stage.users().pop().unwrap_or(User::Own);
         let sockets = stage.path("sockets");

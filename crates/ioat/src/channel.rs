@@ -114,7 +114,7 @@ pub(crate) struct Channel {
     /// A suspend waits for the current descriptor.
     suspending: bool,
     /// A reset waits for the current descriptor.
-    resetting: bool,
+    resetting: Option<Reset>,
     /// An interrupt came while they were off.
     interrupt_waits: bool,
     /// Stopped to be migrated: the doorbell is heard, and nothing goes on.
@@ -127,6 +127,17 @@ pub(crate) struct Channel {
     /// For the tasks of now.
     aborted: Arc<AtomicBool>,
     pub(crate) stats: Stats,
+}
+
+/// What a reset is of.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum Reset {
+    /// CHANCMD: the channel stops and forgets its chain and its errors. CHANCTRL, CHANCMP, CHANERRMSK and
+    /// DCACTRL stay: drivers go on with a new chain alone (`ioat_eh` and `ioat_reboot_chan`, Linux
+    /// `drivers/dma/ioat/dma.c`).
+    Channel,
+    /// The function, or the end of its use: nothing of its user stays.
+    Everything,
 }
 
 impl Channel {
@@ -147,7 +158,7 @@ impl Channel {
             next: 0,
             first: true,
             suspending: false,
-            resetting: false,
+            resetting: None,
             interrupt_waits: false,
             paused: false,
             raising: 0,
@@ -164,7 +175,7 @@ impl Channel {
 
     /// Whether a reset waits for a descriptor to end.
     pub(crate) const fn resetting(&self) -> bool {
-        self.resetting
+        self.resetting.is_some()
     }
 
     /// Descriptors asked for and not done.
@@ -181,7 +192,7 @@ impl Channel {
             let at = at as usize;
             image[at..at + bytes.len()].copy_from_slice(bytes);
         };
-        let command = ChanCmd::new().with_reset(self.resetting);
+        let command = ChanCmd::new().with_reset(self.resetting());
         put(reg::CHANCTRL, &self.control.into_bits().to_le_bytes());
         put(reg::DMA_COMP, &reg::COMPATIBILITY.to_le_bytes());
         put(reg::CHANCMD, &[command.into_bits()]);
@@ -272,7 +283,7 @@ impl Channel {
 
     fn doorbell(&mut self, count: u16) {
         use ChannelStatus::{Active, Armed, Done};
-        if self.tag.is_none() || self.resetting {
+        if self.tag.is_none() || self.resetting() {
             return;
         }
         self.target.store(count, Ordering::Release);
@@ -289,7 +300,7 @@ impl Channel {
             ChanCmd::new().with_resume(true),
         ];
         if command == reset {
-            self.begin_reset();
+            self.begin_reset(Reset::Channel);
         } else if command == suspend {
             match self.status {
                 // A descriptor that has been begun is ended.
@@ -409,7 +420,7 @@ impl Channel {
 
     /// Whether an engine should be told of the channel.
     pub(crate) fn is_due(&self) -> bool {
-        let active = self.status == ChannelStatus::Active && !self.resetting;
+        let active = self.status == ChannelStatus::Active && !self.resetting();
         self.place == Place::Rest && active && !self.paused
     }
 
@@ -419,7 +430,7 @@ impl Channel {
             return None;
         }
         self.place = Place::Rest;
-        if self.status != ChannelStatus::Active || self.resetting || self.paused {
+        if self.status != ChannelStatus::Active || self.resetting() || self.paused {
             return None;
         }
         let tag = Arc::clone(self.tag.as_ref()?);
@@ -506,25 +517,31 @@ impl Channel {
     }
 
     /// Starts a reset: over at once, or when what is under way has ended.
-    pub(crate) fn begin_reset(&mut self) {
+    pub(crate) fn begin_reset(&mut self, reset: Reset) {
         self.abort();
-        self.resetting = true;
+        self.resetting = self.resetting.max(Some(reset));
         if self.rests() {
             self.place = Place::Rest;
             self.finish_reset();
         }
     }
 
-    /// Everything as after power-up, but for whose channel it is.
+    /// As after power-up, but for whose channel it is, and for what a [`Reset::Channel`] leaves.
     fn finish_reset(&mut self) {
-        if self.resetting {
-            *self = Channel {
-                claim: self.claim,
-                paused: self.paused,
-                raising: self.raising,
-                stats: self.stats,
-                ..Channel::new(self.tag.take())
-            };
+        let Some(reset) = self.resetting else {
+            return;
+        };
+        let tag = self.tag.take();
+        let old = std::mem::replace(self, Channel::new(tag));
+        self.claim = old.claim;
+        self.paused = old.paused;
+        self.raising = old.raising;
+        self.stats = old.stats;
+        if reset == Reset::Channel {
+            self.control = old.control.with_int_disable(false);
+            self.completion = old.completion;
+            self.mask = old.mask;
+            self.dca = old.dca;
         }
     }
 }

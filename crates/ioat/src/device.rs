@@ -10,7 +10,7 @@ use ioasid_iommu::{Device, Iommu, PasidPool};
 use ioasid_vfio::{DeviceModel, Migrate, pci::Function};
 
 use crate::{
-    channel::{Channel, Tag},
+    channel::{Channel, Reset, Tag},
     config::{ChannelConfig, ChannelOwner, Error, IoatConfig, MAX_CHANNELS, MAX_ENGINES},
     engine::Shared,
     front::Front,
@@ -202,7 +202,7 @@ impl Drop for IoatDevice {
     fn drop(&mut self) {
         // Without waiting for a client: what is on a worker ends there.
         for channel in &mut self.shared.lock().channels {
-            channel.begin_reset();
+            channel.begin_reset(Reset::Everything);
         }
         self.shared.stop();
     }

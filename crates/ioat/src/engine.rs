@@ -11,7 +11,7 @@ use ioasid_core::{
 use ioasid_iommu::{Device, DmaGuard, DmaPort};
 
 use crate::{
-    channel::{Channel, Place, Task},
+    channel::{Channel, Place, Reset, Task},
     exec::{Ending, Halt},
     front::Interrupt,
 };
@@ -145,7 +145,7 @@ impl Shared {
         for (index, channel) in state.channels.iter_mut().enumerate() {
             if concerns(index, channel) {
                 channel.set_paused(false);
-                channel.begin_reset();
+                channel.begin_reset(Reset::Everything);
                 waits.push(index);
             }
         }

@@ -270,6 +270,8 @@ fn a_function_reset_stops_every_channel_and_forgets_everything() {
         assert_eq!(driver.status().into_bits(), 3);
         assert_eq!(driver.read::<8>(reg::CHAINADDR), 0);
         assert_eq!(driver.read::<2>(reg::DMACOUNT), 0);
+        assert_eq!(driver.read::<8>(reg::CHANCMP), 0);
+        assert_eq!(driver.read::<2>(reg::CHANCTRL), 0);
     }
     assert_eq!(whole.driver.get::<2>(reg::INTRDELAY), 0);
     std::thread::yield_now();
@@ -277,6 +279,41 @@ fn a_function_reset_stops_every_channel_and_forgets_everything() {
     // And it works again.
     whole.driver.model.write(0, reg::INTRCTRL, &[8]);
     assert_eq!(whole.run(&[Descriptor::fill(DST, 0, 4096)]).into_bits(), 0);
+}
+
+/// What Linux does after a fault of DMA: `ioat_eh`, `ioat_reset_hw`, `ioat_restart_channel`
+/// (`drivers/dma/ioat/dma.c`).
+#[test]
+fn after_a_channel_reset_a_new_chain_is_enough() {
+    let whole = Whole::new();
+    let driver = &whole.driver;
+    let irq = driver.listen(0);
+    driver.write(reg::CHANERRMSK, &0x40_u32.to_le_bytes());
+    for round in 1..=3 {
+        let faulty = Descriptor::copy(common::END, SRC, 4096);
+        whole.area.write_chain(CHAIN, &[told(faulty)]);
+        driver.start(CHAIN, 1);
+        driver.wait_for(ChannelStatus::Halted);
+        eventually("the interrupt of the error", || {
+            irq.count() == 2 * round - 1
+        });
+        driver.reset();
+        assert_eq!(driver.read::<8>(reg::CHAINADDR), 0);
+        assert_eq!(driver.read::<2>(reg::DMACOUNT), 0);
+        assert_eq!(driver.errors().into_bits(), 0);
+        assert_eq!(driver.read::<8>(reg::CHANCMP), WORD);
+        assert_eq!(driver.read::<4>(reg::CHANERRMSK), 0x40);
+
+        let good = Descriptor::copy(DST, SRC, 4096);
+        whole.area.write_chain(CHAIN, &[told(good)]);
+        driver.start(CHAIN, 1);
+        driver.wait_for(ChannelStatus::Done);
+        eventually("the interrupt", || irq.count() == 2 * round);
+        let word = whole.area.word(WORD);
+        assert!(word.is(ChannelStatus::Done));
+        assert_eq!(word.completed_address(), CHAIN);
+        driver.reset();
+    }
 }
 
 #[test]

@@ -5,6 +5,8 @@
 //! container and poll. Its test of DMA devices (`app/test/test_dmadev.c`) copies with one descriptor
 //! and with many, fills queues to their end, makes mistakes on purpose where a device reports them, and
 //! compares every byte.
+//!
+//! The crate `pci-driver` is a library for user-space drivers; `crates/client/examples/pci_driver.rs` is one.
 
 use std::{fs, os::unix::fs::chown, path::PathBuf, process::Command};
 
@@ -12,9 +14,11 @@ use anyhow::{Context as _, Result, bail, ensure};
 use clap::Args;
 
 use crate::{
-    e2e::stage::{NOBODY, Stage, User},
+    cargo,
+    e2e::stage::{NOBODY, Stage, User, succeed, target_directory},
     fetch::{Cache, Origin, bundle, dpdk},
     play::{Claim, play},
+    run as run_shown,
 };
 
 /// `cargo xtask interop`.
@@ -49,7 +53,14 @@ const CLAIMS: &[(&str, Claim<Stage>)] = &[
         "DPDK's test passes on a mediated channel without the library for registers",
         |stage| dmadev(stage, "vfio-mdev-ioat", &["--mmio=ptrace"], 1),
     ),
+    (
+        "a driver on the crate pci-driver passes on a whole IOAT and on a mediated channel",
+        pci_driver,
+    ),
 ];
+
+/// A driver on the crate `pci-driver`.
+const PCI_DRIVER: &str = "pci_driver";
 
 /// Checks every claim.
 ///
@@ -66,7 +77,14 @@ pub(crate) fn run(arguments: &Interop) -> Result<()> {
         Some(path) => path.clone(),
         None => crate::conformance::build_ioasid()?,
     };
+    run_shown(
+        cargo()
+            .args(["build", "--release", "--package", "passthrough-client"])
+            .args(["--example", PCI_DRIVER]),
+    )?;
     let stage = Stage::bare(&ioasid)?;
+    let example = target_directory().join("release/examples").join(PCI_DRIVER);
+    stage.add(&example, PCI_DRIVER)?;
     bundle::copy(&folder, &stage.path("dpdk"))?;
     println!("interop: DPDK, ABI {version}");
     let runtime = stage.path("runtime");
@@ -82,8 +100,8 @@ fn user(stage: &Stage) -> User {
     stage.users().pop().unwrap_or(User::Own)
 }
 
-/// The test of DMA devices on a machine.
-fn dmadev(stage: &Stage, machine: &str, options: &[&str], devices: usize) -> Result<String> {
+/// `ioasid run` on the machine of a kind of device.
+fn on_machine(stage: &Stage, machine: &str, options: &[&str]) -> Result<Command> {
     let file = crate::root().join(format!("conformance/machines/{machine}.toml"));
     let copy = stage.path("machine.toml");
     fs::copy(&file, &copy).with_context(|| format!("copying {}", file.display()))?;
@@ -94,7 +112,29 @@ fn dmadev(stage: &Stage, machine: &str, options: &[&str], devices: usize) -> Res
         .args(options)
         .arg("--machine")
         .arg(copy)
-        .args(["--", "env", "DPDK_TEST=dmadev_autotest"])
+        .arg("--");
+    Ok(command)
+}
+
+/// The example of a driver on `pci-driver`, which checks what it copies itself.
+fn pci_driver(stage: &Stage) -> Result<String> {
+    let mut said = Vec::new();
+    for (machine, address) in [
+        ("vfio-ioat", "0000:6b:01.0"),
+        ("vfio-mdev-ioat", "0000:70:00.0"),
+    ] {
+        let mut command = on_machine(stage, machine, &[])?;
+        command.arg(stage.path(PCI_DRIVER)).arg(address);
+        said.push(succeed(&mut command)?.trim().to_owned());
+    }
+    Ok(said.join("; "))
+}
+
+/// The test of DMA devices on a machine.
+fn dmadev(stage: &Stage, machine: &str, options: &[&str], devices: usize) -> Result<String> {
+    let mut command = on_machine(stage, machine, options)?;
+    command
+        .args(["env", "DPDK_TEST=dmadev_autotest"])
         .arg(stage.path("dpdk").join(dpdk::TEST))
         // One thread, ordinary pages, and no file that another instance could attach to.
         .args([

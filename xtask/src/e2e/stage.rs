@@ -113,7 +113,7 @@ impl Stage {
     }
 
     /// Adds a copy of the program `from` under the name `to`.
-    fn add(&self, from: &Path, to: &str) -> Result<()> {
+    pub(crate) fn add(&self, from: &Path, to: &str) -> Result<()> {
         fs::copy(from, self.path(to)).with_context(|| format!("copying {}", from.display()))?;
         fs::set_permissions(self.path(to), fs::Permissions::from_mode(0o755))?;
         Ok(())

@@ -26,6 +26,7 @@ mod logging;
 mod migration;
 
 pub use container::ioctl as container_ioctl;
+pub use feature::check_feature;
 pub use group::ioctl as group_ioctl;
 
 /// One ioctl of a device file.

@@ -306,25 +306,6 @@ impl Target {
     }
 }
 
-/// What a client wants to do of what is `possible` with a feature, with so many bytes of data, or
-/// `None` to know whether it is there (`vfio_check_feature`, `include/linux/vfio.h`).
-pub(crate) fn check_feature(request: &Feature, possible: u32, bytes: usize) -> Result<Option<u32>> {
-    let both = Feature::GET | Feature::SET;
-    let wish = request.flags & both;
-    let probes = request.flags & Feature::PROBE != 0;
-    let known = Feature::NUMBER | both | Feature::PROBE;
-    if request.flags & !known != 0 || wish & !possible != 0 || (wish == both && !probes) {
-        return Err(Error::Value);
-    }
-    if probes {
-        return Ok(None);
-    }
-    if wish == 0 || (request.argsz as usize) < Feature::MIN + bytes {
-        return Err(Error::Value);
-    }
-    Ok(Some(wish))
-}
-
 /// The reply to a feature request: its header, and `data`.
 pub(crate) fn feature_reply(request: &Feature, data: &[u8]) -> Vec<u8> {
     let mut reply = [request.as_bytes(), data].concat();

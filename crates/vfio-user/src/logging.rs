@@ -1,16 +1,20 @@
 //! A log of what a device writes, over its socket: three features, whose structs have their ranges and
 //! their bitmap behind them where those of the ioctl have pointers.
 
-use ioasid_core::AddrRange;
 use ioasid_uapi::{
     Errno,
     spec::vfio::{DmaLoggingRange, Feature},
+    vfio::check_feature,
 };
-use ioasid_vfio::{DeviceFile, LogRanges, device::Feature as Known, write_log::MAX_RANGES};
+use ioasid_vfio::{
+    LogRanges,
+    device::Feature as Known,
+    write_log::{MAX_RANGES, report_range},
+};
 use zerocopy::IntoBytes;
 
 use crate::{
-    commands::{Target, check_feature, feature_reply, prefix, whole},
+    commands::{Target, feature_reply, prefix, whole},
     error::{Error, Result},
     spec::{LoggingControl, LoggingReport, MAX_DATA_XFER_SIZE},
 };
@@ -28,7 +32,7 @@ impl Target {
             Feature::DMA_LOGGING_STOP => (Feature::SET, 0),
             _ => (Feature::GET, size_of::<LoggingReport>()),
         };
-        if check_feature(&request, possible, bytes)?.is_none() {
+        if !check_feature(&request, possible, bytes)? {
             return Ok(feature_reply(&request, &[]));
         }
         match number {
@@ -68,12 +72,8 @@ impl Target {
     /// to be, and the log stays what it is.
     fn report_log(&self, request: &Feature, data: &[u8]) -> Result<Vec<u8>> {
         let (report, _) = prefix::<LoggingReport>(data)?;
-        let page_size = DeviceFile::report_page(report.page_size)?;
-        if report.iova.checked_add(report.length).is_none() {
-            return Err(Errno::EOVERFLOW.into());
-        }
-        let range = AddrRange::from_len(report.iova, report.length).ok_or(Error::Value)?;
-        let shift = page_size.trailing_zeros();
+        let range = report_range(report.iova, report.length, report.page_size)?;
+        let shift = report.page_size.trailing_zeros();
         let bits = ((report.length - 1) >> shift) + 1;
         let bytes = bits.div_ceil(64) * 8;
         if bytes > u64::from(MAX_DATA_XFER_SIZE) {

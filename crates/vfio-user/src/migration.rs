@@ -4,12 +4,13 @@
 use ioasid_uapi::{
     Errno,
     spec::vfio::{Feature, MigState},
+    vfio::check_feature,
 };
 use ioasid_vfio::MigrationState;
 use zerocopy::IntoBytes;
 
 use crate::{
-    commands::{Target, check_feature, feature_reply, prefix, whole},
+    commands::{Target, feature_reply, prefix, whole},
     error::{Error, Result},
     spec::{MAX_DATA_XFER_SIZE, MigData},
 };
@@ -26,9 +27,9 @@ impl Target {
             Feature::MIG_DEVICE_STATE => Feature::GET | Feature::SET,
             _ => Feature::GET,
         };
-        let Some(wish) = check_feature(&request, possible, size_of::<u64>())? else {
+        if !check_feature(&request, possible, size_of::<u64>())? {
             return Ok(feature_reply(&request, &[]));
-        };
+        }
         match number {
             Feature::MIGRATION => Ok(feature_reply(&request, &MigState::STOP_COPY.to_ne_bytes())),
             Feature::MIG_DATA_SIZE => {
@@ -36,7 +37,7 @@ impl Target {
                 Ok(feature_reply(&request, &size.to_ne_bytes()))
             }
             _ => {
-                if wish == Feature::SET {
+                if request.flags & Feature::SET != 0 {
                     let wanted: MigState = whole(data)?;
                     let wanted = MigrationState::wanted(wanted.device_state)?;
                     self.file.set_migration_state(wanted)?;

@@ -58,8 +58,7 @@ impl LogRanges {
         if iova & rest != 0 || length & rest != 0 {
             return Err(Error::BadLogRange);
         }
-        iova.checked_add(length).ok_or(Error::RangeOverflow)?;
-        let range = AddrRange::from_len(iova, length).ok_or(Error::BadLogRange)?;
+        let range = addresses(iova, length)?;
         let before = self.ranges.range(..=range.last()).next_back();
         if before.is_some_and(|(_, before)| before.overlaps(range)) {
             return Err(Error::BadLogRange);
@@ -70,6 +69,25 @@ impl LogRanges {
         self.ranges.insert(iova, range);
         Ok(())
     }
+}
+
+/// `length` bytes from `iova`, which must not reach the end of all addresses.
+fn addresses(iova: u64, length: u64) -> Result<AddrRange> {
+    iova.checked_add(length).ok_or(Error::RangeOverflow)?;
+    AddrRange::from_len(iova, length).ok_or(Error::BadLogRange)
+}
+
+/// The range of a report: `length` bytes from `iova`, told in pages of `page_size` bytes.
+///
+/// # Errors
+/// [`Error::BadLogRange`] if the size of a page is no power of two from [`MIN_PAGE`] on;
+/// [`Error::RangeOverflow`] if the range reaches the end of all addresses; [`Error::BadLogRange`] if
+/// it is empty.
+pub fn report_range(iova: u64, length: u64, page_size: u64) -> Result<AddrRange> {
+    if page_size < MIN_PAGE || !page_size.is_power_of_two() {
+        return Err(Error::BadLogRange);
+    }
+    addresses(iova, length)
 }
 
 /// The pages that a device has written since somebody looked last.

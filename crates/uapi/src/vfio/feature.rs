@@ -16,13 +16,7 @@ use crate::{
 
 pub(super) fn feature(file: &DeviceFile, arg: u64, program: &dyn Program) -> Result<u64, Errno> {
     let request: Feature = copy::standard(program, arg, Feature::MIN)?;
-    let known = Feature::NUMBER | Feature::GET | Feature::SET | Feature::PROBE;
-    let both = Feature::GET | Feature::SET;
-    if request.flags & !known != 0
-        || (request.flags & both == both && request.flags & Feature::PROBE == 0)
-    {
-        return Err(Errno::EINVAL);
-    }
+    check_flags(&request)?;
     let number = request.flags & Feature::NUMBER;
     let needs = match number {
         Feature::VF_TOKEN => Known::Token,
@@ -74,7 +68,7 @@ pub(super) fn feature(file: &DeviceFile, arg: u64, program: &dyn Program) -> Res
         }
         Feature::DMA_LOGGING_REPORT => {
             let bytes = size_of::<DmaLoggingReport>();
-            if possible(&request, Feature::GET, bytes)? {
+            if check_feature(&request, Feature::GET, bytes)? {
                 logging::report(file, data, program)?;
             }
         }
@@ -90,14 +84,31 @@ pub(super) fn feature(file: &DeviceFile, arg: u64, program: &dyn Program) -> Res
 /// Whether a feature that can be set alone, with so many bytes of data, is to be set; otherwise the
 /// program only asks whether it can be.
 fn settable(request: &Feature, bytes: usize) -> Result<bool, Errno> {
-    possible(request, Feature::SET, bytes)
+    check_feature(request, Feature::SET, bytes)
 }
 
-/// The same for a feature with which `what` can be done, with so many bytes of data
+/// That the flags of a request go together, whatever the feature (`vfio_ioctl_device_feature`).
+fn check_flags(request: &Feature) -> Result<(), Errno> {
+    let both = Feature::GET | Feature::SET;
+    let known = Feature::NUMBER | both | Feature::PROBE;
+    let probes = request.flags & Feature::PROBE != 0;
+    if request.flags & !known != 0 || (request.flags & both == both && !probes) {
+        return Err(Errno::EINVAL);
+    }
+    Ok(())
+}
+
+/// Whether a feature with which `possible` can be done ([`Feature::GET`], [`Feature::SET`]), with so many
+/// bytes of data, is to be got or set; otherwise the program only asks whether it can be
 /// (`vfio_check_feature`, `include/linux/vfio.h`).
-pub(super) fn possible(request: &Feature, what: u32, bytes: usize) -> Result<bool, Errno> {
+///
+/// # Errors
+/// [`Errno::EINVAL`] if the flags do not go together, ask for what is not possible or for nothing, or
+/// if there is no room for the data.
+pub fn check_feature(request: &Feature, possible: u32, bytes: usize) -> Result<bool, Errno> {
+    check_flags(request)?;
     let wish = request.flags & (Feature::GET | Feature::SET);
-    if wish & !what != 0 {
+    if wish & !possible != 0 {
         return Err(Errno::EINVAL);
     }
     if request.flags & Feature::PROBE != 0 {

@@ -1,8 +1,11 @@
 //! The features of DMA logging (`vfio_ioctl_device_feature_logging_start` and
 //! `vfio_ioctl_device_feature_logging_report`, `drivers/vfio/vfio_main.c`).
 
-use ioasid_core::{AddrRange, host::Caller};
-use ioasid_vfio::{DeviceFile, LogRanges, write_log::MAX_RANGES};
+use ioasid_core::host::Caller;
+use ioasid_vfio::{
+    DeviceFile, LogRanges,
+    write_log::{MAX_RANGES, report_range},
+};
 use zerocopy::{FromZeros, IntoBytes};
 
 use super::copy;
@@ -39,12 +42,8 @@ pub(super) fn start(file: &DeviceFile, data: u64, program: &dyn Program) -> Resu
 pub(super) fn report(file: &DeviceFile, data: u64, program: &dyn Program) -> Result<(), Errno> {
     let mut report = DmaLoggingReport::new_zeroed();
     Caller::read(program, data, report.as_mut_bytes())?;
-    let page_size = DeviceFile::report_page(report.page_size)?;
-    if report.iova.checked_add(report.length).is_none() {
-        return Err(Errno::EOVERFLOW);
-    }
-    let range = AddrRange::from_len(report.iova, report.length).ok_or(Errno::EINVAL)?;
-    let mut bitmap = Bitmap::new(program, report.bitmap, report.iova, page_size);
+    let range = report_range(report.iova, report.length, report.page_size)?;
+    let mut bitmap = Bitmap::new(program, report.bitmap, report.iova, report.page_size);
     let mut result = Ok(());
     file.report_dma_log(range, &mut |written| {
         if result.is_ok() {

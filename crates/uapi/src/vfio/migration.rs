@@ -5,7 +5,7 @@ use ioasid_core::host::Caller;
 use ioasid_vfio::{DeviceFile, MigrationState};
 use zerocopy::{FromZeros, IntoBytes};
 
-use super::{copy, feature::possible};
+use super::{check_feature, copy};
 use crate::{
     Errno, Program,
     spec::vfio::{Feature, MigState},
@@ -22,11 +22,11 @@ pub(super) fn feature(
         return Err(Errno::ENOTTY);
     }
     let number = request.flags & Feature::NUMBER;
-    let what = match number {
+    let possible = match number {
         Feature::MIG_DEVICE_STATE => Feature::GET | Feature::SET,
         _ => Feature::GET,
     };
-    if !possible(request, what, size_of::<u64>())? {
+    if !check_feature(request, possible, size_of::<u64>())? {
         return Ok(());
     }
     let data = copy::offset(arg, Feature::MIN as u64)?;

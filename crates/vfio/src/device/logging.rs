@@ -15,7 +15,7 @@ use super::{DeviceFile, VfioDevice};
 use crate::{
     error::{Error, Result},
     model::Passthrough,
-    write_log::{LogRanges, MIN_PAGE, WriteLog},
+    write_log::{LogRanges, WriteLog},
 };
 
 /// The log of one device.
@@ -78,17 +78,6 @@ impl DeviceFile {
         self.expect_bound()?;
         self.device.end_log();
         Ok(())
-    }
-
-    /// The size of the pages of a report, if it can be one: a power of two from 4096.
-    ///
-    /// # Errors
-    /// [`Error::BadLogRange`].
-    pub fn report_page(page_size: u64) -> Result<u64> {
-        match page_size {
-            MIN_PAGE.. if page_size.is_power_of_two() => Ok(page_size),
-            _ => Err(Error::BadLogRange),
-        }
     }
 
     /// Tells `found` what the device has written in `range`, in ascending order, rounded to pages of

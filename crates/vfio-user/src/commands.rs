@@ -61,7 +61,7 @@ impl Target {
     /// Carries out a command; appends the payload of its reply to `reply`. A register's access
     /// allocates nothing once `reply` has had room for one.
     pub(crate) fn execute(&self, message: &mut Message, reply: &mut Vec<u8>) -> Result<()> {
-        if message.too_many_fds {
+        if message.descriptors.too_many {
             return Err(Error::Descriptors);
         }
         match message.header.command {
@@ -77,7 +77,7 @@ impl Target {
     /// The commands that are rare.
     fn answer(&self, message: &mut Message) -> Result<Vec<u8>> {
         let payload = std::mem::take(&mut message.payload);
-        let fds = std::mem::take(&mut message.fds);
+        let fds = std::mem::take(&mut message.descriptors.fds);
         match message.header.command {
             command::DMA_MAP => self.dma_map(&payload, fds),
             command::DMA_UNMAP => self.dma_unmap(&payload),

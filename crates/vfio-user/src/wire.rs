@@ -48,24 +48,14 @@ const KEPT: usize = 64 * 1024;
 pub(crate) struct Message {
     pub(crate) header: Header,
     pub(crate) payload: Vec<u8>,
-    pub(crate) fds: Vec<OwnedFd>,
-    /// There were more descriptors than a message may bring; they are closed.
-    pub(crate) too_many_fds: bool,
+    pub(crate) descriptors: Descriptors,
 }
 
 impl Message {
     /// Makes room for the next one. Memory for an ordinary payload stays.
     fn clear(&mut self) {
         clear(&mut self.payload);
-        self.fds.clear();
-        self.too_many_fds = false;
-    }
-
-    fn add(&mut self, fds: &mut Descriptors) {
-        self.too_many_fds |= std::mem::take(&mut fds.too_many);
-        self.fds.append(&mut fds.fds);
-        self.too_many_fds |= self.fds.len() > MAX_FDS;
-        self.fds.truncate(MAX_FDS);
+        self.descriptors = Descriptors::default();
     }
 }
 
@@ -77,16 +67,22 @@ pub(crate) fn clear(bytes: &mut Vec<u8>) {
 
 /// Descriptors that came in.
 #[derive(Debug, Default)]
-struct Descriptors {
-    fds: Vec<OwnedFd>,
-    too_many: bool,
+pub(crate) struct Descriptors {
+    pub(crate) fds: Vec<OwnedFd>,
+    /// More than [`MAX_FDS`] came; the others were closed.
+    pub(crate) too_many: bool,
 }
 
 impl Descriptors {
     fn append(&mut self, other: &mut Descriptors) {
-        self.too_many |= std::mem::take(&mut other.too_many);
-        self.fds.append(&mut other.fds);
-        self.too_many |= self.fds.len() > MAX_FDS;
+        let other = std::mem::take(other);
+        self.add(other.fds, other.too_many);
+    }
+
+    /// Adds `fds`, as far as there is room, and whether there were more.
+    fn add(&mut self, fds: impl IntoIterator<Item = OwnedFd>, more: bool) {
+        self.fds.extend(fds);
+        self.too_many |= more || self.fds.len() > MAX_FDS;
         self.fds.truncate(MAX_FDS);
     }
 }
@@ -177,9 +173,9 @@ impl Receiver {
 
     /// The message ends here.
     fn take_descriptors(&mut self, message: &mut Message) {
-        message.add(&mut self.own);
+        message.descriptors.append(&mut self.own);
         if self.unread.is_empty() {
-            message.add(&mut self.last);
+            message.descriptors.append(&mut self.last);
         }
     }
 
@@ -242,11 +238,10 @@ fn read(
         };
         for part in control.drain() {
             if let RecvAncillaryMessage::ScmRights(fds) = part {
-                to.fds.extend(fds);
+                to.add(fds, false);
             }
         }
-        to.too_many |= received.flags.contains(ReturnFlags::CTRUNC) || to.fds.len() > MAX_FDS;
-        to.fds.truncate(MAX_FDS);
+        to.too_many |= received.flags.contains(ReturnFlags::CTRUNC);
         if received.bytes == 0 {
             return Err(Broken::Closed);
         }

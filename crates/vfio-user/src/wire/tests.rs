@@ -44,7 +44,10 @@ fn expect(receiver: &mut Receiver, id: u16, payload: usize, fds: usize) {
     assert_eq!(received.header.id, id);
     assert_eq!(received.payload, message(id, payload)[Header::SIZE..]);
     assert_eq!(
-        (received.fds.len(), received.too_many_fds),
+        (
+            received.descriptors.fds.len(),
+            received.descriptors.too_many
+        ),
         (fds, false),
         "message {id}"
     );
@@ -132,8 +135,8 @@ fn too_many_descriptors_are_told_and_belong_to_nobody_else() {
     for id in [1, 2] {
         receiver.receive(&mut received).unwrap();
         assert_eq!(received.header.id, id);
-        assert!(received.too_many_fds, "message {id}");
-        assert!(received.fds.len() <= MAX_FDS);
+        assert!(received.descriptors.too_many, "message {id}");
+        assert!(received.descriptors.fds.len() <= MAX_FDS);
     }
     expect(&mut receiver, 3, 4, 1);
 }
@@ -151,7 +154,7 @@ fn a_message_that_is_too_long_goes_with_its_descriptors() {
     let mut received = Message::default();
     let what = receiver.receive(&mut received).unwrap();
     assert!(matches!(what, Incoming::TooLong(header) if header.id == 7));
-    assert!(received.fds.is_empty() && !received.too_many_fds);
+    assert!(received.descriptors.fds.is_empty() && !received.descriptors.too_many);
     expect(&mut receiver, 8, 2, 1);
     drop(sender.join().unwrap());
 }

@@ -90,9 +90,7 @@ impl Migrate for DsaChild {
     }
 
     fn load(&self, state: &[u8]) -> Result<(), StateError> {
-        let mut from = Reader::new(state);
-        let abilities = abilities(CHILD, self, 1);
-        expect(from.bytes(abilities.len())? == abilities)?;
+        let mut from = Reader::behind(&abilities(CHILD, self, 1), state)?;
         expect(self.set() != 0)?;
         let view = View::load(&mut from)?;
         let enabled = view.is_enabled();
@@ -158,9 +156,7 @@ impl Migrate for DsaDevice {
 
     fn load(&self, state: &[u8]) -> Result<(), StateError> {
         let open = self.open_queues();
-        let mut from = Reader::new(state);
-        let expected = abilities(WHOLE, self, open);
-        expect(from.bytes(expected.len())? == expected)?;
+        let mut from = Reader::behind(&abilities(WHOLE, self, open), state)?;
         let front = Registers::front(self);
         let running = front.load(&mut from)?;
         self.shared.change(|state| {

@@ -108,9 +108,7 @@ impl Part<'_> {
     }
 
     fn load(&self, state: &[u8]) -> Result<(), StateError> {
-        let mut from = Reader::new(state);
-        let abilities = self.abilities();
-        expect(from.bytes(abilities.len())? == abilities)?;
+        let mut from = Reader::behind(&self.abilities(), state)?;
         // A child that has lost its channel takes nothing.
         expect(!self.channels.is_empty())?;
         self.front.load(&mut from, self.channels.len())?;

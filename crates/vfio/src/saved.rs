@@ -58,6 +58,14 @@ impl<'a> Reader<'a> {
         Reader(bytes)
     }
 
+    /// From behind `head` on, with which the state has to begin.
+    ///
+    /// # Errors
+    /// [`StateError`] if it does not.
+    pub fn behind(head: &[u8], bytes: &'a [u8]) -> Result<Self, StateError> {
+        bytes.strip_prefix(head).map(Reader).ok_or(StateError)
+    }
+
     /// Bytes as they are.
     ///
     /// # Errors

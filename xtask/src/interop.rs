@@ -8,14 +8,14 @@
 //!
 //! The crate `pci-driver` is a library for user-space drivers; `crates/client/examples/pci_driver.rs` is one.
 
-use std::{fs, os::unix::fs::chown, path::PathBuf, process::Command};
+use std::{fs, path::PathBuf, process::Command};
 
 use anyhow::{Context as _, Result, bail, ensure};
 use clap::Args;
 
 use crate::{
     cargo,
-    e2e::stage::{NOBODY, Stage, User, succeed, target_directory},
+    e2e::stage::{Stage, succeed, target_directory},
     fetch::{Cache, Origin, bundle, dpdk},
     play::{Claim, play},
     run as run_shown,
@@ -61,16 +61,15 @@ const CLAIMS: &[(&str, Claim<Stage>)] = &[
 
 /// A driver on the crate `pci-driver`.
 const PCI_DRIVER: &str = "pci_driver";
+/// Where programs keep what is theirs while they run (`XDG_RUNTIME_DIR`).
+const RUNTIME: &str = "runtime";
 
 /// Checks every claim.
 ///
 /// # Errors
 /// What kept the claims from being checked, or that one failed.
 pub(crate) fn run(arguments: &Interop) -> Result<()> {
-    let mut cache = Cache::look();
-    if !dpdk::is_there(&cache) {
-        cache = Cache::open()?;
-    }
+    let cache = Cache::with(dpdk::is_there)?;
     let (folder, version) = dpdk::fetch(&cache, &arguments.origin, false)?;
     drop(cache);
     let ioasid = match &arguments.ioasid {
@@ -87,27 +86,18 @@ pub(crate) fn run(arguments: &Interop) -> Result<()> {
     stage.add(&example, PCI_DRIVER)?;
     bundle::copy(&folder, &stage.path("dpdk"))?;
     println!("interop: DPDK, ABI {version}");
-    let runtime = stage.path("runtime");
-    fs::create_dir_all(&runtime)?;
-    if user(&stage) == User::Nobody {
-        chown(&runtime, Some(NOBODY), Some(NOBODY)).context("giving a folder away")?;
-    }
+    stage.folder_of(stage.weakest_user(), RUNTIME)?;
     play("claims", CLAIMS, arguments.only.as_deref(), &stage)
 }
 
-/// The least privileged user there is.
-fn user(stage: &Stage) -> User {
-    stage.users().pop().unwrap_or(User::Own)
-}
-
-/// `ioasid run` on the machine of a kind of device.
+/// `ioasid run` on the machine of a kind of device, by the least privileged user.
 fn on_machine(stage: &Stage, machine: &str, options: &[&str]) -> Result<Command> {
     let file = crate::root().join(format!("conformance/machines/{machine}.toml"));
     let copy = stage.path("machine.toml");
     fs::copy(&file, &copy).with_context(|| format!("copying {}", file.display()))?;
-    let mut command = stage.ioasid(user(stage));
+    let mut command = stage.ioasid(stage.weakest_user());
     command
-        .env("XDG_RUNTIME_DIR", stage.path("runtime"))
+        .env("XDG_RUNTIME_DIR", stage.path(RUNTIME))
         .arg("run")
         .args(options)
         .arg("--machine")

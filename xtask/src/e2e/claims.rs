@@ -415,7 +415,7 @@ fn killed(stage: &Stage) -> Result<String> {
 
 fn memlock(stage: &Stage) -> Result<String> {
     // The client maps 8 MiB of data; 1 MiB may be locked. Root's capability lifts the limit.
-    let user = stage.users().pop().unwrap_or(User::Own);
+    let user = stage.weakest_user();
     let run = |options: &[&str]| {
         let mut command = stage.ioasid(user);
         let client = stage.client(Client::Dynamic).display().to_string();

@@ -4,7 +4,7 @@
 use std::{
     fs,
     io::{BufRead as _, BufReader, Read as _},
-    os::unix::fs::PermissionsExt as _,
+    os::unix::fs::{PermissionsExt as _, chown},
     path::{Path, PathBuf},
     process::{Child, Command, Output, Stdio},
     time::{Duration, Instant},
@@ -146,6 +146,21 @@ impl Stage {
         } else {
             vec![User::Own]
         }
+    }
+
+    /// The least privileged of them.
+    pub(crate) fn weakest_user(&self) -> User {
+        self.users().pop().unwrap_or(User::Own)
+    }
+
+    /// A folder of the stage that is `user`'s.
+    pub(crate) fn folder_of(&self, user: User, name: &str) -> Result<PathBuf> {
+        let folder = self.path(name);
+        fs::create_dir_all(&folder)?;
+        if user == User::Nobody {
+            chown(&folder, Some(NOBODY), Some(NOBODY)).context("giving a folder away")?;
+        }
+        Ok(folder)
     }
 
     /// `ioasid` as `user`.

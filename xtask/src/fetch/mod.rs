@@ -86,10 +86,22 @@ impl Cache {
     }
 
     /// The cache as it is, for what is there already and does not change.
-    pub(crate) fn look() -> Self {
+    fn look() -> Self {
         Self {
             folder: crate::root().join("target/conformance"),
             _lock: None,
+        }
+    }
+
+    /// As it is if `is_there` finds in it what is needed, locked otherwise.
+    ///
+    /// # Errors
+    /// As for [`Self::open`].
+    pub(crate) fn with(is_there: impl FnOnce(&Self) -> bool) -> Result<Self> {
+        let cache = Self::look();
+        match is_there(&cache) {
+            true => Ok(cache),
+            false => Self::open(),
         }
     }
 

@@ -3,10 +3,7 @@
 
 use std::{
     fs,
-    os::unix::{
-        fs::{PermissionsExt as _, chown},
-        process::CommandExt as _,
-    },
+    os::unix::{fs::PermissionsExt as _, process::CommandExt as _},
     path::{Path, PathBuf},
     process::Command,
     time::Duration,
@@ -104,10 +101,9 @@ impl Default for Board {
 impl Host {
     pub(super) fn new(arguments: &Vm) -> Result<Self> {
         // Guests use none of what the cache's lock is for, unless something is to be fetched.
-        let mut cache = Cache::look();
-        if !qemu::is_there(&cache) || !kernel::is_there(&cache) || !tools::is_there(&cache) {
-            cache = Cache::open()?;
-        }
+        let cache = Cache::with(|cache| {
+            qemu::is_there(cache) && kernel::is_there(cache) && tools::is_there(cache)
+        })?;
         let qemu = qemu::fetch(&cache, &arguments.origin, false)?;
         let kernel = kernel::fetch(&cache, &arguments.origin, false)?;
         let tools = tools::fetch(&cache, &arguments.origin, false)?;
@@ -124,12 +120,8 @@ impl Host {
         for name in ["vmlinuz", "initramfs"] {
             fs::set_permissions(stage.path(name), fs::Permissions::from_mode(0o644))?;
         }
-        let user = stage.users().pop().unwrap_or(User::Own);
-        let sockets = stage.path("sockets");
-        fs::create_dir(&sockets)?;
-        if user == User::Nobody {
-            chown(&sockets, Some(NOBODY), Some(NOBODY)).context("giving a folder away")?;
-        }
+        let user = stage.weakest_user();
+        stage.folder_of(user, "sockets")?;
         let host = Self {
             stage,
             model: arguments.model,

@@ -325,6 +325,11 @@ impl Drop for Served {
     }
 }
 
+/// The elements of an array that `inspect` shows; none if there is no array.
+pub(crate) fn list(node: &Json) -> impl Iterator<Item = &Json> {
+    node.as_array().into_iter().flatten()
+}
+
 /// What is left of programs in a machine's tree, in words.
 fn leftovers(tree: &Json) -> Vec<String> {
     let mut left = Vec::new();
@@ -333,7 +338,7 @@ fn leftovers(tree: &Json) -> Vec<String> {
         left.push(format!("{contexts} open iommufds"));
     }
     let domains = tree["iommu"]["paging_domains"].as_u64().unwrap_or(u64::MAX);
-    let parents = tree["devices"].as_array().into_iter().flatten();
+    let parents = list(&tree["devices"]);
     let parents = parents.filter(|device| !device["host_queues"].is_null());
     if domains != parents.count() as u64 {
         left.push(format!("{domains} domains"));
@@ -344,8 +349,8 @@ fn leftovers(tree: &Json) -> Vec<String> {
             left.push(format!("{count} PASIDs {name}"));
         }
     }
-    for device in tree["devices"].as_array().into_iter().flatten() {
-        for queue in device["dsa"]["queues"].as_array().into_iter().flatten() {
+    for device in list(&tree["devices"]) {
+        for queue in list(&device["dsa"]["queues"]) {
             let is_child = queue["owner"] == "mdev";
             let pristine = queue["pasid_enabled"] == false
                 && queue["occupancy"] == 0

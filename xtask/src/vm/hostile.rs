@@ -12,10 +12,10 @@ use serde_json::{Value as Json, json};
 use super::{
     guest::{Guest, Report},
     host::{Board, Host},
-    scenes::{FIRST, SECOND, eventually, parent_jobs},
+    scenes::{FIRST, SECOND, eventually, jobs_of},
     work::{RAID_ID, all_right, pristine, settled_holdings},
 };
-use crate::e2e::stage::{Served, succeed, target_directory};
+use crate::e2e::stage::{Served, list, succeed, target_directory};
 
 /// The same for a DSA and an I/OAT: a queue of the parent's own driver, one of each VM.
 const MACHINE: &str = r#"
@@ -153,13 +153,12 @@ pub(super) fn isolation(host: &Host) -> Result<String> {
     second.quit()?;
     served.settle(host.stage())?;
     eventually(host, &served, pristine)?;
+    let [first_jobs, second_jobs] = before.jobs_since(&tree)?;
     Ok(format!(
         "{attempts} attempts at {CLAIMS} claims; {faults} faults, all of the hostile guest's own channel; \
-         {worked} MiB of RAID-5 in the other guest, 0 wrong, its {} MiB of memory the same; {} and {} jobs \
-         of the parents, 0 errors; the next guest works",
+         {worked} MiB of RAID-5 in the other guest, 0 wrong, its {} MiB of memory the same; {first_jobs} and \
+         {second_jobs} jobs of the parents, 0 errors; the next guest works",
         larger.megabytes,
-        before.jobs_since(&tree, 0),
-        before.jobs_since(&tree, 1),
     ))
 }
 
@@ -209,9 +208,9 @@ fn attack(
     let attempts = held(&guest.next_report()?, CLAIMS)?;
     let end = served.inspect(host.stage())?;
     before.still(&end)?;
-    for parent in [0, 1] {
+    for (parent, (end, start)) in jobs(&end)?.into_iter().zip(jobs(&start)?).enumerate() {
         ensure!(
-            jobs(&end, parent) > jobs(&start, parent),
+            end > start,
             "the driver of parent {parent} did nothing meanwhile"
         );
     }
@@ -231,7 +230,7 @@ impl Before {
         Ok(Self {
             others: others(tree),
             pasids: [pasid(tree, FIRST)?, pasid(tree, FIRST_CHANNEL)?],
-            jobs: [jobs(tree, 0), jobs(tree, 1)],
+            jobs: jobs(tree)?,
         })
     }
 
@@ -267,11 +266,16 @@ impl Before {
                 "channel {index} was stopped: {channel}"
             );
         }
-        parent_jobs(tree).map(drop)
+        jobs(tree).map(drop)
     }
 
-    fn jobs_since(&self, tree: &Json, parent: usize) -> u64 {
-        jobs(tree, parent).saturating_sub(self.jobs[parent])
+    fn jobs_since(&self, tree: &Json) -> Result<[u64; 2]> {
+        let [first, second] = jobs(tree)?;
+        let [first_before, second_before] = self.jobs;
+        Ok([
+            first.saturating_sub(first_before),
+            second.saturating_sub(second_before),
+        ])
     }
 
     /// Faults of the hostile guest's channel: every one that its domain has counted.
@@ -294,10 +298,6 @@ impl Before {
     }
 }
 
-fn list(tree: &Json) -> impl Iterator<Item = &Json> {
-    tree.as_array().into_iter().flatten()
-}
-
 fn mdev<'tree>(tree: &'tree Json, uuid: &str) -> Result<&'tree Json> {
     list(&tree["mdevs"])
         .find(|mdev| mdev["uuid"] == uuid)
@@ -310,11 +310,10 @@ fn pasid(tree: &Json, uuid: &str) -> Result<u64> {
     pasid.with_context(|| format!("{uuid} has no PASID"))
 }
 
-/// Jobs of the own driver of a parent.
-fn jobs(tree: &Json, parent: usize) -> u64 {
-    let device = &tree["devices"][parent];
-    let queues = list(&device["host_queues"]).chain(list(&device["host_channels"]));
-    queues.filter_map(|queue| queue["jobs"].as_u64()).sum()
+/// Jobs of the own drivers of the two parents.
+fn jobs(tree: &Json) -> Result<[u64; 2]> {
+    let devices = &tree["devices"];
+    Ok([jobs_of(&devices[0])?, jobs_of(&devices[1])?])
 }
 
 /// Whether a domain has the hostile guest's memory: its routes, none while its devices are reset, are the

@@ -15,7 +15,7 @@ use super::{
     hostile, sockets, work,
 };
 use crate::{
-    e2e::stage::{Served, succeed},
+    e2e::stage::{Served, list, succeed},
     play::Claim,
 };
 
@@ -149,7 +149,7 @@ pub(super) fn shown(host: &Host) -> &'static str {
 
 /// The domains that programs' address spaces stand on: for each, its routes.
 pub(super) fn domains(tree: &Json) -> Vec<&Json> {
-    let domains = tree["iommu"]["domains"].as_array().into_iter().flatten();
+    let domains = list(&tree["iommu"]["domains"]);
     domains
         .filter(|domain| domain["kind"] == "unmanaged")
         .collect()
@@ -160,7 +160,7 @@ pub(super) fn routes(domain: &Json) -> usize {
 }
 
 pub(super) fn no_faults(tree: &Json) -> Result<()> {
-    for domain in tree["iommu"]["domains"].as_array().into_iter().flatten() {
+    for domain in list(&tree["iommu"]["domains"]) {
         ensure!(domain["faults"] == 0, "faults in {domain}");
     }
     Ok(())
@@ -341,16 +341,17 @@ fn two_guests(host: &Host) -> Result<String> {
     ))
 }
 
-/// Jobs that the parent's own driver has done, none of which may have failed.
+/// Jobs that the parents' own drivers have done, none of which may have failed.
 pub(super) fn parent_jobs(tree: &Json) -> Result<u64> {
+    list(&tree["devices"]).map(jobs_of).sum()
+}
+
+/// The same of one device.
+pub(super) fn jobs_of(device: &Json) -> Result<u64> {
     let mut jobs = 0;
-    for device in tree["devices"].as_array().into_iter().flatten() {
-        for key in ["host_queues", "host_channels"] {
-            for queue in device[key].as_array().into_iter().flatten() {
-                ensure!(queue["errors"] == 0, "the parent's driver failed: {queue}");
-                jobs += queue["jobs"].as_u64().unwrap_or(0);
-            }
-        }
+    for queue in list(&device["host_queues"]).chain(list(&device["host_channels"])) {
+        ensure!(queue["errors"] == 0, "the parent's driver failed: {queue}");
+        jobs += queue["jobs"].as_u64().unwrap_or(0);
     }
     Ok(jobs)
 }

@@ -11,10 +11,11 @@ use super::{
         probe_again, routes, shown, three_domains,
     },
 };
+use crate::e2e::stage::list;
 
 /// Mappings of a VM of the kind `memory`; each of its mappings is held by all `devices`.
 pub(super) fn held_by_all(tree: &Json, vm: &str, devices: usize, memory: &str) -> Result<usize> {
-    let vms = tree["vfio_user"]["vms"].as_array().into_iter().flatten();
+    let vms = list(&tree["vfio_user"]["vms"]);
     let found: Vec<_> = vms.filter(|found| found["name"] == vm).collect();
     let [found] = found[..] else {
         anyhow::bail!("{vm} is there {} times", found.len());

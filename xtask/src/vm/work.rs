@@ -17,7 +17,7 @@ use super::{
     },
     sockets::held_by_all,
 };
-use crate::e2e::stage::{Holdings, Served};
+use crate::e2e::stage::{Holdings, Served, list};
 
 /// An IOAT whose XOR and P+Q the driver uses, which it does not with the model's own id; without them
 /// it keeps its channels from the RAID.
@@ -28,8 +28,8 @@ const SHOWN_IDS: &str = "0x8086 0x0c50";
 /// Bytes that the mediated devices' channels have moved, and all those of the whole device.
 fn moved(tree: &Json) -> Vec<u64> {
     let mut moved = Vec::new();
-    for (index, device) in tree["devices"].as_array().into_iter().flatten().enumerate() {
-        let channels = device["ioat"]["channels"].as_array().into_iter().flatten();
+    for (index, device) in list(&tree["devices"]).enumerate() {
+        let channels = list(&device["ioat"]["channels"]);
         let bytes = channels.map(|channel| channel["bytes"].as_u64().unwrap_or(0));
         if index == 0 {
             moved.extend(bytes.skip(1));
@@ -278,8 +278,8 @@ pub(super) fn killed(host: &Host) -> Result<String> {
 
 /// That every channel which a guest can have is as at the start.
 pub(super) fn pristine(tree: &Json) -> Result<()> {
-    for device in tree["devices"].as_array().into_iter().flatten() {
-        for channel in device["ioat"]["channels"].as_array().into_iter().flatten() {
+    for device in list(&tree["devices"]) {
+        for channel in list(&device["ioat"]["channels"]) {
             let idle = channel["owner"] == "kernel"
                 || (channel["status"] == "halted"
                     && channel["depth"] == 0
@@ -288,10 +288,7 @@ pub(super) fn pristine(tree: &Json) -> Result<()> {
         }
     }
     ensure!(
-        tree["vfio_user"]["vms"]
-            .as_array()
-            .into_iter()
-            .flatten()
+        list(&tree["vfio_user"]["vms"])
             .all(|vm| vm["connections"] == 0
                 && vm["mappings"].as_array().is_none_or(Vec::is_empty)),
         "something is left of a VM: {}",

@@ -121,7 +121,7 @@ impl Channel {
         ChanSts::from_bits(self.load(reg::CHANSTS, 8)).is(status)
     }
 
-    /// As after power-up, and ready.
+    /// Halted, without errors, and ready for a chain.
     fn reset(&self) -> Result<()> {
         self.store(reg::CHANERR, 4, u64::from(u32::MAX));
         self.command(RESET);

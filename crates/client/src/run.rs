@@ -347,7 +347,7 @@ impl Guest<'_> {
                 total,
             });
         }
-        self.queue.settle_interrupts(Duration::from_millis(500))?;
+        self.queue.settle_interrupts(Duration::from_secs(30))?;
         self.report.interrupts = self.queue.interrupts();
         let (interrupts, descriptors) = (self.report.interrupts, self.report.descriptors);
         if interrupts > descriptors

@@ -27,7 +27,7 @@ use ioasid_core::{
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
 /// How long a client waits for interrupts of its own that it keeps from arriving.
-const FLUSH: Duration = Duration::from_millis(100);
+const FLUSH: Duration = Duration::from_secs(2);
 
 /// The thread that writes to one client's eventfds.
 pub(crate) struct InterruptThread {

@@ -8,7 +8,7 @@ mod common;
 use std::sync::{Arc, Mutex};
 
 use common::{
-    race::{IOVA, LEN, race, races},
+    race::{IOVA, LEN, WAITED, race, races},
     *,
 };
 use ioasid_core::{AddrRange, Pasid, Prot};
@@ -54,8 +54,14 @@ fn no_byte_is_written_through_a_kept_translation_after_unmap_returned() {
         );
         route.detach();
     }
+    // Each race that waits for two rounds of the engine has a miss and then a hit. How many more
+    // there are is up to the scheduler.
+    let least = 2 * (races() / 2 / WAITED);
     let (hits, misses) = tlb.lookups();
-    assert!(hits > misses && misses > 0, "{hits} hits, {misses} misses");
+    assert!(
+        hits >= least && misses >= least,
+        "{hits} hits, {misses} misses, {least} of each expected"
+    );
 }
 
 #[test]

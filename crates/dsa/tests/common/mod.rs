@@ -33,7 +33,7 @@ use ioasid_iommu::{
 use ioasid_vfio::DeviceModel;
 
 /// Nothing in these tests takes so long unless it never ends.
-pub const PATIENCE: Duration = Duration::from_secs(60);
+pub const PATIENCE: Duration = Duration::from_secs(600);
 
 /// Waits for something that another thread brings about.
 pub fn eventually(what: &str, mut done: impl FnMut() -> bool) {

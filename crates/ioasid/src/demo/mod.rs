@@ -278,9 +278,9 @@ fn verdict(holds: bool, text: String) -> Result<String, String> {
 
 /// Waits for something that another process or thread brings about.
 fn settle(what: impl fmt::Display, mut done: impl FnMut() -> bool) -> Result<()> {
-    let deadline = Instant::now() + Duration::from_secs(10);
+    let deadline = Instant::now() + Duration::from_secs(60);
     while !done() {
-        ensure!(Instant::now() < deadline, "waited 10 s for {what}");
+        ensure!(Instant::now() < deadline, "waited 60 s for {what}");
         std::thread::sleep(Duration::from_millis(2));
     }
     Ok(())

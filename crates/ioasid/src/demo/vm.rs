@@ -18,7 +18,7 @@ use passthrough_client::{
 use super::order::{Answer, Order, Which};
 
 /// Longest wait for a completion.
-const TIMEOUT: Duration = Duration::from_secs(10);
+const TIMEOUT: Duration = Duration::from_secs(60);
 /// Completion records of one queue.
 const SLOTS: usize = 32;
 /// Largest copy of one descriptor.
@@ -246,7 +246,7 @@ impl Guest {
                 }
             }
         }
-        queue.settle_interrupts(Duration::from_millis(500))?;
+        queue.settle_interrupts(Duration::from_secs(30))?;
         Ok(Answer::Copied {
             descriptors,
             nanoseconds: u64::try_from(start.elapsed().as_nanos()).unwrap_or(u64::MAX),

@@ -38,7 +38,7 @@ pub const RUN: u16 = 0x1d;
 
 /// Waits for something that another thread brings about.
 pub fn eventually(what: &str, mut done: impl FnMut() -> bool) {
-    let deadline = Instant::now() + Duration::from_secs(60);
+    let deadline = Instant::now() + Duration::from_secs(600);
     while !done() {
         assert!(Instant::now() < deadline, "never: {what}");
         std::thread::yield_now();

@@ -18,6 +18,8 @@ use super::Random;
 
 pub const IOVA: u64 = 0x40_0000;
 pub const LEN: usize = 8192;
+/// In one race of this many the engine is waited for, so that both outcomes occur on any machine.
+pub const WAITED: u64 = 64;
 
 pub fn races() -> u64 {
     env::var("IOASID_RACES")
@@ -50,10 +52,11 @@ impl Engine {
         }
     }
 
-    /// Returns when a round that began after the call has ended.
-    pub fn wait_for_a_round(&self) {
+    /// Returns when `count` rounds that began after the call have ended.
+    pub fn wait_for_rounds(&self, count: u64) {
+        // The round that is under way began before.
         let seen = self.rounds.load(Ordering::Acquire);
-        while self.rounds.load(Ordering::Acquire) < seen + 2 {
+        while self.rounds.load(Ordering::Acquire) < seen + 1 + count {
             thread::yield_now();
         }
     }
@@ -94,8 +97,9 @@ pub fn race(
             for _ in 0..random.below(200) {
                 std::hint::spin_loop();
             }
-            if round % 64 == 0 {
-                engine.wait_for_a_round();
+            if round % WAITED == 0 {
+                // The first finds the translation, the second may use what was kept of it.
+                engine.wait_for_rounds(2);
             }
             end();
             let mut found = vec![0; LEN];
@@ -104,8 +108,8 @@ pub fn race(
             memory.memory().write(0, &[0x55; LEN]);
             // What was in flight would land now. A whole round of the engine is waited for only now
             // and then: where CPUs are few it takes a time slice.
-            if round % 64 == 32 {
-                engine.wait_for_a_round();
+            if round % WAITED == WAITED / 2 {
+                engine.wait_for_rounds(1);
             }
             for _ in 0..random.below(2000) {
                 std::hint::spin_loop();
@@ -118,6 +122,6 @@ pub fn race(
             assert!(!running.is_finished());
         }
     });
-    assert!(hits >= races / 64, "the engine did reach the memory");
+    assert!(hits >= races / WAITED, "the engine did reach the memory");
     assert_eq!(iommu.grace().retired_items(), 0, "nothing is left behind");
 }

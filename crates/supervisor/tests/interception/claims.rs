@@ -651,7 +651,7 @@ fn expect_line(child: &mut Child, expected: &str) -> Result<(), Failed> {
 fn wait_for(what: &str, mut test: impl FnMut() -> bool) -> Result<(), Failed> {
     let start = Instant::now();
     while !test() {
-        if start.elapsed() > Duration::from_secs(20) {
+        if start.elapsed() > Duration::from_secs(600) {
             return Err(format!("waited in vain for {what}").into());
         }
         std::thread::sleep(Duration::from_millis(5));

@@ -40,7 +40,7 @@ use rustix::{
 use zerocopy::{FromBytes, IntoBytes};
 
 /// Nothing in these tests takes so long unless it never ends.
-pub const PATIENCE: Duration = Duration::from_secs(60);
+pub const PATIENCE: Duration = Duration::from_secs(600);
 
 /// Waits for something that another thread brings about.
 pub fn eventually(what: &str, mut done: impl FnMut() -> bool) {

@@ -13,6 +13,7 @@ mod e2e;
 mod fetch;
 mod fuzz;
 mod interop;
+mod places;
 mod play;
 mod vm;
 
@@ -72,6 +73,8 @@ enum Verb {
     Fetch(fetch::Fetch),
     /// Programs that others have written for devices like ours, unmodified, under `ioasid run`.
     Interop(interop::Interop),
+    /// A small client in namespaces, below other tools, built with sanitizers, under `ioasid run`.
+    Places(places::Places),
     /// Stock guests under a stock QEMU under `ioasid run`.
     Vm(vm::Vm),
     /// What continuous integration runs.
@@ -98,6 +101,7 @@ fn main() -> ExitCode {
         },
         Verb::Fetch(arguments) => fetch::run(&arguments),
         Verb::Interop(arguments) => interop::run(&arguments),
+        Verb::Places(arguments) => places::run(&arguments),
         Verb::Vm(arguments) => vm::run(&arguments),
         Verb::Ci => run(&mut Command::new(root().join(".ci/run"))),
     };

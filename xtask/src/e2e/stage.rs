@@ -2,6 +2,7 @@
 //! machine.
 
 use std::{
+    ffi::OsStr,
     fs,
     io::{BufRead as _, BufReader, Read as _},
     os::unix::fs::{PermissionsExt as _, chown},
@@ -165,14 +166,19 @@ impl Stage {
 
     /// `ioasid` as `user`.
     pub(crate) fn ioasid(&self, user: User) -> Command {
+        self.command(user, self.path("ioasid"))
+    }
+
+    /// `program` as `user`.
+    pub(crate) fn command(&self, user: User, program: impl AsRef<OsStr>) -> Command {
         let mut command = match user {
-            User::Own => Command::new(self.path("ioasid")),
+            User::Own => Command::new(program),
             User::Nobody => {
                 let mut command = Command::new("setpriv");
                 command
                     .args([format!("--reuid={NOBODY}"), format!("--regid={NOBODY}")])
                     .args(["--clear-groups", "--no-new-privs", "--"])
-                    .arg(self.path("ioasid"));
+                    .arg(program.as_ref());
                 command
             }
         };

@@ -45,10 +45,7 @@ impl DmaSpace {
     fn new(shared: &Arc<Shared>, devices: &[Arc<Device>]) -> Result<Arc<Self>, OwnershipError> {
         let format = devices.first().map(|device| device.format());
         let format = format.ok_or(OwnershipError::NoDomain)?;
-        let config = DomainConfig {
-            pasid_compatible: true,
-            ..DomainConfig::unmanaged(format).with_kind(DomainKind::Dma)
-        };
+        let config = DomainConfig::unmanaged(format).with_kind(DomainKind::Dma);
         let domain = shared
             .alloc_domain(config)
             .map_err(|_| OwnershipError::NoDomain)?;

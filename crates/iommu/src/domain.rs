@@ -60,9 +60,6 @@ pub struct DomainConfig {
     pub format: TableFormat,
     /// Whether dirty tracking can be turned on. Only devices that support it may attach then.
     pub dirty_tracking: bool,
-    /// Whether the owner asked for a domain that user-chosen PASIDs may use. A fact for the floor
-    /// above, which keeps the rule; here every domain works at every route.
-    pub pasid_compatible: bool,
 }
 
 impl DomainConfig {
@@ -72,7 +69,6 @@ impl DomainConfig {
             kind: DomainKind::Unmanaged,
             format,
             dirty_tracking: false,
-            pasid_compatible: false,
         }
     }
 

@@ -2,7 +2,8 @@
 //!
 //! A page table object (HWPT) of an IOAS stands on an [`IoasDomain`]. Objects whose attributes
 //! agree share one: an automatic page table and one made by hand, for a whole device and for a
-//! child, in any order. So one map is one write, one unmap is one barrier, and the table's memory is
+//! child, in any order. Only what changes the table itself is such an attribute. That a program may
+//! nest on its page table, or attach it to PASIDs, is a property of the object and divides nothing. So one map is one write, one unmap is one barrier, and the table's memory is
 //! there once. A domain is made for the first object that needs it and goes with the last.
 
 use std::{fmt, sync::Arc};
@@ -30,8 +31,6 @@ pub(crate) struct Attributes {
     /// object asked for it or not: else an object that asks could not share with one that does not,
     /// and writes through the other would be missed.
     dirty: bool,
-    nest_parent: bool,
-    pasid: bool,
 }
 
 impl Attributes {
@@ -53,8 +52,6 @@ impl Attributes {
             } else {
                 flags.contains(HwptFlags::DIRTY_TRACKING)
             },
-            nest_parent: flags.contains(HwptFlags::NEST_PARENT),
-            pasid: flags.contains(HwptFlags::PASID),
         }
     }
 
@@ -64,7 +61,6 @@ impl Attributes {
             kind: DomainKind::Unmanaged,
             format: self.format,
             dirty_tracking: self.dirty,
-            pasid_compatible: self.pasid,
         }
     }
 }

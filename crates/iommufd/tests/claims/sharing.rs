@@ -60,22 +60,20 @@ fn a_device_and_a_child_on_one_ioas_get_one_page_table_and_one_domain() {
     }
 }
 
-/// A manual page table for `manual`, the IOAS id for `automatic`: every order of attaching,
-/// detaching and destroying.
+/// A manual page table with `flags` for `manual`, the IOAS id for `automatic`: every order of
+/// attaching, detaching and destroying.
 fn manual_beside_automatic(
     m: &Machine,
+    flags: HwptFlags,
     manual: &BoundDevice,
     automatic: &BoundDevice,
-    manual_first: bool,
-    manual_leaves_first: bool,
+    (manual_first, manual_leaves_first): (bool, bool),
 ) {
     let ioas = m.ioas();
     m.map(ioas, 0x10000, PAGE);
     let attach_manual = || {
-        let hwpt = m
-            .context
-            .hwpt_alloc(HwptAlloc::new(manual.id(), ioas))
-            .unwrap();
+        let alloc = HwptAlloc::new(manual.id(), ioas).with_flags(flags);
+        let hwpt = m.context.hwpt_alloc(alloc).unwrap();
         assert_eq!(manual.attach(hwpt), Ok(hwpt));
         hwpt
     };
@@ -107,15 +105,22 @@ fn manual_beside_automatic(
 
 #[test]
 fn manual_and_automatic_page_tables_stand_on_one_domain_in_every_order() {
-    for order in 0..8 {
-        let m = machine();
-        let (pdev, mdev) = (m.pdev(1), m.mdev(2, 5));
-        let (manual, automatic) = if order & 4 == 0 {
-            (&pdev, &mdev)
-        } else {
-            (&mdev, &pdev)
-        };
-        manual_beside_automatic(&m, manual, automatic, order & 1 == 0, order & 2 == 0);
+    // A VMM with a virtual IOMMU makes a page table to nest on, and for PASIDs, where one without
+    // makes a plain one: the guest's memory is one domain all the same.
+    let nesting = HwptFlags::NEST_PARENT.with(HwptFlags::PASID);
+    let all = nesting.with(HwptFlags::DIRTY_TRACKING);
+    for flags in [HwptFlags::NONE, HwptFlags::NEST_PARENT, nesting, all] {
+        for order in 0..8 {
+            let m = machine();
+            let (pdev, mdev) = (m.pdev(1), m.mdev(2, 5));
+            let (manual, automatic) = if order & 4 == 0 {
+                (&pdev, &mdev)
+            } else {
+                (&mdev, &pdev)
+            };
+            let orders = (order & 1 == 0, order & 2 == 0);
+            manual_beside_automatic(&m, flags, manual, automatic, orders);
+        }
     }
 }
 
@@ -145,20 +150,26 @@ fn moving_between_page_tables_on_one_domain_changes_nothing_for_the_device() {
 }
 
 #[test]
-fn page_tables_whose_attributes_differ_do_not_share() {
+fn page_requests_alone_divide_the_page_tables_of_one_format() {
     let m = machine();
     let pdev = m.pdev(1);
     let ioas = m.ioas();
-    let plain = HwptAlloc::new(pdev.id(), ioas);
+    let (queue, _file) = m.context.fault_queue_alloc().unwrap();
+    let alloc = HwptAlloc {
+        fault_id: queue.get(),
+        ..HwptAlloc::new(pdev.id(), ioas)
+    };
     for (flags, domains) in [
         (HwptFlags::NONE, 1),
-        (HwptFlags::PASID, 2),
-        (HwptFlags::NEST_PARENT, 3),
+        (HwptFlags::PASID, 1),
+        (HwptFlags::NEST_PARENT, 1),
+        (HwptFlags::DIRTY_TRACKING, 1),
+        (HwptFlags::PASID.with(HwptFlags::DIRTY_TRACKING), 1),
+        (HwptFlags::FAULT_ID_VALID, 2),
+        (HwptFlags::FAULT_ID_VALID, 3),
         (HwptFlags::NONE, 3),
-        (HwptFlags::DIRTY_TRACKING, 3),
-        (HwptFlags::PASID.with(HwptFlags::DIRTY_TRACKING), 3),
     ] {
-        m.context.hwpt_alloc(plain.with_flags(flags)).unwrap();
+        m.context.hwpt_alloc(alloc.with_flags(flags)).unwrap();
         assert_eq!(m.domains().len(), domains, "{flags:?}");
     }
 }

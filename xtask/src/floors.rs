@@ -10,10 +10,12 @@
 //! A crate *outside* the floors may use any of them. It may be used by a floor only if it knows
 //! nothing of the workspace itself, as an arrow through it could otherwise point up again.
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, path::PathBuf};
 
 use anyhow::{Context, Result};
 use serde::Deserialize;
+
+use crate::modules::{CYCLE, Modules};
 
 /// Where a crate stands.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -29,6 +31,18 @@ pub enum Place {
 #[derive(Clone, Debug, Default)]
 pub struct House {
     crates: BTreeMap<String, (Option<Place>, Vec<String>)>,
+    insides: Vec<Inside>,
+}
+
+/// What a crate says of its own files ([`crate::modules`]).
+#[derive(Clone, Debug)]
+struct Inside {
+    name: String,
+    folder: PathBuf,
+    /// From the lowest.
+    folders: Vec<String>,
+    /// Files of its longest cycle of imports.
+    cycle: Option<usize>,
 }
 
 #[derive(Deserialize)]
@@ -39,6 +53,7 @@ struct Metadata {
 #[derive(Deserialize)]
 struct Package {
     name: String,
+    manifest_path: PathBuf,
     dependencies: Vec<Dependency>,
     metadata: Option<PackageMetadata>,
 }
@@ -60,6 +75,9 @@ struct Stand {
     floor: Option<u32>,
     #[serde(default)]
     outside: bool,
+    #[serde(default)]
+    folders: Vec<String>,
+    cycle: Option<usize>,
 }
 
 impl House {
@@ -72,17 +90,27 @@ impl House {
         let mut house = House::default();
         for package in metadata.packages {
             let stand = package.metadata.and_then(|metadata| metadata.ioasid);
-            let place = match stand {
+            let place = match &stand {
                 Some(Stand {
                     floor: Some(floor),
                     outside: false,
-                }) => Some(Place::Floor(floor)),
+                    ..
+                }) => Some(Place::Floor(*floor)),
                 Some(Stand {
                     floor: None,
                     outside: true,
+                    ..
                 }) => Some(Place::Outside),
                 _ => None,
             };
+            if let (Some(stand), Some(folder)) = (stand, package.manifest_path.parent()) {
+                house.insides.push(Inside {
+                    name: package.name.clone(),
+                    folder: folder.join("src"),
+                    folders: stand.folders,
+                    cycle: stand.cycle,
+                });
+            }
             let inside = package.dependencies.into_iter();
             let inside = inside.filter(|dependency| dependency.path.is_some());
             let inside = inside.map(|dependency| dependency.name).collect();
@@ -142,6 +170,41 @@ impl House {
             }
         }
         breaches
+    }
+}
+
+impl House {
+    /// Every breach of the folder rule inside a crate, one sentence each, and the longest cycle of
+    /// imports of each crate that has one.
+    ///
+    /// # Errors
+    /// If a source file cannot be read.
+    pub fn inside(&self) -> Result<(Vec<String>, Vec<String>)> {
+        let (mut breaches, mut cycles) = (Vec::new(), Vec::new());
+        for inside in &self.insides {
+            let name = &inside.name;
+            let modules = Modules::read(&inside.folder).with_context(|| name.clone())?;
+            let own = modules.breaches(&inside.folders);
+            breaches.extend(own.into_iter().map(|breach| format!("{name}: {breach}")));
+            let cycle = modules.longest_cycle();
+            let allowed = inside.cycle.unwrap_or(CYCLE);
+            let falls = inside.cycle.is_some_and(|cycle| cycle > CYCLE);
+            if cycle.len() > allowed || (falls && cycle.len() < allowed) {
+                breaches.push(format!(
+                    "{name}: the longest cycle of imports has {} files, not {allowed}: {}",
+                    cycle.len(),
+                    cycle.join(", ")
+                ));
+            }
+            if !cycle.is_empty() {
+                cycles.push(format!(
+                    "{name}: {} of {} files",
+                    cycle.len(),
+                    modules.len()
+                ));
+            }
+        }
+        Ok((breaches, cycles))
     }
 }
 

@@ -172,7 +172,10 @@ fn floors() -> Result<()> {
         .output()
         .context("cargo metadata")?;
     let house = House::from_metadata(&String::from_utf8_lossy(&output.stdout))?;
-    let breaches = house.breaches();
+    let (inside, cycles) = house.inside()?;
+    println!("floors: longest cycles of imports: {}", cycles.join("; "));
+    let mut breaches = house.breaches();
+    breaches.extend(inside);
     if breaches.is_empty() {
         println!(
             "floors: {} crates, every arrow points down",

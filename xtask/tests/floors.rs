@@ -34,6 +34,12 @@ fn every_dependency_between_crates_points_strictly_down() {
 }
 
 #[test]
+fn every_path_between_folders_points_down_and_no_cycle_of_imports_grows() {
+    let (breaches, _) = house().inside().expect("the sources are read");
+    assert_eq!(breaches, Vec::<String>::new());
+}
+
+#[test]
 fn the_client_depends_on_no_crate_of_the_workspace() {
     let none: Option<&[String]> = Some(&[]);
     assert_eq!(house().dependencies("passthrough-client"), none);

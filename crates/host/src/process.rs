@@ -18,7 +18,7 @@ use ioasid_core::{
 };
 use rustix::{
     event::{PollFd, PollFlags, Timespec, poll},
-    fs::{AtFlags, CWD, Dir, Mode, OFlags, StatxFlags},
+    fs::{AtFlags, CWD, Dir, Mode, OFlags},
     io::Errno,
     process::{Pid, PidfdFlags, PidfdGetfdFlags},
 };
@@ -168,18 +168,6 @@ impl Process {
     pub fn fd_identity(&self, fd: i32) -> Result<(u64, u64), FdError> {
         let (id, _) = identify(self.dir.as_fd(), &fd_path(fd)?).map_err(no_fd)?;
         Ok((id.dev, id.ino))
-    }
-
-    /// As [`Process::fd_identity`], with the number of the mount that the file was opened through.
-    ///
-    /// # Errors
-    /// [`FdError::NotOpen`].
-    pub fn fd_location(&self, fd: i32) -> Result<((u64, u64), u64), FdError> {
-        let flags = AtFlags::STATX_DONT_SYNC;
-        let wanted = StatxFlags::INO | StatxFlags::MNT_ID;
-        let statx = rustix::fs::statx(&self.dir, fd_path(fd)?, flags, wanted).map_err(no_fd)?;
-        let dev = rustix::fs::makedev(statx.stx_dev_major, statx.stx_dev_minor);
-        Ok(((dev, statx.stx_ino), statx.stx_mnt_id))
     }
 
     /// A duplicate of `fd`, close-on-exec. Look with [`Process::fd_identity`] first: even closing a

@@ -14,6 +14,7 @@
 //! | enqueue, 64 bytes | - | 64 bytes | 0 taken, 1 retry |
 //! | refuse, up to 15 bytes | - | the instruction | an error: the program gets its signal |
 //! | share, 1 byte | - | - | a descriptor of the page to ask in ([`crate::page`]), to be mapped and closed |
+//! | node, 1 byte | `st_dev`; the address is `st_ino` | - | major and minor number, 32 bits each; an error if it is no node |
 //! | await, 1 byte | - | - | 0 once what the session carries out for the page is done |
 //!
 //! Any other error says that the address is no register of a device that is served, or does not
@@ -40,6 +41,8 @@ pub enum Kind {
     Share = 4,
     /// Nothing: a thread waits for the answer to a question in the page.
     Await = 5,
+    /// Nothing: somebody wants to know which node a file stands for.
+    Node = 6,
 }
 
 /// Kind and size, as argument 3 has them: the kind in bits 0 to 7, the size in bytes in bits 8 to 15.
@@ -66,6 +69,7 @@ impl Shape {
             3 => Kind::Refuse,
             4 => Kind::Share,
             5 => Kind::Await,
+            6 => Kind::Node,
             _ => return None,
         };
         let size = usize::try_from(word >> 8).ok()?;
@@ -86,13 +90,14 @@ mod tests {
             Kind::Refuse,
             Kind::Share,
             Kind::Await,
+            Kind::Node,
         ] {
             for size in [1, 8, 64] {
                 let shape = Shape { kind, size };
                 assert_eq!(Shape::decode(shape.encode()), Some(shape));
             }
         }
-        for bad in [6 | 8 << 8, 0, 65 << 8, u64::MAX] {
+        for bad in [7 | 8 << 8, 0, 65 << 8, u64::MAX] {
             assert_eq!(Shape::decode(bad), None, "{bad:#x}");
         }
     }

@@ -8,7 +8,7 @@ use core::{
     sync::atomic::{AtomicUsize, Ordering},
 };
 
-use crate::{handler, sys};
+use crate::{handler, stat, sys};
 
 /// For the decoder's tables, which it makes once: nothing is given back.
 const BYTES: usize = 4 << 20;
@@ -78,6 +78,7 @@ global_asm!(
 
 extern "C" fn start() {
     handler::install();
+    stat::install();
 }
 
 /// Called by the dynamic linker before the program's own constructors.

@@ -29,7 +29,7 @@ pub struct Action {
 const INTERNAL: u64 = 0b11 << 31;
 
 #[cfg(feature = "image")]
-fn fail(errno: i32) -> c_int {
+pub(crate) fn fail(errno: i32) -> c_int {
     unsafe extern "C" {
         fn __errno_location() -> *mut c_int;
     }
@@ -39,7 +39,7 @@ fn fail(errno: i32) -> c_int {
 }
 
 #[cfg(not(feature = "image"))]
-fn fail(_errno: i32) -> c_int {
+pub(crate) fn fail(_errno: i32) -> c_int {
     -1
 }
 

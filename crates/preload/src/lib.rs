@@ -14,6 +14,7 @@
 //! * [`actions`]: what the program wants done on the signals that we use.
 //! * [`own`]: what is this process's alone, and no child's.
 //! * [`interpose`]: the functions of the C library that must not undo the handler.
+//! * [`stat`]: the functions of the C library that tell of a path what it leads to.
 //! * [`sys`]: system calls.
 //!
 //! It runs in a signal handler of a program about which nothing is known. So it needs no C library
@@ -39,4 +40,5 @@ pub mod own;
 pub mod page;
 pub mod registers;
 pub mod space;
+pub mod stat;
 pub mod sys;

@@ -1,8 +1,14 @@
 //! System calls, without a C library and without `errno`, which belongs to the program.
 
-use core::arch::{asm, global_asm};
+use core::{
+    arch::{asm, global_asm},
+    ffi::c_char,
+};
 
-use crate::call::{Kind, Shape};
+use crate::{
+    call::{Kind, Shape},
+    stat::{Stat, Statx},
+};
 
 /// Bus error: an access past the end of a mapped file.
 pub const SIGBUS: i32 = 7;
@@ -52,6 +58,8 @@ pub const UNBLOCK: i32 = 1;
 
 mod number {
     pub(super) const CLOSE: i64 = 3;
+    pub(super) const NEWFSTATAT: i64 = 262;
+    pub(super) const STATX: i64 = 332;
     pub(super) const MMAP: i64 = 9;
     pub(super) const MUNMAP: i64 = 11;
     pub(super) const RT_SIGACTION: i64 = 13;
@@ -135,6 +143,39 @@ pub fn access(address: u64, shape: u64, value: u64, buffer: *mut [u8; 64]) -> i6
             return ret;
         }
     }
+}
+
+/// `newfstatat`: 0 or a negative errno.
+///
+/// # Safety
+/// As the call's: `to` is null, or what is written there is the caller's.
+pub unsafe fn newfstatat(directory: i32, path: *const c_char, to: *mut Stat, flags: i32) -> i64 {
+    let args = [directory as u64, path as u64, to as u64, flags as u64, 0, 0];
+    // SAFETY: the caller's promise.
+    unsafe { syscall(number::NEWFSTATAT, args) }
+}
+
+/// `statx`: 0 or a negative errno.
+///
+/// # Safety
+/// As [`newfstatat`].
+pub unsafe fn statx(
+    directory: i32,
+    path: *const c_char,
+    flags: i32,
+    mask: u32,
+    to: *mut Statx,
+) -> i64 {
+    let args = [
+        directory as u64,
+        path as u64,
+        flags as u64,
+        mask.into(),
+        to as u64,
+        0,
+    ];
+    // SAFETY: the caller's promise.
+    unsafe { syscall(number::STATX, args) }
 }
 
 /// The action of `signal`; sets it first to `new`, if there is one.

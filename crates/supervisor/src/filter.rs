@@ -5,6 +5,8 @@
 //! | `ioctl` | the type byte of the request is `;`, which only VFIO and iommufd use, or it is KVM_SET_DEVICE_ATTR |
 //! | `open`, `openat` | the access mode is `O_RDWR`, as every client of these nodes uses |
 //! | `openat2` | always: its flags lie behind a pointer |
+//! | `statfs`, `fstatfs` | always: `/sys` is no sysfs for the kernel |
+//! | `mount` | always: a new sysfs on `/sys` would have none of our devices |
 //! | `execve`, `execveat` | always: the memory of the process changes under us |
 //! | `read`, `write` and their kin, `fstat`, `dup`, `close` | the descriptor is one of ours |
 //! | `mmap` | likewise, or it shares a file |
@@ -277,6 +279,9 @@ pub fn program(scope: &Scope) -> Vec<Instruction> {
     a.jump(BPF_JEQ, nr(libc::SYS_newfstatat), EmptyPath3, Next);
     a.jump(BPF_JEQ, nr(libc::SYS_statx), EmptyPath2, Next);
     a.jump(BPF_JEQ, nr(libc::SYS_openat2), Notify, Next);
+    a.jump(BPF_JEQ, nr(libc::SYS_statfs), Notify, Next);
+    a.jump(BPF_JEQ, nr(libc::SYS_fstatfs), Notify, Next);
+    a.jump(BPF_JEQ, nr(libc::SYS_mount), Notify, Next);
     a.jump(BPF_JEQ, nr(libc::SYS_execve), Notify, Next);
     a.jump(BPF_JEQ, nr(libc::SYS_execveat), Notify, Allow);
 
@@ -458,6 +463,9 @@ mod tests {
                 [896, libc::F_DUPFD_CLOEXEC as u64, 3, 0, 0, 0],
             ),
             (libc::SYS_execve, [0; 6]),
+            (libc::SYS_statfs, [0; 6]),
+            (libc::SYS_mount, [0; 6]),
+            (libc::SYS_fstatfs, [3, 0, 0, 0, 0, 0]),
         ];
         let passed: &[(i64, [u64; 6])] = &[
             (libc::SYS_ioctl, [896, 0x5401, 0, 0, 0, 0]),

@@ -5,6 +5,7 @@
 //! few system calls that concern us to the machine.
 //!
 //! * [`view`]: what this crate needs of a machine, as a trait.
+//! * `placeholder`: the files that stand for nodes, known by their inodes.
 //! * [`launch`]: the child side. Namespaces, `/dev`, `/sys`, the filter, then `execve`.
 //! * [`filter`]: the filter, about forty hand-written instructions.
 //! * `preload`: the library that a program is started with, for the registers that it maps.
@@ -27,6 +28,7 @@ mod entries;
 pub mod filter;
 pub mod launch;
 pub mod listener;
+mod placeholder;
 mod preload;
 mod ptrace;
 pub mod run;

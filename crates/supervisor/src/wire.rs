@@ -59,8 +59,6 @@ pub struct Placeholder {
     pub dev: u64,
     /// Inode number.
     pub ino: u64,
-    /// The mount that tells it from other files of this inode, if there are some.
-    pub mount: Option<u64>,
     /// The node it stands for.
     pub node: NodeName,
 }
@@ -153,6 +151,9 @@ pub enum Mode {
     Namespaces {
         /// The files that stand for our nodes.
         placeholders: Vec<Placeholder>,
+        /// Device number of the file system that our part of `/sys` lies on; `None` if `/sys` is the
+        /// host's.
+        sys: Option<u64>,
     },
     /// Every call that takes a path is trapped.
     Paths {
@@ -426,9 +427,9 @@ mod tests {
                 placeholders: vec![Placeholder {
                     dev: 1,
                     ino: u64::MAX,
-                    mount: Some(7),
                     node: NodeName::Device("vfio0".to_owned()),
                 }],
+                sys: Some(u64::MAX),
             },
             mmio: Mmio::Ptrace,
         };

@@ -1,32 +1,33 @@
-//! The program's `/dev`: the host's nodes, and placeholder files for ours.
-//!
-//! A placeholder stands for a node of ours. It cannot be a device node of its own: a user namespace has
-//! no `mknod`. So it is the host's `/dev/null`, bound, and known by that mount: a path to it shows a
-//! character device, as programs expect. Where it cannot be bound, it is an empty file.
+//! The program's `/dev`: the host's nodes, and placeholders for ours.
 
 use std::{
-    fs::{self, FileType, OpenOptions, Permissions},
+    fs::{self, FileType, Permissions},
     io,
     os::{
-        fd::{AsRawFd, OwnedFd},
+        fd::{AsFd, AsRawFd, OwnedFd},
         unix::fs::{FileTypeExt, PermissionsExt, symlink},
     },
     path::{Path, PathBuf},
 };
 
 use rustix::{
-    fs::{AtFlags, CWD, Mode, OFlags, StatxFlags},
+    fs::{CWD, Mode, OFlags, mknodat},
     mount::{MountFlags, mount, mount_bind, mount_bind_recursive},
 };
 
-use crate::wire::{NodeName, Placeholder};
+use super::terminals::Terminals;
+use crate::{
+    placeholder,
+    wire::{NodeName, Placeholder},
+};
 
 /// What of the host's `/dev` is replaced by ours.
 const OURS: [&str; 3] = ["iommu", "ioasid", "vfio"];
 
-/// Covers `/dev` and returns the inodes that stand for our nodes.
+/// Covers `/dev` and returns the files that stand for our nodes.
 pub(super) fn build(nodes: &[String], groups: &[u32]) -> io::Result<Vec<Placeholder>> {
     let dev = Path::new("/dev");
+    let terminals = Terminals::new(dev);
     let host = cover(dev)?;
     for entry in fs::read_dir(&host.path)? {
         let entry = entry?;
@@ -39,17 +40,17 @@ pub(super) fn build(nodes: &[String], groups: &[u32]) -> io::Result<Vec<Placehol
             entry.file_type()?,
         )?;
     }
+    terminals.settle(&host.path, dev);
 
     make_directory(&dev.join("vfio"))?;
     make_directory(&dev.join("vfio/devices"))?;
-    let null = host.path.join("null");
     let mut placeholders = Vec::new();
     for (name, node) in NodeName::FIXED {
-        placeholders.push(placeholder(&dev.join(name), &null, node)?);
+        placeholders.push(placeholder(&dev.join(name), node)?);
     }
     for group in groups {
         let path = dev.join("vfio").join(group.to_string());
-        placeholders.push(placeholder(&path, &null, NodeName::Group(*group))?);
+        placeholders.push(placeholder(&path, NodeName::Group(*group))?);
     }
     for name in nodes {
         if name.is_empty() || name.contains('/') || name.starts_with('.') {
@@ -60,7 +61,7 @@ pub(super) fn build(nodes: &[String], groups: &[u32]) -> io::Result<Vec<Placehol
         }
         let node = NodeName::Device(name.clone());
         let path = dev.join("vfio/devices").join(name);
-        placeholders.push(placeholder(&path, &null, node)?);
+        placeholders.push(placeholder(&path, node)?);
     }
     Ok(placeholders)
 }
@@ -69,7 +70,17 @@ pub(super) fn build(nodes: &[String], groups: &[u32]) -> io::Result<Vec<Placehol
 pub(super) struct Covered {
     /// A path that leads to it, as long as this lives.
     pub(super) path: PathBuf,
-    _directory: OwnedFd,
+    directory: OwnedFd,
+}
+
+impl Covered {
+    /// Makes it the working directory, for a process that has no `/proc` of its own: a path that leads to
+    /// it is `.` then.
+    pub(super) fn enter(mut self) -> io::Result<Self> {
+        rustix::process::fchdir(&self.directory)?;
+        self.path = PathBuf::from(".");
+        Ok(self)
+    }
 }
 
 /// Mounts an empty tmpfs over `target`: mode 755 and not sticky, since the kernel refuses to open
@@ -89,7 +100,7 @@ pub(super) fn cover(target: &Path) -> io::Result<Covered> {
     )?;
     Ok(Covered {
         path: PathBuf::from(format!("/proc/self/fd/{}", directory.as_raw_fd())),
-        _directory: directory,
+        directory,
     })
 }
 
@@ -105,7 +116,7 @@ pub(super) fn bring(host: &Path, target: &Path, kind: FileType) -> io::Result<()
         fs::create_dir(target)?;
         mount_bind_recursive(host, target).map_err(io::Error::from)
     } else {
-        fs::write(target, b"")?;
+        make_mount_point(target, kind)?;
         let bound = mount_bind(host, target).map_err(io::Error::from);
         if bound.is_err() {
             fs::remove_file(target)?;
@@ -118,23 +129,38 @@ pub(super) fn bring(host: &Path, target: &Path, kind: FileType) -> io::Result<()
     Ok(())
 }
 
+/// Makes a file that something of this kind can be bound over. It is of that kind itself where that is
+/// allowed, since a listing of the directory tells the type of what is covered.
+fn make_mount_point(target: &Path, kind: FileType) -> io::Result<()> {
+    let same = if kind.is_char_device() {
+        Some(rustix::fs::FileType::CharacterDevice)
+    } else if kind.is_block_device() {
+        Some(rustix::fs::FileType::BlockDevice)
+    } else if kind.is_socket() {
+        Some(rustix::fs::FileType::Socket)
+    } else if kind.is_fifo() {
+        Some(rustix::fs::FileType::Fifo)
+    } else {
+        None
+    };
+    // A character device with the number 0 takes no privilege (`vfs_mknod` in fs/namei.c).
+    match same.map(|same| mknodat(CWD, target, same, Mode::empty(), 0)) {
+        Some(Ok(())) => Ok(()),
+        _ => fs::write(target, b""),
+    }
+}
+
 /// Makes a directory that everybody may search, whatever the umask says.
 pub(super) fn make_directory(path: &Path) -> io::Result<()> {
     fs::create_dir(path)?;
     fs::set_permissions(path, Permissions::from_mode(0o755))
 }
 
-fn placeholder(path: &Path, null: &Path, node: NodeName) -> io::Result<Placeholder> {
-    let file = OpenOptions::new().write(true).create_new(true).open(path)?;
-    file.set_permissions(Permissions::from_mode(0o666))?;
-    let is_node = fs::metadata(null).is_ok_and(|null| null.file_type().is_char_device());
-    let bound = is_node && mount_bind(null, path).is_ok();
-    let wanted = StatxFlags::INO | StatxFlags::MNT_ID;
-    let statx = rustix::fs::statx(CWD, path, AtFlags::SYMLINK_NOFOLLOW, wanted)?;
-    Ok(Placeholder {
-        dev: rustix::fs::makedev(statx.stx_dev_major, statx.stx_dev_minor),
-        ino: statx.stx_ino,
-        mount: bound.then_some(statx.stx_mnt_id),
-        node,
-    })
+fn placeholder(path: &Path, node: NodeName) -> io::Result<Placeholder> {
+    let split = path.parent().zip(path.file_name().and_then(|n| n.to_str()));
+    let (parent, name) = split.ok_or(io::ErrorKind::InvalidInput)?;
+    let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    let parent = rustix::fs::open(parent, flags, Mode::empty())?;
+    let (dev, ino) = placeholder::make(parent.as_fd(), name)?;
+    Ok(Placeholder { dev, ino, node })
 }

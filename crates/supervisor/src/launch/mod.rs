@@ -17,7 +17,9 @@
 mod dev;
 mod error;
 mod namespace;
+pub(crate) mod remount;
 mod sysfs;
+mod terminals;
 
 use std::{
     ffi::OsString,
@@ -53,6 +55,9 @@ pub(crate) const NO_NAMESPACES: &str = "no-namespaces";
 /// Instead of a descriptor: keep answering a listener whose machine is gone.
 pub const LINGER: &str = "--linger";
 
+/// Instead of a descriptor: mount a sysfs for a program that runs already.
+const REMOUNT: &str = "--sysfs";
+
 /// Exit status: we failed ourselves.
 pub const EXIT_FAILED: u8 = 125;
 /// Exit status: the program was found and could not be executed.
@@ -76,6 +81,9 @@ pub fn main(args: impl IntoIterator<Item = OsString>) -> ExitCode {
     let first = args.next();
     if first.as_ref().is_some_and(|word| word == LINGER) {
         return linger(args.next());
+    }
+    if first.as_ref().is_some_and(|word| word == REMOUNT) {
+        return remount::main(args.next());
     }
     let mode = args.next();
     match launch(first, mode, args.collect()) {
@@ -136,9 +144,9 @@ fn settle(description: &Description, mode: Option<OsString>) -> Result<Mode, Lau
     namespace::enter()?;
     let placeholders =
         dev::build(&description.nodes, &description.groups).map_err(LaunchError::Dev)?;
-    sysfs::build(&description.sysfs)?;
+    let sys = sysfs::build(&description.sysfs)?;
     return_to(directory);
-    Ok(Mode::Namespaces { placeholders })
+    Ok(Mode::Namespaces { placeholders, sys })
 }
 
 /// The inherited socket, which the program must not inherit.

@@ -8,28 +8,37 @@ use std::{
     collections::BTreeMap,
     fs::{self, Permissions},
     io,
-    os::unix::fs::{PermissionsExt, symlink},
+    os::unix::fs::{MetadataExt, PermissionsExt, symlink},
     path::Path,
 };
 
 use super::{
     LaunchError,
-    dev::{bring, cover, make_directory},
+    dev::{Covered, bring, cover, make_directory},
 };
 use crate::{
     entries::{Tree, plant},
     view::SysfsEntry,
 };
 
-/// Covers `/sys`. Does nothing if there is nothing to add.
-pub(super) fn build(entries: &[SysfsEntry]) -> Result<(), LaunchError> {
+/// Where it is.
+const SYS: &str = "/sys";
+
+/// Covers `/sys` and returns the device number of what it is covered with. Does nothing if there is
+/// nothing to add.
+pub(super) fn build(entries: &[SysfsEntry]) -> Result<Option<u64>, LaunchError> {
     if entries.is_empty() {
-        return Ok(());
+        return Ok(None);
     }
+    let host = cover(Path::new(SYS)).map_err(LaunchError::Sys)?;
+    fill(&host, entries).map(Some)
+}
+
+/// Fills what `host` is covered with; returns its device number.
+pub(super) fn fill(host: &Covered, entries: &[SysfsEntry]) -> Result<u64, LaunchError> {
     let tree = plant(entries).map_err(|path| LaunchError::SysEntry(path.0))?;
-    let sys = Path::new("/sys");
-    let host = cover(sys).map_err(LaunchError::Sys)?;
-    mirror(Some(&host.path), sys, &tree).map_err(LaunchError::Sys)
+    mirror(Some(&host.path), Path::new(SYS), &tree).map_err(LaunchError::Sys)?;
+    Ok(fs::metadata(SYS).map_err(LaunchError::Sys)?.dev())
 }
 
 fn mirror(host: Option<&Path>, target: &Path, ours: &BTreeMap<String, Tree>) -> io::Result<()> {

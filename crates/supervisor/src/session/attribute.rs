@@ -169,7 +169,7 @@ impl Server {
             return attributes.find(|known| known.as_bytes() == below).cloned();
         }
         let (tid, PathArgument { dirfd, follow, .. }) = (request.tid, argument);
-        let (identity, _) = path::look_up(process, tid, dirfd, path, follow)?;
+        let identity = path::look_up(process, tid, dirfd, path, follow)?;
         let sys = live::root(tid, "sys").ok()?;
         let is_it = |known: &&String| {
             let stat = statat(&sys, known.as_str(), AtFlags::SYMLINK_NOFOLLOW);

@@ -153,13 +153,16 @@ impl Server {
             libc::SYS_pwritev => self.transfer(request, process, Direction::Write, Shape::VectorAt),
             libc::SYS_preadv2 => self.transfer(request, process, Direction::Read, Shape::Vector2),
             libc::SYS_pwritev2 => self.transfer(request, process, Direction::Write, Shape::Vector2),
-            libc::SYS_fstat => self.stat(process, args[0], args[1]),
+            libc::SYS_fstat => self.stat(request, process, args[0], args[1]),
             libc::SYS_newfstatat if means_descriptor(process, args[1], args[3]) => {
-                self.stat(process, args[0], args[2])
+                self.stat(request, process, args[0], args[2])
             }
             libc::SYS_statx if means_descriptor(process, args[1], args[2]) => {
-                self.statx(process, args[0], args[4])
+                self.statx(request, process, args[0], args[4])
             }
+            libc::SYS_mount => self.mount(request, process),
+            libc::SYS_statfs => self.statfs(request, process, args[0], args[1]),
+            libc::SYS_fstatfs => self.fstatfs(request, process, args[0], args[1]),
             _ if self.overlay.is_some() && is_about_a_path(request.nr) => {
                 self.path_call(request, process)
             }
@@ -214,11 +217,10 @@ impl Server {
         let Some(mut identity) = self.identity(process, fd) else {
             return Ok(Answer::Proceed);
         };
-        if self.files.get(identity).is_none() && self.may_be_a_node(identity) {
-            let location = process.fd_location(fd as i32)?;
-            if let Some(node) = self.node_at(location).cloned() {
-                identity = self.bind_late(request, fd as u32, node)?;
-            }
+        if self.files.get(identity).is_none()
+            && let Some(node) = self.node_at(identity).cloned()
+        {
+            identity = self.bind_late(request, fd as u32, node)?;
         }
         if !self.mappings.is_empty() && uapi::iommufd::command_name(cmd) == Some("DESTROY") {
             self.forget_mappings(identity);
@@ -259,19 +261,39 @@ impl Server {
         found.map_or((0, 0), |p| (p.dev, p.ino))
     }
 
-    fn stat(&mut self, process: &Arc<Process>, fd: u64, address: u64) -> Outcome {
-        let Some(stat) = self.facts(process, fd) else {
-            return Ok(Answer::Proceed);
+    fn stat(
+        &mut self,
+        request: &Request,
+        process: &Arc<Process>,
+        fd: u64,
+        address: u64,
+    ) -> Outcome {
+        let stat = match self.facts(process, fd) {
+            Some(facts) => facts.stat(),
+            None => match self.stat_of_link(request, fd) {
+                Some(stat) => stat.into(),
+                None => return Ok(Answer::Proceed),
+            },
         };
-        process.write(address, stat.stat().as_bytes())?;
+        process.write(address, stat.as_bytes())?;
         Ok(Answer::Value(0))
     }
 
-    fn statx(&mut self, process: &Arc<Process>, fd: u64, address: u64) -> Outcome {
-        let Some(stat) = self.facts(process, fd) else {
-            return Ok(Answer::Proceed);
+    fn statx(
+        &mut self,
+        request: &Request,
+        process: &Arc<Process>,
+        fd: u64,
+        address: u64,
+    ) -> Outcome {
+        let statx = match self.facts(process, fd) {
+            Some(facts) => facts.statx(),
+            None => match self.statx_of_link(request, fd) {
+                Some(statx) => statx.into(),
+                None => return Ok(Answer::Proceed),
+            },
         };
-        process.write(address, stat.statx().as_bytes())?;
+        process.write(address, statx.as_bytes())?;
         Ok(Answer::Value(0))
     }
 

@@ -17,8 +17,9 @@ use rustix::{
 
 use super::{Server, overlay::Overlay};
 use crate::{
+    placeholder,
     run::describe,
-    view::{MachineView, SysfsKind},
+    view::{MachineView, SysfsEntry, SysfsKind},
     wire::{Description, NodeName, Placeholder},
 };
 
@@ -40,6 +41,11 @@ impl Shown {
             description: describe(view, vm),
             attributes: view.attributes(vm),
         }
+    }
+
+    /// What is added to `/sys`.
+    pub(super) fn sysfs(&self) -> &[SysfsEntry] {
+        &self.description.sysfs
     }
 
     /// Attributes that can be written, below `/sys`.
@@ -95,14 +101,11 @@ impl Server {
         }
         for (path, node) in new {
             if !old.contains_key(&path) {
-                match create(dev, &path, b"", 0o666) {
-                    Ok((dev, ino)) => self.placeholders.push(Placeholder {
-                        dev,
-                        ino,
-                        mount: None,
-                        node,
-                    }),
-                    error => report(&path, error.map(drop)),
+                let made = parent(dev, &path)
+                    .and_then(|(directory, name)| placeholder::make(directory.as_fd(), name));
+                match made {
+                    Ok((dev, ino)) => self.placeholders.push(Placeholder { dev, ino, node }),
+                    Err(error) => report(&path, Err(error)),
                 }
             }
         }

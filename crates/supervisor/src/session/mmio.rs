@@ -157,7 +157,7 @@ pub(super) fn carry_out(
     let allowed = match shape.kind {
         Kind::Load => place.readable,
         Kind::Store | Kind::Enqueue => place.writable,
-        Kind::Refuse | Kind::Share | Kind::Await => false,
+        Kind::Refuse | Kind::Share | Kind::Await | Kind::Node => false,
     };
     if !allowed || place.left < shape.size as u64 - 1 {
         return Err(Errno::EFAULT);
@@ -186,6 +186,11 @@ impl Server {
         let mut data = [0; 64];
         match shape.kind {
             Kind::Share => return self.share(request, process),
+            Kind::Node => {
+                let node = self.node_at((value, address)).ok_or(Errno::ENOENT)?;
+                let (major, minor) = self.rdev_of(node).ok_or(Errno::ENOENT)?;
+                return Ok(Answer::Value(u64::from(major) << 32 | u64::from(minor)));
+            }
             Kind::Await => {
                 self.traps.attendant.settle(process);
                 return Ok(Answer::Value(0));

@@ -13,14 +13,17 @@ mod failing;
 mod files;
 mod identities;
 mod kvm;
+mod listing;
 mod live;
 mod mmap;
 mod mmio;
+mod mount;
 mod open;
 mod overlay;
 mod path;
 mod paths;
 mod stat;
+mod statfs;
 mod status;
 mod trace;
 mod transfer;
@@ -104,11 +107,11 @@ impl Session {
             requests: Arc::default(),
             open_files: AtomicUsize::new(0),
         });
-        let (placeholders, overlay) = match attach.mode {
-            Mode::Namespaces { placeholders } => (placeholders, None),
+        let (placeholders, overlay, sys) = match attach.mode {
+            Mode::Namespaces { placeholders, sys } => (placeholders, None, sys),
             Mode::Paths { .. } => {
                 let overlay = Overlay::new(&describe(&*view, shared.vm.as_deref()))?;
-                (overlay.placeholders(), Some(overlay))
+                (overlay.placeholders(), Some(overlay), None)
             }
         };
         if !can_take_descriptors() {
@@ -130,6 +133,7 @@ impl Session {
             closer,
             placeholders,
             overlay,
+            sys: sys.into_iter().collect(),
             shown,
             base: attach.base,
             warned: Cell::new(false),
@@ -234,6 +238,8 @@ struct Server {
     placeholders: Vec<Placeholder>,
     /// Our `/dev` and `/sys`, if the program has no namespace with them.
     overlay: Option<Overlay>,
+    /// Device numbers of the file systems of our part of the programs' `/sys`, if they have one.
+    sys: Vec<u64>,
     /// What the program has been shown of the machine.
     shown: Shown,
     base: u32,

@@ -17,7 +17,7 @@ use super::{
     Server,
     calls::{Answer, Outcome},
     files::{Identity, Node, Object},
-    path::{self, Location},
+    path,
     paths::PathArgument,
 };
 use crate::{filter::RESERVED_FDS, listener::Request, wire::NodeName};
@@ -130,7 +130,7 @@ impl Server {
             return self.hand_over(request, process, file.as_fd(), self.base, cloexec);
         }
         let node = if trapped && path::descriptor_path(path.as_bytes()).is_none() {
-            self.open_path(request, &path, argument, flags)
+            self.open_path(request, process, &path, argument, flags)
         } else if never_a_node {
             Err(Answer::Proceed)
         } else {
@@ -158,13 +158,13 @@ impl Server {
         path: &CString,
         PathArgument { dirfd, follow, .. }: PathArgument,
     ) -> Result<Result<NodeName, Answer>, Errno> {
-        let Some(location) = path::look_up(process, request.tid, dirfd, path, follow) else {
+        let Some(identity) = path::look_up(process, request.tid, dirfd, path, follow) else {
             return Ok(Err(Answer::Proceed));
         };
-        if let Some(node) = self.node_at(location) {
+        if let Some(node) = self.node_at(identity) {
             return Ok(Ok(node.clone()));
         }
-        match self.files.get(location.0) {
+        match self.files.get(identity) {
             // A file of ours that is opened again through /proc is a new open of its node.
             Some(file) => Ok(Ok(file.node.as_ref().ok_or(Errno::ENXIO)?.name.clone())),
             None => Ok(Err(Answer::Proceed)),
@@ -172,18 +172,10 @@ impl Server {
     }
 
     /// The node that a file stands for.
-    pub(super) fn node_at(&self, (identity, mount): Location) -> Option<&NodeName> {
-        let found = self.placeholders.iter().find(|placeholder| {
-            (placeholder.dev, placeholder.ino) == identity
-                && placeholder.mount.is_none_or(|its| its == mount)
-        });
-        found.map(|placeholder| &placeholder.node)
-    }
-
-    /// Whether a file with this inode may stand for a node.
-    pub(super) fn may_be_a_node(&self, identity: Identity) -> bool {
+    pub(super) fn node_at(&self, identity: Identity) -> Option<&NodeName> {
         let mut all = self.placeholders.iter();
-        all.any(|placeholder| (placeholder.dev, placeholder.ino) == identity)
+        let found = all.find(|placeholder| (placeholder.dev, placeholder.ino) == identity);
+        found.map(|placeholder| &placeholder.node)
     }
 
     /// The device number of a node.
@@ -249,7 +241,7 @@ impl Server {
     }
 
     /// Gives `file` a number of ours in the program's table, and that number as the answer.
-    fn hand_over(
+    pub(super) fn hand_over(
         &self,
         request: &Request,
         process: &Process,

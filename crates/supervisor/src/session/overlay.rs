@@ -11,7 +11,7 @@
 use std::{
     collections::BTreeMap,
     ffi::OsString,
-    fs::{self, OpenOptions, Permissions},
+    fs::{self, File, OpenOptions, Permissions},
     io::{self, Write},
     os::{
         fd::{AsFd, OwnedFd},
@@ -35,6 +35,9 @@ use crate::{
 
 /// Links that are followed on the way, as in Linux (`MAXSYMLINKS`).
 const MAX_LINKS: usize = 40;
+
+/// Under this name in the scratch directory are the files that stand for links.
+const LINKS: &[u8] = b"/.links";
 
 /// What one of our paths is.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -150,7 +153,8 @@ impl Overlay {
 
     /// The files that stand for nodes, by inode.
     pub(super) fn placeholders(&self) -> Vec<Placeholder> {
-        let nodes = self.entries.iter().filter_map(|(path, entry)| {
+        // Of the two names of `/dev/iommu`, the usual one first: `fstat` tells of that.
+        let nodes = self.entries.iter().rev().filter_map(|(path, entry)| {
             let Entry::Node(node) = entry else {
                 return None;
             };
@@ -158,7 +162,6 @@ impl Overlay {
             Some(Placeholder {
                 dev: metadata.dev(),
                 ino: metadata.ino(),
-                mount: None,
                 node: node.clone(),
             })
         });
@@ -174,7 +177,22 @@ impl Overlay {
     /// The path that a file in the scratch directory stands for.
     pub(super) fn path_of(&self, file: &[u8]) -> Option<Vec<u8>> {
         let path = file.strip_prefix(self.scratch.as_slice())?;
+        let path = path.strip_prefix(LINKS).unwrap_or(path);
         path.starts_with(b"/").then(|| path.to_vec())
+    }
+
+    /// An open file that stands for a link of ours: the link itself, as `O_PATH | O_NOFOLLOW` opens it,
+    /// is what no process can be given.
+    pub(super) fn open_link(&self, path: &[u8]) -> io::Result<OwnedFd> {
+        let file = self.in_scratch(&[LINKS, path].concat());
+        if let Some(parent) = file.parent() {
+            fs::create_dir_all(parent)?;
+        }
+        match write_file(&file, b"", 0o444) {
+            Err(error) if error.kind() != io::ErrorKind::AlreadyExists => return Err(error),
+            _ => {}
+        }
+        Ok(File::open(&file)?.into())
     }
 
     pub(super) fn get(&self, path: &[u8]) -> Option<&Entry> {

@@ -1,19 +1,16 @@
 //! Which file a path of the program's means.
 //!
 //! The path is looked up as the program would, in its root and from its working directory, and what
-//! comes out is an inode on a mount. A link or a detour to a node is therefore the node. A look-up that this
+//! comes out is an inode. A link, a detour or a bind mount of a node is therefore the node. A look-up that this
 //! cannot do (an absolute link below a relative path) is left to the kernel, which opens the
 //! placeholder; the session then puts a file of ours in its place at the first ioctl.
 
-use std::{
-    ffi::CString,
-    os::fd::{AsFd, OwnedFd},
-};
+use std::{ffi::CString, os::fd::OwnedFd};
 
 use ioasid_core::host::Caller;
 use ioasid_host::Process;
 use rustix::{
-    fs::{AtFlags, CWD, Mode, OFlags, ResolveFlags, StatxFlags, makedev, openat, openat2, statx},
+    fs::{CWD, Mode, OFlags, ResolveFlags, fstat, openat, openat2},
     io::Errno,
 };
 
@@ -44,19 +41,16 @@ pub(super) fn read_path(process: &Process, address: u64) -> Option<CString> {
     None
 }
 
-/// A file that a path leads to: its inode, and the mount it was found through.
-pub(super) type Location = (Identity, u64);
-
-/// The file that `path` leads to for the thread `tid`, from its descriptor `dirfd`.
+/// The inode of the file that `path` leads to for the thread `tid`, from its descriptor `dirfd`.
 pub(super) fn look_up(
     process: &Process,
     tid: u32,
     dirfd: i32,
     path: &CString,
     follow: bool,
-) -> Option<Location> {
+) -> Option<Identity> {
     if let Some(fd) = descriptor_path(path.as_bytes()) {
-        return process.fd_location(fd).ok();
+        return process.fd_identity(fd).ok();
     }
     let mut flags = OFlags::PATH | OFlags::CLOEXEC;
     if !follow {
@@ -72,10 +66,8 @@ pub(super) fn look_up(
         let dir = directory(&format!("/proc/{tid}/fd/{dirfd}")).ok()?;
         openat(dir, path, flags, Mode::empty())
     };
-    let wanted = StatxFlags::INO | StatxFlags::MNT_ID;
-    let statx = statx(found.ok()?.as_fd(), "", AtFlags::EMPTY_PATH, wanted).ok()?;
-    let dev = makedev(statx.stx_dev_major, statx.stx_dev_minor);
-    Some(((dev, statx.stx_ino), statx.stx_mnt_id))
+    let stat = fstat(found.ok()?).ok()?;
+    Some((stat.st_dev, stat.st_ino))
 }
 
 fn directory(path: &str) -> Result<OwnedFd, Errno> {

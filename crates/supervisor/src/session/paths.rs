@@ -5,7 +5,8 @@
 
 use std::{
     ffi::CString,
-    os::fd::{AsFd, OwnedFd},
+    os::fd::{AsFd, BorrowedFd, OwnedFd},
+    path::PathBuf,
     sync::Arc,
 };
 
@@ -23,13 +24,10 @@ use super::{
     overlay::{Entry, Overlay, Place},
     path, stat,
 };
-use crate::{listener::Request, sys, wire::NodeName};
+use crate::{listener::Request, wire::NodeName};
 
 /// Longest target of a link that is handed over.
 const MAX_TARGET: usize = 4096;
-
-/// Most bytes of one `getdents64`.
-const MAX_LISTING: u64 = 1 << 20;
 
 /// Flags of an open that say how a file of ours is opened; those that make files are not among them.
 const OPEN_FLAGS: u64 = (libc::O_ACCMODE
@@ -71,9 +69,10 @@ impl PathArgument {
 }
 
 /// An entry of ours that was found.
-struct Found<'a> {
+pub(super) struct Found<'a> {
     overlay: &'a Overlay,
-    path: Vec<u8>,
+    /// Its absolute path.
+    pub(super) path: Vec<u8>,
     entry: &'a Entry,
 }
 
@@ -140,14 +139,14 @@ impl Server {
         argument: PathArgument,
     ) -> Result<Found<'_>, Answer> {
         let overlay = self.overlay.as_ref().ok_or(Answer::Proceed)?;
-        let (root, own_root) = root_of(request.tid).map_err(|errno| {
+        let (root, foreign) = root_of(request.tid).map_err(|errno| {
             if errno == Errno::ACCESS {
                 self.warn_of_closed_memory(&ProcessError::Denied);
             }
             Answer::Proceed
         })?;
-        // A program that has changed its root has left our entries behind.
-        if own_root {
+        // A program that has changed its root may have left our entries behind.
+        if foreign {
             return Err(Answer::Proceed);
         }
         let path = path.as_bytes();
@@ -184,7 +183,13 @@ impl Server {
             .map(|found| found.path)
     }
 
-    fn find_argument(
+    /// The absolute path of the entry of ours that descriptor `fd` is, if the program has no namespace.
+    pub(super) fn path_of_descriptor(&self, request: &Request, fd: u64) -> Option<Vec<u8>> {
+        let overlay = self.overlay.as_ref()?;
+        overlay.path_of(&link_of(request.tid, &format!("fd/{}", fd as i32))?)
+    }
+
+    pub(super) fn find_argument(
         &self,
         request: &Request,
         process: &Process,
@@ -201,11 +206,15 @@ impl Server {
     pub(super) fn open_path(
         &self,
         request: &Request,
+        process: &Process,
         path: &CString,
         argument: PathArgument,
         flags: u64,
     ) -> Result<NodeName, Answer> {
         let has = |flag: i32| flags & flag as u64 != 0;
+        if let Some(directory) = self.merged_directory(request, path, argument) {
+            return Err(self.give(request, directory.as_fd(), has(libc::O_CLOEXEC)));
+        }
         let found = self.find(request, path, argument)?;
         if let Entry::Node(node) = found.entry
             && !has(libc::O_PATH)
@@ -219,18 +228,57 @@ impl Server {
         if has(libc::O_CREAT) && has(libc::O_EXCL) {
             return Err(Answer::Fails(Errno::EXIST));
         }
-        let flags = (flags & OPEN_FLAGS) | (libc::O_NOFOLLOW | libc::O_CLOEXEC) as u64;
+        let cloexec = has(libc::O_CLOEXEC);
+        if matches!(found.entry, Entry::Link(_)) && has(libc::O_PATH) && !has(libc::O_DIRECTORY) {
+            let Ok(file) = found.overlay.open_link(&found.path) else {
+                return Err(Answer::Fails(Errno::NOMEM));
+            };
+            // On a number of ours `fstat` is asked about.
+            let given = self.hand_over(request, process, file.as_fd(), self.base, cloexec);
+            return Err(given.unwrap_or(Answer::Fails(Errno::MFILE)));
+        }
+        let mut flags = (flags & OPEN_FLAGS) | (libc::O_NOFOLLOW | libc::O_CLOEXEC) as u64;
+        if has(libc::O_PATH) {
+            // The kernel gives a process no descriptor of that kind (`seccomp_notify_addfd`).
+            flags &= !(libc::O_PATH | libc::O_ACCMODE) as u64;
+        }
         let flags = OFlags::from_bits_retain(flags as u32);
         let file = found.overlay.in_scratch(&found.path);
         let file = openat(CWD, file, flags, Mode::empty()).map_err(Answer::Fails)?;
+        Err(self.give(request, file.as_fd(), cloexec))
+    }
+
+    /// Answers an open with `file`, on any number.
+    fn give(&self, request: &Request, file: BorrowedFd<'_>, cloexec: bool) -> Answer {
         let listener = &self.shared.listener;
-        match listener.reply_with_fd(request.id, file.as_fd(), None, has(libc::O_CLOEXEC)) {
-            Ok(_) => Err(Answer::Answered),
-            Err(error) => {
-                let errno = Errno::from_io_error(&error).unwrap_or(Errno::MFILE);
-                Err(Answer::Fails(errno))
-            }
+        match listener.reply_with_fd(request.id, file, None, cloexec) {
+            Ok(_) => Answer::Answered,
+            Err(error) => Answer::Fails(Errno::from_io_error(&error).unwrap_or(Errno::MFILE)),
         }
+    }
+
+    /// The host's directory with entries of ours that a path leads to from one that only we have, as
+    /// `..` does. Everybody may list it: it is opened with our rights.
+    fn merged_directory(
+        &self,
+        request: &Request,
+        path: &CString,
+        PathArgument { dirfd, follow, .. }: PathArgument,
+    ) -> Option<OwnedFd> {
+        let (overlay, path) = (self.overlay.as_ref()?, path.as_bytes());
+        if path.starts_with(b"/") {
+            return None;
+        }
+        let (start, _) = start_of(overlay, request.tid, dirfd).filter(|(_, inside)| *inside)?;
+        let (root, _) = root_of(request.tid).ok().filter(|(_, foreign)| !foreign)?;
+        let Place::Host(found) = overlay.walk(&root, &start, path, follow)? else {
+            return None;
+        };
+        overlay.get(&found).filter(|entry| **entry == Entry::Dir)?;
+        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        let directory = openat(&root, relative(&found), flags, Mode::empty()).ok()?;
+        let mode = rustix::fs::fstat(&directory).ok()?.st_mode;
+        (mode & 0o5 == 0o5).then_some(directory)
     }
 
     /// `stat` and its kin.
@@ -341,7 +389,10 @@ impl Server {
                 follow: false,
             };
             if text.is_empty() {
-                return Ok(Answer::Proceed);
+                let Some((_, target)) = self.link_behind(request, dirfd as u64) else {
+                    return Ok(Answer::Proceed);
+                };
+                return copy_target(process, target, buffer, size);
             }
             match self.find(request, &text, argument) {
                 Ok(Found {
@@ -352,12 +403,30 @@ impl Server {
                 Err(answer) => return Ok(answer),
             }
         };
-        let Some(size) = usize::try_from(size).ok().filter(|size| *size > 0) else {
-            return Ok(Answer::Fails(Errno::INVAL));
-        };
-        let len = target.len().min(size).min(MAX_TARGET);
-        process.write(buffer, target.get(..len).unwrap_or_default())?;
-        Ok(Answer::Value(len as u64))
+        copy_target(process, &target, buffer, size)
+    }
+
+    /// The link of ours that descriptor `fd` stands for: its path and its target.
+    fn link_behind(&self, request: &Request, fd: u64) -> Option<(PathBuf, &[u8])> {
+        let overlay = self.overlay.as_ref()?;
+        let path = self.path_of_descriptor(request, fd)?;
+        match overlay.get(&path) {
+            Some(Entry::Link(target)) => Some((overlay.in_scratch(&path), target)),
+            _ => None,
+        }
+    }
+
+    /// What `fstat` says of such a descriptor.
+    pub(super) fn stat_of_link(&self, request: &Request, fd: u64) -> Option<rustix::fs::Stat> {
+        let (link, _) = self.link_behind(request, fd)?;
+        statat(CWD, link, AtFlags::SYMLINK_NOFOLLOW).ok()
+    }
+
+    /// What `statx` says of it.
+    pub(super) fn statx_of_link(&self, request: &Request, fd: u64) -> Option<rustix::fs::Statx> {
+        let (link, _) = self.link_behind(request, fd)?;
+        let all = StatxFlags::BASIC_STATS;
+        rustix::fs::statx(CWD, link, AtFlags::SYMLINK_NOFOLLOW, all).ok()
     }
 
     /// `getxattr`, `listxattr` and their kin: an entry of ours has no extended attributes.
@@ -374,90 +443,42 @@ impl Server {
             Err(answer) => answer,
         })
     }
-
-    /// `getdents64`: adds our entries to a directory of the host's, and says of what type ours are.
-    fn list(
-        &self,
-        request: &Request,
-        process: &Arc<Process>,
-        [fd, buffer, size]: [u64; 3],
-    ) -> Outcome {
-        let Some(listing) = self.listing(request, process, fd, size) else {
-            return Ok(Answer::Proceed);
-        };
-        match listing {
-            Ok(listing) => {
-                process.write(buffer, &listing)?;
-                Ok(Answer::Value(listing.len() as u64))
-            }
-            Err(errno) => Ok(Answer::Fails(errno)),
-        }
-    }
-
-    fn listing(
-        &self,
-        request: &Request,
-        process: &Process,
-        fd: u64,
-        size: u64,
-    ) -> Option<Result<Vec<u8>, Errno>> {
-        let overlay = self.overlay.as_ref()?;
-        let (root, _) = root_of(request.tid).ok().filter(|(_, own)| !own)?;
-        let link = link_of(request.tid, &format!("fd/{}", fd as i32))?;
-        let scratch = overlay.path_of(&link);
-        let merged = scratch.is_none();
-        let path = scratch.unwrap_or(link);
-        if overlay.get(&path) != Some(&Entry::Dir) {
-            return None;
-        }
-        let directory = process.get_fd(fd as i32).ok()?;
-        // At the start, as after a rewind: what we add comes with the first piece.
-        let start = rustix::fs::tell(&directory) == Ok(0);
-        if merged && !start {
-            return None;
-        }
-        let mut ours = Vec::new();
-        if merged {
-            for (name, entry) in overlay.children(&path) {
-                let full = [path.as_slice(), name].join(&b'/');
-                if statat(&root, relative(&full), AtFlags::SYMLINK_NOFOLLOW).is_err() {
-                    ours.push((name, entry, inode(overlay, &full)));
-                }
-            }
-        }
-        let added: usize = ours.iter().map(|(name, ..)| record_len(name)).sum();
-        let room = usize::try_from(size.min(MAX_LISTING)).ok()?;
-        let mut listing = vec![0; room.checked_sub(added)?];
-        let read = match sys::getdents64(directory.as_fd(), &mut listing) {
-            Ok(read) => read,
-            Err(error) => return Some(Err(Errno::from_io_error(&error).unwrap_or(Errno::IO))),
-        };
-        listing.truncate(read);
-        let offset = each_record(&mut listing, |name, kind| {
-            if let Some(entry @ Entry::Node(_)) = overlay.get(&[&path, name].join(&b'/')) {
-                *kind = type_of(entry);
-            }
-        });
-        for (name, entry, inode) in ours {
-            push_record(&mut listing, name, type_of(entry), inode, offset);
-        }
-        Some(Ok(listing))
-    }
 }
 
 impl Found<'_> {
-    fn file(&self) -> std::path::PathBuf {
+    fn file(&self) -> PathBuf {
         self.overlay.in_scratch(&self.path)
     }
 }
 
-/// The root directory of a thread, and whether it is another one than ours.
-fn root_of(tid: u32) -> Result<(OwnedFd, bool), Errno> {
+/// Hands over the target of a link, as much of it as there is room for.
+fn copy_target(process: &Process, target: &[u8], buffer: u64, size: i32) -> Outcome {
+    let Some(size) = usize::try_from(size).ok().filter(|size| *size > 0) else {
+        return Ok(Answer::Fails(Errno::INVAL));
+    };
+    let len = target.len().min(size).min(MAX_TARGET);
+    process.write(buffer, target.get(..len).unwrap_or_default())?;
+    Ok(Answer::Value(len as u64))
+}
+
+/// The root directory of a thread, and whether it is one without our entries.
+pub(super) fn root_of(tid: u32) -> Result<(OwnedFd, bool), Errno> {
     let path = format!("/proc/{tid}/root");
     let link = readlinkat(CWD, &path, Vec::new())?;
     let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
     let root = openat(CWD, path, flags, Mode::empty())?;
-    Ok((root, link.as_bytes() != b"/"))
+    let foreign = link.as_bytes() != b"/" && !has_our_directories(&root);
+    Ok((root, foreign))
+}
+
+/// Whether a program's own root directory has the `/dev` and `/sys` that our entries lie over.
+fn has_our_directories(root: &OwnedFd) -> bool {
+    ["dev", "sys"].iter().all(|name| {
+        let there = statat(root, *name, AtFlags::SYMLINK_NOFOLLOW);
+        let here = statat(CWD, format!("/{name}"), AtFlags::SYMLINK_NOFOLLOW);
+        let place = |stat: rustix::fs::Stat| (stat.st_dev, stat.st_ino);
+        there.is_ok() && there.map(place) == here.map(place)
+    })
 }
 
 /// Where a relative path starts, and whether that is a directory that only we have.
@@ -469,92 +490,28 @@ fn start_of(overlay: &Overlay, tid: u32, dirfd: i32) -> Option<(Vec<u8>, bool)> 
     let link = link_of(tid, &name)?;
     match overlay.path_of(&link) {
         Some(path) => Some((path, true)),
-        None => link.starts_with(b"/").then_some((link, false)),
+        None => within_root(tid, link).map(|path| (path, false)),
     }
 }
 
-fn link_of(tid: u32, name: &str) -> Option<Vec<u8>> {
+/// The path of a directory as the thread sees it from its root.
+pub(super) fn within_root(tid: u32, path: Vec<u8>) -> Option<Vec<u8>> {
+    let root = link_of(tid, "root")?;
+    if root == b"/" {
+        return path.starts_with(b"/").then_some(path);
+    }
+    let below = path.strip_prefix(root.as_slice())?;
+    match below {
+        b"" => Some(b"/".to_vec()),
+        below => below.starts_with(b"/").then(|| below.to_vec()),
+    }
+}
+
+pub(super) fn link_of(tid: u32, name: &str) -> Option<Vec<u8>> {
     let link = readlinkat(CWD, format!("/proc/{tid}/{name}"), Vec::new());
     Some(link.ok()?.into_bytes())
 }
 
-fn inode(overlay: &Overlay, path: &[u8]) -> u64 {
-    let stat = statat(CWD, overlay.in_scratch(path), AtFlags::SYMLINK_NOFOLLOW);
-    stat.map_or(1, |stat| stat.st_ino)
-}
-
-fn relative(path: &[u8]) -> &[u8] {
+pub(super) fn relative(path: &[u8]) -> &[u8] {
     path.strip_prefix(b"/").unwrap_or(path)
-}
-
-/// `DT_*` of an entry.
-fn type_of(entry: &Entry) -> u8 {
-    match entry {
-        Entry::Node(_) => libc::DT_CHR,
-        Entry::Dir => libc::DT_DIR,
-        Entry::File => libc::DT_REG,
-        Entry::Link(_) => libc::DT_LNK,
-    }
-}
-
-/// Offsets in `struct linux_dirent64`: inode, offset, length of the record, type, name.
-const OFFSET: usize = 8;
-const LENGTH: usize = 16;
-const TYPE: usize = 18;
-const NAME: usize = 19;
-
-fn record_len(name: &[u8]) -> usize {
-    (NAME + name.len() + 1).next_multiple_of(8)
-}
-
-fn push_record(listing: &mut Vec<u8>, name: &[u8], kind: u8, inode: u64, offset: u64) {
-    let end = listing.len() + record_len(name);
-    listing.extend(inode.to_ne_bytes());
-    listing.extend(offset.to_ne_bytes());
-    listing.extend((record_len(name) as u16).to_ne_bytes());
-    listing.push(kind);
-    listing.extend(name);
-    listing.resize(end, 0);
-}
-
-/// Shows each name to `see`, which may change the type; returns the offset in the last record.
-fn each_record(listing: &mut [u8], mut see: impl FnMut(&[u8], &mut u8)) -> u64 {
-    let mut offset = 0;
-    let mut rest = listing;
-    while let Some((head, _)) = rest.split_first_chunk::<NAME>() {
-        let length = usize::from(u16::from_ne_bytes([head[LENGTH], head[LENGTH + 1]]));
-        let (_, tail) = head.split_at(OFFSET);
-        offset = tail.first_chunk().map_or(0, |o| u64::from_ne_bytes(*o));
-        if length < NAME || length > rest.len() {
-            break;
-        }
-        let (record, others) = rest.split_at_mut(length);
-        let (head, name) = record.split_at_mut(NAME);
-        let end = name.iter().position(|b| *b == 0).unwrap_or(name.len());
-        see(&name[..end], &mut head[TYPE]);
-        rest = others;
-    }
-    offset
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn records_are_read_as_they_are_written() {
-        let mut listing = Vec::new();
-        push_record(&mut listing, b"iommu", libc::DT_REG, 7, 42);
-        push_record(&mut listing, b"a-longer-name", libc::DT_DIR, 8, 43);
-        assert_eq!(listing.len() % 8, 0);
-        let mut names = Vec::new();
-        let last = each_record(&mut listing, |name, kind| {
-            names.push((name.to_vec(), *kind));
-            *kind = libc::DT_CHR;
-        });
-        assert_eq!(last, 43);
-        assert_eq!(names[0], (b"iommu".to_vec(), libc::DT_REG));
-        assert_eq!(names[1], (b"a-longer-name".to_vec(), libc::DT_DIR));
-        each_record(&mut listing, |_, kind| assert_eq!(*kind, libc::DT_CHR));
-    }
 }

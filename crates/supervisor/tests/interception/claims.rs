@@ -60,6 +60,12 @@ const CLAIMS: &[(&str, Claim)] = &[
         client(u, "ioeventfd")
     }),
     ("a_path_tells_what_stands_there", |u| client(u, "stats")),
+    ("a_node_is_the_node_wherever_it_is_put", |u| {
+        client(u, "places")
+    }),
+    ("pseudo_terminals_work", terminals),
+    ("everything_in_dev_is_as_on_the_host", dev),
+    ("sysfs_is_told_as_sysfs", |u| client(u, "statfs")),
     ("a_fault_queue_is_a_file_of_events", |u| client(u, "events")),
     ("a_device_is_saved_and_restored_by_a_file", |u| {
         client(u, "migration")
@@ -209,6 +215,37 @@ fn client(setting: Setting, name: &str) -> Result<(), Failed> {
     let exe = executable(setting);
     let output = run(setting, &[exe.to_str().unwrap(), "part:client", name]);
     succeeded(&output)
+}
+
+/// The part plays with `facts` of the host, taken as the same user.
+fn client_with(setting: Setting, name: &str, fact: (&str, String)) -> Result<(), Failed> {
+    let exe = executable(setting);
+    let output = part(setting, "part:run")
+        .env(fact.0, fact.1)
+        .arg("--")
+        .args([exe.to_str().unwrap(), "part:client", name])
+        .output()?;
+    succeeded(&output)
+}
+
+/// What `part:facts` of a user says of the host.
+fn facts(setting: Setting) -> Result<String, Failed> {
+    let output = part(setting, "part:facts").output()?;
+    succeeded(&output)?;
+    Ok(String::from_utf8(output.stdout)?)
+}
+
+fn terminals(setting: Setting) -> Result<(), Failed> {
+    let facts = facts(setting)?;
+    let works = facts
+        .lines()
+        .any(|fact| fact.starts_with("ptmx ") && fact.ends_with(" 0"));
+    let name = if works { "TERMINALS" } else { "NO_TERMINALS" };
+    client_with(setting, "terminals", (name, String::new()))
+}
+
+fn dev(setting: Setting) -> Result<(), Failed> {
+    client_with(setting, "dev", ("HOST", facts(setting)?))
 }
 
 pub(crate) fn succeeded(output: &Output) -> Result<(), Failed> {
@@ -596,6 +633,7 @@ fn hostile_peer(setting: Setting) -> Result<(), Failed> {
                 base: 896,
                 mode: ioasid_supervisor::wire::Mode::Namespaces {
                     placeholders: Vec::new(),
+                    sys: None,
                 },
                 mmio: ioasid_supervisor::Mmio::Auto,
             };

@@ -22,7 +22,7 @@ use crate::{
     check::{ensure, ensure_eq},
     entries, groups, hardship,
     machine::{ADDRESS, RDEV},
-    migration,
+    migration, places,
 };
 
 pub(crate) const IOAS_ALLOC: u64 = 0x3b81;
@@ -49,6 +49,7 @@ pub(crate) fn main(words: Vec<OsString>) -> ExitCode {
     let all = CLIENTS.iter().chain(hardship::CLIENTS);
     let all = all.chain(entries::CLIENTS).chain(groups::CLIENTS);
     let all = all.chain(attributes::CLIENTS).chain(migration::CLIENTS);
+    let all = all.chain(places::CLIENTS);
     let (_, client) = all.into_iter().find(|(n, _)| *n == name).unwrap();
     let result = client();
     match result {

@@ -12,10 +12,12 @@ use std::{
     process::Command,
 };
 
+use ioasid_machine::sysfs::VFIO_GROUP_MAJOR;
+
 use crate::{
     check::{ensure, ensure_eq},
     client::{Check, Client, alloc, errno, iommu, vfio},
-    machine::ADDRESS,
+    machine::{ADDRESS, RDEV},
 };
 
 pub(crate) const CLIENTS: &[Client] = &[
@@ -76,14 +78,26 @@ fn names() -> Check {
 
 /// What stands at a path is told by every call that takes one.
 fn stats() -> Check {
-    for path in [
-        "/dev/iommu",
-        "/dev/vfio/vfio",
-        "/dev/vfio/0",
-        "/dev/vfio/devices/vfio0",
+    // A user namespace has no device nodes: there the kernel itself knows an ordinary file.
+    let nodes_are_files =
+        !rustix::process::geteuid().is_root() && std::env::var_os("CONFINED").is_none();
+    for (path, number) in [
+        ("/dev/iommu", (10, 126)),
+        ("/dev/vfio/vfio", (10, 196)),
+        ("/dev/vfio/0", (VFIO_GROUP_MAJOR, 0)),
+        ("/dev/vfio/devices/vfio0", RDEV),
     ] {
-        ensure!(fs::metadata(path)?.file_type().is_char_device());
-        ensure!(fs::symlink_metadata(path)?.file_type().is_char_device());
+        let rdev = rustix::fs::makedev(number.0, number.1);
+        for metadata in [fs::metadata(path)?, fs::symlink_metadata(path)?] {
+            ensure!(metadata.file_type().is_char_device());
+            ensure_eq!(metadata.rdev(), rdev);
+        }
+        let opened = OpenOptions::new().read(true).write(true).open(path)?;
+        let (named, opened) = (fs::metadata(path)?, opened.metadata()?);
+        ensure_eq!(
+            (named.dev(), named.ino(), named.rdev()),
+            (opened.dev(), opened.ino(), opened.rdev())
+        );
         let path = std::ffi::CString::new(path)?;
         // SAFETY: zero is a value of every field.
         let mut stat: libc::stat = unsafe { std::mem::zeroed() };
@@ -91,6 +105,7 @@ fn stats() -> Check {
         unsafe {
             ensure_eq!(libc::stat(path.as_ptr(), &mut stat), 0);
             ensure_eq!(stat.st_mode & libc::S_IFMT, libc::S_IFCHR);
+            ensure_eq!(stat.st_rdev, rdev);
             ensure_eq!(libc::access(path.as_ptr(), libc::R_OK | libc::W_OK), 0);
             ensure_eq!(libc::access(path.as_ptr(), libc::X_OK), -1);
             // The calls that the C library no longer makes.
@@ -98,7 +113,8 @@ fn stats() -> Check {
             ensure_eq!(libc::syscall(libc::SYS_stat, at, stat), 0);
             ensure_eq!(libc::syscall(libc::SYS_lstat, at, stat), 0);
             ensure_eq!(libc::syscall(libc::SYS_access, at, libc::R_OK), 0);
-            ensure_eq!((*stat).st_mode & libc::S_IFMT, libc::S_IFCHR);
+            let kind = (*stat).st_mode & libc::S_IFMT;
+            ensure!(kind == libc::S_IFCHR || (kind == libc::S_IFREG && nodes_are_files));
             let mut target = [0u8; 8];
             let buffer = target.as_mut_ptr().cast();
             ensure_eq!(libc::readlink(at, buffer, target.len()), -1);

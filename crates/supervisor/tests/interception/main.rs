@@ -19,6 +19,7 @@ mod hardship;
 mod machine;
 mod mapped;
 mod migration;
+mod places;
 
 use std::{
     ffi::OsString,
@@ -36,6 +37,7 @@ fn main() -> ExitCode {
         Some("part:serve") => part_serve(args.collect()),
         Some("part:join") => part_join(args.collect()),
         Some("part:confined") => confined::main(args.collect()),
+        Some("part:facts") => part_facts(),
         Some("part:client") => client::main(args.collect()),
         _ => claims::main(),
     }
@@ -69,6 +71,20 @@ fn part_serve(words: Vec<OsString>) -> ExitCode {
     println!("serving");
     let _ = std::io::copy(&mut std::io::stdin(), &mut std::io::sink());
     drop(server);
+    ExitCode::SUCCESS
+}
+
+/// What the host has in `/dev`, without what is the machine's in a program's: a line for each entry.
+fn part_facts() -> ExitCode {
+    let listed = std::fs::read_dir("/dev").into_iter().flatten().flatten();
+    let listed = listed.filter_map(|entry| entry.file_name().into_string().ok());
+    for name in listed.chain(["net/tun".to_owned()]) {
+        if matches!(&*name, "iommu" | "ioasid" | "vfio") || name.contains(' ') {
+            continue;
+        }
+        let (kind, rdev, errno) = places::facts_of(&name);
+        println!("{name} {kind} {rdev} {errno}");
+    }
     ExitCode::SUCCESS
 }
 

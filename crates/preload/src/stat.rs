@@ -1,0 +1,247 @@
+//! Functions of the C library that tell what a path leads to.
+//!
+//! A node of `/dev` is a file that stands for it: in a user namespace it cannot even be a character
+//! device. So what the kernel says of such a file is put right here, with what the session says of it.
+//! Everything else is what the kernel says.
+
+use core::{
+    ffi::{c_char, c_int, c_uint},
+    sync::atomic::{AtomicU64, Ordering},
+};
+
+use crate::{
+    call::{Kind, Shape},
+    interpose::fail,
+    sys::{self, EINVAL},
+};
+
+/// `struct stat` of x86-64 (arch/x86/include/uapi/asm/stat.h), which every C library there uses.
+#[repr(C)]
+#[derive(Debug)]
+pub struct Stat {
+    dev: u64,
+    ino: u64,
+    nlink: u64,
+    mode: u32,
+    uid: u32,
+    gid: u32,
+    pad: u32,
+    rdev: u64,
+    rest: [u64; 12],
+}
+
+/// `struct statx` (include/uapi/linux/stat.h).
+#[repr(C)]
+#[derive(Debug)]
+pub struct Statx {
+    head: [u32; 7],
+    mode: u16,
+    pad: u16,
+    ino: u64,
+    middle: [u64; 11],
+    rdev_major: u32,
+    rdev_minor: u32,
+    dev_major: u32,
+    dev_minor: u32,
+    rest: [u64; 14],
+}
+
+const _: () = assert!(size_of::<Stat>() == 144 && size_of::<Statx>() == 256);
+
+const AT_FDCWD: c_int = -100;
+const AT_SYMLINK_NOFOLLOW: c_int = 0x100;
+
+const TYPE: u32 = 0o170_000;
+const REGULAR: u32 = 0o100_000;
+const CHARACTER: u32 = 0o020_000;
+
+/// The directory that this library lies in, if the program has a `/dev` with nodes of the machine's.
+const DIRECTORY: &core::ffi::CStr = c"/dev/.ioasid";
+
+/// The file system with the nodes, as [`device`] has it; 0 if there is none.
+static NODES: AtomicU64 = AtomicU64::new(0);
+
+/// Learns where the nodes are.
+pub fn install() {
+    let mut stat = Stat {
+        dev: 0,
+        ino: 0,
+        nlink: 0,
+        mode: 0,
+        uid: 0,
+        gid: 0,
+        pad: 0,
+        rdev: 0,
+        rest: [0; 12],
+    };
+    // SAFETY: a path that ends with 0 and a structure of ours.
+    if unsafe { sys::newfstatat(AT_FDCWD, DIRECTORY.as_ptr(), &raw mut stat, 0) } == 0 {
+        NODES.store(stat.dev, Ordering::Relaxed);
+    }
+}
+
+/// A device number as the kernel shows it (`new_encode_dev` in include/linux/kdev_t.h).
+fn device(major: u32, minor: u32) -> u64 {
+    (u64::from(minor) & 0xff) | u64::from(major) << 8 | (u64::from(minor) & !0xff) << 12
+}
+
+/// The number of the node that a file with these facts stands for, as `(major, minor)`.
+fn node(dev: u64, ino: u64, mode: u32) -> Option<(u32, u32)> {
+    let nodes = NODES.load(Ordering::Relaxed);
+    if nodes == 0 || dev != nodes || !matches!(mode & TYPE, REGULAR | CHARACTER) {
+        return None;
+    }
+    let shape = Shape {
+        kind: Kind::Node,
+        size: 1,
+    };
+    let answer = sys::access(ino, shape.encode(), dev, &mut [0; 64]);
+    let answer = u64::try_from(answer).ok()?;
+    Some(((answer >> 32) as u32, answer as u32))
+}
+
+/// # Safety
+/// As `fstatat`'s.
+unsafe fn at(directory: c_int, path: *const c_char, to: *mut Stat, flags: c_int) -> c_int {
+    // SAFETY: the caller's promise; the kernel checks both pointers.
+    let result = unsafe { sys::newfstatat(directory, path, to, flags) };
+    if result != 0 {
+        return fail(result.wrapping_neg() as i32);
+    }
+    // SAFETY: the kernel has just filled it.
+    let stat = unsafe { &mut *to };
+    if let Some((major, minor)) = node(stat.dev, stat.ino, stat.mode) {
+        stat.mode = CHARACTER | (stat.mode & !TYPE);
+        stat.rdev = device(major, minor);
+    }
+    0
+}
+
+/// `stat(2)` and its kin.
+macro_rules! functions {
+    ($($plain:ident, $old:ident: $flags:expr;)*) => {$(
+        /// `stat` or `lstat`.
+        ///
+        /// # Safety
+        /// As the C library's.
+        #[cfg_attr(feature = "image", unsafe(no_mangle))]
+        pub unsafe extern "C" fn $plain(path: *const c_char, to: *mut Stat) -> c_int {
+            // SAFETY: the caller's promise.
+            unsafe { at(AT_FDCWD, path, to, $flags) }
+        }
+
+        /// The same, as programs call it that were built with a GNU C library before 2.33.
+        ///
+        /// # Safety
+        /// As the C library's.
+        #[cfg_attr(feature = "image", unsafe(no_mangle))]
+        pub unsafe extern "C" fn $old(version: c_int, path: *const c_char, to: *mut Stat) -> c_int {
+            if !(0..=1).contains(&version) {
+                return fail(EINVAL);
+            }
+            // SAFETY: the caller's promise.
+            unsafe { at(AT_FDCWD, path, to, $flags) }
+        }
+    )*};
+}
+
+functions! {
+    stat, __xstat: 0;
+    stat64, __xstat64: 0;
+    lstat, __lxstat: AT_SYMLINK_NOFOLLOW;
+    lstat64, __lxstat64: AT_SYMLINK_NOFOLLOW;
+}
+
+macro_rules! functions_at {
+    ($($plain:ident, $old:ident;)*) => {$(
+        /// `fstatat`.
+        ///
+        /// # Safety
+        /// As the C library's.
+        #[cfg_attr(feature = "image", unsafe(no_mangle))]
+        pub unsafe extern "C" fn $plain(
+            directory: c_int,
+            path: *const c_char,
+            to: *mut Stat,
+            flags: c_int,
+        ) -> c_int {
+            // SAFETY: the caller's promise.
+            unsafe { at(directory, path, to, flags) }
+        }
+
+        /// The same, as programs call it that were built with a GNU C library before 2.33.
+        ///
+        /// # Safety
+        /// As the C library's.
+        #[cfg_attr(feature = "image", unsafe(no_mangle))]
+        pub unsafe extern "C" fn $old(
+            version: c_int,
+            directory: c_int,
+            path: *const c_char,
+            to: *mut Stat,
+            flags: c_int,
+        ) -> c_int {
+            if !(0..=1).contains(&version) {
+                return fail(EINVAL);
+            }
+            // SAFETY: the caller's promise.
+            unsafe { at(directory, path, to, flags) }
+        }
+    )*};
+}
+
+functions_at! {
+    fstatat, __fxstatat;
+    fstatat64, __fxstatat64;
+}
+
+/// `statx(2)`.
+///
+/// # Safety
+/// As the C library's.
+#[cfg_attr(feature = "image", unsafe(no_mangle))]
+pub unsafe extern "C" fn statx(
+    directory: c_int,
+    path: *const c_char,
+    flags: c_int,
+    mask: c_uint,
+    to: *mut Statx,
+) -> c_int {
+    // SAFETY: the caller's promise; the kernel checks both pointers.
+    let result = unsafe { sys::statx(directory, path, flags, mask, to) };
+    if result != 0 {
+        return fail(result.wrapping_neg() as i32);
+    }
+    // SAFETY: the kernel has just filled it.
+    let statx = unsafe { &mut *to };
+    let dev = device(statx.dev_major, statx.dev_minor);
+    if let Some((major, minor)) = node(dev, statx.ino, statx.mode.into()) {
+        statx.mode = (CHARACTER | (u32::from(statx.mode) & !TYPE)) as u16;
+        (statx.rdev_major, statx.rdev_minor) = (major, minor);
+    }
+    0
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn device_numbers_are_encoded_as_the_kernel_does() {
+        assert_eq!(device(10, 126), 0xa7e);
+        assert_eq!(device(0x1ff, 0x12345), 0x1231_ff45);
+    }
+
+    #[test]
+    fn a_path_to_an_ordinary_file_is_told_as_it_is() {
+        install();
+        let mut found = core::mem::MaybeUninit::<Stat>::uninit();
+        // SAFETY: a path that ends with 0, and room for the structure, which is filled then.
+        let found = unsafe {
+            assert_eq!(stat(c"/proc/self/status".as_ptr(), found.as_mut_ptr()), 0);
+            found.assume_init()
+        };
+        assert_eq!(found.mode, REGULAR | 0o444);
+        assert_eq!(found.rdev, 0);
+    }
+}

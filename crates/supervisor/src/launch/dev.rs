@@ -12,7 +12,7 @@ use std::{
 
 use rustix::{
     fs::{CWD, Mode, OFlags, mknodat},
-    mount::{MountFlags, mount, mount_bind, mount_bind_recursive},
+    mount::{MountFlags, OpenTreeFlags, mount, mount_bind, mount_bind_recursive, open_tree},
 };
 
 use super::terminals::Terminals;
@@ -81,6 +81,14 @@ impl Covered {
         self.path = PathBuf::from(".");
         Ok(self)
     }
+}
+
+/// A copy of the mounts at `path`, not mounted anywhere yet.
+pub(super) fn copy_mounts(path: &Path) -> io::Result<OwnedFd> {
+    let flags = OpenTreeFlags::OPEN_TREE_CLONE
+        | OpenTreeFlags::OPEN_TREE_CLOEXEC
+        | OpenTreeFlags::AT_RECURSIVE;
+    Ok(open_tree(CWD, path, flags)?)
 }
 
 /// Mounts an empty tmpfs over `target`: mode 755 and not sticky, since the kernel refuses to open

@@ -8,13 +8,21 @@ use std::{
     collections::BTreeMap,
     fs::{self, Permissions},
     io,
-    os::unix::fs::{MetadataExt, PermissionsExt, symlink},
+    os::{
+        fd::{AsFd, OwnedFd},
+        unix::fs::{MetadataExt, PermissionsExt, symlink},
+    },
     path::Path,
+};
+
+use rustix::{
+    fs::CWD,
+    mount::{MoveMountFlags, move_mount},
 };
 
 use super::{
     LaunchError,
-    dev::{Covered, bring, cover, make_directory},
+    dev::{Covered, bring, copy_mounts, cover, make_directory},
 };
 use crate::{
     entries::{Tree, plant},
@@ -30,8 +38,23 @@ pub(super) fn build(entries: &[SysfsEntry]) -> Result<Option<u64>, LaunchError> 
     if entries.is_empty() {
         return Ok(None);
     }
+    let uncovered = copy_mounts(Path::new(SYS));
     let host = cover(Path::new(SYS)).map_err(LaunchError::Sys)?;
-    fill(&host, entries).map(Some)
+    let device = fill(&host, entries)?;
+    // A program misses no more than such a mount without it.
+    if let Err(error) = uncovered.and_then(|mounts| keep(&mounts)) {
+        tracing::debug!(%error, "no sysfs can be mounted in a user namespace of the program's");
+    }
+    Ok(Some(device))
+}
+
+/// Keeps the host's `/sys` in sight: a user namespace may mount a sysfs only where one is mounted that
+/// nothing covers (`mount_too_revealing` in fs/namespace.c).
+fn keep(mounts: &OwnedFd) -> io::Result<()> {
+    let place = Path::new("/dev/.sys");
+    make_directory(place)?;
+    let flags = MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH;
+    Ok(move_mount(mounts.as_fd(), "", CWD, place, flags)?)
 }
 
 /// Fills what `host` is covered with; returns its device number.

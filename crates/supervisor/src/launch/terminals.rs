@@ -20,8 +20,10 @@ use std::{
 
 use rustix::{
     fs::{CWD, FileType, Mode, OFlags, mknodat},
-    mount::{MoveMountFlags, OpenTreeFlags, mount_bind, move_mount, open_tree, unmount},
+    mount::{MoveMountFlags, mount_bind, move_mount, unmount},
 };
+
+use super::dev::{copy_mounts, make_directory};
 
 /// The name of the node.
 const NODE: &str = "ptmx";
@@ -44,10 +46,7 @@ impl Terminals {
         if !is_node || !opens(&node) {
             return Terminals { view: None };
         }
-        let flags = OpenTreeFlags::OPEN_TREE_CLONE
-            | OpenTreeFlags::OPEN_TREE_CLOEXEC
-            | OpenTreeFlags::AT_RECURSIVE;
-        let view = open_tree(CWD, dev, flags);
+        let view = copy_mounts(dev);
         if let Err(error) = &view {
             tracing::debug!(%error, "no second view of /dev");
         }
@@ -106,7 +105,7 @@ fn bind(from: &Path, node: &Path) -> io::Result<()> {
 
 fn link(view: &OwnedFd, dev: &Path, node: &Path) -> io::Result<()> {
     let place = dev.join(VIEW);
-    super::dev::make_directory(&place)?;
+    make_directory(&place)?;
     let flags = MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH;
     move_mount(view.as_fd(), "", CWD, &place, flags)?;
     symlink(PathBuf::from(VIEW).join(NODE), node)

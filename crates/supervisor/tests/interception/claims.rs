@@ -250,6 +250,10 @@ fn dev(setting: Setting) -> Result<(), Failed> {
 
 pub(crate) fn succeeded(output: &Output) -> Result<(), Failed> {
     if output.status.success() {
+        // What a host refuses is not left out in silence.
+        let said = String::from_utf8_lossy(&output.stdout);
+        let skipped = said.lines().filter(|line| line.starts_with("skipped: "));
+        skipped.for_each(|line| eprintln!("{line}"));
         return Ok(());
     }
     let stderr = String::from_utf8_lossy(&output.stderr);

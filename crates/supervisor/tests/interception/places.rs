@@ -95,9 +95,18 @@ fn replace_root(scratch: &Path) -> io::Result<()> {
     Ok(())
 }
 
+/// As `ip netns exec` makes a world: a sysfs of its own network namespace over the old one.
+fn own_sysfs(_: &Path) -> io::Result<()> {
+    namespace()?;
+    // SAFETY: as in `namespace`.
+    unsafe { rustix::thread::unshare_unsafe(UnshareFlags::NEWNET)? };
+    let flags = rustix::mount::MountFlags::empty();
+    Ok(rustix::mount::mount("own", "/sys", "sysfs", flags, None)?)
+}
+
 /// A node is the node wherever a program has put it.
 fn places() -> Check {
-    let all: [(&str, Arrangement, &str); 5] = [
+    let all: [(&str, Arrangement, &str); 6] = [
         ("a mount namespace", |_| namespace(), "/dev/iommu"),
         ("a node that is bound elsewhere", bind_a_node, "node"),
         (
@@ -107,6 +116,7 @@ fn places() -> Check {
         ),
         ("chroot", change_root, "/dev/iommu"),
         ("pivot_root", replace_root, "/dev/iommu"),
+        ("a sysfs of its own", own_sysfs, "/dev/iommu"),
     ];
     for (what, arrange, path) in all {
         let scratch = tempfile::tempdir()?;
@@ -144,6 +154,8 @@ fn place() -> Check {
     let metadata = fs::metadata(&path)?;
     ensure!(metadata.file_type().is_char_device());
     ensure_eq!(metadata.rdev(), rustix::fs::makedev(10, 126));
+    let vendor = format!("/sys/bus/pci/devices/{ADDRESS}/vendor");
+    ensure_eq!(fs::read_to_string(vendor)?, "0x1b36\n");
     Ok(())
 }
 

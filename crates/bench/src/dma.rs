@@ -4,8 +4,8 @@ use std::sync::Arc;
 
 use ioasid_core::{PciAddress, Prot, Rid, memory::OwnPages};
 use ioasid_iommu::{
-    Device, DeviceConfig, DmaPort, DomainConfig, FaultLog, FaultSink, Iommu, IommuConfig, Tlb,
-    WriteWatch, Writes, attach_device, transfer::Stop,
+    Device, DeviceConfig, DmaPort, DomainConfig, FaultLog, FaultSink, Iommu, IommuConfig, Requests,
+    Tlb, WriteWatch, attach_device, transfer::Stop,
 };
 use ioasid_vfio::write_log::{LogRanges, WriteLog};
 
@@ -69,7 +69,7 @@ impl Bench {
         let pages = WriteLog::new(LogRanges::all(4096)).expect("a page");
         Bench {
             _iommu: iommu,
-            log: logged.watch_writes(Writes::All, Arc::new(pages)),
+            log: logged.watch_writes(Requests::All, Arc::new(pages)),
             logged,
             tlb: {
                 let tlb = Tlb::new();

@@ -24,7 +24,7 @@
 //! before a thread could be put to sleep and woken; one that is preempted under its guard would cost
 //! a spinning waiter a whole scheduling period.
 
-use std::{any::Any, fmt, mem, sync::Arc};
+use std::{any::Any, fmt, mem, sync::Arc, time::Instant};
 
 use crate::{
     id::DomainId,
@@ -140,6 +140,20 @@ impl SlotState {
         }
     }
 
+    /// As [`SlotState::wait_while`], until `deadline` at most; whether the marker is another one.
+    fn wait_while_until(&self, seen: Marker, deadline: Instant) -> bool {
+        self.waiters.fetch_add(1, Ordering::SeqCst);
+        let mut held = self.lock.lock();
+        let mut left = deadline.saturating_duration_since(Instant::now());
+        while self.marker() == seen && !left.is_zero() {
+            held = self.changed.wait_timeout(held, left);
+            left = deadline.saturating_duration_since(Instant::now());
+        }
+        drop(held);
+        self.waiters.fetch_sub(1, Ordering::SeqCst);
+        self.marker() != seen
+    }
+
     /// Publishes `marker` and wakes whoever waits for the old one.
     #[inline]
     fn publish(&self, marker: Marker) {
@@ -216,14 +230,34 @@ impl Grace {
     /// Blocks as long as such a guard is held: never call it under a guard, nor with a lock held
     /// that a reader needs to finish.
     pub fn wait(&self, domain: DomainId) {
+        self.wait_for(domain, None);
+    }
+
+    /// As [`Grace::wait`], but a guard that is [blocked](Guard::block) is waited for until `deadline`
+    /// at most: its client's memory may never answer. Whether nothing is left.
+    pub fn wait_until(&self, domain: DomainId, deadline: Instant) -> bool {
+        self.wait_for(domain, Some(deadline))
+    }
+
+    fn wait_for(&self, domain: DomainId, deadline: Option<Instant>) -> bool {
+        let mut quiet = true;
         for (slot, first) in self.readers(|marker| marker.reads(domain)) {
             let mut now = first;
             while now.same_guard(first) && now.reads(domain) {
-                slot.wait_while(now);
+                match deadline {
+                    Some(deadline) if !now.holds() => {
+                        if !slot.wait_while_until(now, deadline) {
+                            quiet = false;
+                            break;
+                        }
+                    }
+                    _ => slot.wait_while(now),
+                }
                 now = slot.marker();
             }
         }
         self.collect();
+        quiet
     }
 
     /// Drops `item` once every guard that is published now is gone; never blocks.

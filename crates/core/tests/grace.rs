@@ -300,3 +300,36 @@ fn a_guard_for_a_guessed_domain_keeps_cells_and_holds_back_that_domain_alone() {
         reader.join().unwrap();
     });
 }
+
+#[test]
+fn a_deadline_is_for_guards_that_are_blocked() {
+    explore(|| {
+        let grace = Grace::new();
+        let done = Arc::new(AtomicBool::new(false));
+        let (blocked, go_on) = (Arc::new(AtomicBool::new(false)), done.clone());
+        let reader = {
+            let (grace, blocked) = (grace.clone(), blocked.clone());
+            thread::spawn(move || {
+                let mut slot = grace.slot();
+                let mut guard = slot.enter();
+                guard.narrow(domain(1));
+                guard.block(domain(1), || {
+                    blocked.store(true, Ordering::SeqCst);
+                    while !go_on.load(Ordering::SeqCst) {
+                        thread::yield_now();
+                    }
+                });
+            })
+        };
+        while !blocked.load(Ordering::SeqCst) {
+            thread::yield_now();
+        }
+        // It has passed: a guard that runs would be waited for all the same.
+        let deadline = std::time::Instant::now();
+        assert!(!grace.wait_until(domain(1), deadline));
+        assert!(grace.wait_until(domain(2), deadline));
+        done.store(true, Ordering::SeqCst);
+        reader.join().unwrap();
+        assert!(grace.wait_until(domain(1), deadline));
+    });
+}

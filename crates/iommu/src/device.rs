@@ -10,6 +10,7 @@ use ioasid_pgtable::TableFormat;
 
 use crate::{
     ats::{Ats, DeviceTlb, Tlb},
+    bus_master::Withheld,
     dma_api::DmaApi,
     domain::AddressSpace,
     fault::{Fault, FaultLog, FaultSink},
@@ -115,6 +116,7 @@ pub struct Device {
     faults: Arc<FaultLog>,
     ats: Arc<Ats>,
     watchers: Watchers,
+    withheld: Withheld,
 }
 
 impl Device {
@@ -144,6 +146,7 @@ impl Device {
             faults: Arc::default(),
             ats: Arc::default(),
             watchers: Watchers::default(),
+            withheld: Withheld::default(),
             shared,
         })
     }
@@ -287,6 +290,10 @@ impl Device {
 
     pub(crate) fn shared(&self) -> &Arc<Shared> {
         &self.shared
+    }
+
+    pub(crate) fn withheld(&self) -> &Withheld {
+        &self.withheld
     }
 
     pub(crate) fn watchers(&self) -> &Watchers {

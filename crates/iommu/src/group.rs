@@ -19,7 +19,7 @@ use std::{
 };
 
 use ioasid_core::{
-    AddrRange, Pasid,
+    AddrRange, DomainId, Pasid,
     failpoint::{self, OutOfMemory},
     sync::Mutex,
 };
@@ -72,8 +72,8 @@ impl From<OutOfMemory> for OwnershipError {
 }
 
 /// What a route of a group leads to.
-struct Entry {
-    domain: Arc<Domain>,
+pub(crate) struct Entry {
+    pub(crate) domain: Arc<Domain>,
     /// The group's own default domain, rather than one that somebody attached.
     default: bool,
     /// Where faults go; `None` for each device's own log.
@@ -82,7 +82,7 @@ struct Entry {
 
 impl Entry {
     /// What the cell of `device` holds.
-    fn attachment(&self, device: &Device) -> Arc<Attachment> {
+    pub(crate) fn attachment(&self, device: &Device) -> Arc<Attachment> {
         let own = || Arc::clone(device.fault_log()) as Arc<dyn FaultSink>;
         Arc::new(Attachment {
             space: Arc::clone(self.domain.space()),
@@ -92,15 +92,25 @@ impl Entry {
 }
 
 #[derive(Default)]
-struct GroupState {
+pub(crate) struct GroupState {
     devices: Vec<Weak<Device>>,
     owner: Option<OwnerId>,
     /// Claims of the owner; with no owner, uses of the DMA API.
     uses: u32,
     default: Option<Arc<DmaSpace>>,
-    routes: BTreeMap<Option<Pasid>, Entry>,
+    pub(crate) routes: BTreeMap<Option<Pasid>, Entry>,
     /// Devices that are being reset, and how often: their cells are empty, whatever `routes` says.
-    resetting: BTreeMap<u32, u32>,
+    pub(crate) resetting: BTreeMap<u32, u32>,
+    /// Domains that routes are leaving: readers may still be in them.
+    pub(crate) leaving: Vec<Leaving>,
+    last_leaving: u64,
+}
+
+/// A domain that a route is leaving.
+pub(crate) struct Leaving {
+    number: u64,
+    pub(crate) pasid: Option<Pasid>,
+    pub(crate) domain: DomainId,
 }
 
 /// A domain that a route has just left: readers may still be in it.
@@ -109,12 +119,14 @@ struct Left {
     domain: Arc<Domain>,
     devices: Vec<Arc<Device>>,
     pasid: Option<Pasid>,
+    /// Of its place in the list of the group.
+    number: u64,
 }
 
 impl Left {
     /// The barrier: afterwards no DMA of these routes is in the old domain, and no engine waits for
     /// a page of it.
-    fn settle(self, shared: &Shared) {
+    fn settle(&self, shared: &Shared) {
         self.quiet(shared);
         for device in &self.devices {
             self.domain.forget((device.address(), self.pasid));
@@ -142,6 +154,11 @@ impl GroupState {
         self.owner.is_none() && self.uses > 0
     }
 
+    /// Whether the cell of `device` at a route is empty, whatever is attached there.
+    fn is_blocked(&self, device: &Device, pasid: Option<Pasid>) -> bool {
+        self.resetting.contains_key(&device.id()) || device.withheld().includes(pasid)
+    }
+
     /// Points a route of every device at a domain or at nothing.
     fn point(&mut self, pasid: Option<Pasid>, entry: Option<Entry>) -> Option<Left> {
         let devices = self.live();
@@ -149,7 +166,7 @@ impl GroupState {
             if let Some(entry) = &entry {
                 entry.domain.remember(device, pasid);
             }
-            if !self.resetting.contains_key(&device.id()) {
+            if !self.is_blocked(device, pasid) {
                 let attachment = entry.as_ref().map(|entry| entry.attachment(device));
                 device.routes().set(pasid, attachment);
             }
@@ -158,10 +175,17 @@ impl GroupState {
             Some(entry) => self.routes.insert(pasid, entry),
             None => self.routes.remove(&pasid),
         }?;
+        self.last_leaving += 1;
+        self.leaving.push(Leaving {
+            number: self.last_leaving,
+            pasid,
+            domain: old.domain.id(),
+        });
         Some(Left {
             domain: old.domain,
             devices,
             pasid,
+            number: self.last_leaving,
         })
     }
 
@@ -194,8 +218,8 @@ pub(crate) enum Change {
 /// Devices that share an owner.
 pub struct Group {
     id: u32,
-    shared: Arc<Shared>,
-    state: Mutex<GroupState>,
+    pub(crate) shared: Arc<Shared>,
+    pub(crate) state: Mutex<GroupState>,
 }
 
 impl Group {
@@ -425,6 +449,7 @@ impl Group {
                         domain: Arc::clone(&entry.domain),
                         devices: vec![Arc::clone(device)],
                         pasid: *pasid,
+                        number: 0,
                     }
                 })
                 .collect()
@@ -445,13 +470,17 @@ impl Group {
         }
         state.resetting.remove(&device.id());
         for (pasid, entry) in &state.routes {
-            device.routes().set(*pasid, Some(entry.attachment(device)));
+            if !device.withheld().includes(*pasid) {
+                device.routes().set(*pasid, Some(entry.attachment(device)));
+            }
         }
     }
 
     fn settle(&self, left: impl IntoIterator<Item = Left>) {
         for left in left {
             left.settle(&self.shared);
+            let leaving = &mut self.state.lock().leaving;
+            leaving.retain(|entry| entry.number != left.number);
         }
     }
 

@@ -60,6 +60,7 @@
 #![forbid(unsafe_code)]
 
 pub mod ats;
+pub mod bus_master;
 pub mod device;
 pub mod dma_api;
 pub mod domain;
@@ -100,4 +101,4 @@ pub use route::{
     detach_device_pasid, detach_group, replace_device, replace_device_pasid, replace_group,
 };
 pub use transfer::{Direction, Stop, Transfer};
-pub use writes::{WriteSink, WriteWatch, Writes};
+pub use writes::{Requests, WriteSink, WriteWatch};

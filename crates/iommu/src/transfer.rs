@@ -14,6 +14,9 @@ pub enum Stop {
     Budget,
     /// The access was refused. Not reported yet: see [`crate::DmaGuard::report`].
     Fault(Fault),
+    /// The device must not issue the request now ([`crate::Device::withhold`]): drop the guard and go
+    /// on from there when it may again. To try at once is to spin.
+    Withheld,
     /// The next byte lies in memory that may block for ever: drop the guard and run the rest on
     /// this worker, under a guard from [`crate::DmaPort::enter_blocking`].
     Remote(Arc<dyn Worker>),
@@ -39,6 +42,7 @@ impl fmt::Display for Stop {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Stop::Budget => f.write_str("the guard's bytes are used up"),
+            Stop::Withheld => f.write_str("the device must not issue requests"),
             Stop::Fault(fault) => fault.fmt(f),
             Stop::Remote(_) => f.write_str("the memory may block"),
         }

@@ -28,6 +28,8 @@ pub(crate) struct View<'a> {
     /// The attachment that the route had before a copy blocked, if it has another one since, or none:
     /// nothing goes through this guard any more, and its faults belong to the old owner.
     left: Option<Arc<Attachment>>,
+    /// The device must not issue requests through the route, which looks as if nothing were attached.
+    withheld: bool,
     pub(crate) device: &'a Arc<Device>,
     pub(crate) pasid: Option<Pasid>,
     /// Whether memory that may block can be touched.
@@ -79,8 +81,9 @@ impl<'a> View<'a> {
         let mut held = Held::new(guard);
         device.routes().find(pasid, &mut held);
         let found = held.get().map(|attachment| attachment.space.id);
+        let mut withheld = false;
         if found.is_none() || found != *guess {
-            *guess = settle(device, pasid, &mut held);
+            (*guess, withheld) = settle(device, pasid, &mut held);
         }
         if let Some(tlb) = tlb {
             tlb.catch_up();
@@ -88,6 +91,7 @@ impl<'a> View<'a> {
         View {
             held,
             left: None,
+            withheld,
             device,
             pasid,
             blocking,
@@ -199,6 +203,9 @@ impl<'a> View<'a> {
     /// Why nothing can be translated here.
     #[cold]
     fn unattached(&self, iova: u64, access: Access) -> Stop {
+        if self.withheld {
+            return Stop::Withheld;
+        }
         if self.left.is_some() {
             // Under a guard of its own it goes to whoever is attached now.
             return Stop::Budget;
@@ -501,21 +508,24 @@ fn done_of(written: &Result<(), MemoryGone>, len: usize) -> u64 {
     }
 }
 
-/// The guess was wrong: finds out what the route leads to, with a guard for any domain.
+/// The guess was wrong: finds out what the route leads to, with a guard for any domain; or whether
+/// requests through it are withheld.
 #[cold]
 fn settle<'a>(
     device: &'a Arc<Device>,
     pasid: Option<Pasid>,
     held: &mut Held<'a, Attachment>,
-) -> Option<DomainId> {
+) -> (Option<DomainId>, bool) {
     let found = |held: &Held<'a, Attachment>| held.get().map(|attachment| attachment.space.id);
     if found(held).is_some_and(|domain| !held.guard().covers(domain)) {
         held.again();
         device.routes().find(pasid, held);
     }
+    let empty = found(held).is_none();
+    let withheld = empty && device.withheld().explain(device, pasid, held);
     let domain = found(held);
     held.guard().narrow(domain);
-    domain
+    (domain, withheld)
 }
 
 /// The end of a loop: what its last step did before, and why (nothing: the operation is over).

@@ -24,20 +24,20 @@ pub trait WriteSink: Send + Sync + fmt::Debug {
     fn wrote(&self, range: AddrRange);
 }
 
-/// Which writes of a device.
+/// Which requests of a device.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Writes {
+pub enum Requests {
     /// All of them, whatever PASID they have.
     All,
     /// Those with this PASID.
     Of(Pasid),
 }
 
-impl Writes {
-    fn include(self, pasid: Option<Pasid>) -> bool {
+impl Requests {
+    pub(crate) fn include(self, pasid: Option<Pasid>) -> bool {
         match self {
-            Writes::All => true,
-            Writes::Of(own) => pasid == Some(own),
+            Requests::All => true,
+            Requests::Of(own) => pasid == Some(own),
         }
     }
 }
@@ -47,7 +47,7 @@ impl Writes {
 pub(crate) struct Watchers {
     /// Whether there is anybody. Changes with `list`.
     any: AtomicBool,
-    list: Mutex<Vec<(Writes, Arc<dyn WriteSink>)>>,
+    list: Mutex<Vec<(Requests, Arc<dyn WriteSink>)>>,
 }
 
 impl Watchers {
@@ -73,14 +73,18 @@ impl Watchers {
 /// Somebody is told what a device writes, until this is dropped.
 pub struct WriteWatch {
     device: Arc<Device>,
-    writes: Writes,
+    writes: Requests,
     sink: Arc<dyn WriteSink>,
 }
 
 impl Device {
     /// Has `sink` told of writes of this device; from when this returns on, of all of them. Of two
     /// that ask for the same writes the first is told. Waits as [`WriteWatch::settle`] does.
-    pub fn watch_writes(self: &Arc<Self>, writes: Writes, sink: Arc<dyn WriteSink>) -> WriteWatch {
+    pub fn watch_writes(
+        self: &Arc<Self>,
+        writes: Requests,
+        sink: Arc<dyn WriteSink>,
+    ) -> WriteWatch {
         let watchers = self.watchers();
         let mut list = watchers.list.lock();
         list.push((writes, Arc::clone(&sink)));
@@ -115,7 +119,7 @@ impl Drop for WriteWatch {
     fn drop(&mut self) {
         let watchers = self.device.watchers();
         let mut list = watchers.list.lock();
-        let own = |(_, sink): &(Writes, Arc<dyn WriteSink>)| Arc::ptr_eq(sink, &self.sink);
+        let own = |(_, sink): &(Requests, Arc<dyn WriteSink>)| Arc::ptr_eq(sink, &self.sink);
         if let Some(at) = list.iter().position(own) {
             list.remove(at);
         }

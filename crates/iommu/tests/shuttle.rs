@@ -15,7 +15,7 @@ use ioasid_core::{
 };
 use ioasid_iommu::{
     Device, DeviceConfig, Domain, DomainConfig, Iommu, PageRequest, PageRequestHandler,
-    PageResponse, Route, Tlb, WriteSink, Writes, attach_device,
+    PageResponse, Requests, Route, Stop, Tlb, WriteSink, attach_device,
 };
 
 const IOVA: u64 = 0x1000;
@@ -160,6 +160,55 @@ fn detach_waits_for_dma_in_flight() {
             scene.assert_marked();
         });
     }
+}
+
+#[test]
+fn what_is_withheld_has_landed_or_waits_for_the_release() {
+    for tagged in [false, true] {
+        check(move || {
+            let scene = scene();
+            let route = scene.route(tagged);
+            route.attach(&scene.domain, &sink()).unwrap();
+            let engine = {
+                let route = route.clone();
+                thread::spawn(move || {
+                    let mut port = route.device.port();
+                    for byte in 1..=2 {
+                        let stop = port.enter(route.pasid).write(IOVA, &[byte]).stop;
+                        assert!(matches!(stop, None | Some(Stop::Withheld)), "{stop:?}");
+                    }
+                })
+            };
+            let of = route.pasid.map_or(Requests::All, Requests::Of);
+            assert!(scene.device.withhold(of));
+            scene.mark();
+            thread::yield_now();
+            assert_eq!(contents(&scene.memory, 1), [MARK]);
+            // Whoever finds the route empty sees it withheld or filled again: never unattached.
+            scene.device.release(of);
+            engine.join().unwrap();
+        });
+    }
+}
+
+#[test]
+fn withholding_beside_a_detach_waits_for_dma_in_flight() {
+    check(|| {
+        let scene = scene();
+        let route = scene.route(false);
+        route.attach(&scene.domain, &sink()).unwrap();
+        let engine = scene.engine(&route);
+        let detach = {
+            let route = route.clone();
+            thread::spawn(move || route.detach())
+        };
+        // Whether the route is still there or on its way out.
+        assert!(scene.device.withhold(Requests::All));
+        scene.mark();
+        engine.join().unwrap();
+        scene.assert_marked();
+        detach.join().unwrap();
+    });
 }
 
 #[test]
@@ -544,7 +593,7 @@ fn no_write_is_lost_between_one_report_and_the_next() {
             route.attach(&scene.domain, &sink()).unwrap();
             let engine = scene.engine(&route);
             let dirty = Arc::<Dirty>::default();
-            let writes = route.pasid.map_or(Writes::All, Writes::Of);
+            let writes = route.pasid.map_or(Requests::All, Requests::Of);
             let watch = scene.device.watch_writes(writes, dirty.clone());
             // From here on everything is told.
             let mut copied = contents(&scene.memory, 1);

@@ -9,7 +9,7 @@ use std::sync::Arc;
 use common::*;
 use ioasid_core::{AddrRange, sync::Mutex};
 use ioasid_iommu::{
-    Device, DmaPort, FaultReason, Iommu, WriteSink, Writes, attach_device, attach_device_pasid,
+    Device, DmaPort, FaultReason, Iommu, Requests, WriteSink, attach_device, attach_device_pasid,
 };
 
 const IOVA: u64 = 0x10_0000;
@@ -73,7 +73,7 @@ impl Scene {
         }
     }
 
-    fn watch(&self, writes: Writes) -> ioasid_iommu::WriteWatch {
+    fn watch(&self, writes: Requests) -> ioasid_iommu::WriteWatch {
         self.device.watch_writes(writes, self.seen.clone())
     }
 }
@@ -81,7 +81,7 @@ impl Scene {
 #[test]
 fn every_way_to_write_is_told_and_no_read() {
     let mut scene = Scene::new();
-    let _watch = scene.watch(Writes::All);
+    let _watch = scene.watch(Requests::All);
     let (port, seen) = (&mut scene.port, &scene.seen);
     let mut buffer = [0; 100];
     assert!(port.enter(None).read(IOVA, &mut buffer).is_complete());
@@ -111,7 +111,7 @@ fn every_way_to_write_is_told_and_no_read() {
 #[test]
 fn a_write_that_fails_is_told_as_far_as_it_came() {
     let mut scene = Scene::new();
-    let _watch = scene.watch(Writes::All);
+    let _watch = scene.watch(Requests::All);
     let end = IOVA + LEN as u64;
     let transfer = scene.port.enter(None).fill(end - 0x1800, 1, 0x3000);
     assert_eq!(transfer.done, 0x1800);
@@ -131,7 +131,7 @@ fn a_write_that_fails_is_told_as_far_as_it_came() {
 #[test]
 fn a_child_is_told_of_its_pasid_alone_and_afterwards_of_nothing() {
     let mut scene = Scene::new();
-    let watch = scene.watch(Writes::Of(pasid(5).unwrap()));
+    let watch = scene.watch(Requests::Of(pasid(5).unwrap()));
     for (n, tag) in (0..).zip([None, pasid(5), pasid(6)]) {
         let written = scene.port.enter(tag).write(IOVA + n, &[1]);
         assert!(written.is_complete());
@@ -140,7 +140,7 @@ fn a_child_is_told_of_its_pasid_alone_and_afterwards_of_nothing() {
     drop(watch);
     assert!(scene.port.enter(pasid(5)).write(IOVA, &[1]).is_complete());
     assert_eq!(scene.seen.take(), []);
-    let _all = scene.watch(Writes::All);
+    let _all = scene.watch(Requests::All);
     assert!(scene.port.enter(pasid(6)).write(IOVA, &[1]).is_complete());
     assert_eq!(scene.seen.take(), [range(IOVA, 1)]);
 }
@@ -153,7 +153,7 @@ fn whoever_waits_knows_of_a_write_that_blocks() {
     let (stuck, _memory) = Stuck::map(&iommu, &domain, IOVA);
     attach_device(&domain, &device, &sink()).unwrap();
     let seen = Arc::<Seen>::default();
-    let watch = device.watch_writes(Writes::All, seen.clone());
+    let watch = device.watch_writes(Requests::All, seen.clone());
     std::thread::scope(|threads| {
         let mut port = device.port();
         let engine = threads.spawn(move || port.enter_blocking(None).write(IOVA + 8, &[1; 16]));

@@ -9,7 +9,7 @@
 use std::sync::Arc;
 
 use ioasid_core::{AddrRange, Pasid, sync::Mutex};
-use ioasid_iommu::{Device, WriteSink, WriteWatch, Writes};
+use ioasid_iommu::{Device, Requests, WriteSink, WriteWatch};
 
 use super::{DeviceFile, VfioDevice};
 use crate::{
@@ -54,8 +54,8 @@ impl DeviceFile {
         let logging = &self.device.logging;
         let child = logging.child.lock().clone();
         let (device, writes) = match (&self.device.passthrough, child) {
-            (Passthrough::Whole(device), _) => (Arc::clone(device), Writes::All),
-            (Passthrough::Child(_), Some((device, pasid))) => (device, Writes::Of(pasid)),
+            (Passthrough::Whole(device), _) => (Arc::clone(device), Requests::All),
+            (Passthrough::Child(_), Some((device, pasid))) => (device, Requests::Of(pasid)),
             _ => return Err(Error::NoFeature),
         };
         let mut current = logging.current.lock();

@@ -1,7 +1,11 @@
 //! What the lower floors need from an operating system, as traits: a host implements them with
 //! eventfds and threads, a test with counters and closures.
 
-use std::{fmt, sync::Arc, time::Instant};
+use std::{
+    fmt,
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use crate::{
     failpoint::OutOfMemory,
@@ -16,6 +20,12 @@ use crate::{
 pub trait IrqSink: Send + Sync + fmt::Debug {
     /// Delivers one interrupt. Must not block and must not panic.
     fn signal(&self);
+
+    /// Returns when every interrupt that was signalled before has been delivered, `patience` at the most:
+    /// the client may keep it from arriving. By default delivering takes no time.
+    fn flush(&self, patience: Duration) {
+        let _ = patience;
+    }
 }
 
 /// A job for a [`Worker`].

@@ -103,9 +103,11 @@ impl DsaChild {
         let function = function(1, VECTORS, parent.device(), Role::Alone)
             .map_err(|_| Error::Config("the PCI function cannot be laid out"))?;
         let claim = parent.claim_queue(queue, QueueType::Mdev)?;
+        let front = Arc::new(Front::of_child(function));
+        parent.shared.follow(&front);
         Ok(Arc::new(DsaChild {
             parent: Arc::clone(parent),
-            front: Arc::new(Front::of_child(function)),
+            front,
             queue,
             claim: Mutex::new(Some(claim)),
             view: Arc::default(),

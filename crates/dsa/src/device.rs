@@ -3,7 +3,7 @@
 use std::sync::{Arc, atomic::AtomicBool};
 
 use ioasid_core::{Pasid, host::Spawner, sync::MutexGuard};
-use ioasid_iommu::{Device, Iommu, PasidPool};
+use ioasid_iommu::{Device, Iommu, PasidPool, Requests};
 use ioasid_vfio::{
     DeviceModel, Migrate,
     pci::{Bar, Function, FunctionBuilder, MsixLayout, SriovLayout},
@@ -79,10 +79,14 @@ impl DsaDevice {
         }
         let function = function(queues.len(), queues.len() + 1, &device, role)
             .map_err(|_| Error::Config("the PCI function cannot be laid out"))?;
-        let state = State::new(queues.len(), engines);
+        function.issues(&device, Requests::All);
+        let front = Arc::new(Front::new(function));
+        let state = State::new(Arc::clone(&front), queues.len(), engines);
+        let shared = Shared::new(Arc::clone(&device), state, device_tlb);
+        shared.follow(&front);
         let this = Arc::new(DsaDevice {
-            shared: Shared::new(Arc::clone(&device), state, device_tlb),
-            front: Arc::new(Front::new(function)),
+            shared,
+            front,
             pasids: Arc::clone(iommu.pasids()),
             driven: AtomicBool::new(false),
             queues,
@@ -511,5 +515,7 @@ pub(crate) fn test_front() -> Arc<Front> {
         .bar(0, Bar::memory64(reg::BAR0_SIZE))
         .msix(MsixLayout::new(0, reg::MSIX_TABLE, reg::MSIX_PBA, 2))
         .build();
-    Arc::new(Front::new(function.expect("a layout that fits")))
+    let function = function.expect("a layout that fits");
+    let _ = function.write_config(4, &[6]);
+    Arc::new(Front::new(function))
 }

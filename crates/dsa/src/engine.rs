@@ -5,7 +5,9 @@
 //!
 //! * has moved the bytes of one guard goes back to its queue, and other queues get their turn;
 //! * needs memory that may block moves to its client's worker, which runs the rest of it;
-//! * wants a page that is missing is parked until its page request is answered.
+//! * wants a page that is missing is parked until its page request is answered;
+//! * belongs to a function that must not issue requests goes back to its queue, which has no work until
+//!   it may. Whoever drains such a queue drops what is in it: it cannot end.
 
 use std::sync::{Arc, Weak};
 
@@ -60,6 +62,16 @@ impl Shared {
             work: Condvar::new(),
             ended: Condvar::new(),
         })
+    }
+
+    /// Follows the function of `front`, whose bus mastering changes.
+    pub(crate) fn follow(self: &Arc<Self>, front: &Front) {
+        let shared = Arc::downgrade(self);
+        front.function().on_bus_master(move || {
+            if let Some(shared) = shared.upgrade() {
+                shared.change(|_| ());
+            }
+        });
     }
 
     pub(crate) fn lock(&self) -> MutexGuard<'_, State> {
@@ -221,8 +233,8 @@ impl Shared {
             task.done = result.is_ok();
             if task.logs {
                 // What halted the descriptor halts it again where the log can be reached.
-                if let Err(remote) = write_log(session, port, place) {
-                    break Err(remote);
+                if let Err(halt) = write_log(session, port, place) {
+                    break Err(halt);
                 }
                 task.logs = false;
             }
@@ -245,6 +257,11 @@ impl Shared {
                 Err(task) => self.end(state, task),
                 Ok(()) if state.queues[queue].paused => self.release(state),
                 Ok(()) => {}
+            },
+            Err(Halt::Withheld) => match state.queues[queue].resume_later(task) {
+                Err(task) => self.end(state, task),
+                // A command may wait for it in vain.
+                Ok(()) => self.release(state),
             },
             Err(Halt::Remote(worker)) => {
                 state.queues[queue].set_remote(task.sequence, true);
@@ -325,7 +342,7 @@ fn deliver(session: &Session, effects: &mut Effects) {
 /// Writes what waits for the event log of the session's owner.
 ///
 /// # Errors
-/// [`Halt::Remote`]: where it has to be done.
+/// [`Halt::Remote`]: where it has to be done. [`Halt::Withheld`]: it has to wait.
 fn write_log(session: &Session, port: &mut DmaPort, place: Place) -> Result<(), Halt> {
     let front = &session.front;
     while let Some((slot, pasid)) = front.begin_entry(session.pasid) {
@@ -349,6 +366,10 @@ fn write_log(session: &Session, port: &mut DmaPort, place: Place) -> Result<(), 
             Some(Stop::Remote(worker)) if place == Place::Engine => {
                 front.put_off_entry();
                 return Err(Halt::Remote(worker));
+            }
+            Some(Stop::Withheld) => {
+                front.put_off_entry();
+                return Err(Halt::Withheld);
             }
             Some(_) => front.raise(front.abandon_log()),
         }

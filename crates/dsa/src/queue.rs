@@ -88,7 +88,7 @@ pub(crate) enum Refused {
 pub(crate) struct Mark {
     pub(crate) queue: usize,
     sequence: u64,
-    only: Option<Pasid>,
+    pub(crate) only: Option<Pasid>,
 }
 
 /// A work queue.
@@ -216,7 +216,15 @@ impl Queue {
 
     /// Whether an engine could do something for this queue now.
     pub(crate) fn has_work(&self) -> bool {
-        !self.paused && (!self.ready.is_empty() || self.next_waiting().is_some())
+        !self.paused
+            && self.may_issue()
+            && (!self.ready.is_empty() || self.next_waiting().is_some())
+    }
+
+    /// Whether the function of the queue's owner may issue requests.
+    pub(crate) fn may_issue(&self) -> bool {
+        let session = self.session.as_ref();
+        session.is_none_or(|session| session.front.function().bus_master())
     }
 
     /// The descriptor that starts next. Descriptors of one client start in order; in a shared queue,

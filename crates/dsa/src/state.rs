@@ -44,6 +44,8 @@ pub(crate) type Raised = Vec<(Arc<Front>, MiscInterrupt)>;
 /// The state of a device that its queues share.
 #[derive(Debug)]
 pub(crate) struct State {
+    /// Of the device itself.
+    front: Arc<Front>,
     /// Enabled by its driver.
     pub(crate) enabled: bool,
     pub(crate) groups: Vec<GroupConfig>,
@@ -62,8 +64,9 @@ pub(crate) struct State {
 }
 
 impl State {
-    pub(crate) fn new(queues: usize, engines: usize) -> Self {
+    pub(crate) fn new(front: Arc<Front>, queues: usize, engines: usize) -> Self {
         State {
+            front,
             enabled: false,
             groups: vec![GroupConfig::default(); engines],
             queues: (0..queues).map(|_| Queue::new()).collect(),
@@ -96,6 +99,9 @@ impl State {
     /// left, all of them get a new share, weighted by priority. A queue never waits while its
     /// engines are idle, and none can starve another.
     pub(crate) fn next(&mut self, engine: usize) -> Option<Task> {
+        if !self.may_issue() {
+            return None;
+        }
         let bit = 1 << engine;
         let set = self
             .groups
@@ -154,7 +160,12 @@ impl State {
 
     /// Whether an engine could do something now.
     pub(crate) fn has_work(&self) -> bool {
-        self.queues.iter().any(Queue::has_work)
+        self.may_issue() && self.queues.iter().any(Queue::has_work)
+    }
+
+    /// Whether the device may issue requests; that of a child's queue is asked besides.
+    fn may_issue(&self) -> bool {
+        self.front.function().bus_master()
     }
 
     /// Marks of the queues in `set`: passed when everything accepted so far, perhaps of one PASID
@@ -210,8 +221,24 @@ impl State {
         }
     }
 
+    /// Drops what commands wait for in vain: descriptors whose requests are withheld. They leave no
+    /// record, since it could not be written.
+    fn drop_withheld(&mut self) {
+        let device = self.may_issue();
+        let marks = self.pending.iter().flat_map(|command| &command.waits);
+        let vain: Vec<Mark> = marks
+            .filter(|mark| !device || !self.queues[mark.queue].may_issue())
+            .filter(|mark| !self.queues[mark.queue].passed(mark))
+            .copied()
+            .collect();
+        for mark in vain {
+            self.abort(1 << mark.queue, mark.only);
+        }
+    }
+
     /// Ends the commands whose descriptors have ended.
     pub(crate) fn settle(&mut self) -> Raised {
+        self.drop_withheld();
         let mut raised = Raised::new();
         while let Some(at) = self.pending.iter().position(|c| self.passed(&c.waits)) {
             let command = self.pending.remove(at);
@@ -240,7 +267,7 @@ mod tests {
     };
 
     fn busy_state(priorities: &[u8]) -> State {
-        let mut state = State::new(priorities.len(), 2);
+        let mut state = State::new(test_front(), priorities.len(), 2);
         state.groups[0] = GroupConfig {
             queues: state.all_queues(),
             engines: state.all_engines(),

@@ -1,12 +1,6 @@
 //! One device: registers, and the thread that computes and copies.
 
-use std::{
-    fmt, io,
-    sync::{
-        Arc,
-        atomic::{AtomicBool, Ordering},
-    },
-};
+use std::{fmt, io, sync::Arc};
 
 use ioasid_core::{
     host::Spawner,
@@ -42,7 +36,6 @@ pub struct Edu {
 pub(crate) struct Core {
     vectors: Arc<Vectors>,
     intx: Arc<Intx>,
-    bus_master: Arc<AtomicBool>,
     dma: EmulatedDma,
     state: Mutex<State>,
     /// There is work, or it is done.
@@ -109,7 +102,6 @@ impl Edu {
         let core = Arc::new(Core {
             vectors: Arc::clone(function.vectors()),
             intx: Arc::clone(function.intx()),
-            bus_master: function.bus_master_flag(),
             dma,
             state: Mutex::new(State {
                 registers: Registers::default(),
@@ -274,7 +266,6 @@ impl Core {
     /// Copies without the lock: memory may take its time.
     fn transfer<'a>(&'a self, mut state: MutexGuard<'a, State>) -> MutexGuard<'a, State> {
         let transfer = Transfer::new(&state.registers);
-        let transfer = transfer.filter(|_| self.bus_master.load(Ordering::Acquire));
         let mut buffer = state.registers.buffer.clone();
         let resets = state.resets;
         state.copies = true;
@@ -282,7 +273,7 @@ impl Core {
         if let Some(transfer) = transfer
             && let Some(bytes) = buffer.get_mut(transfer.place)
         {
-            // The device has no way to tell of an error.
+            // The device has no way to tell of an error, bus mastering that is off included.
             let _ = match transfer.to_memory {
                 true => self.dma.write(transfer.memory, bytes),
                 false => self.dma.read(transfer.memory, bytes),

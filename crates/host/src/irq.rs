@@ -37,8 +37,8 @@ pub(crate) struct InterruptThread {
 struct Shared {
     queue: Mutex<Queue>,
     wake: Condvar,
-    /// Nothing is queued and nothing is being written.
-    idle: Condvar,
+    /// One more has been delivered.
+    delivered: Condvar,
     written: AtomicU64,
     skipped: AtomicU64,
 }
@@ -47,7 +47,11 @@ struct Shared {
 struct Queue {
     /// Eventfds with signals to deliver, each at most once.
     waiting: VecDeque<Arc<Target>>,
-    writing: bool,
+    /// Eventfds queued so far, and delivered so far.
+    queued: u64,
+    done: u64,
+    /// Who waits for a delivery.
+    flushing: usize,
     stopping: bool,
     ended: bool,
 }
@@ -63,7 +67,7 @@ impl InterruptThread {
         let shared = Arc::new(Shared {
             queue: Mutex::new(Queue::default()),
             wake: Condvar::new(),
-            idle: Condvar::new(),
+            delivered: Condvar::new(),
             written: AtomicU64::new(0),
             skipped: AtomicU64::new(0),
         });
@@ -76,15 +80,23 @@ impl InterruptThread {
 
     /// Waits until what is queued has been written, [`FLUSH`] at most.
     pub(crate) fn flush(&self) {
-        let deadline = Instant::now() + FLUSH;
+        self.flush_within(FLUSH);
+    }
+
+    /// Waits until what is queued has been written, `patience` at most.
+    fn flush_within(&self, patience: Duration) {
+        let deadline = Instant::now() + patience;
         let mut queue = self.shared.queue.lock();
-        while (queue.writing || !queue.waiting.is_empty()) && !queue.ended {
+        let wanted = queue.queued;
+        queue.flushing += 1;
+        while queue.done < wanted && !queue.ended {
             let left = deadline.saturating_duration_since(Instant::now());
             if left.is_zero() {
-                return;
+                break;
             }
-            queue = self.shared.idle.wait_timeout(queue, left);
+            queue = self.shared.delivered.wait_timeout(queue, left);
         }
+        queue.flushing -= 1;
     }
 
     /// Delivers what is queued, then ends; later signals go nowhere. Does not wait.
@@ -104,16 +116,16 @@ impl Shared {
         let mut queue = self.queue.lock();
         loop {
             if let Some(target) = queue.waiting.pop_front() {
-                queue.writing = true;
                 drop(queue);
                 self.deliver(&target);
                 queue = self.queue.lock();
-                queue.writing = false;
-                if queue.waiting.is_empty() {
-                    self.idle.notify_all();
+                queue.done += 1;
+                if queue.flushing > 0 {
+                    self.delivered.notify_all();
                 }
             } else if queue.stopping {
                 queue.ended = true;
+                self.delivered.notify_all();
                 return;
             } else {
                 queue = self.wake.wait(queue);
@@ -197,10 +209,15 @@ impl IrqSink for EventFd {
         let shared = &self.thread.shared;
         let mut queue = shared.queue.lock();
         if !queue.stopping {
+            queue.queued += 1;
             queue.waiting.push_back(Arc::clone(&self.target));
             drop(queue);
             shared.wake.notify_one();
         }
+    }
+
+    fn flush(&self, patience: Duration) {
+        self.thread.flush_within(patience);
     }
 }
 

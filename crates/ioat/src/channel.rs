@@ -10,6 +10,9 @@
 //!     |        +--------------------------------+  <------------------+ SUSPEND
 //!     +------- RESET from anywhere; an error
 //! ```
+//! While its function must not issue requests, an active channel stays where it is, in the middle of a
+//! descriptor perhaps. SUSPEND does not wait for the end of that descriptor then.
+//!
 //! CHAINADDR has no effect while the channel is active or done.
 
 use std::sync::{
@@ -39,8 +42,18 @@ pub(crate) struct Tag {
     /// Channel number as that owner counts.
     pub(crate) index: usize,
     pub(crate) pasid: Option<Pasid>,
+    /// Of the device itself, for a child.
+    pub(crate) parent: Option<Arc<Front>>,
     /// Keeps the PASID from being reused.
     pub(crate) _pasid_use: Option<PasidUse>,
+}
+
+impl Tag {
+    /// Whether the functions that it is about may issue requests.
+    fn may_issue(&self) -> bool {
+        let mut fronts = self.parent.iter().chain([&self.front]);
+        fronts.all(|front| front.function().bus_master())
+    }
 }
 
 /// Where a channel's descriptor is.
@@ -270,6 +283,8 @@ impl Channel {
             // What stopped the channel is cleared first.
             Halted if self.error.into_bits() != 0 => {}
             Halted | Suspended | Armed => {
+                // A descriptor of the chain before that could not be ended.
+                self.stats.aborted += u64::from(self.held.take().is_some());
                 self.chain = address;
                 self.next = address;
                 self.first = true;
@@ -304,7 +319,7 @@ impl Channel {
         } else if command == suspend {
             match self.status {
                 // A descriptor that has been begun is ended.
-                Active if self.waits() => self.status = Suspended,
+                Active if self.can_suspend() => self.status = Suspended,
                 Active => self.suspending = true,
                 Done | Armed => self.status = Suspended,
                 _ => {}
@@ -324,9 +339,22 @@ impl Channel {
         None
     }
 
-    /// With nothing begun.
-    fn waits(&self) -> bool {
-        self.rests() && self.held.is_none()
+    /// With nothing begun that will be ended.
+    fn can_suspend(&self) -> bool {
+        self.rests() && (self.held.is_none() || !self.may_issue())
+    }
+
+    /// Whether the function of whoever has the channel may issue requests.
+    fn may_issue(&self) -> bool {
+        self.tag.as_ref().is_some_and(|tag| tag.may_issue())
+    }
+
+    /// Bus mastering has changed: nothing waits for a descriptor that will not be ended.
+    pub(crate) fn follow_bus_master(&mut self) {
+        if self.suspending && self.can_suspend() {
+            self.suspending = false;
+            self.status = ChannelStatus::Suspended;
+        }
     }
 
     /// On no engine and no worker.
@@ -384,8 +412,8 @@ impl Channel {
         let active = self.status == ChannelStatus::Active;
         expect(active || !self.suspending)?;
         if state.bool()? {
-            expect(active)?;
-            let held = Execution::load(self.terms(false), state)?;
+            expect(active || self.status == ChannelStatus::Suspended)?;
+            let held = Execution::load(self.terms(), state)?;
             self.held = Some(held);
         }
         Ok(())
@@ -421,21 +449,21 @@ impl Channel {
     /// Whether an engine should be told of the channel.
     pub(crate) fn is_due(&self) -> bool {
         let active = self.status == ChannelStatus::Active && !self.resetting();
-        self.place == Place::Rest && active && !self.paused
+        self.place == Place::Rest && active && !self.paused && self.may_issue()
     }
 
     /// Takes what an engine should do next, if the channel is in line and still has work.
-    pub(crate) fn take(&mut self, channel: usize, bus_master: bool) -> Option<Task> {
+    pub(crate) fn take(&mut self, channel: usize) -> Option<Task> {
         if self.place != Place::Ready {
             return None;
         }
         self.place = Place::Rest;
-        if self.status != ChannelStatus::Active || self.resetting() || self.paused {
+        if !self.is_due() {
             return None;
         }
         let tag = Arc::clone(self.tag.as_ref()?);
         let held = self.held.take();
-        let execution = held.unwrap_or_else(|| Execution::new(self.terms(bus_master)));
+        let execution = held.unwrap_or_else(|| Execution::new(self.terms()));
         self.place = Place::Engine;
         Some(Task {
             channel,
@@ -446,7 +474,7 @@ impl Channel {
     }
 
     /// What the next descriptor is begun with.
-    fn terms(&self, bus_master: bool) -> Terms {
+    fn terms(&self) -> Terms {
         Terms {
             address: self.next,
             first: self.first,
@@ -457,7 +485,6 @@ impl Channel {
             completion: self.completion,
             mask: self.mask,
             max_transfer: 1 << MAX_TRANSFER_SHIFT,
-            bus_master,
         }
     }
 
@@ -470,6 +497,7 @@ impl Channel {
             self.finish_reset();
         } else {
             self.held = Some(task.execution);
+            self.follow_bus_master();
         }
     }
 

@@ -63,6 +63,7 @@ impl IoatChild {
         }
         let front = Front::new(1, parent.device())
             .map_err(|_| Error::Config("the PCI function cannot be laid out"))?;
+        parent.shared.follow(&front);
         let claim = parent.claim_channel(channel, ChannelOwner::Mdev)?;
         Ok(Arc::new(IoatChild {
             parent: Arc::clone(parent),
@@ -169,6 +170,7 @@ impl DefaultPasid for IoatChild {
             front: Arc::clone(&self.front),
             index: 0,
             pasid: Some(pasid),
+            parent: Some(Arc::clone(&self.parent.front)),
             _pasid_use: self.pasid.use_token(),
         })));
         Ok((device, pasid))

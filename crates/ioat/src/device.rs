@@ -6,7 +6,7 @@ use ioasid_core::{
     host::Spawner,
     inspect::{Inspect, Node, Value},
 };
-use ioasid_iommu::{Device, Iommu, PasidPool};
+use ioasid_iommu::{Device, Iommu, PasidPool, Requests};
 use ioasid_vfio::{DeviceModel, Migrate, pci::Function};
 
 use crate::{
@@ -51,9 +51,12 @@ impl IoatDevice {
         }
         let front = Front::new(channels.len(), &device)
             .map_err(|_| Error::Config("the PCI function cannot be laid out"))?;
+        front.function().issues(&device, Requests::All);
         let made = (0..channels.len()).map(|index| Channel::new(Some(own_tag(&front, index))));
+        let shared = Shared::new(Arc::clone(&device), made.collect());
+        shared.follow(&front);
         let this = Arc::new(IoatDevice {
-            shared: Shared::new(Arc::clone(&device), made.collect()),
+            shared,
             front,
             pasids: Arc::clone(iommu.pasids()),
             driven: AtomicBool::new(false),
@@ -134,6 +137,7 @@ fn own_tag(front: &Arc<Front>, index: usize) -> Arc<Tag> {
         front: Arc::clone(front),
         index,
         pasid: None,
+        parent: None,
         _pasid_use: None,
     })
 }

@@ -1,6 +1,7 @@
 //! Engines: the threads that execute descriptors. An engine serves every client, so it never waits
 //! for one: a channel whose descriptor has moved the bytes of one guard goes to the end of the line,
-//! and one that needs memory that may block moves to its client's worker for that descriptor.
+//! and one that needs memory that may block moves to its client's worker for that descriptor. One whose
+//! function must not issue requests leaves the line until it may.
 
 use std::{collections::VecDeque, sync::Arc};
 
@@ -13,7 +14,7 @@ use ioasid_iommu::{Device, DmaGuard, DmaPort};
 use crate::{
     channel::{Channel, Place, Reset, Task},
     exec::{Ending, Halt},
-    front::Interrupt,
+    front::{Front, Interrupt},
 };
 
 /// What one lock protects.
@@ -45,9 +46,7 @@ impl State {
         loop {
             let index = self.line.pop_front()?;
             let channel = self.channels.get_mut(index)?;
-            let tag = channel.tag.as_ref();
-            let bus_master = tag.is_some_and(|tag| tag.front.function().bus_master());
-            if let Some(task) = channel.take(index, bus_master) {
+            if let Some(task) = channel.take(index) {
                 return Some(task);
             }
         }
@@ -104,6 +103,19 @@ impl Shared {
             work: Condvar::new(),
             ended: Condvar::new(),
         })
+    }
+
+    /// Follows the function of `front`, whose bus mastering changes.
+    pub(crate) fn follow(self: &Arc<Self>, front: &Front) {
+        let shared = Arc::downgrade(self);
+        front.function().on_bus_master(move || {
+            if let Some(shared) = shared.upgrade() {
+                let mut state = shared.lock();
+                let channels = state.channels.iter_mut();
+                channels.for_each(Channel::follow_bus_master);
+                shared.release(state, 0);
+            }
+        });
     }
 
     pub(crate) fn lock(&self) -> MutexGuard<'_, State> {
@@ -212,22 +224,26 @@ impl Shared {
                     }
                     // It may block, so the registers change only after it.
                     let result = task.execution.conclude(&mut place.enter(port, &task));
-                    if let Ok(ending) = result {
-                        break ending;
+                    match result {
+                        Ok(ending) => break ending,
+                        Err(Halt::Withheld) => return self.hold(self.lock(), task, moved, place),
+                        Err(_) => {}
                     }
                 };
                 self.end(self.lock(), task, &ending, moved, place);
             }
-            (Err(Halt::Budget), _) => {
-                let mut state = self.lock();
-                if let Some(channel) = state.channels.get_mut(task.channel) {
-                    channel.stats.bytes += moved;
-                    channel.hold(task);
-                }
-                self.release(state, place.takes());
-            }
+            (Err(Halt::Budget | Halt::Withheld), _) => self.hold(self.lock(), task, moved, place),
             (Err(Halt::Remote(worker)), _) => self.hand_over(task, moved, &worker),
         }
+    }
+
+    /// Gives the descriptor up for the moment.
+    fn hold(&self, mut state: MutexGuard<'_, State>, task: Task, moved: u64, place: Where) {
+        if let Some(channel) = state.channels.get_mut(task.channel) {
+            channel.stats.bytes += moved;
+            channel.hold(task);
+        }
+        self.release(state, place.takes());
     }
 
     /// Ends a descriptor on an engine: completion word and registers change at once, for whoever
@@ -245,6 +261,7 @@ impl Shared {
             match ending {
                 Ok(ending) => return self.end(state, task, &ending, moved, Where::Engine),
                 Err(Halt::Budget) => {}
+                Err(Halt::Withheld) => return self.hold(state, task, moved, Where::Engine),
                 Err(Halt::Remote(worker)) => {
                     drop(state);
                     return self.hand_over(task, moved, &worker);

@@ -24,7 +24,7 @@ use crate::{
 /// What a state is of, and the version of its format.
 const CHILD: &[u8; 8] = b"ioat-1ch";
 const WHOLE: &[u8; 8] = b"ioat-dev";
-const VERSION: u32 = 1;
+const VERSION: u32 = 2;
 
 /// One owner's part of a device.
 struct Part<'a> {

@@ -340,18 +340,6 @@ fn a_channel_reset_in_flight_is_the_end_of_its_writes() {
     }
 }
 
-#[test]
-fn without_bus_mastering_nothing_is_read_or_written() {
-    let whole = Whole::new();
-    whole.area.write(DST, &[1; 64]);
-    let _ = whole.ioat.function().write_config(4, &[2, 0]).unwrap();
-    let errors = whole.run(&[told(Descriptor::fill(DST, 0, 64))]);
-    assert_eq!(errors, ChanErr::new().with_descriptor(true));
-    assert_eq!(whole.area.read(DST, 64), [1; 64]);
-    assert_eq!(whole.area.word(WORD).into_bits(), 0);
-    assert_eq!(whole.faults.total(), 0);
-}
-
 /// What `tools/testing/selftests/vfio/lib/drivers/ioat` does to the registers.
 #[test]
 fn the_kernels_selftest_driver_finds_what_it_expects() {

@@ -252,7 +252,7 @@ impl From<ioasid_vfio::Error> for Errno {
             Error::TooManyIoeventfds => Errno::ENOSPC,
             Error::NoFeature => Errno::ENOTTY,
             Error::BeyondConfig => Errno::EFAULT,
-            Error::MemoryDisabled | Error::Device(_) => Errno::EIO,
+            Error::MemoryDisabled | Error::NoBusMaster | Error::Device(_) => Errno::EIO,
             Error::NoSuchIrqAction => Errno::ENOTTY,
             Error::NoVectors => Errno::ERANGE,
             Error::NoUserPasid => Errno::EOPNOTSUPP,

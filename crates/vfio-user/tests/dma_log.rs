@@ -6,7 +6,7 @@ mod common;
 use std::collections::BTreeSet;
 
 use common::*;
-use ioasid_dsa::spec::Descriptor;
+use ioasid_dsa::spec::{Command, Descriptor};
 use ioasid_uapi::spec::vfio::{DmaLoggingRange, Feature};
 use ioasid_vfio_user::spec::{LoggingControl, LoggingReport, command};
 use zerocopy::{FromBytes, IntoBytes};
@@ -337,12 +337,8 @@ fn what_is_copied_by_reports_is_what_is_there() {
             }
         }
     }
-    // A drain, and what the last descriptors wrote.
-    poke(&ram, 0x8000, &[0]);
-    let mut last = Descriptor::new(ioasid_dsa::spec::Opcode::Drain, 0x8000);
-    last.flags.set_request_record(true);
-    vmm.submit(last);
-    wait_record(&ram, 0x8000);
+    // What the last descriptors wrote. A command, since a full queue would drop a descriptor that drains.
+    assert_eq!(vmm.command(Command::DrainAll, 0), 0);
     for page in report(&mut vmm, 0, RAM, PAGE).unwrap() {
         let bytes = peek(&ram, page, PAGE as usize);
         copied[page as usize..][..PAGE as usize].copy_from_slice(&bytes);

@@ -4,9 +4,14 @@
 use std::{
     fmt,
     sync::{Arc, PoisonError, RwLock},
+    time::Instant,
 };
 
-use ioasid_core::AddrRange;
+use ioasid_core::{
+    AddrRange,
+    sync::{Condvar, Mutex},
+};
+use ioasid_iommu::bus_master::PATIENCE;
 use ioasid_iommufd::{Access, AccessKind, AccessUser, Context, ObjectId};
 
 use crate::error::{Error, Result};
@@ -26,6 +31,37 @@ pub struct EmulatedDma {
 struct Inner {
     /// Held shared for each copy, exclusively to come and to go.
     access: RwLock<Option<Access>>,
+    copies: Mutex<Copies>,
+    /// A copy has ended.
+    ended: Condvar,
+}
+
+#[derive(Default)]
+struct Copies {
+    /// The function must not copy.
+    withheld: bool,
+    under_way: usize,
+}
+
+/// One copy.
+struct Copy<'a>(&'a Inner);
+
+impl<'a> Copy<'a> {
+    fn begin(inner: &'a Inner) -> Result<Self> {
+        let mut copies = inner.copies.lock();
+        if copies.withheld {
+            return Err(Error::NoBusMaster);
+        }
+        copies.under_way += 1;
+        Ok(Copy(inner))
+    }
+}
+
+impl Drop for Copy<'_> {
+    fn drop(&mut self) {
+        self.0.copies.lock().under_way -= 1;
+        self.0.ended.notify_all();
+    }
 }
 
 /// Nothing is pinned for longer than a copy, so there is nothing to let go of.
@@ -46,9 +82,10 @@ impl EmulatedDma {
     /// user's memory does: not to be called from a register access.
     ///
     /// # Errors
-    /// [`Error::NotBound`] if there is no user; otherwise as
-    /// [`Access::read`], [`NotAttached`](ioasid_iommufd::Error::NotAttached) among them.
+    /// [`Error::NoBusMaster`] while the function must not; [`Error::NotBound`] if there is no user;
+    /// otherwise as [`Access::read`], [`NotAttached`](ioasid_iommufd::Error::NotAttached) among them.
     pub fn read(&self, iova: u64, dst: &mut [u8]) -> Result<()> {
+        let _copy = Copy::begin(&self.inner)?;
         let access = self.inner.access.read();
         let access = access.unwrap_or_else(PoisonError::into_inner);
         Ok(access.as_ref().ok_or(Error::NotBound)?.read(iova, dst)?)
@@ -59,9 +96,25 @@ impl EmulatedDma {
     /// # Errors
     /// As [`EmulatedDma::read`].
     pub fn write(&self, iova: u64, src: &[u8]) -> Result<()> {
+        let _copy = Copy::begin(&self.inner)?;
         let access = self.inner.access.read();
         let access = access.unwrap_or_else(PoisonError::into_inner);
         Ok(access.as_ref().ok_or(Error::NotBound)?.write(iova, src)?)
+    }
+
+    /// Whether copies may begin. If not, none is under way when this returns, but for one that has been
+    /// blocked for [`PATIENCE`].
+    pub(crate) fn set_bus_master(&self, on: bool) {
+        let mut copies = self.inner.copies.lock();
+        copies.withheld = !on;
+        let deadline = Instant::now() + PATIENCE;
+        while !on && copies.under_way > 0 {
+            let left = deadline.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                break;
+            }
+            copies = self.inner.ended.wait_timeout(copies, left);
+        }
     }
 
     /// A new user.

@@ -34,6 +34,9 @@ pub enum Error {
     /// The memory of the device does not answer: `PCI_COMMAND.MEM` is 0 or it sleeps (EIO).
     #[error("the device's memory is disabled")]
     MemoryDisabled,
+    /// The function must not issue requests: `PCI_COMMAND.MASTER` is 0 or it sleeps (EIO).
+    #[error("bus mastering is off, or the device sleeps")]
+    NoBusMaster,
     /// The range of the file cannot be mapped, or not so (EINVAL).
     #[error("no such range can be mapped")]
     NotMappable,

@@ -196,7 +196,8 @@ impl Interrupts {
     ///
     /// # Errors
     /// [`Error::BadIrqRequest`] if it does not fit the index or its state, or another index is
-    /// enabled; [`Error::NoSuchIrqAction`] if the index does not know the action,
+    /// enabled, or MSI or MSI-X is to be enabled while the function is not in D0;
+    /// [`Error::NoSuchIrqAction`] if the index does not know the action,
     /// [`Error::NoVectors`] if MSI or MSI-X is to be enabled with no vector, [`Error::Eventfd`] for a
     /// bad file descriptor. The vectors of a request that fails half-way are disconnected.
     pub fn set(&self, function: &Function, request: &SetIrqs) -> Result<()> {
@@ -380,12 +381,12 @@ impl State {
             IrqData::Eventfds(fds) => fds,
             _ if !on => return Err(Error::BadIrqRequest),
             IrqData::None => {
-                range.for_each(|vector| vectors.deliver(vector));
+                range.for_each(|vector| vectors.trigger(vector));
                 return Ok(());
             }
             IrqData::Bools(bools) => {
                 for (vector, _) in range.zip(bools).filter(|(_, fire)| **fire) {
-                    vectors.deliver(vector);
+                    vectors.trigger(vector);
                 }
                 return Ok(());
             }
@@ -397,8 +398,16 @@ impl State {
             };
             return connect(vectors, request.start, end, fds);
         }
+        // `__pci_enable_msix_range` looks at the count first, `__pci_enable_msi_range` at the power state.
+        let asleep = !function.is_awake();
+        if asleep && index == IrqIndex::Msi {
+            return Err(Error::BadIrqRequest);
+        }
         if range.end == 0 {
             return Err(Error::NoVectors);
+        }
+        if asleep {
+            return Err(Error::BadIrqRequest);
         }
         if index == IrqIndex::Msi {
             self.enabled = Enabled::Msi(range.end);

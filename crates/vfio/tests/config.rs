@@ -109,6 +109,7 @@ fn a_masked_msi_vector_is_pending_until_it_is_unmasked() {
     let irqs = Interrupts::default();
     let sinks = [CountingIrq::new(), CountingIrq::new()];
     enable_msi(&function, &irqs, &sinks);
+    write(&function, 4, &[4, 0]);
     write(&function, msi + 16, &[2, 0, 0, 0]);
     function.vectors().signal(0);
     function.vectors().signal(1);

@@ -38,6 +38,11 @@ fn write(device: &Arc<Device>, pasid: Option<Pasid>, iova: u64, len: usize) {
     assert!(port.enter(pasid).write(iova, &vec![1; len]).is_complete());
 }
 
+/// Lets the device write.
+fn master(file: &DeviceFile) {
+    file.write(common::CONFIG + 4, &[6]).unwrap();
+}
+
 fn start(file: &DeviceFile) -> Result<u64, Error> {
     let mut ranges = LogRanges::new(4096);
     ranges.add(0, LEN).unwrap();
@@ -58,6 +63,7 @@ fn a_whole_devices_log_has_all_its_pasids() {
     let file = device.open().unwrap();
     assert_eq!(start(&file), Err(Error::NotBound));
     file.bind(&Context::new(&machine.iommu)).unwrap();
+    master(&file);
     let tag = Pasid::new(7);
     let _kept = [None, tag].map(|pasid| attach(&machine, &dma, pasid));
     write(&dma, None, 0, 1);
@@ -81,6 +87,8 @@ fn a_childs_log_is_its_own_and_not_its_parents_or_the_next_users() {
     let context = Context::new(&machine.iommu);
     let file = device.open().unwrap();
     file.bind(&context).unwrap();
+    master(&file);
+    // The parent's own requests are withheld by nobody here: it has no function.
     let ioas = context.ioas_alloc().unwrap();
     file.attach(ioas, None).unwrap();
     let attachments = parent.attachments();

@@ -25,6 +25,8 @@ use self::{batch::Batch, operation::Operation};
 pub(crate) enum Halt {
     /// The guard has moved as many bytes as it may: take a new one.
     Budget,
+    /// The owner's function must not issue requests: go on when it may.
+    Withheld,
     /// Memory that may block: go on on this worker.
     Remote(Arc<dyn Worker>),
     /// The descriptor wants to wait until this page fault has been handled.
@@ -163,6 +165,7 @@ fn fault_of(stop: Stop) -> Result<Fault, Halt> {
     match stop {
         Stop::Fault(fault) => Ok(fault),
         Stop::Remote(worker) => Err(Halt::Remote(worker)),
+        Stop::Withheld => Err(Halt::Withheld),
         // Whatever else may stop an operation asks to try again under a new guard.
         _ => Err(Halt::Budget),
     }

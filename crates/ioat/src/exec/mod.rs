@@ -25,6 +25,8 @@ use crate::spec::{
 pub(crate) enum Halt {
     /// The guard has moved as many bytes as it may: take a new one.
     Budget,
+    /// The owner's function must not issue requests: go on when it may.
+    Withheld,
     /// Memory that may block: go on on this worker.
     Remote(Arc<dyn Worker>),
 }
@@ -48,8 +50,6 @@ pub(crate) struct Terms {
     pub(crate) mask: ChanErr,
     /// Largest transfer in bytes.
     pub(crate) max_transfer: u32,
-    /// The device may do DMA.
-    pub(crate) bus_master: bool,
 }
 
 /// How a descriptor ended.
@@ -162,6 +162,7 @@ impl Execution {
                 self.fail(self.error_of(fault.access));
             }
             Err(Failure::Stopped(Stop::Remote(worker))) => return Err(Halt::Remote(worker)),
+            Err(Failure::Stopped(Stop::Withheld)) => return Err(Halt::Withheld),
             // Whatever else may stop an operation asks to try again under a new guard.
             Err(Failure::Stopped(_)) => return Err(Halt::Budget),
         }
@@ -177,9 +178,6 @@ impl Execution {
                 if !address.is_multiple_of(DESCRIPTOR_SIZE as u64) {
                     let error = ChanErr::new().with_chain_addr(first).with_next_addr(!first);
                     return Err(Failure::Error(error));
-                }
-                if !self.terms.bus_master {
-                    return Err(Failure::Error(ChanErr::new().with_descriptor(true)));
                 }
                 self.phase = Phase::Read(0);
             }
@@ -281,7 +279,7 @@ impl Execution {
             false => self.descriptor.control().compl_write(),
         };
         let told = matches!(self.phase, Phase::Complete(true));
-        if !wanted || told || !self.terms.bus_master {
+        if !wanted || told {
             return Ok(());
         }
         if !self.terms.completion.is_multiple_of(8) {

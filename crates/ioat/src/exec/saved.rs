@@ -30,7 +30,6 @@ impl Execution {
         out.u16(self.terms.control.into_bits());
         out.u64(self.terms.completion);
         out.u32(self.terms.mask.into_bits());
-        out.bool(self.terms.bus_master);
         match &self.phase {
             Phase::ReadExtension(_) => {
                 out.u8(EXTENDED);
@@ -53,7 +52,6 @@ impl Execution {
             control: ChanCtrl::from_bits(state.u16()? & ChanCtrl::STATE),
             completion: state.u64()?,
             mask: ChanErr::from_bits(state.u32()?),
-            bus_master: state.bool()?,
             ..terms
         });
         let phase = state.u8()?;

@@ -286,12 +286,12 @@ struct Bars(Arc<DeviceFile>);
 
 impl Registers for Bars {
     fn load(&self, offset: u64, dst: &mut [u8]) -> Result<(), MemoryGone> {
-        let loaded = self.0.mapped_read(offset, dst);
+        let loaded = self.0.dma_read(offset, dst);
         loaded.map_err(|_| MemoryGone { done: 0 })
     }
 
     fn store(&self, offset: u64, src: &[u8]) -> Result<(), MemoryGone> {
-        let stored = self.0.mapped_write(offset, src);
+        let stored = self.0.dma_write(offset, src);
         stored.map_err(|_| MemoryGone { done: 0 })
     }
 }

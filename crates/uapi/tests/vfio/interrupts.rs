@@ -151,6 +151,8 @@ fn msi_has_the_vectors_that_it_was_enabled_with() {
     for action in [MASK, UNMASK] {
         assert_eq!(without(&machine, MSI, action, 1), Err(Errno::ENOTTY));
     }
+    // Bus mastering on: a message is a memory write.
+    machine.file.write(7 << 40 | 4, &[6]).unwrap();
     vectors.signal(1);
     assert_eq!(without(&machine, MSI, TRIGGER, 2), Ok(0));
     let counts = || [0, 1].map(|fd: usize| machine.program.eventfds[fd].count());

@@ -118,6 +118,7 @@ fn a_report_adds_bits_to_the_programs_bitmap() {
     );
     start(&machine, 4096, &[0, 1 << 19]).unwrap();
 
+    machine.file.write(7 << 40 | 4, &[6]).unwrap();
     let mut port = machine.dma.port();
     assert!(port.enter(None).write(0x41_f00, &[1; 0x200]).is_complete());
     assert!(port.enter(None).write(0x8_0000, &[1]).is_complete());

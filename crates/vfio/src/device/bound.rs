@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use ioasid_iommu::FaultSink;
+use ioasid_iommu::{FaultSink, Requests};
 use ioasid_iommufd::{BoundDevice, Context, ObjectId};
 
 use super::VfioDevice;
@@ -74,9 +74,22 @@ impl VfioDevice {
                 let bound = context.bind_pasid(&device, pasid, faults);
                 let bound = bound.inspect_err(|_| child.unbind())?;
                 self.logging.set_child(&device, pasid);
+                let function = self.model.function();
+                function.issues(&device, Requests::Of(pasid));
                 Ok(BoundTo::Device(bound))
             }
             Passthrough::Emulated(dma) => Ok(BoundTo::Emulated(dma.bind(context)?)),
+        }
+    }
+
+    /// Frees the PASID of a child that was bound and is detached.
+    pub(super) fn free_pasid(&self) {
+        if let Passthrough::Child(child) = &self.passthrough {
+            if let Some((device, pasid)) = self.logging.take_child() {
+                let function = self.model.function();
+                function.issues_no_more(&device, Requests::Of(pasid));
+            }
+            child.unbind();
         }
     }
 }

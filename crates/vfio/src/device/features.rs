@@ -142,6 +142,8 @@ impl DeviceFile {
             return Err(Error::LowPowerAlready);
         }
         *power = Power::MaySleep { wake };
+        // The host takes it from D0 to sleep and back, whatever state the program has put it into.
+        self.device.model.function().power_up();
         features.may_sleep.store(true, Ordering::Release);
         Ok(())
     }

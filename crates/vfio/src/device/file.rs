@@ -282,9 +282,7 @@ impl DeviceFile {
             drop(bound.device);
             alone = Some(bound.alone);
         }
-        if let Passthrough::Child(child) = &self.device.passthrough {
-            child.unbind();
-        }
+        self.device.free_pasid();
         self.device.give_back(self.number);
         // The group can be opened from here on.
         drop(alone);

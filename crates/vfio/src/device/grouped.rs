@@ -8,7 +8,6 @@ use super::{DeviceFile, VfioDevice, bound::BoundTo, file::State};
 use crate::{
     error::{Error, Result},
     group::{Behind, VfioGroup},
-    model::Passthrough,
 };
 
 /// A device that is open through its group.
@@ -72,8 +71,8 @@ impl Opening {
         }
         let was_bound = self.bound.is_some();
         drop(self.bound);
-        if let (Passthrough::Child(child), true) = (&self.device.passthrough, was_bound) {
-            child.unbind();
+        if was_bound {
+            self.device.free_pasid();
         }
         self.device.give_back(self.number);
         self.pins_group
@@ -90,9 +89,7 @@ impl VfioDevice {
         let bound = self.bind(context)?;
         if let Err(error) = attach(&bound) {
             drop(bound);
-            if let Passthrough::Child(child) = &self.passthrough {
-                child.unbind();
-            }
+            self.free_pasid();
             return Err(error);
         }
         Ok(bound)

@@ -37,6 +37,11 @@ impl Logging {
     pub(super) fn set_child(&self, device: &Arc<Device>, pasid: Pasid) {
         *self.child.lock() = Some((Arc::clone(device), pasid));
     }
+
+    /// It is bound no more.
+    pub(super) fn take_child(&self) -> Option<(Arc<Device>, Pasid)> {
+        self.child.lock().take()
+    }
 }
 
 impl DeviceFile {

@@ -4,6 +4,8 @@
 //! Nothing here maps memory: every access to a mapping arrives as a call, one for each access of the
 //! processor. An access that fails is what a program sees as SIGBUS.
 
+use std::time::Duration;
+
 use super::{DeviceFile, VfioDevice};
 use crate::{
     error::{Error, Result},
@@ -12,6 +14,9 @@ use crate::{
 
 /// Bytes of a page.
 const PAGE: u64 = 4096;
+
+/// How long DMA to a BAR waits for a device that does not answer.
+const COMPLETION_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// What a program asks to map.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -73,6 +78,21 @@ impl DeviceFile {
     /// has been read then.
     pub fn mapped_read(&self, offset: u64, data: &mut [u8]) -> Result<()> {
         let _shared = self.device.shared();
+        self.load(offset, data)
+    }
+
+    /// As [`DeviceFile::mapped_read`], by DMA of a device. Nobody answers while the device is being
+    /// reset or waits for DMA to end, its own perhaps; then the DMA is given up after a second, as by the
+    /// completion timeout of PCI Express.
+    ///
+    /// # Errors
+    /// As [`DeviceFile::mapped_read`]; [`Error::MemoryDisabled`] if nobody answers.
+    pub fn dma_read(&self, offset: u64, data: &mut [u8]) -> Result<()> {
+        let _shared = self.device.shared_within(COMPLETION_TIMEOUT)?;
+        self.load(offset, data)
+    }
+
+    fn load(&self, offset: u64, data: &mut [u8]) -> Result<()> {
         self.expect_bound()?;
         let (bar, offset, inside) = self.device.mapped(offset, data.len())?;
         let (registers, tail) = data.split_at_mut_checked(inside).unwrap_or_default();
@@ -87,6 +107,19 @@ impl DeviceFile {
     /// As [`DeviceFile::mapped_read`].
     pub fn mapped_write(&self, offset: u64, data: &[u8]) -> Result<()> {
         let _shared = self.device.shared();
+        self.store(offset, data)
+    }
+
+    /// As [`DeviceFile::mapped_write`], by DMA of a device, as for [`DeviceFile::dma_read`].
+    ///
+    /// # Errors
+    /// As [`DeviceFile::dma_read`].
+    pub fn dma_write(&self, offset: u64, data: &[u8]) -> Result<()> {
+        let _shared = self.device.shared_within(COMPLETION_TIMEOUT)?;
+        self.store(offset, data)
+    }
+
+    fn store(&self, offset: u64, data: &[u8]) -> Result<()> {
         self.expect_bound()?;
         let (bar, offset, inside) = self.device.mapped(offset, data.len())?;
         self.device

@@ -3,7 +3,7 @@
 use std::{
     fmt,
     sync::{
-        Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard,
+        Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard, TryLockError,
         atomic::{AtomicBool, AtomicU64, Ordering},
     },
     time::{Duration, Instant},
@@ -13,7 +13,7 @@ use ioasid_core::{
     inspect::{Inspect, Node},
     sync::{Condvar, Mutex},
 };
-use ioasid_iommu::FaultLog;
+use ioasid_iommu::{FaultLog, Requests};
 
 use crate::{
     error::{Error, Result},
@@ -98,6 +98,12 @@ impl VfioDevice {
         model: Arc<dyn DeviceModel>,
         passthrough: Passthrough,
     ) -> Arc<Self> {
+        match &passthrough {
+            Passthrough::Whole(device) => model.function().issues(device, Requests::All),
+            Passthrough::Emulated(dma) => model.function().issues_copies(dma),
+            // Its PASID comes when it is bound.
+            Passthrough::Child(_) => {}
+        }
         let is_physical = model.function().sriov().is_some();
         let sriov = token::Sriov::new(is_physical);
         Arc::new(VfioDevice {
@@ -152,13 +158,14 @@ impl VfioDevice {
     }
 
     /// Resets the model. A whole device's DMA is blocked meanwhile, and nothing can be attached to it.
-    /// The gate is held exclusively.
+    /// It ends in D0 (`vfio_pci_ioctl_reset`). The gate is held exclusively.
     fn reset_model(&self) {
         let _blocked = match &self.passthrough {
             Passthrough::Whole(device) => Some(device.begin_reset()),
             _ => None,
         };
         self.model.reset();
+        self.model.function().end_reset();
         self.end_migration();
     }
 
@@ -265,6 +272,21 @@ impl VfioDevice {
 
     fn shared(&self) -> RwLockReadGuard<'_, ()> {
         self.gate.read().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// As [`VfioDevice::shared`], for those whom the holder of the gate may wait for.
+    fn shared_within(&self, patience: Duration) -> Result<RwLockReadGuard<'_, ()>> {
+        let start = Instant::now();
+        loop {
+            match self.gate.try_read() {
+                Ok(shared) => return Ok(shared),
+                Err(TryLockError::Poisoned(shared)) => return Ok(shared.into_inner()),
+                Err(TryLockError::WouldBlock) if start.elapsed() >= patience => {
+                    return Err(Error::MemoryDisabled);
+                }
+                Err(TryLockError::WouldBlock) => std::thread::sleep(Duration::from_micros(100)),
+            }
+        }
     }
 
     fn exclusive(&self) -> RwLockWriteGuard<'_, ()> {

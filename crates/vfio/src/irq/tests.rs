@@ -3,23 +3,30 @@ use ioasid_core::host::CountingIrq;
 use super::*;
 use crate::pci::{Bar, FunctionBuilder, MsixLayout};
 
+/// With bus mastering on: interrupts by message are memory writes.
+fn master(builder: FunctionBuilder) -> Function {
+    let function = builder.build().unwrap();
+    let _ = function.write_config(4, &[6]).unwrap();
+    function
+}
+
 fn function() -> Function {
-    FunctionBuilder::new(1, 2)
+    let builder = FunctionBuilder::new(1, 2)
         .bar(0, Bar::memory64(0x4000))
         .express()
-        .msix(MsixLayout::new(0, 0x2000, 0x3000, 4))
-        .build()
-        .unwrap()
+        .power_management()
+        .msix(MsixLayout::new(0, 0x2000, 0x3000, 4));
+    master(builder)
 }
 
 fn wired() -> Function {
-    FunctionBuilder::new(1, 2)
+    let builder = FunctionBuilder::new(1, 2)
         .bar(0, Bar::memory64(0x4000))
         .intx()
+        .power_management()
         .msi(3)
-        .msix(MsixLayout::new(0, 0x2000, 0x3000, 4))
-        .build()
-        .unwrap()
+        .msix(MsixLayout::new(0, 0x2000, 0x3000, 4));
+    master(builder)
 }
 
 fn trigger(index: IrqIndex, start: u32, count: u32, data: IrqData) -> SetIrqs {
@@ -263,4 +270,93 @@ fn single_triggers_connect_fire_and_go() {
     set(IrqData::None, 0).unwrap();
     irqs.request_release();
     assert_eq!(counter.count(), 3);
+}
+
+/// Puts a function into a power state.
+fn set_power(function: &Function, state: u8) {
+    let mut at = [0; 1];
+    function.read_config(0x34, &mut at).unwrap();
+    loop {
+        let mut header = [0; 2];
+        function.read_config(at[0].into(), &mut header).unwrap();
+        if header[0] == 1 {
+            break;
+        }
+        at[0] = header[1];
+    }
+    let control = u64::from(at[0]) + 4;
+    let _ = function.write_config(control, &[state]).unwrap();
+}
+
+#[test]
+fn messages_wait_for_bus_mastering_and_the_wire_does_not() {
+    let (function, irqs) = (wired(), Interrupts::default());
+    let command = |bits: u8| function.write_config(4, &[bits]).unwrap();
+    for index in [IrqIndex::Msix, IrqIndex::Msi] {
+        let sinks: Vec<_> = (0..2).map(|_| CountingIrq::new()).collect();
+        let fds = IrqData::Eventfds(sinks.iter().map(sink).collect());
+        irqs.set(&function, &trigger(index, 0, 2, fds)).unwrap();
+        let counts = || (sinks[0].count(), sinks[1].count());
+        let _ = command(2);
+        function.vectors().signal(1);
+        function.vectors().signal(1);
+        assert_eq!(counts(), (0, 0));
+        // By the program itself they come at once.
+        let both = trigger(index, 0, 2, IrqData::None);
+        irqs.set(&function, &both).unwrap();
+        assert_eq!(counts(), (1, 1));
+        let _ = command(6);
+        assert_eq!(counts(), (1, 2), "once, however often it was signalled");
+        let _ = command(2);
+        let _ = command(6);
+        assert_eq!(counts(), (1, 2), "and only once");
+        // D3 is the same, and a reset forgets what waits.
+        set_power(&function, 3);
+        function.vectors().signal(0);
+        set_power(&function, 0);
+        assert_eq!(counts(), (2, 2));
+        let _ = command(2);
+        function.vectors().signal(0);
+        function.end_reset();
+        let _ = command(6);
+        assert_eq!(counts(), (2, 2));
+        irqs.clear(&function);
+    }
+    let wire = CountingIrq::new();
+    let _ = command(2);
+    let fds = IrqData::Eventfds(vec![sink(&wire)]);
+    irqs.set(&function, &trigger(IrqIndex::Intx, 0, 1, fds))
+        .unwrap();
+    function.intx().set(true);
+    assert_eq!(wire.count(), 1);
+}
+
+#[test]
+fn messages_cannot_be_enabled_in_d3_and_stay_enabled_over_it() {
+    let (function, irqs) = (wired(), Interrupts::default());
+    let counter = CountingIrq::new();
+    let request = |index| trigger(index, 0, 1, IrqData::Eventfds(vec![sink(&counter)]));
+    set_power(&function, 3);
+    for index in [IrqIndex::Msi, IrqIndex::Msix] {
+        let refused = irqs.set(&function, &request(index));
+        assert_eq!(refused, Err(Error::BadIrqRequest));
+    }
+    let none = |index| trigger(index, 0, 0, IrqData::Eventfds(Vec::new()));
+    let refused = [IrqIndex::Msi, IrqIndex::Msix].map(|index| irqs.set(&function, &none(index)));
+    assert_eq!(refused, [Err(Error::BadIrqRequest), Err(Error::NoVectors)]);
+    irqs.set(&function, &request(IrqIndex::Intx)).unwrap();
+    irqs.clear(&function);
+    set_power(&function, 0);
+    irqs.set(&function, &request(IrqIndex::Msix)).unwrap();
+    set_power(&function, 3);
+    let more = trigger(
+        IrqIndex::Msix,
+        3,
+        1,
+        IrqData::Eventfds(vec![sink(&counter)]),
+    );
+    irqs.set(&function, &more).unwrap();
+    set_power(&function, 0);
+    function.vectors().signal(3);
+    assert_eq!(counter.count(), 1);
 }

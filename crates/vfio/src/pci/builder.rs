@@ -39,6 +39,7 @@ pub struct FunctionBuilder {
     pub(super) msi: Option<usize>,
     pub(super) sriov: Option<(usize, SriovLayout)>,
     pub(super) is_virtual: bool,
+    scratch: Vec<std::ops::Range<usize>>,
     standard: Chain,
     extended: Chain,
     error: Option<LayoutError>,
@@ -72,6 +73,7 @@ impl FunctionBuilder {
             msi: None,
             sriov: None,
             is_virtual: false,
+            scratch: Vec::new(),
             standard: Chain {
                 next_free: spec::FIRST_CAPABILITY,
                 entries: Vec::new(),
@@ -258,6 +260,7 @@ impl FunctionBuilder {
             Some(bytes) if !bytes.contains(&true) => {
                 bytes.fill(true);
                 self.writable[offset..end].fill(0xff);
+                self.scratch.push(offset..end);
             }
             _ => {
                 self.error.get_or_insert(LayoutError::Full(offset));
@@ -304,6 +307,7 @@ impl FunctionBuilder {
             msi: self.msi,
             sriov: self.sriov,
             is_virtual: self.is_virtual,
+            scratch: self.scratch,
             vectors: Vectors::new(count.max(msi)),
         }))
     }

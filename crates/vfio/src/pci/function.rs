@@ -2,18 +2,26 @@
 
 use std::{
     fmt,
+    ops::Range,
     sync::{
         Arc,
         atomic::{AtomicBool, Ordering},
     },
+    time::Duration,
 };
 
 use ioasid_core::{
     inspect::{Inspect, Node},
-    sync::Mutex,
+    sync::{Mutex, MutexGuard},
 };
 
-use super::{capabilities::SriovLayout, intx::Intx, spec, vectors::Vectors};
+use super::{
+    capabilities::SriovLayout,
+    intx::Intx,
+    master::{Followers, Master},
+    spec,
+    vectors::Vectors,
+};
 use crate::error::{Error, Result};
 
 /// Memory behind one base address register.
@@ -140,6 +148,7 @@ pub(super) struct Parts {
     pub(super) msi: Option<usize>,
     pub(super) sriov: Option<(usize, SriovLayout)>,
     pub(super) is_virtual: bool,
+    pub(super) scratch: Vec<Range<usize>>,
     pub(super) vectors: Arc<Vectors>,
 }
 
@@ -156,11 +165,13 @@ pub struct Function {
     msi: Option<usize>,
     pub(super) sriov: Option<(usize, SriovLayout)>,
     is_virtual: bool,
+    /// Bytes that no capability describes.
+    scratch: Vec<Range<usize>>,
     vectors: Arc<Vectors>,
     intx: Arc<Intx>,
     awake: AtomicBool,
     memory_enabled: AtomicBool,
-    bus_master: Arc<AtomicBool>,
+    pub(super) master: Master,
 }
 
 pub(super) struct Config {
@@ -176,6 +187,8 @@ pub(super) struct Config {
 
 impl Function {
     pub(super) fn new(parts: Parts) -> Self {
+        // As the bit is at first.
+        parts.vectors.close(Duration::ZERO);
         Function {
             config: Mutex::new(Config {
                 initial: parts.values.clone(),
@@ -193,11 +206,12 @@ impl Function {
             msi: parts.msi,
             sriov: parts.sriov,
             is_virtual: parts.is_virtual,
+            scratch: parts.scratch,
             vectors: parts.vectors,
             intx: Arc::default(),
             awake: AtomicBool::new(true),
             memory_enabled: AtomicBool::new(true),
-            bus_master: Arc::default(),
+            master: Master::new(),
         }
     }
 
@@ -279,15 +293,11 @@ impl Function {
         self.memory_enabled.load(Ordering::Acquire)
     }
 
-    /// Whether the function may issue DMA: `PCI_COMMAND.MASTER`. A device that does DMA of its own
-    /// accord asks before it starts.
+    /// Whether the function may issue memory requests and interrupt messages: `PCI_COMMAND.MASTER` is
+    /// set and the power state is D0. What it issues otherwise is withheld; an engine that has something
+    /// to do asks first, and is told of a change by [`Function::on_bus_master`].
     pub fn bus_master(&self) -> bool {
-        self.bus_master.load(Ordering::Acquire)
-    }
-
-    /// The same flag, for engines that outlive a borrow of the function.
-    pub fn bus_master_flag(&self) -> Arc<AtomicBool> {
-        Arc::clone(&self.bus_master)
+        self.master.is_on()
     }
 
     /// Puts the BARs at host addresses from `base` up, each aligned to its size, in the order of
@@ -353,11 +363,14 @@ impl Function {
         Ok(())
     }
 
-    /// Writes configuration space as a program may; what it may not write keeps its value.
+    /// Writes configuration space as a program may; what it may not write keeps its value. After a
+    /// write that clears `PCI_COMMAND.MASTER`, or ends D0, no request of the function is under way: it
+    /// may wait for that, so it is not for a thread that a request needs in order to end.
     ///
     /// # Errors
     /// [`Error::BeyondConfig`] if the access passes the end; nothing is written then.
     pub fn write_config(&self, offset: u64, data: &[u8]) -> Result<ConfigEffect> {
+        let followers = self.master.change();
         let mut config = self.config.lock();
         let range = self.config_range(offset, data.len())?;
         let mut effect = ConfigEffect::None;
@@ -378,7 +391,7 @@ impl Function {
             set_masked(&mut config.values, at, *value, self.writable[at]);
         }
         self.settle_msi(&mut config, range);
-        self.follow(&config);
+        self.follow(config, &followers);
         Ok(effect)
     }
 
@@ -404,7 +417,7 @@ impl Function {
 
     /// What a program writes to the control of MSI is what it sees, but it is enabled by SET_IRQS
     /// alone, and never has more vectors than it was given.
-    fn settle_msi(&self, config: &mut Config, written: std::ops::Range<usize>) {
+    fn settle_msi(&self, config: &mut Config, written: Range<usize>) {
         let Some(msi) = self.msi else { return };
         let control = msi + spec::MSI_CONTROL;
         let (enabled, most) = (config.msi_enabled, config.msi_given);
@@ -430,16 +443,50 @@ impl Function {
         }
     }
 
-    /// Bus mastering off: no DMA starts any more.
+    /// Bus mastering off: no request is under way any more, and none starts.
     pub(crate) fn clear_bus_master(&self) {
+        let followers = self.master.change();
         let mut config = self.config.lock();
         let mask = spec::COMMAND_MASTER as u8;
         set_masked(&mut config.values, spec::COMMAND, 0, mask);
-        self.follow(&config);
+        self.follow(config, &followers);
+    }
+
+    /// The power state is D0, whatever it was (`pci_dev_save_and_disable` and `vfio_pci_set_power_state`
+    /// before a reset, `vfio_pci_core_runtime_suspend`). Nothing is reset by that: there is
+    /// `No_Soft_Reset`.
+    pub(crate) fn power_up(&self) {
+        let Some(power) = self.power else { return };
+        let followers = self.master.change();
+        let mut config = self.config.lock();
+        let at = power + spec::PM_CONTROL;
+        set_masked(&mut config.values, at, 0, spec::PM_STATE);
+        self.follow(config, &followers);
+    }
+
+    /// The function has been reset, and its configuration space was saved and restored around that
+    /// (`pci_reset_function`): it is in D0, messages that waited are gone, and so is what no capability
+    /// describes.
+    pub(crate) fn end_reset(&self) {
+        self.vectors.forget();
+        let mut config = self.config.lock();
+        let Config {
+            values, initial, ..
+        } = &mut *config;
+        for range in &self.scratch {
+            if let (Some(now), Some(reset)) =
+                (values.get_mut(range.clone()), initial.get(range.clone()))
+            {
+                now.copy_from_slice(reset);
+            }
+        }
+        drop(config);
+        self.power_up();
     }
 
     /// Configuration space as a new user finds it.
     pub(crate) fn restore(&self) {
+        let followers = self.master.change();
         let mut config = self.config.lock();
         let Config {
             values, initial, ..
@@ -447,7 +494,8 @@ impl Function {
         values.copy_from_slice(initial);
         (config.msi_enabled, config.msi_given) = (false, 0);
         self.vectors.set_msi_mask(0);
-        self.follow(&config);
+        self.vectors.forget();
+        self.follow(config, &followers);
     }
 
     /// All of configuration space as the host sees it, with the capabilities that programs do not
@@ -476,8 +524,9 @@ impl Function {
         (id(spec::VENDOR), id(spec::DEVICE))
     }
 
-    /// Lets the flags that are read without the lock follow the registers.
-    fn follow(&self, config: &Config) {
+    /// Lets the flags that are read without the lock follow the registers, and then, without it, what
+    /// the function issues.
+    fn follow(&self, config: MutexGuard<'_, Config>, followers: &Followers) {
         let command = u16::from_le_bytes([
             config.values[spec::COMMAND],
             config.values[spec::COMMAND + 1],
@@ -491,11 +540,12 @@ impl Function {
             .store(awake && enabled, Ordering::Release);
         self.intx
             .set_disabled(command & spec::COMMAND_INTX_DISABLE != 0);
-        self.bus_master
-            .store(command & spec::COMMAND_MASTER != 0, Ordering::Release);
+        drop(config);
+        let master = awake && command & spec::COMMAND_MASTER != 0;
+        self.master.set(followers, &self.vectors, master);
     }
 
-    fn config_range(&self, offset: u64, len: usize) -> Result<std::ops::Range<usize>> {
+    fn config_range(&self, offset: u64, len: usize) -> Result<Range<usize>> {
         let start = usize::try_from(offset).map_err(|_| Error::BeyondConfig)?;
         match start.checked_add(len) {
             Some(end) if end <= self.writable.len() => Ok(start..end),

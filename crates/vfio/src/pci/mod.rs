@@ -12,6 +12,7 @@ mod builder;
 mod capabilities;
 mod function;
 mod intx;
+mod master;
 mod vectors;
 
 pub use builder::{FunctionBuilder, LayoutError};

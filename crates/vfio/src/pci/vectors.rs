@@ -4,21 +4,32 @@ use std::{
     fmt,
     sync::{
         Arc,
-        atomic::{AtomicU32, Ordering},
+        atomic::{AtomicBool, AtomicU32, Ordering},
     },
+    time::{Duration, Instant},
 };
 
 use ioasid_core::{host::IrqSink, sync::Mutex};
 
-/// Who listens to one vector.
-type Listener = Option<Arc<dyn IrqSink>>;
+/// One vector.
+#[derive(Default)]
+struct Slot {
+    listener: Option<Arc<dyn IrqSink>>,
+    /// A message is to be sent as soon as one may be.
+    waits: bool,
+}
 
 /// The vectors of one function, of MSI-X or MSI. Shared with the engines that signal them.
 ///
 /// A vector is signalled under its lock: once it is disconnected, no signal of the time before can
 /// still arrive.
+///
+/// Messages are memory writes: while the function must not issue any, a vector that is signalled waits,
+/// and fires once when it may again.
 pub struct Vectors {
-    sinks: Box<[Mutex<Listener>]>,
+    slots: Box<[Mutex<Slot>]>,
+    /// Whether messages may be sent.
+    open: AtomicBool,
     /// Vectors that MSI was given, a power of two; 0 while it is not MSI that is enabled.
     msi: AtomicU32,
     /// Per-vector masking of MSI.
@@ -35,7 +46,8 @@ impl Vectors {
     /// `count` vectors that nobody listens to.
     pub fn new(count: u16) -> Arc<Self> {
         Arc::new(Vectors {
-            sinks: (0..count).map(|_| Mutex::new(None)).collect(),
+            slots: (0..count).map(|_| Mutex::default()).collect(),
+            open: AtomicBool::new(true),
             msi: AtomicU32::new(0),
             mask: Mutex::default(),
         })
@@ -43,7 +55,7 @@ impl Vectors {
 
     /// Number of vectors.
     pub fn count(&self) -> u32 {
-        self.sinks.len() as u32
+        self.slots.len() as u32
     }
 
     /// Signals `vector`. Never blocks; does nothing if there is no such vector or nobody listens.
@@ -64,35 +76,83 @@ impl Vectors {
         }
     }
 
-    /// Signals the listener of `vector`, whatever is masked.
-    pub(crate) fn deliver(&self, vector: u32) {
-        if let Some(sink) = self.sinks.get(vector as usize)
-            && let Some(sink) = &*sink.lock()
+    /// Sends the message of `vector`, which is not masked, as soon as one may be sent.
+    fn deliver(&self, vector: u32) {
+        if let Some(slot) = self.slots.get(vector as usize) {
+            let mut slot = slot.lock();
+            let open = self.open.load(Ordering::Acquire);
+            match &slot.listener {
+                Some(listener) if open => listener.signal(),
+                listener => slot.waits = listener.is_some(),
+            }
+        }
+    }
+
+    /// Signals the listener of `vector` without the device, whatever is masked or withheld.
+    pub(crate) fn trigger(&self, vector: u32) {
+        if let Some(slot) = self.slots.get(vector as usize)
+            && let Some(listener) = &slot.lock().listener
         {
-            sink.signal();
+            listener.signal();
+        }
+    }
+
+    /// Messages may be sent from now on: those that waited have been when this returns.
+    pub(super) fn open(&self) {
+        self.open.store(true, Ordering::Release);
+        for slot in &self.slots {
+            let mut slot = slot.lock();
+            if std::mem::take(&mut slot.waits)
+                && let Some(listener) = &slot.listener
+            {
+                listener.signal();
+            }
+        }
+    }
+
+    /// No message may be sent from now on: those that were sent have arrived when this returns, as far
+    /// as their receivers let them within `patience`.
+    pub(super) fn close(&self, patience: Duration) {
+        self.open.store(false, Ordering::Release);
+        let deadline = Instant::now() + patience;
+        for slot in &self.slots {
+            // Not under the lock: engines signal.
+            let listener = slot.lock().listener.clone();
+            if let Some(listener) = listener {
+                listener.flush(deadline.saturating_duration_since(Instant::now()));
+            }
+        }
+    }
+
+    /// Forgets what waits, as a reset does.
+    pub(super) fn forget(&self) {
+        for slot in &self.slots {
+            slot.lock().waits = false;
         }
     }
 
     /// Sends the signals of `vector` to `sink`, or nowhere. A vector that does not exist is left
     /// alone.
     pub fn connect(&self, vector: u32, sink: Option<Arc<dyn IrqSink>>) {
-        if let Some(slot) = self.sinks.get(vector as usize) {
-            *slot.lock() = sink;
+        if let Some(slot) = self.slots.get(vector as usize) {
+            let mut slot = slot.lock();
+            slot.waits &= sink.is_some();
+            slot.listener = sink;
         }
     }
 
     /// Sends every vector's signals nowhere.
     pub fn disconnect_all(&self) {
-        for sink in &self.sinks {
-            *sink.lock() = None;
+        for slot in &self.slots {
+            *slot.lock() = Slot::default();
         }
     }
 
     /// Vectors that somebody listens to.
     pub fn connected(&self) -> usize {
-        self.sinks
+        self.slots
             .iter()
-            .filter(|sink| sink.lock().is_some())
+            .filter(|slot| slot.lock().listener.is_some())
             .count()
     }
 

@@ -39,6 +39,8 @@ impl Example {
             .bar(2, Bar::memory64(0x4000).with_wide_stores())
             .express()
             .msix(MsixLayout::new(0, 0x2000, 0x3000, 2))
+            .power_management()
+            .scratch(0xf0, 4)
             .pasid(20)
             .build()
             .unwrap();

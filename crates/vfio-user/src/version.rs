@@ -60,7 +60,7 @@ pub(crate) fn negotiate(payload: &[u8], migratable: bool) -> Result<Agreement> {
         minor: MINOR,
     };
     let mut reply = own.as_bytes().to_vec();
-    reply.extend(offer(&proposal, migratable, text.len()));
+    reply.extend(offer(&proposal, migratable, text));
     Ok(Agreement {
         max_transfer: u32::try_from(max_transfer).unwrap_or(MAX_DATA_XFER_SIZE),
         reply,
@@ -76,32 +76,53 @@ fn proposal(text: &[u8]) -> Result<Proposal> {
     serde_json::from_slice(text).map_err(|_| Error::Value)
 }
 
-/// Our text, at most `room` bytes.
-fn offer(proposal: &Capabilities, migratable: bool, room: usize) -> Vec<u8> {
-    // The least that is missed comes last.
+/// The text of the reply, at most as long as `request`. What is missed least goes first where not all of
+/// it has room: a maximum that is the default anyway, then digits, then what only makes a client faster.
+fn offer(proposal: &Capabilities, migratable: bool, request: &[u8]) -> Vec<u8> {
     let mut offers = Vec::new();
-    if proposal.write_multiple == Some(true) {
-        offers.push("\"write_multiple\":true".to_owned());
-    }
-    if proposal.max_msg_fds.is_some() {
-        offers.push(format!("\"max_msg_fds\":{MAX_FDS}"));
-    }
-    if proposal.max_data_xfer_size.is_some() {
-        offers.push(format!("\"max_data_xfer_size\":{MAX_DATA_XFER_SIZE}"));
-    }
     if migratable && proposal.migration.is_some() {
         // The size of the smallest pages of a bitmap.
         offers.push("\"migration\":{\"pgsize\":4096}".to_owned());
     }
+    let fds = offers.len();
+    if proposal.max_msg_fds.is_some() {
+        offers.push(format!("\"max_msg_fds\":{MAX_FDS}"));
+    }
+    if proposal.write_multiple == Some(true) {
+        offers.push("\"write_multiple\":true".to_owned());
+    }
+    let least = offers.clone();
+    if proposal.max_data_xfer_size.is_some() {
+        offers.push(format!("\"max_data_xfer_size\":{MAX_DATA_XFER_SIZE}"));
+    }
+    if let Some(text) = fitting(&offers, request).or_else(|| fitting(&least, request)) {
+        return text;
+    }
+    offers = least;
+    if let Some(offer) = offers
+        .get_mut(fds)
+        .filter(|_| proposal.max_msg_fds.is_some())
+    {
+        *offer = format!("\"max_msg_fds\":{}", MAX_FDS.min(9));
+    }
     loop {
-        let text = format!("{{\"capabilities\":{{{}}}}}\0", offers.join(","));
-        if text.len() <= room {
-            return text.into_bytes();
+        if let Some(text) = fitting(&offers, request) {
+            return text;
         }
         if offers.pop().is_none() {
             return Vec::new();
         }
     }
+}
+
+/// The text with `offers`, if it is not longer than `request`. It ends with a NUL, unless there is only
+/// room without one and the request had none.
+fn fitting(offers: &[String], request: &[u8]) -> Option<Vec<u8>> {
+    let mut text = format!("{{\"capabilities\":{{{}}}}}\0", offers.join(",")).into_bytes();
+    if text.len() > request.len() && request.last() != Some(&0) {
+        text.pop();
+    }
+    (text.len() <= request.len()).then_some(text)
 }
 
 #[cfg(test)]
@@ -128,6 +149,36 @@ mod tests {
         assert_eq!(agreement.reply[..4], [0; 4], "version 0.0");
         let offered = r#"{"capabilities":{"max_msg_fds":16,"max_data_xfer_size":1048576}}"#;
         assert_eq!(text(&agreement), offered);
+    }
+
+    #[test]
+    fn nothing_that_a_client_named_is_lost_for_want_of_room() {
+        // With one digit less than the maximum here, and as the crate `vfio_user` and QEMU write it.
+        let rest = [
+            r#""max_data_xfer_size":1048576,"migration":{"pgsize":4096}"#,
+            r#""migration":{"pgsize":4096}"#,
+            r#""migration":{"pgsize":4096},"write_multiple":true"#,
+            r#""max_data_xfer_size":1,"migration":{"pgsize":4096},"write_multiple":true"#,
+        ];
+        for fds in [1, 8, 10, 16, 64] {
+            for rest in rest {
+                for end in ["", "\0"] {
+                    let named =
+                        format!("{{\"capabilities\":{{\"max_msg_fds\":{fds},{rest}}}}}{end}");
+                    let request = request(0, &named);
+                    let agreement = negotiate(&request, true).unwrap();
+                    assert!(agreement.reply.len() <= request.len(), "{named}");
+                    let offered = proposal(text(&agreement).as_bytes()).unwrap().capabilities;
+                    assert!(offered.migration.is_some(), "{named}");
+                    assert!(offered.max_msg_fds.is_some_and(|most| most >= 9), "{named}");
+                    let multiple = rest.contains("write_multiple");
+                    assert_eq!(offered.write_multiple, multiple.then_some(true), "{named}");
+                    // A client that is told none takes the default.
+                    let transfer = offered.max_data_xfer_size.unwrap_or(1 << 20);
+                    assert_eq!(transfer, u64::from(MAX_DATA_XFER_SIZE), "{named}");
+                }
+            }
+        }
     }
 
     #[test]
@@ -163,7 +214,7 @@ mod tests {
         let short = request(0, "{\"capabilities\":{\"max_msg_fds\":1}}\0");
         assert_eq!(
             text(&negotiate(&short, true).unwrap()),
-            r#"{"capabilities":{}}"#
+            r#"{"capabilities":{"max_msg_fds":9}}"#
         );
     }
 

@@ -17,7 +17,7 @@ use ioasid_core::{
     Prot,
     host::{IrqSink, StdSpawner},
 };
-use ioasid_host::{Client, prepare_received};
+use ioasid_host::{Client, Closer, ReceivedFd, prepare_received};
 use ioasid_ioat::spec::{DESCRIPTOR_SIZE, Descriptor, registers as reg};
 use ioasid_iommufd::MapArgs;
 use ioasid_machine::{Machine, MachineFile};
@@ -132,11 +132,12 @@ fn main() -> Result<(), Box<dyn Error>> {
     // The machine, and the guest's address space: every region at its guest-physical address.
     let machine = Machine::build("vmm", &MACHINE.parse::<MachineFile>()?, &StdSpawner)?;
     let client = Client::new("vm1", Arc::clone(machine.iommu().space()))?;
+    let closer = Closer::new("vm1");
     let context = machine.new_context();
     let ioas = context.ioas_alloc()?;
     for region in memory.iter() {
         let file = region.file_offset().ok_or("a region has no file")?;
-        let fd = file.file().try_clone()?.into();
+        let fd = ReceivedFd::new(file.file().try_clone()?.into(), &closer);
         let (_, pages) = client.received_file(fd, file.start(), region.len())?;
         let at = region.start_addr().0;
         context.ioas_map(ioas, pages, MapArgs::fixed(at, region.len(), Prot::RW))?;

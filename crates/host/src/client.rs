@@ -19,6 +19,7 @@ use ioasid_core::{
 
 use crate::{
     address_space::AddressSpace,
+    closer::Closer,
     copy::RecoveringCopy,
     file::{FileId, MemoryFile, WeakFileWindow},
     irq::InterruptThread,
@@ -66,6 +67,7 @@ pub(crate) struct Shared {
     pub(crate) worker: Arc<ClientWorker>,
     pub(crate) interrupts: Arc<InterruptThread>,
     pub(crate) watcher: Watcher,
+    closer: Arc<Closer>,
     pub(crate) copier: &'static RecoveringCopy,
     /// The mapped chunks of files. The live mapping of a file keeps its identity from being reused.
     pub(crate) file_windows: Mutex<HashMap<(FileId, u64), WeakFileWindow>>,
@@ -135,9 +137,9 @@ impl Shared {
     }
 
     /// Closes a descriptor that turned out to be something else than it was: the close of a file on
-    /// FUSE waits for its server, so it is the client's worker that waits.
+    /// FUSE waits for its server, so it is a thread for that which waits.
     pub(crate) fn discard(&self, fd: OwnedFd) {
-        let _ = self.worker.submit(Box::new(move || drop(fd)));
+        self.closer.close(fd);
     }
 }
 
@@ -185,6 +187,7 @@ impl Client {
                 worker: ClientWorker::new(&format!("memory {name}"))?,
                 interrupts: InterruptThread::new(&format!("irq {name}"))?,
                 watcher: Watcher::default(),
+                closer: Closer::new(&name),
                 copier: RecoveringCopy::get()?,
                 file_windows: Mutex::default(),
                 shared_windows: Mutex::default(),

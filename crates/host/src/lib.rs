@@ -3,8 +3,10 @@
 //! A [`Client`] is one program tree: everything that belongs to it and to nobody else. It has two
 //! threads of its own, because both things that they do can block for as long as the client likes:
 //! a [`ClientWorker`] that touches the client's private memory, and a thread that writes to its
-//! eventfds; a third listens to its eventfds, if there is anything to listen to. A [`Process`] is one process of the client with its address space, held by open files
-//! and never by a number that can be reused.
+//! eventfds; a third listens to its eventfds, if there is anything to listen to, and descriptors that
+//! are not what they should be are closed on threads for that alone ([`Closer`]). A [`Process`] is one
+//! process of the client with its address space, held by open files and never by a number that can be
+//! reused.
 //!
 //! Memory reaches the lower floors in two ways: a file that the client holds is mapped shared and
 //! copied directly ([`FileMemory`]); everything else is read and written through the client's
@@ -21,6 +23,7 @@ compile_error!("ioasid-host needs Linux on x86-64");
 
 mod address_space;
 mod client;
+mod closer;
 mod confine;
 mod copy;
 mod file;
@@ -38,11 +41,12 @@ mod watch;
 mod worker;
 
 pub use client::{Client, Limits, ProcessError};
+pub use closer::Closer;
 pub use confine::confine;
 pub use copy::RecoveringCopy;
 pub use file::FileMemory;
 pub use irq::EventFd;
 pub use process::{MappedFile, Process, can_take_descriptors};
-pub use received::{MemoryFileId, prepare_received};
+pub use received::{MemoryFileId, ReceivedFd, prepare_received};
 pub use registers::Registers;
 pub use worker::ClientWorker;

@@ -2,13 +2,13 @@
 //! memory files and eventfds. And memory that is reached through the client in some other way.
 //!
 //! Such a descriptor is hostile until it is known: it may be a file on FUSE, where even `fstat` and
-//! `close` wait for whoever sent it. So its device is looked at first, and what is not taken is closed
-//! on the client's own worker.
+//! `close` wait for whoever sent it. So a [`ReceivedFd`] asks the kernel alone what it is, and what is
+//! neither memory nor an eventfd is used for nothing and closed on a thread for that ([`Closer`]).
 
 use std::{
-    io,
-    os::fd::{AsFd, AsRawFd, OwnedFd},
-    sync::{Arc, OnceLock},
+    fmt, io,
+    os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd},
+    sync::Arc,
 };
 
 use ioasid_core::{
@@ -16,12 +16,13 @@ use ioasid_core::{
     memory::{Backing, Memory, PageSource, PinError},
     spa::{SpaRange, WINDOW_SIZE},
 };
-use rustix::fs::{CWD, FileType};
+use rustix::fs::CWD;
 
 use crate::{
     client::{Client, WindowPermit},
+    closer::{self, Closer},
     copy::RecoveringCopy,
-    file::{FilePages, MemoryFile, identify, is_memory_device},
+    file::{FilePages, MemoryFile, identify},
     irq::EventFd,
 };
 
@@ -35,49 +36,110 @@ pub struct MemoryFileId {
     pub ino: u64,
 }
 
-/// Looks once at what needs files of the host, so that [`Client::received_file`] opens nothing later:
-/// the mount table of this process, and the devices of memfds. Installs the handler that recovers
-/// from truncated files.
+/// Does once what a process that has confined itself cannot do any more: installs the handler that
+/// recovers from truncated files, and asks how many descriptors there may be.
 ///
 /// # Errors
 /// What the operating system says when there is no signal handler to be had.
 pub fn prepare_received() -> io::Result<()> {
     RecoveringCopy::get()?;
-    let _ = is_memory_device(0, || None);
-    let _ = own_mounts();
+    closer::room();
     Ok(())
 }
 
-/// The mount table of this process as it was when it was asked for first.
-fn own_mounts() -> &'static str {
-    static MOUNTS: OnceLock<String> = OnceLock::new();
-    MOUNTS.get_or_init(|| std::fs::read_to_string("/proc/self/mountinfo").unwrap_or_default())
+/// A descriptor that a peer has sent. Nothing here asks the file itself, and dropping it never waits.
+pub struct ReceivedFd {
+    /// There until the drop, or until it is taken as what it is.
+    fd: Option<OwnedFd>,
+    closer: Arc<Closer>,
+}
+
+impl ReceivedFd {
+    /// `fd`, which `closer` closes if it is of a kind whose `close` may wait.
+    pub fn new(fd: OwnedFd, closer: &Arc<Closer>) -> Self {
+        let closer = Arc::clone(closer);
+        ReceivedFd {
+            fd: Some(fd),
+            closer,
+        }
+    }
+
+    /// Whether it is a file whose bytes are in memory: a memfd, or a file on a tmpfs or hugetlbfs,
+    /// wherever that is mounted. Of these alone the kernel tells seals (`memfd_get_seals` of
+    /// `mm/memfd.c`), and it looks at nothing but its own structures for that.
+    pub fn is_memory(&self) -> bool {
+        self.as_fd()
+            .is_some_and(|fd| rustix::fs::fcntl_get_seals(fd).is_ok())
+    }
+
+    /// Whether it is a file, or something else, with a path in some file system: not a pipe, a socket,
+    /// or an object of the kernel's such as an eventfd.
+    pub fn has_path(&self) -> bool {
+        self.link().is_some_and(|link| link.starts_with(b"/"))
+    }
+
+    /// Whether it is an eventfd.
+    fn is_eventfd(&self) -> bool {
+        // Only an anonymous inode has a name that does not start with a slash.
+        self.link()
+            .is_some_and(|link| link == b"anon_inode:[eventfd]")
+    }
+
+    /// What the kernel calls it: a path as it remembers it, or the name of an anonymous inode.
+    fn link(&self) -> Option<Vec<u8>> {
+        let path = format!("/proc/self/fd/{}", self.as_fd()?.as_raw_fd());
+        let link = rustix::fs::readlinkat(CWD, path, Vec::new());
+        Some(link.ok()?.into_bytes())
+    }
+
+    fn as_fd(&self) -> Option<BorrowedFd<'_>> {
+        self.fd.as_ref().map(AsFd::as_fd)
+    }
+
+    /// The descriptor, which is of a known kind.
+    fn known(mut self) -> Option<OwnedFd> {
+        self.fd.take()
+    }
+}
+
+impl Drop for ReceivedFd {
+    fn drop(&mut self) {
+        // The close of memory and of an eventfd waits for nobody.
+        let harmless = self.is_memory() || self.is_eventfd();
+        if let Some(fd) = self.fd.take()
+            && !harmless
+        {
+            self.closer.close(fd);
+        }
+    }
+}
+
+impl fmt::Debug for ReceivedFd {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("ReceivedFd").field(&self.fd).finish()
+    }
 }
 
 impl Client {
-    /// `len` bytes from `start` of the memory file that the client has sent: a memfd, or a file on a
-    /// hugetlbfs or tmpfs that is mounted here. Of several descriptors of one file one is kept, the
-    /// others are closed.
+    /// `len` bytes from `start` of the memory file that the client has sent
+    /// ([`ReceivedFd::is_memory`]). Of several descriptors of one file one is kept, the others are
+    /// closed.
     ///
     /// # Errors
-    /// [`FdError::WrongType`] if it is no memory file, [`FdError::BeyondEnd`] if the range lies beyond
-    /// the end of the file.
+    /// [`FdError::WrongType`] if it is no memory file, or is open for writing alone;
+    /// [`FdError::BeyondEnd`] if the range lies beyond the end of the file.
     pub fn received_file(
         &self,
-        fd: OwnedFd,
+        fd: ReceivedFd,
         start: u64,
         len: u64,
     ) -> Result<(MemoryFileId, Arc<dyn PageSource>), FdError> {
         let shared = self.shared();
-        let known = identify(fd.as_fd(), "");
-        let Ok((id, FileType::RegularFile)) = known else {
-            shared.discard(fd);
-            return Err(FdError::WrongType);
-        };
-        if !is_memory_device(id.dev, || Some(own_mounts().to_owned())) {
-            shared.discard(fd);
+        if !fd.is_memory() {
             return Err(FdError::WrongType);
         }
+        let fd = fd.known().ok_or(FdError::WrongType)?;
+        let (id, _) = identify(fd.as_fd(), "").map_err(|_| FdError::WrongType)?;
         let file = match shared.known_file(id) {
             Some(file) if file.writable() => file,
             _ => {
@@ -104,15 +166,11 @@ impl Client {
     ///
     /// # Errors
     /// [`FdError::WrongType`] if it is no eventfd.
-    pub fn received_eventfd(&self, fd: OwnedFd) -> Result<Arc<dyn IrqSink>, FdError> {
-        // Only an anonymous inode has a name that does not start with a slash.
-        const EVENTFD: &[u8] = b"anon_inode:[eventfd]";
-        let path = format!("/proc/self/fd/{}", fd.as_raw_fd());
-        let link = rustix::fs::readlinkat(CWD, path, Vec::new());
-        if !link.is_ok_and(|link| link.as_bytes() == EVENTFD) {
-            self.shared().discard(fd);
+    pub fn received_eventfd(&self, fd: ReceivedFd) -> Result<Arc<dyn IrqSink>, FdError> {
+        if !fd.is_eventfd() {
             return Err(FdError::WrongType);
         }
+        let fd = fd.known().ok_or(FdError::WrongType)?;
         let thread = Arc::clone(&self.shared().interrupts);
         Ok(Arc::new(EventFd::new(fd, thread)))
     }
@@ -151,5 +209,49 @@ impl Backing for Permitted {
 
     fn memory(&self) -> Memory<'_> {
         self.backing.memory()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use rustix::{
+        event::{EventfdFlags, eventfd},
+        fs::{MemfdFlags, Mode, OFlags, memfd_create, open},
+    };
+
+    use super::*;
+
+    /// What is said of a descriptor: memory, a path, an eventfd.
+    fn kind(fd: impl Into<OwnedFd>) -> (bool, bool, bool) {
+        let fd = ReceivedFd::new(fd.into(), &Closer::new("test"));
+        (fd.is_memory(), fd.has_path(), fd.is_eventfd())
+    }
+
+    #[test]
+    fn a_descriptor_is_known_without_asking_it() {
+        let memfd = |flags| memfd_create(c"/memory", flags | MemfdFlags::CLOEXEC);
+        let plain = memfd(MemfdFlags::empty()).unwrap();
+        let path = format!("/proc/self/fd/{}", plain.as_raw_fd());
+        let only_path = open(path, OFlags::PATH | OFlags::CLOEXEC, Mode::empty()).unwrap();
+        assert!(!kind(only_path).0, "nothing can be mapped by it");
+        assert!(kind(plain).0);
+        assert!(kind(memfd(MemfdFlags::ALLOW_SEALING).unwrap()).0);
+        if let Ok(huge) = memfd(MemfdFlags::HUGETLB | MemfdFlags::HUGE_2MB) {
+            assert!(kind(huge).0);
+        }
+        let flags = OFlags::TMPFILE | OFlags::RDWR | OFlags::CLOEXEC;
+        if let Ok(file) = open("/dev/shm", flags, Mode::RUSR | Mode::WUSR) {
+            assert!(kind(file).0, "a tmpfs that is mounted");
+        }
+        let dir = open("/dev/shm", OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty());
+        assert_eq!(kind(dir.unwrap()), (false, true, false));
+        let maps = std::fs::File::open("/proc/self/maps").unwrap();
+        assert_eq!(kind(maps), (false, true, false));
+        let event = eventfd(0, EventfdFlags::CLOEXEC).unwrap();
+        assert_eq!(kind(event), (false, false, true));
+        let (pipe, _) = io::pipe().unwrap();
+        assert_eq!(kind(pipe), (false, false, false));
+        let socket = std::os::unix::net::UnixStream::pair().unwrap().0;
+        assert_eq!(kind(socket), (false, false, false));
     }
 }

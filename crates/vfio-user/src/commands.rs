@@ -1,7 +1,8 @@
 //! The commands of a client, one function each: payload in, payload out.
 
-use std::{os::fd::OwnedFd, sync::Arc};
+use std::sync::Arc;
 
+use ioasid_host::ReceivedFd;
 use ioasid_uapi::{
     Errno,
     spec::vfio::{self as ioctl, DeviceInfo, Feature, IrqInfo, IrqSet, RegionInfo},
@@ -45,6 +46,16 @@ pub(crate) fn prefix<T: FromBytes + KnownLayout + Immutable>(payload: &[u8]) -> 
     T::read_from_prefix(payload).map_err(|_| Error::Size)
 }
 
+/// The payload is a struct of at least `size` bytes, and so says the size that it begins with: that of
+/// the struct itself, or the room that there is for the answer.
+fn expect_argsz(payload: &[u8], size: usize) -> Result<()> {
+    let (argsz, _) = prefix::<u32>(payload)?;
+    if payload.len() < size || (argsz as usize) < size {
+        return Err(Error::Size);
+    }
+    Ok(())
+}
+
 /// Whether the command may wait for DMA of the device to end, for which its client may be needed.
 pub(crate) fn may_wait(message: &Message) -> bool {
     match message.header.command {
@@ -81,7 +92,7 @@ impl Target {
         match message.header.command {
             command::DMA_MAP => self.dma_map(&payload, fds),
             command::DMA_UNMAP => self.dma_unmap(&payload),
-            command::DEVICE_GET_INFO => self.device_info(),
+            command::DEVICE_GET_INFO => self.device_info(&payload),
             command::DEVICE_GET_REGION_INFO => self.region_info(&payload),
             command::DEVICE_GET_REGION_IO_FDS => self.region_io_fds(&payload),
             command::DEVICE_GET_IRQ_INFO => self.irq_info(payload),
@@ -96,8 +107,9 @@ impl Target {
         }
     }
 
-    fn dma_map(&self, payload: &[u8], fds: Vec<OwnedFd>) -> Result<Vec<u8>> {
+    fn dma_map(&self, payload: &[u8], fds: Vec<ReceivedFd>) -> Result<Vec<u8>> {
         let (request, _) = prefix::<DmaMap>(payload)?;
+        expect_argsz(payload, size_of::<DmaMap>())?;
         let mut fds = fds.into_iter();
         let (fd, more) = (fds.next(), fds.next());
         if more.is_some() {
@@ -109,6 +121,7 @@ impl Target {
 
     fn dma_unmap(&self, payload: &[u8]) -> Result<Vec<u8>> {
         let (request, _) = prefix::<DmaUnmap>(payload)?;
+        expect_argsz(payload, size_of::<DmaUnmap>())?;
         self.vm.unmap(self.number, &request)?;
         let reply = DmaUnmap {
             argsz: size_of::<DmaUnmap>() as u32,
@@ -117,13 +130,14 @@ impl Target {
         Ok(reply.as_bytes().to_vec())
     }
 
-    fn ioctl(&self, request: u32, payload: Vec<u8>, fds: Vec<OwnedFd>) -> Result<Vec<u8>> {
+    fn ioctl(&self, request: u32, payload: Vec<u8>, fds: Vec<ReceivedFd>) -> Result<Vec<u8>> {
         let client = self.vm.client();
         Ok(payload::ioctl(&self.file, request, payload, fds, client)?)
     }
 
-    /// Clients differ in what they ask with; the answer is always the same 16 bytes.
-    fn device_info(&self) -> Result<Vec<u8>> {
+    /// The answer is always the same 16 bytes, also where the client has room for more.
+    fn device_info(&self, payload: &[u8]) -> Result<Vec<u8>> {
+        expect_argsz(payload, DeviceInfo::MIN)?;
         let mut payload = vec![0; DeviceInfo::MIN];
         set_argsz(&mut payload, DeviceInfo::MIN);
         self.ioctl(ioctl::DEVICE_GET_INFO, payload, Vec::new())
@@ -133,9 +147,7 @@ impl Target {
     /// the order of the messages.
     fn region_info(&self, payload: &[u8]) -> Result<Vec<u8>> {
         let (request, _) = prefix::<RegionInfo>(payload)?;
-        if (request.argsz as usize) < RegionInfo::MIN {
-            return Err(Error::Size);
-        }
+        expect_argsz(payload, RegionInfo::MIN)?;
         if request.index >= REGIONS {
             return Err(Errno::EINVAL.into());
         }
@@ -163,9 +175,7 @@ impl Target {
     /// No part of a region is reached by a descriptor.
     fn region_io_fds(&self, payload: &[u8]) -> Result<Vec<u8>> {
         let (request, _) = prefix::<RegionIoFds>(payload)?;
-        if (request.argsz as usize) < size_of::<RegionIoFds>() {
-            return Err(Error::Size);
-        }
+        expect_argsz(payload, size_of::<RegionIoFds>())?;
         if request.flags != 0 || request.index >= REGIONS {
             return Err(Error::Value);
         }
@@ -179,9 +189,7 @@ impl Target {
     }
 
     fn irq_info(&self, mut payload: Vec<u8>) -> Result<Vec<u8>> {
-        if payload.len() < IrqInfo::MIN {
-            return Err(Error::Size);
-        }
+        expect_argsz(&payload, IrqInfo::MIN)?;
         payload.truncate(IrqInfo::MIN);
         set_argsz(&mut payload, IrqInfo::MIN);
         self.ioctl(ioctl::DEVICE_GET_IRQ_INFO, payload, Vec::new())
@@ -189,8 +197,9 @@ impl Target {
 
     /// The ioctl has the numbers of its eventfds behind the struct; here they come along with the
     /// message, as many as there are vectors, or none at all to disconnect them.
-    fn set_irqs(&self, mut payload: Vec<u8>, fds: Vec<OwnedFd>) -> Result<Vec<u8>> {
+    fn set_irqs(&self, mut payload: Vec<u8>, fds: Vec<ReceivedFd>) -> Result<Vec<u8>> {
         let (request, _) = prefix::<IrqSet>(&payload)?;
+        expect_argsz(&payload, IrqSet::MIN)?;
         let eventfds = request.flags & IrqSet::DATA_MASK == IrqSet::DATA_EVENTFD;
         if eventfds {
             payload.truncate(IrqSet::MIN);

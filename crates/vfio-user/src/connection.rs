@@ -11,7 +11,7 @@ use ioasid_core::{
     host::Worker,
     sync::{Condvar, Mutex},
 };
-use ioasid_host::ClientWorker;
+use ioasid_host::{ClientWorker, Closer};
 use ioasid_uapi::Errno;
 use ioasid_vfio::VfioDevice;
 
@@ -36,10 +36,11 @@ const QUEUE: usize = 64;
 pub(crate) fn serve(
     stream: &Arc<UnixStream>,
     device: &Arc<VfioDevice>,
+    closer: &Arc<Closer>,
     number: u64,
     vm: impl FnOnce() -> io::Result<Arc<Vm>>,
 ) -> Result<(), Broken> {
-    let mut receiver = Receiver::new(Arc::clone(stream));
+    let mut receiver = Receiver::new(Arc::clone(stream), Arc::clone(closer));
     let peer = Arc::new(Peer::new(Sender::new(Arc::clone(stream))));
     stream.set_read_timeout(Some(HANDSHAKE))?;
     let Some((header, agreement)) = handshake(&mut receiver, &peer, device)? else {
@@ -90,8 +91,8 @@ fn handshake(
     device: &VfioDevice,
 ) -> Result<Option<(Header, Agreement)>, Broken> {
     let mut message = Message::default();
-    if let Incoming::TooLong(header) = receiver.receive(&mut message)? {
-        reply_error(peer, header, Error::TooLong)?;
+    if let Some((header, error)) = unread(receiver.receive(&mut message)?)? {
+        reply_error(peer, header, error)?;
         return Ok(None);
     }
     let header = message.header;
@@ -106,6 +107,20 @@ fn handshake(
             reply_error(peer, header, error)?;
             Ok(None)
         }
+    }
+}
+
+/// The header of a message that was not read for its size, and why. It is told to the sender, unless
+/// that answers something with it.
+fn unread(incoming: Incoming) -> Result<Option<(Header, Error)>, Broken> {
+    let (header, error) = match incoming {
+        Incoming::Message => return Ok(None),
+        Incoming::TooLong(header) => (header, Error::TooLong),
+        Incoming::TooShort(header) => (header, Error::Size),
+    };
+    match header.is_reply() {
+        Some(true) => Err(Broken::Nonsense("an answer of another size")),
+        _ => Ok(Some((header, error))),
     }
 }
 
@@ -158,14 +173,13 @@ impl Connection {
         let mut message = Message::default();
         let mut reply = Vec::new();
         loop {
-            if let Incoming::TooLong(header) = receiver.receive(&mut message)? {
-                self.answer(header, Err(Error::TooLong), &mut reply)?;
-                continue;
-            }
-            match message.header.is_reply() {
-                Some(true) => self.peer.deliver(std::mem::take(&mut message))?,
-                Some(false) => self.accept(&mut message, &mut reply)?,
-                None => return Err(Broken::Nonsense("a type of message that does not exist")),
+            let refused = unread(receiver.receive(&mut message)?)?;
+            let header = message.header;
+            match (refused, header.is_reply()) {
+                (Some((header, error)), _) => self.answer(header, Err(error), &mut reply)?,
+                (None, Some(true)) => self.peer.deliver(std::mem::take(&mut message))?,
+                (None, Some(false)) => self.accept(&mut message, &mut reply)?,
+                (None, None) => self.answer(header, Err(Error::Value), &mut reply)?,
             }
         }
     }

@@ -4,14 +4,14 @@
 //! ioctl: for it the payload is the memory of a program, and the descriptors that came along are the
 //! program's, numbered from 0.
 
-use std::{os::fd::OwnedFd, sync::Arc};
+use std::sync::Arc;
 
 use ioasid_core::{
     host::{Caller, FdError, IrqSink},
     memory::{MemoryGone, PageSource, PinError},
     sync::Mutex,
 };
-use ioasid_host::Client;
+use ioasid_host::{Client, ReceivedFd};
 use ioasid_iommufd::Context;
 use ioasid_uapi::{Errno, Program, vfio::device_ioctl};
 use ioasid_vfio::DeviceFile;
@@ -22,7 +22,7 @@ const BASE: u64 = 0x1000;
 #[derive(Debug)]
 struct Payload<'a> {
     bytes: Mutex<Vec<u8>>,
-    fds: Mutex<Vec<Option<OwnedFd>>>,
+    fds: Mutex<Vec<Option<ReceivedFd>>>,
     client: &'a Arc<Client>,
 }
 
@@ -31,7 +31,7 @@ pub(crate) fn ioctl(
     file: &DeviceFile,
     request: u32,
     payload: Vec<u8>,
-    fds: Vec<OwnedFd>,
+    fds: Vec<ReceivedFd>,
     client: &Arc<Client>,
 ) -> Result<Vec<u8>, Errno> {
     let program = Payload {

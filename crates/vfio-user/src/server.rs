@@ -22,14 +22,24 @@ use ioasid_core::{
         atomic::{AtomicBool, AtomicU64, Ordering},
     },
 };
+use ioasid_host::{Closer, ReceivedFd};
 use ioasid_iommufd::Context;
 use ioasid_vfio::VfioDevice;
-use rustix::event::{PollFd, PollFlags, poll};
+use rustix::{
+    event::{PollFd, PollFlags, Timespec, poll},
+    net::{RecvFlags, recv},
+};
 
 use crate::{connection, vm::Vm};
 
 /// How long the end of the server waits for clients' messages that are being carried out.
 const PATIENCE: Duration = Duration::from_secs(5);
+
+/// How long is waited for descriptors to be free before it is tried again.
+const A_WHILE: Timespec = Timespec {
+    tv_sec: 0,
+    tv_nsec: 100_000_000,
+};
 
 /// Makes the file of `/dev/iommu` that a VM's devices are bound to.
 pub type NewContext = Box<dyn Fn() -> Arc<Context> + Send + Sync>;
@@ -102,6 +112,8 @@ struct Port {
     vm: Option<String>,
     path: PathBuf,
     device: Arc<VfioDevice>,
+    /// What closes descriptors that its clients have sent for nothing.
+    closer: Arc<Closer>,
     current: Mutex<Option<Arc<UnixStream>>>,
     served: AtomicU64,
     ended: Mutex<bool>,
@@ -149,6 +161,7 @@ impl Server {
             vm,
             path,
             device,
+            closer: Closer::new(&name),
             current: Mutex::default(),
             served: AtomicU64::new(0),
             ended: Mutex::new(false),
@@ -202,12 +215,26 @@ impl Drop for Server {
 
 impl Shared {
     fn accept(self: &Arc<Self>, listener: &UnixListener, port: &Port) {
+        let mut told = false;
         loop {
+            // Not even a connection is taken then: its descriptors would come on top.
+            let full = port.closer.is_full();
+            if full && !std::mem::replace(&mut told, true) {
+                tracing::warn!(
+                    device = port.name,
+                    "no more clients are taken: earlier ones have sent too many descriptors that \
+                     cannot be closed (files of a FUSE server that does not answer?)"
+                );
+            }
             let mut fds = [
-                PollFd::new(listener, PollFlags::IN),
                 PollFd::new(&self.stop, PollFlags::IN),
+                PollFd::new(listener, PollFlags::IN),
             ];
-            match poll(&mut fds, None) {
+            let (fds, timeout) = match full {
+                true => (&mut fds[..1], Some(&A_WHILE)),
+                false => (&mut fds[..], None),
+            };
+            match poll(fds, timeout) {
                 Ok(_) | Err(rustix::io::Errno::INTR) => {}
                 Err(error) => {
                     tracing::error!(device = port.name, %error, "no more clients are taken");
@@ -217,13 +244,17 @@ impl Shared {
             if self.stopping.load(Ordering::Acquire) {
                 return;
             }
+            if full {
+                continue;
+            }
+            told = false;
             let stream = match listener.accept() {
                 Ok((stream, _)) => stream,
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => continue,
                 Err(error) => {
                     tracing::warn!(%error, "cannot take a connection");
                     // Out of descriptors: they come back when another client leaves.
-                    std::thread::sleep(Duration::from_millis(100));
+                    let _ = poll(&mut [], Some(&A_WHILE));
                     continue;
                 }
             };
@@ -244,7 +275,8 @@ impl Shared {
         // A VM is its own name; a device without one stands alone.
         let alone = format!("device {}", port.name);
         let vm = port.vm.as_deref().unwrap_or(&alone);
-        let serve = || connection::serve(&stream, &port.device, number, || self.vm(vm));
+        let serve =
+            || connection::serve(&stream, &port.device, &port.closer, number, || self.vm(vm));
         // A defect that one client has found must not keep the device from the next one.
         let result = catch_unwind(AssertUnwindSafe(serve));
         *port.current.lock() = None;
@@ -258,7 +290,7 @@ impl Shared {
             }
             Err(error) => tracing::warn!(device = port.name, %error, "a connection ended"),
         }
-        let _ = stream.shutdown(std::net::Shutdown::Both);
+        hang_up(stream, &port.closer);
     }
 
     /// The address space of `name`, made by the first of its devices that is connected.
@@ -272,6 +304,18 @@ impl Shared {
         let vm = Arc::new(vm);
         vms.insert(name.to_owned(), Arc::downgrade(&vm));
         Ok(vm)
+    }
+}
+
+/// Ends a connection. What nobody has read of it may hold descriptors, which go with the socket: then
+/// its close waits as theirs does.
+fn hang_up(stream: Arc<UnixStream>, closer: &Arc<Closer>) {
+    // From now on nothing more comes in.
+    let _ = stream.shutdown(std::net::Shutdown::Both);
+    let flags = RecvFlags::PEEK | RecvFlags::DONTWAIT;
+    let unread = recv(&*stream, &mut [0; 1][..], flags).is_ok_and(|(count, _)| count > 0);
+    if unread && let Some(stream) = Arc::into_inner(stream) {
+        drop(ReceivedFd::new(stream.into(), closer));
     }
 }
 
@@ -293,7 +337,8 @@ impl Inspect for Server {
                 .with("vm", port.vm.as_deref().unwrap_or("-"))
                 .with("socket", port.path.display().to_string())
                 .with("connected", port.current.lock().is_some())
-                .with("clients_so_far", port.served.load(Ordering::Relaxed));
+                .with("clients_so_far", port.served.load(Ordering::Relaxed))
+                .with("closing", Value::Node(port.closer.inspect()));
             Value::Node(node)
         });
         let vms: Vec<_> = self

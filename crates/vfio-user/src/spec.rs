@@ -147,7 +147,7 @@ pub struct Version {
 pub struct DmaMap {
     /// Bytes of this struct.
     pub argsz: u32,
-    /// [`DmaMap::READ`], [`DmaMap::WRITE`].
+    /// [`DmaMap::READ`], [`DmaMap::WRITE`], [`DmaMap::MMAP`], [`DmaMap::FILE_IO`].
     pub flags: u32,
     /// Where the memory starts in the file whose descriptor is sent along.
     pub offset: u64,
@@ -162,6 +162,10 @@ impl DmaMap {
     pub const READ: u32 = 1 << 0;
     /// The device may write.
     pub const WRITE: u32 = 1 << 1;
+    /// The file can be mapped: what is presumed if there is one.
+    pub const MMAP: u32 = 1 << 2;
+    /// The file is to be read and written with system calls.
+    pub const FILE_IO: u32 = 1 << 3;
 }
 
 /// DMA_UNMAP, command and reply (`struct vfio_user_dma_unmap`).

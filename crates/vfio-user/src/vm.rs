@@ -7,22 +7,23 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     io,
-    os::fd::OwnedFd,
     sync::Arc,
     time::{Duration, Instant},
 };
 
 use ioasid_core::{
     AddrRange, Prot,
+    host::FdError,
     inspect::{Inspect, Node, Value},
     memory::PageSource,
     spa::SpaSpace,
     sync::{
         Condvar, Mutex, MutexGuard,
-        atomic::{AtomicU64, Ordering},
+        atomic::{AtomicBool, AtomicU64, Ordering},
     },
 };
-use ioasid_host::{Client, MemoryFileId};
+use ioasid_host::{Client, MemoryFileId, ReceivedFd};
+use ioasid_iommu::ReservedRegion;
 use ioasid_iommufd::{Context, MapArgs, ObjectId};
 
 use crate::{
@@ -47,6 +48,8 @@ pub(crate) struct Vm {
     changed: Condvar,
     /// Mappings of memory without a descriptor: only with some a client can be asked for bytes.
     remote: AtomicU64,
+    /// It was said that a file of the VM's memory is not mapped.
+    told: AtomicBool,
 }
 
 #[derive(Debug, Default)]
@@ -110,6 +113,7 @@ impl Vm {
             state: Mutex::default(),
             changed: Condvar::new(),
             remote: AtomicU64::new(0),
+            told: AtomicBool::new(false),
         })
     }
 
@@ -168,23 +172,23 @@ impl Vm {
     }
 
     /// DMA_MAP of connection `number`.
-    pub(crate) fn map(&self, number: u64, request: &DmaMap, fd: Option<OwnedFd>) -> Result<()> {
-        if request.flags & !(DmaMap::READ | DmaMap::WRITE) != 0 || request.flags == 0 {
-            return Err(Error::Value);
+    pub(crate) fn map(&self, number: u64, request: &DmaMap, fd: Option<ReceivedFd>) -> Result<()> {
+        let access = request.flags & (DmaMap::READ | DmaMap::WRITE);
+        let way = request.flags & !(DmaMap::READ | DmaMap::WRITE);
+        match (way, &fd) {
+            (0, _) | (DmaMap::MMAP | DmaMap::FILE_IO, Some(_)) if access != 0 => {}
+            _ => return Err(Error::Value),
         }
         let prot = Prot {
-            read: request.flags & DmaMap::READ != 0,
-            write: request.flags & DmaMap::WRITE != 0,
+            read: access & DmaMap::READ != 0,
+            write: access & DmaMap::WRITE != 0,
         };
         let range = AddrRange::from_len(request.address, request.size).ok_or(Error::Value)?;
-        let wanted = match fd {
-            Some(fd) => {
-                let (offset, size) = (request.offset, request.size);
-                let (id, pages) = self.client.received_file(fd, offset, size)?;
-                Wanted::File(id, offset, pages)
-            }
-            None => Wanted::Socket,
-        };
+        // A whole device's DMA never reaches it, and any device of the VM may be the next to come.
+        if range.overlaps(ReservedRegion::msi_window().range) {
+            return Err(Error::Value);
+        }
+        let wanted = self.wanted(request, fd)?;
         let until = Instant::now() + PATIENCE;
         let mut state = self.state.lock();
         loop {
@@ -206,6 +210,32 @@ impl Vm {
             state = self.changed.wait_timeout(state, left);
         }
         self.insert(&mut state, number, range, prot, wanted)
+    }
+
+    /// What a DMA_MAP with or without a descriptor asks for. A file that is not in memory is not
+    /// touched: its file system may never answer. Its bytes are the client's all the same, which can be
+    /// asked for them.
+    fn wanted(&self, request: &DmaMap, fd: Option<ReceivedFd>) -> Result<Wanted> {
+        let Some(fd) = fd else {
+            return Ok(Wanted::Socket);
+        };
+        if fd.is_memory() {
+            let (offset, size) = (request.offset, request.size);
+            let (id, pages) = self.client.received_file(fd, offset, size)?;
+            return Ok(Wanted::File(id, offset, pages));
+        }
+        if !fd.has_path() {
+            return Err(FdError::WrongType.into());
+        }
+        if !self.told.swap(true, Ordering::Relaxed) {
+            tracing::warn!(
+                vm = self.name,
+                "the VM's memory is a file that is neither a memfd nor on tmpfs or hugetlbfs: it is not \
+                 mapped, since its file system may block, and each piece of DMA is a message to the VMM \
+                 (QEMU: -object memory-backend-memfd,share=on is faster)"
+            );
+        }
+        Ok(Wanted::Socket)
     }
 
     /// Takes part in an equal mapping of another connection, if there is one.

@@ -9,19 +9,20 @@
 //! A read of a stream socket ends with the piece that brought descriptors (`unix_stream_read_generic`
 //! of `net/unix/af_unix.c`), and a piece is of one send. So they are of the message with the last byte
 //! that was read, for any client that sends a message, or part of one, at a time.
+//!
+//! There is room for as many as a send can bring: what the kernel has no room for it lets go of in the
+//! thread that reads, and that may wait for the file.
 
 use std::{
     io::{self, IoSlice, IoSliceMut},
     mem::MaybeUninit,
     ops::Range,
-    os::{
-        fd::{AsFd, OwnedFd},
-        unix::net::UnixStream,
-    },
+    os::{fd::AsFd, unix::net::UnixStream},
     sync::Arc,
 };
 
 use ioasid_core::sync::Mutex;
+use ioasid_host::{Closer, ReceivedFd};
 use rustix::{
     io::Errno,
     net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, ReturnFlags, SendFlags, recvmsg},
@@ -32,6 +33,9 @@ use crate::spec::{Header, MAX_DATA_XFER_SIZE};
 
 /// Descriptors that one message may bring (`max_msg_fds`).
 pub const MAX_FDS: usize = 16;
+
+/// Descriptors that one send can bring (`SCM_MAX_FD` of `include/net/scm.h`).
+const MAX_SENT: usize = 253;
 
 /// Most bytes of a payload: an access with all the data that it can have, and room to spare.
 pub const MAX_PAYLOAD: usize = MAX_DATA_XFER_SIZE as usize + 4096;
@@ -68,7 +72,7 @@ pub(crate) fn clear(bytes: &mut Vec<u8>) {
 /// Descriptors that came in.
 #[derive(Debug, Default)]
 pub(crate) struct Descriptors {
-    pub(crate) fds: Vec<OwnedFd>,
+    pub(crate) fds: Vec<ReceivedFd>,
     /// More than [`MAX_FDS`] came; the others were closed.
     pub(crate) too_many: bool,
 }
@@ -80,7 +84,7 @@ impl Descriptors {
     }
 
     /// Adds `fds`, as far as there is room, and whether there were more.
-    fn add(&mut self, fds: impl IntoIterator<Item = OwnedFd>, more: bool) {
+    fn add(&mut self, fds: impl IntoIterator<Item = ReceivedFd>, more: bool) {
         self.fds.extend(fds);
         self.too_many |= more || self.fds.len() > MAX_FDS;
         self.fds.truncate(MAX_FDS);
@@ -94,6 +98,8 @@ pub(crate) enum Incoming {
     Message,
     /// A message that is longer than any; it has been read to its end.
     TooLong(Header),
+    /// A header with a size less than its own: the next message starts behind it.
+    TooShort(Header),
 }
 
 /// The connection cannot go on.
@@ -114,6 +120,8 @@ pub(crate) enum Broken {
 #[derive(Debug)]
 pub(crate) struct Receiver {
     socket: Arc<UnixStream>,
+    /// What closes descriptors that nobody uses.
+    closer: Arc<Closer>,
     buffer: Box<[u8]>,
     /// The part of `buffer` that has been read and belongs to messages still to come.
     unread: Range<usize>,
@@ -124,9 +132,10 @@ pub(crate) struct Receiver {
 }
 
 impl Receiver {
-    pub(crate) fn new(socket: Arc<UnixStream>) -> Self {
+    pub(crate) fn new(socket: Arc<UnixStream>, closer: Arc<Closer>) -> Self {
         Receiver {
             socket,
+            closer,
             buffer: vec![0; BUFFER].into_boxed_slice(),
             unread: 0..0,
             own: Descriptors::default(),
@@ -141,9 +150,11 @@ impl Receiver {
         let header = self.take(Header::SIZE);
         let header = Header::read_from_bytes(header).map_err(|_| Broken::Nonsense("header"))?;
         message.header = header;
-        let rest = (header.size as usize)
-            .checked_sub(Header::SIZE)
-            .ok_or(Broken::Nonsense("a size less than that of a header"))?;
+        let Some(rest) = (header.size as usize).checked_sub(Header::SIZE) else {
+            self.take_descriptors(message);
+            message.clear();
+            return Ok(Incoming::TooShort(header));
+        };
         if rest > MAX_PAYLOAD {
             self.drain(rest, message)?;
             message.clear();
@@ -157,7 +168,7 @@ impl Receiver {
             let here = message.payload.len();
             message.payload.resize(rest, 0);
             let missing = message.payload.get_mut(here..).unwrap_or_default();
-            fill(&self.socket, missing, &mut self.last)?;
+            fill(&self.socket, &self.closer, missing, &mut self.last)?;
         }
         self.take_descriptors(message);
         Ok(Incoming::Message)
@@ -189,7 +200,7 @@ impl Receiver {
             self.unread = 0..have;
             let room = self.buffer.get_mut(have..).unwrap_or_default();
             let flags = RecvFlags::empty();
-            self.unread.end += read(&self.socket, room, flags, &mut self.last)?;
+            self.unread.end += read(&self.socket, &self.closer, room, flags, &mut self.last)?;
         }
         Ok(())
     }
@@ -199,7 +210,7 @@ impl Receiver {
         while rest > 0 {
             self.last = Descriptors::default();
             let part = self.buffer.get_mut(..rest.min(BUFFER)).unwrap_or_default();
-            fill(&self.socket, part, &mut self.last)?;
+            fill(&self.socket, &self.closer, part, &mut self.last)?;
             rest -= part.len();
         }
         self.take_descriptors(message);
@@ -208,12 +219,17 @@ impl Receiver {
 }
 
 /// Reads until `bytes` are full, and nothing behind them.
-fn fill(socket: &UnixStream, bytes: &mut [u8], to: &mut Descriptors) -> Result<(), Broken> {
+fn fill(
+    socket: &UnixStream,
+    closer: &Arc<Closer>,
+    bytes: &mut [u8],
+    to: &mut Descriptors,
+) -> Result<(), Broken> {
     let mut done = 0;
     while let Some(rest) = bytes.get_mut(done..)
         && !rest.is_empty()
     {
-        done += read(socket, rest, RecvFlags::WAITALL, to)?;
+        done += read(socket, closer, rest, RecvFlags::WAITALL, to)?;
     }
     Ok(())
 }
@@ -221,11 +237,12 @@ fn fill(socket: &UnixStream, bytes: &mut [u8], to: &mut Descriptors) -> Result<(
 /// Reads once; at least one byte. Descriptors are added to `to`.
 fn read(
     socket: &UnixStream,
+    closer: &Arc<Closer>,
     bytes: &mut [u8],
     flags: RecvFlags,
     to: &mut Descriptors,
 ) -> Result<usize, Broken> {
-    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MAX_FDS))];
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MAX_SENT))];
     let mut parts = [IoSliceMut::new(bytes)];
     loop {
         let mut control = RecvAncillaryBuffer::new(&mut space);
@@ -238,7 +255,11 @@ fn read(
         };
         for part in control.drain() {
             if let RecvAncillaryMessage::ScmRights(fds) = part {
+                let fds: Vec<_> = fds.map(|fd| ReceivedFd::new(fd, closer)).collect();
                 to.add(fds, false);
+                if closer.is_full() {
+                    return Err(Broken::Nonsense("descriptors that cannot be closed"));
+                }
             }
         }
         to.too_many |= received.flags.contains(ReturnFlags::CTRUNC);

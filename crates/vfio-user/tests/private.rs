@@ -1,7 +1,9 @@
 //! Memory without a descriptor: DMA goes by messages, and nobody waits for whom he should not.
-#![allow(clippy::unwrap_used, reason = "a test may panic")]
+#![allow(clippy::unwrap_used, clippy::print_stderr, reason = "a test may panic")]
 
 mod common;
+
+use std::os::fd::OwnedFd;
 
 use common::*;
 use ioasid_dsa::spec::{Descriptor, registers as reg};
@@ -277,4 +279,34 @@ fn a_client_that_refuses_for_one_device_may_answer_for_another() {
     assert_eq!(status(&mut second, 0x40), 1);
     stage.server.stop();
     refusal.join().unwrap();
+}
+
+#[test]
+fn a_file_of_an_ordinary_file_system_is_memory_that_the_client_is_asked_for() {
+    let stage = Stage::new();
+    let file = tempfile::tempfile_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
+    file.set_len(4 << 20).unwrap();
+    let file: OwnedFd = file.into();
+    if rustix::fs::fcntl_get_seals(&file).is_ok() {
+        eprintln!("skipped: the target directory is on tmpfs");
+        return;
+    }
+    let mut vmm = stage.connect(MDEV1);
+    vmm.ram = noise(4 << 20, 4);
+    // Like QEMU, with an offset in the file, and once for each device.
+    vmm.map(Some(&file), MIB, 0, 3 * MIB).unwrap();
+    let mut other = stage.connect(PDEV);
+    other.map(Some(&file), MIB, 0, 3 * MIB).unwrap();
+    vmm.bring_up_child();
+    vmm.ram[0x40..0x60].fill(0);
+    let expected = vmm.ram[0x1000..][..5000].to_vec();
+    vmm.submit(Descriptor::memory_move(2 * MIB, 0x1000, 5000, 0x40));
+    assert_eq!(status(&mut vmm, 0x40), 1);
+    assert_eq!(vmm.ram[2 << 20..][..5000], expected);
+    assert_eq!(
+        peek(&file, 3 * MIB, 5000),
+        [0; 5000],
+        "the file was left alone"
+    );
+    vmm.unmap(0, 3 * MIB).unwrap();
 }

@@ -8,7 +8,7 @@ use super::*;
 
 fn pair() -> (UnixStream, Receiver) {
     let (near, far) = UnixStream::pair().unwrap();
-    (near, Receiver::new(Arc::new(far)))
+    (near, Receiver::new(Arc::new(far), Closer::new("test")))
 }
 
 fn message(id: u16, payload: usize) -> Vec<u8> {
@@ -62,7 +62,8 @@ fn a_read_ends_with_the_piece_that_brought_descriptors() {
     let mut reads = Vec::new();
     while reads.len() < 3 {
         let (mut bytes, mut came) = ([0; 4096], Descriptors::default());
-        let count = read(&far, &mut bytes, RecvFlags::empty(), &mut came).unwrap();
+        let closer = Closer::new("test");
+        let count = read(&far, &closer, &mut bytes, RecvFlags::empty(), &mut came).unwrap();
         reads.push((bytes[count - 1], count, came.fds.len()));
     }
     assert_eq!(reads, [(3, 30, 1), (5, 20, 2), (6, 10, 1)]);

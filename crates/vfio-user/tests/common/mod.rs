@@ -3,6 +3,7 @@
 #![allow(dead_code, reason = "each test binary uses its own part")]
 #![allow(unreachable_pub, reason = "shared by several test binaries")]
 
+pub mod hanging;
 pub mod migration;
 
 use std::{
@@ -207,7 +208,7 @@ impl Vmm {
     pub fn send(&mut self, header: Header, payload: &[u8], fds: &[BorrowedFd<'_>]) {
         let mut bytes = header.as_bytes().to_vec();
         bytes.extend(payload);
-        let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(64))];
+        let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(253))];
         let mut control = SendAncillaryBuffer::new(&mut space);
         if !fds.is_empty() {
             assert!(control.push(SendAncillaryMessage::ScmRights(fds)));

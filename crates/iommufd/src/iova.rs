@@ -244,8 +244,10 @@ impl<T> IovaSpace<T> {
         gaps.filter_map(|gap| addr_range(&gap)).collect()
     }
 
-    /// The lowest free address for `len` bytes whose own address is `address`: so aligned that
-    /// leaves can be as large as the memory allows, and with the same offset in its page.
+    /// A free address for `len` bytes whose own address is `address`: so aligned that leaves can be as
+    /// large as the memory allows, and the lowest such one if `address` is that of a page. An offset in
+    /// its page is set in the IOVA as the kernel sets it, bit by bit in the first address of each gap
+    /// (`iopt_alloc_iova`).
     ///
     /// # Errors
     /// [`Error::Overflow`] for lengths no alignment can be computed of, [`Error::Misaligned`] if
@@ -264,10 +266,14 @@ impl<T> IovaSpace<T> {
             return Err(Error::Misaligned { alignment });
         }
         let shape = Shape {
-            len,
+            // A gap of one byte is none to the kernel.
+            len: len.max(2),
             alignment: wanted,
             offset: address % PAGE_SIZE,
         };
+        if !shape.is_monotonic() {
+            return self.fit_gap_by_gap(shape).ok_or(Error::NoSpace);
+        }
         let mut search = match self.searches.iter().position(|s| s.shape == shape) {
             Some(index) => self.searches.remove(index),
             None => Search::new(shape),
@@ -281,16 +287,49 @@ impl<T> IovaSpace<T> {
         found.ok_or(Error::NoSpace)
     }
 
+    /// Where mappings may go, ascending.
+    fn windows(&self) -> impl Iterator<Item = AddrRange> {
+        let everything = self.allowed.is_empty().then_some(AddrRange::ALL);
+        let allowed = self.allowed.iter().filter_map(addr_range);
+        everything.into_iter().chain(allowed)
+    }
+
+    /// As the kernel searches: at the start of each gap, and nowhere else in it.
+    fn fit_gap_by_gap(&self, shape: Shape) -> Option<u64> {
+        let fit = |start, last| {
+            let fit = shape.place(start)?;
+            (fit.last() <= last).then_some(fit.start())
+        };
+        for window in self.windows() {
+            let last = window.last().min(Search::LAST);
+            let Some(mut at) = fit(window.start().max(Search::FIRST), last) else {
+                continue;
+            };
+            while let Some(rest) = AddrRange::new(at, last) {
+                let area = self.overlapping(rest).next().map(|(area, _)| area);
+                let reserved = self.reserved.overlapping(&span(rest)).next();
+                let reserved = reserved.and_then(addr_range);
+                let obstacle = [area, reserved].into_iter().flatten().min();
+                let gap_last = match obstacle {
+                    None => Some(last),
+                    Some(obstacle) if obstacle.start() > at => Some(obstacle.start() - 1),
+                    Some(_) => None,
+                };
+                if let Some(fit) = gap_last.and_then(|gap_last| fit(at, gap_last)) {
+                    return Some(fit);
+                }
+                match obstacle.and_then(|obstacle| obstacle.last().checked_add(1)) {
+                    Some(after) => at = after,
+                    None => break,
+                }
+            }
+        }
+        None
+    }
+
     /// The lowest fit of `shape` whose start lies in `from..=to`.
     fn first_fit(&self, shape: Shape, from: u64, to: u64) -> Option<u64> {
-        let everything = std::iter::once(AddrRange::ALL);
-        let allowed = self.allowed.iter().filter_map(addr_range);
-        let windows: &mut dyn Iterator<Item = AddrRange> = if self.allowed.is_empty() {
-            &mut { everything }
-        } else {
-            &mut { allowed }
-        };
-        for window in windows {
+        for window in self.windows() {
             let mut start = window.start().max(from);
             while let Some(range) = shape.place(start) {
                 if range.start() > to {
@@ -320,6 +359,7 @@ impl<T> IovaSpace<T> {
 /// What is looked for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Shape {
+    /// Bytes that must be free.
     len: u64,
     alignment: u64,
     /// Offset in the page.
@@ -327,7 +367,13 @@ struct Shape {
 }
 
 impl Shape {
-    /// The first range of this shape that starts at `from` or later.
+    /// Whether [`Shape::place`] never goes down as `from` goes up, so that the first fit is the lowest:
+    /// not where bits of the offset are set above the alignment.
+    fn is_monotonic(self) -> bool {
+        self.offset == 0 || self.offset == self.alignment
+    }
+
+    /// The range of this shape that the kernel tries in a gap that starts at `from`.
     fn place(self, from: u64) -> Option<AddrRange> {
         let start = from.checked_next_multiple_of(self.alignment)? | self.offset;
         AddrRange::from_len(start, self.len)

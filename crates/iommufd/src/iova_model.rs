@@ -1,5 +1,6 @@
-//! The IOVA bookkeeping against a model of plain lists: a chosen address is the lowest that fits,
-//! whatever was mapped, unmapped, reserved and allowed before.
+//! The IOVA bookkeeping against a model of plain lists: a chosen address is the one that the kernel's
+//! search comes to, whatever was mapped, unmapped, reserved and allowed before. For whole pages that is
+//! the lowest that fits.
 
 use ioasid_core::{AddrRange, memory::PAGE_SIZE};
 use proptest::prelude::*;
@@ -44,8 +45,13 @@ fn steps() -> impl Strategy<Value = Vec<Step>> {
         1..=6 * PAGE_SIZE,
         (1..6u64).prop_map(|pages| pages * PAGE_SIZE)
     ];
-    // Whole pages: with other offsets the kernel's choice is not the lowest address that fits.
-    let address = prop_oneof![Just(0), (0..64u64).prop_map(|page| page * PAGE_SIZE)];
+    let len = prop_oneof![3 => len, 1 => 1..40u64];
+    let address = prop_oneof![
+        2 => Just(0),
+        4 => (0..64u64).prop_map(|page| page * PAGE_SIZE),
+        1 => (0..64u64).prop_map(|page| page * PAGE_SIZE / 2),
+        2 => 0..4 * PAGE_SIZE,
+    ];
     let step = prop_oneof![
         3 => (0..PAGES, 1..6u64).prop_map(|(page, pages)| Step::MapAt { page, pages }),
         6 => (address, len, any::<bool>())
@@ -72,16 +78,6 @@ fn pages(page: u64, count: u64) -> AddrRange {
 }
 
 impl Model {
-    fn is_free(&self, range: AddrRange) -> bool {
-        let reserved = self.reserved.iter().map(|(_, reserved)| *reserved);
-        !self
-            .areas
-            .iter()
-            .copied()
-            .chain(reserved)
-            .any(|other| other.overlaps(range))
-    }
-
     fn is_reserved(&self, range: AddrRange) -> bool {
         self.reserved
             .iter()
@@ -92,7 +88,7 @@ impl Model {
         self.areas.iter().any(|area| area.overlaps(range))
     }
 
-    /// Tries every address from the lowest.
+    /// Tries the start of every gap, from the lowest.
     fn find(&self, address: u64, len: u64, alignment: u64) -> Result<u64, Error> {
         let mut unit = len.next_power_of_two().min(HUGE_PAGE);
         while !address.is_multiple_of(unit) {
@@ -101,15 +97,28 @@ impl Model {
         if unit < alignment {
             return Err(Error::Misaligned { alignment });
         }
+        let fit = |start: u64, last: u64| {
+            let start = start.next_multiple_of(unit) | (address % PAGE_SIZE);
+            (start < last && last - start >= len - 1).then_some(start)
+        };
         let window = self.allowed.unwrap_or(AddrRange::ALL);
-        let first = window.start().max(PAGE_SIZE).next_multiple_of(unit);
-        (first..)
-            .step_by(unit as usize)
-            .map(|start| AddrRange::from_len(start, len).unwrap())
-            .take_while(|range| range.last() <= window.last())
-            .find(|range| self.is_free(*range))
-            .map(AddrRange::start)
-            .ok_or(Error::NoSpace)
+        let last = window.last().min(u64::MAX - PAGE_SIZE);
+        let first = fit(window.start().max(PAGE_SIZE), last).ok_or(Error::NoSpace)?;
+        let reserved = self.reserved.iter().map(|(_, reserved)| reserved);
+        let mut taken: Vec<_> = self.areas.iter().chain(reserved).copied().collect();
+        taken.sort();
+        let mut at = first;
+        for taken in taken.into_iter().filter(|taken| taken.last() >= first) {
+            let gap_last = taken.start().min(last.saturating_add(1)).saturating_sub(1);
+            if let Some(start) = Some(gap_last)
+                .filter(|gap_last| *gap_last >= at)
+                .and_then(|gap_last| fit(at, gap_last))
+            {
+                return Ok(start);
+            }
+            at = at.max(taken.last().saturating_add(1));
+        }
+        fit(at, last).filter(|_| at <= last).ok_or(Error::NoSpace)
     }
 }
 

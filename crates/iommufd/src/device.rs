@@ -262,7 +262,8 @@ impl BoundDevice {
     /// attachment (if any) as well.
     ///
     /// # Errors
-    /// [`Error::NoPasids`] for a child, [`Error::PasidSpace`] for 2^31 and more, and those of
+    /// [`Error::NoPasids`] for a child, [`Error::NoSuchPasid`] for 0, [`Error::PasidSpace`] for 2^31 and
+    /// more, and those of
     /// [`BoundDevice::attach`].
     pub fn attach_pasid(&self, pt_id: ObjectId, pasid: u32) -> Result<ObjectId, Error> {
         if self.object.child.is_some() {

@@ -54,15 +54,19 @@ fn context(fd: i32, program: &dyn Program) -> Result<Arc<Context>, Errno> {
 
 pub(super) fn attach(file: &DeviceFile, arg: u64, program: &dyn Program) -> Result<u64, Errno> {
     use spec::AttachIommufdPt;
-    let mut request: AttachIommufdPt = copy::standard(program, arg, AttachIommufdPt::MIN)?;
+    let request: AttachIommufdPt = copy::standard(program, arg, AttachIommufdPt::MIN)?;
     if request.flags & !AttachIommufdPt::PASID != 0 {
         return Err(Errno::EINVAL);
     }
     let mut pasid = None;
     if request.flags & AttachIommufdPt::PASID != 0 {
-        expect_pasids(file)?;
-        request = copy::standard(program, arg, size_of::<AttachIommufdPt>())?;
-        pasid = Some(request.pasid);
+        pasid = Some(pasid_behind(
+            file,
+            request.argsz,
+            AttachIommufdPt::MIN,
+            arg,
+            program,
+        )?);
     }
     let id = file.attach(ObjectId::from_raw(request.pt_id), pasid)?;
     let answer = copy::offset(arg, PT_ID).and_then(|at| write_id(program, at, id));
@@ -75,27 +79,47 @@ pub(super) fn attach(file: &DeviceFile, arg: u64, program: &dyn Program) -> Resu
 
 pub(super) fn detach(file: &DeviceFile, arg: u64, program: &dyn Program) -> Result<u64, Errno> {
     use spec::DetachIommufdPt;
-    let mut request: DetachIommufdPt = copy::standard(program, arg, DetachIommufdPt::MIN)?;
+    let request: DetachIommufdPt = copy::standard(program, arg, DetachIommufdPt::MIN)?;
     if request.flags & !DetachIommufdPt::PASID != 0 {
         return Err(Errno::EINVAL);
     }
     let mut pasid = None;
     if request.flags & DetachIommufdPt::PASID != 0 {
-        expect_pasids(file)?;
-        request = copy::standard(program, arg, size_of::<DetachIommufdPt>())?;
-        pasid = Some(request.pasid);
+        pasid = Some(pasid_behind(
+            file,
+            request.argsz,
+            DetachIommufdPt::MIN,
+            arg,
+            program,
+        )?);
     }
     file.detach(pasid)?;
     Ok(0)
 }
 
-/// A child has no PASIDs for programs, which shows before the size of the struct.
-fn expect_pasids(file: &DeviceFile) -> Result<(), Errno> {
+/// The PASID that follows the first `min` bytes of a struct. A child has none for programs, which shows
+/// before the size of the struct, and that before the bytes.
+fn pasid_behind(
+    file: &DeviceFile,
+    argsz: u32,
+    min: usize,
+    arg: u64,
+    program: &dyn Program,
+) -> Result<u32, Errno> {
     if file.device().is_child() {
         return Err(Errno::EOPNOTSUPP);
     }
-    Ok(())
+    let mut pasid = [0; 4];
+    if (argsz as usize) < min + pasid.len() {
+        return Err(Errno::EINVAL);
+    }
+    Caller::read(program, copy::offset(arg, min as u64)?, &mut pasid)?;
+    Ok(u32::from_ne_bytes(pasid))
 }
+
+// The PASID comes last in both.
+const _: () = assert!(size_of::<spec::AttachIommufdPt>() == spec::AttachIommufdPt::MIN + 4);
+const _: () = assert!(size_of::<spec::DetachIommufdPt>() == spec::DetachIommufdPt::MIN + 4);
 
 fn write_id(program: &dyn Program, address: u64, id: ObjectId) -> Result<(), Errno> {
     Ok(Caller::write(program, address, &id.get().to_ne_bytes())?)

@@ -16,8 +16,8 @@ use ioasid_uapi::{
     spec::vfio::{
         AttachIommufdPt, BindIommufd, DEVICE_ATTACH_IOMMUFD_PT, DEVICE_BIND_IOMMUFD,
         DEVICE_DETACH_IOMMUFD_PT, DEVICE_FEATURE, DEVICE_GET_INFO, DEVICE_GET_IRQ_INFO,
-        DEVICE_GET_PCI_HOT_RESET_INFO, DEVICE_GET_REGION_INFO, DEVICE_PCI_HOT_RESET, DEVICE_RESET,
-        DEVICE_SET_IRQS, Feature, IrqSet,
+        DEVICE_GET_PCI_HOT_RESET_INFO, DEVICE_GET_REGION_INFO, DEVICE_IOEVENTFD,
+        DEVICE_PCI_HOT_RESET, DEVICE_RESET, DEVICE_SET_IRQS, Feature, IrqSet,
     },
 };
 use machine::{CLOSED, EVENTFD, FILE, IOMMUFD, Machine};
@@ -64,6 +64,7 @@ fn a_struct_that_cannot_be_read_is_efault_and_a_short_one_einval() {
         (DEVICE_SET_IRQS, 20),
         (DEVICE_GET_PCI_HOT_RESET_INFO, 12),
         (DEVICE_PCI_HOT_RESET, 12),
+        (DEVICE_IOEVENTFD, 28),
         (DEVICE_FEATURE, 8),
         (DEVICE_ATTACH_IOMMUFD_PT, 12),
         (DEVICE_DETACH_IOMMUFD_PT, 8),
@@ -71,8 +72,13 @@ fn a_struct_that_cannot_be_read_is_efault_and_a_short_one_einval() {
         for address in [0, past_the_end(len), u64::MAX] {
             assert_eq!(machine.at(cmd, address), Err(Errno::EFAULT), "{cmd:#x}");
         }
-        let short = [len as u32 - 1, 0, 0, 0, 0, 0, 0, 0];
-        assert_eq!(machine.call(cmd, &short), Err(Errno::EINVAL), "{cmd:#x}");
+        // Before anything else in it is looked at.
+        for (argsz, rest) in (0..len as u32).flat_map(|argsz| [(argsz, 0), (argsz, 1)]) {
+            let mut short = [rest; 10];
+            short[0] = argsz;
+            let refused = machine.call(cmd, &short);
+            assert_eq!(refused, Err(Errno::EINVAL), "{cmd:#x} {argsz}");
+        }
     }
 }
 
@@ -157,6 +163,67 @@ fn attach_writes_the_page_table_and_nothing_else() {
     assert_eq!(detach(&[8, pasid]), Err(Errno::EINVAL), "no room");
     assert_eq!(detach(&[8, 0]), Ok(0));
     assert_eq!(detach(&[8, 0]), Ok(0), "nothing attached");
+}
+
+/// VFIO keeps a record of each way by itself, and undoes only what went by the same.
+#[test]
+fn pasid_0_is_the_device_itself_by_another_way() {
+    let machine = Machine::whole().bound();
+    let ioas = || machine.program.context.ioas_alloc().unwrap().get();
+    let (one, other) = (ioas(), ioas());
+    let pasid = AttachIommufdPt::PASID;
+    let attach = |words: &[u32]| machine.call(DEVICE_ATTACH_IOMMUFD_PT, words);
+    let detach = |words: &[u32]| machine.call(DEVICE_DETACH_IOMMUFD_PT, words);
+    let attached = || {
+        let attachments = machine.dma.attachments();
+        attachments
+            .iter()
+            .any(|(_, domain)| domain.kind().is_paging())
+    };
+    assert_eq!(attach(&[16, pasid, one, 0]), Ok(0));
+    let [_, _, table] = machine.words();
+    assert!(attached() && table != one);
+    assert_eq!(attach(&[12, 0, one]), Err(Errno::EBUSY));
+    assert_eq!(attach(&[12, 0, u32::MAX]), Err(Errno::ENOENT));
+    assert_eq!(detach(&[8, 0]), Ok(0), "not attached in this way");
+    assert!(attached());
+    assert_eq!(attach(&[16, pasid, other, 0]), Ok(0), "replaced");
+    assert_eq!(detach(&[12, pasid, 0]), Ok(0));
+    assert!(!attached());
+    assert_eq!(detach(&[12, pasid, 0]), Ok(0), "nothing attached");
+
+    assert_eq!(attach(&[12, 0, one]), Ok(0));
+    for pt_id in [one, other] {
+        assert_eq!(attach(&[16, pasid, pt_id, 0]), Err(Errno::EBUSY));
+    }
+    assert_eq!(detach(&[12, pasid, 0]), Ok(0), "not attached in this way");
+    assert!(attached());
+    assert_eq!(attach(&[12, 0, other]), Ok(0), "replaced");
+    assert_eq!(detach(&[8, 0]), Ok(0));
+    assert!(!attached());
+
+    // A file that is closed detaches either.
+    assert_eq!(attach(&[16, pasid, one, 0]), Ok(0));
+    machine.file.unbind();
+    assert!(!attached());
+}
+
+#[test]
+fn the_size_of_a_pasid_is_looked_at_before_its_bytes() {
+    let machine = Machine::whole().bound();
+    let pasid = AttachIommufdPt::PASID;
+    for (request, least) in [
+        (DEVICE_ATTACH_IOMMUFD_PT, 12),
+        (DEVICE_DETACH_IOMMUFD_PT, 8),
+    ] {
+        let at = BASE + SIZE as u64 - u64::from(least);
+        let call = |argsz| {
+            machine.program.put(at, &[argsz, pasid]);
+            machine.at(request, at)
+        };
+        assert_eq!(call(least), Err(Errno::EINVAL));
+        assert_eq!(call(least + 4), Err(Errno::EFAULT));
+    }
 }
 
 #[test]

@@ -326,8 +326,10 @@ pub const APERTURE_LAST: u64 = (1 << 31) - 1;
 pub const PAGE_SIZE: u64 = 2048;
 /// Bytes of a large leaf of a mock page table with large leaves.
 pub const HUGE_PAGE_SIZE: u64 = 512 * PAGE_SIZE;
-/// Bits of an address that a mock page table with large leaves translates.
-pub const HUGE_ADDRESS_BITS: u32 = 56;
+/// Bits of an address that a mock page table translates: three levels of 9 bits over the page
+/// (`amdv1pt_iommu_fmt_init` in drivers/iommu/generic_pt/fmt/amdv1.h). The default kind is told to be
+/// smaller.
+pub const ADDRESS_BITS: u32 = 38;
 
 /// `IOMMU_HWPT_DATA_SELFTEST`.
 pub const HWPT_DATA: u32 = 0xdead;

@@ -48,18 +48,23 @@ struct Shape {
     last: u64,
     /// Sizes of leaves in ascending order.
     sizes: &'static [u64],
+    /// The sizes that the kernel's table says it could have, as a bitmap.
+    told: u64,
 }
 
 static SMALL: Shape = Shape {
     first: spec::APERTURE_START,
     last: spec::APERTURE_LAST,
     sizes: &[spec::PAGE_SIZE],
+    // Of an AMD table every power of two, but for what the whole table translates.
+    told: (1 << (spec::ADDRESS_BITS - 1)) - spec::PAGE_SIZE,
 };
 
 static LARGE: Shape = Shape {
     first: 0,
-    last: (1 << spec::HUGE_ADDRESS_BITS) - 1,
+    last: (1 << spec::ADDRESS_BITS) - 1,
     sizes: &[2 * spec::PAGE_SIZE, spec::HUGE_PAGE_SIZE],
+    told: (2 * spec::PAGE_SIZE) | spec::HUGE_PAGE_SIZE,
 };
 
 #[derive(Clone, Copy)]
@@ -134,7 +139,7 @@ impl CustomTable for Table {
     }
 
     fn page_sizes(&self) -> u64 {
-        self.shape.sizes.iter().fold(0, |sizes, size| sizes | size)
+        self.shape.told
     }
 
     fn map(&self, iova: u64, spa: u64, len: u64, prot: Prot) -> Result<(), MapError> {

@@ -96,8 +96,12 @@ fn all_goes_with_the_file() {
 fn the_address_space_is_the_mocks() {
     let m = Machine::new();
     let ioas = m.ioas();
-    m.mock(ioas);
     let id = ioasid_iommufd::ObjectId::from_raw(ioas);
+    // What a container tells: of no table everything, of an AMD table of 38 bits with pages of 2 KiB
+    // every power of two below that, from a page of the processor on.
+    assert_eq!(m.context.ioas_page_sizes(id), Ok(!0xfff));
+    m.mock(ioas);
+    assert_eq!(m.context.ioas_page_sizes(id), Ok(0x1f_ffff_f000));
     let usable = m.context.ioas_iova_ranges(id).unwrap();
     assert_eq!(usable.alignment, spec::PAGE_SIZE);
     let ranges: Vec<_> = usable

@@ -91,12 +91,28 @@ impl AddressSpace {
         hinted.or_else(|| self.maps.all().into_iter().find_map(here))
     }
 
+    /// What the kernel calls the mapping at `address`, if that has no file.
+    pub(crate) fn name(&self, address: u64) -> String {
+        self.maps.name(address)
+    }
+
     /// Whether the process itself could write all of `range`.
     pub(crate) fn is_writable(&self, range: AddrRange) -> bool {
+        self.every(range, |vma| vma.writable)
+    }
+
+    /// Whether the process itself could read all of `range`. On x86 memory that can be written can be
+    /// read.
+    pub(crate) fn is_readable(&self, range: AddrRange) -> bool {
+        self.every(range, |vma| vma.readable || vma.writable)
+    }
+
+    /// Whether `range` is mapped, by mappings that are all `right`.
+    fn every(&self, range: AddrRange, right: impl Fn(&Vma) -> bool) -> bool {
         let mut address = range.start();
         loop {
             match self.find(address) {
-                Some(vma) if vma.writable => match vma.range.last().checked_add(1) {
+                Some(vma) if right(&vma) => match vma.range.last().checked_add(1) {
                     Some(next) if vma.range.last() < range.last() => address = next,
                     _ => return true,
                 },

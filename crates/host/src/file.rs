@@ -12,17 +12,17 @@ use std::{
     fmt,
     os::fd::{AsFd, BorrowedFd, OwnedFd},
     ptr::{self, NonNull},
-    sync::{Arc, OnceLock, Weak},
+    sync::{Arc, Weak},
 };
 
 use ioasid_core::{
     access::Prot,
-    memory::{Backing, Extent, Memory, MemoryGone, PageSource, PinError, RawBytes},
+    memory::{Backing, Extent, Memory, MemoryGone, PAGE_SIZE, PageSource, PinError, RawBytes},
     range::AddrRange,
     spa::{SpaRange, WINDOW_SIZE},
 };
 use rustix::{
-    fs::{AtFlags, FileType, MemfdFlags, OFlags, Statx, StatxFlags},
+    fs::{AtFlags, FileType, OFlags, Statx, StatxFlags},
     io::Errno,
     mm::{Advice, MapFlags, ProtFlags},
 };
@@ -30,6 +30,7 @@ use rustix::{
 use crate::{
     client::{Shared, WindowPermit},
     copy::RecoveringCopy,
+    filesystem::Filesystem,
 };
 
 /// Device and inode number: which file it is, whatever descriptor leads to it.
@@ -56,34 +57,7 @@ pub(crate) fn identify(dir: BorrowedFd<'_>, path: &str) -> rustix::io::Result<(F
 /// Whether `dev` is a file system whose files live in memory: the kernel's own mounts behind memfds,
 /// or a tmpfs or hugetlbfs in `mountinfo`, which gives the text of the client's mount table.
 pub(crate) fn is_memory_device(dev: u64, mountinfo: impl FnOnce() -> Option<String>) -> bool {
-    static INTERNAL: OnceLock<Vec<u64>> = OnceLock::new();
-    let internal = INTERNAL.get_or_init(|| {
-        let kinds = [
-            MemfdFlags::empty(),
-            MemfdFlags::HUGETLB | MemfdFlags::HUGE_2MB,
-            MemfdFlags::HUGETLB | MemfdFlags::HUGE_1GB,
-        ];
-        let devices = kinds.iter().filter_map(|&kind| {
-            let file = rustix::fs::memfd_create(c"ioasid", kind | MemfdFlags::CLOEXEC).ok()?;
-            Some(identify(file.as_fd(), "").ok()?.0.dev)
-        });
-        devices.collect()
-    });
-    internal.contains(&dev)
-        || mountinfo().is_some_and(|text| {
-            text.lines()
-                .filter_map(parse_mount)
-                .any(|(found, kind)| found == dev && matches!(kind, "tmpfs" | "hugetlbfs"))
-        })
-}
-
-/// Device and file-system type of a line of `/proc/PID/mountinfo`, proc_pid_mountinfo(5). The kernel
-/// escapes white space in what users chose, so the fields are where they seem to be.
-fn parse_mount(line: &str) -> Option<(u64, &str)> {
-    let (left, right) = line.split_once(" - ")?;
-    let (major, minor) = left.split(' ').nth(2)?.split_once(':')?;
-    let dev = rustix::fs::makedev(major.parse().ok()?, minor.parse().ok()?);
-    Some((dev, right.split(' ').next()?))
+    Filesystem::of(dev, mountinfo) == Filesystem::Memory
 }
 
 /// An open memory file of a client.
@@ -132,7 +106,14 @@ impl MemoryFile {
             .unwrap_or(0)
     }
 
-    /// System physical addresses for `len` bytes from `offset`.
+    /// Bytes up to the end of its last page as of now: what a mapping of it has.
+    pub(crate) fn size_in_pages(&self) -> u64 {
+        let size = self.size();
+        size.checked_next_multiple_of(PAGE_SIZE).unwrap_or(size)
+    }
+
+    /// System physical addresses for `len` bytes from `offset`. The caller has compared them with the
+    /// size of the file.
     pub(crate) fn pin(
         &self,
         client: &Arc<Shared>,
@@ -141,10 +122,6 @@ impl MemoryFile {
         prot: Prot,
     ) -> Result<Vec<Extent>, PinError> {
         let end = offset.checked_add(len).ok_or(PinError::OutOfRange)?;
-        // What lies beyond the end of the file faults, as a page fault there would.
-        if end > self.size() {
-            return Err(PinError::Fault);
-        }
         let mut extents = Vec::new();
         let mut at = offset;
         while at < end {
@@ -399,6 +376,12 @@ impl PageSource for FilePages {
             _ => return Err(PinError::OutOfRange),
         }
         let offset = self.start.checked_add(offset).ok_or(PinError::OutOfRange)?;
+        // Whole pages, and none that the file has in part only (`memfd_pin_folios` in mm/gup.c).
+        let end = offset.checked_add(len);
+        match end.and_then(|end| end.checked_next_multiple_of(PAGE_SIZE)) {
+            Some(end) if end <= self.file.size() => {}
+            _ => return Err(PinError::OutOfRange),
+        }
         self.file.pin(&self.client, offset, len, prot)
     }
 
@@ -420,35 +403,5 @@ impl PageSource for FilePages {
         self.each(offset, src.len(), Prot::RW, |bytes, done| {
             bytes.write(&src[done..][..bytes.len()])
         })
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_memfd_is_on_a_memory_device_and_proc_is_not() {
-        let memfd = rustix::fs::memfd_create(c"test", MemfdFlags::CLOEXEC).unwrap();
-        let (id, kind) = identify(memfd.as_fd(), "").unwrap();
-        assert_eq!(kind, FileType::RegularFile);
-        assert!(is_memory_device(id.dev, || None));
-        let proc = std::fs::File::open("/proc/self/maps").unwrap();
-        let (id, _) = identify(proc.as_fd(), "").unwrap();
-        let mounts = || std::fs::read_to_string("/proc/self/mountinfo").ok();
-        assert!(!is_memory_device(id.dev, mounts));
-    }
-
-    #[test]
-    fn the_type_of_a_mount_is_not_what_its_path_or_source_says() {
-        let line = r"36 35 0:42 / /a\040-\040tmpfs rw,noatime shared:1 - fuse.x tmpfs rw";
-        let dev = rustix::fs::makedev(0, 42);
-        assert_eq!(parse_mount(line), Some((dev, "fuse.x")));
-        assert!(!is_memory_device(dev, || Some(line.to_owned())));
-        let line = "37 35 0:42 / /b rw - tmpfs fuse rw";
-        assert!(is_memory_device(dev, || Some(line.to_owned())));
-        assert!(!is_memory_device(dev, || Some(
-            "36 35 0:42 / /b rw".to_owned()
-        )));
     }
 }

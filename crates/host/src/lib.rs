@@ -22,11 +22,13 @@
 compile_error!("ioasid-host needs Linux on x86-64");
 
 mod address_space;
+mod allowed;
 mod client;
 mod closer;
 mod confine;
 mod copy;
 mod file;
+mod filesystem;
 mod irq;
 mod maps;
 mod pages;

@@ -15,6 +15,10 @@ use std::{
 
 use ioasid_core::range::AddrRange;
 
+/// Bytes of the longest name of a mapping without a file, with its NUL: `[anon:` and 79 bytes that the
+/// program has chosen (PR_SET_VMA_ANON_NAME).
+const LONGEST_NAME: usize = 128;
+
 /// One mapping of a process.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Vma {
@@ -68,8 +72,8 @@ impl Maps {
     /// The mapping at `address`; `None` if there is none, or the address space is gone.
     pub(crate) fn find(&self, address: u64) -> Option<Vma> {
         if !self.text_only.load(Ordering::Relaxed) {
-            match self.query(address) {
-                Ok(vma) => return Some(vma),
+            match self.query(address, &mut []) {
+                Ok((vma, _)) => return Some(vma),
                 Err(error) if error.raw_os_error() == Some(libc::ENOTTY) => {
                     self.text_only.store(true, Ordering::Relaxed);
                 }
@@ -83,20 +87,49 @@ impl Maps {
             .find(|vma| vma.range.contains(address))
     }
 
+    /// What the kernel calls the mapping at `address`, if that has no file: `[heap]`, `[vvar]`; empty
+    /// if it has no name.
+    pub(crate) fn name(&self, address: u64) -> String {
+        if !self.text_only.load(Ordering::Relaxed) {
+            let mut name = [0; LONGEST_NAME];
+            return match self.query(address, &mut name) {
+                Ok((_, len)) => String::from_utf8_lossy(&name[..len.min(name.len())]).into_owned(),
+                Err(_) => String::new(),
+            };
+        }
+        let text = self.read_text().unwrap_or_default();
+        let here = |line: &&str| parse_line(line).is_some_and(|vma| vma.range.contains(address));
+        let line = text.lines().find(here).unwrap_or_default();
+        line.split_ascii_whitespace()
+            .nth(5)
+            .unwrap_or("")
+            .to_owned()
+    }
+
     /// Every mapping; none if the address space is gone.
     pub(crate) fn all(&self) -> Vec<Vma> {
         let text = self.read_text().unwrap_or_default();
         text.lines().filter_map(parse_line).collect()
     }
 
-    fn query(&self, address: u64) -> io::Result<Vma> {
+    /// The mapping at `address`. Its name goes to `name`, unless that is empty; the answer is its
+    /// length.
+    fn query(&self, address: u64, name: &mut [u8]) -> io::Result<(Vma, usize)> {
         let mut query = spec::ProcmapQuery {
             size: size_of::<spec::ProcmapQuery>() as u64,
             address,
+            vma_name_size: name.len() as u32,
+            // A buffer without an address of its own is refused.
+            vma_name_addr: if name.is_empty() {
+                0
+            } else {
+                name.as_mut_ptr() as u64
+            },
             ..Default::default()
         };
         // SAFETY: PROCMAP_QUERY reads and writes `size` bytes of this struct, which lives across the
-        // call and has the kernel's layout; the name and build-id buffers have size 0.
+        // call and has the kernel's layout, and at most `vma_name_size` bytes of `name`, which is
+        // borrowed for the call; the buffer for the build id has size 0.
         let done =
             unsafe { libc::ioctl(self.file.as_raw_fd(), spec::PROCMAP_QUERY, &raw mut query) };
         if done < 0 {
@@ -106,7 +139,7 @@ impl Maps {
         let range = AddrRange::new(query.vma_start, last)
             .filter(|range| range.contains(address))
             .ok_or(io::ErrorKind::InvalidData)?;
-        Ok(Vma {
+        let vma = Vma {
             range,
             readable: query.vma_flags & spec::VMA_READABLE != 0,
             writable: query.vma_flags & spec::VMA_WRITABLE != 0,
@@ -114,7 +147,9 @@ impl Maps {
             offset: query.vma_offset,
             dev: rustix::fs::makedev(query.dev_major, query.dev_minor),
             ino: query.inode,
-        })
+        };
+        // The length that the kernel tells has the NUL in it.
+        Ok((vma, (query.vma_name_size as usize).saturating_sub(1)))
     }
 
     /// The whole text, from the start.
@@ -221,6 +256,18 @@ mod tests {
             // Other tests map and unmap meanwhile, and a mapping may merge with its neighbour.
             let facts = |vma: Vma| (vma.readable, vma.writable, vma.shared, vma.dev, vma.ino);
             assert_eq!(text.map(facts), asked.map(facts), "{address:#x}");
+        }
+    }
+
+    #[test]
+    fn a_name_is_that_of_the_mapping() {
+        let file = || File::open("/proc/self/maps").unwrap();
+        let text = std::fs::read_to_string("/proc/self/maps").unwrap();
+        let line = text.lines().find(|line| line.ends_with("[vdso]"));
+        let vdso = parse_line(line.unwrap()).unwrap().range.start();
+        for maps in [Maps::text(file()), Maps::new(file())] {
+            assert_eq!(maps.name(vdso), "[vdso]");
+            assert_eq!(maps.name(0), "");
         }
     }
 

@@ -17,7 +17,8 @@ use ioasid_core::{
 use crate::{
     address_space::AddressSpace,
     client::Shared,
-    file::{FileId, MemoryFile, identify, is_memory_device},
+    file::{FileId, MemoryFile, identify},
+    filesystem::Filesystem,
     maps::Vma,
     process::Process,
     registers, shared,
@@ -32,7 +33,7 @@ pub(crate) struct ProcessPages {
     /// User address of offset 0.
     pub(crate) address: u64,
     pub(crate) len: u64,
-    /// Whether an address where registers are mapped will do.
+    /// Whether it is pinned as VFIO's type 1 IOMMU pins: an address where registers are mapped will do.
     pub(crate) registers: bool,
 }
 
@@ -41,7 +42,7 @@ impl ProcessPages {
         self.process.client()
     }
 
-    fn memory(&self) -> &Arc<AddressSpace> {
+    pub(crate) fn memory(&self) -> &Arc<AddressSpace> {
         self.process.memory()
     }
 
@@ -59,46 +60,64 @@ impl ProcessPages {
 
     /// The pages of `range`, which lies in `vma`.
     fn pin_in(&self, vma: &Vma, range: AddrRange, prot: Prot) -> Result<Vec<Extent>, PinError> {
+        self.check_permission(vma, range, prot)?;
         let len = range.len_saturating();
         let Some((dev, ino, offset)) = vma.shared_file(range.start()) else {
+            if vma.ino == 0 {
+                self.check_anonymous(vma, range)?;
+            } else {
+                let filesystem = Filesystem::of(vma.dev, || self.process.mountinfo());
+                self.check_file(filesystem, vma, range, prot)?;
+            }
             return in_chunks(range.start(), len, |chunk| {
                 self.memory().window(self.client(), chunk)
             });
         };
         let id = FileId { dev, ino };
-        if let Some(registers) = self.client().registers(id) {
+        let client = self.client();
+        if let Some(registers) = client.registers(id) {
             if !self.registers {
                 return Err(PinError::Fault);
             }
-            let extent = registers::pin(self.client(), &registers, offset, len)?;
+            let extent = registers::pin(client, &registers, offset, len)?;
             return Ok(vec![extent]);
         }
+        let mut file = client.known_file(id);
+        file = file.filter(|file| file.writable() || !vma.writable);
+        let mut filesystem = Filesystem::Memory;
+        if file.is_none() {
+            filesystem = Filesystem::of(dev, || self.process.mountinfo());
+        }
         // One page has one system physical address: what is registered already stays what it is.
-        let client = self.client();
-        if shared::known(client, id, offset / WINDOW_SIZE).is_none()
-            && let Some(file) = self.find_file(id, vma)
+        if filesystem == Filesystem::Memory
+            && shared::known(client, id, offset / WINDOW_SIZE).is_none()
+            && let Some(file) = file.or_else(|| self.find_file(id, vma))
             && (file.writable() || !prot.write)
         {
-            return file.pin(client, offset, len, prot);
+            // A page beyond the end of the file faults.
+            if offset
+                .checked_add(len)
+                .is_none_or(|end| end > file.size_in_pages())
+            {
+                return Err(PinError::Fault);
+            }
+            match file.pin(client, offset, len, prot) {
+                // Sealed against new mappings that write (F_SEAL_FUTURE_WRITE): the process's own
+                // mapping is older.
+                Err(PinError::Fault) => {}
+                pinned => return pinned,
+            }
         }
+        self.check_file(filesystem, vma, range, prot)?;
         in_chunks(offset, len, |chunk| {
             shared::window(client, id, chunk, self.memory())
         })
     }
 
-    /// The file `id`, if it is a memory file and one of the ways to it is open: the client has
-    /// given it before, the kernel lets us open the mapping itself, or the process still has a
-    /// descriptor of it.
+    /// The memory file `id`, if one of the ways to it is open: the kernel lets us open the mapping
+    /// itself, or the process still has a descriptor of it.
     fn find_file(&self, id: FileId, vma: &Vma) -> Option<Arc<MemoryFile>> {
         let client = self.client();
-        if let Some(file) = client.known_file(id)
-            && (file.writable() || !vma.writable)
-        {
-            return Some(file);
-        }
-        if !is_memory_device(id.dev, || self.process.mountinfo()) {
-            return None;
-        }
         let mapped = self.process.open_mapped(vma);
         let found = mapped.into_iter().chain(self.held(id)).filter_map(|fd| {
             let same = identify(fd.as_fd(), "").is_ok_and(|(found, _)| found == id);
@@ -172,14 +191,7 @@ impl PageSource for ProcessPages {
         let mut rest = Some(self.range(offset, len)?);
         while let Some(range) = rest {
             let vma = self.memory().find(range.start()).ok_or(PinError::Fault)?;
-            // As the kernel's page pinning: who may write need not be able to read.
-            let allowed = if prot.write {
-                vma.writable
-            } else {
-                vma.readable
-            };
-            let piece = vma.range.intersect(range).filter(|_| allowed);
-            let piece = piece.ok_or(PinError::Fault)?;
+            let piece = vma.range.intersect(range).ok_or(PinError::Fault)?;
             for extent in self.pin_in(&vma, piece, prot)? {
                 match extents.last_mut() {
                     // Neighbours in one registration are one run.
@@ -203,7 +215,11 @@ impl PageSource for ProcessPages {
 
     fn read(&self, offset: u64, dst: &mut [u8]) -> Result<(), MemoryGone> {
         let range = self.range(offset, dst.len() as u64);
-        let range = range.map_err(|_| MemoryGone { done: 0 })?;
+        let gone = MemoryGone { done: 0 };
+        let range = range.map_err(|_| gone)?;
+        if !self.memory().is_readable(range) {
+            return Err(gone);
+        }
         self.memory().read(range.start(), dst)
     }
 

@@ -12,13 +12,13 @@ use std::{
 
 use ioasid_core::{
     host::{Account, Caller, EventfdWatch, FdError, IrqSink},
-    memory::{MemoryGone, PageSource, PinError},
+    memory::{MemoryGone, PAGE_SIZE, PageSource, PinError},
     range::AddrRange,
     sync::Mutex,
 };
 use rustix::{
     event::{PollFd, PollFlags, Timespec, poll},
-    fs::{AtFlags, CWD, Dir, Mode, OFlags},
+    fs::{AtFlags, CWD, Dir, Mode, OFlags, fcntl_getfl},
     io::Errno,
     process::{Pid, PidfdFlags, PidfdGetfdFlags},
 };
@@ -187,9 +187,17 @@ impl Process {
         let (dev, ino) = self.fd_identity(fd)?;
         let id = FileId { dev, ino };
         if !is_memory_device(dev, || self.mountinfo()) {
-            return Err(FdError::WrongType);
+            return Err(if self.is_path_only(fd) {
+                FdError::NotOpen
+            } else {
+                FdError::WrongType
+            });
         }
         let taken = self.get_fd(fd)?;
+        // `fget` of the kernel, unlike `pidfd_getfd`, does not give such a one.
+        if fcntl_getfl(&taken).is_ok_and(|flags| flags.contains(OFlags::PATH)) {
+            return Err(FdError::NotOpen);
+        }
         // The client may have put another file in its place meanwhile.
         if identify(taken.as_fd(), "").is_ok_and(|(found, _)| found == id) {
             MemoryFile::new(taken).ok_or(FdError::WrongType)
@@ -197,6 +205,47 @@ impl Process {
             self.client.discard(taken);
             Err(FdError::WrongType)
         }
+    }
+
+    /// Whether `fd` was opened with `O_PATH`: no call but a few on paths takes it.
+    fn is_path_only(&self, fd: i32) -> bool {
+        let text = read_text(&self.dir, &format!("fdinfo/{fd}")).unwrap_or_default();
+        let flags = text.lines().find_map(|line| line.strip_prefix("flags:"));
+        let flags = flags.and_then(|flags| u32::from_str_radix(flags.trim(), 8).ok());
+        flags.is_some_and(|flags| OFlags::from_bits_retain(flags).contains(OFlags::PATH))
+    }
+
+    /// The kernel's details of the mapping that starts at `start`: its lines in `/proc/PID/smaps`. Walks
+    /// all page tables of the process: only for what nothing else tells.
+    pub(crate) fn details(&self, start: u64) -> Option<String> {
+        let text = read_text(&self.dir, "smaps")?;
+        let first = format!("{start:08x}-");
+        let mut lines = text.lines().skip_while(|line| !line.starts_with(&first));
+        let header = lines.next()?;
+        let is_detail = |line: &&str| line.starts_with(|first: char| first.is_ascii_uppercase());
+        let details = lines.take_while(is_detail);
+        Some(
+            std::iter::once(header)
+                .chain(details)
+                .collect::<Vec<_>>()
+                .join("\n"),
+        )
+    }
+
+    /// Whether every page of `range` is in memory, where the processor would find it without a fault.
+    pub(crate) fn is_present(&self, range: AddrRange) -> bool {
+        /// Bit of an entry of `/proc/PID/pagemap` (Documentation/admin-guide/mm/pagemap.rst).
+        const PRESENT: u64 = 1 << 63;
+        let flags = OFlags::RDONLY | OFlags::CLOEXEC;
+        let Ok(file) = rustix::fs::openat(&self.dir, "pagemap", flags, Mode::empty()) else {
+            return false;
+        };
+        let (first, last) = (range.start() / PAGE_SIZE, range.last() / PAGE_SIZE);
+        let mut entry = [0; 8];
+        (first..=last).all(|page| {
+            rustix::io::pread(&file, &mut entry, page * 8) == Ok(8)
+                && u64::from_ne_bytes(entry) & PRESENT != 0
+        })
     }
 
     /// The file behind a mapping, opened through the mapping itself. The kernel allows that to
@@ -354,10 +403,6 @@ impl Caller for Process {
 
     fn file_pages(&self, fd: i32, start: u64, len: u64) -> Result<Arc<dyn PageSource>, FdError> {
         let file = self.memory_file(fd)?;
-        match start.checked_add(len) {
-            Some(end) if end <= file.size() => {}
-            _ => return Err(FdError::BeyondEnd),
-        }
         self.client.remember_file(&file);
         Ok(Arc::new(FilePages {
             client: Arc::clone(&self.client),

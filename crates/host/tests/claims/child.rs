@@ -137,6 +137,8 @@ fn obey(command: &str, n: &[u64], words: &[&str]) -> String {
         "anon" => map(n[0], "rw", None).to_string(),
         // anon-ro LEN
         "anon-ro" => map(n[0], "r", None).to_string(),
+        // anon-none LEN: neither
+        "anon-none" => map(n[0], "", None).to_string(),
         // share LEN: memory that forked children share, and no descriptor leads to
         "share" => share(n[0]).to_string(),
         // memfd LEN -> fd
@@ -151,6 +153,15 @@ fn obey(command: &str, n: &[u64], words: &[&str]) -> String {
         }
         // map FD LEN PROT
         "map" => map(n[1], words[3], Some(n[0] as i32)).to_string(),
+        // map-at ADDRESS FD LEN: shared, over what is there
+        "map-at" => {
+            let prot = ProtFlags::READ | ProtFlags::WRITE;
+            let flags = MapFlags::SHARED | MapFlags::FIXED;
+            // SAFETY: over memory of an earlier command, which nothing refers to.
+            unsafe { rustix::mm::mmap(n[0] as *mut _, n[2] as usize, prot, flags, fd(1), 0) }
+                .unwrap();
+            "done".into()
+        }
         // reopen-ro FD -> fd
         "reopen-ro" => {
             let file = std::fs::File::open(format!("/proc/self/fd/{}", n[0])).unwrap();
@@ -220,7 +231,12 @@ fn obey(command: &str, n: &[u64], words: &[&str]) -> String {
             u64::from_ne_bytes(value).to_string()
         }
         // userfault LEN: private memory whose faults nobody answers
-        "userfault" => match userfault(n[0]) {
+        "userfault" => match userfault(map(n[0], "rw", None), n[0]) {
+            Ok(address) => address.to_string(),
+            Err(errno) => format!("refused {errno}"),
+        },
+        // userfault-at ADDRESS LEN: as userfault, memory of an earlier command
+        "userfault-at" => match userfault(n[0], n[1]) {
             Ok(address) => address.to_string(),
             Err(errno) => format!("refused {errno}"),
         },
@@ -295,11 +311,11 @@ fn map(len: u64, prot: &str, fd: Option<i32>) -> u64 {
     base.unwrap() as u64
 }
 
-fn userfault(len: u64) -> Result<u64, Errno> {
+/// Lets nobody answer the faults of `len` bytes at `address`.
+fn userfault(address: u64, len: u64) -> Result<u64, Errno> {
     // UFFDIO_API and UFFDIO_REGISTER of linux/userfaultfd.h.
     const API: libc::c_ulong = 0xc018_aa3f;
     const REGISTER: libc::c_ulong = 0xc020_aa00;
-    let address = map(len, "rw", None);
     // SAFETY: no flag of it makes faults of others our business.
     let uffd = unsafe { rustix::mm::userfaultfd(rustix::mm::UserfaultfdFlags::CLOEXEC) }?;
     let mut api = [0xaa_u64, 0, 0];

@@ -148,7 +148,12 @@ fn a_file_that_is_truncated_under_dma_costs_only_the_bytes_that_are_gone() {
         Err(MemoryGone { done })
     );
     assert_eq!(f.read(&pages, done).unwrap(), vec![2; done]);
-    assert_eq!(source.pin(0, LEN, Prot::RW).unwrap_err(), PinError::Fault);
+    assert_eq!(
+        source.pin(0, LEN, Prot::RW).unwrap_err(),
+        PinError::OutOfRange
+    );
+    let address = f.child.ask(&format!("map {fd} {LEN} rw"));
+    assert_eq!(f.pin(address, LEN, Prot::RW).unwrap_err(), PinError::Fault);
 }
 
 #[test]
@@ -180,6 +185,17 @@ fn read_only_memory_refuses_to_be_pinned_for_writing() {
         let source = f.process.pages(address, PAGE).unwrap();
         assert_eq!(source.write(0, &[1]), Err(MemoryGone { done: 0 }));
     }
+}
+
+/// As what copies for an emulated device does.
+#[test]
+fn memory_that_the_process_cannot_read_is_not_read_for_it() {
+    let mut f = Fixture::new();
+    let address = f.child.ask(&format!("anon-none {LEN}"));
+    let source = f.process.pages(address, LEN).unwrap();
+    let gone = Err(MemoryGone { done: 0 });
+    assert_eq!(source.read(0, &mut [0; 8]), gone);
+    assert_eq!(source.write(0, &[0; 8]), gone);
 }
 
 #[test]
@@ -265,9 +281,55 @@ fn only_memory_files_are_taken_and_only_what_lies_in_them() {
         (u64::MAX, PAGE),
         (PAGE, u64::MAX),
     ] {
-        let taken = f.process.file_pages(memfd, start, len);
-        assert_eq!(taken.unwrap_err(), FdError::BeyondEnd);
+        // The end of the file counts when its pages are needed: it may grow until then.
+        let source = f.process.file_pages(memfd, start, len).unwrap();
+        let pinned = source.pin(0, len, Prot::READ);
+        assert_eq!(pinned.unwrap_err(), PinError::OutOfRange);
     }
+}
+
+#[test]
+fn a_range_that_cannot_all_be_pinned_leaves_nothing_pinned() {
+    let mut f = Fixture::new();
+    let fd = f.child.ask(&format!("memfd {PAGE}"));
+    let gone = f.child.ask(&format!("memfd {PAGE}"));
+    let base = f.child.ask(&format!("anon {LEN}"));
+    // Private, a memfd, shared without a descriptor, private; then past the end of a file.
+    f.child.tell(&format!("map-at {} {fd} {PAGE}", base + PAGE));
+    f.child
+        .tell(&format!("map-at {} {gone} {PAGE}", base + 2 * PAGE));
+    f.child.tell(&format!("close {gone}"));
+    f.child
+        .tell(&format!("map-at {} {fd} {}", base + 5 * PAGE, 2 * PAGE));
+    for prot in [Prot::READ, Prot::RW] {
+        assert_eq!(f.pin(base, LEN, prot).unwrap_err(), PinError::Fault);
+        assert_eq!(
+            f.pin(base, 7 * PAGE, prot).unwrap_err(),
+            PinError::Fault,
+            "past the end"
+        );
+    }
+    f.space.grace().collect();
+    assert_eq!(f.space.used_windows(), 0);
+    let pages = f.pin(base, 6 * PAGE, Prot::RW).unwrap();
+    f.write(&pages, &[7; 6 * PAGE as usize]).unwrap();
+    drop(pages);
+    f.space.grace().collect();
+    assert_eq!(f.space.used_windows(), 0);
+}
+
+#[test]
+fn a_file_whose_faults_are_userfaultfds_is_not_taken_for_one_that_ends() {
+    let mut f = Fixture::new();
+    let fd = f.child.ask(&format!("memfd {LEN}"));
+    let address = f.child.ask(&format!("map-private {fd} {LEN}"));
+    let answer = f.child.tell(&format!("userfault-at {address} {LEN}"));
+    if answer[0] != address.to_string() {
+        eprintln!("skipped: no userfaultfd ({answer:?})");
+        return;
+    }
+    let pages = f.pin(address, LEN, Prot::RW).unwrap();
+    assert_eq!(f.read(&pages, 1), Err(MemoryGone { done: 0 }));
 }
 
 #[test]

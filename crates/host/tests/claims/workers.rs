@@ -9,7 +9,7 @@ use std::{
 use ioasid_core::{
     access::Prot,
     host::{Caller, FdError, Worker, WorkerStopped},
-    memory::MemoryGone,
+    memory::{MemoryGone, PinError},
 };
 use ioasid_host::ClientWorker;
 
@@ -136,9 +136,11 @@ fn a_file_whose_server_never_answers_is_refused_without_asking_it() {
     );
     assert_eq!(f.process.eventfd(fd).unwrap_err(), FdError::WrongType);
     f.process.fd_identity(fd).unwrap();
-    // A shared mapping of it is the client's own memory, never a mapping of ours.
+    // A shared mapping of it is the client's own memory, never a mapping of ours; its server keeps track
+    // of what is written.
     let address = f.child.ask(&format!("map {fd} 4096 rw"));
-    let pages = f.pin(address, 4096, Prot::RW).unwrap();
+    assert_eq!(f.pin(address, 4096, Prot::RW).unwrap_err(), PinError::Fault);
+    let pages = f.pin(address, 4096, Prot::READ).unwrap();
     assert!(!f.is_direct(&pages));
     // Nor does a look for other files among the descriptors of the process ask it.
     let memfd = f.child.ask("memfd 4096");

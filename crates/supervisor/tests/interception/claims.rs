@@ -52,6 +52,12 @@ const CLAIMS: &[(&str, Claim)] = &[
     ("an_iommufd_stands_in_for_a_container", |u| {
         client(u, "compat-groups")
     }),
+    ("memory_is_mapped_by_the_rules_of_linux", |u| {
+        client(u, "memory")
+    }),
+    ("a_file_is_mapped_by_the_rules_of_linux", |u| {
+        client(u, "memory-files")
+    }),
     ("sysfs_leads_to_the_device", |u| client(u, "sysfs")),
     ("writes_to_sysfs_are_carried_out_and_show", |u| {
         client(u, "attributes")

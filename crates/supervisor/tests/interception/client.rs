@@ -22,7 +22,7 @@ use crate::{
     check::{ensure, ensure_eq},
     entries, groups, hardship,
     machine::{ADDRESS, RDEV},
-    migration, places,
+    memory, migration, places,
 };
 
 pub(crate) const IOAS_ALLOC: u64 = 0x3b81;
@@ -50,6 +50,7 @@ pub(crate) fn main(words: Vec<OsString>) -> ExitCode {
     let all = all.chain(entries::CLIENTS).chain(groups::CLIENTS);
     let all = all.chain(attributes::CLIENTS).chain(migration::CLIENTS);
     let all = all.chain(places::CLIENTS);
+    let all = all.chain(memory::CLIENTS);
     let (_, client) = all.into_iter().find(|(n, _)| *n == name).unwrap();
     let result = client();
     match result {

@@ -62,7 +62,15 @@ fn set_container(group: &File, fd: RawFd) -> io::Result<i32> {
     ioctl(group.as_raw_fd(), SET_CONTAINER, &mut fd.clone())
 }
 
-fn device(group: &File, name: &str) -> io::Result<File> {
+/// A container of type 1 with the device's group in it.
+pub(crate) fn with_container() -> io::Result<(File, File)> {
+    let (file, group) = (container()?, group()?);
+    set_container(&group, file.as_raw_fd())?;
+    by_value(&file, SET_IOMMU, TYPE1V2)?;
+    Ok((file, group))
+}
+
+pub(crate) fn device(group: &File, name: &str) -> io::Result<File> {
     let mut bytes = [0; 64];
     bytes[..name.len()].copy_from_slice(name.as_bytes());
     let fd = ioctl(group.as_raw_fd(), GET_DEVICE_FD, &mut bytes)?;

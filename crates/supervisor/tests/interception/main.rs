@@ -18,6 +18,7 @@ mod groups;
 mod hardship;
 mod machine;
 mod mapped;
+mod memory;
 mod migration;
 mod places;
 

@@ -139,10 +139,11 @@ pub(super) fn map_file(call: &Call<'_>) -> Result<u64, Errno> {
     let prot = check_map(args.flags, &[args.iova, args.length])?;
     let ioas = ObjectId::from_raw(args.ioas_id);
     call.context().ioas_exists(ioas)?;
-    args.start.checked_add(args.length).ok_or(Error::Overflow)?;
-    // The file is looked up before the length, as in the kernel.
-    let offset = args.start % PAGE_SIZE;
-    let len = args.length.saturating_add(offset).max(1);
+    // The length before the file is looked up, as in the kernel (`iopt_map_file_pages`).
+    let map = pages_of(args.start, args.length, fixed(args.flags, args.iova), prot)?;
+    AddrRange::from_len(args.start, args.length).ok_or(Error::Overflow)?;
+    let offset = map.offset;
+    let len = args.length.saturating_add(offset);
     let start = args.start - offset;
     let program = call.program();
     let pages = match program.event_file(args.fd) {
@@ -154,7 +155,6 @@ pub(super) fn map_file(call: &Call<'_>) -> Result<u64, Errno> {
         Err(FdError::WrongType | FdError::BeyondEnd) => Arc::new(NoPages { start, len }),
         Err(error) => return Err(error.into()),
     };
-    let map = pages_of(args.start, args.length, fixed(args.flags, args.iova), prot)?;
     let account = call.program().account();
     let context = call.context();
     args.iova = context.ioas_map_for(account, ioas, pages, map)?;

@@ -100,7 +100,8 @@ impl DsaChild {
         if parent.device().max_pasids() == 0 {
             return Err(Error::Config("the parent cannot send PASIDs"));
         }
-        let function = function(1, VECTORS, parent.device(), Role::Alone)
+        let tlb = parent.shared.tlb().is_some();
+        let function = function(1, VECTORS, parent.device(), tlb, Role::Alone)
             .map_err(|_| Error::Config("the PCI function cannot be laid out"))?;
         let claim = parent.claim_queue(queue, QueueType::Mdev)?;
         let front = Arc::new(Front::of_child(function));

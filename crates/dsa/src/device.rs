@@ -6,7 +6,7 @@ use ioasid_core::{Pasid, host::Spawner, sync::MutexGuard};
 use ioasid_iommu::{Device, Iommu, PasidPool, Requests};
 use ioasid_vfio::{
     DeviceModel, Migrate,
-    pci::{Bar, Function, FunctionBuilder, MsixLayout, SriovLayout},
+    pci::{Bar, Function, FunctionBuilder, MsixLayout, SriovLayout, spec},
 };
 
 use crate::{
@@ -77,7 +77,7 @@ impl DsaDevice {
         if queues.iter().any(|queue| !(1..=1024).contains(&queue.size)) {
             return Err(Error::Config("a queue has 1 to 1024 entries"));
         }
-        let function = function(queues.len(), queues.len() + 1, &device, role)
+        let function = function(queues.len(), queues.len() + 1, &device, device_tlb, role)
             .map_err(|_| Error::Config("the PCI function cannot be laid out"))?;
         function.issues(&device, Requests::All);
         let front = Arc::new(Front::new(function));
@@ -469,6 +469,7 @@ pub(crate) fn function(
     queues: usize,
     vectors: usize,
     device: &Device,
+    device_tlb: bool,
     role: Role,
 ) -> Result<Function, ioasid_vfio::pci::LayoutError> {
     let portals = (queues as u64 * PORTAL_STRIDE).next_power_of_two();
@@ -481,10 +482,15 @@ pub(crate) fn function(
         .express()
         .msix(msix)
         .power_management()
-        .advanced_error_reporting()
-        .address_translation();
+        .advanced_error_reporting();
+    if device_tlb {
+        builder = builder.address_translation();
+    }
     if device.max_pasids() > 0 {
-        builder = builder.pasid(device.pasid_bits());
+        let (execute, privileged) = device.pasid_features();
+        let execute = if execute { spec::PASID_EXEC } else { 0 };
+        let privileged = if privileged { spec::PASID_PRIV } else { 0 };
+        builder = builder.pasid(device.pasid_bits(), execute | privileged);
     }
     if device.supports_page_requests() {
         builder = builder.page_requests(512);

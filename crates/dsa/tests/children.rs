@@ -479,3 +479,35 @@ fn children_come_and_go_by_uuid_through_the_registry() {
         .unwrap();
     assert_eq!(mdevs.child(again.uuid()).unwrap().queue(), 2);
 }
+
+fn set_master(model: &dyn DeviceModel, on: bool) {
+    let command = if on { 6 } else { 2 };
+    let _ = model.function().write_config(4, &[command]).unwrap();
+}
+
+#[test]
+fn a_childs_bus_master_bit_holds_its_own_queue_and_its_parents_holds_all() {
+    let parent = Parent::new();
+    let [one, two] = [1, 2].map(|queue| Guest::enabled(&parent, queue));
+    let record = Area::BASE + 0x100;
+    let copy = Descriptor::memory_move(Area::BASE + 0x2000, Area::BASE + 0x1000, 4096, record);
+    one.area.write(Area::BASE + 0x1000, &[0x5a; 4096]);
+    set_master(&*parent.dsa, false);
+    one.driver.submit(0, copy);
+    two.driver.submit(0, copy);
+    // Nobody's work goes on; what a child's bit says makes no difference.
+    set_master(&*two.child, false);
+    assert_eq!(one.area.read(record, 1), [0]);
+    set_master(&*parent.dsa, true);
+    assert_eq!(one.area.wait(record).status, 1);
+    assert_eq!(two.area.read(record, 1), [0], "its own bit is 0");
+    // The others are not held up by that, and neither is a command of the parent's on all queues.
+    assert!(one.copies());
+    let host = Driver {
+        model: parent.dsa.clone(),
+    };
+    assert_eq!(host.command(Command::DrainAll, 0), 0);
+    set_master(&*two.child, true);
+    assert!(two.copies());
+    assert_eq!(two.area.read(record, 1), [0], "dropped by the drain");
+}

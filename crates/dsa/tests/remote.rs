@@ -15,6 +15,7 @@ use ioasid_core::{
     sync::{Condvar, Mutex},
 };
 use ioasid_dsa::spec::{Command, CompletionRecord, Descriptor, Opcode, Status, registers as reg};
+use ioasid_vfio::DeviceModel;
 
 const SIZE: u64 = 4 << 20;
 /// Where the other process's memory is mapped.
@@ -364,4 +365,41 @@ fn an_event_log_in_remote_memory_is_written_by_the_clients_worker() {
     process.set(|state| state.answers = true);
     eventually("the drain", || !driver.command_status().active());
     assert_eq!(tail(), 2);
+}
+
+#[test]
+fn clearing_bus_master_waits_for_the_copy_that_blocks_and_holds_the_rest() {
+    let Setup {
+        whole,
+        process,
+        range: _range,
+        ..
+    } = setup();
+    let records = Area::BASE + 0x40;
+    whole.area.write(records, &[0; 0x1000]);
+    process.set(|state| state.answers = false);
+    for n in 0..12 {
+        let copy = Descriptor::memory_move(DST, REMOTE, 1 << 20, records + 64 * n);
+        whole.driver.submit(1, copy);
+    }
+    eventually("its worker to block", || process.state.lock().waiting == 1);
+    let function = whole.dsa.function();
+    std::thread::scope(|scope| {
+        let clear = scope.spawn(|| function.write_config(4, &[2]).unwrap());
+        eventually("the bit to be cleared", || !function.bus_master());
+        process.set(|state| state.answers = true);
+        let _ = clear.join().unwrap();
+    });
+    assert_eq!(process.state.lock().waiting, 0, "what blocked has ended");
+    let before = whole.area.read(Area::BASE, Whole::SIZE as usize);
+    process.set(|state| state.served_by = None);
+    std::thread::yield_now();
+    assert!(whole.area.read(Area::BASE, Whole::SIZE as usize) == before);
+    assert!(process.state.lock().served_by.is_none(), "nobody has come");
+    let _ = function.write_config(4, &[6]).unwrap();
+    for n in 0..12 {
+        assert_eq!(whole.area.wait(records + 64 * n), success());
+    }
+    let copied = whole.area.read(DST, 1 << 20);
+    assert!(copied == process.state.lock().bytes[..1 << 20]);
 }

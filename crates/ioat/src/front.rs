@@ -161,7 +161,7 @@ fn function(channels: usize, device: &Device) -> Result<Function, LayoutError> {
         .power_management()
         .advanced_error_reporting();
     if device.max_pasids() > 0 {
-        builder = builder.address_translation().pasid(device.pasid_bits());
+        builder = builder.pasid(device.pasid_bits(), 0);
     }
     builder.build()
 }

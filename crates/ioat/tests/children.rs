@@ -359,3 +359,33 @@ fn a_parent_offers_as_many_children_as_it_has_free_channels() {
     assert_eq!(bytes, [0; 8]);
     assert!(parent.inspect().field("children").is_some());
 }
+
+fn set_master(model: &dyn DeviceModel, on: bool) {
+    let command = if on { 6 } else { 2 };
+    let _ = model.function().write_config(4, &[command]).unwrap();
+}
+
+#[test]
+fn a_childs_bus_master_bit_holds_its_own_channel_and_its_parents_holds_all() {
+    let parent = Parent::new();
+    let [one, two] = [1, 2].map(|channel| Guest::new(&parent, channel));
+    set_master(&*parent.ioat, false);
+    for guest in [&one, &two] {
+        guest.area.write(SRC, &[0x5a; 64]);
+        let chain = [told(Descriptor::copy(DST, SRC, 64))];
+        guest.area.write_chain(CHAIN, &chain);
+        guest.driver.start(CHAIN, 1);
+    }
+    set_master(&*two.child, false);
+    assert!(one.driver.status().is(ChannelStatus::Active));
+    assert_eq!(one.area.read(DST, 64), [0; 64]);
+    set_master(&*parent.ioat, true);
+    one.driver.wait_for(ChannelStatus::Done);
+    assert_eq!(one.area.read(DST, 64), [0x5a; 64]);
+    assert_eq!(two.area.read(DST, 64), [0; 64], "its own bit is 0");
+    assert!(two.driver.status().is(ChannelStatus::Active));
+    assert!(one.copies(1), "the others are not held up by that");
+    set_master(&*two.child, true);
+    two.driver.wait_for(ChannelStatus::Done);
+    assert!(two.copies(2));
+}

@@ -15,6 +15,7 @@ use ioasid_core::{
     sync::{Condvar, Mutex},
 };
 use ioasid_ioat::spec::{ChanErr, ChannelStatus, Descriptor, registers as reg};
+use ioasid_vfio::DeviceModel;
 
 const SIZE: u64 = 4 << 20;
 /// Where the other process's memory is mapped.
@@ -252,4 +253,48 @@ fn a_dropped_device_frees_itself_once_the_blocked_copy_ends() {
     eventually("the last job to go", || process.gate.lock().waiting == 0);
     // What is left are the machine's own references, not the job's.
     eventually("the device's own references", || device.strong_count() <= 2);
+}
+
+#[test]
+fn clearing_bus_master_waits_for_the_copy_that_blocks_and_holds_the_rest() {
+    let setup = setup();
+    let blocked = setup.block(40);
+    let (whole, process) = (&setup.whole, &setup.process);
+    let function = whole.ioat.function();
+    std::thread::scope(|scope| {
+        let clear = scope.spawn(|| function.write_config(4, &[2]).unwrap());
+        eventually("the bit to be cleared", || !function.bus_master());
+        process.set(|gate| gate.shut = false);
+        let _ = clear.join().unwrap();
+    });
+    assert_eq!(process.gate.lock().waiting, 0, "what blocked has ended");
+    let before = whole.area.read(WORD, 0x40_0000);
+    process.set(|gate| gate.thread = None);
+    std::thread::yield_now();
+    assert!(whole.area.read(WORD, 0x40_0000) == before);
+    assert!(process.gate.lock().thread.is_none(), "nobody has come");
+    // A suspend does not wait for the descriptor, which goes on after a resume.
+    assert!(blocked.status().is(ChannelStatus::Active));
+    blocked.command(SUSPEND);
+    assert!(blocked.status().is(ChannelStatus::Suspended));
+    let _ = function.write_config(4, &[6]).unwrap();
+    assert!(blocked.status().is(ChannelStatus::Suspended));
+    blocked.command(common::RESUME);
+    blocked.wait_for(ChannelStatus::Done);
+    assert_eq!(blocked.errors().into_bits(), 0);
+    // A new chain in the place of one that was suspended in the middle of a descriptor.
+    let blocked = setup.block(1);
+    std::thread::scope(|scope| {
+        let clear = scope.spawn(|| function.write_config(4, &[2]).unwrap());
+        eventually("the bit to be cleared", || !function.bus_master());
+        process.set(|gate| gate.shut = false);
+        let _ = clear.join().unwrap();
+    });
+    blocked.command(SUSPEND);
+    let _ = function.write_config(4, &[6]).unwrap();
+    let chain = [told(Descriptor::fill(DST, 7, 64))];
+    whole.area.write_chain(CHAIN + 0x2000, &chain);
+    blocked.start(CHAIN + 0x2000, 1);
+    blocked.wait_for(ChannelStatus::Done);
+    assert_eq!(blocked.status().completed_address(), CHAIN + 0x2000);
 }

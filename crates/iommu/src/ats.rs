@@ -51,10 +51,15 @@ impl Ats {
         *current = tlb;
     }
 
+    /// Whether the device keeps translations.
+    pub(crate) fn is_on(&self) -> bool {
+        self.on.load(Ordering::SeqCst)
+    }
+
     /// Tells the device, if it keeps translations.
     #[inline]
     pub(crate) fn invalidate(&self, pasid: Option<Pasid>, ranges: &[AddrRange]) {
-        if self.on.load(Ordering::SeqCst) {
+        if self.is_on() {
             let current = self.tlb.lock();
             let tlb = current.iter();
             tlb.for_each(|tlb| {

@@ -67,6 +67,10 @@ pub struct DeviceConfig {
     pub group: Option<Arc<Group>>,
     /// Width of its PASIDs, 1..=20 bits; 0 if it cannot send any.
     pub pasid_bits: u8,
+    /// Whether its requests with PASIDs can ask to execute.
+    pub pasid_execute: bool,
+    /// Whether its requests with PASIDs can be privileged.
+    pub pasid_privileged: bool,
     /// The page-table format that its IOMMU walks.
     pub format: TableFormat,
     /// Whether its IOMMU tracks dirty pages.
@@ -78,13 +82,15 @@ pub struct DeviceConfig {
 }
 
 impl DeviceConfig {
-    /// A device at `address` with 20-bit PASIDs, second-stage VT-d tables, dirty tracking, page
+    /// A device at `address` with 20-bit PASIDs and neither of their features, second-stage VT-d tables, dirty tracking, page
     /// requests and the interrupt window of x86, in a group of its own.
     pub fn new(address: PciAddress) -> Self {
         DeviceConfig {
             address,
             group: None,
             pasid_bits: 20,
+            pasid_execute: false,
+            pasid_privileged: false,
             format: TableFormat::VtdSecondStage,
             dirty: true,
             page_requests: true,
@@ -107,6 +113,8 @@ pub struct Device {
     group: Arc<Group>,
     address: PciAddress,
     pasid_bits: u8,
+    pasid_execute: bool,
+    pasid_privileged: bool,
     format: TableFormat,
     dirty: bool,
     page_requests: bool,
@@ -137,6 +145,8 @@ impl Device {
             group,
             address: config.address,
             pasid_bits: config.pasid_bits,
+            pasid_execute: config.pasid_execute,
+            pasid_privileged: config.pasid_privileged,
             format: config.format,
             dirty: config.dirty,
             page_requests: config.page_requests,
@@ -179,6 +189,11 @@ impl Device {
         self.pasid_bits
     }
 
+    /// Whether its requests with PASIDs can ask to execute, and can be privileged.
+    pub fn pasid_features(&self) -> (bool, bool) {
+        (self.pasid_execute, self.pasid_privileged)
+    }
+
     /// Ranges that mappings for this device's requester id stay away from.
     pub fn reserved_regions(&self) -> &[ReservedRegion] {
         &self.reserved
@@ -208,6 +223,11 @@ impl Device {
     /// its own ([`Device::enable_ats`]).
     pub fn port_with_tlb(self: &Arc<Self>, tlb: &Arc<Tlb>) -> DmaPort {
         DmaPort::new(Arc::clone(self), self.shared.grace.slot(), Some(tlb))
+    }
+
+    /// Whether the device keeps translations.
+    pub fn has_ats(&self) -> bool {
+        self.ats.is_on()
     }
 
     /// From now on the device keeps translations in `tlb`: whoever takes one away tells it, and

@@ -3,7 +3,9 @@
 //! | capability | advertised |
 //! | --- | --- |
 //! | first-stage or second-stage translation, 4 levels, 2 MiB and 1 GiB leaves | as the device's page tables are |
-//! | dirty tracking, PASIDs, page requests | as the device is configured |
+//! | dirty tracking, PASIDs and their features, page requests | as the device is configured |
+//! | ATS | of a device that keeps translations |
+//! | device TLBs | yes |
 //! | nested translation, virtual command interface, interrupt remapping, pass-through | no |
 
 use ioasid_iommu::{Device, TableFormat};
@@ -19,20 +21,28 @@ pub struct HwInfo {
     pub dirty_tracking: bool,
     /// PASIDs that programs may choose at this device, as a power of two; 0 if none.
     pub max_pasid_log2: u8,
+    /// Requests with such a PASID can ask to execute.
+    pub pasid_execute: bool,
+    /// Requests with such a PASID can be privileged.
+    pub pasid_privileged: bool,
+    /// Whether the device keeps translations.
+    pub ats: bool,
 }
 
 impl HwInfo {
     pub(crate) fn new(object: &DeviceObject) -> Self {
         // A program cannot choose PASIDs at a child: its one PASID is its parent's secret.
         let choosable = object.child().is_none();
+        let device = object.device();
+        let (execute, privileged) = device.pasid_features();
+        let pasids = choosable && device.pasid_bits() > 0;
         HwInfo {
             data: object.ops().info(),
             dirty_tracking: object.ops().supports_dirty(),
-            max_pasid_log2: if choosable {
-                object.device().pasid_bits()
-            } else {
-                0
-            },
+            max_pasid_log2: if choosable { device.pasid_bits() } else { 0 },
+            pasid_execute: pasids && execute,
+            pasid_privileged: pasids && privileged,
+            ats: device.has_ats(),
         }
     }
 }
@@ -88,6 +98,7 @@ impl VtdRegisters {
             | field(56, first_stage.into()); // FS1GP: 1 GiB leaves in the first stage
         let ecap = field(0, 1) // C: table walks are coherent
             | field(1, 1) // QI: queued invalidation
+            | field(2, 1) // DT: device TLBs
             | field(7, 1) // SC: snoop control
             | field(29, device.supports_page_requests().into()) // PRS
             | field(35, pasid_bits.saturating_sub(1)) // PSS: PASID width less 1

@@ -101,6 +101,7 @@ fn make(
     let parent = iommu.device(at).ok_or(AttributeError::NoDevice)?;
     let config = DeviceConfig {
         pasid_bits: parent.pasid_bits(),
+        pasid_privileged: parent.pasid_features().1,
         format: iommu.config().format,
         dirty: true,
         page_requests: true,

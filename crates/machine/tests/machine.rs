@@ -259,3 +259,83 @@ fn an_ioat_is_a_parent_of_channels_beside_a_dsa() {
             .all(|entry| entry.path != driver)
     );
 }
+
+/// The extended capability `id` of a function as the host sees it.
+fn extended(config: &[u8], id: u16) -> Option<&[u8]> {
+    let mut at = 0x100;
+    while at != 0 {
+        let header = u32::from_le_bytes(config[at..at + 4].try_into().unwrap());
+        if header as u16 == id {
+            return Some(&config[at..]);
+        }
+        at = (header >> 20) as usize;
+    }
+    None
+}
+
+#[test]
+fn what_iommufd_says_of_a_device_is_what_its_configuration_space_has() {
+    const MACHINE: &str = r#"
+        [[device]]
+        model = "dsa"
+        driver = "host"
+        [[device.queue]]
+        owner = "mdev"
+        uuid = "5f2e6a9e-93a1-4f0a-9b3e-3d8f0c1b2a01"
+
+        [[device]]
+        model = "dsa"
+        address = "0000:6b:01.0"
+        driver = "vfio"
+
+        [[device]]
+        model = "ioat"
+        driver = "host"
+        [[device.channel]]
+        owner = "mdev"
+        uuid = "5f2e6a9e-93a1-4f0a-9b3e-3d8f0c1b2a11"
+
+        [[device]]
+        model = "ioat"
+        address = "0000:6c:01.0"
+        driver = "vfio"
+    "#;
+    const ATS: u16 = 0x0f;
+    const PASID: u16 = 0x1b;
+    let machine = build(MACHINE);
+    let mut seen = Vec::new();
+    for export in machine.exports() {
+        let file = export.device.open().unwrap();
+        let context = machine.new_context();
+        let info = context.hw_info(file.bind(&context).unwrap()).unwrap();
+        let config = export.device.model().function().host_config();
+        let ats = extended(&config, ATS);
+        assert_eq!(info.ats, ats.is_some(), "{}", export.name);
+        assert!(ats.is_none_or(|ats| ats[7] & 0x80 != 0), "enabled");
+        assert!(info.dirty_tracking);
+        let features = [info.pasid_execute, info.pasid_privileged];
+        if export.device.is_child() {
+            // The PASID of a child is not its user's.
+            assert_eq!((info.max_pasid_log2, features), (0, [false; 2]));
+        } else {
+            let pasid = extended(&config, PASID).unwrap();
+            assert_eq!(info.max_pasid_log2, pasid[5] & 0x1f);
+            for control in [pasid[4], pasid[6]] {
+                assert_eq!(features, [control & 2 != 0, control & 4 != 0]);
+            }
+            assert_eq!(pasid[6] & 1, 1, "enabled");
+        }
+        seen.push((export.name, info.ats, info.pasid_privileged));
+    }
+    seen.sort();
+    let expected = [
+        ("0000:6b:01.0", true, true),
+        ("0000:6c:01.0", false, false),
+        (FIRST, true, false),
+        ("5f2e6a9e-93a1-4f0a-9b3e-3d8f0c1b2a11", false, false),
+    ];
+    assert_eq!(
+        seen,
+        expected.map(|(name, ats, privileged)| (name.to_owned(), ats, privileged))
+    );
+}

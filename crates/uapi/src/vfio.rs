@@ -154,6 +154,14 @@ pub fn device_ioctl(
     (command.run)(file, arg, program)
 }
 
+/// Looks at an access of `len` bytes as a whole, for a caller that makes it in parts.
+///
+/// # Errors
+/// EINVAL for an unbound file; EFAULT for an access to configuration space that passes its end.
+pub fn check_access(file: &DeviceFile, offset: u64, len: u64) -> Result<(), Errno> {
+    Ok(file.check_access(offset, len)?)
+}
+
 /// Reads `data.len()` bytes at the file offset `offset`; returns how many it could.
 ///
 /// # Errors

@@ -126,7 +126,7 @@ fn a_hidden_capability_is_in_no_list_and_its_bytes_are_there() {
     let function = FunctionBuilder::new(1, 2)
         .express()
         .advanced_error_reporting()
-        .pasid(20)
+        .pasid(20, 6)
         .address_translation()
         .build()
         .unwrap();

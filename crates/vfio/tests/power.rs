@@ -196,3 +196,18 @@ fn a_child_issues_what_its_own_bit_allows_and_leaves_its_pasid_clean() {
         );
     }
 }
+
+#[test]
+fn an_access_past_the_end_of_configuration_space_is_refused_as_a_whole() {
+    let machine = Machine::new();
+    let (device, _) = machine.whole(&machine.dma(OTHER));
+    let file = bound(&device, &Context::new(&machine.iommu));
+    assert_eq!(file.check_access(CONFIG, 4096), Ok(()));
+    assert_eq!(file.check_access(CONFIG + 4095, 1), Ok(()));
+    assert_eq!(file.check_access(CONFIG + 4096, 0), Ok(()));
+    for (at, len) in [(0, 4097), (0, 8192), (4095, 2), (4096, 1), (8, u64::MAX)] {
+        let refused = file.check_access(CONFIG + at, len);
+        assert_eq!(refused, Err(Error::BeyondConfig), "{at:#x} {len:#x}");
+    }
+    assert_eq!(file.check_access(0, 1 << 20), Ok(()), "a BAR cuts it short");
+}

@@ -2,7 +2,9 @@
 
 use ioasid_core::inspect::{Inspect, Value};
 use ioasid_iommu::TableFormat;
-use ioasid_iommufd::{Error, HwData, HwptAlloc, HwptFlags, ObjectId, UserData, VtdRegisters};
+use ioasid_iommufd::{
+    Error, HwData, HwInfo, HwptAlloc, HwptFlags, ObjectId, UserData, VtdRegisters,
+};
 
 use crate::{machine::*, program::Program};
 
@@ -119,12 +121,16 @@ fn devices_say_what_they_can_do() {
     narrow.pasid_bits = 8;
     narrow.dirty = false;
     narrow.page_requests = false;
+    (narrow.pasid_execute, narrow.pasid_privileged) = (true, true);
     narrow.format = TableFormat::X86_64Stage1;
     let narrow = m.iommu.add_device(narrow).unwrap();
+    narrow.enable_ats(ioasid_iommu::Tlb::new());
     let narrow = m.context.bind_device(&narrow, sink()).unwrap();
     let (wide, child) = (m.pdev(1), m.mdev(3, 5));
     let info = m.context.hw_info(wide.id()).unwrap();
     assert_eq!((info.max_pasid_log2, info.dirty_tracking), (20, true));
+    let others = |info: &HwInfo| [info.ats, info.pasid_execute, info.pasid_privileged];
+    assert_eq!(others(&info), [false; 3]);
     let ecap = vtd(info.data).ecap;
     assert_eq!(
         (ecap >> 40 & 1, ecap >> 35 & 0x1f),
@@ -134,6 +140,7 @@ fn devices_say_what_they_can_do() {
     assert_eq!((ecap >> 46 & 1, ecap >> 47 & 1), (1, 0), "second stage");
     let info = m.context.hw_info(narrow.id()).unwrap();
     assert_eq!((info.max_pasid_log2, info.dirty_tracking), (8, false));
+    assert_eq!(others(&info), [true; 3]);
     let ecap = vtd(info.data).ecap;
     assert_eq!(
         (ecap >> 35 & 0x1f, ecap >> 45 & 1, ecap >> 29 & 1),

@@ -50,6 +50,8 @@ impl MachineDevice {
         };
         let config = DeviceConfig {
             pasid_bits: PASID_BITS,
+            // As a Sapphire Rapids shows: `PASIDCap: Exec- Priv+`.
+            pasid_privileged: section.model == Model::Dsa,
             format: iommu.config().format,
             dirty: true,
             // An I/OAT descriptor has no way to wait for a page.

@@ -201,6 +201,7 @@ fn move_bytes(
     piece: &Piece,
     start: u64,
 ) -> Result<u64, Errno> {
+    uapi::vfio::check_access(device, start, piece.len)?;
     let mut done = 0;
     let mut buffer = [0u8; ACCESS_BYTES as usize];
     loop {

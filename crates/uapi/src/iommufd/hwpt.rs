@@ -67,10 +67,13 @@ pub(super) fn hw_info(call: &Call<'_>) -> Result<u64, Errno> {
     args.data_len = data.len() as u32;
     args.data_type = kind;
     args.out_max_pasid_log2 = info.max_pasid_log2;
-    // No device has a translation cache of its own.
-    args.out_capabilities = spec::HW_CAP_PCI_ATS_NOT_SUPPORTED;
-    if info.dirty_tracking {
-        args.out_capabilities |= spec::HW_CAP_DIRTY_TRACKING;
-    }
+    let capabilities = [
+        (info.dirty_tracking, spec::HW_CAP_DIRTY_TRACKING),
+        (info.pasid_execute, spec::HW_CAP_PCI_PASID_EXEC),
+        (info.pasid_privileged, spec::HW_CAP_PCI_PASID_PRIV),
+        (!info.ats, spec::HW_CAP_PCI_ATS_NOT_SUPPORTED),
+    ];
+    let told = capabilities.iter().filter(|(told, _)| *told);
+    args.out_capabilities = told.fold(0, |bits, (_, bit)| bits | bit);
     call.reply(&args)
 }

@@ -453,6 +453,10 @@ pub const HW_INFO_TYPE_DEFAULT: u32 = 0;
 pub const HW_INFO_TYPE_INTEL_VTD: u32 = 1;
 /// Dirty tracking is supported (`IOMMU_HW_CAP_DIRTY_TRACKING`).
 pub const HW_CAP_DIRTY_TRACKING: u64 = 1 << 0;
+/// Requests with a PASID can ask to execute (`IOMMU_HW_CAP_PCI_PASID_EXEC`).
+pub const HW_CAP_PCI_PASID_EXEC: u64 = 1 << 1;
+/// Requests with a PASID can be privileged (`IOMMU_HW_CAP_PCI_PASID_PRIV`).
+pub const HW_CAP_PCI_PASID_PRIV: u64 = 1 << 2;
 /// The device has no usable ATS (`IOMMU_HW_CAP_PCI_ATS_NOT_SUPPORTED`).
 pub const HW_CAP_PCI_ATS_NOT_SUPPORTED: u64 = 1 << 3;
 

@@ -20,7 +20,7 @@ use crate::{
     group::{BoundAlone, VfioGroup},
     irq::{IrqInfo, SetIrqs},
     model::Passthrough,
-    region::RegionInfo,
+    region::{RegionIndex, RegionInfo},
 };
 
 /// One open `/dev/vfio/devices/vfioN`. Dropping it closes it.
@@ -229,6 +229,22 @@ impl DeviceFile {
         self.expect_bound()?;
         self.device.wake();
         self.device.read(offset, data)
+    }
+
+    /// Looks at an access as a whole, before any part of it is made: one to configuration space that
+    /// passes its end is refused (`vfio_pci_config_rw_single`), while one to a BAR is cut short.
+    ///
+    /// # Errors
+    /// [`Error::NotBound`], [`Error::BeyondConfig`].
+    pub fn check_access(&self, offset: u64, len: u64) -> Result<()> {
+        self.expect_bound()?;
+        let size = self.device.model.function().config_size();
+        match RegionIndex::at(offset) {
+            Ok((RegionIndex::Config, at)) if len > 0 && at.saturating_add(len) > size => {
+                Err(Error::BeyondConfig)
+            }
+            _ => Ok(()),
+        }
     }
 
     /// Writes at the file offset `offset`; as [`DeviceFile::read`].

@@ -223,22 +223,25 @@ impl FunctionBuilder {
         self
     }
 
-    /// Address translation services. Read-only for programs.
+    /// Address translation services, which the host has enabled. Read-only for programs.
     #[must_use]
     pub fn address_translation(mut self) -> Self {
         if let Some(offset) = self.extended(spec::EXT_ATS, 1, 8, false) {
             self.set16(offset + 4, spec::ATS_PAGE_ALIGNED);
+            self.set16(offset + spec::ATS_CONTROL, spec::ATS_ENABLE);
         }
         self
     }
 
-    /// PASIDs of `bits` bits. Unlinked in the view of programs.
+    /// PASIDs of `bits` bits, with the `features` [`spec::PASID_EXEC`] and [`spec::PASID_PRIV`]; the host
+    /// has enabled them all (`pci_enable_pasid`). Unlinked in the view of programs.
     #[must_use]
-    pub fn pasid(mut self, bits: u8) -> Self {
+    pub fn pasid(mut self, bits: u8, features: u16) -> Self {
         if let Some(offset) = self.extended(spec::EXT_PASID, 1, 8, true) {
             let width = u16::from(bits & 0x1f) << 8;
-            self.set16(offset + 4, width | spec::PASID_EXEC_PRIV);
-            self.writable16(offset + 6, spec::PASID_CONTROL_WRITABLE);
+            self.set16(offset + 4, width | features);
+            self.set16(offset + 6, spec::PASID_ENABLE | features);
+            self.writable16(offset + 6, spec::PASID_ENABLE | features);
         }
         self
     }

@@ -193,7 +193,13 @@ pub const AER_CORRECTABLE_INITIAL: u32 = 0x2000;
 
 /// ATS capability register: requests are page aligned.
 pub const ATS_PAGE_ALIGNED: u16 = 1 << 5;
-/// PASID capability register: execute permission and privileged mode.
-pub const PASID_EXEC_PRIV: u16 = 0x6;
-/// PASID control register: enable, execute, privileged.
-pub const PASID_CONTROL_WRITABLE: u16 = 0x7;
+/// ATS control register, relative to the capability.
+pub const ATS_CONTROL: usize = 6;
+/// ATS control register: enabled, as the host has it for every device with ATS.
+pub const ATS_ENABLE: u16 = 1 << 15;
+/// PASID control register: enabled, as the host has it for every device with PASIDs.
+pub const PASID_ENABLE: u16 = 1 << 0;
+/// PASID capability and control registers: requests to execute.
+pub const PASID_EXEC: u16 = 1 << 1;
+/// PASID capability and control registers: privileged requests.
+pub const PASID_PRIV: u16 = 1 << 2;

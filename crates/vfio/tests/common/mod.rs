@@ -41,7 +41,7 @@ impl Example {
             .msix(MsixLayout::new(0, 0x2000, 0x3000, 2))
             .power_management()
             .scratch(0xf0, 4)
-            .pasid(20)
+            .pasid(20, 6)
             .build()
             .unwrap();
         Arc::new(Example {

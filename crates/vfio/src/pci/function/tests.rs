@@ -17,7 +17,7 @@ fn function() -> Function {
         .power_management()
         .advanced_error_reporting()
         .address_translation()
-        .pasid(20)
+        .pasid(20, 6)
         .page_requests(512)
         .build()
         .unwrap()
@@ -90,7 +90,7 @@ fn programs_do_not_see_the_pasid_capability_and_the_host_does() {
 fn a_hidden_first_capability_keeps_its_place_with_id_0() {
     let function = FunctionBuilder::new(1, 2)
         .express()
-        .pasid(8)
+        .pasid(8, 6)
         .page_requests(1);
     let function = function.build().unwrap();
     let mut seen = vec![0; 4096];

@@ -1,6 +1,8 @@
 //! What a service manager gives and wants to know: sockets that it has opened (`LISTEN_FDS`,
-//! sd_listen_fds(3)) and how far the service is (`NOTIFY_SOCKET`, sd_notify(3)).
-// UNSAFETY: descriptors that came with the process are named by number alone.
+//! sd_listen_fds(3)) and how far the service is (`NOTIFY_SOCKET`, sd_notify(3)). And what a process does
+//! that goes on when its clients leave.
+// UNSAFETY: descriptors that came with the process are named by number alone; the allocator of the C
+// library is called by its own function.
 #![allow(unsafe_code)]
 
 use std::{
@@ -53,6 +55,17 @@ pub fn raise_descriptor_limit() {
     limit.current = limit.maximum;
     // Otherwise what there is has to do.
     let _ = rustix::process::setrlimit(Resource::Nofile, limit);
+}
+
+/// Gives memory that this process has freed back to the system, to be called when a client with much of
+/// it has left. glibc keeps what lies below anything that is still in use (malloc_trim(3)): of a client
+/// with 65,535 mappings all that is 80 MiB, and of one that has spread them 600.
+pub fn give_back_memory() {
+    #[cfg(target_env = "gnu")]
+    {
+        // SAFETY: takes the allocator's own locks, and moves nothing that is in use.
+        unsafe { libc::malloc_trim(0) };
+    }
 }
 
 /// The service manager, if there is one.

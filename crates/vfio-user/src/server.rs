@@ -22,7 +22,7 @@ use ioasid_core::{
         atomic::{AtomicBool, AtomicU64, Ordering},
     },
 };
-use ioasid_host::{Closer, ReceivedFd};
+use ioasid_host::{Closer, ReceivedFd, service::give_back_memory};
 use ioasid_iommufd::Context;
 use ioasid_vfio::VfioDevice;
 use rustix::{
@@ -291,6 +291,7 @@ impl Shared {
             Err(error) => tracing::warn!(device = port.name, %error, "a connection ended"),
         }
         hang_up(stream, &port.closer);
+        give_back_memory();
     }
 
     /// The address space of `name`, made by the first of its devices that is connected.

@@ -263,6 +263,9 @@ impl Server {
         drop(self.overlay.take());
         *self.shared.finished() = true;
         self.shared.end.notify_all();
+        // A served machine goes on without this program.
+        drop(self);
+        ioasid_host::service::give_back_memory();
     }
 
     fn serve(&mut self) -> io::Result<()> {

@@ -1,4 +1,4 @@
-//! Functions of the C library that tell what a path leads to.
+//! Functions of the C library that tell what a path leads to, or a descriptor.
 //!
 //! A node of `/dev` is a file that stands for it: in a user namespace it cannot even be a character
 //! device. So what the kernel says of such a file is put right here, with what the session says of it.
@@ -12,7 +12,7 @@ use core::{
 use crate::{
     call::{Kind, Shape},
     interpose::fail,
-    sys::{self, EINVAL},
+    sys::{self, EBADF, EINVAL},
 };
 
 /// `struct stat` of x86-64 (arch/x86/include/uapi/asm/stat.h), which every C library there uses.
@@ -50,6 +50,7 @@ const _: () = assert!(size_of::<Stat>() == 144 && size_of::<Statx>() == 256);
 
 const AT_FDCWD: c_int = -100;
 const AT_SYMLINK_NOFOLLOW: c_int = 0x100;
+const AT_EMPTY_PATH: c_int = 0x1000;
 
 const TYPE: u32 = 0o170_000;
 const REGULAR: u32 = 0o100_000;
@@ -75,7 +76,7 @@ pub fn install() {
         rest: [0; 12],
     };
     // SAFETY: a path that ends with 0 and a structure of ours.
-    if unsafe { sys::newfstatat(AT_FDCWD, DIRECTORY.as_ptr(), &raw mut stat, 0) } == 0 {
+    if unsafe { sys::newfstatat(AT_FDCWD, DIRECTORY.as_ptr(), (&raw mut stat).cast(), 0) } == 0 {
         NODES.store(stat.dev, Ordering::Relaxed);
     }
 }
@@ -104,7 +105,7 @@ fn node(dev: u64, ino: u64, mode: u32) -> Option<(u32, u32)> {
 /// As `fstatat`'s.
 unsafe fn at(directory: c_int, path: *const c_char, to: *mut Stat, flags: c_int) -> c_int {
     // SAFETY: the caller's promise; the kernel checks both pointers.
-    let result = unsafe { sys::newfstatat(directory, path, to, flags) };
+    let result = unsafe { sys::newfstatat(directory, path, to.cast(), flags) };
     if result != 0 {
         return fail(result.wrapping_neg() as i32);
     }
@@ -195,6 +196,51 @@ functions_at! {
     fstatat64, __fxstatat64;
 }
 
+/// A node that was opened past the session, on its descriptor.
+///
+/// # Safety
+/// As `fstat`'s.
+unsafe fn of_descriptor(fd: c_int, to: *mut Stat) -> c_int {
+    // AT_FDCWD would be taken for the working directory.
+    if fd < 0 {
+        return fail(EBADF);
+    }
+    // SAFETY: the caller's promise.
+    unsafe { at(fd, c"".as_ptr(), to, AT_EMPTY_PATH) }
+}
+
+macro_rules! functions_of_descriptors {
+    ($($plain:ident, $old:ident;)*) => {$(
+        /// `fstat(2)`.
+        ///
+        /// # Safety
+        /// As the C library's.
+        #[cfg_attr(feature = "image", unsafe(no_mangle))]
+        pub unsafe extern "C" fn $plain(fd: c_int, to: *mut Stat) -> c_int {
+            // SAFETY: the caller's promise.
+            unsafe { of_descriptor(fd, to) }
+        }
+
+        /// The same, as programs call it that were built with a GNU C library before 2.33.
+        ///
+        /// # Safety
+        /// As the C library's.
+        #[cfg_attr(feature = "image", unsafe(no_mangle))]
+        pub unsafe extern "C" fn $old(version: c_int, fd: c_int, to: *mut Stat) -> c_int {
+            if !(0..=1).contains(&version) {
+                return fail(EINVAL);
+            }
+            // SAFETY: the caller's promise.
+            unsafe { of_descriptor(fd, to) }
+        }
+    )*};
+}
+
+functions_of_descriptors! {
+    fstat, __fxstat;
+    fstat64, __fxstat64;
+}
+
 /// `statx(2)`.
 ///
 /// # Safety
@@ -208,7 +254,7 @@ pub unsafe extern "C" fn statx(
     to: *mut Statx,
 ) -> c_int {
     // SAFETY: the caller's promise; the kernel checks both pointers.
-    let result = unsafe { sys::statx(directory, path, flags, mask, to) };
+    let result = unsafe { sys::statx(directory, path, flags, mask, to.cast()) };
     if result != 0 {
         return fail(result.wrapping_neg() as i32);
     }
@@ -243,5 +289,8 @@ mod tests {
         };
         assert_eq!(found.mode, REGULAR | 0o444);
         assert_eq!(found.rdev, 0);
+        let mut same = core::mem::MaybeUninit::<Stat>::uninit();
+        // SAFETY: room for the structure, which nothing is written to.
+        assert_eq!(unsafe { fstat(AT_FDCWD, same.as_mut_ptr()) }, -1);
     }
 }

@@ -2,13 +2,10 @@
 
 use core::{
     arch::{asm, global_asm},
-    ffi::c_char,
+    ffi::{c_char, c_void},
 };
 
-use crate::{
-    call::{Kind, Shape},
-    stat::{Stat, Statx},
-};
+use crate::call::{Kind, Shape};
 
 /// Bus error: an access past the end of a mapped file.
 pub const SIGBUS: i32 = 7;
@@ -23,6 +20,8 @@ pub const ENOSYS: i64 = 38;
 pub const EPERM: i64 = 1;
 /// Interrupted by a signal.
 pub const EINTR: i64 = 4;
+/// Not an open descriptor.
+pub const EBADF: i32 = 9;
 /// Invalid argument.
 pub const EINVAL: i32 = 22;
 
@@ -148,8 +147,8 @@ pub fn access(address: u64, shape: u64, value: u64, buffer: *mut [u8; 64]) -> i6
 /// `newfstatat`: 0 or a negative errno.
 ///
 /// # Safety
-/// As the call's: `to` is null, or what is written there is the caller's.
-pub unsafe fn newfstatat(directory: i32, path: *const c_char, to: *mut Stat, flags: i32) -> i64 {
+/// As the call's: `to` is null, or has room for a `struct stat` of the caller's.
+pub unsafe fn newfstatat(directory: i32, path: *const c_char, to: *mut c_void, flags: i32) -> i64 {
     let args = [directory as u64, path as u64, to as u64, flags as u64, 0, 0];
     // SAFETY: the caller's promise.
     unsafe { syscall(number::NEWFSTATAT, args) }
@@ -158,13 +157,13 @@ pub unsafe fn newfstatat(directory: i32, path: *const c_char, to: *mut Stat, fla
 /// `statx`: 0 or a negative errno.
 ///
 /// # Safety
-/// As [`newfstatat`].
+/// As [`newfstatat`], for a `struct statx`.
 pub unsafe fn statx(
     directory: i32,
     path: *const c_char,
     flags: i32,
     mask: u32,
-    to: *mut Statx,
+    to: *mut c_void,
 ) -> i64 {
     let args = [
         directory as u64,

@@ -148,6 +148,9 @@ fn place() -> Check {
     let path = std::env::var("PLACE")?;
     for write in [true, false] {
         let file = OpenOptions::new().read(true).write(write).open(&path)?;
+        // Before the session has heard of it, if it is opened for reading.
+        let metadata = fstat(&file)?;
+        ensure_eq!(metadata, (libc::S_IFCHR, rustix::fs::makedev(10, 126)));
         ensure_eq!(alloc(&file)?, 1);
         ensure_eq!(alloc(&file)?, 2);
     }
@@ -157,6 +160,18 @@ fn place() -> Check {
     let vendor = format!("/sys/bus/pci/devices/{ADDRESS}/vendor");
     ensure_eq!(fs::read_to_string(vendor)?, "0x1b36\n");
     Ok(())
+}
+
+/// Kind and device number of an open file, as the C library's `fstat` tells them.
+fn fstat(file: &File) -> io::Result<(u32, u64)> {
+    // SAFETY: zero is a value of every field, and there is room for what is told.
+    unsafe {
+        let mut stat: libc::stat = std::mem::zeroed();
+        match libc::fstat(file.as_raw_fd(), &mut stat) {
+            0 => Ok((stat.st_mode & libc::S_IFMT, stat.st_rdev)),
+            _ => Err(io::Error::last_os_error()),
+        }
+    }
 }
 
 /// Pseudo-terminals are made, have a name that leads to them, and carry bytes.

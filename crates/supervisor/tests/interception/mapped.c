@@ -368,7 +368,8 @@ static volatile int ticks;
 static void tick(int number)
 {
 	(void)number;
-	ticks++;
+	/* Two threads can be in here at a time. */
+	__atomic_add_fetch(&ticks, 1, __ATOMIC_RELAXED);
 	REG(uint64_t, SUM) = 1;
 }
 
@@ -454,6 +455,7 @@ struct slot {
 
 #define SLOTS 16
 #define ASKED 2
+#undef TAKEN
 #define TAKEN 3
 #define DONE 4
 #define FAILED 5

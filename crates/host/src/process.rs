@@ -170,6 +170,56 @@ impl Process {
         Ok((id.dev, id.ino))
     }
 
+    /// Whether its descriptors may be looked at, as they may be no more once it is not dumpable.
+    ///
+    /// # Errors
+    /// [`ProcessError::Denied`].
+    pub fn descriptors_are_open(&self) -> Result<(), ProcessError> {
+        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        let opened = rustix::fs::openat(&self.dir, "fd", flags, Mode::empty());
+        opened.map(drop).map_err(refused)
+    }
+
+    /// How `fd` was opened, with O_CLOEXEC where the descriptor is close-on-exec: the `flags` line of its
+    /// `fdinfo`.
+    ///
+    /// # Errors
+    /// [`FdError::NotOpen`].
+    pub fn fd_flags(&self, fd: i32) -> Result<OFlags, FdError> {
+        let text = read_text(&self.dir, &format!("fdinfo/{fd}")).ok_or(FdError::NotOpen)?;
+        let octal = text.lines().find_map(|line| line.strip_prefix("flags:"));
+        let bits = octal.and_then(|octal| u32::from_str_radix(octal.trim(), 8).ok());
+        bits.map(OFlags::from_bits_retain).ok_or(FdError::NotOpen)
+    }
+
+    /// Whether `fd` only names a file (`O_PATH`): every call on it is EBADF.
+    pub fn fd_is_a_path(&self, fd: i32) -> bool {
+        // The link's own mode shows what the file is open for (`tid_fd_update_inode`, fs/proc/fd.c), which
+        // is the cheaper look. Nothing is also what `O_ACCMODE` leaves.
+        let look = AtFlags::SYMLINK_NOFOLLOW;
+        let link = fd_path(fd).and_then(|path| {
+            let found = rustix::fs::statx(&self.dir, path, look, StatxFlags::MODE);
+            found.map_err(no_fd)
+        });
+        link.is_ok_and(|link| u32::from(link.stx_mode) & 0o700 == 0)
+            && self
+                .fd_flags(fd)
+                .is_ok_and(|flags| flags.contains(OFlags::PATH))
+    }
+
+    /// The other descriptors of the same open file as `fd`, as `dup` makes them. Empty where the kernel does
+    /// not tell (built without kcmp, or nobody may ask it).
+    pub fn duplicates(&self, fd: i32) -> Vec<i32> {
+        const KCMP_FILE: libc::c_int = 0;
+        let same = |other: &i32| {
+            // SAFETY: KCMP_FILE compares two descriptors and takes no pointer.
+            let order =
+                unsafe { libc::syscall(libc::SYS_kcmp, self.id, self.id, KCMP_FILE, fd, *other) };
+            *other != fd && order == 0
+        };
+        self.fd_numbers().into_iter().filter(same).collect()
+    }
+
     /// A duplicate of `fd`, close-on-exec. Look with [`Process::fd_identity`] first: even closing a
     /// file on FUSE waits for its server.
     ///

@@ -8,11 +8,13 @@
 //! | `statfs`, `fstatfs` | always: `/sys` is no sysfs for the kernel |
 //! | `mount` | always: a new sysfs on `/sys` would have none of our devices |
 //! | `execve`, `execveat` | always: the memory of the process changes under us |
-//! | `read`, `write` and their kin, `fstat`, `dup`, `close` | the descriptor is one of ours |
+//! | `pread64`, `pwrite64` and their kin | the offset is one of a device's regions, or the descriptor is one of ours |
+//! | `read`, `write` and their kin, `fstat`, `lseek`, `dup`, `close` | the descriptor is one of ours |
+//! | `ftruncate`, `fallocate`, `fsync`, `fdatasync` | likewise |
 //! | `mmap` | likewise, or it shares a file |
 //! | `dup2`, `dup3` | the new descriptor is |
 //! | `close_range` | ours may be in it |
-//! | `fcntl` | the descriptor is one of ours, and the command duplicates it or asks how it is open |
+//! | `fcntl` | the descriptor is one of ours, and the command duplicates it, asks how it is open or seals it |
 //! | `newfstatat`, `statx` | likewise, and the descriptor itself is meant (`AT_EMPTY_PATH`) |
 //!
 //! Two kinds of program are asked about more ([`Scope`]). Where `/proc/PID/status` is to show what a
@@ -36,7 +38,10 @@
 //! | `open`, `stat`, `access`, `readlink`, `getxattr`, `listxattr` and their kin, `getdents64` | always |
 //!
 //! Descriptors of ours are the [`RESERVED_FDS`] from BASE up, so ordinary files cost a program nothing
-//! but the filter itself (about 30 ns a call). Calls of another architecture's ABI pass untouched.
+//! but the filter itself (about 30 ns a call). A descriptor that came to another number, by `dup2` or by a
+//! message, is served as well by the calls that say where: region N of a device begins at offset
+//! N * 2^40, which no other file has, and only the first bytes of files ([`Scope::reach`]) are where region
+//! 0 is. Calls of another architecture's ABI pass untouched.
 
 use std::{io, os::fd::OwnedFd};
 
@@ -44,6 +49,8 @@ use libc::{
     BPF_ABS, BPF_ALU, BPF_AND, BPF_JEQ, BPF_JGE, BPF_JMP, BPF_K, BPF_LD, BPF_RET, BPF_SUB, BPF_W,
     SECCOMP_RET_ALLOW, SECCOMP_RET_USER_NOTIF,
 };
+
+use ioasid_vfio::region::INDEX_SHIFT;
 
 use crate::sys;
 
@@ -54,7 +61,7 @@ pub const TYPE_BYTE: u32 = (b';' as u32) << 8;
 pub const KVM_SET_DEVICE_ATTR: u32 = 0x4018_aee1;
 
 /// How many descriptor numbers are ours, from BASE up.
-pub const RESERVED_FDS: u32 = 128;
+pub const RESERVED_FDS: u32 = 512;
 
 #[cfg(target_arch = "x86_64")]
 const AUDIT_ARCH: u32 = 0xc000_003e;
@@ -123,6 +130,7 @@ enum Label {
     EmptyPath3,
     EmptyPath2,
     CloseRange,
+    Offset,
     Fd0,
     Fd1,
     Fd4,
@@ -190,6 +198,8 @@ const LARGEFILE: u32 = 0x8000;
 pub struct Scope {
     /// The lowest descriptor number that is ours.
     pub base: u32,
+    /// The bytes of a file, from its start, that may be region 0 of a device.
+    pub reach: u32,
     /// Whether `/proc/PID/status` shows what a program has locked.
     pub status: bool,
     /// Whether entries of `/sys` can be written.
@@ -253,19 +263,28 @@ pub fn program(scope: &Scope) -> Vec<Instruction> {
     for call in [
         libc::SYS_read,
         libc::SYS_write,
-        libc::SYS_pread64,
-        libc::SYS_pwrite64,
         libc::SYS_readv,
         libc::SYS_writev,
-        libc::SYS_preadv,
-        libc::SYS_pwritev,
-        libc::SYS_preadv2,
-        libc::SYS_pwritev2,
         libc::SYS_fstat,
+        libc::SYS_lseek,
+        libc::SYS_ftruncate,
+        libc::SYS_fallocate,
+        libc::SYS_fsync,
+        libc::SYS_fdatasync,
         libc::SYS_dup,
         libc::SYS_close,
     ] {
         a.jump(BPF_JEQ, nr(call), Fd0, Next);
+    }
+    for call in [
+        libc::SYS_pread64,
+        libc::SYS_pwrite64,
+        libc::SYS_preadv,
+        libc::SYS_pwritev,
+        libc::SYS_preadv2,
+        libc::SYS_pwritev2,
+    ] {
+        a.jump(BPF_JEQ, nr(call), Offset, Next);
     }
     #[cfg(target_arch = "x86_64")]
     a.jump(BPF_JEQ, nr(libc::SYS_dup2), Fd1, Next);
@@ -310,6 +329,8 @@ pub fn program(scope: &Scope) -> Vec<Instruction> {
     a.label(Fcntl).load(arg(1));
     a.jump(BPF_JEQ, libc::F_DUPFD as u32, Fd0, Next);
     a.jump(BPF_JEQ, libc::F_GETFL as u32, Fd0, Next);
+    a.jump(BPF_JEQ, libc::F_ADD_SEALS as u32, Fd0, Next);
+    a.jump(BPF_JEQ, libc::F_GET_SEALS as u32, Fd0, Next);
     a.jump(BPF_JEQ, libc::F_DUPFD_CLOEXEC as u32, Fd0, Allow);
 
     for (label, index) in [(EmptyPath3, 3), (EmptyPath2, 2)] {
@@ -323,6 +344,14 @@ pub fn program(scope: &Scope) -> Vec<Instruction> {
     a.op(BPF_ALU | BPF_AND | BPF_K, kind);
     a.jump(BPF_JEQ, libc::MAP_SHARED as u32, Notify, Next);
     a.jump(BPF_JEQ, libc::MAP_SHARED_VALIDATE as u32, Notify, Fd4);
+
+    // Without an offset (-1), or not one of a file: by the descriptor alone.
+    a.label(Offset).load(arg(3) + 4);
+    a.jump(BPF_JGE, 1 << 31, Fd0, Next);
+    a.jump(BPF_JGE, 1 << (INDEX_SHIFT - 32), Notify, Next);
+    a.jump(BPF_JEQ, 0, Next, Fd0);
+    a.load(arg(3));
+    a.jump(BPF_JGE, scope.reach, Fd0, Notify);
 
     // The range ends above BASE or has no end.
     a.label(CloseRange).load(arg(1));
@@ -383,7 +412,8 @@ mod tests {
     }
 
     const PLAIN: Scope = Scope {
-        base: 896,
+        base: 512,
+        reach: 0x1_0000,
         status: false,
         attributes: false,
         paths: false,
@@ -447,12 +477,22 @@ mod tests {
             (libc::SYS_ioctl, [3, KVM_SET_DEVICE_ATTR.into(), 0, 0, 0, 0]),
             (libc::SYS_openat, [at_cwd, 0, rdwr, 0, 0, 0]),
             (libc::SYS_openat2, [at_cwd, 0, 0, 0, 0, 0]),
-            (libc::SYS_read, [896, 0, 0, 0, 0, 0]),
-            (libc::SYS_pwrite64, [1023, 0, 0, 0, 0, 0]),
+            (libc::SYS_read, [512, 0, 0, 0, 0, 0]),
+            (libc::SYS_pwrite64, [1023, 0, 0, 0x1_0000, 0, 0]),
+            (libc::SYS_pread64, [1023, 0, 0, u64::MAX, 0, 0]),
+            (libc::SYS_preadv2, [512, 0, 0, u64::MAX, 0, 0]),
+            // Region 0, and those above.
+            (libc::SYS_pread64, [3, 0, 4, 0xffff, 0, 0]),
+            (libc::SYS_pwritev, [3, 0, 1, 0, 0, 0]),
+            (libc::SYS_pread64, [3, 0, 4, 1 << 40, 0, 0]),
+            (libc::SYS_pwrite64, [3, 0, 4, 7 << 40 | 4, 0, 0]),
+            (libc::SYS_lseek, [600, 0, 0, 0, 0, 0]),
+            (libc::SYS_ftruncate, [600, 0, 0, 0, 0, 0]),
+            (libc::SYS_fcntl, [600, libc::F_GET_SEALS as u64, 0, 0, 0, 0]),
             (libc::SYS_fstat, [900, 0, 0, 0, 0, 0]),
             (libc::SYS_newfstatat, [900, 0, 0, empty, 0, 0]),
             (libc::SYS_statx, [900, 0, empty, 0, 0, 0]),
-            (libc::SYS_mmap, [0, 4096, 3, 2, 896, 0]),
+            (libc::SYS_mmap, [0, 4096, 3, 2, 512, 0]),
             (libc::SYS_mmap, [0, 4096, 3, 1, 3, 0]),
             (libc::SYS_dup, [896, 0, 0, 0, 0, 0]),
             (libc::SYS_close, [1023, 0, 0, 0, 0, 0]),
@@ -480,7 +520,12 @@ mod tests {
                 libc::SYS_openat,
                 [at_cwd, 0, libc::O_WRONLY as u64, 0, 0, 0],
             ),
-            (libc::SYS_read, [895, 0, 0, 0, 0, 0]),
+            (libc::SYS_read, [511, 0, 0, 0, 0, 0]),
+            (libc::SYS_pread64, [3, 0, 4096, 0x1_0000, 0, 0]),
+            (libc::SYS_pwritev2, [3, 0, 1, 1 << 39, 0, 0]),
+            (libc::SYS_preadv2, [3, 0, 1, u64::MAX, 0, 0]),
+            (libc::SYS_lseek, [3, 0, 0, 0, 0, 0]),
+            (libc::SYS_fsync, [3, 0, 0, 0, 0, 0]),
             (libc::SYS_read, [u64::MAX, 0, 0, 0, 0, 0]),
             (libc::SYS_newfstatat, [at_cwd, 0, 0, empty, 0, 0]),
             (libc::SYS_newfstatat, [900, 0, 0, 0, 0, 0]),
@@ -488,7 +533,7 @@ mod tests {
             (libc::SYS_mmap, [0, 4096, 3, 0x21, u64::MAX, 0]),
             (libc::SYS_mmap, [896, 4096, 3, 2, 3, 0]),
             (libc::SYS_fcntl, [896, libc::F_GETFD as u64, 0, 0, 0, 0]),
-            (libc::SYS_close, [895, 0, 0, 0, 0, 0]),
+            (libc::SYS_close, [511, 0, 0, 0, 0, 0]),
             (libc::SYS_close, [1024, 0, 0, 0, 0, 0]),
             (libc::SYS_dup2, [900, 3, 0, 0, 0, 0]),
             (libc::SYS_close_range, [3, 20, 0, 0, 0, 0]),
@@ -507,10 +552,10 @@ mod tests {
 
     #[test]
     fn base_follows_the_soft_limit_and_stays_selectable() {
-        assert_eq!(base(Some(1024)), 896);
-        assert_eq!(base(Some(1 << 20)), 896);
-        assert_eq!(base(None), 896);
-        assert_eq!(base(Some(512)), 384);
+        assert_eq!(base(Some(1024)), 512);
+        assert_eq!(base(Some(1 << 20)), 512);
+        assert_eq!(base(None), 512);
+        assert_eq!(base(Some(512)), 256);
         assert_eq!(base(Some(64)), 32);
         assert_eq!(base(Some(0)), 3);
     }

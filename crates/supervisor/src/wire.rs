@@ -44,6 +44,9 @@ pub struct Description {
     pub groups: Vec<u32>,
     /// What is added to `/sys`.
     pub sysfs: Vec<SysfsEntry>,
+    /// The size of the largest region 0 of a device, in bytes.
+    #[serde(default)]
+    pub reach: u64,
     /// Whether `/proc/PID/status` is to show what a program has locked.
     #[serde(default)]
     pub status: bool,

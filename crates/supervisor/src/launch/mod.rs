@@ -111,6 +111,7 @@ fn launch(
     let limit = rustix::process::getrlimit(rustix::process::Resource::Nofile).current;
     let scope = filter::Scope {
         base: filter::base(limit),
+        reach: u32::try_from(description.reach).unwrap_or(u32::MAX),
         status: description.status,
         attributes: description.attributes,
         paths: matches!(mode, Mode::Paths { .. }),

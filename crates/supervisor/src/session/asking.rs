@@ -32,6 +32,17 @@ pub(super) struct Asking<'a> {
     argument: Mutex<Argument>,
     /// Files that it gets if the ioctl succeeds, each with the number it was promised.
     promised: Mutex<Vec<Promise>>,
+    /// A descriptor that should have been a file of ours and was none.
+    stranger: Mutex<Option<u64>>,
+}
+
+/// What came of the descriptors of an ioctl.
+#[derive(Debug, Default)]
+pub(super) struct Asked {
+    /// What the program is to be given.
+    pub(super) promises: Vec<Promise>,
+    /// A descriptor that the argument names, of another kind of file than ours.
+    pub(super) stranger: Option<u64>,
 }
 
 /// A new file and the number that the program will find it at.
@@ -139,7 +150,21 @@ impl<'a> Asking<'a> {
             numbers,
             argument: Mutex::new(Argument::new(arg)),
             promised: Mutex::default(),
+            stranger: Mutex::default(),
         }
+    }
+
+    /// The file of ours that the argument names by `fd`.
+    fn named(&self, fd: i32) -> Result<&Object, FdError> {
+        let identity = self.process.fd_identity(fd)?;
+        if self.process.fd_is_a_path(fd) {
+            return Err(FdError::NotOpen);
+        }
+        if let Some(file) = self.files.get(identity) {
+            return Ok(&file.object);
+        }
+        *lock(&self.stranger) = Some(u64::from(fd.cast_unsigned()));
+        Err(FdError::WrongType)
     }
 
     /// Promises a number. It is given when the ioctl has succeeded, so that one whose answer cannot
@@ -161,11 +186,15 @@ impl<'a> Asking<'a> {
         i32::try_from(number).map_err(|_| FdError::NoneFree)
     }
 
-    /// What was promised meanwhile.
-    pub(super) fn into_promises(self) -> Vec<Promise> {
-        self.promised
-            .into_inner()
-            .unwrap_or_else(PoisonError::into_inner)
+    /// The ioctl is done; nothing is given for one that failed.
+    pub(super) fn finish(self, succeeded: bool) -> Asked {
+        let stranger = *lock(&self.stranger);
+        let promised = self.promised.into_inner();
+        let mut promises = promised.unwrap_or_else(PoisonError::into_inner);
+        if !succeeded {
+            promises.drain(..).for_each(Promise::withdraw);
+        }
+        Asked { promises, stranger }
     }
 }
 
@@ -223,17 +252,15 @@ impl Caller for Asking<'_> {
 
 impl Program for Asking<'_> {
     fn iommufd(&self, fd: i32) -> Result<Arc<Context>, FdError> {
-        let identity = self.process.fd_identity(fd)?;
-        match self.files.get(identity).map(|file| &file.object) {
-            Some(Object::Iommufd(context)) => Ok(Arc::clone(context)),
+        match self.named(fd)? {
+            Object::Iommufd(context) => Ok(Arc::clone(context)),
             _ => Err(FdError::WrongType),
         }
     }
 
     fn event_file(&self, fd: i32) -> Result<Arc<dyn EventFile>, FdError> {
-        let identity = self.process.fd_identity(fd)?;
-        match self.files.get(identity).map(|file| &file.object) {
-            Some(Object::Event(pipe)) => Ok(Arc::clone(pipe.file())),
+        match self.named(fd)? {
+            Object::Event(pipe) => Ok(Arc::clone(pipe.file())),
             _ => Err(FdError::WrongType),
         }
     }
@@ -243,12 +270,9 @@ impl Program for Asking<'_> {
     }
 
     fn container(&self, fd: i32) -> Result<ContainerFile, FdError> {
-        let identity = self.process.fd_identity(fd)?;
-        match self.files.get(identity).map(|file| &file.object) {
-            Some(Object::Iommufd(context)) => Ok(ContainerFile::Iommufd(Arc::clone(context))),
-            Some(Object::Container(container)) => {
-                Ok(ContainerFile::Container(Arc::clone(container)))
-            }
+        match self.named(fd)? {
+            Object::Iommufd(context) => Ok(ContainerFile::Iommufd(Arc::clone(context))),
+            Object::Container(container) => Ok(ContainerFile::Container(Arc::clone(container))),
             _ => Err(FdError::WrongType),
         }
     }
@@ -295,7 +319,7 @@ impl Server {
 
 impl Promise {
     /// The ioctl failed: nobody will ever have the file.
-    pub(super) fn withdraw(self) {
+    fn withdraw(self) {
         self.file.close();
     }
 }

@@ -13,7 +13,7 @@ use zerocopy::IntoBytes;
 
 use super::{
     Server,
-    asking::{Asking, Promise},
+    asking::{Asked, Asking},
     files::{Identity, Node, Object, OpenFile},
     kvm, mmio,
     paths::is_about_a_path,
@@ -137,10 +137,17 @@ impl Server {
             libc::SYS_open => self.open(request, process, libc::AT_FDCWD, args[0], args[1]),
             libc::SYS_openat => self.open(request, process, args[0] as i32, args[1], args[2]),
             libc::SYS_openat2 => {
-                // struct open_how begins with the flags.
-                let mut flags = [0; 8];
-                process.read(args[2], &mut flags)?;
-                let flags = u64::from_ne_bytes(flags);
+                // struct open_how: flags, mode, resolve.
+                let mut how = [[0; 8]; 3];
+                if args[3] < size_of_val(&how) as u64 {
+                    return Ok(Answer::Proceed);
+                }
+                process.read(args[2], how.as_flattened_mut())?;
+                let [flags, _, resolve] = how.map(u64::from_ne_bytes);
+                if resolve != 0 && self.overlay.is_none() {
+                    // The kernel keeps its own rules and opens the placeholder, which is bound late.
+                    return Ok(Answer::Proceed);
+                }
                 self.open(request, process, args[0] as i32, args[1], flags)
             }
             libc::SYS_read => self.transfer(request, process, Direction::Read, Shape::Plain),
@@ -168,6 +175,14 @@ impl Server {
             }
             libc::SYS_dup => self.duplicate(request, process, self.base, false),
             libc::SYS_fcntl if args[1] as i32 == libc::F_GETFL => self.flags(process, args[0]),
+            libc::SYS_fcntl if matches!(args[1] as i32, libc::F_ADD_SEALS | libc::F_GET_SEALS) => {
+                self.regular(request, process)
+            }
+            libc::SYS_lseek
+            | libc::SYS_ftruncate
+            | libc::SYS_fallocate
+            | libc::SYS_fsync
+            | libc::SYS_fdatasync => self.regular(request, process),
             libc::SYS_fcntl => {
                 let least = u32::try_from(args[2]).unwrap_or(u32::MAX).max(self.base);
                 let cloexec = args[1] as i32 == libc::F_DUPFD_CLOEXEC;
@@ -190,8 +205,14 @@ impl Server {
             return Some(identity);
         }
         let identity = process.fd_identity(fd as i32).ok()?;
-        if ours && self.files.get(identity).is_some() {
-            self.identities.learn(process.number(), number, identity);
+        if self.files.get(identity).is_some() {
+            // It is no open file: the kernel says EBADF.
+            if process.fd_is_a_path(fd as i32) {
+                return None;
+            }
+            if ours {
+                self.identities.learn(process.number(), number, identity);
+            }
         }
         Some(identity)
     }
@@ -214,19 +235,39 @@ impl Server {
         if mmio::is_access(request) {
             return self.access(request, process);
         }
-        let Some(mut identity) = self.identity(process, fd) else {
+        let Some(identity) = self.bound(request, process, fd)? else {
+            if let Err(error @ ProcessError::Denied) = process.descriptors_are_open() {
+                self.warn_of_closed_memory(&error);
+            }
             return Ok(Answer::Proceed);
         };
-        if self.files.get(identity).is_none()
-            && let Some(node) = self.node_at(identity).cloned()
-        {
-            identity = self.bind_late(request, fd as u32, node)?;
-        }
         if !self.mappings.is_empty() && uapi::iommufd::command_name(cmd) == Some("DESTROY") {
             self.forget_mappings(identity);
         }
+        let (mut result, mut asked) = self.carry_out(process, identity, cmd, arg);
+        // It failed for a descriptor that is no file of ours yet, before anything was done.
+        if result.is_err()
+            && let Some(named) = asked.stranger
+            && self.bound(request, process, named)?.is_some()
+        {
+            (result, asked) = self.carry_out(process, identity, cmd, arg);
+        }
+        if result.is_ok() && !asked.promises.is_empty() {
+            self.keep(request, asked.promises)?;
+        }
+        result.map(Answer::Value)
+    }
+
+    /// An ioctl on a file of ours, and what came of its descriptors.
+    fn carry_out(
+        &self,
+        process: &Arc<Process>,
+        identity: Identity,
+        cmd: u32,
+        arg: u64,
+    ) -> (Result<u64, Errno>, Asked) {
         let Some(file) = self.files.get(identity) else {
-            return Ok(Answer::Proceed);
+            return (Err(Errno::EBADF), Asked::default());
         };
         let program = Asking::new(process, &self.files, self.numbers(), arg);
         let result = match &file.object {
@@ -243,13 +284,8 @@ impl Server {
             Object::Group(group) => uapi::vfio::group_ioctl(group, cmd, arg, &program),
             Object::Event(_) | Object::FailNth(_) | Object::Attribute(_) => Err(Errno::ENOTTY),
         };
-        let promises = program.into_promises();
-        match result {
-            Ok(_) if !promises.is_empty() => self.keep(request, promises)?,
-            Err(_) => promises.into_iter().for_each(Promise::withdraw),
-            Ok(_) => {}
-        }
-        result.map(Answer::Value)
+        let asked = program.finish(result.is_ok());
+        (result, asked)
     }
 
     /// Where a file lies: what `st_dev` and `st_ino` say, the same for every open of a node.
@@ -307,17 +343,16 @@ impl Server {
         })
     }
 
-    /// `fcntl(F_GETFL)`: every file of ours is open for reading and writing, whatever stands behind
-    /// it.
+    /// `fcntl(F_GETFL)`: how a file of ours was opened, whatever stands behind it.
     fn flags(&mut self, process: &Process, fd: u64) -> Outcome {
-        if self.file(process, fd).is_none() {
+        let Some(access) = self.file(process, fd).map(|file| file.access()) else {
             return Ok(Answer::Proceed);
-        }
+        };
         let Ok(file) = process.get_fd(fd as i32) else {
             return Ok(Answer::Proceed);
         };
         let flags = rustix::fs::fcntl_getfl(&file).map_err(|_| Errno::EBADF)?;
-        let flags = flags.difference(OFlags::ACCMODE).union(OFlags::RDWR);
+        let flags = flags.difference(OFlags::ACCMODE).union(access);
         Ok(Answer::Value(flags.bits().into()))
     }
 }

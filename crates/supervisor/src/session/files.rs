@@ -84,8 +84,34 @@ pub(super) struct OpenFile {
     pub(super) node: Option<Node>,
     /// Where `read` and `write` without an offset go on. One for all duplicates, as in Linux.
     pub(super) position: u64,
+    /// How it was opened: O_RDONLY, O_WRONLY, O_RDWR or O_ACCMODE, which is neither.
+    access: OFlags,
     watch: i32,
 }
+
+impl OpenFile {
+    /// The access mode, as F_GETFL tells it.
+    pub(super) fn access(&self) -> OFlags {
+        self.access
+    }
+
+    /// Whether it may be read (`FMODE_READ`).
+    pub(super) fn is_readable(&self) -> bool {
+        matches!(self.access, OFlags::RDONLY | OFlags::RDWR)
+    }
+
+    /// Whether it may be written to (`FMODE_WRITE`).
+    pub(super) fn is_writable(&self) -> bool {
+        matches!(self.access, OFlags::WRONLY | OFlags::RDWR)
+    }
+}
+
+/// What of the flags of an `open` a node keeps, and F_GETFL shows.
+const KEPT: OFlags = OFlags::ACCMODE
+    .union(OFlags::APPEND)
+    .union(OFlags::NONBLOCK)
+    .union(OFlags::SYNC)
+    .union(OFlags::NOATIME);
 
 /// The last descriptor of a file is gone: it was open for writing, or for reading alone.
 const CLOSES: inotify::ReadFlags =
@@ -116,24 +142,32 @@ impl Files {
         })
     }
 
-    /// Makes a file for `object`, an open of `node`. It is open as long as somebody holds the
+    /// Makes a file for `object`, an open of `node` with `flags`. It is open as long as somebody holds the
     /// descriptor.
-    pub(super) fn create(&mut self, object: Object, node: Node) -> io::Result<OwnedFd> {
-        let file = reopened_memfd(&node.name)?;
+    pub(super) fn create(
+        &mut self,
+        object: Object,
+        node: Node,
+        flags: OFlags,
+    ) -> io::Result<OwnedFd> {
+        let file = reopened_memfd(&node.name, flags.intersection(KEPT))?;
         self.watch(&file, object, Some(node))?;
         Ok(file)
     }
 
     /// Makes a file for a device that was opened by its group, likewise. It has no name.
     pub(super) fn create_device(&mut self, device: Arc<DeviceFile>) -> io::Result<OwnedFd> {
-        let file = reopened_memfd(&NodeName::Device(device.device().name().to_owned()))?;
+        let file = reopened_memfd(
+            &NodeName::Device(device.device().name().to_owned()),
+            OFlags::RDWR,
+        )?;
         self.watch(&file, Object::Device(device), None)?;
         Ok(file)
     }
 
     /// Makes `fail-nth` of a thread, likewise.
     pub(super) fn create_fail_nth(&mut self, tid: u32) -> io::Result<OwnedFd> {
-        let file = reopened_memfd(&NodeName::Device("fail-nth".to_owned()))?;
+        let file = reopened_memfd(&NodeName::Device("fail-nth".to_owned()), OFlags::RDWR)?;
         self.watch(&file, Object::FailNth(tid), None)?;
         Ok(file)
     }
@@ -164,9 +198,15 @@ impl Files {
     ) -> io::Result<Identity> {
         let stat = rustix::fs::fstat(file)?;
         let path = format!("/proc/self/fd/{}", file.as_raw_fd());
-        let close = match rustix::fs::fcntl_getfl(file)? & OFlags::ACCMODE {
-            OFlags::RDONLY => inotify::WatchFlags::CLOSE_NOWRITE,
-            _ => inotify::WatchFlags::CLOSE_WRITE,
+        let opened = rustix::fs::fcntl_getfl(file)? & OFlags::ACCMODE;
+        let close = match opened {
+            OFlags::WRONLY | OFlags::RDWR => inotify::WatchFlags::CLOSE_WRITE,
+            _ => inotify::WatchFlags::CLOSE_NOWRITE,
+        };
+        let access = match object {
+            // A pipe that is not open for writing makes poll tell the truth.
+            Object::Event(_) => OFlags::RDWR,
+            _ => opened,
         };
         let watch = inotify::add_watch(&self.inotify, path, close)?;
         // Nobody else is to make a second open file of this inode, whose close would look like ours.
@@ -183,6 +223,7 @@ impl Files {
                 object,
                 node,
                 position: 0,
+                access,
                 watch,
             },
         );
@@ -306,7 +347,7 @@ pub(super) fn memfd(name: &str) -> io::Result<OwnedFd> {
     }
 }
 
-fn reopened_memfd(node: &NodeName) -> io::Result<OwnedFd> {
+fn reopened_memfd(node: &NodeName, flags: OFlags) -> io::Result<OwnedFd> {
     let name = match node {
         NodeName::Iommu => "iommu",
         NodeName::Container => "vfio-container",
@@ -320,7 +361,7 @@ fn reopened_memfd(node: &NodeName) -> io::Result<OwnedFd> {
     };
     fcntl_add_seals(&memfd, seals | SealFlags::SEAL)?;
     let path = format!("/proc/self/fd/{}", memfd.as_raw_fd());
-    let file = rustix::fs::open(path, OFlags::RDWR | OFlags::CLOEXEC, Mode::empty())?;
+    let file = rustix::fs::open(path, flags | OFlags::CLOEXEC, Mode::empty())?;
     Ok(file)
 }
 
@@ -333,7 +374,7 @@ mod tests {
     fn the_last_close_is_seen_at_once_and_a_dup_holds_it_open() {
         let inotify =
             inotify::init(inotify::CreateFlags::NONBLOCK | inotify::CreateFlags::CLOEXEC).unwrap();
-        let file = reopened_memfd(&NodeName::Iommu).unwrap();
+        let file = reopened_memfd(&NodeName::Iommu, OFlags::RDWR).unwrap();
         inotify::add_watch(
             &inotify,
             format!("/proc/self/fd/{}", file.as_raw_fd()),
@@ -353,7 +394,7 @@ mod tests {
 
     #[test]
     fn a_write_past_the_filter_is_refused() {
-        let file = reopened_memfd(&NodeName::Device("vfio0".to_owned())).unwrap();
+        let file = reopened_memfd(&NodeName::Device("vfio0".to_owned()), OFlags::RDWR).unwrap();
         assert_eq!(rustix::io::pwrite(&file, b"x", 0), Err(Errno::PERM));
     }
 }

@@ -48,7 +48,9 @@ impl Server {
         }
         let mut number = [0; 4];
         process.read(file_number_at, &mut number)?;
-        let file = self.file(process, u64::from(u32::from_ne_bytes(number)));
+        let number = u64::from(u32::from_ne_bytes(number));
+        let file = self.bound(request, process, number)?;
+        let file = file.and_then(|identity| self.files.get(identity));
         let ours =
             file.is_some_and(|file| matches!(file.object, Object::Device(_) | Object::Group(_)));
         Ok(if ours {

@@ -21,7 +21,7 @@ use ioasid_vfio::MapRequest;
 use super::{
     Server,
     calls::{Answer, Outcome},
-    files::{Identity, Object},
+    files::{Identity, Object, OpenFile},
 };
 use crate::listener::Request;
 
@@ -37,10 +37,18 @@ pub(super) struct Mapping {
 impl Server {
     pub(super) fn mmap(&mut self, request: &Request, process: &Arc<Process>) -> Outcome {
         let [_, len, prot, flags, fd, offset] = request.args;
-        let Some(identity) = self.identity(process, fd) else {
+        let Some(identity) = self.bound(request, process, fd)? else {
             return Ok(Answer::Proceed);
         };
-        match self.files.get(identity).map(|file| &file.object) {
+        let file = self.files.get(identity);
+        if let Some(file) = file {
+            let stores = is_shared(flags) && prot & libc::PROT_WRITE as u64 != 0;
+            if !file.is_readable() || (stores && !file.is_writable()) {
+                return Err(Errno::EACCES);
+            }
+        }
+        let writable = file.is_some_and(OpenFile::is_writable);
+        match file.map(|file| &file.object) {
             None => Ok(Answer::Proceed),
             Some(
                 Object::Container(_)
@@ -55,8 +63,7 @@ impl Server {
                     offset,
                     len,
                     shared: is_shared(flags),
-                    // A file of ours is open for writing, whoever opened it.
-                    writable: true,
+                    writable,
                 })?;
                 self.traps.prepare(process, identity, &device)?;
                 Ok(Answer::Proceed)

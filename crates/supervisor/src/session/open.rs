@@ -12,6 +12,7 @@ use ioasid_host::Process;
 use ioasid_machine::sysfs::VFIO_GROUP_MAJOR;
 use ioasid_uapi::Errno;
 use ioasid_vfio::{Container, VfioGroup};
+use rustix::fs::OFlags;
 
 use super::{
     Server,
@@ -73,23 +74,6 @@ impl Server {
         self.shared.open_files.store(open, Ordering::Relaxed);
     }
 
-    /// Puts a file of ours in the place of a placeholder that was opened past us.
-    pub(super) fn bind_late(
-        &mut self,
-        request: &Request,
-        fd: u32,
-        node: NodeName,
-    ) -> Result<Identity, Errno> {
-        let cloexec = path::is_cloexec(request.tid, fd);
-        let file = self.open_node(node)?;
-        let stat = rustix::fs::fstat(&file).map_err(|_| Errno::EIO)?;
-        self.shared
-            .listener
-            .replace_fd(request.id, file.as_fd(), fd, cloexec)
-            .map_err(|_| Errno::EBADF)?;
-        Ok((stat.st_dev, stat.st_ino))
-    }
-
     pub(super) fn open(
         &mut self,
         request: &Request,
@@ -140,7 +124,7 @@ impl Server {
             Ok(node) => node,
             Err(answer) => return Ok(answer),
         };
-        let file = self.open_node(node)?;
+        let file = self.open_node(node, OFlags::from_bits_retain(flags as u32))?;
         self.hand_over(
             request,
             process,
@@ -199,7 +183,7 @@ impl Server {
         groups.find(|group| group.number() == number)
     }
 
-    fn open_node(&mut self, name: NodeName) -> Result<OwnedFd, Errno> {
+    pub(super) fn open_node(&mut self, name: NodeName, flags: OFlags) -> Result<OwnedFd, Errno> {
         failpoint::allocation()?;
         let (object, rdev) = match &name {
             NodeName::Iommu => (Object::Iommufd(self.view.new_context()), IOMMU_RDEV),
@@ -228,7 +212,10 @@ impl Server {
                 (Object::Device(file), (info.major, info.minor))
             }
         };
-        let file = match self.files.create(object.clone(), Node { name, rdev }) {
+        let file = match self
+            .files
+            .create(object.clone(), Node { name, rdev }, flags)
+        {
             Ok(file) => file,
             Err(error) => {
                 tracing::warn!(%error, "no file can be made for a program");

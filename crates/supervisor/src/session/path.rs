@@ -79,16 +79,6 @@ fn directory(path: &str) -> Result<OwnedFd, Errno> {
     )
 }
 
-/// Whether descriptor `fd` of the thread is close-on-exec, as `fdinfo` shows it.
-pub(super) fn is_cloexec(tid: u32, fd: u32) -> bool {
-    let flags = std::fs::read_to_string(format!("/proc/{tid}/fdinfo/{fd}"));
-    let octal = flags.ok().and_then(|text| {
-        let line = text.lines().find_map(|l| l.strip_prefix("flags:"))?;
-        u64::from_str_radix(line.trim(), 8).ok()
-    });
-    octal.is_some_and(|bits| bits & libc::O_CLOEXEC as u64 != 0)
-}
-
 /// `N` of `/proc/self/fd/N` and its kin. Those links are of the reader, so they cannot be followed
 /// from here.
 pub(super) fn descriptor_path(path: &[u8]) -> Option<i32> {

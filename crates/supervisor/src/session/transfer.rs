@@ -115,12 +115,22 @@ impl Server {
         shape: Shape,
     ) -> Outcome {
         let args = &request.args;
-        let identity = self.identity(process, args[0]);
+        let identity = self.bound(request, process, args[0])?;
         let file = identity.and_then(|identity| self.files.get_mut(identity));
         let Some(file) = file else {
             return Ok(Answer::Proceed);
         };
         let offset = shape.offset(args);
+        if offset.is_some_and(|offset| offset.cast_signed() < 0) {
+            return Err(Errno::EINVAL);
+        }
+        let open_for_it = match direction {
+            Direction::Read => file.is_readable(),
+            Direction::Write => file.is_writable(),
+        };
+        if !open_for_it {
+            return Err(Errno::EBADF);
+        }
         match &file.object {
             // These have neither read nor write.
             Object::Iommufd(_) | Object::Container(_) | Object::Group(_) => Err(Errno::EINVAL),

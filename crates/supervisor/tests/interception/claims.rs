@@ -58,6 +58,21 @@ const CLAIMS: &[(&str, Claim)] = &[
     ("a_file_is_mapped_by_the_rules_of_linux", |u| {
         client(u, "memory-files")
     }),
+    ("a_node_opened_for_reading_is_used_like_any_other", |u| {
+        client(u, "opened-for-reading")
+    }),
+    ("reads_and_writes_look_at_the_access_mode", |u| {
+        client(u, "access-modes")
+    }),
+    ("an_open_past_the_filter_is_an_open", |u| {
+        client(u, "opened-past-the-filter")
+    }),
+    ("an_ioctl_names_open_files_alone", |u| {
+        client(u, "named-by-an-ioctl")
+    }),
+    ("a_node_is_no_regular_file", |u| client(u, "not-regular")),
+    ("a_device_works_on_any_number", |u| client(u, "any-number")),
+    ("numbers_do_not_run_out", |u| client(u, "many")),
     ("sysfs_leads_to_the_device", |u| client(u, "sysfs")),
     ("writes_to_sysfs_are_carried_out_and_show", |u| {
         client(u, "attributes")

@@ -20,7 +20,7 @@ use std::{
 use crate::{
     attributes,
     check::{ensure, ensure_eq},
-    entries, groups, hardship,
+    descriptors, entries, groups, hardship,
     machine::{ADDRESS, RDEV},
     memory, migration, places,
 };
@@ -51,6 +51,7 @@ pub(crate) fn main(words: Vec<OsString>) -> ExitCode {
     let all = all.chain(attributes::CLIENTS).chain(migration::CLIENTS);
     let all = all.chain(places::CLIENTS);
     let all = all.chain(memory::CLIENTS);
+    let all = all.chain(descriptors::CLIENTS);
     let (_, client) = all.into_iter().find(|(n, _)| *n == name).unwrap();
     let result = client();
     match result {

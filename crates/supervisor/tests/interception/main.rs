@@ -13,6 +13,7 @@ mod check;
 mod claims;
 mod client;
 mod confined;
+mod descriptors;
 mod entries;
 mod groups;
 mod hardship;
@@ -21,6 +22,7 @@ mod mapped;
 mod memory;
 mod migration;
 mod places;
+mod uring;
 
 use std::{
     ffi::OsString,

@@ -4,7 +4,7 @@
 use std::{
     ffi::OsString,
     fs, io,
-    os::unix::fs::{OpenOptionsExt, PermissionsExt},
+    os::unix::fs::{OpenOptionsExt, PermissionsExt, symlink},
     path::Path,
 };
 
@@ -15,6 +15,13 @@ use crate::wire::Library;
 
 /// The file's name, by which a process that has loaded it is known.
 pub(crate) const NAME: &str = "libioasid-mmio.so";
+
+/// A link to its own directory, by which the library is named. The runtime of AddressSanitizer, where it is a
+/// library, ends a program whose first library is another than itself, and knows itself by this in the path
+/// (`AsanCheckDynamicRTPrereqs` in compiler-rt). It need not be the first for us: what it replaces of the C
+/// library we do not call. The program's maps show the library without the link, as they must: a runtime
+/// that is linked into the program ends it if it finds the name there.
+const ALIAS: &str = "libasan.so";
 
 /// Where it lies in a `/dev` of ours.
 const IN_DEV: &str = "/dev/.ioasid";
@@ -30,7 +37,7 @@ pub(crate) fn in_a_directory() -> io::Result<(TempDir, String)> {
     Ok((directory, path))
 }
 
-/// Writes it to `directory`.
+/// Writes it to `directory`; returns the path that programs get.
 fn write(directory: &Path) -> io::Result<String> {
     let path = directory.join(NAME);
     let mut options = fs::OpenOptions::new();
@@ -43,14 +50,17 @@ fn write(directory: &Path) -> io::Result<String> {
     // Whatever the umask says.
     file.set_permissions(fs::Permissions::from_mode(0o755))?;
     let unusable = || io::Error::new(io::ErrorKind::InvalidInput, "not a path for LD_PRELOAD");
+    symlink(".", directory.join(ALIAS))?;
     // The dynamic linker takes both for the end of a path.
+    let path = directory.join(ALIAS).join(NAME);
     let path = path.into_os_string().into_string().ok();
     path.filter(|path| !path.contains([' ', ':']))
         .ok_or_else(unusable)
 }
 
-/// The value of [`VARIABLE`] for the program, before what it has already; `None` to leave it alone.
-/// Without the library a program still runs, and is traced where it maps registers.
+/// The value of [`VARIABLE`] for the program, behind what it has already: what others put around functions
+/// of the C library stays around ours. `None` to leave it alone. Without the library a program still runs,
+/// and is traced where it maps registers.
 pub(crate) fn environment(library: Library) -> Option<OsString> {
     let path = match library {
         Library::None => return None,
@@ -69,10 +79,10 @@ pub(crate) fn environment(library: Library) -> Option<OsString> {
             }
         }
     };
-    let mut value = OsString::from(path);
-    if let Some(old) = std::env::var_os(VARIABLE).filter(|old| !old.is_empty()) {
+    let mut value = std::env::var_os(VARIABLE).unwrap_or_default();
+    if !value.is_empty() {
         value.push(":");
-        value.push(old);
     }
+    value.push(path);
     Some(value)
 }

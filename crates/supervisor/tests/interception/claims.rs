@@ -18,7 +18,7 @@ use ioasid_core::inspect::Value;
 use ioasid_supervisor::control;
 use libtest_mimic::{Arguments, Failed, Trial};
 
-use crate::mapped;
+use crate::{mapped, sanitized};
 
 /// Who runs the machine and its programs.
 #[derive(Clone, Copy, PartialEq)]
@@ -142,7 +142,7 @@ const CLAIMS: &[(&str, Claim)] = &[
 pub(crate) fn main() -> ExitCode {
     let arguments = Arguments::from_args();
     let mut trials = Vec::new();
-    for (name, claim) in CLAIMS.iter().chain(mapped::CLAIMS) {
+    for (name, claim) in CLAIMS.iter().chain(mapped::CLAIMS).chain(sanitized::CLAIMS) {
         for (user, confined, suffix) in [
             (User::Us, false, ""),
             (User::Us, true, "::without_namespaces"),
@@ -159,6 +159,7 @@ pub(crate) fn main() -> ExitCode {
     }
     let conclusion = libtest_mimic::run(&arguments, trials);
     mapped::clean_up();
+    sanitized::clean_up();
     if let Some(copy) = unprivileged().and_then(Path::parent) {
         // A copy that stays behind in the temporary directory harms nobody.
         let _ = fs::remove_dir_all(copy);

@@ -22,6 +22,7 @@ mod mapped;
 mod memory;
 mod migration;
 mod places;
+mod sanitized;
 mod uring;
 
 use std::{
@@ -98,6 +99,9 @@ fn options(words: Vec<OsString>) -> RunOptions {
         options.vm = Some(words[1].to_str().unwrap().to_owned());
     }
     options.forward_signals = true;
+    if let Some(libraries) = std::env::var_os("PROGRAM_PRELOADS") {
+        options.env.push(("LD_PRELOAD".into(), libraries));
+    }
     options.namespaces = std::env::var_os("NO_NAMESPACES").is_none();
     options.mmio = match std::env::var("MMIO").as_deref() {
         Ok("preload") => Mmio::Preload,

@@ -18,7 +18,7 @@ use ioasid_core::{
 };
 use rustix::{
     event::{PollFd, PollFlags, Timespec, poll},
-    fs::{AtFlags, CWD, Dir, Mode, OFlags, fcntl_getfl},
+    fs::{AtFlags, CWD, Dir, Mode, OFlags, StatxFlags, fcntl_getfl},
     io::Errno,
     process::{Pid, PidfdFlags, PidfdGetfdFlags},
 };

@@ -54,7 +54,8 @@ fn alone() {
     }
     let after = settled_counts(before[2]);
     assert_eq!(after[0], before[0], "file descriptors");
-    assert_eq!(after[2], before[2], "threads");
+    // Fewer if one of the first cycles was still ending at the first look.
+    assert!(after[2] <= before[2], "threads: {after:?} after {before:?}");
     // The allocator keeps some arenas and stacks; a leak of one per cycle would be a thousand.
     assert!(
         after[1] < before[1] + CYCLES / 10,

@@ -46,6 +46,9 @@ pub struct Statx {
     rest: [u64; 14],
 }
 
+/// The number of links in [`Statx::head`].
+const NLINK: usize = 4;
+
 const _: () = assert!(size_of::<Stat>() == 144 && size_of::<Statx>() == 256);
 
 const AT_FDCWD: c_int = -100;
@@ -86,10 +89,16 @@ fn device(major: u32, minor: u32) -> u64 {
     (u64::from(minor) & 0xff) | u64::from(major) << 8 | (u64::from(minor) & !0xff) << 12
 }
 
-/// The number of the node that a file with these facts stands for, as `(major, minor)`.
-fn node(dev: u64, ino: u64, mode: u32) -> Option<(u32, u32)> {
+/// The number of the node that a file with these facts stands for, or was opened by, as
+/// `(major, minor)`.
+fn node(dev: u64, ino: u64, mode: u32, nlink: u64) -> Option<(u32, u32)> {
     let nodes = NODES.load(Ordering::Relaxed);
-    if nodes == 0 || dev != nodes || !matches!(mode & TYPE, REGULAR | CHARACTER) {
+    let placeholder = nodes != 0 && dev == nodes && matches!(mode & TYPE, REGULAR | CHARACTER);
+    // An open node is a memfd: a file without a name, on a file system without a device. The session
+    // knows which of these are nodes; where its filter asks about a descriptor, the kernel's answer
+    // came from it and is no regular file.
+    let memory = nlink == 0 && mode & TYPE == REGULAR && dev >> 8 & 0xfff == 0;
+    if !placeholder && !memory {
         return None;
     }
     let shape = Shape {
@@ -111,7 +120,7 @@ unsafe fn at(directory: c_int, path: *const c_char, to: *mut Stat, flags: c_int)
     }
     // SAFETY: the kernel has just filled it.
     let stat = unsafe { &mut *to };
-    if let Some((major, minor)) = node(stat.dev, stat.ino, stat.mode) {
+    if let Some((major, minor)) = node(stat.dev, stat.ino, stat.mode, stat.nlink) {
         stat.mode = CHARACTER | (stat.mode & !TYPE);
         stat.rdev = device(major, minor);
     }
@@ -196,7 +205,8 @@ functions_at! {
     fstatat64, __fxstatat64;
 }
 
-/// A node that was opened past the session, on its descriptor.
+/// A node that was opened past the session, or whose descriptor has a number that the filter does not
+/// ask about.
 ///
 /// # Safety
 /// As `fstat`'s.
@@ -261,7 +271,8 @@ pub unsafe extern "C" fn statx(
     // SAFETY: the kernel has just filled it.
     let statx = unsafe { &mut *to };
     let dev = device(statx.dev_major, statx.dev_minor);
-    if let Some((major, minor)) = node(dev, statx.ino, statx.mode.into()) {
+    let nlink = statx.head[NLINK].into();
+    if let Some((major, minor)) = node(dev, statx.ino, statx.mode.into(), nlink) {
         statx.mode = (CHARACTER | (u32::from(statx.mode) & !TYPE)) as u16;
         (statx.rdev_major, statx.rdev_minor) = (major, minor);
     }

@@ -187,8 +187,13 @@ impl Server {
         match shape.kind {
             Kind::Share => return self.share(request, process),
             Kind::Node => {
-                let node = self.node_at((value, address)).ok_or(Errno::ENOENT)?;
-                let (major, minor) = self.rdev_of(node).ok_or(Errno::ENOENT)?;
+                let identity = (value, address);
+                let opened = self.files.get(identity).and_then(|file| file.node.as_ref());
+                let node = opened.map(|node| &node.name);
+                let node = node.or_else(|| self.node_at(identity));
+                let (major, minor) = node
+                    .and_then(|node| self.rdev_of(node))
+                    .ok_or(Errno::ENOENT)?;
                 return Ok(Answer::Value(u64::from(major) << 32 | u64::from(minor)));
             }
             Kind::Await => {

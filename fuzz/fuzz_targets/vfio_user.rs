@@ -105,6 +105,7 @@ static STAGE: LazyLock<Stage> = LazyLock::new(|| {
         memory,
         eventfd: rustix::event::eventfd(0, flags).unwrap(),
         pipe: std::io::pipe().unwrap().0.into(),
+        disk: std::fs::File::open("/proc/self/maps").unwrap().into(),
     };
     at_end();
     Stage {

@@ -56,11 +56,14 @@ pub(crate) struct Belongings {
     pub(crate) memory: OwnedFd,
     pub(crate) eventfd: OwnedFd,
     pub(crate) pipe: OwnedFd,
+    /// A file that is not in memory.
+    pub(crate) disk: OwnedFd,
 }
 
 impl Belongings {
     fn fds(&self, kind: u8, count: usize) -> Vec<BorrowedFd<'_>> {
         let fd = match kind % 8 {
+            5 => self.disk.as_fd(),
             6 => self.pipe.as_fd(),
             7 => self.eventfd.as_fd(),
             _ => self.memory.as_fd(),
@@ -256,7 +259,7 @@ pub(crate) fn play(
         }
         UNMAP => {
             let request = DmaUnmap {
-                argsz: 24,
+                argsz: 24 ^ u32::from(d),
                 flags: u32::from(c),
                 address: address(a).wrapping_add(f.into()),
                 size: size(b).wrapping_add(g.into()),
@@ -264,7 +267,10 @@ pub(crate) fn play(
             (command::DMA_UNMAP, request.as_bytes().to_vec())
         }
         INFO => match a % 4 {
-            0 => (command::DEVICE_GET_INFO, vec![b; 16]),
+            0 => {
+                let words = [16 ^ u32::from(b), 0, 0, 0];
+                (command::DEVICE_GET_INFO, words.as_bytes().to_vec())
+            }
             1 => {
                 let words = [32_u32, 0, b.into(), 0, 0, 0, 0, 0];
                 (command::DEVICE_GET_REGION_INFO, words.as_bytes().to_vec())

@@ -59,6 +59,8 @@ pub(super) enum Memory {
     Shared,
     /// In QEMU alone: each piece of DMA is a message.
     Private,
+    /// In a file of whatever file system the build is on, which is handed over all the same.
+    Disk,
 }
 
 /// A guest beside its devices.
@@ -272,6 +274,13 @@ impl Host {
                     "memory-backend-memfd,id=memory,size={}M,share=on",
                     board.megabytes
                 )),
+            Memory::Disk => command
+                .args(["-M", "q35,memory-backend=memory", "-object"])
+                .arg(format!(
+                    "memory-backend-file,id=memory,size={}M,share=on,mem-path={}",
+                    board.megabytes,
+                    self.stage.path("sockets").display()
+                )),
             Memory::Private => command.args(["-M", "q35"]),
         };
         let monitor = self.board(name, board, &mut command);
@@ -296,6 +305,12 @@ impl Host {
             println!("{command:?}");
         }
         Guest::begin(name, &mut command, &monitor, self.verbose)
+    }
+
+    /// Whether a file of [`Memory::Disk`] is in memory after all: then it is one that is mapped.
+    pub(super) fn disk_is_memory(&self) -> Result<bool> {
+        const TMPFS_MAGIC: i64 = 0x0102_1994;
+        Ok(rustix::fs::statfs(self.stage.path("sockets"))?.f_type == TMPFS_MAGIC)
     }
 
     /// What every guest has; returns the path of its monitor.

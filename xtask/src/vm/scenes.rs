@@ -43,7 +43,7 @@ pub(super) const SCENES: &[(&str, Claim<Host>)] = &[
         sockets::two_guests,
     ),
     (
-        "guests by vfio-user: one whose memory is its own",
+        "guests by vfio-user: one whose memory is its own, and one whose is a file on a disk",
         sockets::private_memory,
     ),
     (

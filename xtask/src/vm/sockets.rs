@@ -84,22 +84,30 @@ pub(super) fn two_guests(host: &Host) -> Result<String> {
     ))
 }
 
-/// A guest that shares no memory, with two devices.
+/// A guest that shares no memory, with two devices, and one whose memory is a file on a disk.
 pub(super) fn private_memory(host: &Host) -> Result<String> {
     let served = host.serve_sockets(MACHINE)?;
-    let board = Board {
-        memory: Memory::Private,
+    let board = |memory| Board {
+        memory,
         ..Board::default()
     };
-    let mut guest = host.guest_at_sockets("vm1", board, &[FIRST, PDEV])?;
-    let report = guest.next_report()?;
+    let mut first = host.guest_at_sockets("vm1", board(Memory::Private), &[FIRST, PDEV])?;
+    let mut second = host.guest_at_sockets("vm2", board(Memory::Disk), &[SECOND])?;
+    let report = first.next_report()?;
     for index in [0, 1] {
         good(host, &report, index)?;
     }
+    good(host, &second.next_report()?, 0)?;
     let tree = served.inspect(host.stage())?;
     no_faults(&tree)?;
     held_by_all(&tree, "vm1", 2, "socket")?;
-    guest.quit()?;
+    let disk = match host.disk_is_memory()? {
+        true => "file",
+        false => "socket",
+    };
+    held_by_all(&tree, "vm2", 1, disk)?;
+    first.quit()?;
+    second.quit()?;
     served.settle(host.stage())?;
     Ok(format!("DMA by messages to QEMU; {}", shown(host)))
 }

@@ -80,7 +80,8 @@ const fn field(low: u32, value: u64) -> u64 {
 }
 
 impl VtdRegisters {
-    pub(crate) fn new(device: &Device) -> Option<Self> {
+    /// Those of the IOMMU in front of `device`, if that is a VT-d.
+    pub fn new(device: &Device) -> Option<Self> {
         let first_stage = match device.format() {
             TableFormat::X86_64Stage1 => true,
             TableFormat::VtdSecondStage => false,

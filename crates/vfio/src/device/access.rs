@@ -77,15 +77,31 @@ impl VfioDevice {
         }
         match RegionIndex::at(offset)? {
             (RegionIndex::Config, offset) => {
-                let function = self.model.function();
-                if function.write_config(offset, data)? == ConfigEffect::Reset {
-                    self.reset_model();
-                }
+                self.write_config(offset, data)?;
                 Ok(data.len())
             }
             (RegionIndex::Bar(bar), offset) => self.write_bar(bar, offset, data),
             (RegionIndex::Rom | RegionIndex::Vga, _) => Err(Error::NoSuchIndex),
         }
+    }
+
+    /// Writes configuration space, with the gate held exclusively.
+    fn write_config(&self, offset: u64, data: &[u8]) -> Result<()> {
+        let function = self.model.function();
+        if function.write_config(offset, data)? == ConfigEffect::Reset {
+            self.reset_model();
+        }
+        Ok(())
+    }
+
+    /// Writes configuration space as the host may at any time (`config` in sysfs), whoever uses the
+    /// device.
+    ///
+    /// # Errors
+    /// [`Error::BeyondConfig`] if the access passes the end; nothing is written then.
+    pub fn write_config_by_host(&self, offset: u64, data: &[u8]) -> Result<()> {
+        let _exclusive = self.exclusive();
+        self.write_config(offset, data)
     }
 
     fn read_bar(&self, bar: u8, offset: u64, data: &mut [u8]) -> Result<usize> {

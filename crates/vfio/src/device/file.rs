@@ -336,13 +336,15 @@ impl VfioDevice {
     pub(super) fn take(&self, number: u64) -> Result<()> {
         let mut users = self.use_.lock();
         match users.bound {
-            Some(_) => Err(Error::BoundElsewhere),
+            Some(_) => return Err(Error::BoundElsewhere),
             None => {
                 users.bound = Some(number);
                 self.count_token_user(true);
-                Ok(())
             }
         }
+        drop(users);
+        self.model.function().tell_watchers();
+        Ok(())
     }
 
     pub(super) fn give_back(&self, number: u64) {
@@ -350,6 +352,8 @@ impl VfioDevice {
         if users.bound == Some(number) {
             users.bound = None;
             self.count_token_user(false);
+            drop(users);
+            self.model.function().tell_watchers();
         }
     }
 

@@ -104,6 +104,19 @@ impl FunctionBuilder {
 }
 
 impl Function {
+    /// Whether it can be reset by itself: a function level reset.
+    pub fn has_function_reset(&self) -> bool {
+        let at = self
+            .express
+            .map(|at| at + spec::EXPRESS_DEVICE_CAPABILITIES + 3);
+        at.is_some_and(|at| self.byte(at) & (spec::DEVCAP_FLR >> 24) as u8 != 0)
+    }
+
+    /// Whether there is a power management capability.
+    pub fn has_power_states(&self) -> bool {
+        self.power.is_some()
+    }
+
     /// The virtual functions that it can have.
     pub fn sriov(&self) -> Option<SriovLayout> {
         self.sriov.map(|(_, layout)| layout)
@@ -126,5 +139,7 @@ impl Function {
                 set_masked(&mut config.initial, at, byte, 0xff);
             }
         }
+        drop(config);
+        self.watchers.tell();
     }
 }

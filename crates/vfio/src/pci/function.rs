@@ -21,6 +21,7 @@ use super::{
     master::{Followers, Master},
     spec,
     vectors::Vectors,
+    watch::Watchers,
 };
 use crate::error::{Error, Result};
 
@@ -156,12 +157,12 @@ pub(super) struct Parts {
 pub struct Function {
     pub(super) config: Mutex<Config>,
     /// Bits that a program may change, byte by byte.
-    writable: Vec<u8>,
+    pub(super) writable: Vec<u8>,
     host_headers: Vec<(usize, u32)>,
-    bars: [Option<Bar>; 6],
+    pub(super) bars: [Option<Bar>; 6],
     msix: Option<MsixLayout>,
-    express: Option<usize>,
-    power: Option<usize>,
+    pub(super) express: Option<usize>,
+    pub(super) power: Option<usize>,
     msi: Option<usize>,
     pub(super) sriov: Option<(usize, SriovLayout)>,
     is_virtual: bool,
@@ -172,6 +173,7 @@ pub struct Function {
     awake: AtomicBool,
     memory_enabled: AtomicBool,
     pub(super) master: Master,
+    pub(super) watchers: Watchers,
 }
 
 pub(super) struct Config {
@@ -212,6 +214,7 @@ impl Function {
             awake: AtomicBool::new(true),
             memory_enabled: AtomicBool::new(true),
             master: Master::new(),
+            watchers: Watchers::default(),
         }
     }
 
@@ -278,7 +281,7 @@ impl Function {
         self.awake.load(Ordering::Acquire)
     }
 
-    fn byte(&self, at: usize) -> u8 {
+    pub(super) fn byte(&self, at: usize) -> u8 {
         self.config.lock().values.get(at).copied().unwrap_or(0)
     }
 
@@ -298,48 +301,6 @@ impl Function {
     /// to do asks first, and is told of a change by [`Function::on_bus_master`].
     pub fn bus_master(&self) -> bool {
         self.master.is_on()
-    }
-
-    /// Puts the BARs at host addresses from `base` up, each aligned to its size, in the order of
-    /// their indexes. Returns the first address after them.
-    pub fn assign_bars(&self, base: u64) -> u64 {
-        let mut config = self.config.lock();
-        let Config {
-            values, initial, ..
-        } = &mut *config;
-        let mut next = base;
-        for (index, bar) in self.bars.iter().enumerate() {
-            let Some(bar) = bar else { continue };
-            let Some(address) = next.checked_next_multiple_of(bar.size) else {
-                break;
-            };
-            next = address.saturating_add(bar.size);
-            let offset = spec::BAR0 + 4 * index;
-            let width = if bar.is_64bit { 8 } else { 4 };
-            for (byte, value) in address.to_le_bytes().into_iter().take(width).enumerate() {
-                let mask = self.writable[offset + byte];
-                for image in [&mut *values, &mut *initial] {
-                    set_masked(image, offset + byte, value, mask);
-                }
-            }
-        }
-        next
-    }
-
-    /// The address that BAR `index` was given by [`Function::assign_bars`], or 0.
-    pub fn bar_address(&self, index: u8) -> u64 {
-        let Some(bar) = self.bar(index) else { return 0 };
-        let config = self.config.lock();
-        let offset = spec::BAR0 + 4 * usize::from(index);
-        let mut bytes = [0; 8];
-        let width = if bar.is_64bit { 8 } else { 4 };
-        if let (Some(to), Some(from)) = (
-            bytes.get_mut(..width),
-            config.initial.get(offset..offset + width),
-        ) {
-            to.copy_from_slice(from);
-        }
-        u64::from_le_bytes(bytes) & !0xf
     }
 
     /// Reads configuration space as a program sees it.
@@ -402,6 +363,8 @@ impl Function {
             let value = if enabled { spec::MSIX_ENABLE_HIGH } else { 0 };
             let at = msix.capability + spec::MSIX_CONTROL + 1;
             set_masked(&mut config.values, at, value, spec::MSIX_ENABLE_HIGH);
+            drop(config);
+            self.watchers.tell();
         }
     }
 
@@ -413,6 +376,8 @@ impl Function {
             config.msi_given = vectors.next_power_of_two().trailing_zeros() as u8;
         }
         self.vectors.set_msi(vectors);
+        drop(config);
+        self.watchers.tell();
     }
 
     /// What a program writes to the control of MSI is what it sees, but it is enabled by SET_IRQS
@@ -501,7 +466,20 @@ impl Function {
     /// All of configuration space as the host sees it, with the capabilities that programs do not
     /// see.
     pub fn host_config(&self) -> Vec<u8> {
-        let mut values = self.config.lock().values.clone();
+        let (mut values, msi_enabled) = {
+            let config = self.config.lock();
+            (config.values.clone(), config.msi_enabled)
+        };
+        if let Some(msi) = self.msi {
+            // Whether the interrupts' own request has enabled it, whatever the program wrote.
+            let enable = if msi_enabled { spec::MSI_ENABLE } else { 0 };
+            set_masked(
+                &mut values,
+                msi + spec::MSI_CONTROL,
+                enable,
+                spec::MSI_ENABLE,
+            );
+        }
         for (offset, header) in &self.host_headers {
             if let Some(bytes) = values.get_mut(*offset..offset + 4) {
                 bytes.copy_from_slice(&header.to_le_bytes());
@@ -510,9 +488,12 @@ impl Function {
         if self.is_virtual
             && let Some(header) = values.get_mut(..spec::COMMAND + 1)
         {
-            // A virtual function has its ids and its memory enable in the physical one.
+            // A virtual function has its ids, its memory enable and its BARs in the physical one.
             header[..spec::COMMAND].fill(0xff);
             header[spec::COMMAND] &= !(spec::COMMAND_MEMORY as u8);
+            if let Some(bars) = values.get_mut(spec::BAR0..spec::BAR0 + 24) {
+                bars.fill(0);
+            }
         }
         values
     }
@@ -543,6 +524,7 @@ impl Function {
         drop(config);
         let master = awake && command & spec::COMMAND_MASTER != 0;
         self.master.set(followers, &self.vectors, master);
+        self.watchers.tell();
     }
 
     fn config_range(&self, offset: u64, len: usize) -> Result<Range<usize>> {

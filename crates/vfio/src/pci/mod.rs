@@ -8,15 +8,18 @@
 
 pub mod spec;
 
+mod bars;
 mod builder;
 mod capabilities;
 mod function;
 mod intx;
 mod master;
 mod vectors;
+mod watch;
 
 pub use builder::{FunctionBuilder, LayoutError};
 pub use capabilities::SriovLayout;
 pub use function::{Bar, ConfigEffect, Function, MsixLayout};
 pub use intx::Intx;
 pub use vectors::Vectors;
+pub use watch::FunctionWatch;

@@ -9,9 +9,14 @@ use ioasid_core::{
 use ioasid_iommufd::Context;
 use ioasid_machine::{AttributeError, Machine};
 use ioasid_selftest::SelfTest;
-use ioasid_supervisor::{MachineView, NodeInfo, SysfsEntry, SysfsKind, view::MdevRequest};
+use ioasid_supervisor::{
+    LiveFile, MachineView, NodeInfo, SysfsEntry, SysfsFile, SysfsKind, view::MdevRequest,
+};
 use ioasid_uapi::{Errno, iommufd::Extension};
 use ioasid_vfio_user::Server;
+
+/// The debug file system, below `/sys`.
+const DEBUG: &str = "kernel/debug";
 
 /// Where a test looks whether the kernel can make allocations fail, and what it sets there. Ours
 /// always may fail, and say nothing about it.
@@ -30,17 +35,29 @@ pub(crate) struct View(Arc<Machine>, Option<SelfTest>, Option<Arc<Server>>);
 impl View {
     /// The view of `machine`.
     pub(crate) fn of(machine: &Arc<Machine>) -> Arc<dyn MachineView> {
-        Arc::new(View(Arc::clone(machine), None, None))
+        View::over(machine, None, None)
     }
 
     /// The view of `machine` with the kernel's self-test beside it.
     pub(crate) fn with_selftest(machine: &Arc<Machine>) -> Arc<dyn MachineView> {
-        Arc::new(View(Arc::clone(machine), Some(SelfTest), None))
+        View::over(machine, Some(SelfTest), None)
     }
 
     /// The view of `machine`, whose devices `server` offers to virtual machines too.
     pub(crate) fn serving(machine: &Arc<Machine>, server: &Arc<Server>) -> Arc<dyn MachineView> {
-        Arc::new(View(Arc::clone(machine), None, Some(Arc::clone(server))))
+        View::over(machine, None, Some(Arc::clone(server)))
+    }
+
+    fn over(
+        machine: &Arc<Machine>,
+        selftest: Option<SelfTest>,
+        server: Option<Arc<Server>>,
+    ) -> Arc<dyn MachineView> {
+        let list = |name: &str| std::fs::read_to_string(format!("/sys/devices/system/cpu/{name}"));
+        if let (Ok(online), Ok(possible)) = (list("online"), list("possible")) {
+            machine.set_processors(&online, &possible);
+        }
+        Arc::new(View(Arc::clone(machine), selftest, server))
     }
 }
 
@@ -73,8 +90,8 @@ impl MachineView for View {
         let mut entries = self.0.sysfs(vm);
         if self.1.is_some() {
             entries.extend(FAULT_INJECTION.map(|(path, value)| SysfsEntry {
-                path: format!("kernel/debug/{path}"),
-                kind: SysfsKind::File(value.into()),
+                path: format!("{DEBUG}/{path}"),
+                kind: SysfsKind::File(SysfsFile::writable(value)),
             }));
         }
         entries
@@ -100,15 +117,35 @@ impl MachineView for View {
         self.0.generation()
     }
 
+    fn live_files(&self, vm: Option<&str>) -> Vec<LiveFile> {
+        self.0.live_files(vm)
+    }
+
     fn attributes(&self, vm: Option<&str>) -> Vec<String> {
-        self.0.writable_attributes(vm)
+        let mut attributes = self.0.writable_attributes(vm);
+        if self.1.is_some() {
+            attributes.extend(FAULT_INJECTION.map(|(path, _)| format!("{DEBUG}/{path}")));
+        }
+        attributes
     }
 
     fn write_attribute(&self, vm: Option<&str>, path: &str, data: &[u8]) -> Result<(), Errno> {
+        if let (Some(_), Some(path)) = (&self.1, path.strip_prefix(DEBUG)) {
+            let name = path.trim_start_matches('/');
+            let known = FAULT_INJECTION.iter().find(|(known, _)| *known == name);
+            // They are what the test sets them to, and nothing else.
+            let same = |value: &str| value.trim_end().as_bytes() == data.trim_ascii_end();
+            return match known {
+                Some((_, value)) if same(value) => Ok(()),
+                Some(_) => Err(Errno::EOPNOTSUPP),
+                None => Err(Errno::EACCES),
+            };
+        }
         let written = self.0.write_attribute(vm, path, data);
         written.map_err(|error| match error {
             AttributeError::Vfio(error) => error.into(),
             AttributeError::NotWritable => Errno::EACCES,
+            AttributeError::NotBuilt => Errno::EOPNOTSUPP,
             AttributeError::OutOfRange => Errno::ERANGE,
             AttributeError::Busy => Errno::EBUSY,
             AttributeError::NoDevice => Errno::ENODEV,

@@ -14,6 +14,7 @@
 pub mod attribute;
 mod emulated;
 pub mod file;
+mod live;
 pub mod machine;
 mod model;
 mod sriov;
@@ -21,4 +22,5 @@ pub mod sysfs;
 
 pub use attribute::AttributeError;
 pub use file::{MachineFile, MachineFileError};
+pub use live::LiveFile;
 pub use machine::{ExportedDevice, Machine, MachineError, MdevInfo, VfioNode};

@@ -22,10 +22,12 @@ use crate::{
     file::MachineFile,
     model::{HostSide, Whole},
     sriov::VirtualFunctions,
+    sysfs::cpus::Cpus,
 };
 
 mod changes;
 mod device;
+mod functions;
 mod inspect;
 mod view;
 
@@ -65,7 +67,10 @@ pub struct Machine {
     mdevs: Arc<MdevRegistry>,
     virtual_functions: VirtualFunctions,
     emulated: Emulated,
-    driver_overrides: Mutex<BTreeMap<PciAddress, String>>,
+    /// What was written to attributes that show it, by function and name.
+    kept: Mutex<BTreeMap<(PciAddress, &'static str), String>>,
+    /// The processors of the host.
+    cpus: Mutex<Cpus>,
     /// Grows with every change of what programs see.
     generation: AtomicU64,
     devices: Vec<MachineDevice>,
@@ -106,7 +111,8 @@ impl Machine {
             mdevs,
             virtual_functions: VirtualFunctions::default(),
             emulated,
-            driver_overrides: Mutex::default(),
+            kept: Mutex::default(),
+            cpus: Mutex::default(),
             generation: AtomicU64::new(0),
             devices,
             vm_of_mdev: Mutex::default(),

@@ -8,7 +8,7 @@ use ioasid_dsa::{DsaConfig, DsaDevice, MAX_TRANSFER_SHIFT, QueueConfig, Role};
 use ioasid_iommu::{Device, DeviceConfig, Iommu};
 use ioasid_vfio::{DeviceModel, Passthrough, Vfio, VfioDevice};
 
-use crate::{attribute::AttributeError, sysfs::bar_base};
+use crate::attribute::AttributeError;
 
 /// Most virtual functions of one physical one.
 pub(crate) const MAX_VIRTUAL: u16 = 31;
@@ -121,7 +121,12 @@ fn make(
         let _ = iommu.remove_device(&device);
         AttributeError::NoMemory
     })?;
-    dsa.function().assign_bars(bar_base(address));
+    for bar in 0..6 {
+        if let Some((first, one)) = physical.model().function().virtual_bar(bar) {
+            let own = first + one.size * u64::from(index);
+            dsa.function().assign_bar(bar, own);
+        }
+    }
     let node = vfio.add(dsa, Passthrough::Whole(Arc::clone(&device)));
     node.set_physical(physical);
     Ok(VirtualFunction {

@@ -7,7 +7,10 @@ use ioasid_core::{
     host::StdSpawner,
     inspect::{Inspect as _, Node, Value},
 };
-use ioasid_machine::{Machine, MachineFile, sysfs::SysfsKind};
+use ioasid_machine::{
+    Machine, MachineFile,
+    sysfs::{SysfsFile, SysfsKind},
+};
 
 const FIRST: &str = "5f2e6a9e-93a1-4f0a-9b3e-3d8f0c1b2a01";
 const SECOND: &str = "5f2e6a9e-93a1-4f0a-9b3e-3d8f0c1b2a02";
@@ -202,7 +205,10 @@ fn an_emulated_device_is_a_mediated_one_of_a_parent_without_a_bus() {
     let available = find(&format!(
         "{parent}/mdev_supported_types/edu-1/available_instances"
     ));
-    assert_eq!(available.unwrap().kind, SysfsKind::File(b"15\n".to_vec()));
+    assert_eq!(
+        available.unwrap().kind,
+        SysfsKind::File(SysfsFile::read_only("15\n"))
+    );
     // Programs can make more of them, by the type's file.
     let create = format!("{parent}/mdev_supported_types/edu-1/create");
     machine

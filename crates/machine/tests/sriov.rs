@@ -32,7 +32,7 @@ fn find<'a>(entries: &'a [SysfsEntry], path: &str) -> Option<&'a SysfsKind> {
 
 fn text(machine: &Machine, path: &str) -> Option<String> {
     match find(&machine.sysfs(None), path)? {
-        SysfsKind::File(bytes) => Some(String::from_utf8(bytes.clone()).unwrap()),
+        SysfsKind::File(file) => Some(String::from_utf8(file.bytes.clone()).unwrap()),
         other => panic!("{path} is {other:?}"),
     }
 }
@@ -55,11 +55,11 @@ fn virtual_functions_come_and_go_with_their_entries_and_nodes() {
     let link = |target: &str| Some(SysfsKind::Link(target.to_owned()));
     assert_eq!(
         find(&entries, &format!("{PF}/virtfn1")).cloned(),
-        link("../../../devices/pci0000:6a/0000:6a:01.2")
+        link("../0000:6a:01.2")
     );
     assert_eq!(
         find(&entries, &format!("{VF}/physfn")).cloned(),
-        link(&format!("../../../{PF}"))
+        link("../0000:6a:01.0")
     );
     assert_eq!(
         find(&entries, &format!("{VF}/driver")).cloned(),
@@ -71,7 +71,7 @@ fn virtual_functions_come_and_go_with_their_entries_and_nodes() {
         "its ids are those that it works as"
     );
     match find(&entries, &format!("{VF}/config")) {
-        Some(SysfsKind::File(config)) => assert_eq!(config[..4], [0xff; 4], "and has none"),
+        Some(SysfsKind::File(config)) => assert_eq!(config.bytes[..4], [0xff; 4], "and has none"),
         other => panic!("{other:?}"),
     }
     set(&machine, &numvfs, "0").unwrap();
@@ -83,10 +83,10 @@ fn virtual_functions_come_and_go_with_their_entries_and_nodes() {
 fn the_number_of_virtual_functions_is_set_as_linux_sets_it() {
     let machine = machine(&["dsa,vfs=3", "dsa"]);
     let set = |text: &str| set(&machine, &format!("{PF}/sriov_numvfs"), text);
-    for bad in ["", "x", "-1", "1 2"] {
+    for bad in ["", "x", "-1", "1 2", "65536", "99999999999999999999"] {
         assert_eq!(set(bad), Err(AttributeError::Invalid), "{bad:?}");
     }
-    for large in ["4", "65536", "99999999999999999999"] {
+    for large in ["4", "65535"] {
         assert_eq!(set(large), Err(AttributeError::OutOfRange), "{large:?}");
     }
     assert_eq!(set("0"), Ok(()));

@@ -1,8 +1,14 @@
 //! What a machine adds to `/sys`, as a tree.
 
-use std::collections::BTreeMap;
+use std::{
+    collections::BTreeMap,
+    fs::{OpenOptions, Permissions},
+    io::{self, Write},
+    os::unix::fs::{OpenOptionsExt, PermissionsExt},
+    path::Path,
+};
 
-use crate::view::{SysfsEntry, SysfsKind};
+use crate::view::{SysfsEntry, SysfsFile, SysfsKind};
 
 /// An entry whose path cannot be one below `/sys`, or that is there twice.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
@@ -14,8 +20,8 @@ pub(crate) struct NoSuchPath(pub(crate) String);
 pub(crate) enum Tree {
     /// A directory. One that the host has too is merged with it.
     Dir(BTreeMap<String, Tree>),
-    /// A file with these bytes.
-    File(Vec<u8>),
+    /// A file.
+    File(SysfsFile),
     /// A symbolic link with this target.
     Link(String),
 }
@@ -45,7 +51,7 @@ pub(crate) fn plant(entries: &[SysfsEntry]) -> Result<BTreeMap<String, Tree>, No
         }
         let new = match &entry.kind {
             SysfsKind::Dir => Tree::Dir(BTreeMap::new()),
-            SysfsKind::File(bytes) => Tree::File(bytes.clone()),
+            SysfsKind::File(file) => Tree::File(file.clone()),
             SysfsKind::Link(target) => Tree::Link(target.clone()),
         };
         match directory.get(name) {
@@ -60,6 +66,22 @@ pub(crate) fn plant(entries: &[SysfsEntry]) -> Result<BTreeMap<String, Tree>, No
     Ok(root)
 }
 
+/// Makes the file of an entry.
+pub(crate) fn write_file(path: &Path, entry: &SysfsFile) -> io::Result<()> {
+    let mut options = OpenOptions::new();
+    let mut file = options
+        .write(true)
+        .create_new(true)
+        .mode(0o600)
+        .open(path)?;
+    file.write_all(&entry.bytes)?;
+    if entry.size > entry.bytes.len() as u64 {
+        file.set_len(entry.size)?;
+    }
+    // Whatever the umask says.
+    file.set_permissions(Permissions::from_mode(entry.mode.into()))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -67,7 +89,7 @@ mod tests {
     fn file(path: &str) -> SysfsEntry {
         SysfsEntry {
             path: path.to_owned(),
-            kind: SysfsKind::File(b"x\n".to_vec()),
+            kind: SysfsKind::File(SysfsFile::read_only("x\n")),
         }
     }
 

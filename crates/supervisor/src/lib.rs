@@ -42,5 +42,5 @@ pub mod wire;
 pub use control::ControlServer;
 pub use run::{RunError, RunOptions};
 pub use session::Session;
-pub use view::{MachineView, NodeInfo, SysfsEntry, SysfsKind};
+pub use view::{LiveFile, MachineView, NodeInfo, SysfsEntry, SysfsFile, SysfsKind};
 pub use wire::Mmio;

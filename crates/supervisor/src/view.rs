@@ -8,7 +8,10 @@ use ioasid_uapi::{Errno, iommufd::Extension};
 use ioasid_vfio::VfioDevice;
 use serde::{Deserialize, Serialize};
 
-pub use ioasid_machine::sysfs::{SysfsEntry, SysfsKind};
+pub use ioasid_machine::{
+    LiveFile,
+    sysfs::{SysfsEntry, SysfsFile, SysfsKind},
+};
 
 /// One `/dev/vfio/devices/NAME`.
 #[derive(Clone, Debug)]
@@ -92,13 +95,20 @@ pub trait MachineView: Send + Sync + fmt::Debug {
         0
     }
 
-    /// The entries of sysfs that a program of `vm` can write, below `/sys`.
+    /// The entries of sysfs whose bytes change without being written.
+    fn live_files(&self, vm: Option<&str>) -> Vec<LiveFile> {
+        let _ = vm;
+        Vec::new()
+    }
+
+    /// The entries of sysfs that a program of `vm` can write, below `/sys`: those of which that does
+    /// something.
     fn attributes(&self, vm: Option<&str>) -> Vec<String> {
         let _ = vm;
         Vec::new()
     }
 
-    /// Writes `data` to one of them.
+    /// Writes `data` to one of them that has no places.
     ///
     /// # Errors
     /// What the kernel would answer. By default there are none.

@@ -7,17 +7,10 @@ use std::{
 };
 
 use ioasid_core::PciAddress;
-use ioasid_vfio::{VfioDevice, mdev::Uuid, pci::Function};
+use ioasid_vfio::{VfioDevice, mdev::Uuid};
 
-use super::{
-    Machine, VfioNode,
-    device::{MachineDevice, bar_sizes},
-};
-use crate::{
-    attribute::AttributeError,
-    sriov::VirtualFunction,
-    sysfs::{MdevTypeEntry, PciFunction, Sriov, SysfsBuilder},
-};
+use super::{Machine, device::MachineDevice};
+use crate::{attribute::AttributeError, sriov::VirtualFunction, sysfs::MdevTypeEntry};
 
 impl Machine {
     /// A number that grows with every change of what programs see: devices that come and go.
@@ -27,17 +20,6 @@ impl Machine {
 
     pub(crate) fn has_changed(&self) {
         self.generation.fetch_add(1, Ordering::AcqRel);
-    }
-
-    /// The devices that a program of `vm` sees whole, virtual functions too, and whether they are
-    /// physical functions.
-    pub(crate) fn whole_devices(&self, vm: Option<&str>) -> Vec<(PciAddress, bool)> {
-        let pdevs = self.pdevs(vm);
-        let pdevs = pdevs.map(|device| (device.address, device.section.vfs > 0));
-        let virtual_functions = self.shown_virtual_functions(vm).into_iter();
-        pdevs
-            .chain(virtual_functions.map(|function| (function.address, false)))
-            .collect()
     }
 
     /// The node of the device at `address`, if that is offered whole.
@@ -86,15 +68,33 @@ impl Machine {
         let physical = physical.ok_or(AttributeError::NoDevice)?;
         let (iommu, vfio) = (&self.iommu, &self.vfio);
         self.virtual_functions
-            .set(iommu, vfio, &physical, address, count)
+            .set(iommu, vfio, &physical, address, count)?;
+        let left = self.virtual_functions.all();
+        let is_there = |address: PciAddress| {
+            self.devices.iter().any(|device| device.address == address)
+                || left.iter().any(|function| function.address == address)
+        };
+        // A new one shows nothing of what was written to the old one.
+        self.kept.lock().retain(|(of, _), _| is_there(*of));
+        Ok(())
     }
 
-    pub(crate) fn set_driver_override(&self, address: PciAddress, driver: &str) {
-        let mut overrides = self.driver_overrides.lock();
-        match driver {
-            "" => overrides.remove(&address),
-            driver => overrides.insert(address, driver.to_owned()),
+    /// Keeps `value` for an attribute that shows what was written to it; without one, the attribute is as
+    /// at first.
+    pub(crate) fn keep(&self, address: PciAddress, name: &'static str, value: Option<String>) {
+        let mut kept = self.kept.lock();
+        match value {
+            None => kept.remove(&(address, name)),
+            Some(value) => kept.insert((address, name), value),
         };
+    }
+
+    /// What is kept of a function, by the names of attributes.
+    pub(super) fn kept_of(&self, address: PciAddress) -> Vec<(&'static str, String)> {
+        let kept = self.kept.lock();
+        let own = kept.iter().filter(|((of, _), _)| *of == address);
+        own.map(|((_, name), value)| (*name, value.clone()))
+            .collect()
     }
 
     pub(crate) fn create_mdev_of(
@@ -120,46 +120,5 @@ impl Machine {
         self.mdevs.remove(uuid, patience)?;
         self.vm_of_mdev.lock().remove(&uuid);
         Ok(())
-    }
-
-    /// What a device shows beyond a plain function.
-    pub(super) fn show_more(&self, sysfs: &mut SysfsBuilder, device: &MachineDevice) {
-        let address = device.address;
-        if let Some(driver) = self.driver_overrides.lock().get(&address) {
-            sysfs.driver_override(address, driver);
-        }
-        let function = device.vfio.as_ref().map(|node| node.model().function());
-        if let Some(layout) = function.and_then(Function::sriov) {
-            let all = self.virtual_functions.all().into_iter();
-            let own = all.filter(|function| function.physical == address);
-            sysfs.physical_function(
-                address,
-                &Sriov {
-                    total: layout.total,
-                    offset: layout.offset,
-                    stride: layout.stride,
-                    device: layout.device,
-                    virtual_functions: own.map(|function| function.address).collect(),
-                },
-            );
-        }
-    }
-}
-
-/// A virtual function as sysfs shows it: its ids are those that it works as.
-pub(super) fn virtual_function(function: &VirtualFunction) -> PciFunction {
-    let model = function.node.model().function();
-    let mut config = model.host_config();
-    let (vendor, device) = model.ids();
-    if let Some((ids, _)) = config.split_first_chunk_mut::<4>() {
-        *ids = (u32::from(device) << 16 | u32::from(vendor)).to_le_bytes();
-    }
-    PciFunction {
-        address: function.address,
-        config,
-        bars: bar_sizes(model),
-        driver: "vfio-pci",
-        group: function.node.group_number(),
-        vfio: Some(VfioNode::new(&function.node).sysfs_name()),
     }
 }

@@ -9,13 +9,13 @@ use ioasid_core::{
 };
 use ioasid_dsa::{DsaConfig, DsaDevice, MAX_TRANSFER_SHIFT, QueueConfig, Role};
 use ioasid_iommu::{DeviceConfig, Iommu};
-use ioasid_vfio::{Passthrough, Vfio, VfioDevice, mdev::MdevRegistry, pci::Function};
+use ioasid_vfio::{Passthrough, Vfio, VfioDevice, mdev::MdevRegistry};
 
-use super::{MachineError, view::VfioNode};
+use super::MachineError;
 use crate::{
     file::{DeviceSection, Driver, Model, Owner},
     model::{HostSide, Whole},
-    sysfs::{MdevTypeEntry, PciFunction, bar_base},
+    sysfs::{MdevTypeEntry, bar_base},
 };
 
 /// PASIDs that one device can use, as a power of two.
@@ -112,22 +112,6 @@ impl MachineDevice {
         }
     }
 
-    pub(super) fn pci_function(&self) -> PciFunction {
-        let model = self.whole.model();
-        let function = model.function();
-        PciFunction {
-            address: self.address,
-            config: function.host_config(),
-            bars: bar_sizes(function),
-            driver: self.driver_name(),
-            group: self.group,
-            vfio: self
-                .vfio
-                .as_ref()
-                .map(|device| VfioNode::new(device).sysfs_name()),
-        }
-    }
-
     pub(super) fn mdev_types(&self) -> Vec<MdevTypeEntry> {
         let Some(host) = &self.host else {
             return Vec::new();
@@ -159,9 +143,4 @@ impl MachineDevice {
         }
         node
     }
-}
-
-/// Sizes in bytes of BAR 0-5; 0 where there is none.
-pub(super) fn bar_sizes(function: &Function) -> [u64; 6] {
-    std::array::from_fn(|index| function.bar(index as u8).map_or(0, |bar| bar.size))
 }

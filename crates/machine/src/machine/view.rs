@@ -8,11 +8,8 @@ use ioasid_vfio::{
     mdev::{Mdev, Uuid},
 };
 
-use super::{
-    Machine, changes,
-    device::{MachineDevice, bar_sizes},
-};
-use crate::sysfs::{MdevFunction, PciFunction, SysfsBuilder, SysfsEntry, VfioName};
+use super::{Machine, device::MachineDevice};
+use crate::sysfs::{MdevFunction, SysfsBuilder, SysfsEntry, VfioName};
 
 /// Character device major number of the VFIO device nodes: in Linux a dynamic one, here the first
 /// that Linux would give (`CHRDEV_MAJOR_DYN_EXT_START`, include/linux/fs.h).
@@ -135,37 +132,17 @@ impl Machine {
         pdevs.chain(mdevs).collect()
     }
 
-    /// What is added to the `/sys` of a program of `vm`. A parent is shown to whoever sees one of
-    /// its mediated devices.
+    /// What is added to the `/sys` of a program of `vm`.
     pub fn sysfs(&self, vm: Option<&str>) -> Vec<SysfsEntry> {
         let mut sysfs = SysfsBuilder::new();
-        let mdevs = self.mdevs(vm);
-        for device in &self.devices {
-            let name = device.address.to_string();
-            let is_parent = mdevs.iter().any(|mdev| mdev.parent == name);
-            let is_visible = self
-                .pdevs(vm)
-                .any(|visible| visible.address == device.address);
-            if vm.is_none() || is_parent || is_visible {
-                self.show_more(&mut sysfs, device);
-                sysfs.pci(&device.pci_function());
-            }
-            if is_parent || (vm.is_none() && device.host.is_some()) {
-                device
-                    .mdev_types()
-                    .iter()
-                    .for_each(|entry| sysfs.mdev_type(entry));
-            }
+        for unit in self.units() {
+            sysfs.iommu(unit);
         }
-        for entry in self.emulated.types() {
+        let mdevs = self.mdevs(vm);
+        for entry in self.mdev_types() {
             if vm.is_none() || mdevs.iter().any(|mdev| mdev.parent == entry.parent) {
                 sysfs.mdev_type(&entry);
             }
-        }
-        for function in self.shown_virtual_functions(vm) {
-            let config = function.node.model().function().host_config();
-            sysfs.config(function.address, &config);
-            sysfs.pci(&changes::virtual_function(&function));
         }
         for mdev in mdevs {
             sysfs.mdev(&MdevFunction {
@@ -175,9 +152,9 @@ impl Machine {
                 group: mdev.node.device.group_number(),
                 vfio: mdev.node.sysfs_name(),
             });
-            if let Some(address) = self.presented(mdev.uuid) {
-                sysfs.pci(&presented(address, &mdev.node));
-            }
+        }
+        for function in self.functions(vm) {
+            sysfs.pci(&function);
         }
         sysfs.finish()
     }
@@ -189,18 +166,5 @@ impl Machine {
             Some(queue) => queue.present_as,
             None => self.emulated.presented(uuid),
         }
-    }
-}
-
-/// A mediated device as a PCI function at `address`.
-fn presented(address: PciAddress, node: &VfioNode) -> PciFunction {
-    let function = node.device.model().function();
-    PciFunction {
-        address,
-        config: function.host_config(),
-        bars: bar_sizes(function),
-        driver: "vfio-pci",
-        group: node.device.group_number(),
-        vfio: Some(node.sysfs_name()),
     }
 }

@@ -6,11 +6,10 @@
 
 use std::{
     collections::BTreeMap,
-    fs::{self, Permissions},
-    io,
+    fs, io,
     os::{
         fd::{AsFd, OwnedFd},
-        unix::fs::{MetadataExt, PermissionsExt, symlink},
+        unix::fs::{MetadataExt, symlink},
     },
     path::Path,
 };
@@ -25,7 +24,7 @@ use super::{
     dev::{Covered, bring, copy_mounts, cover, make_directory},
 };
 use crate::{
-    entries::{Tree, plant},
+    entries::{Tree, plant, write_file},
     view::SysfsEntry,
 };
 
@@ -85,10 +84,7 @@ fn mirror(host: Option<&Path>, target: &Path, ours: &BTreeMap<String, Tree>) -> 
                     .filter(|p| fs::symlink_metadata(p).is_ok_and(|m| m.is_dir()));
                 mirror(below.as_deref(), &path, children)?;
             }
-            Tree::File(bytes) => {
-                fs::write(&path, bytes)?;
-                fs::set_permissions(&path, Permissions::from_mode(0o644))?;
-            }
+            Tree::File(file) => write_file(&path, file)?,
             Tree::Link(to) => symlink(to, &path)?,
         }
     }
@@ -98,12 +94,12 @@ fn mirror(host: Option<&Path>, target: &Path, ours: &BTreeMap<String, Tree>) -> 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::view::SysfsKind;
+    use crate::view::{SysfsFile, SysfsKind};
 
     fn file(path: &str) -> SysfsEntry {
         SysfsEntry {
             path: path.to_owned(),
-            kind: SysfsKind::File(b"x\n".to_vec()),
+            kind: SysfsKind::File(SysfsFile::read_only("x\n")),
         }
     }
 

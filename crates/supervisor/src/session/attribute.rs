@@ -3,7 +3,8 @@
 //! Such a file lies in the program's own `/sys`, where a write would only change its text. So the
 //! program gets a file of ours instead when it opens one for writing. A write on one of our numbers is
 //! carried out at once and answered; what reaches the file past the filter, as when a shell has put it
-//! on number 1, is carried out when it is closed, and nobody hears how that went.
+//! on number 1, is carried out when it is closed, and nobody hears how that went. An attribute that cannot
+//! be written, or of which a write would do nothing, is not opened: that is heard by everybody.
 
 use std::{
     ffi::CString,
@@ -17,14 +18,25 @@ use ioasid_host::Process;
 use ioasid_uapi::Errno;
 use rustix::fs::{AtFlags, MemfdFlags, Mode, OFlags, memfd_create, statat};
 
-use super::{Server, live, path, paths::PathArgument, transfer::Direction, transfer::Piece};
+use super::{
+    Server,
+    live::{self, ShownFile},
+    path,
+    paths::PathArgument,
+    transfer::Direction,
+    transfer::Piece,
+};
 use crate::{
     listener::Request,
-    view::{MachineView, SysfsKind},
+    view::{LiveFile, MachineView, SysfsKind},
 };
 
 /// Most bytes of one write, as in Linux.
 const PAGE: usize = 4096;
+
+/// Who may write a file, and who may read it.
+const WRITABLE: u16 = 0o222;
+const READABLE: u16 = 0o444;
 
 /// An attribute that a program has opened for writing.
 #[derive(Debug)]
@@ -33,8 +45,12 @@ pub(super) struct AttributeFile {
     vm: Option<String>,
     /// Below `/sys`.
     path: String,
+    /// Where bytes have places: what it is read and written by.
+    live: Option<LiveFile>,
     /// What was written past us.
     stray: OwnedFd,
+    /// What was in there at first.
+    first: Vec<u8>,
 }
 
 impl AttributeFile {
@@ -44,14 +60,21 @@ impl AttributeFile {
         vm: Option<&str>,
         path: String,
     ) -> io::Result<(Arc<Self>, OwnedFd)> {
+        let mut live = view.live_files(vm).into_iter();
+        let live = live.find(|file| file.path() == path && file.has_places());
         let stray = memfd_create("attribute", MemfdFlags::CLOEXEC)?;
+        // Read past us, it shows what was there when it was opened.
+        let first = live.as_ref().map(LiveFile::read).unwrap_or_default();
+        rustix::io::pwrite(&stray, &first, 0)?;
         let again = format!("/proc/self/fd/{}", stray.as_raw_fd());
         let program = rustix::fs::open(again, OFlags::RDWR | OFlags::CLOEXEC, Mode::empty())?;
         let file = AttributeFile {
             view: Arc::clone(view),
             vm: vm.map(str::to_owned),
             path,
+            live,
             stray,
+            first,
         };
         Ok((Arc::new(file), program))
     }
@@ -74,8 +97,7 @@ impl AttributeFile {
                     let part = data.get_mut(at..).unwrap_or_default();
                     process.read(piece.address, part)?;
                 }
-                self.store(&data)?;
-                Ok(data.len() as u64)
+                Ok(self.store(start, &data)? as u64)
             }
             Direction::Read => {
                 let text = self.text();
@@ -98,25 +120,36 @@ impl AttributeFile {
         let Ok(len @ 1..) = rustix::io::pread(&self.stray, &mut data, 0) else {
             return;
         };
-        if let Err(errno) = self.store(data.get(..len).unwrap_or_default()) {
-            tracing::warn!(
-                path = self.path,
-                ?errno,
-                "a write to an attribute fails unheard"
-            );
+        let data = data.get(..len).unwrap_or_default();
+        for (at, bytes) in changes(&self.first, data) {
+            if let Err(errno) = self.store(at as u64, bytes) {
+                tracing::warn!(
+                    path = self.path,
+                    ?errno,
+                    "a write to an attribute fails unheard"
+                );
+            }
         }
     }
 
-    fn store(&self, data: &[u8]) -> Result<(), Errno> {
+    /// Writes `data`, at `start` if there are places; returns how much was taken.
+    fn store(&self, start: u64, data: &[u8]) -> Result<usize, Errno> {
+        if let Some(live) = &self.live {
+            return live.write_at(start, data).map_err(|_| Errno::EINVAL);
+        }
         let vm = self.vm.as_deref();
-        self.view.write_attribute(vm, &self.path, data)
+        self.view.write_attribute(vm, &self.path, data)?;
+        Ok(data.len())
     }
 
     fn text(&self) -> Vec<u8> {
+        if let Some(live) = &self.live {
+            return live.read();
+        }
         let mut entries = self.view.sysfs(self.vm.as_deref()).into_iter();
         match entries.find(|entry| entry.path == self.path) {
             Some(entry) => match entry.kind {
-                SysfsKind::File(bytes) => bytes,
+                SysfsKind::File(file) => file.bytes,
                 SysfsKind::Dir | SysfsKind::Link(_) => Vec::new(),
             },
             None => Vec::new(),
@@ -124,19 +157,45 @@ impl AttributeFile {
     }
 }
 
+/// The runs of bytes in `now` that are not what they were `before`, and where each is.
+fn changes<'a>(before: &[u8], now: &'a [u8]) -> Vec<(usize, &'a [u8])> {
+    let is_new = |at: usize| now.get(at) != before.get(at);
+    let mut runs = Vec::new();
+    let mut at = 0;
+    while at < now.len() {
+        let end = (at..now.len())
+            .find(|end| !is_new(*end))
+            .unwrap_or(now.len());
+        if at < end {
+            runs.extend(now.get(at..end).map(|run| (at, run)));
+        }
+        at = end + 1;
+    }
+    runs
+}
+
 impl Server {
-    /// The file that a program gets for the attribute that `path` leads to, if it does.
+    /// The file that a program gets for the attribute that `path` leads to, if it does; `reads` says whether
+    /// it wants to read it too. What can be opened is what can be done, for root as well
+    /// (`kernfs_fop_open`, fs/kernfs/file.c).
     pub(super) fn open_attribute(
         &mut self,
         request: &Request,
         process: &Process,
         path: &CString,
         argument: PathArgument,
+        reads: bool,
     ) -> Result<Option<OwnedFd>, Errno> {
-        let Some(path) = self.attribute_at(request, process, path, argument) else {
+        let Some(found) = self.attribute_at(request, process, path, argument) else {
             return Ok(None);
         };
-        let made = AttributeFile::new(&self.view, self.shared.vm.as_deref(), path);
+        if found.mode & WRITABLE == 0 || (reads && found.mode & READABLE == 0) {
+            return Err(Errno::EACCES);
+        }
+        if !found.is_built {
+            return Err(Errno::EOPNOTSUPP);
+        }
+        let made = AttributeFile::new(&self.view, self.shared.vm.as_deref(), found.path);
         let made = made.and_then(|(file, program)| {
             self.files.add_attribute(file, &program)?;
             Ok(program)
@@ -151,30 +210,37 @@ impl Server {
         process: &Process,
         path: &CString,
         argument: PathArgument,
-    ) -> Option<String> {
-        let attributes = self.shown.attributes();
+    ) -> Option<ShownFile> {
+        let mut named = self.shown.files_named_as(path.as_bytes()).iter();
         // Nearly every path ends here.
-        let last = |path: &[u8]| path.rsplit(|byte| *byte == b'/').next().map(<[u8]>::to_vec);
-        let name = last(path.as_bytes());
-        if !attributes
-            .iter()
-            .any(|known| last(known.as_bytes()) == name)
-        {
+        if named.len() == 0 {
             return None;
         }
         if self.overlay.is_some() {
             let ours = self.path_in_overlay(request, path, argument)?;
             let below = ours.strip_prefix(b"/sys/")?;
-            let mut attributes = attributes.iter();
-            return attributes.find(|known| known.as_bytes() == below).cloned();
+            return named.find(|known| known.path.as_bytes() == below).cloned();
         }
         let (tid, PathArgument { dirfd, follow, .. }) = (request.tid, argument);
         let identity = path::look_up(process, tid, dirfd, path, follow)?;
         let sys = live::root(tid, "sys").ok()?;
-        let is_it = |known: &&String| {
-            let stat = statat(&sys, known.as_str(), AtFlags::SYMLINK_NOFOLLOW);
+        let is_it = |known: &&ShownFile| {
+            let stat = statat(&sys, known.path.as_str(), AtFlags::SYMLINK_NOFOLLOW);
             stat.is_ok_and(|stat| (stat.st_dev, stat.st_ino) == identity)
         };
-        attributes.iter().find(is_it).cloned()
+        named.find(is_it).cloned()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_written_past_us_is_what_differs() {
+        assert_eq!(changes(b"abcd", b"abcd"), []);
+        assert_eq!(changes(b"", b"1\n"), [(0, &b"1\n"[..])]);
+        let found = changes(b"abcdef", b"aXYdeZ");
+        assert_eq!(found, [(1, &b"XY"[..]), (5, &b"Z"[..])]);
     }
 }

@@ -42,6 +42,7 @@ pub(super) type Outcome = Result<Answer, Errno>;
 impl Server {
     /// Answers one request.
     pub(super) fn dispatch(&mut self, request: &Request) {
+        self.attach_current(request.tid);
         self.follow_changes(request.tid);
         let outcome = self.with_failing(request);
         // Whoever polls after this call finds what the call has changed.

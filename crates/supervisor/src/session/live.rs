@@ -5,13 +5,16 @@
 //! followed on the way to them: no link, and no other mount.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet, HashMap},
     io,
-    os::fd::{AsFd, OwnedFd},
+    os::fd::{AsFd, AsRawFd, OwnedFd},
 };
 
 use rustix::{
-    fs::{AtFlags, CWD, Mode, OFlags, ResolveFlags, mkdirat, openat, openat2, symlinkat, unlinkat},
+    fs::{
+        AtFlags, CWD, FileType, Mode, OFlags, ResolveFlags, chmod, fchmod, fstat, ftruncate,
+        mkdirat, openat, openat2, symlinkat, unlinkat,
+    },
     io::Errno,
 };
 
@@ -19,7 +22,7 @@ use super::{Server, overlay::Overlay};
 use crate::{
     placeholder,
     run::describe,
-    view::{MachineView, SysfsEntry, SysfsKind},
+    view::{MachineView, SysfsEntry, SysfsFile, SysfsKind},
     wire::{Description, NodeName, Placeholder},
 };
 
@@ -28,7 +31,20 @@ use crate::{
 pub(super) struct Shown {
     generation: u64,
     description: Description,
-    attributes: Vec<String>,
+    /// The permissions of files below `/sys`, and whether a write to them does something. By the last
+    /// name, so that nearly every path is known not to be one of them.
+    files: HashMap<Vec<u8>, Vec<ShownFile>>,
+}
+
+/// A file that a program finds in `/sys`.
+#[derive(Clone, Debug)]
+pub(super) struct ShownFile {
+    /// Below `/sys`.
+    pub(super) path: String,
+    /// Permissions.
+    pub(super) mode: u16,
+    /// A write is carried out.
+    pub(super) is_built: bool,
 }
 
 impl Shown {
@@ -36,10 +52,24 @@ impl Shown {
     pub(super) fn new(view: &dyn MachineView, vm: Option<&str>) -> Self {
         // A change meanwhile is brought in once more.
         let generation = view.generation();
+        let description = describe(view, vm);
+        let built: BTreeSet<_> = view.attributes(vm).into_iter().collect();
+        let mut files: HashMap<_, Vec<_>> = HashMap::new();
+        for entry in &description.sysfs {
+            if let SysfsKind::File(file) = &entry.kind {
+                let name = entry.path.rsplit('/').next().unwrap_or_default();
+                let shown = ShownFile {
+                    path: entry.path.clone(),
+                    mode: file.mode,
+                    is_built: built.contains(&entry.path),
+                };
+                files.entry(name.into()).or_default().push(shown);
+            }
+        }
         Shown {
             generation,
-            description: describe(view, vm),
-            attributes: view.attributes(vm),
+            description,
+            files,
         }
     }
 
@@ -48,9 +78,10 @@ impl Shown {
         &self.description.sysfs
     }
 
-    /// Attributes that can be written, below `/sys`.
-    pub(super) fn attributes(&self) -> &[String] {
-        &self.attributes
+    /// The files of ours below `/sys` whose last name is that of `path`.
+    pub(super) fn files_named_as(&self, path: &[u8]) -> &[ShownFile] {
+        let name = path.rsplit(|byte| *byte == b'/').next().unwrap_or_default();
+        self.files.get(name).map_or(&[], Vec::as_slice)
     }
 }
 
@@ -82,7 +113,10 @@ impl Server {
             }
         };
         self.update_nodes(&dev, &old.description);
-        update_sys(&sys, &old.description, &self.shown.description);
+        let live = self.view.live_files(self.shared.vm.as_deref());
+        let live = live.iter().map(|file| file.path().to_owned()).collect();
+        update_sys(&sys, &old.description, &self.shown.description, &live);
+        self.attach_current_below(&sys);
         if let Some(overlay) = &mut self.overlay
             && let Err(error) = overlay.replan(&self.shown.description)
         {
@@ -112,6 +146,33 @@ impl Server {
     }
 }
 
+impl Server {
+    /// Finds the files that are kept current, before the program's first instruction.
+    pub(super) fn attach_current(&mut self, tid: u32) {
+        if self.current.is_attached() {
+            return;
+        }
+        let sys = match &self.overlay {
+            Some(overlay) => scratch(overlay).map(|(_, sys)| sys),
+            None => root(tid, "sys"),
+        };
+        match sys {
+            Ok(sys) => self.attach_current_below(&sys),
+            Err(error) => {
+                tracing::debug!(%error, "a program's /sys cannot be kept current");
+                self.current.give_up();
+            }
+        }
+    }
+
+    /// Finds them anew, as the machine has changed.
+    fn attach_current_below(&mut self, sys: &OwnedFd) {
+        let files = self.view.live_files(self.shared.vm.as_deref());
+        let open = |sys: &OwnedFd, path: &str| open_to_write(sys, path, false);
+        self.current.attach(sys, files, self.shown.sysfs(), open);
+    }
+}
+
 /// `/dev` and `/sys` of a program without namespaces.
 fn scratch(overlay: &Overlay) -> io::Result<(OwnedFd, OwnedFd)> {
     let open = |path: &[u8]| {
@@ -132,7 +193,8 @@ fn nodes(description: &Description) -> BTreeMap<String, NodeName> {
     devices.chain(groups).collect()
 }
 
-fn update_sys(sys: &OwnedFd, old: &Description, new: &Description) {
+/// Brings `/sys` up to date, but for the bytes of the files `live`, which are written as they change.
+fn update_sys(sys: &OwnedFd, old: &Description, new: &Description, live: &BTreeSet<String>) {
     let by_path = |description: &Description| -> BTreeMap<String, SysfsKind> {
         let entries = description.sysfs.iter();
         let mut all: BTreeMap<_, _> = entries
@@ -166,8 +228,9 @@ fn update_sys(sys: &OwnedFd, old: &Description, new: &Description) {
     for (path, kind) in &new {
         let result = match (old.get(path), kind) {
             (Some(before), now) if before == now => continue,
-            (Some(SysfsKind::File(_)), SysfsKind::File(bytes)) => rewrite(sys, path, bytes),
-            (_, SysfsKind::File(bytes)) => create(sys, path, bytes, 0o644).map(drop),
+            (Some(SysfsKind::File(_)), SysfsKind::File(_)) if live.contains(path) => continue,
+            (Some(SysfsKind::File(_)), SysfsKind::File(file)) => rewrite(sys, path, &file.bytes),
+            (_, SysfsKind::File(file)) => create(sys, path, file).map(drop),
             (_, SysfsKind::Dir) => parent(sys, path)
                 .and_then(|(dir, name)| Ok(mkdirat(dir, name, Mode::from_raw_mode(0o755))?)),
             (_, SysfsKind::Link(target)) => {
@@ -207,21 +270,49 @@ fn remove(root: &OwnedFd, path: &str, flags: AtFlags) -> io::Result<()> {
 }
 
 /// Makes a file; gives its inode.
-fn create(root: &OwnedFd, path: &str, bytes: &[u8], mode: u32) -> io::Result<(u64, u64)> {
+fn create(root: &OwnedFd, path: &str, entry: &SysfsFile) -> io::Result<(u64, u64)> {
     let (directory, name) = parent(root, path)?;
     let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-    let file = openat(directory, name, flags, Mode::from_raw_mode(mode))?;
-    write(&file, bytes)?;
+    let file = openat(directory, name, flags, Mode::RUSR | Mode::WUSR)?;
+    write(&file, &entry.bytes)?;
+    if entry.size > entry.bytes.len() as u64 {
+        ftruncate(&file, entry.size)?;
+    }
     // Whatever the umask says.
-    rustix::fs::fchmod(&file, Mode::from_raw_mode(mode))?;
+    fchmod(&file, Mode::from_raw_mode(entry.mode.into()))?;
     let stat = rustix::fs::fstat(&file)?;
     Ok((stat.st_dev, stat.st_ino))
 }
 
 fn rewrite(root: &OwnedFd, path: &str, bytes: &[u8]) -> io::Result<()> {
-    let flags = OFlags::WRONLY | OFlags::TRUNC | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-    let file = openat2(root.as_fd(), path, flags, Mode::empty(), OURS_ALONE)?;
+    let file = open_to_write(root, path, true)?;
     write(&file, bytes)
+}
+
+/// Opens a file of ours to write it, and empties it if `truncate` is set. One that can be read alone is made
+/// writable for that moment, which its owner may do.
+fn open_to_write(root: &OwnedFd, path: &str, truncate: bool) -> io::Result<OwnedFd> {
+    let mut flags = OFlags::WRONLY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    if truncate {
+        flags |= OFlags::TRUNC;
+    }
+    match openat2(root.as_fd(), path, flags, Mode::empty(), OURS_ALONE) {
+        Err(Errno::ACCESS) => {}
+        other => return Ok(other?),
+    }
+    let place = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    let place = openat2(root.as_fd(), path, place, Mode::empty(), OURS_ALONE)?;
+    let found = fstat(&place)?;
+    if FileType::from_raw_mode(found.st_mode) != FileType::RegularFile {
+        return Err(Errno::ACCESS.into());
+    }
+    // This very file, whatever the path means meanwhile.
+    let again = format!("/proc/self/fd/{}", place.as_raw_fd());
+    let mode = Mode::from_raw_mode(found.st_mode);
+    chmod(&again, mode | Mode::WUSR)?;
+    let file = openat(CWD, &again, flags - OFlags::NOFOLLOW, Mode::empty());
+    chmod(&again, mode)?;
+    Ok(file?)
 }
 
 fn write(file: &OwnedFd, bytes: &[u8]) -> io::Result<()> {

@@ -49,6 +49,8 @@ impl Server {
         }
         let writable = file.is_some_and(OpenFile::is_writable);
         match file.map(|file| &file.object) {
+            // As on a kernel that is locked down.
+            None if self.current.is_bar(identity) => Err(Errno::EPERM),
             None => Ok(Answer::Proceed),
             Some(
                 Object::Container(_)

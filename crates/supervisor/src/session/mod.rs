@@ -8,6 +8,7 @@ mod asking;
 mod attend;
 mod attribute;
 mod calls;
+mod current;
 mod event;
 mod failing;
 mod files;
@@ -44,6 +45,7 @@ use std::{
 };
 
 use attend::Attendant;
+use current::Current;
 use failing::Failing;
 use files::{Files, Object};
 use identities::Identities;
@@ -137,6 +139,7 @@ impl Session {
             overlay,
             sys: sys.into_iter().collect(),
             shown,
+            current: Current::default(),
             base: attach.base,
             warned: Cell::new(false),
             shared: Arc::clone(&shared),
@@ -244,6 +247,8 @@ struct Server {
     sys: Vec<u64>,
     /// What the program has been shown of the machine.
     shown: Shown,
+    /// What of it is kept current.
+    current: Current,
     base: u32,
     warned: Cell<bool>,
     shared: Arc<Shared>,

@@ -9,7 +9,7 @@ use std::{
 
 use ioasid_core::{failpoint, host::FdError};
 use ioasid_host::Process;
-use ioasid_machine::sysfs::VFIO_GROUP_MAJOR;
+use ioasid_machine::sysfs::{CONTAINER_DEVICE, IOMMU_DEVICE, VFIO_GROUP_MAJOR};
 use ioasid_uapi::Errno;
 use ioasid_vfio::{Container, VfioGroup};
 use rustix::fs::OFlags;
@@ -22,11 +22,6 @@ use super::{
     paths::PathArgument,
 };
 use crate::{filter::RESERVED_FDS, listener::Request, wire::NodeName};
-
-/// Device number of `/dev/iommu`: a misc device with a dynamic minor.
-const IOMMU_RDEV: (u32, u32) = (10, 126);
-/// Device number of `/dev/vfio/vfio` (`VFIO_MINOR`, include/linux/miscdevice.h).
-const CONTAINER_RDEV: (u32, u32) = (10, 196);
 
 /// The numbers that are ours: from `base` on, as many as the filter knows.
 #[derive(Clone, Copy, Debug)]
@@ -109,7 +104,10 @@ impl Server {
             address: 0,
             follow: !has(libc::O_NOFOLLOW),
         };
-        if !reads && let Some(file) = self.open_attribute(request, process, &path, argument)? {
+        let both = flags & libc::O_ACCMODE as u64 == libc::O_RDWR as u64;
+        if !reads
+            && let Some(file) = self.open_attribute(request, process, &path, argument, both)?
+        {
             let cloexec = has(libc::O_CLOEXEC);
             return self.hand_over(request, process, file.as_fd(), self.base, cloexec);
         }
@@ -165,8 +163,8 @@ impl Server {
     /// The device number of a node.
     pub(super) fn rdev_of(&self, name: &NodeName) -> Option<(u32, u32)> {
         match name {
-            NodeName::Iommu => Some(IOMMU_RDEV),
-            NodeName::Container => Some(CONTAINER_RDEV),
+            NodeName::Iommu => Some(IOMMU_DEVICE),
+            NodeName::Container => Some(CONTAINER_DEVICE),
             NodeName::Group(number) => self.group(*number).map(|_| group_rdev(*number)),
             NodeName::Device(name) => {
                 let nodes = self.view.nodes(self.shared.vm.as_deref());
@@ -186,10 +184,10 @@ impl Server {
     pub(super) fn open_node(&mut self, name: NodeName, flags: OFlags) -> Result<OwnedFd, Errno> {
         failpoint::allocation()?;
         let (object, rdev) = match &name {
-            NodeName::Iommu => (Object::Iommufd(self.view.new_context()), IOMMU_RDEV),
+            NodeName::Iommu => (Object::Iommufd(self.view.new_context()), IOMMU_DEVICE),
             NodeName::Container => {
                 let container = Container::new(self.view.new_context());
-                (Object::Container(container), CONTAINER_RDEV)
+                (Object::Container(container), CONTAINER_DEVICE)
             }
             NodeName::Group(number) => {
                 let group = self.group(*number).ok_or(Errno::ENODEV)?;

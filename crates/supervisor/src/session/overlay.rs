@@ -11,13 +11,13 @@
 use std::{
     collections::BTreeMap,
     ffi::OsString,
-    fs::{self, File, OpenOptions, Permissions},
-    io::{self, Write},
+    fs::{self, File, Permissions},
+    io,
     os::{
         fd::{AsFd, OwnedFd},
         unix::{
             ffi::{OsStrExt, OsStringExt},
-            fs::{MetadataExt, OpenOptionsExt, PermissionsExt, symlink},
+            fs::{MetadataExt, PermissionsExt, symlink},
         },
     },
     path::{Path, PathBuf},
@@ -29,7 +29,8 @@ use rustix::{
 };
 
 use crate::{
-    entries::{Tree, plant},
+    entries::{Tree, plant, write_file},
+    view::SysfsFile,
     wire::{Description, NodeName, Placeholder},
 };
 
@@ -119,7 +120,7 @@ impl Overlay {
             let at = self.in_scratch(path);
             match entry {
                 Entry::Dir => make_directory(&at)?,
-                _ => write_file(&at, b"", 0o666)?,
+                _ => write_file(&at, &placeholder())?,
             }
         }
         Ok(())
@@ -134,8 +135,8 @@ impl Overlay {
                     make_directory(&at)?;
                     Entry::Dir
                 }
-                Tree::File(bytes) => {
-                    write_file(&at, bytes, 0o644)?;
+                Tree::File(file) => {
+                    write_file(&at, file)?;
                     Entry::File
                 }
                 Tree::Link(target) => {
@@ -188,7 +189,7 @@ impl Overlay {
         if let Some(parent) = file.parent() {
             fs::create_dir_all(parent)?;
         }
-        match write_file(&file, b"", 0o444) {
+        match write_file(&file, &SysfsFile::read_only("")) {
             Err(error) if error.kind() != io::ErrorKind::AlreadyExists => return Err(error),
             _ => {}
         }
@@ -326,12 +327,13 @@ fn make_directory_open(path: &Path) -> io::Result<()> {
     fs::set_permissions(path, Permissions::from_mode(0o755))
 }
 
-fn write_file(path: &Path, bytes: &[u8], mode: u32) -> io::Result<()> {
-    let mut options = OpenOptions::new();
-    let mut file = options.write(true).create_new(true).mode(mode).open(path)?;
-    file.write_all(bytes)?;
-    // Whatever the umask says.
-    file.set_permissions(Permissions::from_mode(mode))
+/// What stands for a node: an empty file that everybody may open.
+fn placeholder() -> SysfsFile {
+    SysfsFile {
+        bytes: Vec::new(),
+        mode: 0o666,
+        size: 0,
+    }
 }
 
 /// The components, the last first, without those that go nowhere.

@@ -1,23 +1,81 @@
 //! Programs that write to `/sys`, and one that lets eventfds do its stores.
 
 use std::{
-    fs::{self, OpenOptions},
-    io::{self, Write},
+    fs::{self, File, OpenOptions},
+    io::{self, Read, Seek, SeekFrom, Write},
     os::{
         fd::{AsRawFd, FromRawFd, OwnedFd},
-        unix::fs::FileExt,
+        unix::fs::{FileExt, MetadataExt},
     },
-    process::Command,
+    process::{Command, Stdio},
     time::{Duration, Instant},
 };
 
+use libtest_mimic::Failed;
+
 use crate::{
     check::{ensure, ensure_eq},
+    claims::{self, Claim, Served, Setting, expect_line, succeeded},
     client::{Check, Client, errno, ioctl, iommu, vfio},
     machine::ADDRESS,
 };
 
-pub(crate) const CLIENTS: &[Client] = &[("attributes", attributes), ("ioeventfd", ioeventfd)];
+pub(crate) const CLIENTS: &[Client] = &[
+    ("attributes", attributes),
+    ("configuration", configuration),
+    ("watches-configuration", watches_configuration),
+    ("sets-configuration", sets_configuration),
+    ("ioeventfd", ioeventfd),
+];
+
+pub(crate) const CLAIMS: &[(&str, Claim)] = &[
+    ("writes_to_sysfs_are_carried_out_and_show", |u| {
+        claims::client(u, "attributes")
+    }),
+    ("configuration_space_in_sysfs_is_what_it_is_now", |u| {
+        claims::client(u, "configuration")
+    }),
+    (
+        "what_one_program_changes_shows_in_the_sysfs_of_another",
+        changes_of_others,
+    ),
+    ("an_eventfd_makes_the_programs_stores", |u| {
+        claims::client(u, "ioeventfd")
+    }),
+];
+
+/// One program has the file open, and another one writes to the device.
+fn changes_of_others(setting: Setting) -> Result<(), Failed> {
+    let machine = Served::start(setting)?;
+    let mut watcher = machine
+        .join(setting, "watches-configuration")
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()?;
+    expect_line(&mut watcher, "watching")?;
+    succeeded(&machine.join(setting, "sets-configuration").output()?)?;
+    // The end of its input lets it look.
+    succeeded(&watcher.wait_with_output()?)
+}
+
+fn watches_configuration() -> Check {
+    let config = File::open(path("config"))?;
+    let mut command = [0; 2];
+    config.read_exact_at(&mut command, COMMAND)?;
+    ensure_eq!(command, [2, 0]);
+    println!("watching");
+    io::copy(&mut io::stdin(), &mut io::sink())?;
+    config.read_exact_at(&mut command, COMMAND)?;
+    ensure_eq!(command, [6, 0]);
+    Ok(())
+}
+
+fn sets_configuration() -> Check {
+    let config = OpenOptions::new().write(true).open(path("config"))?;
+    config.write_all_at(&[6, 0], COMMAND)?;
+    Ok(())
+}
 
 const DEVICE_BIND: u64 = 0x3b76;
 const IOEVENTFD: u64 = 0x3b74;
@@ -76,15 +134,120 @@ fn attributes() -> Check {
     ensure_eq!(made.len(), 3);
     set("0")?;
 
-    let vendor = OpenOptions::new().write(true).open(path("vendor"));
-    if let Ok(mut vendor) = vendor {
-        // A plain file of the program's own /sys.
-        let _ = vendor.write_all(b"0x1b36\n");
+    // What cannot be written, or does nothing, is not opened: not by root either.
+    for (name, reads, expected) in [
+        ("vendor", false, libc::EACCES),
+        ("vendor", true, libc::EACCES),
+        ("remove", true, libc::EACCES),
+        ("remove", false, libc::EOPNOTSUPP),
+        ("resource0", true, libc::EOPNOTSUPP),
+    ] {
+        let opened = OpenOptions::new().read(reads).write(true).open(path(name));
+        ensure_eq!(errno(opened), expected);
     }
+    let shown = fs::metadata(path("resource0"))?;
+    ensure_eq!((shown.len(), shown.mode() & 0o7777), (0x4000, 0o600));
+    for (name, mode) in [("vendor", 0o444), ("remove", 0o220), ("count", 0o644)] {
+        ensure_eq!(fs::metadata(path(name))?.mode() & 0o7777, mode);
+    }
+    let bar = File::open(path("resource0"))?;
+    let fd = bar.as_raw_fd();
+    let (prot, flags) = (libc::PROT_READ, libc::MAP_SHARED);
+    // SAFETY: a new mapping, which nobody uses.
+    let mapped = unsafe { libc::mmap(std::ptr::null_mut(), 4096, prot, flags, fd, 0) };
+    ensure_eq!(mapped, libc::MAP_FAILED);
+    ensure_eq!(io::Error::last_os_error().raw_os_error(), Some(libc::EPERM));
     let ordinary = std::env::temp_dir().join(format!("count-{}", std::process::id()));
     fs::write(&ordinary, "7")?;
     ensure_eq!(fs::read_to_string(&ordinary)?, "7");
     fs::remove_file(ordinary)?;
+    Ok(())
+}
+
+/// Where configuration space is in a device's file, and COMMAND in it.
+const CONFIG: u64 = 7 << 40;
+const COMMAND: u64 = 4;
+const SET_IRQS: u64 = 0x3b6e;
+
+/// `config` is what configuration space is, for whoever reads it, on whatever number and by whatever
+/// call, and a write to it reaches the device.
+fn configuration() -> Check {
+    let (context, device) = (iommu()?, vfio()?);
+    let mut bind = [16_u32, 0, context.as_raw_fd() as u32, 0];
+    ioctl(device.as_raw_fd(), DEVICE_BIND, &mut bind)?;
+    // Open from here on, and on another number as well.
+    let long = File::open(path("config"))?;
+    ensure!(long.as_raw_fd() < 100);
+    ensure_eq!(long.metadata()?.len(), 4096);
+    let command = |file: &File, at: u64| -> io::Result<u16> {
+        let mut bytes = [0; 2];
+        file.read_exact_at(&mut bytes, at)?;
+        Ok(u16::from_le_bytes(bytes))
+    };
+    let device_command = || command(&device, CONFIG + COMMAND);
+    ensure_eq!(command(&long, COMMAND)?, 0x2);
+    device.write_all_at(&[6, 0], CONFIG + COMMAND)?;
+    ensure_eq!(command(&long, COMMAND)?, 0x6);
+    ensure_eq!(fs::read(path("config"))?[4], 6);
+    // SAFETY: the file is open, and the number is taken by nobody else.
+    let pages = unsafe {
+        let (prot, flags) = (libc::PROT_READ, libc::MAP_SHARED);
+        libc::mmap(std::ptr::null_mut(), 4096, prot, flags, long.as_raw_fd(), 0)
+    };
+    ensure!(pages != libc::MAP_FAILED);
+    device.write_all_at(&[2, 0], CONFIG + COMMAND)?;
+    // SAFETY: a page of the file, mapped above.
+    ensure_eq!(unsafe { pages.cast::<u16>().add(2).read_volatile() }, 0x2);
+
+    // As setpci and hexedit do it.
+    let mut config = OpenOptions::new()
+        .read(true)
+        .write(true)
+        .open(path("config"))?;
+    config.write_all_at(&[6, 0], COMMAND)?;
+    ensure_eq!((device_command()?, command(&long, COMMAND)?), (6, 6));
+    ensure_eq!(command(&config, COMMAND)?, 6);
+    config.seek(SeekFrom::Start(COMMAND))?;
+    config.write_all(&[2, 0])?;
+    let mut status = [0; 2];
+    config.read_exact(&mut status)?;
+    ensure_eq!(status, [0x10, 0]);
+    ensure_eq!(device_command()?, 2);
+    ensure_eq!(config.seek(SeekFrom::End(0))?, 4096);
+    ensure_eq!(config.write(b"x")?, 0);
+
+    // Interrupts by message, which SET_IRQS turns on.
+    let control = command(&long, 0x34)? & 0xff;
+    let capabilities = std::iter::successors(Some(u64::from(control)), |at| {
+        let next = command(&long, *at).ok()? >> 8;
+        (next != 0).then_some(next.into())
+    });
+    let mut msix = capabilities.filter(|at| command(&long, *at).is_ok_and(|id| id & 0xff == 0x11));
+    let msix = msix.next().ok_or("no MSI-X")?;
+    ensure_eq!(command(&long, msix + 2)? & 0x8000, 0);
+    // SAFETY: a call without pointers.
+    let fd = unsafe { libc::eventfd(0, libc::EFD_CLOEXEC) };
+    let mut set = [24_u32, 1 << 2 | 1 << 5, 2, 0, 1, fd as u32];
+    ioctl(device.as_raw_fd(), SET_IRQS, &mut set)?;
+    ensure_eq!(command(&long, msix + 2)? & 0x8000, 0x8000);
+
+    // A shell puts the file on number 1.
+    let script = format!(
+        "printf '\\006' | dd of={} bs=1 seek=4 conv=notrunc status=none",
+        path("config")
+    );
+    ensure!(
+        Command::new("/bin/sh")
+            .args(["-c", &script])
+            .status()?
+            .success()
+    );
+    drop(iommu()?);
+    ensure_eq!(device_command()?, 6);
+    drop(device);
+    drop(iommu()?);
+    ensure_eq!(command(&long, COMMAND)?, 2);
+    ensure_eq!(command(&long, msix + 2)? & 0x8000, 0);
     Ok(())
 }
 

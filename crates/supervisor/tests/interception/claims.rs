@@ -18,7 +18,7 @@ use ioasid_core::inspect::Value;
 use ioasid_supervisor::control;
 use libtest_mimic::{Arguments, Failed, Trial};
 
-use crate::{mapped, sanitized};
+use crate::{attributes, mapped, sanitized};
 
 /// Who runs the machine and its programs.
 #[derive(Clone, Copy, PartialEq)]
@@ -74,12 +74,6 @@ const CLAIMS: &[(&str, Claim)] = &[
     ("a_device_works_on_any_number", |u| client(u, "any-number")),
     ("numbers_do_not_run_out", |u| client(u, "many")),
     ("sysfs_leads_to_the_device", |u| client(u, "sysfs")),
-    ("writes_to_sysfs_are_carried_out_and_show", |u| {
-        client(u, "attributes")
-    }),
-    ("an_eventfd_makes_the_programs_stores", |u| {
-        client(u, "ioeventfd")
-    }),
     ("a_path_tells_what_stands_there", |u| client(u, "stats")),
     ("a_node_is_the_node_wherever_it_is_put", |u| {
         client(u, "places")
@@ -142,7 +136,9 @@ const CLAIMS: &[(&str, Claim)] = &[
 pub(crate) fn main() -> ExitCode {
     let arguments = Arguments::from_args();
     let mut trials = Vec::new();
-    for (name, claim) in CLAIMS.iter().chain(mapped::CLAIMS).chain(sanitized::CLAIMS) {
+    let all = CLAIMS.iter().chain(mapped::CLAIMS);
+    let all = all.chain(sanitized::CLAIMS).chain(attributes::CLAIMS);
+    for (name, claim) in all {
         for (user, confined, suffix) in [
             (User::Us, false, ""),
             (User::Us, true, "::without_namespaces"),
@@ -233,7 +229,7 @@ fn run(setting: Setting, words: &[&str]) -> Output {
         .unwrap()
 }
 
-fn client(setting: Setting, name: &str) -> Result<(), Failed> {
+pub(crate) fn client(setting: Setting, name: &str) -> Result<(), Failed> {
     let exe = executable(setting);
     let output = run(setting, &[exe.to_str().unwrap(), "part:client", name]);
     succeeded(&output)
@@ -507,14 +503,14 @@ fn forwarded(setting: Setting) -> Result<(), Failed> {
 }
 
 /// A machine served by that user; ends when dropped.
-struct Served {
+pub(crate) struct Served {
     child: Child,
     socket: PathBuf,
     directory: tempfile::TempDir,
 }
 
 impl Served {
-    fn start(setting: Setting) -> Result<Self, Failed> {
+    pub(crate) fn start(setting: Setting) -> Result<Self, Failed> {
         let directory = tempfile::tempdir()?;
         fs::set_permissions(directory.path(), fs::Permissions::from_mode(0o777))?;
         let socket = directory.path().join("m.sock");
@@ -531,7 +527,7 @@ impl Served {
         })
     }
 
-    fn join(&self, setting: Setting, name: &str) -> Command {
+    pub(crate) fn join(&self, setting: Setting, name: &str) -> Command {
         let exe = executable(setting);
         let mut command = part(setting, "part:join");
         command
@@ -701,7 +697,7 @@ fn stale_socket(setting: Setting) -> Result<(), Failed> {
     check(!machine.socket.exists(), "the next one cleaned up")
 }
 
-fn expect_line(child: &mut Child, expected: &str) -> Result<(), Failed> {
+pub(crate) fn expect_line(child: &mut Child, expected: &str) -> Result<(), Failed> {
     let mut line = Vec::new();
     let stdout = child.stdout.as_mut().ok_or("no pipe")?;
     let mut byte = [0];

@@ -12,7 +12,7 @@ use std::sync::{
 use ioasid_core::{inspect, spa::SpaSpace, sync::Mutex};
 use ioasid_iommu::{DeviceConfig, Iommu, IommuConfig};
 use ioasid_iommufd::Context;
-use ioasid_supervisor::{MachineView, NodeInfo, SysfsEntry, SysfsKind};
+use ioasid_supervisor::{LiveFile, MachineView, NodeInfo, SysfsEntry, SysfsFile, SysfsKind};
 use ioasid_uapi::Errno;
 use ioasid_vfio::{
     DeviceModel, Migrate, Passthrough, StateError, Vfio,
@@ -183,7 +183,7 @@ impl MachineView for Example {
             [
                 entry(
                     format!("{device}/part{part}/name"),
-                    SysfsKind::File(format!("part {part}\n").into_bytes()),
+                    SysfsKind::File(SysfsFile::read_only(format!("part {part}\n"))),
                 ),
                 entry(
                     format!("bus/pci/devices/part{part}"),
@@ -192,18 +192,39 @@ impl MachineView for Example {
             ]
         });
         let mut entries: Vec<_> = parts.collect();
+        let device_of = self.vfio.devices().into_iter().next();
+        let config = device_of.map(|device| device.model().function().host_config());
         entries.extend([
             entry(
+                format!("{device}/config"),
+                SysfsKind::File(SysfsFile::writable(config.unwrap_or_default())),
+            ),
+            entry(
+                format!("{device}/remove"),
+                SysfsKind::File(SysfsFile {
+                    mode: 0o220,
+                    ..SysfsFile::read_only("")
+                }),
+            ),
+            entry(
+                format!("{device}/resource0"),
+                SysfsKind::File(SysfsFile {
+                    mode: 0o600,
+                    size: 0x4000,
+                    ..SysfsFile::read_only("")
+                }),
+            ),
+            entry(
                 format!("{device}/count"),
-                SysfsKind::File(format!("{count}\n").into_bytes()),
+                SysfsKind::File(SysfsFile::writable(format!("{count}\n"))),
             ),
             entry(
                 format!("{device}/vendor"),
-                SysfsKind::File(b"0x1b36\n".to_vec()),
+                SysfsKind::File(SysfsFile::read_only("0x1b36\n")),
             ),
             entry(
                 format!("{device}/vfio-dev/vfio0/dev"),
-                SysfsKind::File(format!("{}:{}\n", RDEV.0, RDEV.1).into_bytes()),
+                SysfsKind::File(SysfsFile::read_only(format!("{}:{}\n", RDEV.0, RDEV.1))),
             ),
             entry(
                 format!("bus/pci/devices/{ADDRESS}"),
@@ -221,11 +242,24 @@ impl MachineView for Example {
         self.generation.load(Ordering::Acquire)
     }
 
+    fn live_files(&self, vm: Option<&str>) -> Vec<LiveFile> {
+        if vm == Some("vm2") {
+            return Vec::new();
+        }
+        let path = format!("devices/pci0000:6b/{ADDRESS}/config");
+        let devices = self.vfio.devices().into_iter();
+        devices
+            .map(|device| LiveFile::config(path.clone(), &device))
+            .collect()
+    }
+
     fn attributes(&self, vm: Option<&str>) -> Vec<String> {
         if vm == Some("vm2") {
             return Vec::new();
         }
-        vec![format!("devices/pci0000:6b/{ADDRESS}/count")]
+        ["count", "config"]
+            .map(|name| format!("devices/pci0000:6b/{ADDRESS}/{name}"))
+            .to_vec()
     }
 
     fn write_attribute(&self, _vm: Option<&str>, _path: &str, data: &[u8]) -> Result<(), Errno> {

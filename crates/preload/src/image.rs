@@ -8,7 +8,7 @@ use core::{
     sync::atomic::{AtomicUsize, Ordering},
 };
 
-use crate::{handler, stat, sys};
+use crate::{handler, next, stat, sys};
 
 /// For the decoder's tables, which it makes once: nothing is given back.
 const BYTES: usize = 4 << 20;
@@ -77,6 +77,7 @@ global_asm!(
 );
 
 extern "C" fn start() {
+    next::learn();
     handler::install();
     stat::install();
 }

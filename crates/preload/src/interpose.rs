@@ -1,9 +1,13 @@
-//! Functions of the C library that a program uses on signals.
+//! Functions of the C library that a program uses on signals, and `ioctl`.
 //!
 //! Ours do what the C library's do, except that our handler stays where it is and its signals are never
 //! blocked: the kernel kills a thread that faults while the signal is blocked, whoever handles it.
+//!
+//! An `ioctl` of VFIO or iommufd is made again where a signal interrupted it. In Linux none of them is
+//! ever interrupted; here the kernel may wake the caller before the session has looked at the call
+//! (`seccomp_do_user_notification`), and a handler without `SA_RESTART` would make that an EINTR.
 
-use core::ffi::c_int;
+use core::ffi::{c_int, c_ulong, c_void};
 
 use crate::{
     actions,
@@ -43,6 +47,40 @@ pub(crate) fn fail(_errno: i32) -> c_int {
     -1
 }
 
+#[cfg(feature = "image")]
+impl Action {
+    /// The same, without our signals among those that it blocks.
+    fn unblocking(&self) -> Action {
+        let mut mask = SignalSet(self.mask.0);
+        mask.0[0] &= !actions::hooked();
+        Action { mask, ..*self }
+    }
+}
+
+/// The next library's `sigaction`, for a signal that we do not use.
+#[cfg(feature = "image")]
+fn next_for(signal: c_int) -> Option<crate::next::SigAction> {
+    crate::next::sigaction().filter(|_| !actions::is_hooked(signal))
+}
+
+/// `ioctl(2)`. On x86-64 a function with a variable argument takes it as one with three.
+///
+/// # Safety
+/// As the C library's.
+#[cfg_attr(feature = "image", unsafe(no_mangle))]
+pub unsafe extern "C" fn ioctl(fd: c_int, request: c_ulong, argument: *mut c_void) -> c_int {
+    let ours = request as u32 & 0xff00 == u32::from(b';') << 8;
+    loop {
+        // SAFETY: the caller's promise.
+        let ret = unsafe { sys::ioctl(fd, request, argument as u64) };
+        match ret {
+            0.. => return ret as c_int,
+            _ if ours && ret == -sys::EINTR => {}
+            _ => return fail(-ret as i32),
+        }
+    }
+}
+
 /// `sigaction(2)`.
 ///
 /// # Safety
@@ -51,6 +89,14 @@ pub(crate) fn fail(_errno: i32) -> c_int {
 pub unsafe extern "C" fn sigaction(signal: c_int, new: *const Action, old: *mut Action) -> c_int {
     if !(1..=64).contains(&signal) || INTERNAL & actions::bit(signal) != 0 {
         return fail(sys::EINVAL);
+    }
+    #[cfg(feature = "image")]
+    if let Some(next) = next_for(signal) {
+        // SAFETY: null or a structure of the caller's.
+        let new = unsafe { new.as_ref() }.map(Action::unblocking);
+        let new = new.as_ref().map_or(core::ptr::null(), core::ptr::from_ref);
+        // SAFETY: the caller's promise; our copy lives across the call.
+        return unsafe { next(signal, new, old) };
     }
     // SAFETY: null or a structure of the caller's.
     let new = unsafe { new.as_ref() }.map(|new| KernelAction {
@@ -97,6 +143,24 @@ fn simple(signal: c_int, handler: usize, flags: u64) -> usize {
     } else {
         0
     };
+    #[cfg(feature = "image")]
+    if let Some(next) = next_for(signal) {
+        let mut set = SignalSet([0; 16]);
+        set.0[0] = mask;
+        let mut action = Action {
+            handler,
+            mask: set,
+            flags: flags as c_int,
+            restorer: 0,
+        };
+        let mut old = action.unblocking();
+        action = action.unblocking();
+        // SAFETY: both structures are ours; what the handler does is the caller's business.
+        return match unsafe { next(signal, &raw const action, &raw mut old) } {
+            0 => old.handler,
+            _ => sys::ERROR,
+        };
+    }
     let new = KernelAction {
         handler,
         flags,

@@ -13,8 +13,9 @@
 //! * [`space`]: memory, as the instruction sees it.
 //! * [`actions`]: what the program wants done on the signals that we use.
 //! * [`own`]: what is this process's alone, and no child's.
-//! * [`interpose`]: the functions of the C library that must not undo the handler.
-//! * [`stat`]: the functions of the C library that tell of a path what it leads to.
+//! * [`interpose`]: the functions of the C library that must not undo the handler, and `ioctl`.
+//! * `next`: what these functions leave to the next library.
+//! * [`stat`]: the functions of the C library that tell what a path or a descriptor leads to.
 //! * [`sys`]: system calls.
 //!
 //! It runs in a signal handler of a program about which nothing is known. So it needs no C library
@@ -36,6 +37,8 @@ pub mod handler;
 #[cfg(all(feature = "image", not(test)))]
 mod image;
 pub mod interpose;
+#[cfg(feature = "image")]
+pub mod next;
 pub mod own;
 pub mod page;
 pub mod registers;

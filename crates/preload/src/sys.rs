@@ -177,6 +177,15 @@ pub unsafe fn statx(
     unsafe { syscall(number::STATX, args) }
 }
 
+/// `ioctl(2)`; what it returns, negative errno included.
+///
+/// # Safety
+/// As the call's.
+pub unsafe fn ioctl(fd: i32, request: u64, argument: u64) -> i64 {
+    // SAFETY: the caller's promise.
+    unsafe { syscall(number::IOCTL, [fd as u64, request, argument, 0, 0, 0]) }
+}
+
 /// The action of `signal`; sets it first to `new`, if there is one.
 ///
 /// # Errors

@@ -100,9 +100,13 @@ const CLAIMS: &[(&str, Claim)] = &[
     ("a_vm_sees_what_it_owns", vm_sees_what_it_owns),
     ("the_program_keeps_its_uid_and_gains_nothing", keeps_its_uid),
     ("a_signal_storm_repeats_no_ioctl", |u| client(u, "storm")),
-    ("without_restart_a_call_that_failed_did_nothing", |u| {
+    ("no_signal_interrupts_an_ioctl", |u| {
         client(u, "storm-without-restart")
     }),
+    (
+        "without_the_library_a_call_that_failed_did_nothing",
+        interrupted,
+    ),
     ("a_child_of_vfork_is_served_in_its_parents_memory", |u| {
         client(u, "vfork")
     }),
@@ -280,6 +284,16 @@ pub(crate) fn succeeded(output: &Output) -> Result<(), Failed> {
 
 pub(crate) fn check(test: bool, what: &str) -> Result<(), Failed> {
     if test { Ok(()) } else { Err(what.into()) }
+}
+
+fn interrupted(setting: Setting) -> Result<(), Failed> {
+    let output = part(setting, "part:run")
+        .arg("--")
+        .arg(executable(setting))
+        .args(["part:client", "storm-without-restart"])
+        .env("MMIO", "ptrace")
+        .output()?;
+    succeeded(&output)
 }
 
 fn exit_status(setting: Setting) -> Result<(), Failed> {

@@ -73,7 +73,11 @@ fn storm(flags: libc::c_int) -> Check {
         result.map(|()| made)
     })?;
     ensure!(SIGNALS.load(Ordering::Relaxed) > 100);
-    ensure!(flags == 0 || made == count);
+    // The library in the program makes an interrupted call again.
+    let maps = std::fs::read_to_string("/proc/self/maps")?;
+    let never = flags != 0 || maps.contains("libioasid-mmio");
+    println!("{} of {count} calls interrupted", count - made);
+    ensure!(!never || made == count);
     let next = loop {
         match alloc(&file) {
             Err(error) if error.kind() == io::ErrorKind::Interrupted => {}

@@ -1,6 +1,7 @@
 /* A client of the usual kind, to be built with sanitizers: it maps registers, has threads and handlers of
  * its own, and ends with a leak if it is told to. It knows Linux and nothing of us. */
 #define _GNU_SOURCE
+#include <errno.h>
 #include <fcntl.h>
 #include <pthread.h>
 #include <signal.h>
@@ -24,7 +25,8 @@
 #define THREADS 3
 #define ROUNDS 50
 
-static volatile sig_atomic_t ticks;
+static volatile sig_atomic_t ticks, spoils;
+static int started;
 static volatile uint64_t *sum;
 /* Or it would be a data race. */
 static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
@@ -32,7 +34,17 @@ static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
 static void tick(int number)
 {
 	(void)number;
+	if (spoils)
+		errno = 42;
 	ticks++;
+}
+
+static void *wait_for_tick(void *nothing)
+{
+	__atomic_store_n(&started, 1, __ATOMIC_RELEASE);
+	while (ticks == 0)
+		usleep(100);
+	return nothing;
 }
 
 static void *add(void *nothing)
@@ -71,15 +83,33 @@ static void use_registers(void)
 	CHECK(found == THREADS * ROUNDS && copy[0] == found && sum[0] == found);
 }
 
+/* By the end, no register and no stack remembers it. */
+static __attribute__((noinline)) void lose(size_t size)
+{
+	void *volatile memory = malloc(size);
+
+	CHECK(memory != NULL);
+	memory = NULL;
+}
+
 int main(int argc, char **argv)
 {
 	struct sigaction action = { .sa_handler = tick };
 	const char *end = argc > 1 ? argv[1] : "";
-	char *volatile memory = malloc(100);
+	pthread_t waiting;
 
+	if (strcmp(end, "leak") == 0)
+		lose(100);
 	CHECK(sigaction(SIGUSR1, &action, NULL) == 0);
 	use_registers();
-	CHECK(raise(SIGUSR1) == 0 && ticks == 1);
+	/* A bug that a runtime which knows of the handler finds. */
+	spoils = strcmp(end, "spoil") == 0;
+	CHECK(pthread_create(&waiting, NULL, wait_for_tick, NULL) == 0);
+	/* Before, ThreadSanitizer may lose the signal. */
+	while (!__atomic_load_n(&started, __ATOMIC_ACQUIRE))
+		usleep(100);
+	CHECK(pthread_kill(waiting, SIGUSR1) == 0);
+	CHECK(pthread_join(waiting, NULL) == 0);
 	puts("done");
 	fflush(stdout);
 	if (strcmp(end, "bus") == 0) {
@@ -87,8 +117,5 @@ int main(int argc, char **argv)
 
 		return past[0];
 	}
-	if (strcmp(end, "leak") == 0)
-		memory = NULL;
-	free(memory);
 	return 0;
 }

@@ -41,7 +41,7 @@ struct Sanitized {
     how: String,
     path: PathBuf,
     leaks: bool,
-    /// Whether the runtime tells of signals.
+    /// Whether it is tried how the runtime tells of signals.
     tells: bool,
 }
 
@@ -74,7 +74,8 @@ fn built() -> &'static Built {
                 eprintln!("{how}: not here, not tried");
                 return;
             }
-            let tells = name.ends_with(".c") && !how.contains("undefined") && how.contains("=");
+            let tells =
+                name.ends_with(".c") && (how.contains("=address") || how.contains("=thread"));
             programs.push(Sanitized {
                 how,
                 path,
@@ -159,6 +160,11 @@ fn sanitizers(setting: Setting) -> Result<(), Failed> {
             done(&output, true, how)?;
             says(&output, "100 byte(s) leaked in 1 allocation(s)")?;
         }
+        if how.contains("=thread") && *tells {
+            let output = run(setting, path, &["spoil"], &[]);
+            done(&output, true, how)?;
+            says(&output, "signal handler spoils errno")?;
+        }
         if *tells {
             // A signal that is none of ours is the runtime's.
             let output = run(setting, path, &["bus"], &[]);
@@ -176,7 +182,6 @@ fn options(setting: Setting) -> Result<(), Failed> {
         for options in [
             "verify_asan_link_order=1:detect_leaks=1",
             "handle_sigbus=2:handle_segv=2:handle_sigill=2:allow_user_segv_handler=0",
-            "detect_stack_use_after_return=1:use_sigaltstack=0",
         ] {
             let environment = [("ASAN_OPTIONS", options)];
             done(&run(setting, path, &[], &environment), false, options)?;

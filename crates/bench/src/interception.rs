@@ -299,6 +299,7 @@ fn bare_program(task: &str, socket: &Path) -> Result<()> {
     let mut channel = Channel::new(socket);
     let scope = Scope {
         base: 896,
+        reach: 0,
         status: false,
         paths: false,
         attributes: false,

@@ -242,6 +242,7 @@ impl Server {
             }
             return Ok(Answer::Proceed);
         };
+        self.tell_of_number(fd as u32);
         if !self.mappings.is_empty() && uapi::iommufd::command_name(cmd) == Some("DESTROY") {
             self.forget_mappings(identity);
         }

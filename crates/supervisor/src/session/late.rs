@@ -40,6 +40,18 @@ impl Server {
             .map(Some)
     }
 
+    /// Says once what does not work on a number that the filter does not know.
+    pub(super) fn tell_of_number(&self, number: u32) {
+        if !self.numbers().contains(number) && !self.told_of_number.replace(true) {
+            tracing::info!(
+                program = %self.shared.name,
+                "descriptor {number} is a file of the machine on a number below {}: fstat shows a regular file \
+                 there, and a read or write without an offset does not reach it; all else works",
+                self.base
+            );
+        }
+    }
+
     /// Puts a file of ours in the place of a placeholder, and of its duplicates in this process.
     fn bind_late(
         &mut self,

@@ -142,6 +142,7 @@ impl Session {
             current: Current::default(),
             base: attach.base,
             warned: Cell::new(false),
+            told_of_number: Cell::new(false),
             shared: Arc::clone(&shared),
         };
         std::thread::Builder::new()
@@ -251,6 +252,8 @@ struct Server {
     current: Current,
     base: u32,
     warned: Cell<bool>,
+    /// A file of ours on a number that is none of ours was told of.
+    told_of_number: Cell<bool>,
     shared: Arc<Shared>,
 }
 

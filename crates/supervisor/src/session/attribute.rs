@@ -59,6 +59,7 @@ impl AttributeFile {
         view: &Arc<dyn MachineView>,
         vm: Option<&str>,
         path: String,
+        reads: bool,
     ) -> io::Result<(Arc<Self>, OwnedFd)> {
         let mut live = view.live_files(vm).into_iter();
         let live = live.find(|file| file.path() == path && file.has_places());
@@ -67,7 +68,8 @@ impl AttributeFile {
         let first = live.as_ref().map(LiveFile::read).unwrap_or_default();
         rustix::io::pwrite(&stray, &first, 0)?;
         let again = format!("/proc/self/fd/{}", stray.as_raw_fd());
-        let program = rustix::fs::open(again, OFlags::RDWR | OFlags::CLOEXEC, Mode::empty())?;
+        let access = if reads { OFlags::RDWR } else { OFlags::WRONLY };
+        let program = rustix::fs::open(again, access | OFlags::CLOEXEC, Mode::empty())?;
         let file = AttributeFile {
             view: Arc::clone(view),
             vm: vm.map(str::to_owned),
@@ -77,6 +79,12 @@ impl AttributeFile {
             first,
         };
         Ok((Arc::new(file), program))
+    }
+
+    /// How many bytes there are, if they have places.
+    pub(super) fn size(&self) -> Option<i64> {
+        let live = self.live.as_ref()?;
+        i64::try_from(live.read().len()).ok()
     }
 
     /// A read or write on one of our numbers; returns the bytes.
@@ -195,7 +203,7 @@ impl Server {
         if !found.is_built {
             return Err(Errno::EOPNOTSUPP);
         }
-        let made = AttributeFile::new(&self.view, self.shared.vm.as_deref(), found.path);
+        let made = AttributeFile::new(&self.view, self.shared.vm.as_deref(), found.path, reads);
         let made = made.and_then(|(file, program)| {
             self.files.add_attribute(file, &program)?;
             Ok(program)

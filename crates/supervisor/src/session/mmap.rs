@@ -38,7 +38,11 @@ impl Server {
     pub(super) fn mmap(&mut self, request: &Request, process: &Arc<Process>) -> Outcome {
         let [_, len, prot, flags, fd, offset] = request.args;
         let Some(identity) = self.bound(request, process, fd)? else {
-            return Ok(Answer::Proceed);
+            return match self.identity(process, fd) {
+                // As on a kernel that is locked down.
+                Some(identity) if self.current.is_bar(identity) => Err(Errno::EPERM),
+                _ => Ok(Answer::Proceed),
+            };
         };
         let file = self.files.get(identity);
         if let Some(file) = file {
@@ -49,8 +53,6 @@ impl Server {
         }
         let writable = file.is_some_and(OpenFile::is_writable);
         match file.map(|file| &file.object) {
-            // As on a kernel that is locked down.
-            None if self.current.is_bar(identity) => Err(Errno::EPERM),
             None => Ok(Answer::Proceed),
             Some(
                 Object::Container(_)

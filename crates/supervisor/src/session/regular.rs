@@ -11,7 +11,7 @@ use super::{
 };
 use crate::listener::Request;
 
-/// Bytes of an attribute of `/sys`, as its inode says.
+/// Bytes of an attribute of `/sys` that is a text, as its inode says.
 const ATTRIBUTE_SIZE: i64 = 4096;
 
 /// The modes of `fallocate`: `FALLOC_FL_KEEP_SIZE`, and those that exclude one another.
@@ -61,7 +61,10 @@ fn seek(file: &mut OpenFile, in_sys: bool, offset: i64, whence: u32) -> Outcome 
     let from = match whence as i32 {
         libc::SEEK_SET => 0,
         libc::SEEK_CUR => file.position.cast_signed(),
-        libc::SEEK_END => ATTRIBUTE_SIZE,
+        libc::SEEK_END => match &file.object {
+            Object::Attribute(attribute) => attribute.size().unwrap_or(ATTRIBUTE_SIZE),
+            _ => ATTRIBUTE_SIZE,
+        },
         _ => return Err(Errno::EINVAL),
     };
     let to = from

@@ -6,7 +6,6 @@ use ioasid_core::{host::Caller, range::AddrRange};
 use ioasid_host::Process;
 use ioasid_uapi::{self as uapi, Errno};
 use ioasid_vfio::DeviceFile;
-use rustix::fs::{SeekFrom, seek, tell};
 
 use super::{
     Server,
@@ -138,22 +137,10 @@ impl Server {
             Object::Attribute(attribute) => {
                 let attribute = Arc::clone(attribute);
                 let pieces = shape.pieces(process, args)?;
-                // Where the kernel has it: programs seek in such a file.
-                let own = match offset {
-                    Some(_) => None,
-                    None => process.get_fd(args[0] as i32).ok(),
-                };
-                let own = own.and_then(|own| Some((tell(&own).ok()?, own)));
-                let position = own.as_ref().map_or(file.position, |(at, _)| *at);
-                let start = offset.unwrap_or(position);
+                let start = offset.unwrap_or(file.position);
                 let moved = attribute.transfer(process, direction, &pieces, start)?;
-                let end = start.saturating_add(moved);
-                if let Some((_, own)) = own {
-                    // Fails beyond 2^63 alone, where nothing is moved.
-                    let _ = seek(&own, SeekFrom::Start(end));
-                }
                 if offset.is_none() {
-                    file.position = end;
+                    file.position = start.saturating_add(moved);
                 }
                 // Whoever looks after this write sees what it did.
                 self.follow_changes(request.tid);

@@ -73,6 +73,7 @@ fn watches_configuration() -> Check {
 
 fn sets_configuration() -> Check {
     let config = OpenOptions::new().write(true).open(path("config"))?;
+    ensure_eq!(errno(config.read_at(&mut [0; 2], COMMAND)), libc::EBADF);
     config.write_all_at(&[6, 0], COMMAND)?;
     Ok(())
 }

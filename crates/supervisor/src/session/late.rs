@@ -45,8 +45,8 @@ impl Server {
         if !self.numbers().contains(number) && !self.told_of_number.replace(true) {
             tracing::info!(
                 program = %self.shared.name,
-                "descriptor {number} is a file of the machine on a number below {}: fstat shows a regular file \
-                 there, and a read or write without an offset does not reach it; all else works",
+                "descriptor {number} is a file of the machine on a number below {}: a read or write without an \
+                 offset does not reach it there; all else works",
                 self.base
             );
         }

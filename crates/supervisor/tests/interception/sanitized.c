@@ -26,7 +26,7 @@
 #define ROUNDS 50
 
 static volatile sig_atomic_t ticks, spoils;
-static int started;
+static int ended;
 static volatile uint64_t *sum;
 /* Or it would be a data race. */
 static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
@@ -41,9 +41,9 @@ static void tick(int number)
 
 static void *wait_for_tick(void *nothing)
 {
-	__atomic_store_n(&started, 1, __ATOMIC_RELEASE);
 	while (ticks == 0)
 		usleep(100);
+	__atomic_store_n(&ended, 1, __ATOMIC_RELEASE);
 	return nothing;
 }
 
@@ -105,10 +105,11 @@ int main(int argc, char **argv)
 	/* A bug that a runtime which knows of the handler finds. */
 	spoils = strcmp(end, "spoil") == 0;
 	CHECK(pthread_create(&waiting, NULL, wait_for_tick, NULL) == 0);
-	/* Before, ThreadSanitizer may lose the signal. */
-	while (!__atomic_load_n(&started, __ATOMIC_ACQUIRE))
-		usleep(100);
-	CHECK(pthread_kill(waiting, SIGUSR1) == 0);
+	/* ThreadSanitizer may lose a signal, so one is not enough. */
+	while (!__atomic_load_n(&ended, __ATOMIC_ACQUIRE)) {
+		CHECK(pthread_kill(waiting, SIGUSR1) == 0);
+		usleep(1000);
+	}
 	CHECK(pthread_join(waiting, NULL) == 0);
 	puts("done");
 	fflush(stdout);

@@ -29,40 +29,6 @@ use ioasid_vfio::{
 };
 use ioasid_vfio_user::spec::command;
 
-const MACHINE: &str = r#"
-[[device]]
-model = "dsa"
-driver = "host"
-[[device.queue]]
-owner = "host"
-[[device.queue]]
-owner = "mdev"
-uuid = "5f2e6a9e-93a1-4f0a-9b3e-3d8f0c1b2a01"
-vm = "vm1"
-
-[[device]]
-model = "dsa"
-address = "0000:6b:01.0"
-driver = "vfio"
-vm = "vm2"
-
-[[device]]
-model = "ioat"
-driver = "host"
-[[device.channel]]
-owner = "host"
-[[device.channel]]
-owner = "mdev"
-uuid = "5f2e6a9e-93a1-4f0a-9b3e-3d8f0c1b2a11"
-vm = "vm3"
-
-[[device]]
-model = "ioat"
-address = "0000:6c:01.0"
-driver = "vfio"
-vm = "vm4"
-"#;
-
 const MIB: u64 = 1 << 20;
 const RAM: u64 = 32 * MIB;
 const COPIES: u64 = 12;
@@ -92,10 +58,10 @@ const KINDS: [Kind; 4] = [Kind::Dsa, Kind::DsaChild, Kind::Ioat, Kind::IoatChild
 impl Kind {
     const fn name(self) -> &'static str {
         match self {
-            Kind::Dsa => "0000:6b:01.0",
-            Kind::DsaChild => "5f2e6a9e-93a1-4f0a-9b3e-3d8f0c1b2a01",
-            Kind::Ioat => "0000:6c:01.0",
-            Kind::IoatChild => "5f2e6a9e-93a1-4f0a-9b3e-3d8f0c1b2a11",
+            Kind::Dsa => PDEV,
+            Kind::DsaChild => MDEV1,
+            Kind::Ioat => CHANNELS,
+            Kind::IoatChild => CHANNEL,
         }
     }
 
@@ -421,10 +387,10 @@ fn everything(client: &mut dyn Client) -> (Vec<u8>, Vec<u8>) {
     (completions, client.peek(DST, COPIES * SIZE))
 }
 
-/// Sees that nothing comes, whatever is in the memory.
-fn expect_silence(client: &mut dyn Client) {
+/// Sees that nothing comes, whatever is in the memory. Returns how many interrupts had come before.
+fn expect_silence(client: &mut dyn Client) -> u64 {
     // What has come before the answer is not at issue.
-    client.interrupts();
+    let before = client.interrupts();
     let (completions, data) = everything(client);
     client.poke(RECORDS, &[0x5a; 0x2000]);
     client.poke(DST, &vec![0x5a; (COPIES * SIZE) as usize]);
@@ -438,6 +404,7 @@ fn expect_silence(client: &mut dyn Client) {
     assert_eq!(client.interrupts(), 0, "an interrupt came");
     client.poke(RECORDS, &completions);
     client.poke(DST, &data);
+    before
 }
 
 fn expect_all(client: &mut dyn Client, kind: Kind) {
@@ -451,12 +418,21 @@ fn expect_all(client: &mut dyn Client, kind: Kind) {
     }
 }
 
+/// Where a device was when it was kept from issuing requests.
+#[derive(Clone, Copy)]
+struct Stopped {
+    /// Copies that had ended.
+    finished: u64,
+    /// Interrupts that had come.
+    told: u64,
+}
+
 /// Rounds that catch the device at work, with `then` while it is kept from issuing requests.
 fn rounds(
     client: &mut dyn Client,
     kind: Kind,
     off: Off,
-    then: &mut dyn FnMut(&mut dyn Client, u64),
+    then: &mut dyn FnMut(&mut dyn Client, Stopped),
 ) {
     let deadline = Instant::now() + PATIENCE;
     let mut caught = 0;
@@ -467,11 +443,11 @@ fn rounds(
         queue(client, kind);
         wait_for(client, kind, round % 3);
         off.set(client, true);
-        expect_silence(client);
+        let told = expect_silence(client);
         let finished = done(client, kind);
         caught += u32::from(finished < COPIES);
         round += 1;
-        then(client, finished);
+        then(client, Stopped { finished, told });
     }
 }
 
@@ -490,21 +466,35 @@ fn waits_and_goes_on(client: &mut dyn Client, kind: Kind) {
     Off::Master.set(client, true);
     Off::Master.set(client, false);
     expect_all(client, kind);
-    let wanted = if kind.is_dsa() { COPIES } else { 1 };
+    wait_for_interrupts(client, kind, 0, interrupts_of(kind, COPIES));
+}
+
+/// How many interrupts the first `finished` copies have asked for.
+fn interrupts_of(kind: Kind, finished: u64) -> u64 {
+    match kind.is_dsa() {
+        true => finished,
+        false => u64::from(finished == COPIES),
+    }
+}
+
+/// Waits until `wanted` interrupts have come, of which `told` have been counted, and sees that no more
+/// than these do.
+fn wait_for_interrupts(client: &mut dyn Client, kind: Kind, told: u64, wanted: u64) {
     let deadline = Instant::now() + PATIENCE;
-    let mut count = 0;
+    let mut count = told;
     while count < wanted {
         assert!(Instant::now() < deadline, "{kind:?}: {count} interrupts");
         count += client.interrupts();
     }
-    assert_eq!(count, wanted);
+    assert_eq!(count, wanted, "{kind:?}");
 }
 
 /// What is to end ends, though nothing may be issued.
 fn ends(client: &mut dyn Client, kind: Kind) {
     let mut turn = 0;
-    rounds(client, kind, Off::Master, &mut |client, finished| {
+    rounds(client, kind, Off::Master, &mut |client, stopped| {
         client.remap();
+        let resets = turn % 3 == 2;
         match (kind.is_dsa(), turn % 3) {
             (true, 0) => client.run(Command::DrainWq),
             (true, 1) => client.run(Command::DisableWq),
@@ -518,15 +508,20 @@ fn ends(client: &mut dyn Client, kind: Kind) {
             _ => client.reset(),
         }
         turn += 1;
-        // What was dropped comes no more; the records of what had ended stay.
         client.set_command(6);
+        // Interrupts of what had ended waited, each to its end; a reset has forgotten those.
+        if !resets {
+            let wanted = interrupts_of(kind, stopped.finished);
+            wait_for_interrupts(client, kind, stopped.told, wanted);
+        }
+        // What was dropped comes no more; the records of what had ended stay.
         expect_silence(client);
-        assert_eq!(done(client, kind), finished);
+        assert_eq!(done(client, kind), stopped.finished);
     });
 }
 
 fn stage() -> Stage {
-    Stage::of(&MACHINE.parse().unwrap())
+    Stage::of(&EVERY_KIND.parse().unwrap())
 }
 
 #[test]

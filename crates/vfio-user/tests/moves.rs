@@ -19,55 +19,12 @@ use ioasid_ioat::spec::{
 use ioasid_vfio_user::spec::command;
 use proptest::{collection::vec, prelude::*};
 
-const MACHINE: &str = r#"
-[[device]]
-model = "dsa"
-driver = "host"
-[[device.queue]]
-owner = "host"
-[[device.queue]]
-owner = "mdev"
-uuid = "5f2e6a9e-93a1-4f0a-9b3e-3d8f0c1b2a01"
-vm = "vm1"
-
-[[device]]
-model = "dsa"
-address = "0000:6b:01.0"
-driver = "vfio"
-vm = "vm2"
-
-[[device]]
-model = "ioat"
-driver = "host"
-[[device.channel]]
-owner = "host"
-[[device.channel]]
-owner = "mdev"
-uuid = "5f2e6a9e-93a1-4f0a-9b3e-3d8f0c1b2a11"
-vm = "vm3"
-[[device.channel]]
-owner = "mdev"
-uuid = "5f2e6a9e-93a1-4f0a-9b3e-3d8f0c1b2a12"
-vm = "vm5"
-
-[[device]]
-model = "ioat"
-address = "0000:6c:01.0"
-driver = "vfio"
-vm = "vm4"
-queues = 3
-"#;
-const CHANNEL: &str = "5f2e6a9e-93a1-4f0a-9b3e-3d8f0c1b2a11";
-/// Another channel of the same parent.
-const NEIGHBOUR: &str = "5f2e6a9e-93a1-4f0a-9b3e-3d8f0c1b2a12";
-const CHANNELS: &str = "0000:6c:01.0";
-
 const KIB: u64 = 1 << 10;
 const MIB: u64 = 1 << 20;
 const RAM: u64 = 16 * MIB;
 
 fn stages() -> [Stage; 2] {
-    [0, 1].map(|_| Stage::of(&MACHINE.parse().unwrap()))
+    [0, 1].map(|_| Stage::of(&EVERY_KIND.parse().unwrap()))
 }
 
 /// A VM with a device, and an eventfd on each of its first vectors.
@@ -383,7 +340,7 @@ fn private(stage: &Stage, device: &str) -> Vmm {
     vmm
 }
 
-static STAGE: LazyLock<Stage> = LazyLock::new(|| Stage::of(&MACHINE.parse().unwrap()));
+static STAGE: LazyLock<Stage> = LazyLock::new(|| Stage::of(&EVERY_KIND.parse().unwrap()));
 
 /// States that were saved in the middle of work.
 static SAVED: LazyLock<Vec<(&str, Vec<u8>)>> = LazyLock::new(|| {

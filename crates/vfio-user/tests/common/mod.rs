@@ -59,6 +59,52 @@ pub const MDEV2: &str = "5f2e6a9e-93a1-4f0a-9b3e-3d8f0c1b2a02";
 /// The whole device of VM 1.
 pub const PDEV: &str = "0000:6b:01.0";
 
+/// A device of each kind, each for a VM of its own.
+pub const EVERY_KIND: &str = r#"
+[[device]]
+model = "dsa"
+driver = "host"
+[[device.queue]]
+owner = "host"
+[[device.queue]]
+owner = "mdev"
+uuid = "5f2e6a9e-93a1-4f0a-9b3e-3d8f0c1b2a01"
+vm = "vm1"
+
+[[device]]
+model = "dsa"
+address = "0000:6b:01.0"
+driver = "vfio"
+vm = "vm2"
+
+[[device]]
+model = "ioat"
+driver = "host"
+[[device.channel]]
+owner = "host"
+[[device.channel]]
+owner = "mdev"
+uuid = "5f2e6a9e-93a1-4f0a-9b3e-3d8f0c1b2a11"
+vm = "vm3"
+[[device.channel]]
+owner = "mdev"
+uuid = "5f2e6a9e-93a1-4f0a-9b3e-3d8f0c1b2a12"
+vm = "vm5"
+
+[[device]]
+model = "ioat"
+address = "0000:6c:01.0"
+driver = "vfio"
+vm = "vm4"
+queues = 3
+"#;
+/// The mediated channel of VM 3.
+pub const CHANNEL: &str = "5f2e6a9e-93a1-4f0a-9b3e-3d8f0c1b2a11";
+/// Another channel of the same parent, of VM 5.
+pub const NEIGHBOUR: &str = "5f2e6a9e-93a1-4f0a-9b3e-3d8f0c1b2a12";
+/// The whole I/OAT of VM 4.
+pub const CHANNELS: &str = "0000:6c:01.0";
+
 /// Errno numbers as clients see them.
 pub const EIO: u32 = 5;
 pub const EBUSY: u32 = 16;

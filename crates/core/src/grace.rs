@@ -102,22 +102,31 @@ impl SlotState {
         Marker(self.marker.load(Ordering::SeqCst))
     }
 
-    /// Returns when the marker is not `seen` any more.
-    fn wait_while(&self, seen: Marker) {
+    /// Returns when the marker is not `seen` any more, or at `deadline`: whether it is another one.
+    fn wait_while(&self, seen: Marker, deadline: Option<Instant>) -> bool {
         #[cfg(not(ioasid_shuttle))]
         for _ in 0..SPINS {
             if self.marker() != seen {
-                return;
+                return true;
             }
             std::hint::spin_loop();
         }
         self.waiters.fetch_add(1, Ordering::SeqCst);
         let mut held = self.lock.lock();
-        while self.marker() == seen {
-            held = self.changed.wait(held);
-        }
+        // Not looked at again afterwards: a guard may come back to the marker that was seen.
+        let changed = loop {
+            if self.marker() != seen {
+                break true;
+            }
+            held = match deadline.map(|at| at.saturating_duration_since(Instant::now())) {
+                None => self.changed.wait(held),
+                Some(left) if left.is_zero() => break false,
+                Some(left) => self.changed.wait_timeout(held, left),
+            };
+        };
         drop(held);
         self.waiters.fetch_sub(1, Ordering::SeqCst);
+        changed
     }
 
     /// Publishes the marker of a new guard in an idle slot.
@@ -138,20 +147,6 @@ impl SlotState {
             self.marker.store(marker.0, Ordering::Relaxed);
             fence(Ordering::SeqCst);
         }
-    }
-
-    /// As [`SlotState::wait_while`], until `deadline` at most; whether the marker is another one.
-    fn wait_while_until(&self, seen: Marker, deadline: Instant) -> bool {
-        self.waiters.fetch_add(1, Ordering::SeqCst);
-        let mut held = self.lock.lock();
-        let mut left = deadline.saturating_duration_since(Instant::now());
-        while self.marker() == seen && !left.is_zero() {
-            held = self.changed.wait_timeout(held, left);
-            left = deadline.saturating_duration_since(Instant::now());
-        }
-        drop(held);
-        self.waiters.fetch_sub(1, Ordering::SeqCst);
-        self.marker() != seen
     }
 
     /// Publishes `marker` and wakes whoever waits for the old one.
@@ -244,14 +239,10 @@ impl Grace {
         for (slot, first) in self.readers(|marker| marker.reads(domain)) {
             let mut now = first;
             while now.same_guard(first) && now.reads(domain) {
-                match deadline {
-                    Some(deadline) if !now.holds() => {
-                        if !slot.wait_while_until(now, deadline) {
-                            quiet = false;
-                            break;
-                        }
-                    }
-                    _ => slot.wait_while(now),
+                // A guard that runs is bounded by its bytes.
+                if !slot.wait_while(now, deadline.filter(|_| !now.holds())) {
+                    quiet = false;
+                    break;
                 }
                 now = slot.marker();
             }

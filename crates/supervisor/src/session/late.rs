@@ -24,9 +24,20 @@ impl Server {
         process: &Arc<Process>,
         fd: u64,
     ) -> Result<Option<Identity>, Errno> {
-        let Some(identity) = self.identity(process, fd) else {
-            return Ok(None);
-        };
+        match self.identity(process, fd) {
+            Some(identity) => self.bound_as(request, process, fd, identity),
+            None => Ok(None),
+        }
+    }
+
+    /// The same for a descriptor whose file is known to have this `identity`.
+    pub(super) fn bound_as(
+        &mut self,
+        request: &Request,
+        process: &Arc<Process>,
+        fd: u64,
+        identity: Identity,
+    ) -> Result<Option<Identity>, Errno> {
         if self.files.get(identity).is_some() {
             return Ok(Some(identity));
         }

@@ -37,11 +37,14 @@ pub(super) struct Mapping {
 impl Server {
     pub(super) fn mmap(&mut self, request: &Request, process: &Arc<Process>) -> Outcome {
         let [_, len, prot, flags, fd, offset] = request.args;
-        let Some(identity) = self.bound(request, process, fd)? else {
-            return match self.identity(process, fd) {
-                // As on a kernel that is locked down.
-                Some(identity) if self.current.is_bar(identity) => Err(Errno::EPERM),
-                _ => Ok(Answer::Proceed),
+        let Some(found) = self.identity(process, fd) else {
+            return Ok(Answer::Proceed);
+        };
+        let Some(identity) = self.bound_as(request, process, fd, found)? else {
+            // As on a kernel that is locked down.
+            return match self.current.is_bar(found) {
+                true => Err(Errno::EPERM),
+                false => Ok(Answer::Proceed),
             };
         };
         let file = self.files.get(identity);

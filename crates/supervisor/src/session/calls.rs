@@ -9,7 +9,7 @@ use ioasid_core::host::Caller;
 use ioasid_host::{Process, ProcessError};
 use ioasid_uapi::{self as uapi, Errno};
 use rustix::fs::OFlags;
-use zerocopy::IntoBytes;
+use zerocopy::{Immutable, IntoBytes};
 
 use super::{
     Server,
@@ -306,15 +306,9 @@ impl Server {
         fd: u64,
         address: u64,
     ) -> Outcome {
-        let stat = match self.facts(process, fd) {
-            Some(facts) => facts.stat(),
-            None => match self.stat_of_link(request, fd) {
-                Some(stat) => stat.into(),
-                None => return Ok(Answer::Proceed),
-            },
-        };
-        process.write(address, stat.as_bytes())?;
-        Ok(Answer::Value(0))
+        let stat = self.facts(process, fd).map(|facts| facts.stat());
+        let of_link = || self.stat_of_link(request, fd).map(Into::into);
+        tell(process, stat.or_else(of_link), address)
     }
 
     fn statx(
@@ -324,15 +318,9 @@ impl Server {
         fd: u64,
         address: u64,
     ) -> Outcome {
-        let statx = match self.facts(process, fd) {
-            Some(facts) => facts.statx(),
-            None => match self.statx_of_link(request, fd) {
-                Some(statx) => statx.into(),
-                None => return Ok(Answer::Proceed),
-            },
-        };
-        process.write(address, statx.as_bytes())?;
-        Ok(Answer::Value(0))
+        let statx = self.facts(process, fd).map(|facts| facts.statx());
+        let of_link = || self.statx_of_link(request, fd).map(Into::into);
+        tell(process, statx.or_else(of_link), address)
     }
 
     fn facts(&mut self, process: &Process, fd: u64) -> Option<stat::Facts> {
@@ -372,6 +360,20 @@ fn greet(process: &Process, address: u64) -> Outcome {
         return Err(Errno::ENOTTY);
     }
     process.write(address, &GREETING_ANSWER)?;
+    Ok(Answer::Value(0))
+}
+
+/// Answers a call that asks for a struct, at `address`, with what is known of a file of ours; the kernel
+/// answers if it is none.
+pub(super) fn tell(
+    process: &Process,
+    known: Option<impl IntoBytes + Immutable>,
+    address: u64,
+) -> Outcome {
+    let Some(known) = known else {
+        return Ok(Answer::Proceed);
+    };
+    process.write(address, known.as_bytes())?;
     Ok(Answer::Value(0))
 }
 

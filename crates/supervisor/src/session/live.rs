@@ -144,9 +144,7 @@ impl Server {
             }
         }
     }
-}
 
-impl Server {
     /// Finds the files that are kept current, before the program's first instruction.
     pub(super) fn attach_current(&mut self, tid: u32) {
         if self.current.is_attached() {
@@ -230,7 +228,7 @@ fn update_sys(sys: &OwnedFd, old: &Description, new: &Description, live: &BTreeS
             (Some(before), now) if before == now => continue,
             (Some(SysfsKind::File(_)), SysfsKind::File(_)) if live.contains(path) => continue,
             (Some(SysfsKind::File(_)), SysfsKind::File(file)) => rewrite(sys, path, &file.bytes),
-            (_, SysfsKind::File(file)) => create(sys, path, file).map(drop),
+            (_, SysfsKind::File(file)) => create(sys, path, file),
             (_, SysfsKind::Dir) => parent(sys, path)
                 .and_then(|(dir, name)| Ok(mkdirat(dir, name, Mode::from_raw_mode(0o755))?)),
             (_, SysfsKind::Link(target)) => {
@@ -269,8 +267,8 @@ fn remove(root: &OwnedFd, path: &str, flags: AtFlags) -> io::Result<()> {
     }
 }
 
-/// Makes a file; gives its inode.
-fn create(root: &OwnedFd, path: &str, entry: &SysfsFile) -> io::Result<(u64, u64)> {
+/// Makes a file.
+fn create(root: &OwnedFd, path: &str, entry: &SysfsFile) -> io::Result<()> {
     let (directory, name) = parent(root, path)?;
     let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
     let file = openat(directory, name, flags, Mode::RUSR | Mode::WUSR)?;
@@ -279,9 +277,7 @@ fn create(root: &OwnedFd, path: &str, entry: &SysfsFile) -> io::Result<(u64, u64
         ftruncate(&file, entry.size)?;
     }
     // Whatever the umask says.
-    fchmod(&file, Mode::from_raw_mode(entry.mode.into()))?;
-    let stat = rustix::fs::fstat(&file)?;
-    Ok((stat.st_dev, stat.st_ino))
+    Ok(fchmod(&file, Mode::from_raw_mode(entry.mode.into()))?)
 }
 
 fn rewrite(root: &OwnedFd, path: &str, bytes: &[u8]) -> io::Result<()> {

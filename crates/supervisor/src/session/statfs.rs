@@ -9,13 +9,12 @@
 
 use std::sync::Arc;
 
-use ioasid_core::host::Caller;
 use ioasid_host::Process;
 use zerocopy::{Immutable, IntoBytes};
 
 use super::{
     Server,
-    calls::{Answer, Outcome},
+    calls::{Answer, Outcome, tell},
     files::Object,
     path,
     paths::PathArgument,
@@ -121,7 +120,7 @@ impl Server {
         } else {
             None
         };
-        tell(process, found, address)
+        tell(process, found.map(FileSystem::statfs), address)
     }
 
     /// `fstatfs`.
@@ -146,14 +145,6 @@ impl Server {
                 .path_of_descriptor(request, fd)
                 .map(|path| FileSystem::of_path(&path)),
         };
-        tell(process, found, address)
+        tell(process, found.map(FileSystem::statfs), address)
     }
-}
-
-fn tell(process: &Process, found: Option<FileSystem>, address: u64) -> Outcome {
-    let Some(found) = found else {
-        return Ok(Answer::Proceed);
-    };
-    process.write(address, found.statfs().as_bytes())?;
-    Ok(Answer::Value(0))
 }

@@ -82,8 +82,8 @@ pub struct DeviceConfig {
 }
 
 impl DeviceConfig {
-    /// A device at `address` with 20-bit PASIDs and neither of their features, second-stage VT-d tables, dirty tracking, page
-    /// requests and the interrupt window of x86, in a group of its own.
+    /// A device at `address` with 20-bit PASIDs and neither of their features, second-stage VT-d
+    /// tables, dirty tracking, page requests and the interrupt window of x86, in a group of its own.
     pub fn new(address: PciAddress) -> Self {
         DeviceConfig {
             address,

@@ -82,12 +82,12 @@ impl ProcessPages {
             let extent = registers::pin(client, &registers, offset, len)?;
             return Ok(vec![extent]);
         }
-        let mut file = client.known_file(id);
-        file = file.filter(|file| file.writable() || !vma.writable);
-        let mut filesystem = Filesystem::Memory;
-        if file.is_none() {
-            filesystem = Filesystem::of(dev, || self.process.mountinfo());
-        }
+        let known = client.known_file(id);
+        let file = known.filter(|file| file.writable() || !vma.writable);
+        let filesystem = match file {
+            Some(_) => Filesystem::Memory,
+            None => Filesystem::of(dev, || self.process.mountinfo()),
+        };
         // One page has one system physical address: what is registered already stays what it is.
         if filesystem == Filesystem::Memory
             && shared::known(client, id, offset / WINDOW_SIZE).is_none()

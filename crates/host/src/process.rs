@@ -237,7 +237,7 @@ impl Process {
         let (dev, ino) = self.fd_identity(fd)?;
         let id = FileId { dev, ino };
         if !is_memory_device(dev, || self.mountinfo()) {
-            return Err(if self.is_path_only(fd) {
+            return Err(if self.fd_is_a_path(fd) {
                 FdError::NotOpen
             } else {
                 FdError::WrongType
@@ -255,14 +255,6 @@ impl Process {
             self.client.discard(taken);
             Err(FdError::WrongType)
         }
-    }
-
-    /// Whether `fd` was opened with `O_PATH`: no call but a few on paths takes it.
-    fn is_path_only(&self, fd: i32) -> bool {
-        let text = read_text(&self.dir, &format!("fdinfo/{fd}")).unwrap_or_default();
-        let flags = text.lines().find_map(|line| line.strip_prefix("flags:"));
-        let flags = flags.and_then(|flags| u32::from_str_radix(flags.trim(), 8).ok());
-        flags.is_some_and(|flags| OFlags::from_bits_retain(flags).contains(OFlags::PATH))
     }
 
     /// The kernel's details of the mapping that starts at `start`: its lines in `/proc/PID/smaps`. Walks

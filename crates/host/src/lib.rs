@@ -21,34 +21,17 @@
 #[cfg(not(all(target_os = "linux", target_arch = "x86_64")))]
 compile_error!("ioasid-host needs Linux on x86-64");
 
-mod address_space;
-mod allowed;
 mod client;
-mod closer;
-mod confine;
-mod copy;
-mod file;
-mod filesystem;
-mod irq;
-mod maps;
-mod pages;
+mod memory;
 mod process;
-mod processes;
-mod received;
-mod registers;
-pub mod service;
-mod shared;
+mod system;
+mod threads;
 
-mod watch;
-mod worker;
-
-pub use client::{Client, Limits, ProcessError};
-pub use closer::Closer;
-pub use confine::confine;
-pub use copy::RecoveringCopy;
-pub use file::FileMemory;
-pub use irq::EventFd;
-pub use process::{MappedFile, Process, can_take_descriptors};
-pub use received::{MemoryFileId, ReceivedFd, prepare_received};
-pub use registers::Registers;
-pub use worker::ClientWorker;
+pub use client::{Client, Limits, MemoryFileId, ReceivedFd, prepare_received};
+pub use memory::{file_memory::FileMemory, registers::Registers};
+pub use process::{
+    error::ProcessError,
+    process::{MappedFile, Process, can_take_descriptors},
+};
+pub use system::{confine::confine, copy::RecoveringCopy, service};
+pub use threads::{closer::Closer, interrupts::EventFd, worker::ClientWorker};

@@ -106,7 +106,7 @@ impl Server {
         let process = match self.client.process(tid) {
             Ok(process) => process,
             Err(error) => {
-                if !matches!(error, ProcessError::Gone) {
+                if matches!(error, ProcessError::Denied(_) | ProcessError::NoMemory(_)) {
                     self.warn_of_closed_memory(&error);
                 }
                 return None;
@@ -237,7 +237,7 @@ impl Server {
             return self.access(request, process);
         }
         let Some(identity) = self.bound(request, process, fd)? else {
-            if let Err(error @ ProcessError::Denied) = process.descriptors_are_open() {
+            if let Err(error @ ProcessError::Denied(_)) = process.descriptors_are_open() {
                 self.warn_of_closed_memory(&error);
             }
             return Ok(Answer::Proceed);

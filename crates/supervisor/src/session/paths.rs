@@ -141,7 +141,7 @@ impl Server {
         let overlay = self.overlay.as_ref().ok_or(Answer::Proceed)?;
         let (root, foreign) = root_of(request.tid).map_err(|errno| {
             if errno == Errno::ACCESS {
-                self.warn_of_closed_memory(&ProcessError::Denied);
+                self.warn_of_closed_memory(&ProcessError::Denied(errno));
             }
             Answer::Proceed
         })?;

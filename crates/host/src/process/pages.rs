@@ -1,6 +1,6 @@
 //! A process's address range as a source of pages.
 //!
-//! Where the process has mapped a memory file shared, and a descriptor of that file can be had, the
+//! Where the process has mapped a memory file shared, and a descriptor of that file can be found, the
 //! pages are the file's: zero copy, and they stay when the process unmaps them. Shared memory without
 //! such a descriptor stays as long as any process of the client maps it. Everything else is read and
 //! written where it is: it follows the address, so a later `munmap` shows.
@@ -14,14 +14,13 @@ use ioasid_core::{
     spa::{SpaRange, WINDOW_SIZE},
 };
 
+use super::{allowed::Rules, process::Process, resources::Resources};
 use crate::{
-    address_space::AddressSpace,
-    client::Shared,
-    file::{FileId, MemoryFile, identify},
-    filesystem::Filesystem,
-    maps::Vma,
-    process::Process,
-    registers, shared,
+    memory::{address_space::AddressSpace, file::MemoryFile, maps::Vma, registers},
+    system::{
+        file_id::{FileId, identify},
+        filesystem::Filesystem,
+    },
 };
 
 /// Descriptors of a process that are looked at to find the one of a mapped file.
@@ -38,11 +37,11 @@ pub(crate) struct ProcessPages {
 }
 
 impl ProcessPages {
-    fn client(&self) -> &Arc<Shared> {
-        self.process.client()
+    fn resources(&self) -> &Resources {
+        self.process.resources()
     }
 
-    pub(crate) fn memory(&self) -> &Arc<AddressSpace> {
+    fn memory(&self) -> &Arc<AddressSpace> {
         self.process.memory()
     }
 
@@ -60,37 +59,48 @@ impl ProcessPages {
 
     /// The pages of `range`, which lies in `vma`.
     fn pin_in(&self, vma: &Vma, range: AddrRange, prot: Prot) -> Result<Vec<Extent>, PinError> {
-        self.check_permission(vma, range, prot)?;
+        let rules = Rules {
+            process: &self.process,
+            type_1: self.registers,
+        };
+        rules.check_permission(vma, range, prot)?;
+        let resources = self.resources();
         let len = range.len_saturating();
         let Some((dev, ino, offset)) = vma.shared_file(range.start()) else {
             if vma.ino == 0 {
-                self.check_anonymous(vma, range)?;
+                rules.check_anonymous(vma, range)?;
             } else {
-                let filesystem = Filesystem::of(vma.dev, || self.process.mountinfo());
-                self.check_file(filesystem, vma, range, prot)?;
+                let filesystem = Filesystem::of(vma.dev, || self.process.dir().mountinfo());
+                rules.check_file(filesystem, vma, range, prot)?;
             }
             return in_chunks(range.start(), len, |chunk| {
-                self.memory().window(self.client(), chunk)
+                let worker = resources.remote_worker();
+                self.memory().window(&resources.windows, &worker, chunk)
             });
         };
         let id = FileId { dev, ino };
-        let client = self.client();
-        if let Some(registers) = client.registers(id) {
+        if let Some(registers) = resources.registers.get(id) {
             if !self.registers {
                 return Err(PinError::Fault);
             }
-            let extent = registers::pin(client, &registers, offset, len)?;
+            let extent = registers::pin(
+                &resources.windows,
+                resources.remote_worker(),
+                &registers,
+                offset,
+                len,
+            )?;
             return Ok(vec![extent]);
         }
-        let known = client.known_file(id);
+        let known = resources.files.known(id);
         let file = known.filter(|file| file.writable() || !vma.writable);
         let filesystem = match file {
             Some(_) => Filesystem::Memory,
-            None => Filesystem::of(dev, || self.process.mountinfo()),
+            None => Filesystem::of(dev, || self.process.dir().mountinfo()),
         };
         // One page has one system physical address: what is registered already stays what it is.
         if filesystem == Filesystem::Memory
-            && shared::known(client, id, offset / WINDOW_SIZE).is_none()
+            && resources.shared.known(id, offset / WINDOW_SIZE).is_none()
             && let Some(file) = file.or_else(|| self.find_file(id, vma))
             && (file.writable() || !prot.write)
         {
@@ -101,32 +111,35 @@ impl ProcessPages {
             {
                 return Err(PinError::Fault);
             }
-            match file.pin(client, offset, len, prot) {
+            match resources.files.pin(&file, offset, len, prot) {
                 // Sealed against new mappings that write (F_SEAL_FUTURE_WRITE): the process's own
                 // mapping is older.
                 Err(PinError::Fault) => {}
                 pinned => return pinned,
             }
         }
-        self.check_file(filesystem, vma, range, prot)?;
+        rules.check_file(filesystem, vma, range, prot)?;
         in_chunks(offset, len, |chunk| {
-            shared::window(client, id, chunk, self.memory())
+            resources.shared.window(id, chunk, self.memory())
         })
     }
 
     /// The memory file `id`, if one of the ways to it is open: the kernel lets us open the mapping
     /// itself, or the process still has a descriptor of it.
     fn find_file(&self, id: FileId, vma: &Vma) -> Option<Arc<MemoryFile>> {
-        let client = self.client();
-        let mapped = self.process.open_mapped(vma);
-        let found = mapped.into_iter().chain(self.held(id)).filter_map(|fd| {
-            let same = identify(fd.as_fd(), "").is_ok_and(|(found, _)| found == id);
-            if !same {
-                client.discard(fd);
-                return None;
-            }
-            MemoryFile::new(fd)
-        });
+        let resources = self.resources();
+        let mapped = self.process.dir().open_mapped(vma);
+        let found = mapped
+            .into_iter()
+            .chain(self.duplicates(id))
+            .filter_map(|fd| {
+                let same = identify(fd.as_fd(), "").is_ok_and(|(found, _)| found == id);
+                if !same {
+                    resources.closer.close(fd);
+                    return None;
+                }
+                MemoryFile::new(fd)
+            });
         let mut best = None;
         for file in found {
             let writable = file.writable();
@@ -135,18 +148,18 @@ impl ProcessPages {
                 break;
             }
         }
-        best.inspect(|file| client.remember_file(file))
+        best.inspect(|file| resources.files.remember(file))
     }
 
     /// Duplicates of the process's descriptors that lead to `id`.
-    fn held(&self, id: FileId) -> impl Iterator<Item = std::os::fd::OwnedFd> {
-        let numbers = self.process.fd_numbers();
+    fn duplicates(&self, id: FileId) -> impl Iterator<Item = std::os::fd::OwnedFd> {
+        let numbers = self.process.dir().fd_numbers();
         numbers
             .into_iter()
             .take(MOST_FDS)
             .filter_map(move |number| {
-                let (dev, ino) = self.process.fd_identity(number).ok()?;
-                (id == FileId { dev, ino })
+                let found = self.process.dir().fd_identity(number).ok()?;
+                (id == found)
                     .then(|| self.process.get_fd(number).ok())
                     .flatten()
             })

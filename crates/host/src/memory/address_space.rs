@@ -7,7 +7,7 @@
 //! the time of a write that the process has not called `exec` since we looked: so it is not used.
 //!
 //! `/proc/PID/mem` writes to pages that the process itself may only read. So the permission is
-//! looked up where a mapping is made ([`crate::pages`]) and where an answer is written.
+//! looked up where a mapping is made and where an answer is written.
 
 use std::{
     collections::HashMap,
@@ -29,11 +29,11 @@ use ioasid_core::{
     sync::Mutex,
 };
 
-use crate::{
-    client::{Shared, WindowPermit},
-    file::FileId,
+use super::{
     maps::{Maps, Vma},
+    windows::{WindowPermit, Windows},
 };
+use crate::system::file_id::FileId;
 
 /// The address space of a process, bound to what it had when it was opened.
 pub(crate) struct AddressSpace {
@@ -137,10 +137,12 @@ impl AddressSpace {
         })
     }
 
-    /// The registration of the chunk of 1 GiB at user address `chunk * 1 GiB`.
+    /// The registration of the chunk of 1 GiB at user address `chunk * 1 GiB`, one of `all` the
+    /// client's; `worker` touches it.
     pub(crate) fn window(
         self: &Arc<Self>,
-        client: &Arc<Shared>,
+        all: &Windows,
+        worker: &Arc<dyn Worker>,
         chunk: u64,
     ) -> Result<Arc<SpaRange>, PinError> {
         let mut windows = self.windows.lock();
@@ -150,14 +152,31 @@ impl AddressSpace {
         let remote = Arc::new(RemoteChunk {
             memory: Arc::clone(self),
             start: chunk * WINDOW_SIZE,
-            worker: Arc::clone(&client.worker) as Arc<dyn Worker>,
-            _permit: client.permit().ok_or(PinError::NoMemory)?,
+            worker: Arc::clone(worker),
+            _permit: all.permit()?,
         });
-        let range = client.space.register(remote, 0);
-        let range = Arc::new(range.map_err(|_| PinError::NoMemory)?);
+        let range = all.register(remote, 0)?;
         windows.retain(|_, range| range.strong_count() > 0);
         windows.insert(chunk, Arc::downgrade(&range));
         Ok(range)
+    }
+}
+
+/// The address spaces of one client that are open.
+#[derive(Debug, Default)]
+pub(crate) struct AddressSpaces(Mutex<Vec<Weak<AddressSpace>>>);
+
+impl AddressSpaces {
+    pub(crate) fn remember(&self, space: &Arc<AddressSpace>) {
+        let mut spaces = self.0.lock();
+        spaces.retain(|space| space.strong_count() > 0);
+        spaces.push(Arc::downgrade(space));
+    }
+
+    /// All of them, the latest first.
+    pub(crate) fn all(&self) -> Vec<Arc<AddressSpace>> {
+        let spaces = self.0.lock();
+        spaces.iter().rev().filter_map(Weak::upgrade).collect()
     }
 }
 

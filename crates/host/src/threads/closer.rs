@@ -20,7 +20,7 @@ use rustix::process::Resource;
 /// Most threads of one closer.
 const THREADS: usize = 4;
 
-/// Descriptors that may wait for a thread: at most so many, and at most this part of those that the
+/// Descriptors that may wait for a thread: at most this many, and at most this part of those that the
 /// process may have.
 const WAITING: usize = 1024;
 const PART: u64 = 16;

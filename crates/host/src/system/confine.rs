@@ -128,7 +128,7 @@ fn filter() -> Vec<libc::sock_filter> {
     let mut code = vec![
         statement(LOAD, ARCH),
         jump(EQUAL, AUDIT_ARCH_X86_64, 1, 0),
-        // Numbers mean something else there: nothing of ours makes such a call.
+        // Numbers mean something else there: nothing in this workspace makes such a call.
         statement(RETURN, SECCOMP_RET_KILL_PROCESS),
         statement(LOAD, NUMBER),
         jump(ANY_BIT, X32, 0, 1),

@@ -7,7 +7,7 @@ use std::sync::OnceLock;
 
 use rustix::fs::{MemfdFlags, makedev};
 
-use crate::file::identify;
+use super::file_id::identify;
 
 /// What a file system does with the pages of its files.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -18,7 +18,7 @@ pub(crate) enum Filesystem {
     Ram,
     /// It has its files on a disk, and keeps track of which pages are dirty.
     Disk,
-    /// As a disk, but a page may come from somebody who never answers: FUSE, a network.
+    /// As a disk, but a page may come from a server that never answers: FUSE, a network.
     Server,
     /// None of these: devices, objects of the kernel that can be mapped, a file system that is not
     /// mounted where the process can see it.

@@ -148,7 +148,7 @@ impl Maps {
             dev: rustix::fs::makedev(query.dev_major, query.dev_minor),
             ino: query.inode,
         };
-        // The length that the kernel tells has the NUL in it.
+        // The length that the kernel gives has the NUL in it.
         Ok((vma, (query.vma_name_size as usize).saturating_sub(1)))
     }
 

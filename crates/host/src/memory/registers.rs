@@ -1,11 +1,12 @@
 //! Mappings that lead to registers of a device: what a program has where it mapped a BAR.
 //!
-//! The file behind such a mapping has no bytes. Whoever serves it says so
+//! The file behind such a mapping has no bytes. Its owner says so
 //! ([`Client::add_registers`](crate::Client::add_registers)) and carries out the accesses. DMA reaches
 //! it only where the program's request allows for that (peer to peer DMA of VFIO's type 1 IOMMU);
 //! everywhere else there is no memory at the address.
 
 use std::{
+    collections::HashMap,
     fmt,
     sync::{Arc, Weak},
 };
@@ -13,9 +14,11 @@ use std::{
 use ioasid_core::{
     host::Worker,
     memory::{Backing, Extent, Memory, MemoryGone, PinError, RemoteMemory},
+    sync::Mutex,
 };
 
-use crate::client::{Shared, WindowPermit};
+use super::windows::{WindowPermit, Windows};
+use crate::system::file_id::FileId;
 
 /// Bytes of the largest single access.
 const WIDEST: u64 = 8;
@@ -35,9 +38,35 @@ pub trait Registers: Send + Sync + fmt::Debug {
     fn store(&self, offset: u64, src: &[u8]) -> Result<(), MemoryGone>;
 }
 
-/// Gives `len` bytes from `start` of a file of registers system physical addresses.
+/// The files of one client whose mappings are registers.
+#[derive(Debug, Default)]
+pub(crate) struct RegisterFiles(Mutex<HashMap<FileId, Arc<dyn Registers>>>);
+
+impl RegisterFiles {
+    pub(crate) fn add(&self, id: FileId, registers: Arc<dyn Registers>) {
+        self.0.lock().insert(id, registers);
+    }
+
+    pub(crate) fn remove(&self, id: FileId) {
+        let removed = self.0.lock().remove(&id);
+        // Without the lock: it may be the last of a device file.
+        drop(removed);
+    }
+
+    /// What serves the mappings of the file `id`, if they are registers.
+    pub(crate) fn get(&self, id: FileId) -> Option<Arc<dyn Registers>> {
+        self.0.lock().get(&id).cloned()
+    }
+}
+
+/// Gives `len` bytes from `start` of a file of registers system physical addresses; `worker` makes
+/// the accesses.
+///
+/// # Errors
+/// [`PinError::NoMemory`] over the client's limit, or if the space is full.
 pub(crate) fn pin(
-    client: &Arc<Shared>,
+    windows: &Windows,
+    worker: Arc<dyn Worker>,
     registers: &Arc<dyn Registers>,
     start: u64,
     len: u64,
@@ -47,11 +76,10 @@ pub(crate) fn pin(
         registers: Arc::downgrade(registers),
         start,
         len,
-        worker: Arc::clone(&client.worker) as Arc<dyn Worker>,
-        _permit: client.permit().ok_or(PinError::NoMemory)?,
+        worker,
+        _permit: windows.permit()?,
     };
-    let range = client.space.register(Arc::new(window), start);
-    let hold = Arc::new(range.map_err(|_| PinError::NoMemory)?);
+    let hold = windows.register(Arc::new(window), start)?;
     Ok(Extent {
         spa: hold.start(),
         len,

@@ -7,6 +7,7 @@
 //! gave it.
 
 use std::{
+    collections::HashMap,
     ops::Range,
     sync::{Arc, Weak},
 };
@@ -18,42 +19,71 @@ use ioasid_core::{
     sync::Mutex,
 };
 
-use crate::{
-    address_space::AddressSpace,
-    client::{Shared, WindowPermit},
-    file::FileId,
+use super::{
+    address_space::{AddressSpace, AddressSpaces},
+    windows::{WindowPermit, Windows},
 };
+use crate::system::file_id::FileId;
 
-/// The live registration of chunk `chunk` (of 1 GiB) of the memory behind `id`, if there is one.
-pub(crate) fn known(client: &Shared, id: FileId, chunk: u64) -> Option<Arc<SpaRange>> {
-    let windows = client.shared_windows.lock();
-    windows.get(&(id, chunk)).and_then(Weak::upgrade)
+/// The registered chunks of 1 GiB of shared memory that no descriptor leads to.
+#[derive(Debug)]
+pub(crate) struct SharedMemory {
+    windows: Arc<Windows>,
+    /// Where such memory may be mapped.
+    spaces: Weak<AddressSpaces>,
+    worker: Arc<dyn Worker>,
+    /// By file and number of the chunk.
+    registered: Mutex<HashMap<(FileId, u64), Weak<SpaRange>>>,
 }
 
-/// The registration of chunk `chunk` (of 1 GiB) of the memory behind `id`, which `home` maps.
-pub(crate) fn window(
-    client: &Arc<Shared>,
-    id: FileId,
-    chunk: u64,
-    home: &Arc<AddressSpace>,
-) -> Result<Arc<SpaRange>, PinError> {
-    let mut windows = client.shared_windows.lock();
-    if let Some(range) = windows.get(&(id, chunk)).and_then(Weak::upgrade) {
-        return Ok(range);
+impl SharedMemory {
+    /// None yet; `spaces` are those of the client, and `worker` reads and writes them.
+    pub(crate) fn new(
+        windows: Arc<Windows>,
+        spaces: &Arc<AddressSpaces>,
+        worker: Arc<dyn Worker>,
+    ) -> Self {
+        SharedMemory {
+            windows,
+            spaces: Arc::downgrade(spaces),
+            worker,
+            registered: Mutex::default(),
+        }
     }
-    let memory = Arc::new(SharedChunk {
-        id,
-        start: chunk * WINDOW_SIZE,
-        home: Mutex::new(Arc::downgrade(home)),
-        client: Arc::downgrade(client),
-        worker: Arc::clone(&client.worker) as Arc<dyn Worker>,
-        _permit: client.permit().ok_or(PinError::NoMemory)?,
-    });
-    let range = client.space.register(memory, 0);
-    let range = Arc::new(range.map_err(|_| PinError::NoMemory)?);
-    windows.retain(|_, range| range.strong_count() > 0);
-    windows.insert((id, chunk), Arc::downgrade(&range));
-    Ok(range)
+
+    /// The live registration of chunk `chunk` of the memory behind `id`, if there is one.
+    pub(crate) fn known(&self, id: FileId, chunk: u64) -> Option<Arc<SpaRange>> {
+        let registered = self.registered.lock();
+        registered.get(&(id, chunk)).and_then(Weak::upgrade)
+    }
+
+    /// The registration of chunk `chunk` of the memory behind `id`, which `home` maps.
+    ///
+    /// # Errors
+    /// [`PinError::NoMemory`] over the client's limit, or if the space is full.
+    pub(crate) fn window(
+        &self,
+        id: FileId,
+        chunk: u64,
+        home: &Arc<AddressSpace>,
+    ) -> Result<Arc<SpaRange>, PinError> {
+        let mut registered = self.registered.lock();
+        if let Some(range) = registered.get(&(id, chunk)).and_then(Weak::upgrade) {
+            return Ok(range);
+        }
+        let memory = Arc::new(SharedChunk {
+            id,
+            start: chunk * WINDOW_SIZE,
+            home: Mutex::new(Arc::downgrade(home)),
+            spaces: Weak::clone(&self.spaces),
+            worker: Arc::clone(&self.worker),
+            _permit: self.windows.permit()?,
+        });
+        let range = self.windows.register(memory, 0)?;
+        registered.retain(|_, range| range.strong_count() > 0);
+        registered.insert((id, chunk), Arc::downgrade(&range));
+        Ok(range)
+    }
 }
 
 /// 1 GiB of shared memory, as a backing.
@@ -64,7 +94,7 @@ struct SharedChunk {
     start: u64,
     /// Where it was found last.
     home: Mutex<Weak<AddressSpace>>,
-    client: Weak<Shared>,
+    spaces: Weak<AddressSpaces>,
     worker: Arc<dyn Worker>,
     _permit: WindowPermit,
 }
@@ -92,7 +122,7 @@ impl SharedChunk {
             let piece = match last.and_then(|home| copy(&home)) {
                 Some(piece) => piece,
                 None => {
-                    let spaces = self.client.upgrade().map(|client| client.address_spaces());
+                    let spaces = self.spaces.upgrade().map(|spaces| spaces.all());
                     let mut found = spaces.into_iter().flatten();
                     let found = found.find_map(|space| Some((copy(&space)?, space)));
                     let (piece, space) = found.ok_or(MemoryGone { done })?;

@@ -18,12 +18,17 @@ use ioasid_core::{
 };
 use rustix::fs::CWD;
 
+use super::Client;
 use crate::{
-    client::{Client, WindowPermit},
-    closer::{self, Closer},
-    copy::RecoveringCopy,
-    file::{FilePages, MemoryFile, identify},
-    irq::EventFd,
+    memory::{
+        file::{FilePages, MemoryFile},
+        windows::WindowPermit,
+    },
+    system::{copy::RecoveringCopy, file_id::identify},
+    threads::{
+        closer::{self, Closer},
+        interrupts::EventFd,
+    },
 };
 
 /// Which memory file it is, whatever descriptor leads to it: equal for two descriptors of one file
@@ -40,7 +45,7 @@ pub struct MemoryFileId {
 /// recovers from truncated files, and asks how many descriptors there may be.
 ///
 /// # Errors
-/// What the operating system says when there is no signal handler to be had.
+/// What the operating system says when no signal handler can be installed.
 pub fn prepare_received() -> io::Result<()> {
     RecoveringCopy::get()?;
     closer::room();
@@ -65,7 +70,7 @@ impl ReceivedFd {
     }
 
     /// Whether it is a file whose bytes are in memory: a memfd, or a file on a tmpfs or hugetlbfs,
-    /// wherever that is mounted. Of these alone the kernel tells seals (`memfd_get_seals` of
+    /// wherever that is mounted. Of these alone the kernel reports seals (`memfd_get_seals` of
     /// `mm/memfd.c`), and it looks at nothing but its own structures for that.
     pub fn is_memory(&self) -> bool {
         self.as_fd()
@@ -134,17 +139,17 @@ impl Client {
         start: u64,
         len: u64,
     ) -> Result<(MemoryFileId, Arc<dyn PageSource>), FdError> {
-        let shared = self.shared();
+        let files = &self.resources.files;
         if !fd.is_memory() {
             return Err(FdError::WrongType);
         }
         let fd = fd.known().ok_or(FdError::WrongType)?;
         let (id, _) = identify(fd.as_fd(), "").map_err(|_| FdError::WrongType)?;
-        let file = match shared.known_file(id) {
+        let file = match files.known(id) {
             Some(file) if file.writable() => file,
             _ => {
                 let file = MemoryFile::new(fd).ok_or(FdError::WrongType)?;
-                shared.remember_file(&file);
+                files.remember(&file);
                 file
             }
         };
@@ -153,7 +158,7 @@ impl Client {
             return Err(FdError::BeyondEnd);
         }
         let pages = Arc::new(FilePages {
-            client: Arc::clone(shared),
+            files: Arc::clone(files),
             file,
             start,
             len,
@@ -171,7 +176,7 @@ impl Client {
             return Err(FdError::WrongType);
         }
         let fd = fd.known().ok_or(FdError::WrongType)?;
-        let thread = Arc::clone(&self.shared().interrupts);
+        let thread = Arc::clone(&self.resources.interrupts);
         Ok(Arc::new(EventFd::new(fd, thread)))
     }
 
@@ -181,16 +186,14 @@ impl Client {
     /// # Errors
     /// [`PinError::NoMemory`] over the limit, or if the space is full.
     pub fn register(&self, backing: Arc<dyn Backing>) -> Result<Arc<SpaRange>, PinError> {
-        let windows = backing.size().div_ceil(WINDOW_SIZE);
-        let shared = self.shared();
-        if windows > shared.window_limit() as u64 {
+        let needed = backing.size().div_ceil(WINDOW_SIZE);
+        let windows = &self.resources.windows;
+        if needed > windows.limit() as u64 {
             return Err(PinError::NoMemory);
         }
-        let permits: Option<Vec<_>> = (0..windows).map(|_| shared.permit()).collect();
-        let permits = permits.ok_or(PinError::NoMemory)?;
-        let permitted = Arc::new(Permitted { backing, permits });
-        let range = shared.space.register(permitted, 0);
-        Ok(Arc::new(range.map_err(|_| PinError::NoMemory)?))
+        let permits: Result<Vec<_>, _> = (0..needed).map(|_| windows.permit()).collect();
+        let permits = permits?;
+        windows.register(Arc::new(Permitted { backing, permits }), 0)
     }
 }
 

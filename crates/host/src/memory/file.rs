@@ -1,64 +1,34 @@
-//! Files that a client holds, mapped into our own address space: zero copy, and like a pin they
+//! Memory files of a client, mapped into our own address space: zero copy, and like a pin they
 //! survive the client's `munmap`.
 //!
 //! Only memory files are taken: memfds and files on tmpfs and hugetlbfs. A file on FUSE may never
 //! answer a page fault, and not even `fstatfs`, a plain `fstat` or the `close` of such a file returns
 //! without its server. So a file is recognised by its device alone, asked for without the file
 //! system's help (`AT_STATX_DONT_SYNC`), before anything else is done with it.
-// UNSAFETY: mmap, munmap and the raw bytes between them.
-#![allow(unsafe_code)]
 
 use std::{
-    fmt,
-    os::fd::{AsFd, BorrowedFd, OwnedFd},
-    ptr::{self, NonNull},
+    collections::HashMap,
+    os::fd::{AsFd, OwnedFd},
     sync::{Arc, Weak},
 };
 
 use ioasid_core::{
     access::Prot,
-    memory::{Backing, Extent, Memory, MemoryGone, PAGE_SIZE, PageSource, PinError, RawBytes},
+    memory::{Extent, MemoryGone, PAGE_SIZE, PageSource, PinError, RawBytes},
     range::AddrRange,
     spa::{SpaRange, WINDOW_SIZE},
+    sync::Mutex,
 };
 use rustix::{
-    fs::{AtFlags, FileType, OFlags, Statx, StatxFlags},
+    fs::{FileType, OFlags},
     io::Errno,
-    mm::{Advice, MapFlags, ProtFlags},
 };
 
-use crate::{
-    client::{Shared, WindowPermit},
+use super::{file_memory::FileMemory, windows::Windows};
+use crate::system::{
     copy::RecoveringCopy,
-    filesystem::Filesystem,
+    file_id::{FileId, identify},
 };
-
-/// Device and inode number: which file it is, whatever descriptor leads to it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub(crate) struct FileId {
-    pub(crate) dev: u64,
-    pub(crate) ino: u64,
-}
-
-/// Identity and type of a file, from what the kernel has at hand: never asks a file system's server.
-pub(crate) fn identify(dir: BorrowedFd<'_>, path: &str) -> rustix::io::Result<(FileId, FileType)> {
-    let flags = AtFlags::STATX_DONT_SYNC | AtFlags::EMPTY_PATH;
-    let Statx {
-        stx_dev_major: major,
-        stx_dev_minor: minor,
-        stx_ino: ino,
-        stx_mode: mode,
-        ..
-    } = rustix::fs::statx(dir, path, flags, StatxFlags::INO | StatxFlags::TYPE)?;
-    let dev = rustix::fs::makedev(major, minor);
-    Ok((FileId { dev, ino }, FileType::from_raw_mode(mode.into())))
-}
-
-/// Whether `dev` is a file system whose files live in memory: the kernel's own mounts behind memfds,
-/// or a tmpfs or hugetlbfs in `mountinfo`, which gives the text of the client's mount table.
-pub(crate) fn is_memory_device(dev: u64, mountinfo: impl FnOnce() -> Option<String>) -> bool {
-    Filesystem::of(dev, mountinfo) == Filesystem::Memory
-}
 
 /// An open memory file of a client.
 #[derive(Debug)]
@@ -111,12 +81,51 @@ impl MemoryFile {
         let size = self.size();
         size.checked_next_multiple_of(PAGE_SIZE).unwrap_or(size)
     }
+}
+
+/// The memory files of one client that are in use, and the chunks of them that are mapped.
+#[derive(Debug)]
+pub(crate) struct MemoryFiles {
+    windows: Arc<Windows>,
+    copier: &'static RecoveringCopy,
+    known: Mutex<HashMap<FileId, Weak<MemoryFile>>>,
+    /// By file and number of the chunk of 1 GiB. The live mapping of a file keeps its identity from
+    /// being reused.
+    mapped: Mutex<HashMap<(FileId, u64), WeakFileWindow>>,
+}
+
+impl MemoryFiles {
+    pub(crate) fn new(windows: Arc<Windows>, copier: &'static RecoveringCopy) -> Arc<Self> {
+        Arc::new(MemoryFiles {
+            windows,
+            copier,
+            known: Mutex::default(),
+            mapped: Mutex::default(),
+        })
+    }
+
+    /// The open file `id`, while some mapping uses it.
+    pub(crate) fn known(&self, id: FileId) -> Option<Arc<MemoryFile>> {
+        self.known.lock().get(&id).and_then(Weak::upgrade)
+    }
+
+    pub(crate) fn remember(&self, file: &Arc<MemoryFile>) {
+        let mut files = self.known.lock();
+        files.retain(|_, file| file.strong_count() > 0);
+        files.insert(file.id(), Arc::downgrade(file));
+    }
+
+    /// Chunks of 1 GiB that are mapped.
+    pub(crate) fn mapped_chunks(&self) -> usize {
+        let mapped = self.mapped.lock();
+        mapped.values().filter(|window| window.is_alive()).count()
+    }
 
     /// System physical addresses for `len` bytes from `offset`. The caller has compared them with the
     /// size of the file.
     pub(crate) fn pin(
         &self,
-        client: &Arc<Shared>,
+        file: &MemoryFile,
         offset: u64,
         len: u64,
         prot: Prot,
@@ -127,7 +136,7 @@ impl MemoryFile {
         while at < end {
             let (chunk, inside) = (at / WINDOW_SIZE, at % WINDOW_SIZE);
             let len = (end - at).min(WINDOW_SIZE - inside);
-            let window = self.window(client, chunk, inside + len, prot)?;
+            let window = self.window(file, chunk, inside + len, prot)?;
             extents.push(Extent {
                 spa: window.range.start() + inside,
                 len,
@@ -142,22 +151,20 @@ impl MemoryFile {
     /// has already, or a new one. Writable where the file is, so that one mapping serves both.
     fn window(
         &self,
-        client: &Arc<Shared>,
+        file: &MemoryFile,
         chunk: u64,
         len: u64,
         prot: Prot,
     ) -> Result<FileWindow, PinError> {
-        let mut windows = client.file_windows.lock();
-        let key = (self.id, chunk);
+        let mut windows = self.mapped.lock();
+        let key = (file.id, chunk);
         if let Some(window) = windows.get(&key).and_then(WeakFileWindow::upgrade)
-            && window.memory.len as u64 >= len
-            && (window.memory.writable || !prot.write)
+            && window.memory.serves(len, prot.write)
         {
             return Ok(window);
         }
-        let memory = self.map(client, chunk, prot.write)?;
-        let range = client.space.register(memory.clone(), 0);
-        let range = Arc::new(range.map_err(|_| PinError::NoMemory)?);
+        let memory = self.map(file, chunk, prot.write)?;
+        let range = self.windows.register(memory.clone(), 0)?;
         let window = FileWindow { range, memory };
         windows.retain(|_, window| window.range.strong_count() > 0);
         windows.insert(key, window.downgrade());
@@ -166,25 +173,25 @@ impl MemoryFile {
 
     fn map(
         &self,
-        client: &Arc<Shared>,
+        file: &MemoryFile,
         chunk: u64,
         must_write: bool,
     ) -> Result<Arc<FileMemory>, PinError> {
-        let mut permit = client.permit().ok_or(PinError::NoMemory)?;
+        let mut permit = self.windows.permit()?;
         let offset = chunk.checked_mul(WINDOW_SIZE).ok_or(PinError::OutOfRange)?;
         // The whole chunk, so that a file that grows needs no second mapping; what lies beyond the
         // end of the file faults and is recovered. Not so on hugetlbfs, where a writable mapping
         // makes the file grow.
-        let len = if self.huge {
-            WINDOW_SIZE.min(self.size().saturating_sub(offset))
+        let len = if file.huge {
+            WINDOW_SIZE.min(file.size().saturating_sub(offset))
         } else {
             WINDOW_SIZE
         };
         for writable in [true, false] {
-            if (writable && !self.writable) || (must_write && !writable) {
+            if (writable && !file.writable) || (must_write && !writable) {
                 continue;
             }
-            match FileMemory::new(&self.fd, offset, len, writable, client.copier, permit) {
+            match FileMemory::new(&file.fd, offset, len, writable, self.copier, permit) {
                 Ok(memory) => return Ok(Arc::new(memory)),
                 // A sealed memfd cannot be mapped writable; its permit comes back for the next try.
                 Err((Errno::PERM | Errno::ACCESS, unused)) => permit = unused,
@@ -211,14 +218,15 @@ impl FileWindow {
 }
 
 /// A [`FileWindow`] while somebody else keeps it.
-pub(crate) struct WeakFileWindow {
+#[derive(Debug)]
+struct WeakFileWindow {
     range: Weak<SpaRange>,
     memory: Weak<FileMemory>,
 }
 
 impl WeakFileWindow {
     /// Whether the mapping is in use.
-    pub(crate) fn is_alive(&self) -> bool {
+    fn is_alive(&self) -> bool {
         self.range.strong_count() > 0
     }
 
@@ -230,103 +238,10 @@ impl WeakFileWindow {
     }
 }
 
-/// A chunk of at most 1 GiB of a client's memory file, mapped shared into our address space. Where
-/// the file has been truncated, copies end early (see [`RecoveringCopy`]).
-pub struct FileMemory {
-    base: NonNull<u8>,
-    len: usize,
-    writable: bool,
-    copier: &'static RecoveringCopy,
-    _permit: WindowPermit,
-}
-
-// SAFETY: the mapping is reached only through raw copies, from any thread.
-unsafe impl Send for FileMemory {}
-// SAFETY: as above.
-unsafe impl Sync for FileMemory {}
-
-impl FileMemory {
-    fn new(
-        fd: &OwnedFd,
-        offset: u64,
-        len: u64,
-        writable: bool,
-        copier: &'static RecoveringCopy,
-        permit: WindowPermit,
-    ) -> Result<Self, (Errno, WindowPermit)> {
-        let mut prot = ProtFlags::READ;
-        prot.set(ProtFlags::WRITE, writable);
-        // Reserves no huge pages: those that the client has reserved are the file's. The kernel
-        // aligns the mapping so that huge pages of the file are huge pages here as well.
-        let flags = MapFlags::SHARED | MapFlags::NORESERVE;
-        let Ok(len) = usize::try_from(len) else {
-            return Err((Errno::INVAL, permit));
-        };
-        // SAFETY: a new mapping at an address that the kernel chooses replaces nothing.
-        let base = match unsafe { rustix::mm::mmap(ptr::null_mut(), len, prot, flags, fd, offset) }
-        {
-            Ok(base) => base,
-            Err(errno) => return Err((errno, permit)),
-        };
-        for advice in [Advice::LinuxDontFork, Advice::LinuxDontDump] {
-            // SAFETY: this changes what a fork or a core dump takes along, not what we can reach.
-            let _ = unsafe { rustix::mm::madvise(base, len, advice) };
-        }
-        let base = NonNull::new(base.cast()).expect("mmap never gives the null page");
-        Ok(FileMemory {
-            base,
-            len,
-            writable,
-            copier,
-            _permit: permit,
-        })
-    }
-
-    fn bytes(&self) -> RawBytes<'_> {
-        // SAFETY: mapped with this permission in `new` until `drop`, and never lent as a reference;
-        // pages may vanish by truncation, from which the copier recovers.
-        unsafe { RawBytes::new(self.base, self.len, self.writable, self.copier) }
-    }
-
-    fn slice(&self, offset: u64, len: usize) -> Result<RawBytes<'_>, MemoryGone> {
-        usize::try_from(offset)
-            .ok()
-            .and_then(|offset| self.bytes().slice(offset, len))
-            .ok_or(MemoryGone { done: 0 })
-    }
-}
-
-impl Backing for FileMemory {
-    fn size(&self) -> u64 {
-        self.len as u64
-    }
-
-    fn memory(&self) -> Memory<'_> {
-        Memory::Direct(self.bytes())
-    }
-}
-
-impl Drop for FileMemory {
-    fn drop(&mut self) {
-        // SAFETY: mapped in `new` with this length; every `RawBytes` of it has ended, since they
-        // borrow `self`.
-        let _ = unsafe { rustix::mm::munmap(self.base.as_ptr().cast(), self.len) };
-    }
-}
-
-impl fmt::Debug for FileMemory {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("FileMemory")
-            .field("len", &self.len)
-            .field("writable", &self.writable)
-            .finish_non_exhaustive()
-    }
-}
-
 /// A part of a client's file as a source of pages.
 #[derive(Debug)]
 pub(crate) struct FilePages {
-    pub(crate) client: Arc<Shared>,
+    pub(crate) files: Arc<MemoryFiles>,
     pub(crate) file: Arc<MemoryFile>,
     /// Offset in the file, in bytes.
     pub(crate) start: u64,
@@ -350,7 +265,7 @@ impl FilePages {
             let at = self.start.checked_add(offset + done as u64).ok_or(gone)?;
             let (chunk, inside) = (at / WINDOW_SIZE, at % WINDOW_SIZE);
             let piece = ((len - done) as u64).min(WINDOW_SIZE - inside);
-            let window = self.file.window(&self.client, chunk, inside + piece, prot);
+            let window = self.files.window(&self.file, chunk, inside + piece, prot);
             let memory = window.map_err(|_| gone)?.memory;
             copy(memory.slice(inside, piece as usize)?, done).map_err(|at| MemoryGone {
                 done: done + at.done,
@@ -382,7 +297,7 @@ impl PageSource for FilePages {
             Some(end) if end <= self.file.size() => {}
             _ => return Err(PinError::OutOfRange),
         }
-        self.file.pin(&self.client, offset, len, prot)
+        self.files.pin(&self.file, offset, len, prot)
     }
 
     fn alignment_hint(&self) -> u64 {

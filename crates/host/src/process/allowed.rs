@@ -9,7 +9,7 @@
 //! | secretmem | never | never |
 //! | a page behind the end of its file | never | never |
 //!
-//! What is not allowed is [`PinError::Fault`]. The kernel does not tell all of this of another
+//! What is not allowed is [`PinError::Fault`]. The kernel does not show all of this of another
 //! process's mappings at the price of a look-up. So what is ordinary is recognised first, by the device
 //! of the file, and only a mapping that is left over is looked up in `/proc/PID/smaps`.
 
@@ -19,11 +19,19 @@ use ioasid_core::{
     range::AddrRange,
 };
 
-use crate::{filesystem::Filesystem, maps::Vma, pages::ProcessPages};
+use super::process::Process;
+use crate::{memory::maps::Vma, system::filesystem::Filesystem};
 
-impl ProcessPages {
+/// The rules for memory of one process.
+pub(super) struct Rules<'a> {
+    pub(super) process: &'a Process,
+    /// Whether VFIO's type 1 IOMMU pins, and not `/dev/iommu`.
+    pub(super) type_1: bool,
+}
+
+impl Rules<'_> {
     /// Whether the process itself may do with `range` of `vma` what devices are to be allowed.
-    pub(crate) fn check_permission(
+    pub(super) fn check_permission(
         &self,
         vma: &Vma,
         range: AddrRange,
@@ -35,7 +43,7 @@ impl ProcessPages {
         } else {
             // /dev/iommu pins without a look at the mapping where the processor's page tables have the
             // page (`gup_fast`), and what can be written can be read there. Type 1 always looks.
-            vma.readable || (vma.writable && !self.registers && self.process.is_present(range))
+            vma.readable || (vma.writable && !self.type_1 && self.process.dir().is_present(range))
         };
         if allowed {
             Ok(())
@@ -45,12 +53,12 @@ impl ProcessPages {
     }
 
     /// Whether `range` of `vma`, which has no file, is memory.
-    pub(crate) fn check_anonymous(&self, vma: &Vma, range: AddrRange) -> Result<(), PinError> {
+    pub(super) fn check_anonymous(&self, vma: &Vma, range: AddrRange) -> Result<(), PinError> {
         // The few mappings of the kernel's own cannot be written, which spares the rest the question.
         if vma.writable {
             return Ok(());
         }
-        let name = self.memory().name(range.start());
+        let name = self.process.memory().name(range.start());
         // VM_IO and, in older kernels, VM_PFNMAP. The code in `[vdso]` is ordinary memory.
         let special = ["[vvar", "[uprobes]", "[vsyscall]"];
         if special.iter().any(|special| name.starts_with(special)) {
@@ -60,7 +68,7 @@ impl ProcessPages {
     }
 
     /// Whether `range` of `vma`, which has a file on `filesystem`, may be pinned.
-    pub(crate) fn check_file(
+    pub(super) fn check_file(
         &self,
         filesystem: Filesystem,
         vma: &Vma,
@@ -76,7 +84,7 @@ impl ProcessPages {
         }
         // A file ends once: if the last page is there, so are those before it.
         let page = range.last() / PAGE_SIZE * PAGE_SIZE;
-        if self.memory().read(page, &mut [0]).is_ok() || self.waits_for_a_handler(vma) {
+        if self.process.memory().read(page, &mut [0]).is_ok() || self.waits_for_a_handler(vma) {
             Ok(())
         } else {
             Err(PinError::Fault)
@@ -86,13 +94,13 @@ impl ProcessPages {
     /// Whether faults in `vma` are a userfaultfd handler's, for which Linux would wait: then it is not
     /// known here what is there.
     fn waits_for_a_handler(&self, vma: &Vma) -> bool {
-        let details = self.process.details(vma.range.start());
+        let details = self.process.dir().details(vma.range.start());
         details.is_some_and(|details| has_flag(&details, &["um", "ui"]))
     }
 
     /// Devices, objects of the kernel, file systems that the process does not see.
     fn check_other(&self, vma: &Vma, written: bool) -> Result<(), PinError> {
-        let details = self.process.details(vma.range.start());
+        let details = self.process.dir().details(vma.range.start());
         let details = details.ok_or(PinError::Fault)?;
         let name = details.lines().next().unwrap_or_default();
         let name = name.split_ascii_whitespace().nth(5).unwrap_or_default();

@@ -37,7 +37,7 @@ impl ClientWorker {
     /// Starts the thread.
     ///
     /// # Errors
-    /// What the operating system says when no thread can be had.
+    /// What the operating system says when no thread can be started.
     pub fn new(name: &str) -> io::Result<Arc<Self>> {
         let shared = Arc::new(Shared {
             state: Mutex::new(State::default()),

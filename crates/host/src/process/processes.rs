@@ -17,7 +17,7 @@ use rustix::{
     process::{Pid, PidfdFlags},
 };
 
-use crate::process::Process;
+use super::process::Process;
 
 /// Threads that are held by a descriptor before they are all forgotten.
 const MOST_THREADS: usize = 256;
@@ -68,7 +68,7 @@ impl Processes {
     /// Process `id`, if it is open, still the same and `tid` is one of its threads.
     pub(crate) fn find(&self, id: i32, tid: i32) -> Option<Arc<Process>> {
         let process = self.by_id.get(&id)?;
-        (process.has_thread(tid) && process.memory().is_alive()).then(|| Arc::clone(process))
+        (process.dir().has_thread(tid) && process.memory().is_alive()).then(|| Arc::clone(process))
     }
 
     /// Remembers that `tid` is a thread of `process`.
@@ -108,8 +108,8 @@ impl Processes {
         let pidfd = rustix::process::pidfd_open(Pid::from_raw(tid)?, flags).ok()?;
         let data = epoll::EventData::new_u64(u64::try_from(tid).ok()?);
         epoll::add(&self.ended, &pidfd, data, epoll::EventFlags::IN).ok()?;
-        // If it is one of the process's threads now, then it is this one, or the descriptor tells.
-        process.has_thread(tid).then_some(pidfd)
+        // If it is one of the process's threads now, then it is this one, or the descriptor reports its end.
+        process.dir().has_thread(tid).then_some(pidfd)
     }
 
     /// Forgets what has ended, and says what that was.

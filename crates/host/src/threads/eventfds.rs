@@ -27,12 +27,12 @@ use rustix::{
 /// Events that are taken at a time.
 const EVENTS: usize = 32;
 
-/// What tells the thread to end.
+/// The event that ends the thread.
 const STOP: u64 = 0;
 
 /// The thread that listens to the eventfds of one client. It starts with the first of them.
 #[derive(Debug, Default)]
-pub(crate) struct Watcher {
+pub(crate) struct EventfdListener {
     thread: Mutex<State>,
 }
 
@@ -56,7 +56,7 @@ struct Watched {
     listener: Arc<dyn IrqSink>,
 }
 
-impl Watcher {
+impl EventfdListener {
     /// Listens to `fd`, which must be an eventfd.
     pub(crate) fn watch(
         &self,
@@ -222,12 +222,12 @@ mod tests {
 
     #[test]
     fn each_signal_is_heard_and_taken_until_the_watch_goes() {
-        let watcher = Watcher::default();
+        let eventfds = EventfdListener::default();
         // A file description that blocks: a client may share such a one.
         let fd = eventfd(3, EventfdFlags::CLOEXEC).unwrap();
         let heard = Arc::new(Heard::default());
         let copy = fd.try_clone().unwrap();
-        let watch = watcher.watch("test", copy, heard.clone()).unwrap();
+        let watch = eventfds.watch("test", copy, heard.clone()).unwrap();
         heard.wait_for(1);
         for count in 2..5 {
             rustix::io::write(&fd, &1_u64.to_ne_bytes()).unwrap();
@@ -237,11 +237,11 @@ mod tests {
         rustix::io::write(&fd, &5_u64.to_ne_bytes()).unwrap();
         let second = Arc::new(Heard::default());
         let copy = fd.try_clone().unwrap();
-        let _watch = watcher.watch("test", copy, second.clone()).unwrap();
+        let _watch = eventfds.watch("test", copy, second.clone()).unwrap();
         second.wait_for(1);
         assert_eq!(*heard.count.lock(), 4);
-        watcher.stop();
+        eventfds.stop();
         let copy = fd.try_clone().unwrap();
-        assert!(watcher.watch("test", copy, second).is_err());
+        assert!(eventfds.watch("test", copy, second).is_err());
     }
 }

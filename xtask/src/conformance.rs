@@ -4,11 +4,13 @@
 //! nothing of the kernel is committed. What a test does other than pass is written down, with its
 //! reason, in `conformance/SUITE-KERNEL.toml`; a run that differs from that, either way, fails.
 //!
-//! One run: [`crate::fetch`] brings the sources, [`headers`] and [`build`] make the programs, [`hugepages`]
+//! One run: [`xtask::fetch`] brings the sources, [`headers`] and [`build`] make the programs, [`hugepages`]
 //! lends them memory, [`stage`] puts them where an unprivileged user can run them, [`launch`] runs
 //! one, [`tap`] reads what it says, [`expect`] compares and [`report`] prints.
 
+mod arguments;
 mod build;
+mod device;
 mod expect;
 mod headers;
 mod hugepages;
@@ -27,71 +29,16 @@ use std::{
 };
 
 use anyhow::{Context, Result, bail};
-use clap::{Args, ValueEnum};
 
-use crate::fetch::{Cache, Origin, source};
+pub(crate) use arguments::{Conformance, Suite};
 use expect::{Expectations, Host};
 use hugepages::Hugepages;
 use launch::{Limits, Outcome, Signals};
 use tap::Run;
-
-/// A program of the kernel's self-tests.
-#[derive(Clone, Copy, Debug, ValueEnum)]
-pub(crate) enum Suite {
-    /// Every ioctl of `/dev/iommu` (tools/testing/selftests/iommu/iommufd.c).
-    Iommufd,
-    /// The same calls with every allocation failing in turn (iommufd_fail_nth.c).
-    #[value(name = "iommufd_fail_nth")]
-    IommufdFailNth,
-    /// Every program of tools/testing/selftests/vfio, on each kind of device.
-    Vfio,
-}
-
-impl Suite {
-    /// The program's name, which is also that of its expectations.
-    fn name(self) -> &'static str {
-        match self {
-            Self::Iommufd => "iommufd",
-            Self::IommufdFailNth => "iommufd_fail_nth",
-            Self::Vfio => "vfio",
-        }
-    }
-}
-
-/// Arguments of `cargo xtask conformance`.
-#[derive(Args, Debug)]
-pub(crate) struct Conformance {
-    suite: Suite,
-    /// Link the test program statically.
-    #[arg(long = "static")]
-    static_link: bool,
-    /// Run it so many times in a row.
-    #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..))]
-    runs: u32,
-    /// Run only the tests whose names contain TEXT; may be given again.
-    #[arg(long, alias = "only", value_name = "TEXT")]
-    filter: Vec<String>,
-    /// Of the suite `vfio`: only on this kind of device; may be given again.
-    #[arg(long, value_name = "KIND")]
-    device: Vec<vfio::Device>,
-    /// Print how the run differs from this TAP file, test by test.
-    #[arg(long, value_name = "FILE.tap")]
-    compare_oracle: Option<PathBuf>,
-    /// Leave the host's pool of huge pages as it is.
-    #[arg(long)]
-    no_hugepages: bool,
-    /// Stop a run after so many seconds.
-    #[arg(long, value_name = "SECONDS", default_value_t = 600)]
-    timeout: u64,
-    /// Use this `ioasid` instead of building one, optimised.
-    #[arg(long, value_name = "PROGRAM")]
-    ioasid: Option<PathBuf>,
-    /// Passed to `ioasid run`, such as `-v`; may be given again.
-    #[arg(long, value_name = "OPTION", allow_hyphen_values = true)]
-    run_option: Vec<String>,
-    #[command(flatten)]
-    origin: Origin,
-}
+use xtask::{
+    fetch::{Cache, source},
+    workspace::{build_ioasid, root},
+};
 
 /// `cargo xtask conformance`: whether every test did what is expected of it.
 ///
@@ -119,16 +66,13 @@ pub(crate) fn run(arguments: &Conformance) -> Result<bool> {
         arguments.static_link,
     )?;
     let program = programs.join(suite.name());
-    let expectations = Expectations::find(
-        &super::root().join("conformance"),
-        suite.name(),
-        &source.version,
-    )?;
+    let expectations =
+        Expectations::find(&root().join("conformance"), suite.name(), &source.version)?;
     let all = listing::of(&program)?;
     let chosen = listing::choose(&all, &arguments.filter)?;
     let ioasid = match &arguments.ioasid {
         Some(path) => path.clone(),
-        None => build::ioasid()?,
+        None => build_ioasid()?,
     };
     let selftest = has_selftest(&ioasid)?;
     if !selftest {
@@ -201,11 +145,6 @@ pub(crate) fn run(arguments: &Conformance) -> Result<bool> {
     drop(hugepages);
     println!("{totals}");
     Ok(as_expected)
-}
-
-/// Builds `ioasid`, optimised: the program.
-pub(crate) fn build_ioasid() -> Result<PathBuf> {
-    build::ioasid()
 }
 
 fn read_tap(path: &Path) -> Result<Run> {

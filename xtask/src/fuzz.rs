@@ -5,7 +5,7 @@ use std::{fs, path::Path};
 use anyhow::{Context, Result, bail, ensure};
 use clap::Args;
 
-use crate::{cargo, read_dir, root, run};
+use xtask::workspace::{cargo, read_dir, root, run};
 
 /// Which targets, and for how long.
 #[derive(Debug, Args)]

@@ -9,24 +9,21 @@
 )]
 
 mod conformance;
-mod e2e;
-mod fetch;
 mod fuzz;
-mod interop;
-mod places;
-mod play;
-mod vm;
 
 use std::{
     collections::BTreeSet,
     env,
-    path::{Path, PathBuf},
     process::{Command, ExitCode},
 };
 
 use anyhow::{Context, Result, bail};
-use clap::{Parser, Subcommand};
-use xtask::floors::House;
+use clap::{Args, Parser, Subcommand};
+use xtask::{
+    fetch,
+    floors::House,
+    workspace::{cargo, package_name, read_dir, root, run},
+};
 
 #[derive(Parser)]
 #[command(name = "cargo xtask", about = "Development tasks of the workspace")]
@@ -64,7 +61,7 @@ enum Verb {
     /// Licences, bans, sources and advisories, if cargo-deny is installed.
     Deny,
     /// Real programs, end to end: `ioasid run`, `serve`, `inspect`, `demo` and an ordinary client.
-    E2e(e2e::E2e),
+    E2e(SystemTest),
     /// Bytes that nobody would send, against everything that takes bytes from a program.
     Fuzz(fuzz::Fuzz),
     /// The kernel's own self-tests, unmodified, under `ioasid run`.
@@ -72,13 +69,21 @@ enum Verb {
     /// Fetches what other tasks build from, into the cache folder.
     Fetch(fetch::Fetch),
     /// Programs that others have written for devices like ours, unmodified, under `ioasid run`.
-    Interop(interop::Interop),
+    Interop(SystemTest),
     /// A small client in namespaces, below other tools, built with sanitizers, under `ioasid run`.
-    Places(places::Places),
+    Places(SystemTest),
     /// Stock guests under a stock QEMU under `ioasid run`.
-    Vm(vm::Vm),
+    Vm(SystemTest),
     /// What continuous integration runs.
     Ci,
+}
+
+/// A test program of `ioasid-system-tests`.
+#[derive(Args)]
+struct SystemTest {
+    /// Passed to it: part of a test's name, or options; `--help` lists them.
+    #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+    rest: Vec<String>,
 }
 
 fn main() -> ExitCode {
@@ -91,7 +96,7 @@ fn main() -> ExitCode {
         Verb::Bench { rest } => bench(&rest),
         Verb::Long { rest } => long(&rest),
         Verb::Deny => deny(),
-        Verb::E2e(arguments) => e2e::run(&arguments),
+        Verb::E2e(arguments) => system_test("end_to_end", &arguments.rest),
         Verb::Fuzz(arguments) => fuzz::run_targets(&arguments),
         Verb::Conformance(arguments) => match conformance::run(&arguments) {
             Ok(true) => Ok(()),
@@ -100,9 +105,9 @@ fn main() -> ExitCode {
             Err(error) => Err(error),
         },
         Verb::Fetch(arguments) => fetch::run(&arguments),
-        Verb::Interop(arguments) => interop::run(&arguments),
-        Verb::Places(arguments) => places::run(&arguments),
-        Verb::Vm(arguments) => vm::run(&arguments),
+        Verb::Interop(arguments) => system_test("interop", &arguments.rest),
+        Verb::Places(arguments) => system_test("places", &arguments.rest),
+        Verb::Vm(arguments) => system_test("guests", &arguments.rest),
         Verb::Ci => run(&mut Command::new(root().join(".ci/run"))),
     };
     match result {
@@ -111,36 +116,6 @@ fn main() -> ExitCode {
             eprintln!("xtask: {error:#}");
             ExitCode::FAILURE
         }
-    }
-}
-
-fn root() -> PathBuf {
-    let here = Path::new(env!("CARGO_MANIFEST_DIR"));
-    here.parent().unwrap_or(here).to_owned()
-}
-
-fn cargo() -> Command {
-    let cargo = env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
-    let mut command = Command::new(cargo);
-    command.current_dir(root());
-    command
-}
-
-/// Prints `command` and runs it.
-fn run(command: &mut Command) -> Result<()> {
-    let words = |command: &Command| {
-        let program = Path::new(command.get_program());
-        let mut words = vec![program.file_name().unwrap_or_default().to_owned()];
-        words.extend(command.get_args().map(ToOwned::to_owned));
-        let words: Vec<_> = words.iter().map(|word| word.to_string_lossy()).collect();
-        words.join(" ")
-    };
-    println!("$ {}", words(command));
-    let status = command.status().with_context(|| words(command))?;
-    if status.success() {
-        Ok(())
-    } else {
-        bail!("`{}` failed ({status})", words(command))
     }
 }
 
@@ -227,20 +202,12 @@ fn shuttle_targets() -> Result<BTreeSet<(String, String)>> {
     Ok(targets)
 }
 
-fn read_dir(directory: &Path) -> Result<Vec<PathBuf>> {
-    let entries =
-        std::fs::read_dir(directory).with_context(|| format!("reading {}", directory.display()))?;
-    Ok(entries
-        .filter_map(|entry| Some(entry.ok()?.path()))
-        .collect())
-}
-
-/// The name in the manifest of `directory`.
-fn package_name(directory: &Path) -> Option<String> {
-    let manifest = std::fs::read_to_string(directory.join("Cargo.toml")).ok()?;
-    let mut lines = manifest.lines();
-    let name = lines.find_map(|line| line.strip_prefix("name = "))?;
-    Some(name.trim_matches('"').to_owned())
+/// Runs a test program of `ioasid-system-tests`, all of whose tests count as ignored.
+fn system_test(name: &str, rest: &[String]) -> Result<()> {
+    run(cargo()
+        .args(["test", "--quiet", "--package", "ioasid-system-tests"])
+        .args(["--test", name, "--", "--include-ignored"])
+        .args(rest))
 }
 
 fn bench(rest: &[String]) -> Result<()> {

@@ -1,30 +1,13 @@
 //! What varies between runs of the scene.
 
-use std::{fmt, path::PathBuf, time::Duration};
+use std::{path::PathBuf, time::Duration};
 
 use crate::{
     discover,
     error::{Error, Result},
     memory::MemoryKind,
+    role::Role,
 };
-
-/// Which of the two devices.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum Role {
-    /// A whole PCI device.
-    Pdev,
-    /// A one-queue child of a shared parent.
-    Mdev,
-}
-
-impl fmt::Display for Role {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Role::Pdev => "pdev",
-            Role::Mdev => "mdev",
-        })
-    }
-}
 
 /// Which device of a role is used.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]

@@ -2,7 +2,7 @@
 
 use std::{io, path::PathBuf};
 
-use crate::config::Role;
+use crate::role::Role;
 
 /// Result of this crate.
 pub type Result<T> = std::result::Result<T, Error>;

@@ -28,14 +28,16 @@ mod ioctl;
 pub mod memory;
 pub mod plan;
 mod queue;
+mod role;
 mod run;
 mod vm;
 
 pub use bring_up::Limits;
-pub use config::{Choice, Config, Interface, Order, PageTables, Role};
+pub use config::{Choice, Config, Interface, Order, PageTables};
 pub use device::Device;
 pub use error::{Error, Result};
 pub use memory::{DmaMemory, MemoryKind};
 pub use queue::{Completed, DsaQueue, RecordSlot};
+pub use role::Role;
 pub use run::{DATA_IOVA, DeviceReport, NoObserver, Observer, RECORDS_IOVA, Report, Step, run};
 pub use vm::{Area, Vm};

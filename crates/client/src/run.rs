@@ -7,13 +7,14 @@ use std::{
 };
 
 use crate::{
-    config::{Config, Interface, Role},
+    config::{Config, Interface},
     device::Device,
     dsa::{Descriptor, Status},
     error::{Error, Result},
     memory::{DmaMemory, MemoryKind},
     plan,
     queue::DsaQueue,
+    role::Role,
     vm::{Area, Vm},
 };
 

@@ -10,7 +10,10 @@ use std::{
 use anyhow::{Context, Result, bail};
 
 use super::headers;
-use crate::fetch::{Apt, Cache, Origin, find, source::Source, unpack};
+use xtask::{
+    fetch::{Apt, Cache, Origin, find, source::Source, unpack},
+    workspace::read_dir,
+};
 
 /// Headers that the tests include and that the machine's own C library may have too old.
 const HEADERS: [&str; 4] = [
@@ -104,7 +107,7 @@ fn lacks_calloc_assert(source: &Source) -> bool {
     let headers = source
         .folder
         .join("tools/testing/selftests/vfio/lib/include/libvfio");
-    let headers = crate::read_dir(&headers).unwrap_or_default();
+    let headers = read_dir(&headers).unwrap_or_default();
     !headers
         .iter()
         .any(|header| fs::read_to_string(header).is_ok_and(|text| text.contains("calloc_assert")))
@@ -180,12 +183,4 @@ fn compiler_knows(name: &str) -> Result<bool> {
             "`cc` could not be run; install a C compiler (apt-get install gcc libc6-dev make)",
         )?;
     Ok(String::from_utf8_lossy(&output.stdout).contains('/'))
-}
-
-/// Builds `ioasid`, optimised: the program.
-pub(crate) fn ioasid() -> Result<PathBuf> {
-    crate::run(crate::cargo().args(["build", "--release", "--package", "ioasid"]))?;
-    let target = std::env::var_os("CARGO_TARGET_DIR")
-        .map_or_else(|| crate::root().join("target"), PathBuf::from);
-    Ok(target.join("release/ioasid"))
 }

@@ -13,7 +13,7 @@ use super::{
     hugepages::{self, Hugepages},
     tap::{Results, Status},
 };
-use crate::fetch::source::numbers;
+use xtask::{fetch::source::numbers, workspace::read_dir};
 
 /// A file of expectations, `SUITE-KERNEL.toml`.
 #[derive(Debug, Deserialize)]
@@ -94,7 +94,7 @@ impl Expectations {
     /// # Errors
     /// If there is none, or it cannot be understood.
     pub(crate) fn find(folder: &Path, suite: &str, version: &str) -> Result<Self> {
-        let files = crate::read_dir(folder)?;
+        let files = read_dir(folder)?;
         let kernel = |path: &PathBuf| {
             let stem = path.file_stem()?.to_str()?.to_owned();
             let kernel = stem.strip_prefix(suite)?.strip_prefix('-')?.to_owned();
@@ -318,7 +318,7 @@ mod tests {
 
     #[test]
     fn the_files_in_the_repository_are_understood() {
-        let folder = crate::root().join("conformance");
+        let folder = xtask::workspace::root().join("conformance");
         for suite in ["iommufd", "iommufd_fail_nth"] {
             Expectations::find(&folder, suite, "7.2.13").unwrap();
             Expectations::find(&folder, suite, "7.10").unwrap();

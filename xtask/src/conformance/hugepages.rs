@@ -7,7 +7,7 @@ use std::{
 
 use anyhow::{Context, Result};
 
-use crate::fetch::Cache;
+use xtask::fetch::Cache;
 
 /// What the tests use at once.
 const NEEDED: u64 = 120;

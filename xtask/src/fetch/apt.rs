@@ -16,15 +16,16 @@ use clap::Args;
 use super::Cache;
 
 /// The suite that carries the newest kernel.
-pub(crate) const NEWEST: &str = "sid";
+pub const NEWEST: &str = "sid";
 
 /// The release whose QEMU and kernel are taken, and where newer versions of them are built for it.
 const GUEST: &str = "trixie";
-pub(crate) const BACKPORTS: &str = "trixie-backports";
+/// The suite with newer versions that were built for that release.
+pub const BACKPORTS: &str = "trixie-backports";
 
 /// Where packages come from.
 #[derive(Args, Clone, Debug, Default)]
-pub(crate) struct Origin {
+pub struct Origin {
     /// The Debian mirror [default: the one of this machine's own apt]
     #[arg(long, value_name = "URL")]
     mirror: Option<String>,
@@ -40,7 +41,7 @@ struct Entry {
 
 /// A private apt.
 #[derive(Debug)]
-pub(crate) struct Apt {
+pub struct Apt {
     config: PathBuf,
     downloads: PathBuf,
     archives: PathBuf,
@@ -51,7 +52,7 @@ impl Apt {
     ///
     /// # Errors
     /// If apt is missing, no Debian mirror is known, or its lists cannot be had.
-    pub(crate) fn new(cache: &Cache, origin: &Origin) -> Result<Self> {
+    pub fn new(cache: &Cache, origin: &Origin) -> Result<Self> {
         let suites: Vec<_> = own_suite().into_iter().chain([NEWEST.to_owned()]).collect();
         Self::with_suites(cache, origin, "apt", &suites)
     }
@@ -61,7 +62,7 @@ impl Apt {
     ///
     /// # Errors
     /// As for [`Self::new`].
-    pub(crate) fn of_guests(cache: &Cache, origin: &Origin) -> Result<Self> {
+    pub fn of_guests(cache: &Cache, origin: &Origin) -> Result<Self> {
         let suites = [GUEST.to_owned(), BACKPORTS.to_owned()];
         Self::with_suites(cache, origin, "apt-guests", &suites)
     }
@@ -103,7 +104,7 @@ impl Apt {
     }
 
     /// Versions of the packages whose names start with `prefix`, as (name, version).
-    pub(crate) fn search(&self, prefix: &str) -> Result<Vec<(String, String)>> {
+    pub fn search(&self, prefix: &str) -> Result<Vec<(String, String)>> {
         let names = self.call("apt-cache", &["pkgnames", prefix])?;
         let mut found = Vec::new();
         for name in names.lines() {
@@ -120,7 +121,7 @@ impl Apt {
     }
 
     /// Downloads `package` (`NAME`, `NAME=VERSION` or `NAME/SUITE`): the file.
-    pub(crate) fn download(&self, package: &str) -> Result<PathBuf> {
+    pub fn download(&self, package: &str) -> Result<PathBuf> {
         clear(&self.downloads)?;
         println!("fetch: fetching {package}");
         self.call("apt-get", &["--quiet", "download", package])
@@ -131,7 +132,7 @@ impl Apt {
     }
 
     /// Downloads these packages: the files.
-    pub(crate) fn download_all(&self, packages: &[&str]) -> Result<Vec<PathBuf>> {
+    pub fn download_all(&self, packages: &[&str]) -> Result<Vec<PathBuf>> {
         clear(&self.downloads)?;
         println!("fetch: fetching {}", packages.join(", "));
         self.call("apt-get", &[&["--quiet", "download"], packages].concat())
@@ -140,7 +141,7 @@ impl Apt {
     }
 
     /// Downloads `package` and all that it depends on, as if nothing were installed: the files.
-    pub(crate) fn download_closure(&self, package: &str) -> Result<Vec<PathBuf>> {
+    pub fn download_closure(&self, package: &str) -> Result<Vec<PathBuf>> {
         clear(&self.archives)?;
         println!("fetch: fetching {package} and what it depends on");
         let install = ["install", "--download-only", "--yes", "--quiet"];
@@ -155,7 +156,7 @@ impl Apt {
     }
 
     /// What `package` depends on directly, by name.
-    pub(crate) fn depends(&self, package: &str) -> Result<Vec<String>> {
+    pub fn depends(&self, package: &str) -> Result<Vec<String>> {
         let text = self.call("apt-cache", &["depends", package])?;
         let names = text
             .lines()
@@ -164,7 +165,7 @@ impl Apt {
     }
 
     /// The package `name` of the machine's own release, so that it links with what is installed.
-    pub(crate) fn download_own(&self, name: &str) -> Result<PathBuf> {
+    pub fn download_own(&self, name: &str) -> Result<PathBuf> {
         match own_suite() {
             Some(suite) => self.download(&format!("{name}/{suite}")),
             None => self.download(name),
@@ -196,14 +197,14 @@ impl Apt {
 
 /// The packages in `folder`, by name.
 fn debs(folder: &Path) -> Result<Vec<PathBuf>> {
-    let mut files = crate::read_dir(folder)?;
+    let mut files = crate::workspace::read_dir(folder)?;
     files.retain(|file| file.extension().is_some_and(|extension| extension == "deb"));
     files.sort();
     Ok(files)
 }
 
 /// Removes the packages in `folder`.
-pub(crate) fn clear(folder: &Path) -> Result<()> {
+pub fn clear(folder: &Path) -> Result<()> {
     for old in debs(folder)? {
         fs::remove_file(&old).with_context(|| format!("removing {}", old.display()))?;
     }
@@ -258,7 +259,8 @@ fn own_suite() -> Option<String> {
 
 fn own_mirror() -> Result<Entry> {
     let mut texts = Vec::new();
-    let parts = crate::read_dir(Path::new("/etc/apt/sources.list.d")).unwrap_or_default();
+    let parts =
+        crate::workspace::read_dir(Path::new("/etc/apt/sources.list.d")).unwrap_or_default();
     for path in parts
         .into_iter()
         .chain([PathBuf::from("/etc/apt/sources.list")])

@@ -18,22 +18,22 @@ use super::{
 
 /// A program and all that it needs.
 #[derive(Debug)]
-pub(super) struct Bundle {
+pub struct Bundle {
     /// The package with the program.
-    pub(super) package: &'static str,
+    pub package: &'static str,
     /// The folder in the cache.
-    pub(super) folder: &'static str,
+    pub folder: &'static str,
     /// The script in that folder which starts the program, wherever the folder is moved or copied to.
-    pub(super) starter: &'static str,
+    pub starter: &'static str,
     /// What the script says.
-    pub(super) script: &'static str,
+    pub script: &'static str,
     /// Whether the program needs a package on which it depends, by its file's name.
-    pub(super) needs: fn(&str) -> bool,
+    pub needs: fn(&str) -> bool,
 }
 
 impl Bundle {
     /// Whether the cache has it.
-    pub(super) fn is_there(&self, cache: &Cache) -> bool {
+    pub fn is_there(&self, cache: &Cache) -> bool {
         cache.path(self.folder).join(self.starter).exists()
     }
 
@@ -41,7 +41,7 @@ impl Bundle {
     ///
     /// # Errors
     /// If a tool is missing, or the packages cannot be had.
-    pub(super) fn fetch(&self, cache: &Cache, origin: &Origin, refresh: bool) -> Result<PathBuf> {
+    pub fn fetch(&self, cache: &Cache, origin: &Origin, refresh: bool) -> Result<PathBuf> {
         let folder = cache.path(self.folder);
         if refresh || !self.is_there(cache) {
             let mut packages = Apt::of_guests(cache, origin)?.download_closure(self.package)?;
@@ -70,7 +70,7 @@ impl Bundle {
 ///
 /// # Errors
 /// If it cannot be copied.
-pub(crate) fn copy(folder: &Path, place: &Path) -> Result<()> {
+pub fn copy(folder: &Path, place: &Path) -> Result<()> {
     let copied = Command::new("cp")
         .args(["-a", "--reflink=auto", "--no-preserve=ownership"])
         .arg(folder)

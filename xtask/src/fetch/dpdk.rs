@@ -7,7 +7,7 @@ use anyhow::{Context as _, Result};
 use super::{Cache, Origin, bundle::Bundle, find};
 
 /// The program that [`BUNDLE`] starts.
-pub(crate) const TEST: &str = "dpdk-test";
+pub const TEST: &str = "dpdk-test";
 
 /// Drivers are loaded like libraries: a folder of them that anybody could write to is refused, and
 /// the cache may be in such a place.
@@ -37,7 +37,7 @@ exec "$lib/ld-linux-x86-64.so.2" --library-path "$lib" --preload "${drivers#:}" 
 };
 
 /// Whether the cache has them.
-pub(crate) fn is_there(cache: &Cache) -> bool {
+pub fn is_there(cache: &Cache) -> bool {
     BUNDLE.is_there(cache)
 }
 
@@ -45,10 +45,10 @@ pub(crate) fn is_there(cache: &Cache) -> bool {
 ///
 /// # Errors
 /// If a tool is missing, or the packages cannot be had.
-pub(crate) fn fetch(cache: &Cache, origin: &Origin, refresh: bool) -> Result<(PathBuf, String)> {
+pub fn fetch(cache: &Cache, origin: &Origin, refresh: bool) -> Result<(PathBuf, String)> {
     let folder = BUNDLE.fetch(cache, origin, refresh)?;
     // `librte_eal.so.MAJOR.MINOR`, where MAJOR is that of the release of November.
-    let versioned = crate::read_dir(&folder.join("usr/lib/x86_64-linux-gnu"))?
+    let versioned = crate::workspace::read_dir(&folder.join("usr/lib/x86_64-linux-gnu"))?
         .into_iter()
         .filter_map(|file| {
             let name = file.file_name()?.to_str()?;

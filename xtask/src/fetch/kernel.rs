@@ -19,20 +19,20 @@ const FOLDER: &str = "guest";
 
 /// A kernel in the cache.
 #[derive(Clone, Debug)]
-pub(crate) struct Kernel {
+pub struct Kernel {
     /// Such as `7.3.4+deb13-amd64`.
-    pub(crate) version: String,
+    pub version: String,
     /// What a boot loader starts.
-    pub(crate) image: PathBuf,
+    pub image: PathBuf,
     /// Its modules, each in a file `NAME.ko.xz` somewhere below.
     modules: PathBuf,
     /// A static busybox.
-    pub(crate) busybox: PathBuf,
+    pub busybox: PathBuf,
 }
 
 impl Kernel {
     fn in_folder(folder: &Path) -> Option<Self> {
-        let modules = crate::read_dir(&folder.join("usr/lib/modules"))
+        let modules = crate::workspace::read_dir(&folder.join("usr/lib/modules"))
             .ok()?
             .pop()?;
         let kernel = Self {
@@ -48,14 +48,14 @@ impl Kernel {
     ///
     /// # Errors
     /// If the kernel has no such module: it may be built in, or another kernel's.
-    pub(crate) fn module(&self, name: &str) -> Result<PathBuf> {
+    pub fn module(&self, name: &str) -> Result<PathBuf> {
         find(&self.modules, &format!("{name}.ko.xz"))
             .with_context(|| format!("the kernel {} has no module {name}", self.version))
     }
 }
 
 /// Whether the cache has one.
-pub(crate) fn is_there(cache: &Cache) -> bool {
+pub fn is_there(cache: &Cache) -> bool {
     Kernel::in_folder(&cache.path(FOLDER)).is_some()
 }
 
@@ -63,7 +63,7 @@ pub(crate) fn is_there(cache: &Cache) -> bool {
 ///
 /// # Errors
 /// If a tool is missing, or the packages cannot be had.
-pub(crate) fn fetch(cache: &Cache, origin: &Origin, refresh: bool) -> Result<Kernel> {
+pub fn fetch(cache: &Cache, origin: &Origin, refresh: bool) -> Result<Kernel> {
     let folder = cache.path(FOLDER);
     if !refresh && let Some(kernel) = Kernel::in_folder(&folder) {
         return Ok(kernel);

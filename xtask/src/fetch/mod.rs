@@ -5,14 +5,14 @@
 //! them; [`bundle`]s of a program with all that it needs are [`qemu`], a stock QEMU, and [`dpdk`],
 //! the tests of DPDK.
 
-pub(crate) mod apt;
-pub(crate) mod bundle;
-pub(crate) mod dpdk;
-pub(crate) mod kernel;
+pub mod apt;
+pub mod bundle;
+pub mod dpdk;
+pub mod kernel;
 mod packages;
-pub(crate) mod qemu;
-pub(crate) mod source;
-pub(crate) mod tools;
+pub mod qemu;
+pub mod source;
+pub mod tools;
 
 use std::{
     fs::{self, File},
@@ -23,12 +23,12 @@ use anyhow::{Context, Result};
 use clap::{Args, Subcommand};
 use rustix::fs::{FlockOperation, flock};
 
-pub(crate) use apt::{Apt, Origin};
-pub(crate) use packages::{find, unpack};
+pub use apt::{Apt, Origin};
+pub use packages::{find, unpack};
 
 /// Arguments of `cargo xtask fetch`.
 #[derive(Args, Debug)]
-pub(crate) struct Fetch {
+pub struct Fetch {
     #[command(subcommand)]
     what: Option<What>,
 }
@@ -59,7 +59,7 @@ enum What {
 
 /// The cache: everything that is fetched, built or recorded.
 #[derive(Debug)]
-pub(crate) struct Cache {
+pub struct Cache {
     folder: PathBuf,
     /// Held while the cache is changed, and during runs that share the host's huge pages.
     _lock: Option<File>,
@@ -67,8 +67,8 @@ pub(crate) struct Cache {
 
 impl Cache {
     /// `target/conformance`, made and locked; waits for another runner.
-    pub(crate) fn open() -> Result<Self> {
-        let folder = crate::root().join("target/conformance");
+    pub fn open() -> Result<Self> {
+        let folder = crate::workspace::root().join("target/conformance");
         fs::create_dir_all(&folder).with_context(|| format!("making {}", folder.display()))?;
         let path = folder.join("lock");
         let lock = File::create(&path).with_context(|| format!("opening {}", path.display()))?;
@@ -88,7 +88,7 @@ impl Cache {
     /// The cache as it is, for what is there already and does not change.
     fn look() -> Self {
         Self {
-            folder: crate::root().join("target/conformance"),
+            folder: crate::workspace::root().join("target/conformance"),
             _lock: None,
         }
     }
@@ -97,7 +97,7 @@ impl Cache {
     ///
     /// # Errors
     /// As for [`Self::open`].
-    pub(crate) fn with(is_there: impl FnOnce(&Self) -> bool) -> Result<Self> {
+    pub fn with(is_there: impl FnOnce(&Self) -> bool) -> Result<Self> {
         let cache = Self::look();
         match is_there(&cache) {
             true => Ok(cache),
@@ -106,16 +106,17 @@ impl Cache {
     }
 
     /// The cache's own folder.
-    pub(crate) fn top(&self) -> &Path {
+    pub fn top(&self) -> &Path {
         &self.folder
     }
 
-    pub(crate) fn path(&self, inside: impl AsRef<Path>) -> PathBuf {
+    /// The path of what is `inside` the cache.
+    pub fn path(&self, inside: impl AsRef<Path>) -> PathBuf {
         self.folder.join(inside)
     }
 
     /// As [`Self::path`], made if it is missing.
-    pub(crate) fn folder(&self, inside: impl AsRef<Path>) -> Result<PathBuf> {
+    pub fn folder(&self, inside: impl AsRef<Path>) -> Result<PathBuf> {
         let path = self.path(inside);
         fs::create_dir_all(&path).with_context(|| format!("making {}", path.display()))?;
         Ok(path)
@@ -126,7 +127,7 @@ impl Cache {
 ///
 /// # Errors
 /// If a tool is missing, or a package cannot be had.
-pub(crate) fn run(arguments: &Fetch) -> Result<()> {
+pub fn run(arguments: &Fetch) -> Result<()> {
     let all = What::All(How::default());
     let what = arguments.what.as_ref().unwrap_or(&all);
     let (What::KernelSource(how)

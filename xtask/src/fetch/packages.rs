@@ -15,7 +15,7 @@ use super::Cache;
 ///
 /// # Errors
 /// If `dpkg-deb` is missing or cannot unpack one.
-pub(crate) fn unpack(cache: &Cache, packages: &[PathBuf], name: &str) -> Result<PathBuf> {
+pub fn unpack(cache: &Cache, packages: &[PathBuf], name: &str) -> Result<PathBuf> {
     let half = cache.path(format!("{name}.half"));
     remove(&half)?;
     fs::create_dir(&half).with_context(|| format!("making {}", half.display()))?;
@@ -48,8 +48,8 @@ fn remove(folder: &Path) -> Result<()> {
 }
 
 /// The file called `name` anywhere below `folder`.
-pub(crate) fn find(folder: &Path, name: &str) -> Option<PathBuf> {
-    let entries = crate::read_dir(folder).ok()?;
+pub fn find(folder: &Path, name: &str) -> Option<PathBuf> {
+    let entries = crate::workspace::read_dir(folder).ok()?;
     entries.into_iter().find_map(|path| {
         if path.is_dir() && !path.is_symlink() {
             find(&path, name)

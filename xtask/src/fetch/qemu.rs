@@ -23,17 +23,17 @@ exec "$lib/ld-linux-x86-64.so.2" --library-path "$lib" "$here/usr/bin/qemu-syste
 
 /// A QEMU in the cache.
 #[derive(Clone, Debug)]
-pub(crate) struct Qemu {
+pub struct Qemu {
     /// What it says of itself, such as `QEMU emulator version 11.1.3 ...`.
-    pub(crate) version: String,
+    pub version: String,
     /// The folder, which may be moved or copied as a whole.
-    pub(crate) folder: PathBuf,
+    pub folder: PathBuf,
     /// What to run.
-    pub(crate) program: PathBuf,
+    pub program: PathBuf,
 }
 
 /// Whether the cache has one.
-pub(crate) fn is_there(cache: &Cache) -> bool {
+pub fn is_there(cache: &Cache) -> bool {
     BUNDLE.is_there(cache)
 }
 
@@ -41,7 +41,7 @@ pub(crate) fn is_there(cache: &Cache) -> bool {
 ///
 /// # Errors
 /// If a tool is missing, the packages cannot be had, or what was fetched does not run.
-pub(crate) fn fetch(cache: &Cache, origin: &Origin, refresh: bool) -> Result<Qemu> {
+pub fn fetch(cache: &Cache, origin: &Origin, refresh: bool) -> Result<Qemu> {
     let folder = BUNDLE.fetch(cache, origin, refresh)?;
     let program = folder.join(BUNDLE.starter);
     let said = Command::new(&program)

@@ -41,17 +41,18 @@ const COMPLETE: &str = ".complete";
 
 /// An unpacked source.
 #[derive(Clone, Debug)]
-pub(crate) struct Source {
+pub struct Source {
     /// Such as `7.2.13`.
-    pub(crate) version: String,
-    pub(crate) folder: PathBuf,
+    pub version: String,
+    /// The top of its tree.
+    pub folder: PathBuf,
 }
 
 /// The source in the cache, fetched if there is none or a `refresh` is asked for.
 ///
 /// # Errors
 /// If a tool is missing, or the package cannot be had.
-pub(crate) fn fetch(cache: &Cache, origin: &Origin, refresh: bool) -> Result<Source> {
+pub fn fetch(cache: &Cache, origin: &Origin, refresh: bool) -> Result<Source> {
     if !refresh && let Some(source) = cached(cache)? {
         return Ok(source);
     }
@@ -85,7 +86,7 @@ pub(crate) fn fetch(cache: &Cache, origin: &Origin, refresh: bool) -> Result<Sou
 /// The newest source in the cache.
 fn cached(cache: &Cache) -> Result<Option<Source>> {
     let mut found = Vec::new();
-    for folder in crate::read_dir(cache.top())? {
+    for folder in crate::workspace::read_dir(cache.top())? {
         let name = folder
             .file_name()
             .unwrap_or_default()
@@ -122,7 +123,7 @@ fn choose(found: Vec<(String, String)>) -> Result<(String, String)> {
 }
 
 /// A version as numbers, for comparing: `7.2.13-1` is 7, 2, 13, 1.
-pub(crate) fn numbers(version: &str) -> Vec<u64> {
+pub fn numbers(version: &str) -> Vec<u64> {
     let parts = version.split(|character: char| !character.is_ascii_digit());
     parts.filter_map(|part| part.parse().ok()).collect()
 }

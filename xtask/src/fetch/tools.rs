@@ -41,15 +41,15 @@ const FILES: [(&str, &str); 8] = [
 
 /// A file for guests.
 #[derive(Clone, Debug)]
-pub(crate) struct Tool {
+pub struct Tool {
     /// Its path in the guest, without the leading slash.
-    pub(crate) place: String,
+    pub place: String,
     /// Where it is in the cache.
-    pub(crate) file: PathBuf,
+    pub file: PathBuf,
 }
 
 /// Whether the cache has them.
-pub(crate) fn is_there(cache: &Cache) -> bool {
+pub fn is_there(cache: &Cache) -> bool {
     cache.path(FOLDER).exists()
 }
 
@@ -57,7 +57,7 @@ pub(crate) fn is_there(cache: &Cache) -> bool {
 ///
 /// # Errors
 /// If a tool is missing, the packages cannot be had, or lack a file.
-pub(crate) fn fetch(cache: &Cache, origin: &Origin, refresh: bool) -> Result<Vec<Tool>> {
+pub fn fetch(cache: &Cache, origin: &Origin, refresh: bool) -> Result<Vec<Tool>> {
     if refresh || !is_there(cache) {
         let apt = Apt::of_guests(cache, origin)?;
         let packages = apt.download_all(&PACKAGES)?;

@@ -1,13 +1,10 @@
 //! A guest whose own driver and tools set up a DSA queue that is a part of another device.
 
 use anyhow::{Context as _, Result, ensure};
+use ioasid_system_tests::guests::{Board, Host, Model};
 use serde_json::Value as Json;
 
-use super::{
-    Model,
-    host::{Board, Host},
-    scenes::{FIRST, MACHINE, eventually, no_faults},
-};
+use super::checks::{FIRST, MACHINE, eventually, no_faults};
 
 /// The PASID that the parent's WQCFG holds for the queue of the first mediated device.
 fn pasid_of_queue(tree: &Json) -> Option<u64> {
@@ -27,7 +24,7 @@ pub(super) fn control_path(host: &Host) -> Result<String> {
     };
     let mut guest = host.guest_at_sockets("vm1", board, &[FIRST])?;
     guest.next_report()?;
-    let tree = served.inspect(host.stage())?;
+    let tree = served.inspect(host.installation())?;
     ensure!(
         pasid_of_queue(&tree).is_none(),
         "the queue has a PASID before the guest enables it"
@@ -67,7 +64,7 @@ pub(super) fn control_path(host: &Host) -> Result<String> {
             "the guest reads {:#010x} in its WQCFG",
             queue.usage
         );
-        let tree = served.inspect(host.stage())?;
+        let tree = served.inspect(host.installation())?;
         pasid = pasid_of_queue(&tree).context("no PASID is in the parent's WQCFG")?;
         ensure!(pasid > 0, "the queue has the PASID 0");
         ensure!(
@@ -82,7 +79,7 @@ pub(super) fn control_path(host: &Host) -> Result<String> {
         ensure!(pasid_of_queue(tree).is_none(), "the queue keeps its PASID");
         Ok(())
     })?;
-    served.settle(host.stage())?;
+    served.settle(host.installation())?;
     Ok(format!(
         "idxd is bound, accel-config enables the device and its queue: /dev/dsa/wq0.0 for programs, then a \
          DMA channel; PASID {pasid} is in the parent's WQCFG and hidden from the guest"

@@ -7,15 +7,17 @@ use std::{
 };
 
 use anyhow::{Context as _, Result, ensure};
+use ioasid_system_tests::{
+    guests::{Board, Guest, Host, Report},
+    process::succeed,
+    served::{Served, list},
+};
 use serde_json::{Value as Json, json};
 
 use super::{
-    guest::{Guest, Report},
-    host::{Board, Host},
-    scenes::{FIRST, SECOND, eventually, jobs_of},
+    checks::{FIRST, SECOND, eventually, jobs_of},
     work::{RAID_ID, all_right, pristine, settled_holdings},
 };
-use crate::e2e::stage::{Served, list, succeed, target_directory};
 
 /// The same for a DSA and an I/OAT: a queue of the parent's own driver, one of each VM.
 const MACHINE: &str = r#"
@@ -63,16 +65,6 @@ const CLAIMS: usize = 17;
 /// How often the machine is looked at meanwhile.
 const INTERVAL: Duration = Duration::from_millis(100);
 
-/// Builds the program, for any guest: without a dynamic linker and libraries.
-pub(super) fn build() -> Result<PathBuf> {
-    let mut cargo = crate::cargo();
-    cargo.args(["rustc", "--release", "--package", "hostile-guest", "--"]);
-    // For this program alone: what runs while others are built would not take it.
-    cargo.args(["-C", "target-feature=+crt-static", "-C", "strip=symbols"]);
-    crate::run(&mut cargo)?;
-    Ok(target_directory().join("release/hostile-guest"))
-}
-
 /// The first guest does its worst, twice: while the second works, and while the second stands still and
 /// each byte of its memory can be compared.
 pub(super) fn isolation(host: &Host) -> Result<String> {
@@ -96,7 +88,7 @@ pub(super) fn isolation(host: &Host) -> Result<String> {
     );
     second.order("raid 1")?;
     let kept = second.order("keep")?.kept.context("nothing is kept")?;
-    let before = Before::look(&served.inspect(host.stage())?)?;
+    let before = Before::look(&served.inspect(host.installation())?)?;
     let holdings = settled_holdings(&served)?;
 
     second.begin_order(&format!("work {}", host.work.as_secs()))?;
@@ -114,9 +106,9 @@ pub(super) fn isolation(host: &Host) -> Result<String> {
     second.pause()?;
     let memory = second.memory()?;
     let hash = sha256(&memory)?;
-    let idle = second_queues(&served.inspect(host.stage())?);
+    let idle = second_queues(&served.inspect(host.installation())?);
     attempts += attack(host, &served, &before, &mut first, "hostile 0")?;
-    let now = second_queues(&served.inspect(host.stage())?);
+    let now = second_queues(&served.inspect(host.installation())?);
     ensure!(
         now == idle,
         "queue and channel of a guest that stands still were {idle}, and are {now}"
@@ -136,7 +128,7 @@ pub(super) fn isolation(host: &Host) -> Result<String> {
         "the other guest says: {}",
         report.errors.join(" / ")
     );
-    let tree = served.inspect(host.stage())?;
+    let tree = served.inspect(host.installation())?;
     let faults = before.own_faults(&tree)?;
 
     first.quit()?;
@@ -151,7 +143,7 @@ pub(super) fn isolation(host: &Host) -> Result<String> {
     held(&next.order("hostile use")?, 2)?;
     next.quit()?;
     second.quit()?;
-    served.settle(host.stage())?;
+    served.settle(host.installation())?;
     eventually(host, &served, pristine)?;
     let [first_jobs, second_jobs] = before.jobs_since(&tree)?;
     Ok(format!(
@@ -199,14 +191,14 @@ fn attack(
     guest: &mut Guest,
     order: &str,
 ) -> Result<u64> {
-    let start = served.inspect(host.stage())?;
+    let start = served.inspect(host.installation())?;
     guest.begin_order(order)?;
     while !guest.has_report() {
-        before.still(&served.inspect(host.stage())?)?;
+        before.still(&served.inspect(host.installation())?)?;
         std::thread::sleep(INTERVAL);
     }
     let attempts = held(&guest.next_report()?, CLAIMS)?;
-    let end = served.inspect(host.stage())?;
+    let end = served.inspect(host.installation())?;
     before.still(&end)?;
     for (parent, (end, start)) in jobs(&end)?.into_iter().zip(jobs(&start)?).enumerate() {
         ensure!(

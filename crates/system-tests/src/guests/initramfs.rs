@@ -5,7 +5,7 @@ use std::{fs, path::Path, process::Command};
 
 use anyhow::{Context, Result, ensure};
 
-use crate::fetch::{kernel::Kernel, tools::Tool};
+use xtask::fetch::{kernel::Kernel, tools::Tool};
 
 /// What the guest's first program does.
 const SCRIPT: &str = include_str!("guest.sh");

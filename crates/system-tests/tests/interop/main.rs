@@ -1,4 +1,4 @@
-//! `cargo xtask interop`: programs that others have written for devices like ours, unmodified, under
+//! Programs that others have written for devices like ours, unmodified, under
 //! `ioasid run`.
 //!
 //! DPDK has drivers of its own for DSA and IOAT, which map the registers through a legacy VFIO
@@ -8,25 +8,35 @@
 //!
 //! The crate `pci-driver` is a library for user-space drivers; `crates/client/examples/pci_driver.rs` is one.
 
-use std::{fs, path::PathBuf, process::Command};
-
-use anyhow::{Context as _, Result, bail, ensure};
-use clap::Args;
-
-use crate::{
-    cargo,
-    e2e::stage::{Stage, succeed, target_directory},
-    fetch::{Cache, Origin, bundle, dpdk},
-    play::{Claim, play},
-    run as run_shown,
+use std::{
+    fs,
+    path::PathBuf,
+    process::{Command, ExitCode},
 };
 
-/// `cargo xtask interop`.
-#[derive(Args, Debug)]
-pub(crate) struct Interop {
-    /// Only claims whose name contains this.
-    #[arg(long, value_name = "TEXT")]
-    only: Option<String>,
+use anyhow::{Context as _, Result, bail, ensure};
+use clap::{Args, Parser};
+use ioasid_system_tests::{
+    installation::Installation,
+    process::succeed,
+    runner::{self, Test},
+};
+use libtest_mimic::Arguments;
+use xtask::{
+    fetch::{Cache, Origin, bundle, dpdk},
+    workspace::{build_ioasid, cargo, root, run as run_shown, target_directory},
+};
+
+#[derive(Parser)]
+struct CommandLine {
+    #[command(flatten)]
+    arguments: Arguments,
+    #[command(flatten)]
+    options: Options,
+}
+
+#[derive(Args)]
+struct Options {
     /// Use this `ioasid` instead of building one, optimised.
     #[arg(long, value_name = "PROGRAM")]
     ioasid: Option<PathBuf>,
@@ -34,24 +44,25 @@ pub(crate) struct Interop {
     origin: Origin,
 }
 
-const CLAIMS: &[(&str, Claim<Stage>)] = &[
+const TESTS: &[(&str, Test<Installation>)] = &[
     (
         "DPDK's test passes on two whole DSAs, each queue a DMA device",
-        |stage| dmadev(stage, "vfio-dsa", &[], 8),
+        |installation| dmadev(installation, "vfio-dsa", &[], 8),
     ),
-    ("DPDK's test passes on two whole IOATs", |stage| {
-        dmadev(stage, "vfio-ioat", &[], 2)
-    }),
-    ("DPDK's test passes on a mediated queue of a DSA", |stage| {
-        dmadev(stage, "vfio-mdev", &[], 1)
+    ("DPDK's test passes on two whole IOATs", |installation| {
+        dmadev(installation, "vfio-ioat", &[], 2)
     }),
     (
+        "DPDK's test passes on a mediated queue of a DSA",
+        |installation| dmadev(installation, "vfio-mdev", &[], 1),
+    ),
+    (
         "DPDK's test passes on a mediated channel of an IOAT",
-        |stage| dmadev(stage, "vfio-mdev-ioat", &[], 1),
+        |installation| dmadev(installation, "vfio-mdev-ioat", &[], 1),
     ),
     (
         "DPDK's test passes on a mediated channel without the library for registers",
-        |stage| dmadev(stage, "vfio-mdev-ioat", &["--mmio=ptrace"], 1),
+        |installation| dmadev(installation, "vfio-mdev-ioat", &["--mmio=ptrace"], 1),
     ),
     (
         "a driver on the crate pci-driver passes on a whole IOAT and on a mediated channel",
@@ -64,40 +75,42 @@ const PCI_DRIVER: &str = "pci_driver";
 /// Where programs keep what is theirs while they run (`XDG_RUNTIME_DIR`).
 const RUNTIME: &str = "runtime";
 
-/// Checks every claim.
-///
-/// # Errors
-/// What kept the claims from being checked, or that one failed.
-pub(crate) fn run(arguments: &Interop) -> Result<()> {
+fn main() -> ExitCode {
+    let CommandLine { arguments, options } = CommandLine::parse();
+    runner::run(arguments, TESTS, move || set_up(&options))
+}
+
+/// `ioasid`, DPDK and the example where every user can run them.
+fn set_up(options: &Options) -> Result<Installation> {
     let cache = Cache::with(dpdk::is_there)?;
-    let (folder, version) = dpdk::fetch(&cache, &arguments.origin, false)?;
+    let (folder, version) = dpdk::fetch(&cache, &options.origin, false)?;
     drop(cache);
-    let ioasid = match &arguments.ioasid {
+    let ioasid = match &options.ioasid {
         Some(path) => path.clone(),
-        None => crate::conformance::build_ioasid()?,
+        None => build_ioasid()?,
     };
     run_shown(
         cargo()
             .args(["build", "--release", "--package", "passthrough-client"])
             .args(["--example", PCI_DRIVER]),
     )?;
-    let stage = Stage::bare(&ioasid)?;
+    let installation = Installation::bare(&ioasid)?;
     let example = target_directory().join("release/examples").join(PCI_DRIVER);
-    stage.add(&example, PCI_DRIVER)?;
-    bundle::copy(&folder, &stage.path("dpdk"))?;
+    installation.add(&example, PCI_DRIVER)?;
+    bundle::copy(&folder, &installation.path("dpdk"))?;
     println!("interop: DPDK, ABI {version}");
-    stage.folder_of(stage.weakest_user(), RUNTIME)?;
-    play("claims", CLAIMS, arguments.only.as_deref(), &stage)
+    installation.folder_of(installation.weakest_user(), RUNTIME)?;
+    Ok(installation)
 }
 
 /// `ioasid run` on the machine of a kind of device, by the least privileged user.
-fn on_machine(stage: &Stage, machine: &str, options: &[&str]) -> Result<Command> {
-    let file = crate::root().join(format!("conformance/machines/{machine}.toml"));
-    let copy = stage.path("machine.toml");
+fn on_machine(installation: &Installation, machine: &str, options: &[&str]) -> Result<Command> {
+    let file = root().join(format!("conformance/machines/{machine}.toml"));
+    let copy = installation.path("machine.toml");
     fs::copy(&file, &copy).with_context(|| format!("copying {}", file.display()))?;
-    let mut command = stage.ioasid(stage.weakest_user());
+    let mut command = installation.ioasid(installation.weakest_user());
     command
-        .env("XDG_RUNTIME_DIR", stage.path(RUNTIME))
+        .env("XDG_RUNTIME_DIR", installation.path(RUNTIME))
         .arg("run")
         .args(options)
         .arg("--machine")
@@ -107,25 +120,30 @@ fn on_machine(stage: &Stage, machine: &str, options: &[&str]) -> Result<Command>
 }
 
 /// The example of a driver on `pci-driver`, which checks what it copies itself.
-fn pci_driver(stage: &Stage) -> Result<String> {
+fn pci_driver(installation: &Installation) -> Result<String> {
     let mut said = Vec::new();
     for (machine, address) in [
         ("vfio-ioat", "0000:6b:01.0"),
         ("vfio-mdev-ioat", "0000:70:00.0"),
     ] {
-        let mut command = on_machine(stage, machine, &[])?;
-        command.arg(stage.path(PCI_DRIVER)).arg(address);
+        let mut command = on_machine(installation, machine, &[])?;
+        command.arg(installation.path(PCI_DRIVER)).arg(address);
         said.push(succeed(&mut command)?.trim().to_owned());
     }
     Ok(said.join("; "))
 }
 
 /// The test of DMA devices on a machine.
-fn dmadev(stage: &Stage, machine: &str, options: &[&str], devices: usize) -> Result<String> {
-    let mut command = on_machine(stage, machine, options)?;
+fn dmadev(
+    installation: &Installation,
+    machine: &str,
+    options: &[&str],
+    devices: usize,
+) -> Result<String> {
+    let mut command = on_machine(installation, machine, options)?;
     command
         .args(["env", "DPDK_TEST=dmadev_autotest"])
-        .arg(stage.path("dpdk").join(dpdk::TEST))
+        .arg(installation.path("dpdk").join(dpdk::TEST))
         // One thread, ordinary pages, and no file that another instance could attach to.
         .args([
             "-l",

@@ -1,4 +1,4 @@
-//! `cargo xtask places`: one small client where programs live.
+//! One small client where programs live.
 //!
 //! The client (`probe.c`) knows Linux alone: it opens the nodes, binds, attaches, maps memory, reads
 //! configuration space, copies by DMA through mapped registers and waits for the interrupt. It runs
@@ -6,23 +6,26 @@
 //! unusual ways; as root also as an unprivileged user, with and without namespaces of `ioasid run`.
 //! What a host does not let a program do without `ioasid` either is named as skipped.
 
-use std::{fs, path::PathBuf, process::Command};
-
-use anyhow::{Context as _, Result, bail, ensure};
-use clap::Args;
-
-use crate::{
-    e2e::stage::{Stage, User, shown, succeed},
-    play::{Claim, play},
-    root,
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    process::{Command, ExitCode},
 };
 
-/// `cargo xtask places`.
-#[derive(Args, Debug)]
-pub(crate) struct Places {
-    /// Only places whose name contains this.
-    #[arg(long, value_name = "TEXT")]
-    only: Option<String>,
+use anyhow::{Context as _, Result, bail, ensure};
+use clap::Parser;
+use ioasid_system_tests::{
+    installation::{Installation, User},
+    process::{shown, succeed},
+    runner::{self, Test},
+};
+use libtest_mimic::Arguments;
+use xtask::workspace::{build_ioasid, root};
+
+#[derive(Parser)]
+struct CommandLine {
+    #[command(flatten)]
+    arguments: Arguments,
     /// Use this `ioasid` instead of building one, optimised.
     #[arg(long, value_name = "PROGRAM")]
     ioasid: Option<PathBuf>,
@@ -93,64 +96,81 @@ const PLAIN: Place = Place {
 /// A whole file system below another folder, which becomes the root.
 const BELOW: &str = "mount --rbind / ROOT && exec chroot ROOT \"$@\"";
 
-const CLAIMS: &[(&str, Claim<Stage>)] = &[
-    ("nowhere special", |stage| {
-        check(stage, &[PLAIN, with(&["group"]), with(&["pread"])])
+const TESTS: &[(&str, Test<Installation>)] = &[
+    ("nowhere special", |installation| {
+        check(installation, &[PLAIN, with(&["group"]), with(&["pread"])])
     }),
-    ("linked statically", |stage| {
-        check(stage, &[built(Build::Static)])
+    ("linked statically", |installation| {
+        check(installation, &[built(Build::Static)])
     }),
-    ("in a mount namespace of its own", |stage| {
+    ("in a mount namespace of its own", |installation| {
         let before: [&[&str]; 2] = [&["unshare", "-m"], &["unshare", "-Urm"]];
         let group = with(&["group"]);
         check(
-            stage,
+            installation,
             &[Place { before, ..PLAIN }, Place { before, ..group }],
         )
     }),
-    ("in a user and mount namespace of its own", |stage| {
-        check(stage, &[below(&["unshare", "-Urm"])])
+    ("in a user and mount namespace of its own", |installation| {
+        check(installation, &[below(&["unshare", "-Urm"])])
     }),
     (
         "in a process namespace of its own, with its own /proc",
-        |stage| check(stage, &[below(&["unshare", "-Urmpf", "--mount-proc"])]),
+        |installation| {
+            check(
+                installation,
+                &[below(&["unshare", "-Urmpf", "--mount-proc"])],
+            )
+        },
     ),
-    ("under bubblewrap", |stage| {
-        check(stage, &[below(&["bwrap", "--dev-bind", "/", "/", "--"])])
+    ("under bubblewrap", |installation| {
+        check(
+            installation,
+            &[below(&["bwrap", "--dev-bind", "/", "/", "--"])],
+        )
     }),
-    ("in another root", |stage| {
+    ("in another root", |installation| {
         let before: [&[&str]; 2] = [
             &["unshare", "-m", "sh", "-c", BELOW, "sh"],
             &["unshare", "-Urm", "sh", "-c", BELOW, "sh"],
         ];
-        check(stage, &[Place { before, ..PLAIN }])
+        check(installation, &[Place { before, ..PLAIN }])
     }),
-    ("built with gcc's sanitizers", |stage| {
+    ("built with gcc's sanitizers", |installation| {
         check(
-            stage,
+            installation,
             &[Build::Address, Build::Thread, Build::Undefined].map(built),
         )
     }),
-    ("under valgrind", |stage| {
-        check(stage, &[below(&["valgrind", "-q", "--error-exitcode=9"])])
-    }),
-    ("in a pseudo-terminal, and with one of its own", |stage| {
-        let terminal = below(&["script", "-qefc", "CLIENT", "/dev/null"]);
-        check(stage, &[terminal, with(&["pty"])])
-    }),
-    ("with descriptors that another process sent", |stage| {
+    ("under valgrind", |installation| {
         check(
-            stage,
-            &[
-                with(&["passed"]),
-                with(&["passed", "group"]),
-                with(&["passed", "pread"]),
-            ],
+            installation,
+            &[below(&["valgrind", "-q", "--error-exitcode=9"])],
         )
     }),
-    ("with descriptors on other numbers", |stage| {
+    (
+        "in a pseudo-terminal, and with one of its own",
+        |installation| {
+            let terminal = below(&["script", "-qefc", "CLIENT", "/dev/null"]);
+            check(installation, &[terminal, with(&["pty"])])
+        },
+    ),
+    (
+        "with descriptors that another process sent",
+        |installation| {
+            check(
+                installation,
+                &[
+                    with(&["passed"]),
+                    with(&["passed", "group"]),
+                    with(&["passed", "pread"]),
+                ],
+            )
+        },
+    ),
+    ("with descriptors on other numbers", |installation| {
         check(
-            stage,
+            installation,
             &[
                 with(&["moved"]),
                 with(&["moved", "group"]),
@@ -160,21 +180,21 @@ const CLAIMS: &[(&str, Claim<Stage>)] = &[
     }),
     (
         "with files opened for reading alone where they are only named",
-        |stage| {
+        |installation| {
             check(
-                stage,
+                installation,
                 &[with(&["read-only"]), with(&["read-only", "group"])],
             )
         },
     ),
-    ("with files that io_uring opened", |stage| {
+    ("with files that io_uring opened", |installation| {
         let only_with_namespaces = Some("io_uring is not trapped, so the open is ENOENT");
         let place = Place {
             only_with_namespaces,
             ..with(&["io-uring"])
         };
         let words = &["io-uring", "group"];
-        check(stage, &[place, Place { words, ..place }])
+        check(installation, &[place, Place { words, ..place }])
     }),
 ];
 
@@ -197,38 +217,40 @@ const fn below(before: &'static [&'static str]) -> Place {
 const ADDRESS: &str = "0000:6a:01.0";
 /// What the client says at its end.
 const SUCCESS: &str = "bytes by DMA, an interrupt each time";
-/// The machine, and the folder for another root, as files of the stage.
+/// The machine, and the folder for another root, as files of the installation.
 const MACHINE: &str = "machine.toml";
 const ROOT: &str = "root";
 
-/// Checks every place.
-///
-/// # Errors
-/// What kept them from being checked, or that the client failed in one.
-pub(crate) fn run(arguments: &Places) -> Result<()> {
-    let ioasid = match &arguments.ioasid {
-        Some(path) => path.clone(),
-        None => crate::conformance::build_ioasid()?,
+fn main() -> ExitCode {
+    let CommandLine { arguments, ioasid } = CommandLine::parse();
+    runner::run(arguments, TESTS, move || set_up(ioasid.as_deref()))
+}
+
+/// `ioasid` and every build of the client where every user can run them.
+fn set_up(ioasid: Option<&Path>) -> Result<Installation> {
+    let ioasid = match ioasid {
+        Some(path) => path.to_owned(),
+        None => build_ioasid()?,
     };
-    let stage = Stage::bare(&ioasid)?;
-    fs::create_dir(stage.path(ROOT)).context("making a folder")?;
+    let installation = Installation::bare(&ioasid)?;
+    fs::create_dir(installation.path(ROOT)).context("making a folder")?;
     let machine = root().join("conformance/machines/vfio-ioat.toml");
-    fs::copy(&machine, stage.path(MACHINE)).context("copying the machine file")?;
+    fs::copy(&machine, installation.path(MACHINE)).context("copying the machine file")?;
     for build in Build::ALL {
-        compile(&stage, build)?;
+        compile(&installation, build)?;
     }
-    play("places", CLAIMS, arguments.only.as_deref(), &stage)
+    Ok(installation)
 }
 
 /// Builds the client. A build that the compiler has no libraries for is left out; the plain one has
 /// to succeed.
-fn compile(stage: &Stage, build: Build) -> Result<()> {
+fn compile(installation: &Installation, build: Build) -> Result<()> {
     let output = Command::new("cc")
         .args(["-Wall", "-Wextra", "-Werror", "-O1", "-g"])
         .args(build.option())
         .arg("-o")
-        .arg(stage.path(build.name()))
-        .arg(root().join("xtask/src/places/probe.c"))
+        .arg(installation.path(build.name()))
+        .arg(root().join("crates/system-tests/tests/places/probe.c"))
         .arg("-lutil")
         .output()
         .context("`cc` could not be run; install a C compiler")?;
@@ -241,12 +263,12 @@ fn compile(stage: &Stage, build: Build) -> Result<()> {
 }
 
 /// Runs the client in each of these places: which users and modes passed, and what was skipped.
-fn check(stage: &Stage, places: &[Place]) -> Result<String> {
+fn check(installation: &Installation, places: &[Place]) -> Result<String> {
     let (mut passed, mut skipped, mut failed) = (Vec::new(), Vec::new(), Vec::new());
     for place in places {
-        for user in stage.users() {
+        for user in installation.users() {
             let name = format!("{} as {user:?}", place.shown());
-            if let Err(refused) = rehearse(stage, user, place) {
+            if let Err(refused) = rehearse(installation, user, place) {
                 skipped.push(format!("{name} ({refused:#})"));
                 continue;
             }
@@ -256,10 +278,10 @@ fn check(stage: &Stage, places: &[Place]) -> Result<String> {
                     skipped.push(format!("{name} ({why})"));
                     continue;
                 }
-                let mut command = stage.ioasid(user);
+                let mut command = installation.ioasid(user);
                 command.arg("run").args(option).arg("--machine");
-                command.arg(stage.path(MACHINE)).arg("--");
-                command.args(place.command(stage, user, &[]));
+                command.arg(installation.path(MACHINE)).arg("--");
+                command.args(place.command(installation, user, &[]));
                 match succeed(&mut command) {
                     Ok(said) if said.contains(SUCCESS) => passed.push(name),
                     Ok(said) => failed.push(format!("{name}: the client said {said:?}")),
@@ -277,12 +299,12 @@ fn check(stage: &Stage, places: &[Place]) -> Result<String> {
 }
 
 /// Whether the host lets `user` do without `ioasid` what the place is about.
-fn rehearse(stage: &Stage, user: User, place: &Place) -> Result<()> {
-    if !stage.path(place.build.name()).exists() {
+fn rehearse(installation: &Installation, user: User, place: &Place) -> Result<()> {
+    if !installation.path(place.build.name()).exists() {
         bail!("the compiler has no library for it");
     }
-    let words = place.command(stage, user, &["rehearsal"]);
-    let mut command = stage.command(user, &words[0]);
+    let words = place.command(installation, user, &["rehearsal"]);
+    let mut command = installation.command(user, &words[0]);
     succeed(command.args(&words[1..])).map(drop)
 }
 
@@ -295,12 +317,12 @@ impl Place {
     }
 
     /// The client with what starts it.
-    fn command(&self, stage: &Stage, user: User, more: &[&str]) -> Vec<String> {
-        let mut client = vec![stage.path(self.build.name()).display().to_string()];
+    fn command(&self, installation: &Installation, user: User, more: &[&str]) -> Vec<String> {
+        let mut client = vec![installation.path(self.build.name()).display().to_string()];
         client.push(ADDRESS.to_owned());
         client.extend(self.words.iter().chain(more).map(|word| (*word).to_owned()));
         let mut command = Vec::new();
-        let folder = stage.path(ROOT).display().to_string();
+        let folder = installation.path(ROOT).display().to_string();
         let mut stands = false;
         for word in self.before[usize::from(user == User::Nobody)] {
             stands |= *word == "CLIENT";

@@ -1,4 +1,4 @@
-//! The claims.
+//! The tests.
 
 use std::{
     fs,
@@ -8,58 +8,17 @@ use std::{
 
 use anyhow::{Context as _, Result, ensure};
 
-use super::stage::{Client, Served, Stage, User, shown, succeed};
-use crate::play::Claim;
+use ioasid_system_tests::{
+    installation::{Client, Installation, User},
+    process::{shown, succeed},
+    served::Served,
+};
 
-/// All claims, by name.
-pub(crate) const CLAIMS: &[(&str, Claim<Stage>)] = &[
-    ("the demo passes for every user", demo),
-    (
-        "a program keeps its uid, its exit status and its signals",
-        exit_status,
-    ),
-    (
-        "bad input gets one clear sentence and the right status",
-        bad_input,
-    ),
-    (
-        "one domain, whatever is attached and detached first, by whatever page table",
-        orders,
-    ),
-    (
-        "the client passes for every user, linked dynamically and statically, with and without namespaces",
-        clients,
-    ),
-    (
-        "a whole device and a mediated one share a container, whoever comes and goes first",
-        container,
-    ),
-    (
-        "devices are saved and restored in the middle of their work",
-        migrated,
-    ),
-    ("two programs join one machine at once", joined),
-    ("a program that is stopped delays nobody else", stopped),
-    (
-        "a program killed in the middle of its DMA leaves nothing behind",
-        killed,
-    ),
-    (
-        "the limit of locked memory is enforced when that is asked for",
-        memlock,
-    ),
-    ("mediated devices come and go while the machine runs", mdevs),
-    (
-        "an emulated device is an access object, and has no domain",
-        emulated,
-    ),
-];
-
-fn demo(stage: &Stage) -> Result<String> {
+pub(super) fn demo(installation: &Installation) -> Result<String> {
     let mut seconds = Vec::new();
-    for user in stage.users() {
+    for user in installation.users() {
         let start = Instant::now();
-        let output = succeed(stage.ioasid(user).arg("demo"))?;
+        let output = succeed(installation.ioasid(user).arg("demo"))?;
         let last = output.lines().last().unwrap_or_default().to_owned();
         ensure!(
             last.ends_with(" passed, 0 failed"),
@@ -67,7 +26,7 @@ fn demo(stage: &Stage) -> Result<String> {
         );
         let wide = output.lines().find(|line| line.chars().count() > 80);
         ensure!(wide.is_none(), "a line is wider than 80 columns: {wide:?}");
-        let json = succeed(stage.ioasid(user).args(["demo", "--json"]))?;
+        let json = succeed(installation.ioasid(user).args(["demo", "--json"]))?;
         let json: serde_json::Value = serde_json::from_str(&json)?;
         ensure!(
             json["failed"] == 0 && json["schema"] == 1,
@@ -78,12 +37,12 @@ fn demo(stage: &Stage) -> Result<String> {
     Ok(seconds.join(", "))
 }
 
-fn exit_status(stage: &Stage) -> Result<String> {
+pub(super) fn exit_status(installation: &Installation) -> Result<String> {
     let mut checked = 0;
-    let not_executable = stage.path("not-executable");
+    let not_executable = installation.path("not-executable");
     fs::write(&not_executable, "no program")?;
     let not_executable = not_executable.display().to_string();
-    for user in stage.users() {
+    for user in installation.users() {
         for (program, expected) in [
             (vec!["true"], 0),
             (vec!["sh", "-c", "exit 7"], 7),
@@ -92,7 +51,7 @@ fn exit_status(stage: &Stage) -> Result<String> {
             (vec!["no-such-program-anywhere"], 127),
             (vec![&*not_executable], 126),
         ] {
-            let output = stage
+            let output = installation
                 .ioasid(user)
                 .args(["run", "--"])
                 .args(&program)
@@ -105,7 +64,7 @@ fn exit_status(stage: &Stage) -> Result<String> {
             );
             checked += 1;
         }
-        let uid = succeed(stage.ioasid(user).args(["run", "--", "id", "-u"]))?;
+        let uid = succeed(installation.ioasid(user).args(["run", "--", "id", "-u"]))?;
         let mut id = match user {
             User::Own => Command::new("id"),
             User::Nobody => {
@@ -123,9 +82,9 @@ fn exit_status(stage: &Stage) -> Result<String> {
     Ok(format!("{checked} programs"))
 }
 
-fn bad_input(stage: &Stage) -> Result<String> {
+pub(super) fn bad_input(installation: &Installation) -> Result<String> {
     let file = |name: &str, text: &str| -> Result<String> {
-        let path = stage.path(name);
+        let path = installation.path(name);
         fs::write(&path, text)?;
         Ok(path.display().to_string())
     };
@@ -178,7 +137,7 @@ fn bad_input(stage: &Stage) -> Result<String> {
         (&["fly"], 2, "unrecognized subcommand"),
     ];
     for (arguments, status, sentence) in cases {
-        let output = stage.ioasid(User::Own).args(*arguments).output()?;
+        let output = installation.ioasid(User::Own).args(*arguments).output()?;
         let text = String::from_utf8_lossy(&output.stderr).into_owned();
         ensure!(
             output.status.code() == Some(*status),
@@ -195,9 +154,9 @@ fn bad_input(stage: &Stage) -> Result<String> {
     Ok(format!("{} command lines", cases.len()))
 }
 
-fn orders(stage: &Stage) -> Result<String> {
+pub(super) fn orders(installation: &Installation) -> Result<String> {
     let mut runs = 0;
-    let memory: &[&str] = if stage.long {
+    let memory: &[&str] = if installation.long {
         &["private", "file", "shared"]
     } else {
         &["file"]
@@ -207,10 +166,10 @@ fn orders(stage: &Stage) -> Result<String> {
             for attach in ["pdev", "mdev"] {
                 for detach in ["pdev", "mdev"] {
                     succeed(
-                        stage
+                        installation
                             .ioasid(User::Own)
                             .args(["run", "--vm", "vm1", "--"])
-                            .arg(stage.client(Client::Dynamic))
+                            .arg(installation.client(Client::Dynamic))
                             .args(["--mib", "4", "--data", kind, "--page-tables", tables])
                             .args(["--attach", attach, "--detach", detach]),
                     )?;
@@ -224,20 +183,20 @@ fn orders(stage: &Stage) -> Result<String> {
     ))
 }
 
-fn clients(stage: &Stage) -> Result<String> {
-    let times = stage.times(3, 100);
+pub(super) fn clients(installation: &Installation) -> Result<String> {
+    let times = installation.times(3, 100);
     let mut runs = 0;
-    for user in stage.users() {
+    for user in installation.users() {
         for client in [Client::Dynamic, Client::Static] {
             for mode in [None, Some("--no-namespaces")] {
                 for run in 0..times {
                     succeed(
-                        stage
+                        installation
                             .ioasid(user)
                             .arg("run")
                             .args(mode)
                             .args(["--vm", "vm1", "--"])
-                            .arg(stage.client(client)),
+                            .arg(installation.client(client)),
                     )
                     .with_context(|| format!("{client:?} as {user:?}, {mode:?}, run {run}"))?;
                     runs += 1;
@@ -251,15 +210,15 @@ fn clients(stage: &Stage) -> Result<String> {
 }
 
 /// By groups and a container instead of `/dev/iommu`.
-fn container(stage: &Stage) -> Result<String> {
+pub(super) fn container(installation: &Installation) -> Result<String> {
     let mut runs = 0;
-    for user in stage.users() {
+    for user in installation.users() {
         for mode in [None, Some("--no-namespaces")] {
             for attach in ["pdev", "mdev"] {
                 for detach in ["pdev", "mdev"] {
-                    let mut command = stage.ioasid(user);
+                    let mut command = installation.ioasid(user);
                     command.arg("run").args(mode).args(["--vm", "vm1", "--"]);
-                    command.arg(stage.client(Client::Dynamic));
+                    command.arg(installation.client(Client::Dynamic));
                     command.args(["--container", "--mib", "8", "--pdev", "first"]);
                     command.args(["--mdev", "first", "--data", "shared"]);
                     succeed(command.args(["--attach", attach, "--detach", detach]))
@@ -273,15 +232,15 @@ fn container(stage: &Stage) -> Result<String> {
 }
 
 /// A program stops its devices again and again, reads their state from a file, and writes it back.
-fn migrated(stage: &Stage) -> Result<String> {
-    let mib = stage.times(32, 1024).to_string();
+pub(super) fn migrated(installation: &Installation) -> Result<String> {
+    let mib = installation.times(32, 1024).to_string();
     let mut runs = 0;
-    for user in stage.users() {
+    for user in installation.users() {
         for mode in [None, Some("--no-namespaces")] {
             for data in ["private", "shared"] {
-                let mut command = stage.ioasid(user);
+                let mut command = installation.ioasid(user);
                 command.arg("run").args(mode).args(["--vm", "vm1", "--"]);
-                command.arg(stage.client(Client::Dynamic));
+                command.arg(installation.client(Client::Dynamic));
                 command.args(["--migrate", "--exact-interrupts", "--mib", &mib]);
                 succeed(command.args(["--pdev", "first", "--mdev", "first", "--data", data]))
                     .with_context(|| format!("{user:?}, {mode:?}, {data}"))?;
@@ -292,15 +251,17 @@ fn migrated(stage: &Stage) -> Result<String> {
     Ok(format!("{runs} runs of {mib} MiB through two devices"))
 }
 
-fn joined(stage: &Stage) -> Result<String> {
-    let times = stage.times(3, 100);
+pub(super) fn joined(installation: &Installation) -> Result<String> {
+    let times = installation.times(3, 100);
     let mut runs = 0;
-    for user in stage.users() {
-        let served = stage.serve(user, None)?;
+    for user in installation.users() {
+        let served = Served::start(installation, user, None, &[])?;
         for run in 0..times {
             let start = |vm: &str, arguments: &[&str]| {
-                let mut command = served.join(stage, vm);
-                command.arg(stage.client(Client::Dynamic)).args(arguments);
+                let mut command = served.join(installation, vm);
+                command
+                    .arg(installation.client(Client::Dynamic))
+                    .args(arguments);
                 command.stdout(Stdio::null()).stderr(Stdio::piped()).spawn()
             };
             let first = start(
@@ -318,53 +279,53 @@ fn joined(stage: &Stage) -> Result<String> {
             }
             runs += 1;
         }
-        served.settle(stage)?;
+        served.settle(installation)?;
     }
     Ok(format!("{runs} pairs"))
 }
 
-fn stopped(stage: &Stage) -> Result<String> {
-    let served = stage.serve(User::Own, None)?;
+pub(super) fn stopped(installation: &Installation) -> Result<String> {
+    let served = Served::start(installation, User::Own, None, &[])?;
     let mut hostage = served
-        .join(stage, "vm2")
-        .arg(stage.client(Client::Dynamic))
+        .join(installation, "vm2")
+        .arg(installation.client(Client::Dynamic))
         .args(["--pdev", "none", "--mib", "65536"])
         .stdout(Stdio::null())
         .stderr(Stdio::null())
         .spawn()?;
-    wait_for_dma(stage, &served, 0)?;
+    wait_for_dma(installation, &served, 0)?;
     signal_program(hostage.id(), "STOP")?;
     let start = Instant::now();
     let result = succeed(
         served
-            .join(stage, "vm1")
-            .arg(stage.client(Client::Dynamic))
+            .join(installation, "vm1")
+            .arg(installation.client(Client::Dynamic))
             .args(["--mib", "16"]),
     );
     let took = start.elapsed();
-    served.inspect(stage)?;
+    served.inspect(installation)?;
     signal_program(hostage.id(), "KILL")?;
     hostage.wait()?;
     result?;
-    served.settle(stage)?;
+    served.settle(installation)?;
     Ok(format!(
         "the other program took {} ms meanwhile",
         took.as_millis()
     ))
 }
 
-fn killed(stage: &Stage) -> Result<String> {
-    let times = stage.times(20, 200);
-    let served = stage.serve(User::Own, None)?;
+pub(super) fn killed(installation: &Installation) -> Result<String> {
+    let times = installation.times(20, 200);
+    let served = Served::start(installation, User::Own, None, &[])?;
     let mut baseline = None;
     for run in 0..times {
         let kind = ["private", "file", "shared"][run % 3];
         // The mediated device alone, or the whole one of the same VM first.
         let pdev = ["none", "first"][run % 2];
-        let before = jobs(stage, &served)?;
+        let before = jobs(installation, &served)?;
         let mut victim = served
-            .join(stage, "vm1")
-            .arg(stage.client(Client::Dynamic))
+            .join(installation, "vm1")
+            .arg(installation.client(Client::Dynamic))
             .args([
                 "--mib",
                 "65536",
@@ -378,7 +339,7 @@ fn killed(stage: &Stage) -> Result<String> {
             .stdout(Stdio::null())
             .stderr(Stdio::null())
             .spawn()?;
-        wait_for_dma(stage, &served, before)?;
+        wait_for_dma(installation, &served, before)?;
         // Anywhere in a batch: a different moment each time.
         std::thread::sleep(Duration::from_micros(137 * (run as u64 % 41)));
         signal_program(victim.id(), "KILL")?;
@@ -387,7 +348,9 @@ fn killed(stage: &Stage) -> Result<String> {
             status.code() == Some(128 + 9),
             "run {run}: `run` ended with {status}"
         );
-        served.settle(stage).with_context(|| format!("run {run}"))?;
+        served
+            .settle(installation)
+            .with_context(|| format!("run {run}"))?;
         // Threads of allocators and caches are there after the first few.
         if run == 5 {
             baseline = Some(served.holdings()?);
@@ -395,11 +358,11 @@ fn killed(stage: &Stage) -> Result<String> {
     }
     succeed(
         served
-            .join(stage, "vm1")
-            .arg(stage.client(Client::Dynamic))
+            .join(installation, "vm1")
+            .arg(installation.client(Client::Dynamic))
             .args(["--mib", "16"]),
     )?;
-    served.settle(stage)?;
+    served.settle(installation)?;
     let before = baseline.context("too few runs")?;
     let after = served.holdings()?;
     // A connection of the last inspection may still be closing.
@@ -413,12 +376,12 @@ fn killed(stage: &Stage) -> Result<String> {
     Ok(format!("{times} kills; {before:?} before, {after:?} after"))
 }
 
-fn memlock(stage: &Stage) -> Result<String> {
+pub(super) fn memlock(installation: &Installation) -> Result<String> {
     // The client maps 8 MiB of data; 1 MiB may be locked. Root's capability lifts the limit.
-    let user = stage.weakest_user();
+    let user = installation.weakest_user();
     let run = |options: &[&str]| {
-        let mut command = stage.ioasid(user);
-        let client = stage.client(Client::Dynamic).display().to_string();
+        let mut command = installation.ioasid(user);
+        let client = installation.client(Client::Dynamic).display().to_string();
         command
             .arg("run")
             .args(options)
@@ -436,25 +399,25 @@ fn memlock(stage: &Stage) -> Result<String> {
     Ok("8 MiB with `ulimit -l 1024`: counted by default, ENOMEM when enforced".to_owned())
 }
 
-fn emulated(stage: &Stage) -> Result<String> {
-    let machine = stage.path("edu.toml");
+pub(super) fn emulated(installation: &Installation) -> Result<String> {
+    let machine = installation.path("edu.toml");
     let uuid = "5f2e6a9e-93a1-4f0a-9b3e-3d8f0c1b2a09";
     let section = format!("[[emulated]]\nmodel = \"edu\"\nuuid = \"{uuid}\"\n");
     fs::write(&machine, section)?;
-    for user in stage.users() {
-        let mut command = stage.ioasid(user);
+    for user in installation.users() {
+        let mut command = installation.ioasid(user);
         let command = command.args(["run", "--machine"]).arg(&machine);
-        let output = succeed(command.arg("--").arg(stage.path("edu")))?;
+        let output = succeed(command.arg("--").arg(installation.path("edu")))?;
         ensure!(output.ends_with("passed\n"), "it says {output}");
     }
     Ok("bound, attached, copied in and out, refused after an unmap".to_owned())
 }
 
-fn mdevs(stage: &Stage) -> Result<String> {
-    let served = stage.serve(User::Own, None)?;
+pub(super) fn mdevs(installation: &Installation) -> Result<String> {
+    let served = Served::start(installation, User::Own, None, &[])?;
     let socket = served.socket().display().to_string();
     let mdev = |words: &[&str]| {
-        let mut command = stage.ioasid(User::Own);
+        let mut command = installation.ioasid(User::Own);
         command.arg("mdev").args(words).args(["--machine", &socket]);
         command
     };
@@ -485,8 +448,8 @@ fn mdevs(stage: &Stage) -> Result<String> {
     }
     succeed(
         served
-            .join(stage, "vm3")
-            .arg(stage.client(Client::Dynamic))
+            .join(installation, "vm3")
+            .arg(installation.client(Client::Dynamic))
             .args(["--pdev", "none", "--mdev", "first", "--mib", "4"]),
     )?;
     succeed(&mut mdev(&["remove", uuid]))?;
@@ -496,8 +459,8 @@ fn mdevs(stage: &Stage) -> Result<String> {
 }
 
 /// Descriptors that programs' queues have done so far.
-fn jobs(stage: &Stage, served: &Served) -> Result<u64> {
-    let tree = served.inspect(stage)?;
+fn jobs(installation: &Installation, served: &Served) -> Result<u64> {
+    let tree = served.inspect(installation)?;
     let devices = tree["devices"].as_array().cloned().unwrap_or_default();
     let queues = devices
         .iter()
@@ -507,9 +470,9 @@ fn jobs(stage: &Stage, served: &Served) -> Result<u64> {
 }
 
 /// Waits until programs' queues have done more than `before` descriptors.
-fn wait_for_dma(stage: &Stage, served: &Served, before: u64) -> Result<()> {
+fn wait_for_dma(installation: &Installation, served: &Served, before: u64) -> Result<()> {
     let deadline = Instant::now() + Duration::from_secs(20);
-    while jobs(stage, served)? <= before {
+    while jobs(installation, served)? <= before {
         ensure!(Instant::now() < deadline, "no DMA within 20 s");
         std::thread::sleep(Duration::from_millis(1));
     }

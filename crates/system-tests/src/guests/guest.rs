@@ -22,65 +22,65 @@ const END: &str = "GUEST end";
 
 /// A PCI function as the guest sees it.
 #[derive(Clone, Debug)]
-pub(super) struct Function {
+pub struct Function {
     /// Vendor and device, `0x8086 0x2021`.
-    pub(super) ids: String,
+    pub ids: String,
     /// Name of the driver, `none` without one.
-    pub(super) driver: String,
+    pub driver: String,
     /// DMA channels that the driver has registered.
-    pub(super) channels: usize,
+    pub channels: usize,
     /// Interrupts by MSI-X that its driver got.
-    pub(super) interrupts: u64,
+    pub interrupts: u64,
 }
 
 /// What a guest says of itself.
 #[derive(Clone, Debug, Default)]
-pub(super) struct Report {
+pub struct Report {
     /// By address.
-    pub(super) functions: BTreeMap<String, Function>,
+    pub functions: BTreeMap<String, Function>,
     /// Lines of its kernel about the drivers.
-    pub(super) log: Vec<String>,
+    pub log: Vec<String>,
     /// Lines of its kernel that tell of an error.
-    pub(super) errors: Vec<String>,
+    pub errors: Vec<String>,
     /// What its arrays have done since they were told to.
-    pub(super) work: Vec<Work>,
+    pub work: Vec<Work>,
     /// Its DSA queue.
-    pub(super) queue: Option<Queue>,
+    pub queue: Option<Queue>,
     /// What its program that drives devices by hand has shown.
-    pub(super) claims: Vec<Claim>,
+    pub claims: Vec<Claim>,
     /// Hash of the random file that it keeps in memory.
-    pub(super) kept: Option<String>,
+    pub kept: Option<String>,
 }
 
 /// What a program of the guest has shown.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct Claim {
+pub struct Claim {
     /// How many attempts it took; `None` if it does not hold.
-    pub(super) attempts: Option<u64>,
+    pub attempts: Option<u64>,
     /// Its name, and why it does not hold.
-    pub(super) said: String,
+    pub said: String,
 }
 
 /// A DSA queue of a guest.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct Queue {
+pub struct Queue {
     /// What the guest's kernel says of it.
-    pub(super) state: String,
+    pub state: String,
     /// Bytes 8 to 11 of its WQCFG as the guest reads them.
-    pub(super) usage: u32,
+    pub usage: u32,
     /// Its character device, `none` without one.
-    pub(super) node: String,
+    pub node: String,
 }
 
 /// What an array of a guest has done.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct Work {
+pub struct Work {
     /// Blocks of 4 MiB that were written and read again.
-    pub(super) rounds: u64,
+    pub rounds: u64,
     /// Those of them that were not the same.
-    pub(super) wrong: u64,
+    pub wrong: u64,
     /// Sectors whose parity is not that of their data.
-    pub(super) mismatches: u64,
+    pub mismatches: u64,
 }
 
 impl Report {
@@ -152,7 +152,7 @@ struct Console {
 
 /// A running guest.
 #[derive(Debug)]
-pub(super) struct Guest {
+pub struct Guest {
     name: String,
     child: Child,
     input: ChildStdin,
@@ -165,12 +165,7 @@ pub(super) struct Guest {
 impl Guest {
     /// Starts `command`, which runs QEMU with its console on stdin and stdout and its monitor on the
     /// socket `monitor`. What it says is also printed if `shown`.
-    pub(super) fn begin(
-        name: &str,
-        command: &mut Command,
-        monitor: &Path,
-        shown: bool,
-    ) -> Result<Self> {
+    pub fn begin(name: &str, command: &mut Command, monitor: &Path, shown: bool) -> Result<Self> {
         use std::os::unix::process::CommandExt as _;
         let (output, errors) = std::io::pipe().context("making a pipe")?;
         let mut child = command
@@ -196,23 +191,23 @@ impl Guest {
     }
 
     /// The process that was started: `ioasid run`.
-    pub(super) fn id(&self) -> u32 {
+    pub fn id(&self) -> u32 {
         self.child.id()
     }
 
     /// Gives an order and waits for the report after it.
-    pub(super) fn order(&mut self, order: &str) -> Result<Report> {
+    pub fn order(&mut self, order: &str) -> Result<Report> {
         self.begin_order(order)?;
         self.next_report()
     }
 
     /// Gives an order; the next report is the one after it.
-    pub(super) fn begin_order(&mut self, order: &str) -> Result<()> {
+    pub fn begin_order(&mut self, order: &str) -> Result<()> {
         writeln!(self.input, "{order}").with_context(|| format!("ordering {}", self.name))
     }
 
     /// Waits for the next report.
-    pub(super) fn next_report(&mut self) -> Result<Report> {
+    pub fn next_report(&mut self) -> Result<Report> {
         let (begin, end) = self.console.wait(self.seen, END).map_err(|text| {
             let last: Vec<_> = text.lines().rev().take(8).collect();
             let last: Vec<_> = last.into_iter().rev().collect();
@@ -227,22 +222,22 @@ impl Guest {
     }
 
     /// Whether the next report is there.
-    pub(super) fn has_report(&self) -> bool {
+    pub fn has_report(&self) -> bool {
         self.console.has(self.seen, END)
     }
 
     /// Stops its processors.
-    pub(super) fn pause(&self) -> Result<()> {
+    pub fn pause(&self) -> Result<()> {
         Monitor::connect(&self.monitor)?.execute("stop", &json!({}))
     }
 
     /// Lets its processors go on.
-    pub(super) fn resume(&self) -> Result<()> {
+    pub fn resume(&self) -> Result<()> {
         Monitor::connect(&self.monitor)?.execute("cont", &json!({}))
     }
 
     /// The file that its memory is in, of a guest that shares it.
-    pub(super) fn memory(&self) -> Result<PathBuf> {
+    pub fn memory(&self) -> Result<PathBuf> {
         let files = format!("/proc/{}/fd", self.id());
         for entry in std::fs::read_dir(&files).with_context(|| format!("reading {files}"))? {
             let path = entry?.path();
@@ -255,14 +250,14 @@ impl Guest {
     }
 
     /// Takes the device `id` away from the guest, which may keep it until it has let go.
-    pub(super) fn unplug(&self, id: &str) -> Result<()> {
+    pub fn unplug(&self, id: &str) -> Result<()> {
         let mut monitor = Monitor::connect(&self.monitor)?;
         monitor.execute("device_del", &json!({ "id": id }))?;
         monitor.wait_for_event("DEVICE_DELETED", id)
     }
 
     /// Ends the guest as a power switch would.
-    pub(super) fn quit(mut self) -> Result<()> {
+    pub fn quit(mut self) -> Result<()> {
         let mut monitor = Monitor::connect(&self.monitor)?;
         monitor.execute("quit", &json!({}))?;
         let deadline = Instant::now() + Duration::from_secs(20);

@@ -6,18 +6,19 @@
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, bail, ensure};
+use ioasid_system_tests::{
+    guests::{Board, Given, Host, Mode, Report},
+    served::{Holdings, Served, list},
+};
 use serde_json::Value as Json;
 
 use super::{
-    guest::Report,
-    host::{Board, Given, Host, Mode},
-    scenes::{
+    checks::{
         FIRST, MACHINE, PDEV, SECOND, domains, eventually, good_as, no_faults, parent_jobs, routes,
         three_domains,
     },
     sockets::held_by_all,
 };
-use crate::e2e::stage::{Holdings, Served, list};
 
 /// An IOAT whose XOR and P+Q the driver uses, which it does not with the model's own id; without them
 /// it keeps its channels from the RAID.
@@ -65,7 +66,7 @@ pub(super) fn all_right(report: &Report, arrays: usize) -> Result<u64> {
 pub(super) fn sustained(host: &Host) -> Result<String> {
     let served = host.serve_sockets(MACHINE)?;
     ensure!(
-        served.inspect(host.stage())?["iommu"]["paging_domains"] == 1,
+        served.inspect(host.installation())?["iommu"]["paging_domains"] == 1,
         "there are domains before there is a guest"
     );
     let alone = Board {
@@ -86,7 +87,7 @@ pub(super) fn sustained(host: &Host) -> Result<String> {
     first.begin_order("raid 2")?;
     second.order("raid 1")?;
     first.next_report()?;
-    let tree = served.inspect(host.stage())?;
+    let tree = served.inspect(host.installation())?;
     let before = (moved(&tree), parent_jobs(&tree)?);
 
     let order = format!("work {}", host.work.as_secs());
@@ -94,7 +95,7 @@ pub(super) fn sustained(host: &Host) -> Result<String> {
     second.begin_order(&order)?;
     let end = Instant::now() + host.work;
     while Instant::now() < end {
-        let tree = served.inspect(host.stage())?;
+        let tree = served.inspect(host.installation())?;
         three_domains(&tree)?;
         held_by_all(&tree, "vm1", 2, "file")?;
         std::thread::sleep(Duration::from_secs(1));
@@ -103,7 +104,7 @@ pub(super) fn sustained(host: &Host) -> Result<String> {
         all_right(&first.next_report()?, 2)?,
         all_right(&second.next_report()?, 1)?,
     ];
-    let tree = served.inspect(host.stage())?;
+    let tree = served.inspect(host.installation())?;
     no_faults(&tree)?;
     let jobs = parent_jobs(&tree)? - before.1;
     ensure!(jobs > 0, "the parent's driver did nothing meanwhile");
@@ -124,7 +125,7 @@ pub(super) fn sustained(host: &Host) -> Result<String> {
         Ok(())
     })?;
     second.quit()?;
-    served.settle(host.stage())?;
+    served.settle(host.installation())?;
     Ok(format!(
         "{} s: RAID-5 in both guests, {} and {} MiB written, read and compared, 0 wrong; moved by DMA: \
          {} and {} MiB on the parent, {} MiB on the whole device; {jobs} jobs of the parent, 0 faults",
@@ -149,16 +150,16 @@ pub(super) fn behind_viommu(host: &Host) -> Result<String> {
     let mut guest = host.guest_on(
         "vm1",
         board,
-        &mut served.join(host.stage(), "vm1"),
+        &mut served.join(host.installation(), "vm1"),
         Mode::Iommufd,
         &[Given::Function(PDEV)],
     )?;
     good_as(host, &guest.next_report()?, 0, SHOWN_IDS)?;
     guest.order("raid 1")?;
-    let before = domain(&served.inspect(host.stage())?)?;
+    let before = domain(&served.inspect(host.installation())?)?;
     let report = guest.order(&format!("work {}", host.work.as_secs()))?;
     let checked = all_right(&report, 1)?;
-    let tree = served.inspect(host.stage())?;
+    let tree = served.inspect(host.installation())?;
     no_faults(&tree)?;
     let after = domain(&tree)?;
     ensure!(
@@ -171,7 +172,7 @@ pub(super) fn behind_viommu(host: &Host) -> Result<String> {
     let bytes = after.bytes - before.bytes;
     ensure!(bytes > 1 << 20, "only {bytes} bytes were moved by DMA");
     guest.quit()?;
-    served.settle(host.stage())?;
+    served.settle(host.installation())?;
     Ok(format!(
         "{checked} MiB written, read and compared, 0 wrong; {} MiB moved by DMA, {written} page-table \
          entries written for it, {} KiB mapped at the end, 0 faults",
@@ -225,12 +226,12 @@ pub(super) fn killed(host: &Host) -> Result<String> {
             "the guest says: {}",
             report.errors.join(" / ")
         );
-        let start = moved(&served.inspect(host.stage())?);
+        let start = moved(&served.inspect(host.installation())?);
         guest.begin_order("work 600")?;
         // Until both devices are in the midst of it.
         let deadline = Instant::now() + Duration::from_secs(60);
         loop {
-            let tree = served.inspect(host.stage())?;
+            let tree = served.inspect(host.installation())?;
             no_faults(&tree)?;
             let now = moved(&tree);
             let gone = |index: usize| now[index].saturating_sub(start[index]);
@@ -243,7 +244,7 @@ pub(super) fn killed(host: &Host) -> Result<String> {
         }
         // With SIGKILL: QEMU and whatever it has started.
         drop(guest);
-        served.settle(host.stage())?;
+        served.settle(host.installation())?;
         eventually(host, &served, pristine)?;
         let held = settled_holdings(&served)?;
         // The first one finds a server that has not served anybody yet.
@@ -263,7 +264,7 @@ pub(super) fn killed(host: &Host) -> Result<String> {
     guest.order("raid 2")?;
     all_right(&guest.order("work 1")?, 2)?;
     guest.quit()?;
-    served.settle(host.stage())?;
+    served.settle(host.installation())?;
     Ok(format!(
         "{} guests killed at work, {} MiB into it each; each queue pristine, the next guest works, the \
          server holds {}",

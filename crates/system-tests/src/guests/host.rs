@@ -1,4 +1,4 @@
-//! What the scenes stand on: QEMU, a kernel and a file system where every user can read them, and a
+//! What the tests need: QEMU, a kernel and a file system where every user can read them, and a
 //! machine.
 
 use std::{
@@ -11,22 +11,27 @@ use std::{
 
 use anyhow::{Context as _, Result};
 
-use super::{Model, Vm, guest::Guest, hostile, initramfs};
+use super::{Model, Options, guest::Guest, initramfs};
 use crate::{
-    e2e::stage::{NOBODY, Served, Stage, User},
+    installation::{Installation, NOBODY, User},
+    served::Served,
+};
+use xtask::{
     fetch::{Cache, bundle, kernel, qemu, tools},
+    workspace::{build_ioasid, cargo, run as run_shown, target_directory},
 };
 
 /// Everything that guests need.
 #[derive(Debug)]
-pub(super) struct Host {
-    stage: Stage,
-    pub(super) model: Model,
+pub struct Host {
+    installation: Installation,
+    /// What the guests are given.
+    pub model: Model,
     verbose: bool,
-    /// How long guests work in the scenes of sustained work.
-    pub(super) work: Duration,
+    /// How long guests work in the tests of sustained work.
+    pub work: Duration,
     /// How often a guest is killed at work.
-    pub(super) kills: u32,
+    pub kills: u32,
     /// Who runs the guests and the machine.
     user: User,
     qemu_version: String,
@@ -35,7 +40,7 @@ pub(super) struct Host {
 
 /// A device of a guest.
 #[derive(Clone, Copy, Debug)]
-pub(super) enum Given {
+pub enum Given {
     /// A whole device, by its address on the host.
     Function(&'static str),
     /// A mediated device, by its UUID.
@@ -44,7 +49,7 @@ pub(super) enum Given {
 
 /// How a guest's devices are assigned.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Mode {
+pub enum Mode {
     /// By `/dev/iommu`, all in one address space.
     Iommufd,
     /// By groups and a container.
@@ -53,7 +58,7 @@ pub(super) enum Mode {
 
 /// Where the memory of a guest is that has its devices by vfio-user.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(super) enum Memory {
+pub enum Memory {
     /// In a file that it hands over.
     #[default]
     Shared,
@@ -65,19 +70,19 @@ pub(super) enum Memory {
 
 /// A guest beside its devices.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Board {
+pub struct Board {
     /// Where its memory is.
-    pub(super) memory: Memory,
+    pub memory: Memory,
     /// How many processors it has.
-    pub(super) processors: usize,
+    pub processors: usize,
     /// More for its kernel's command line.
-    pub(super) words: &'static str,
+    pub words: &'static str,
     /// Megabytes of it.
-    pub(super) megabytes: u32,
+    pub megabytes: u32,
     /// The device ids that QEMU shows for its devices instead of their own, in the devices' order.
-    pub(super) shown_as: &'static [Option<u16>],
+    pub shown_as: &'static [Option<u16>],
     /// Whether QEMU gives it an IOMMU of its own, which its kernel uses.
-    pub(super) viommu: bool,
+    pub viommu: bool,
 }
 
 impl Board {
@@ -101,35 +106,39 @@ impl Default for Board {
 }
 
 impl Host {
-    pub(super) fn new(arguments: &Vm) -> Result<Self> {
+    /// Builds and fetches everything.
+    ///
+    /// # Errors
+    /// If a package or a build is missing.
+    pub fn new(options: &Options) -> Result<Self> {
         // Guests use none of what the cache's lock is for, unless something is to be fetched.
         let cache = Cache::with(|cache| {
             qemu::is_there(cache) && kernel::is_there(cache) && tools::is_there(cache)
         })?;
-        let qemu = qemu::fetch(&cache, &arguments.origin, false)?;
-        let kernel = kernel::fetch(&cache, &arguments.origin, false)?;
-        let tools = tools::fetch(&cache, &arguments.origin, false)?;
+        let qemu = qemu::fetch(&cache, &options.origin, false)?;
+        let kernel = kernel::fetch(&cache, &options.origin, false)?;
+        let tools = tools::fetch(&cache, &options.origin, false)?;
         drop(cache);
-        let ioasid = match &arguments.ioasid {
+        let ioasid = match &options.ioasid {
             Some(path) => path.clone(),
-            None => crate::conformance::build_ioasid()?,
+            None => build_ioasid()?,
         };
-        let stage = Stage::bare(&ioasid)?;
-        bundle::copy(&qemu.folder, &stage.path("qemu"))?;
-        fs::copy(&kernel.image, stage.path("vmlinuz")).context("copying the kernel")?;
-        let hostile = hostile::build()?;
-        initramfs::write(&kernel, &tools, &hostile, &stage.path("initramfs"))?;
+        let installation = Installation::bare(&ioasid)?;
+        bundle::copy(&qemu.folder, &installation.path("qemu"))?;
+        fs::copy(&kernel.image, installation.path("vmlinuz")).context("copying the kernel")?;
+        let hostile = build_hostile()?;
+        initramfs::write(&kernel, &tools, &hostile, &installation.path("initramfs"))?;
         for name in ["vmlinuz", "initramfs"] {
-            fs::set_permissions(stage.path(name), fs::Permissions::from_mode(0o644))?;
+            fs::set_permissions(installation.path(name), fs::Permissions::from_mode(0o644))?;
         }
-        let user = stage.weakest_user();
-        stage.folder_of(user, "sockets")?;
+        let user = installation.weakest_user();
+        installation.folder_of(user, "sockets")?;
         let host = Self {
-            stage,
-            model: arguments.model,
-            verbose: arguments.verbose,
-            work: Duration::from_secs(arguments.seconds),
-            kills: arguments.kills,
+            installation,
+            model: options.model,
+            verbose: options.verbose,
+            work: Duration::from_secs(options.seconds),
+            kills: options.kills,
             user,
             qemu_version: qemu.version,
             kernel_version: kernel.version,
@@ -146,38 +155,39 @@ impl Host {
         Ok(host)
     }
 
-    pub(super) fn stage(&self) -> &Stage {
-        &self.stage
+    /// Where the programs are.
+    pub fn installation(&self) -> &Installation {
+        &self.installation
     }
 
     /// Serves the machine that `text` describes, with the model's name for `MODEL`.
-    pub(super) fn serve(&self, text: &str) -> Result<Served> {
+    pub fn serve(&self, text: &str) -> Result<Served> {
         let file = self.machine(self.model, text)?;
-        self.stage.serve(self.user, Some(&file))
+        Served::start(&self.installation, self.user, Some(&file), &[])
     }
 
     /// As [`Self::serve`], with the parent's own driver at work.
-    pub(super) fn serve_busy(&self, text: &str) -> Result<Served> {
+    pub fn serve_busy(&self, text: &str) -> Result<Served> {
         let file = self.machine(self.model, text)?;
-        self.stage.serve_with(self.user, Some(&file), &["--busy"])
+        Served::start(&self.installation, self.user, Some(&file), &["--busy"])
     }
 
     /// As [`Self::serve_busy`], for virtual machines alone: the process confines itself.
-    pub(super) fn serve_sockets(&self, text: &str) -> Result<Served> {
+    pub fn serve_sockets(&self, text: &str) -> Result<Served> {
         self.serve_sockets_of(self.model, text)
     }
 
     /// As [`Self::serve_sockets`], with another model's name for `MODEL`.
-    pub(super) fn serve_sockets_of(&self, model: Model, text: &str) -> Result<Served> {
+    pub fn serve_sockets_of(&self, model: Model, text: &str) -> Result<Served> {
         let file = self.machine(model, text)?;
         let folder = self.vm_sockets().display().to_string();
         let options = ["--busy", "--no-join", "--socket-dir", &folder];
-        self.stage.serve_with(self.user, Some(&file), &options)
+        Served::start(&self.installation, self.user, Some(&file), &options)
     }
 
     /// Where the vfio-user sockets of [`Self::serve_sockets`] are.
     fn vm_sockets(&self) -> PathBuf {
-        self.stage.path("sockets/vm")
+        self.installation.path("sockets/vm")
     }
 
     fn machine(&self, model: Model, text: &str) -> Result<PathBuf> {
@@ -185,15 +195,15 @@ impl Host {
             Model::Ioat => "ioat",
             Model::Dsa => "dsa",
         };
-        let file = self.stage.path("machine.toml");
+        let file = self.installation.path("machine.toml");
         fs::write(&file, text.replace("MODEL", model))?;
         fs::set_permissions(&file, fs::Permissions::from_mode(0o644))?;
         Ok(file)
     }
 
     /// `ioasid run` with a machine of its own.
-    pub(super) fn run(&self, text: &str) -> Result<Command> {
-        let mut command = self.stage.ioasid(self.user);
+    pub fn run(&self, text: &str) -> Result<Command> {
+        let mut command = self.installation.ioasid(self.user);
         command
             .args(["run", "--machine"])
             .arg(self.machine(self.model, text)?);
@@ -203,7 +213,7 @@ impl Host {
 
     /// Adds a QEMU with `devices` to `command`, which shall run it, and starts it. A device has the
     /// names `dev0`, `dev1` ... in the monitor and is alone on the bus of that number plus 1.
-    pub(super) fn guest(
+    pub fn guest(
         &self,
         name: &str,
         mut command: Command,
@@ -214,7 +224,7 @@ impl Host {
     }
 
     /// As [`Self::guest`], on another board; its memory is QEMU's own.
-    pub(super) fn guest_on(
+    pub fn guest_on(
         &self,
         name: &str,
         board: Board,
@@ -223,7 +233,7 @@ impl Host {
         devices: &[Given],
     ) -> Result<Guest> {
         command
-            .arg(self.stage.path("qemu/qemu-system-x86_64"))
+            .arg(self.installation.path("qemu/qemu-system-x86_64"))
             .args(["-M", "q35"]);
         let monitor = self.board(name, board, command);
         let backend = match mode {
@@ -257,13 +267,8 @@ impl Host {
     }
 
     /// Starts a QEMU without `ioasid run` that has the devices at these sockets, by vfio-user.
-    pub(super) fn guest_at_sockets(
-        &self,
-        name: &str,
-        board: Board,
-        devices: &[&str],
-    ) -> Result<Guest> {
-        let mut command = Command::new(self.stage.path("qemu/qemu-system-x86_64"));
+    pub fn guest_at_sockets(&self, name: &str, board: Board, devices: &[&str]) -> Result<Guest> {
+        let mut command = Command::new(self.installation.path("qemu/qemu-system-x86_64"));
         if self.user == User::Nobody {
             command.uid(NOBODY).gid(NOBODY);
         }
@@ -279,7 +284,7 @@ impl Host {
                 .arg(format!(
                     "memory-backend-file,id=memory,size={}M,share=on,mem-path={}",
                     board.megabytes,
-                    self.stage.path("sockets").display()
+                    self.installation.path("sockets").display()
                 )),
             Memory::Private => command.args(["-M", "q35"]),
         };
@@ -308,15 +313,18 @@ impl Host {
     }
 
     /// Whether a file of [`Memory::Disk`] is in memory after all: then it is one that is mapped.
-    pub(super) fn disk_is_memory(&self) -> Result<bool> {
+    pub fn disk_is_memory(&self) -> Result<bool> {
         const TMPFS_MAGIC: i64 = 0x0102_1994;
-        Ok(rustix::fs::statfs(self.stage.path("sockets"))?.f_type == TMPFS_MAGIC)
+        Ok(rustix::fs::statfs(self.installation.path("sockets"))?.f_type == TMPFS_MAGIC)
     }
 
     /// What every guest has; returns the path of its monitor.
     fn board(&self, name: &str, board: Board, command: &mut Command) -> PathBuf {
-        let monitor = self.stage.path("sockets").join(format!("{name}.qmp"));
-        // A guest of an earlier scene.
+        let monitor = self
+            .installation
+            .path("sockets")
+            .join(format!("{name}.qmp"));
+        // A guest of an earlier test.
         let _ = fs::remove_file(&monitor);
         let mut words = format!(
             "console=ttyS0 quiet panic=-1 no_timer_check {}",
@@ -336,9 +344,9 @@ impl Host {
             .arg("-qmp")
             .arg(socket(&monitor))
             .arg("-kernel")
-            .arg(self.stage.path("vmlinuz"))
+            .arg(self.installation.path("vmlinuz"))
             .arg("-initrd")
-            .arg(self.stage.path("initramfs"))
+            .arg(self.installation.path("initramfs"))
             .arg("-append")
             .arg(words);
         monitor
@@ -347,4 +355,14 @@ impl Host {
 
 fn socket(path: &Path) -> String {
     format!("unix:{},server=on,wait=off", path.display())
+}
+
+/// Builds the program of a hostile guest, for any guest: without a dynamic linker and libraries.
+fn build_hostile() -> Result<PathBuf> {
+    let mut cargo = cargo();
+    cargo.args(["rustc", "--release", "--package", "hostile-guest", "--"]);
+    // For this program alone: what runs while others are built would not take it.
+    cargo.args(["-C", "target-feature=+crt-static", "-C", "strip=symbols"]);
+    run_shown(&mut cargo)?;
+    Ok(target_directory().join("release/hostile-guest"))
 }

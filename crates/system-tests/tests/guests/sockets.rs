@@ -1,17 +1,17 @@
-//! The scenes whose guests have their devices by vfio-user: no `ioasid run`, and a server that has confined
+//! Guests that have their devices by vfio-user: no `ioasid run`, and a server that has confined
 //! itself.
 
 use anyhow::{Result, ensure};
+use ioasid_system_tests::{
+    guests::{Board, Host, Memory},
+    served::list,
+};
 use serde_json::Value as Json;
 
-use super::{
-    host::{Board, Host, Memory},
-    scenes::{
-        FIRST, MACHINE, PDEV, SECOND, domains, eventually, good, no_faults, parent_jobs,
-        probe_again, routes, shown, three_domains,
-    },
+use super::checks::{
+    FIRST, MACHINE, PDEV, SECOND, domains, eventually, good, no_faults, parent_jobs, probe_again,
+    routes, shown, three_domains,
 };
-use crate::e2e::stage::list;
 
 /// Mappings of a VM of the kind `memory`; each of its mappings is held by all `devices`.
 pub(super) fn held_by_all(tree: &Json, vm: &str, devices: usize, memory: &str) -> Result<usize> {
@@ -49,7 +49,7 @@ pub(super) fn two_guests(host: &Host) -> Result<String> {
         good(host, &report, index)?;
     }
     good(host, &second.next_report()?, 0)?;
-    let tree = served.inspect(host.stage())?;
+    let tree = served.inspect(host.installation())?;
     three_domains(&tree)?;
     let mappings = held_by_all(&tree, "vm1", 2, "file")?;
     held_by_all(&tree, "vm2", 1, "file")?;
@@ -70,13 +70,13 @@ pub(super) fn two_guests(host: &Host) -> Result<String> {
     for index in [0, 1] {
         good(host, &report, index)?;
     }
-    let tree = served.inspect(host.stage())?;
+    let tree = served.inspect(host.installation())?;
     no_faults(&tree)?;
     let after = parent_jobs(&tree)?;
     ensure!(after > before, "the parent's driver did nothing meanwhile");
     first.quit()?;
     second.quit()?;
-    served.settle(host.stage())?;
+    served.settle(host.installation())?;
     Ok(format!(
         "three domains, {mappings} mappings of the first guest held once by two devices; {}; {after} \
          jobs of the parent, 0 faults",
@@ -98,7 +98,7 @@ pub(super) fn private_memory(host: &Host) -> Result<String> {
         good(host, &report, index)?;
     }
     good(host, &second.next_report()?, 0)?;
-    let tree = served.inspect(host.stage())?;
+    let tree = served.inspect(host.installation())?;
     no_faults(&tree)?;
     held_by_all(&tree, "vm1", 2, "socket")?;
     let disk = match host.disk_is_memory()? {
@@ -108,6 +108,6 @@ pub(super) fn private_memory(host: &Host) -> Result<String> {
     held_by_all(&tree, "vm2", 1, disk)?;
     first.quit()?;
     second.quit()?;
-    served.settle(host.stage())?;
+    served.settle(host.installation())?;
     Ok(format!("DMA by messages to QEMU; {}", shown(host)))
 }

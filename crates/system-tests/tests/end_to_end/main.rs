@@ -1,0 +1,76 @@
+//! `ioasid run`, `serve`, `inspect` and `demo` with an ordinary client; as root also for an
+//! unprivileged user.
+
+mod programs;
+
+use std::process::ExitCode;
+
+use clap::Parser;
+use ioasid_system_tests::{
+    installation::Installation,
+    runner::{self, Test},
+};
+use libtest_mimic::Arguments;
+
+#[derive(Parser)]
+struct CommandLine {
+    #[command(flatten)]
+    arguments: Arguments,
+    /// As often as the tests say, not a small sample.
+    #[arg(long)]
+    long: bool,
+}
+
+const TESTS: &[(&str, Test<Installation>)] = &[
+    ("the demo passes for every user", programs::demo),
+    (
+        "a program keeps its uid, its exit status and its signals",
+        programs::exit_status,
+    ),
+    (
+        "bad input gets one clear sentence and the right status",
+        programs::bad_input,
+    ),
+    (
+        "one domain, whatever is attached and detached first, by whatever page table",
+        programs::orders,
+    ),
+    (
+        "the client passes for every user, linked dynamically and statically, with and without namespaces",
+        programs::clients,
+    ),
+    (
+        "a whole device and a mediated one share a container, whoever comes and goes first",
+        programs::container,
+    ),
+    (
+        "devices are saved and restored in the middle of their work",
+        programs::migrated,
+    ),
+    ("two programs join one machine at once", programs::joined),
+    (
+        "a program that is stopped delays nobody else",
+        programs::stopped,
+    ),
+    (
+        "a program killed in the middle of its DMA leaves nothing behind",
+        programs::killed,
+    ),
+    (
+        "the limit of locked memory is enforced when that is asked for",
+        programs::memlock,
+    ),
+    (
+        "mediated devices come and go while the machine runs",
+        programs::mdevs,
+    ),
+    (
+        "an emulated device is an access object, and has no domain",
+        programs::emulated,
+    ),
+];
+
+fn main() -> ExitCode {
+    let CommandLine { arguments, long } = CommandLine::parse();
+    runner::run(arguments, TESTS, move || Installation::build(long))
+}

@@ -17,6 +17,10 @@
 //! crate); registers of any particular device; and, below this floor, any notion of a mediated
 //! device. A child is a parent's device and a PASID, and attaches by the same code as a whole device.
 //!
+//! Inside, from the lowest floor: `base` (errors, UUIDs, saved states), `dma` (copies and write logs),
+//! [`pci`], [`model`], [`device`] (the parts of one device, a type each), [`container`], `nodes` (what
+//! programs open: devices, groups, and the files of both) and [`mdev`].
+//!
 //! Two invariants hold. *Exclusive use*: a device is bound through one file at a time; until a file
 //! is bound, nothing but bind works on it. *Close never fails*: it stops the device's DMA, makes the
 //! device pristine, detaches it and gives back its PASID, in this order, and when it returns no
@@ -102,30 +106,33 @@
 //! ```
 #![forbid(unsafe_code)]
 
+mod base;
 pub mod container;
 pub mod device;
-mod emulated;
-pub mod error;
-pub mod group;
-pub mod irq;
+mod dma;
 pub mod mdev;
 pub mod model;
+mod nodes;
 pub mod pci;
-pub mod region;
-pub mod saved;
-mod vfio;
-pub mod write_log;
 
+pub use base::{
+    error::{self, Error, Result},
+    saved,
+};
 pub use container::Container;
 pub use device::{
-    DeviceFile, DeviceInfo, Feature, MapRange, MapRequest, MigrationState, StoreRequest, Token,
-    VfioDevice,
+    Feature, MapRange, MapRequest, MigrationState, StoreRequest, Token,
+    irq::{self, Eventfd, IrqAction, IrqData, IrqIndex, IrqInfo, SetIrqs},
+    region::{self, RegionIndex, RegionInfo},
 };
-pub use emulated::EmulatedDma;
-pub use error::{Error, Result};
-pub use group::{ContainerFile, GroupFile, VfioGroup};
-pub use irq::{Eventfd, IrqAction, IrqData, IrqIndex, IrqInfo, SetIrqs};
+pub use dma::{
+    emulated::EmulatedDma,
+    write_log::{self, LogRanges},
+};
 pub use model::{DefaultPasid, DeviceModel, Migrate, Passthrough, StateError};
-pub use region::{RegionIndex, RegionInfo};
-pub use vfio::Vfio;
-pub use write_log::LogRanges;
+pub use nodes::{
+    device::{DeviceInfo, VfioDevice},
+    file::DeviceFile,
+    group::{self, ContainerFile, GroupFile, VfioGroup},
+    vfio::Vfio,
+};

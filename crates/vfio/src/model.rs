@@ -6,7 +6,8 @@ use std::{fmt, sync::Arc};
 use ioasid_core::Pasid;
 use ioasid_iommu::Device;
 
-use crate::{emulated::EmulatedDma, error::Error, pci::Function};
+pub use crate::base::saved::StateError;
+use crate::{base::error::Error, dma::emulated::EmulatedDma, pci::Function};
 
 /// The behaviour of one PCI function, as a program sees it.
 ///
@@ -84,11 +85,6 @@ pub trait Migrate {
     /// caller resets the device then.
     fn load(&self, state: &[u8]) -> Result<(), StateError>;
 }
-
-/// The bytes are no state that the device can have.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("no state that the device can have")]
-pub struct StateError;
 
 /// A child of a parent device that owns one PASID of it, hidden from its user.
 ///

@@ -12,14 +12,17 @@
 //!
 //! When the last group leaves, the backend goes and everything is unmapped.
 
-use std::{fmt, sync::Arc};
+use std::{
+    fmt,
+    sync::{Arc, Weak},
+};
 
 use ioasid_core::{AddrRange, host::Account, memory::PageSource, sync::Mutex};
 use ioasid_iommufd::{Context, ObjectId};
 
 use crate::{
-    device::{BoundTo, VfioDevice},
-    error::{Error, Result},
+    base::error::{Error, Result},
+    device::{binding::Binding, core::DeviceCore},
 };
 
 mod type1;
@@ -78,8 +81,8 @@ struct State {
 /// A group in the container.
 struct Member {
     number: u64,
-    /// Its whole devices, by number.
-    whole: Vec<(u32, BoundTo)>,
+    /// Its whole devices.
+    whole: Vec<(Weak<DeviceCore>, Binding)>,
     has_child: bool,
     /// It shows as a PCI function, so programs expect to be told where mappings can be.
     has_function: bool,
@@ -93,7 +96,7 @@ impl Member {
     }
 }
 
-fn attach(device: &BoundTo, ioas: ObjectId) -> Result<()> {
+fn attach(device: &Binding, ioas: ObjectId) -> Result<()> {
     match device.attach(ioas) {
         Ok(_) => Ok(()),
         // What the device reserves is in the way of a mapping.
@@ -247,13 +250,13 @@ impl Container {
 
     /// Puts a group in: its whole devices are claimed, and attached if there is a backend. A child
     /// that is `presented` has a PCI address for programs. Gives the number of the membership.
-    pub(crate) fn join(&self, devices: &[Arc<VfioDevice>], presented: bool) -> Result<u64> {
+    pub(crate) fn join(&self, devices: &[&Arc<DeviceCore>], presented: bool) -> Result<u64> {
         let mut state = self.state.lock();
         let (children, whole): (Vec<_>, Vec<_>) =
             devices.iter().partition(|device| device.is_child());
-        let bind = |device: &Arc<VfioDevice>| {
-            let bound = device.bind(&self.context)?;
-            Ok((device.index(), bound))
+        let bind = |device: &Arc<DeviceCore>| {
+            let binding = device.bind(&self.context)?;
+            Ok((Arc::downgrade(device), binding))
         };
         let member = Member {
             number: state.last_member + 1,
@@ -283,16 +286,17 @@ impl Container {
     }
 
     /// A device of a group in here is opened. What must stay as long as it is open is returned.
-    pub(crate) fn open_device(&self, device: &VfioDevice) -> Result<Option<BoundTo>> {
+    pub(crate) fn open_device(&self, device: &Arc<DeviceCore>) -> Result<Option<Binding>> {
         let state = self.state.lock();
         let backend = state.backend.as_ref().ok_or(Error::BackendState)?;
         let mut claimed = state.members.iter().flat_map(|member| &member.whole);
-        if claimed.any(|(index, _)| *index == device.index()) {
+        let own = Arc::downgrade(device);
+        if claimed.any(|(claimed, _)| claimed.ptr_eq(&own)) {
             return Ok(None);
         }
-        device
-            .bind_to(&self.context, |bound| attach(bound, backend.ioas()))
-            .map(Some)
+        let binding = device.bind(&self.context)?;
+        attach(&binding, backend.ioas())?;
+        Ok(Some(binding))
     }
 }
 

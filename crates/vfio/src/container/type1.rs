@@ -9,7 +9,7 @@ use ioasid_core::{AddrRange, Prot, host::Account, memory::PageSource};
 use ioasid_iommufd::{Context, MapArgs, ObjectId};
 
 use super::Version;
-use crate::error::{Error, Result};
+use crate::base::error::{Error, Result};
 
 /// Mappings of a container, at most (the default of `dma_entry_limit`).
 const MAPPINGS: u32 = u16::MAX as u32;

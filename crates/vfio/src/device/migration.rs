@@ -7,12 +7,16 @@
 
 use std::sync::{Arc, Weak};
 
+use ioasid_core::sync::Mutex;
 use ioasid_iommufd::{Error as FileError, EventFile, Notify};
 
-use super::{DeviceFile, VfioDevice};
+use super::{gate::Gate, hardware::Hardware};
 use crate::{
-    error::{Error, Result},
-    model::{Migrate, StateError},
+    base::{
+        error::{Error, Result},
+        saved::StateError,
+    },
+    model::Migrate,
     pci::Function,
 };
 
@@ -54,9 +58,16 @@ impl MigrationState {
     }
 }
 
-/// Where the migration of one device stands. Changes with the device's gate held exclusively.
+/// The migration of one device.
+#[derive(Debug)]
+pub(crate) struct Migration {
+    gate: Arc<Gate>,
+    progress: Mutex<Progress>,
+}
+
+/// Where it stands. The state changes with the device's gate held exclusively.
 #[derive(Debug, Default)]
-pub(super) struct Migration {
+struct Progress {
     state: MigrationState,
     /// The state that is being read, or what has been written of one.
     data: Vec<u8>,
@@ -66,10 +77,10 @@ pub(super) struct Migration {
     turn: u64,
 }
 
-impl Migration {
+impl Progress {
     /// In `state`, with nothing read and nothing written.
     const fn next(&self, state: MigrationState) -> Self {
-        Migration {
+        Progress {
             state,
             data: Vec::new(),
             read: 0,
@@ -100,39 +111,38 @@ impl Migration {
     }
 }
 
-impl DeviceFile {
-    /// Whether the device can be migrated: stopped, saved and restored.
-    pub fn can_migrate(&self) -> bool {
-        self.device.can_migrate()
+impl Migration {
+    pub(crate) fn new(gate: &Arc<Gate>) -> Arc<Self> {
+        Arc::new(Migration {
+            gate: Arc::clone(gate),
+            progress: Mutex::default(),
+        })
     }
 
-    /// Where its migration stands.
-    ///
-    /// # Errors
-    /// [`Error::NotBound`], [`Error::NoFeature`].
-    pub fn migration_state(&self) -> Result<MigrationState> {
-        let _shared = self.device.shared();
-        self.expect_bound()?;
-        self.device.migrate()?;
-        Ok(self.device.migration.lock().state)
+    /// Where it stands.
+    pub(crate) fn state(&self) -> MigrationState {
+        self.progress.lock().state
     }
 
-    /// Takes the device to `wanted`, by way of STOP if need be. May wait for DMA that is under way.
-    /// Gives the data of the new state as a file of its own, if it has some: to read in STOP_COPY, to
-    /// write in RESUMING. Nothing happens if the device is in that state already.
+    /// The device was reset: it runs, and nothing is left of a migration.
+    pub(crate) fn end(&self) {
+        let mut progress = self.progress.lock();
+        *progress = progress.next(MigrationState::Running);
+    }
+
+    /// Takes the device to `wanted`, by way of STOP if need be, with the gate held exclusively. Gives
+    /// the data of the new state as a file of its own, if it has some: to read in STOP_COPY, to write in
+    /// RESUMING. Nothing happens if the device is in that state already.
     ///
     /// # Errors
-    /// [`Error::NotBound`], [`Error::NoFeature`]; [`Error::BadMigrationState`] in state ERROR;
-    /// [`Error::BadDeviceState`] if what was written is no state of such a device, which is in
-    /// state ERROR then; [`Error::Exhausted`] if its state is larger than [`MAX_STATE`]: it is in
-    /// STOP then.
-    pub fn set_migration_state(
-        &self,
+    /// [`Error::NoFeature`]; [`Error::BadMigrationState`] in state ERROR; [`Error::BadDeviceState`],
+    /// with state ERROR from then on; [`Error::Exhausted`], with state STOP from then on.
+    pub(crate) fn set_state(
+        self: &Arc<Self>,
+        hardware: &Hardware,
         wanted: MigrationState,
     ) -> Result<Option<Arc<MigrationData>>> {
-        let _exclusive = self.device.exclusive();
-        self.expect_bound()?;
-        if !self.device.go_to(wanted)? {
+        if !self.go_to(hardware, wanted)? {
             return Ok(None);
         }
         let writable = match wanted {
@@ -141,23 +151,75 @@ impl DeviceFile {
             _ => return Ok(None),
         };
         Ok(Some(Arc::new(MigrationData {
-            device: Arc::downgrade(&self.device),
-            turn: self.device.migration.lock().turn,
+            migration: Arc::downgrade(self),
+            turn: self.progress.lock().turn,
             writable,
         })))
+    }
+
+    /// One arc, or two by way of STOP, or none: whether the state has changed.
+    fn go_to(&self, hardware: &Hardware, wanted: MigrationState) -> Result<bool> {
+        let model = hardware.model().migration().ok_or(Error::NoFeature)?;
+        let state = self.state();
+        if state == wanted && state != MigrationState::Error {
+            return Ok(false);
+        }
+        match state {
+            MigrationState::Error => return Err(Error::BadMigrationState),
+            MigrationState::Stop => {}
+            MigrationState::Running => model.pause(),
+            MigrationState::StopCopy => {}
+            MigrationState::Resuming => self.restore(hardware, model)?,
+        }
+        // In STOP from here on.
+        let mut next = self.progress.lock().next(wanted);
+        match wanted {
+            MigrationState::Running => model.resume(),
+            MigrationState::StopCopy => next.data = envelope::seal(hardware.function(), model),
+            _ => {}
+        }
+        if next.data.len() > MAX_STATE {
+            // Nobody could restore it. It stays stopped.
+            *self.progress.lock() = next.next(MigrationState::Stop);
+            return Err(Error::Exhausted("bytes of a saved state"));
+        }
+        *self.progress.lock() = next;
+        Ok(true)
+    }
+
+    /// Gives the device the state that was written. One that is left without a byte stays as it is.
+    fn restore(&self, hardware: &Hardware, model: &dyn Migrate) -> Result<()> {
+        let data = std::mem::take(&mut self.progress.lock().data);
+        if data.is_empty() {
+            return Ok(());
+        }
+        let function = hardware.function();
+        let before = envelope::config(function);
+        let restored = envelope::open(&data, &before).and_then(|(config, state)| {
+            hardware.reset();
+            model.pause();
+            set_config(function, config);
+            model.load(state)
+        });
+        if let Err(StateError) = restored {
+            hardware.reset();
+            set_config(function, &before);
+            model.pause();
+            let mut progress = self.progress.lock();
+            *progress = progress.next(MigrationState::Error);
+            return Err(Error::BadDeviceState);
+        }
+        Ok(())
     }
 
     /// Takes the next bytes of the saved state, at most `count`; none at its end.
     ///
     /// # Errors
-    /// [`Error::NotBound`], [`Error::NoFeature`]; [`Error::BadMigrationState`] unless in STOP_COPY.
-    pub fn read_migration(&self, count: usize) -> Result<Vec<u8>> {
-        let _shared = self.device.shared();
-        self.expect_bound()?;
-        self.device.migrate()?;
-        let mut migration = self.device.migration.lock();
-        match migration.state {
-            MigrationState::StopCopy => Ok(migration.take(count)),
+    /// [`Error::BadMigrationState`] unless in STOP_COPY.
+    pub(crate) fn read(&self, count: usize) -> Result<Vec<u8>> {
+        let mut progress = self.progress.lock();
+        match progress.state {
+            MigrationState::StopCopy => Ok(progress.take(count)),
             _ => Err(Error::BadMigrationState),
         }
     }
@@ -165,32 +227,22 @@ impl DeviceFile {
     /// Adds bytes to the state that is to be restored.
     ///
     /// # Errors
-    /// [`Error::NotBound`], [`Error::NoFeature`]; [`Error::BadMigrationState`] unless in RESUMING;
-    /// [`Error::Exhausted`] beyond [`MAX_STATE`].
-    pub fn write_migration(&self, data: &[u8]) -> Result<()> {
-        let _shared = self.device.shared();
-        self.expect_bound()?;
-        self.device.migrate()?;
-        let mut migration = self.device.migration.lock();
-        match migration.state {
-            MigrationState::Resuming => migration.put(data),
+    /// [`Error::BadMigrationState`] unless in RESUMING; [`Error::Exhausted`] beyond [`MAX_STATE`].
+    pub(crate) fn write(&self, data: &[u8]) -> Result<()> {
+        let mut progress = self.progress.lock();
+        match progress.state {
+            MigrationState::Resuming => progress.put(data),
             _ => Err(Error::BadMigrationState),
         }
     }
 
     /// Bytes that are left to read in STOP_COPY; otherwise the most that there will be.
-    ///
-    /// # Errors
-    /// [`Error::NotBound`], [`Error::NoFeature`].
-    pub fn migration_size(&self) -> Result<u64> {
-        let _shared = self.device.shared();
-        self.expect_bound()?;
-        self.device.migrate()?;
-        let migration = self.device.migration.lock();
-        Ok(match migration.state {
-            MigrationState::StopCopy => migration.rest().len(),
+    pub(crate) fn size(&self) -> u64 {
+        let progress = self.progress.lock();
+        (match progress.state {
+            MigrationState::StopCopy => progress.rest().len(),
             _ => MAX_STATE,
-        } as u64)
+        }) as u64
     }
 }
 
@@ -198,7 +250,7 @@ impl DeviceFile {
 /// no use any more.
 #[derive(Debug)]
 pub struct MigrationData {
-    device: Weak<VfioDevice>,
+    migration: Weak<Migration>,
     turn: u64,
     writable: bool,
 }
@@ -207,15 +259,15 @@ impl MigrationData {
     /// Does something with the data, if it is still that of the device.
     fn with<R>(
         &self,
-        op: impl FnOnce(&mut Migration) -> Result<R>,
+        op: impl FnOnce(&mut Progress) -> Result<R>,
     ) -> std::result::Result<R, FileError> {
-        let device = self.device.upgrade().ok_or(FileError::Closed)?;
-        let _shared = device.shared();
-        let mut migration = device.migration.lock();
-        if migration.turn != self.turn {
+        let migration = self.migration.upgrade().ok_or(FileError::Closed)?;
+        let _shared = migration.gate.shared();
+        let mut progress = migration.progress.lock();
+        if progress.turn != self.turn {
             return Err(FileError::Closed);
         }
-        op(&mut migration).map_err(|_| FileError::NoMemory)
+        op(&mut progress).map_err(|_| FileError::NoMemory)
     }
 }
 
@@ -223,13 +275,13 @@ impl EventFile for MigrationData {
     fn read(&self, count: usize) -> std::result::Result<Vec<u8>, FileError> {
         match self.writable {
             true => Err(FileError::WrongMode),
-            false => self.with(|migration| Ok(migration.take(count))),
+            false => self.with(|progress| Ok(progress.take(count))),
         }
     }
 
     fn write(&self, bytes: &[u8]) -> std::result::Result<usize, FileError> {
         match self.writable {
-            true => self.with(|migration| migration.put(bytes).map(|()| bytes.len())),
+            true => self.with(|progress| progress.put(bytes).map(|()| bytes.len())),
             false => Err(FileError::WrongMode),
         }
     }
@@ -239,7 +291,7 @@ impl EventFile for MigrationData {
         !self.writable
     }
 
-    /// There is no change to tell of.
+    /// There is no change to report.
     fn set_notify(&self, _notify: Notify) {}
 
     /// Without its file, the data stays as it is.
@@ -254,78 +306,6 @@ impl EventFile for MigrationData {
     }
 }
 
-impl VfioDevice {
-    /// Whether the device can be migrated: stopped, saved and restored.
-    pub fn can_migrate(&self) -> bool {
-        self.model.migration().is_some()
-    }
-
-    fn migrate(&self) -> Result<&dyn Migrate> {
-        self.model.migration().ok_or(Error::NoFeature)
-    }
-
-    /// The device was reset: it runs, and nothing is left of a migration.
-    pub(super) fn end_migration(&self) {
-        let mut migration = self.migration.lock();
-        *migration = migration.next(MigrationState::Running);
-    }
-
-    /// One arc, or two by way of STOP, or none: whether the state has changed.
-    fn go_to(&self, wanted: MigrationState) -> Result<bool> {
-        let model = self.migrate()?;
-        let state = self.migration.lock().state;
-        if state == wanted && state != MigrationState::Error {
-            return Ok(false);
-        }
-        match state {
-            MigrationState::Error => return Err(Error::BadMigrationState),
-            MigrationState::Stop => {}
-            MigrationState::Running => model.pause(),
-            MigrationState::StopCopy => {}
-            MigrationState::Resuming => self.restore(model)?,
-        }
-        // In STOP from here on.
-        let mut next = self.migration.lock().next(wanted);
-        match wanted {
-            MigrationState::Running => model.resume(),
-            MigrationState::StopCopy => next.data = envelope::seal(self.model.function(), model),
-            _ => {}
-        }
-        if next.data.len() > MAX_STATE {
-            // Nobody could restore it. It stays stopped.
-            *self.migration.lock() = next.next(MigrationState::Stop);
-            return Err(Error::Exhausted("bytes of a saved state"));
-        }
-        *self.migration.lock() = next;
-        Ok(true)
-    }
-
-    /// Gives the device the state that was written. One that is left without a byte stays as it is.
-    fn restore(&self, model: &dyn Migrate) -> Result<()> {
-        let data = std::mem::take(&mut self.migration.lock().data);
-        if data.is_empty() {
-            return Ok(());
-        }
-        let function = self.model.function();
-        let before = envelope::config(function);
-        let restored = envelope::open(&data, &before).and_then(|(config, state)| {
-            self.reset_model();
-            model.pause();
-            set_config(function, config);
-            model.load(state)
-        });
-        if let Err(StateError) = restored {
-            self.reset_model();
-            set_config(function, &before);
-            model.pause();
-            let mut migration = self.migration.lock();
-            *migration = migration.next(MigrationState::Error);
-            return Err(Error::BadDeviceState);
-        }
-        Ok(())
-    }
-}
-
 /// Writes all of configuration space as a program may. A reset that it asks for does not happen: the
 /// device has just been reset.
 fn set_config(function: &Function, config: &[u8]) {
@@ -335,7 +315,7 @@ fn set_config(function: &Function, config: &[u8]) {
 /// What is around a model's state: who made it, how long it is, and configuration space.
 mod envelope {
     use super::{Function, MAX_STATE, Migrate, StateError};
-    use crate::saved::{Reader, Writer, expect};
+    use crate::base::saved::{Reader, Writer, expect};
 
     const MAGIC: &[u8; 8] = b"ioasidmg";
     const VERSION: u32 = 1;

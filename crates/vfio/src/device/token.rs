@@ -12,19 +12,20 @@ use std::{
 
 use ioasid_core::sync::Mutex;
 
-use super::VfioDevice;
-use crate::error::{Error, Result};
+use crate::base::error::{Error, Result};
 
 /// The 16 bytes of a token, in the order of a UUID's text.
 pub type Token = [u8; 16];
 
 /// What a device has to do with SR-IOV.
 #[derive(Debug)]
-pub(super) struct Sriov {
+pub(crate) struct Sriov {
     /// The token of a physical function; none if the device is not one.
-    token: Option<Mutex<Shared>>,
-    /// The physical function of a virtual one, if a program can have that too.
-    physical: OnceLock<Weak<VfioDevice>>,
+    token: Option<Arc<Mutex<Shared>>>,
+    /// It is a virtual function.
+    is_virtual: bool,
+    /// The token of its physical function, if a program can open that too.
+    physical: OnceLock<Weak<Mutex<Shared>>>,
 }
 
 #[derive(Debug)]
@@ -35,62 +36,48 @@ struct Shared {
 }
 
 impl Sriov {
-    pub(super) fn new(is_physical: bool) -> Self {
+    pub(crate) fn new(is_physical: bool, is_virtual: bool) -> Self {
         let shared = || Shared {
             token: unknown_token(),
             users: 0,
         };
         Sriov {
-            token: is_physical.then(|| Mutex::new(shared())),
+            token: is_physical.then(|| Arc::new(Mutex::new(shared()))),
+            is_virtual,
             physical: OnceLock::new(),
         }
     }
-}
 
-/// A token that nobody knows: there is one before anybody has set one.
-fn unknown_token() -> Token {
-    let half = || RandomState::new().build_hasher().finish().to_ne_bytes();
-    let mut token = [0; 16];
-    token[..8].copy_from_slice(&half());
-    token[8..].copy_from_slice(&half());
-    token
-}
-
-impl VfioDevice {
-    /// Says that `physical` is the physical function of this virtual one, and is offered to programs:
-    /// from now on a token is needed. Only the first call counts.
-    pub fn set_physical(&self, physical: &Arc<VfioDevice>) {
-        let _ = self.sriov.physical.set(Arc::downgrade(physical));
+    /// The device is a virtual function of `physical`'s: from now on a token is needed. Only the first
+    /// call counts.
+    pub(crate) fn set_physical(&self, physical: &Sriov) {
+        let token = physical
+            .token
+            .as_ref()
+            .map_or_else(Weak::new, Arc::downgrade);
+        let _ = self.physical.set(token);
     }
 
-    /// Whether the device is offered whole, so that a token means something to it.
-    pub fn knows_tokens(&self) -> bool {
-        !self.is_child()
+    fn physical_token(&self) -> Option<Arc<Mutex<Shared>>> {
+        self.physical.get().and_then(Weak::upgrade)
     }
 
     /// Checks the token that comes with a bind or open; sets that of a physical function whose virtual
-    /// functions nobody uses.
+    /// functions are not in use.
     ///
     /// # Errors
-    /// [`Error::WrongToken`] if a token is needed and this is not it; [`Error::UnneededToken`] for one
-    /// that is given to a device without virtual or physical function.
-    pub fn check_token(&self, token: Option<&Token>) -> Result<()> {
-        if self.model.function().is_virtual() {
-            let physical = self.sriov.physical.get().and_then(Weak::upgrade);
-            let Some(physical) = physical else {
+    /// [`Error::WrongToken`], [`Error::UnneededToken`].
+    pub(crate) fn check(&self, token: Option<&Token>) -> Result<()> {
+        if self.is_virtual {
+            let Some(physical) = self.physical_token() else {
                 return token.map_or(Ok(()), |_| Err(Error::UnneededToken));
             };
-            let right = physical
-                .sriov
-                .token
-                .as_ref()
-                .map(|shared| shared.lock().token);
-            return match (token, right) {
-                (Some(given), Some(right)) if *given == right => Ok(()),
+            return match token {
+                Some(given) if *given == physical.lock().token => Ok(()),
                 _ => Err(Error::WrongToken),
             };
         }
-        let Some(shared) = &self.sriov.token else {
+        let Some(shared) = &self.token else {
             return token.map_or(Ok(()), |_| Err(Error::UnneededToken));
         };
         let mut shared = shared.lock();
@@ -104,28 +91,37 @@ impl VfioDevice {
     }
 
     /// Whether it has a token that can be set.
-    pub(super) fn has_token(&self) -> bool {
-        self.sriov.token.is_some()
+    pub(crate) fn has_token(&self) -> bool {
+        self.token.is_some()
     }
 
     /// Sets the token.
-    pub(super) fn set_token(&self, token: Token) -> Result<()> {
-        let shared = self.sriov.token.as_ref().ok_or(Error::NoFeature)?;
+    ///
+    /// # Errors
+    /// [`Error::NoFeature`].
+    pub(crate) fn set_token(&self, token: Token) -> Result<()> {
+        let shared = self.token.as_ref().ok_or(Error::NoFeature)?;
         shared.lock().token = token;
         Ok(())
     }
 
-    /// A virtual function was opened or closed.
-    pub(super) fn count_token_user(&self, opened: bool) {
-        let physical = self.sriov.physical.get().and_then(Weak::upgrade);
-        if let Some(physical) = physical
-            && let Some(shared) = &physical.sriov.token
-        {
-            let mut shared = shared.lock();
-            shared.users = match opened {
+    /// The device, perhaps a virtual function, was bound or released.
+    pub(crate) fn count_user(&self, bound: bool) {
+        if let Some(physical) = self.physical_token() {
+            let mut shared = physical.lock();
+            shared.users = match bound {
                 true => shared.users + 1,
                 false => shared.users.saturating_sub(1),
             };
         }
     }
+}
+
+/// A token that nobody knows: there is one before anybody has set one.
+fn unknown_token() -> Token {
+    let half = || RandomState::new().build_hasher().finish().to_ne_bytes();
+    let mut token = [0; 16];
+    token[..8].copy_from_slice(&half());
+    token[8..].copy_from_slice(&half());
+    token
 }

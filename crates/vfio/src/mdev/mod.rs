@@ -3,8 +3,8 @@
 
 mod registry;
 mod slots;
-mod uuid;
 
 pub use registry::{Mdev, MdevChild, MdevParent, MdevRegistry, MdevType};
 pub use slots::{PasidSlot, SlotError, SlotParent, Slots};
-pub use uuid::Uuid;
+
+pub use crate::base::uuid::Uuid;

@@ -12,12 +12,13 @@ use ioasid_core::{
     sync::{Condvar, Mutex},
 };
 
-use super::uuid::Uuid;
 use crate::{
-    device::VfioDevice,
-    error::{Error, Result},
+    base::{
+        error::{Error, Result},
+        uuid::Uuid,
+    },
     model::{DeviceModel, Passthrough},
-    vfio::Vfio,
+    nodes::{device::VfioDevice, vfio::Vfio},
 };
 
 /// A kind of child that a parent offers: one directory of `mdev_supported_types`.

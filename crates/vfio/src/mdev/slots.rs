@@ -10,9 +10,12 @@ use ioasid_core::{
 };
 use ioasid_iommu::{Device, PasidHandle, PasidPool, PasidQuota, PasidUse};
 
-use super::{MdevChild, MdevParent, MdevType, Uuid};
+use super::registry::{MdevChild, MdevParent, MdevType};
 use crate::{
-    error::{Error, Result},
+    base::{
+        error::{Error, Result},
+        uuid::Uuid,
+    },
     model::{DefaultPasid, DeviceModel, Passthrough},
 };
 

@@ -1,8 +1,8 @@
 //! Describing a PCI function.
 
 use super::{
-    capabilities::SriovLayout,
-    function::{Bar, Function, MsixLayout, Parts},
+    function::{Function, Parts},
+    layout::{Bar, MsixLayout, SriovLayout},
     spec,
     vectors::Vectors,
 };

@@ -1,25 +1,6 @@
-//! Interrupts by message and by wire, SR-IOV, and what else not every function has.
+//! Describing what not every function has: interrupts by message and by wire, SR-IOV, and more.
 
-use super::{
-    builder::FunctionBuilder,
-    function::{Bar, Function, set_masked},
-    spec,
-};
-
-/// The virtual functions that a physical one can have.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct SriovLayout {
-    /// How many there can be.
-    pub total: u16,
-    /// Routing id of the first one, less that of the physical function.
-    pub offset: u16,
-    /// Routing ids from one to the next.
-    pub stride: u16,
-    /// Their device id; the vendor is the physical function's.
-    pub device: u16,
-    /// Their BARs: each takes the size for every one of them.
-    pub bars: [Option<Bar>; 6],
-}
+use super::{builder::FunctionBuilder, layout::SriovLayout, spec};
 
 impl FunctionBuilder {
     /// A wired interrupt on pin INTA.
@@ -100,46 +81,5 @@ impl FunctionBuilder {
     pub fn virtual_function(mut self) -> Self {
         self.is_virtual = true;
         self
-    }
-}
-
-impl Function {
-    /// Whether it can be reset by itself: a function level reset.
-    pub fn has_function_reset(&self) -> bool {
-        let at = self
-            .express
-            .map(|at| at + spec::EXPRESS_DEVICE_CAPABILITIES + 3);
-        at.is_some_and(|at| self.byte(at) & (spec::DEVCAP_FLR >> 24) as u8 != 0)
-    }
-
-    /// Whether there is a power management capability.
-    pub fn has_power_states(&self) -> bool {
-        self.power.is_some()
-    }
-
-    /// The virtual functions that it can have.
-    pub fn sriov(&self) -> Option<SriovLayout> {
-        self.sriov.map(|(_, layout)| layout)
-    }
-
-    /// Shows that `count` virtual functions are there. With any, the function stays in D0.
-    pub fn show_virtual_functions(&self, count: u16) {
-        let Some((offset, _)) = self.sriov else {
-            return;
-        };
-        let mut config = self.config.lock();
-        config.keeps_awake = count > 0;
-        let control = if count > 0 { spec::SRIOV_ENABLED } else { 0 };
-        for (at, value) in [
-            (offset + spec::SRIOV_CONTROL, control),
-            (offset + spec::SRIOV_COUNT, count),
-        ] {
-            for (at, byte) in (at..).zip(value.to_le_bytes()) {
-                set_masked(&mut config.values, at, byte, 0xff);
-                set_masked(&mut config.initial, at, byte, 0xff);
-            }
-        }
-        drop(config);
-        self.watchers.tell();
     }
 }

@@ -4,7 +4,7 @@ use std::{
     fmt,
     ops::Range,
     sync::{
-        Arc,
+        Arc, Weak,
         atomic::{AtomicBool, Ordering},
     },
     time::Duration,
@@ -14,118 +14,20 @@ use ioasid_core::{
     inspect::{Inspect, Node},
     sync::{Mutex, MutexGuard},
 };
+use ioasid_iommu::{Device, Requests};
 
 use super::{
-    capabilities::SriovLayout,
     intx::Intx,
+    layout::{Bar, MsixLayout, SriovLayout},
     master::{Followers, Master},
     spec,
     vectors::Vectors,
-    watch::Watchers,
+    watch::{FunctionWatch, Watchers},
 };
-use crate::error::{Error, Result};
-
-/// Memory behind one base address register.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Bar {
-    /// Bytes, a power of two from 16.
-    pub size: u64,
-    /// The BAR takes two registers.
-    pub is_64bit: bool,
-    /// Reads have no side effects.
-    pub prefetchable: bool,
-    /// I/O ports, not memory: it cannot be mapped, and `PCI_COMMAND.MEM` does not concern it.
-    pub is_io: bool,
-    /// Aligned stores of 64 bytes reach the model as one store. VFIO on hardware has no such access
-    /// by file descriptor (there, a portal is mapped and written with `MOVDIR64B`).
-    pub wide_stores: bool,
-}
-
-impl Bar {
-    /// A 64-bit prefetchable BAR of `size` bytes.
-    pub const fn memory64(size: u64) -> Self {
-        Bar {
-            size,
-            is_64bit: true,
-            prefetchable: true,
-            is_io: false,
-            wide_stores: false,
-        }
-    }
-
-    /// A 32-bit BAR of `size` bytes whose reads may have side effects.
-    pub const fn memory32(size: u64) -> Self {
-        Bar {
-            is_64bit: false,
-            prefetchable: false,
-            ..Bar::memory64(size)
-        }
-    }
-
-    /// I/O ports.
-    pub const fn io(size: u64) -> Self {
-        Bar {
-            is_io: true,
-            ..Bar::memory32(size)
-        }
-    }
-
-    /// The bits below the address.
-    pub(super) const fn flags(&self) -> u32 {
-        (if self.is_io { spec::BAR_IO } else { 0 })
-            | (if self.is_64bit { spec::BAR_64BIT } else { 0 })
-            | (if self.prefetchable {
-                spec::BAR_PREFETCHABLE
-            } else {
-                0
-            })
-    }
-
-    /// The same BAR, with stores of 64 bytes.
-    #[must_use]
-    pub const fn with_wide_stores(mut self) -> Self {
-        self.wide_stores = true;
-        self
-    }
-}
-
-/// Where the MSI-X table and its pending bits lie.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct MsixLayout {
-    /// The BAR of both.
-    pub bar: u8,
-    /// Offset of the table in the BAR, in bytes.
-    pub table: u64,
-    /// Offset of the pending bits in the BAR, in bytes.
-    pub pending: u64,
-    /// Vectors, 1..=2048.
-    pub count: u16,
-    /// Offset of the capability; chosen by the builder.
-    pub(super) capability: usize,
-}
-
-impl MsixLayout {
-    /// `count` vectors with their table and pending bits in `bar`.
-    pub const fn new(bar: u8, table: u64, pending: u64, count: u16) -> Self {
-        MsixLayout {
-            bar,
-            table,
-            pending,
-            count,
-            capability: 0,
-        }
-    }
-
-    /// Bytes of the table.
-    pub const fn table_bytes(&self) -> u64 {
-        self.count as u64 * spec::MSIX_ENTRY
-    }
-
-    /// Bytes of the pending bits.
-    pub const fn pending_bytes(&self) -> u64 {
-        self.count.div_ceil(64) as u64 * 8
-    }
-}
+use crate::{
+    base::error::{Error, Result},
+    dma::emulated::EmulatedDma,
+};
 
 /// What a write to configuration space asks for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -276,6 +178,19 @@ impl Function {
         bytes.map_or(0, |bytes| u32::from_le_bytes(*bytes) & BITS)
     }
 
+    /// Whether it can be reset by itself: a function level reset.
+    pub fn has_function_reset(&self) -> bool {
+        let at = self
+            .express
+            .map(|at| at + spec::EXPRESS_DEVICE_CAPABILITIES + 3);
+        at.is_some_and(|at| self.byte(at) & (spec::DEVCAP_FLR >> 24) as u8 != 0)
+    }
+
+    /// Whether there is a power management capability.
+    pub fn has_power_states(&self) -> bool {
+        self.power.is_some()
+    }
+
     /// Whether the power state is D0.
     pub fn is_awake(&self) -> bool {
         self.awake.load(Ordering::Acquire)
@@ -301,6 +216,39 @@ impl Function {
     /// to do asks first, and is told of a change by [`Function::on_bus_master`].
     pub fn bus_master(&self) -> bool {
         self.master.is_on()
+    }
+
+    /// Says that requests of `device` are this function's: they are withheld while it must not issue
+    /// any. Nothing happens if that is known already. A whole device of a
+    /// [`VfioDevice`](crate::VfioDevice) is known by itself.
+    pub fn issues(&self, device: &Arc<Device>, of: Requests) {
+        self.master.add_requests(device, of);
+    }
+
+    /// Ends that: the requests are nobody's.
+    pub(crate) fn issues_no_more(&self, device: &Arc<Device>, of: Requests) {
+        self.master.remove_requests(device, of);
+    }
+
+    /// Says that what `dma` copies are requests of this function.
+    pub(crate) fn issues_copies(&self, dma: &EmulatedDma) {
+        self.master.add_copies(dma);
+    }
+
+    /// Has `listener` called after each change of [`Function::bus_master`]: engines go on, or those that
+    /// wait for them learn that they do not. It must not block, nor touch configuration space.
+    pub fn on_bus_master(&self, listener: impl Fn() + Send + Sync + 'static) {
+        self.master.add_listener(Box::new(listener));
+    }
+
+    /// Lets `watcher` know of every change, as long as it lives.
+    pub fn watch(&self, watcher: Weak<dyn FunctionWatch>) {
+        self.watchers.add(watcher);
+    }
+
+    /// Reports to those that watch that something beside configuration space has changed.
+    pub(crate) fn report_change(&self) {
+        self.watchers.report();
     }
 
     /// Reads configuration space as a program sees it.
@@ -351,7 +299,7 @@ impl Function {
             }
             set_masked(&mut config.values, at, *value, self.writable[at]);
         }
-        self.settle_msi(&mut config, range);
+        self.follow_msi_control(&mut config, range);
         self.follow(config, &followers);
         Ok(effect)
     }
@@ -364,7 +312,7 @@ impl Function {
             let at = msix.capability + spec::MSIX_CONTROL + 1;
             set_masked(&mut config.values, at, value, spec::MSIX_ENABLE_HIGH);
             drop(config);
-            self.watchers.tell();
+            self.watchers.report();
         }
     }
 
@@ -377,12 +325,12 @@ impl Function {
         }
         self.vectors.set_msi(vectors);
         drop(config);
-        self.watchers.tell();
+        self.watchers.report();
     }
 
     /// What a program writes to the control of MSI is what it sees, but it is enabled by SET_IRQS
     /// alone, and never has more vectors than it was given.
-    fn settle_msi(&self, config: &mut Config, written: Range<usize>) {
+    fn follow_msi_control(&self, config: &mut Config, written: Range<usize>) {
         let Some(msi) = self.msi else { return };
         let control = msi + spec::MSI_CONTROL;
         let (enabled, most) = (config.msi_enabled, config.msi_given);
@@ -524,7 +472,7 @@ impl Function {
         drop(config);
         let master = awake && command & spec::COMMAND_MASTER != 0;
         self.master.set(followers, &self.vectors, master);
-        self.watchers.tell();
+        self.watchers.report();
     }
 
     fn config_range(&self, offset: u64, len: usize) -> Result<Range<usize>> {

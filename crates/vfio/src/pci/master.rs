@@ -16,12 +16,12 @@ use std::{
 use ioasid_core::sync::{Mutex, MutexGuard};
 use ioasid_iommu::{Device, Requests, bus_master::PATIENCE};
 
-use super::{function::Function, vectors::Vectors};
-use crate::emulated::EmulatedDma;
+use super::vectors::Vectors;
+use crate::dma::emulated::EmulatedDma;
 
-type Listener = Box<dyn Fn() + Send + Sync>;
+pub(super) type Listener = Box<dyn Fn() + Send + Sync>;
 
-/// Who follows the bit.
+/// What follows the bit.
 #[derive(Default)]
 pub(super) struct Followers {
     /// Requests of devices behind the IOMMU that are the function's.
@@ -46,6 +46,40 @@ impl Master {
 
     pub(super) fn is_on(&self) -> bool {
         self.on.load(Ordering::Acquire)
+    }
+
+    /// Requests of `device` follow the bit from now on. Nothing happens if they do already.
+    pub(super) fn add_requests(&self, device: &Arc<Device>, of: Requests) {
+        let mut followers = self.change();
+        let mut known = followers.requests.iter();
+        if known.any(|(other, kind)| Arc::ptr_eq(other, device) && *kind == of) {
+            return;
+        }
+        if !self.is_on() {
+            set_requests(device, of, false);
+        }
+        followers.requests.push((Arc::clone(device), of));
+    }
+
+    /// Ends that.
+    pub(super) fn remove_requests(&self, device: &Arc<Device>, of: Requests) {
+        let mut followers = self.change();
+        followers
+            .requests
+            .retain(|(other, kind)| !Arc::ptr_eq(other, device) || *kind != of);
+        device.release(of);
+    }
+
+    /// What `dma` copies follows the bit from now on.
+    pub(super) fn add_copies(&self, dma: &EmulatedDma) {
+        let mut followers = self.change();
+        dma.set_bus_master(self.is_on());
+        followers.emulated = Some(dma.clone());
+    }
+
+    /// Calls `listener` after each change from now on.
+    pub(super) fn add_listener(&self, listener: Listener) {
+        self.change().listeners.push(listener);
     }
 
     /// Begins a change.
@@ -95,45 +129,6 @@ fn set_requests(device: &Arc<Device>, of: Requests, on: bool) {
             // What is left then is blocked by its own client.
             let _ = device.withhold(of);
         }
-    }
-}
-
-impl Function {
-    /// Says that requests of `device` are this function's: they are withheld while it must not issue
-    /// any. Nothing happens if that is known already. A whole device of a
-    /// [`VfioDevice`](crate::VfioDevice) need not be told of.
-    pub fn issues(&self, device: &Arc<Device>, of: Requests) {
-        let mut followers = self.master.change();
-        let mut known = followers.requests.iter();
-        if known.any(|(other, kind)| Arc::ptr_eq(other, device) && *kind == of) {
-            return;
-        }
-        if !self.bus_master() {
-            set_requests(device, of, false);
-        }
-        followers.requests.push((Arc::clone(device), of));
-    }
-
-    /// Ends that: the requests are nobody's.
-    pub(crate) fn issues_no_more(&self, device: &Arc<Device>, of: Requests) {
-        let mut followers = self.master.change();
-        followers
-            .requests
-            .retain(|(other, kind)| !Arc::ptr_eq(other, device) || *kind != of);
-        device.release(of);
-    }
-
-    /// Says that what `dma` copies are requests of this function.
-    pub(crate) fn issues_copies(&self, dma: &EmulatedDma) {
-        let mut followers = self.master.change();
-        dma.set_bus_master(self.bus_master());
-        followers.emulated = Some(dma.clone());
-    }
-
-    /// Has `listener` called after each change of [`Function::bus_master`]: engines go on, or whoever
-    /// waits for them learns that they do not. It must not block, nor touch configuration space.
-    pub fn on_bus_master(&self, listener: impl Fn() + Send + Sync + 'static) {
-        self.master.change().listeners.push(Box::new(listener));
     }
 }
 

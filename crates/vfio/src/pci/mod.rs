@@ -13,13 +13,15 @@ mod builder;
 mod capabilities;
 mod function;
 mod intx;
+mod layout;
 mod master;
+mod sriov;
 mod vectors;
 mod watch;
 
 pub use builder::{FunctionBuilder, LayoutError};
-pub use capabilities::SriovLayout;
-pub use function::{Bar, ConfigEffect, Function, MsixLayout};
+pub use function::{ConfigEffect, Function};
 pub use intx::Intx;
+pub use layout::{Bar, MsixLayout, SriovLayout};
 pub use vectors::Vectors;
 pub use watch::FunctionWatch;

@@ -1,4 +1,4 @@
-//! Who is told that a function has changed.
+//! Reports of changes of a function.
 
 use std::{
     fmt,
@@ -7,16 +7,14 @@ use std::{
 
 use ioasid_core::sync::Mutex;
 
-use super::function::Function;
-
-/// Is told when configuration space has changed, or who uses the function.
+/// Gets a report when configuration space has changed, or whether the function is in use.
 pub trait FunctionWatch: Send + Sync + fmt::Debug {
-    /// Something has changed, perhaps. Called by whoever made the change and before the call that asked for
-    /// it returns, perhaps with the gate of the device held: this must not wait for a program.
+    /// Something has changed, perhaps. Called by the thread that made the change and before the call that asked
+    /// for it returns, perhaps with the gate of the device held: this must not wait for a program.
     fn changed(&self);
 }
 
-/// Those who watch one function.
+/// The watchers of one function.
 #[derive(Debug, Default)]
 pub(super) struct Watchers(Mutex<Vec<Weak<dyn FunctionWatch>>>);
 
@@ -28,24 +26,12 @@ impl Watchers {
         watchers.push(watcher);
     }
 
-    /// Tells all. The caller holds no lock of the function's.
-    pub(super) fn tell(&self) {
+    /// Reports a change to all. The caller holds no lock of the function's.
+    pub(super) fn report(&self) {
         let watchers: Vec<Arc<dyn FunctionWatch>> =
             self.0.lock().iter().filter_map(Weak::upgrade).collect();
         for watcher in watchers {
             watcher.changed();
         }
-    }
-}
-
-impl Function {
-    /// Lets `watcher` know of every change, as long as it lives.
-    pub fn watch(&self, watcher: Weak<dyn FunctionWatch>) {
-        self.watchers.add(watcher);
-    }
-
-    /// Tells whoever watches that something beside configuration space has changed.
-    pub(crate) fn tell_watchers(&self) {
-        self.watchers.tell();
     }
 }

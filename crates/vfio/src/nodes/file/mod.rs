@@ -1,4 +1,5 @@
-//! One open device file: bind, attach, detach, close.
+//! One open device file: bind, attach, detach, close; its device's registers are in `access`, its
+//! features in `features`.
 
 use std::{
     fmt,
@@ -14,26 +15,35 @@ use ioasid_core::{
 };
 use ioasid_iommufd::{Context, ObjectId};
 
-use super::{DeviceInfo, VfioDevice, bound::BoundTo};
-use crate::{
-    error::{Error, Result},
+use super::{
+    device::{DeviceInfo, VfioDevice},
     group::{BoundAlone, VfioGroup},
-    irq::{IrqInfo, SetIrqs},
-    model::Passthrough,
-    region::{RegionIndex, RegionInfo},
 };
+use crate::{
+    base::error::{Error, Result},
+    device::{
+        binding::Binding,
+        core::DeviceCore,
+        irq::{self, IrqIndex, IrqInfo, SetIrqs},
+        region::{self, RegionInfo},
+        usage::DeviceUse,
+    },
+};
+
+mod access;
+mod features;
 
 /// One open `/dev/vfio/devices/vfioN`. Dropping it closes it.
 pub struct DeviceFile {
-    pub(super) device: Arc<VfioDevice>,
+    device: Arc<VfioDevice>,
     number: u64,
     /// Changes under the state lock and the device's gate.
-    pub(super) bound: AtomicBool,
-    pub(super) state: Mutex<State>,
+    bound: AtomicBool,
+    state: Mutex<State>,
 }
 
 #[derive(Debug)]
-pub(super) enum State {
+enum State {
     Unbound,
     Bound(Bound),
     /// Opened through its group, which is bound.
@@ -43,10 +53,10 @@ pub(super) enum State {
 
 /// Bound by its own file.
 #[derive(Debug)]
-pub(super) struct Bound {
-    device: BoundTo,
-    /// Nobody opens the group meanwhile.
-    alone: BoundAlone,
+struct Bound {
+    // Fields are dropped in this order: the group can be opened when the device is free.
+    use_: DeviceUse,
+    _alone: BoundAlone,
 }
 
 impl DeviceFile {
@@ -64,8 +74,12 @@ impl DeviceFile {
         &self.device
     }
 
+    fn core(&self) -> &DeviceCore {
+        self.device.core()
+    }
+
     /// Its number among the files of the device.
-    pub(crate) fn number(&self) -> u64 {
+    pub(super) fn number(&self) -> u64 {
         self.number
     }
 
@@ -99,18 +113,17 @@ impl DeviceFile {
         context: impl FnOnce() -> std::result::Result<Arc<Context>, E>,
     ) -> std::result::Result<ObjectId, E> {
         self.state.lock().expect_unbound()?;
-        let alone = self.device.group.bind_alone()?;
+        let alone = self.device.group().bind_alone()?;
         let context = context()?;
         let mut state = self.state.lock();
         state.expect_unbound()?;
-        self.device.take(self.number)?;
-        let device = self.device.bind(&context).inspect_err(|_| {
-            self.device.give_back(self.number);
-        })?;
-        let id = device.id();
-        *state = State::Bound(Bound { device, alone });
-        let _exclusive = self.device.exclusive();
-        self.bound.store(true, Ordering::Release);
+        let core = self.device.core();
+        let (use_, id) = DeviceUse::bind(core, self.number, &context)?;
+        *state = State::Bound(Bound {
+            use_,
+            _alone: alone,
+        });
+        self.set_bound(true);
         Ok(id)
     }
 
@@ -119,7 +132,8 @@ impl DeviceFile {
     pub fn unbind(&self) {
         let mut state = self.state.lock();
         if matches!(*state, State::Bound(_)) {
-            self.release(&mut state, State::Unbound);
+            self.set_bound(false);
+            *state = State::Unbound;
         }
     }
 
@@ -131,7 +145,7 @@ impl DeviceFile {
     /// [`Error::Iommufd`]. What was attached stays attached.
     pub fn attach(&self, pt_id: ObjectId, pasid: Option<u32>) -> Result<ObjectId> {
         let state = self.state.lock();
-        let bound = state.bound()?;
+        let bound = state.binding()?;
         match pasid {
             None => bound.attach(pt_id),
             Some(_) if self.device.is_child() => Err(Error::NoUserPasid),
@@ -145,7 +159,7 @@ impl DeviceFile {
     /// [`Error::NotBound`], or [`Error::NoUserPasid`] for a PASID on a child.
     pub fn detach(&self, pasid: Option<u32>) -> Result<()> {
         let state = self.state.lock();
-        let bound = state.bound()?;
+        let bound = state.binding()?;
         match pasid {
             None => bound.detach(),
             Some(_) if self.device.is_child() => return Err(Error::NoUserPasid),
@@ -160,7 +174,12 @@ impl DeviceFile {
     /// [`Error::NotBound`].
     pub fn info(&self) -> Result<DeviceInfo> {
         self.expect_bound()?;
-        Ok(self.device.info())
+        Ok(DeviceInfo {
+            reset: true,
+            regions: region::REGIONS,
+            irqs: irq::IRQ_INDEXES,
+            atomics: self.core().hardware().function().atomics() >> 7,
+        })
     }
 
     /// What the region `index` is.
@@ -169,7 +188,7 @@ impl DeviceFile {
     /// [`Error::NotBound`], or [`Error::NoSuchIndex`].
     pub fn region_info(&self, index: u32) -> Result<RegionInfo> {
         self.expect_bound()?;
-        self.device.region_info(index)
+        self.core().registers().info(index)
     }
 
     /// What the interrupt index `index` is.
@@ -178,7 +197,7 @@ impl DeviceFile {
     /// [`Error::NotBound`], or [`Error::NoSuchIndex`].
     pub fn irq_info(&self, index: u32) -> Result<IrqInfo> {
         self.expect_bound()?;
-        self.device.irq_info(index)
+        IrqIndex::new(index)?.info(self.core().hardware().function())
     }
 
     /// Connects, disconnects or fires interrupts.
@@ -186,10 +205,10 @@ impl DeviceFile {
     /// # Errors
     /// [`Error::NotBound`], or as [`Interrupts::set`](crate::irq::Interrupts::set).
     pub fn set_irqs(&self, request: &SetIrqs) -> Result<()> {
-        let _shared = self.device.shared();
+        let core = self.core();
+        let _shared = core.gate().shared();
         self.expect_bound()?;
-        let function = self.device.model.function();
-        self.device.interrupts.set(function, request)
+        core.interrupts().set(core.hardware().function(), request)
     }
 
     /// Lets an eventfd unmask the wired interrupt.
@@ -200,10 +219,11 @@ impl DeviceFile {
     where
         W: FnOnce(Arc<dyn IrqSink>) -> std::result::Result<Box<dyn EventfdWatch>, FdError>,
     {
-        let _shared = self.device.shared();
+        let core = self.core();
+        let _shared = core.gate().shared();
         self.expect_bound()?;
-        let function = self.device.model.function();
-        self.device.interrupts.unmask_by(function, watch)
+        core.interrupts()
+            .unmask_by(core.hardware().function(), watch)
     }
 
     /// Resets the device's registers and stops its DMA. Configuration space, BARs, interrupts and
@@ -212,100 +232,53 @@ impl DeviceFile {
     /// # Errors
     /// [`Error::NotBound`].
     pub fn reset(&self) -> Result<()> {
-        let _exclusive = self.device.exclusive();
+        let _exclusive = self.core().gate().exclusive();
         self.expect_bound()?;
-        self.device.reset_model();
+        self.core().reset();
         Ok(())
     }
 
-    /// Reads at the file offset `offset` (a region's offset plus one inside it); returns the number
-    /// of bytes, which is less than asked for at the end of a BAR.
-    ///
-    /// # Errors
-    /// [`Error::NotBound`], [`Error::NoSuchIndex`], [`Error::BeyondRegion`],
-    /// [`Error::BeyondConfig`], [`Error::MemoryDisabled`].
-    pub fn read(&self, offset: u64, data: &mut [u8]) -> Result<usize> {
-        let _shared = self.device.shared();
-        self.expect_bound()?;
-        self.device.wake();
-        self.device.read(offset, data)
-    }
-
-    /// Looks at an access as a whole, before any part of it is made: one to configuration space that
-    /// passes its end is refused (`vfio_pci_config_rw_single`), while one to a BAR is cut short.
-    ///
-    /// # Errors
-    /// [`Error::NotBound`], [`Error::BeyondConfig`].
-    pub fn check_access(&self, offset: u64, len: u64) -> Result<()> {
-        self.expect_bound()?;
-        let size = self.device.model.function().config_size();
-        match RegionIndex::at(offset) {
-            Ok((RegionIndex::Config, at)) if len > 0 && at.saturating_add(len) > size => {
-                Err(Error::BeyondConfig)
-            }
-            _ => Ok(()),
-        }
-    }
-
-    /// Writes at the file offset `offset`; as [`DeviceFile::read`].
-    ///
-    /// # Errors
-    /// As [`DeviceFile::read`].
-    pub fn write(&self, offset: u64, data: &[u8]) -> Result<usize> {
-        if super::access::is_register(offset) {
-            let _shared = self.device.shared();
-            self.expect_bound()?;
-            self.device.wake();
-            self.device.write(offset, data)
-        } else {
-            let _exclusive = self.device.exclusive();
-            self.expect_bound()?;
-            self.device.wake();
-            self.device.write(offset, data)
-        }
-    }
-
-    /// Closes the file: what was bound is released. Never fails, and does nothing the second time.
-    ///
-    /// The order: bus mastering off; a child's queue disabled, drained and its page requests
-    /// flushed; the device released and pristine; interrupts off; detached; the child's PASID freed.
+    /// Closes the file: what was bound is released (`device/usage.rs` has the order). Never fails, and does
+    /// nothing the second time.
     pub fn close(&self) {
         let mut state = self.state.lock();
-        match &*state {
-            State::Closed => return,
-            State::Unbound => *state = State::Closed,
-            State::Bound(_) => self.release(&mut state, State::Closed),
-            State::Grouped(group) => {
-                let group = Arc::clone(group);
-                *state = State::Closed;
-                self.leave_group(&group);
-            }
+        if matches!(*state, State::Closed) {
+            return;
+        }
+        if !matches!(*state, State::Unbound) {
+            self.set_bound(false);
+        }
+        let old = std::mem::replace(&mut *state, State::Closed);
+        if let State::Grouped(group) = old {
+            group.close_device(&self.device);
+        } else {
+            drop(old);
         }
         drop(state);
-        self.device.use_.lock().open -= 1;
-        self.device.closed.notify_all();
+        self.core().users().close();
     }
 
-    fn release(&self, state: &mut State, next: State) {
-        {
-            let _exclusive = self.device.exclusive();
-            self.bound.store(false, Ordering::Release);
-            self.device.stop();
-        }
-        let mut alone = None;
-        if let State::Bound(bound) = std::mem::replace(state, next) {
-            // Dropping what is bound detaches it.
-            drop(bound.device);
-            alone = Some(bound.alone);
-        }
-        self.device.free_pasid();
-        self.device.give_back(self.number);
-        // The group can be opened from here on.
-        drop(alone);
+    /// The file is one of `group`'s, and can be used.
+    pub(super) fn enter_group(&self, group: &Arc<VfioGroup>) {
+        let mut state = self.state.lock();
+        *state = State::Grouped(Arc::clone(group));
+        self.set_bound(true);
+    }
+
+    /// Whether it was opened through the group: it is bound from the start, and what is attached is
+    /// the container's business.
+    pub fn is_of_group(&self) -> bool {
+        matches!(*self.state.lock(), State::Grouped(_))
+    }
+
+    /// Lets accesses in from now on, or keeps them out: none is under way then.
+    fn set_bound(&self, bound: bool) {
+        let _exclusive = self.core().gate().exclusive();
+        self.bound.store(bound, Ordering::Release);
     }
 
     /// Asked under the gate, the answer holds as long as the gate is held.
-    pub(super) fn expect_bound(&self) -> Result<()> {
+    fn expect_bound(&self) -> Result<()> {
         if self.is_bound() {
             Ok(())
         } else {
@@ -323,52 +296,12 @@ impl State {
         }
     }
 
-    fn bound(&self) -> Result<&BoundTo> {
+    /// The device, bound by its own file.
+    fn binding(&self) -> Result<&Binding> {
         match self {
-            State::Bound(bound) => Ok(&bound.device),
+            State::Bound(bound) => bound.use_.binding().ok_or(Error::NotBound),
             State::Unbound | State::Grouped(_) | State::Closed => Err(Error::NotBound),
         }
-    }
-}
-
-impl VfioDevice {
-    /// Reserves the device for the file `number`.
-    pub(super) fn take(&self, number: u64) -> Result<()> {
-        let mut users = self.use_.lock();
-        match users.bound {
-            Some(_) => return Err(Error::BoundElsewhere),
-            None => {
-                users.bound = Some(number);
-                self.count_token_user(true);
-            }
-        }
-        drop(users);
-        self.model.function().tell_watchers();
-        Ok(())
-    }
-
-    pub(super) fn give_back(&self, number: u64) {
-        let mut users = self.use_.lock();
-        if users.bound == Some(number) {
-            users.bound = None;
-            self.count_token_user(false);
-            drop(users);
-            self.model.function().tell_watchers();
-        }
-    }
-
-    /// Stops the device and makes it pristine, with the gate held.
-    pub(super) fn stop(&self) {
-        let function = self.model.function();
-        function.clear_bus_master();
-        if let Passthrough::Child(child) = &self.passthrough {
-            child.quiesce();
-        }
-        self.clear_features();
-        self.model.release();
-        self.end_migration();
-        self.interrupts.clear(function);
-        function.restore();
     }
 }
 

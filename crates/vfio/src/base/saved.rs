@@ -1,6 +1,9 @@
 //! The bytes of a saved state: little-endian fields, one after the other, without padding.
 
-use crate::model::StateError;
+/// The bytes are no state that the device can have.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("no state that the device can have")]
+pub struct StateError;
 
 /// Writes a state.
 #[derive(Debug, Default)]

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use ioasid_core::{AddrRange, sync::Mutex};
 use ioasid_iommu::WriteSink;
 
-use crate::error::{Error, Result};
+use crate::base::error::{Error, Result};
 
 /// Ranges of one log: as many as fit into a page (`LOG_MAX_RANGES`, `drivers/vfio/vfio_main.c`).
 pub const MAX_RANGES: u32 = 256;

@@ -8,10 +8,9 @@ use ioasid_core::{
 };
 use ioasid_iommu::Iommu;
 
+use super::{device::VfioDevice, group::VfioGroup};
 use crate::{
-    device::VfioDevice,
-    error::{Error, Result},
-    group::VfioGroup,
+    base::error::{Error, Result},
     model::{DeviceModel, Passthrough},
 };
 

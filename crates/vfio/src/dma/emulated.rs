@@ -14,7 +14,7 @@ use ioasid_core::{
 use ioasid_iommu::bus_master::PATIENCE;
 use ioasid_iommufd::{Access, AccessKind, AccessUser, Context, ObjectId};
 
-use crate::error::{Error, Result};
+use crate::base::error::{Error, Result};
 
 /// How an emulated device reaches the memory of its user: by copies through an access object. No
 /// IOMMU device, no PASID and no domain is behind it.

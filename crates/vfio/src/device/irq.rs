@@ -11,7 +11,7 @@ use ioasid_core::{
 };
 
 use crate::{
-    error::{Error, Result},
+    base::error::{Error, Result},
     pci::{Function, Intx, Vectors},
 };
 

@@ -1,7 +1,7 @@
 //! The regions of a PCI device: which file offset is what.
 
 use crate::{
-    error::{Error, Result},
+    base::error::{Error, Result},
     pci::Function,
 };
 

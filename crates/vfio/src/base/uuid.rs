@@ -2,7 +2,7 @@
 
 use std::{fmt, str::FromStr};
 
-use crate::error::Error;
+use super::error::Error;
 
 /// A UUID. Prints in lower case, whatever it was parsed from.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]

@@ -1,9 +1,9 @@
 //! Names of devices as VFIO_GROUP_GET_DEVICE_FD takes them of a PCI device
 //! (`vfio_pci_core_match`, drivers/vfio/pci/vfio_pci_core.c).
 
-use crate::{
+use crate::base::{
     error::{Error, Result},
-    mdev::Uuid,
+    uuid::Uuid,
 };
 
 /// What a VF token is given as.

@@ -22,14 +22,15 @@ use ioasid_core::sync::Mutex;
 use ioasid_iommu::Group;
 use ioasid_iommufd::Context;
 
+use super::{device::VfioDevice, file::DeviceFile, name};
 use crate::{
+    base::{
+        error::{Error, Result},
+        uuid::Uuid,
+    },
     container::Container,
-    device::{DeviceFile, Opening, VfioDevice},
-    error::{Error, Result},
-    mdev::Uuid,
+    device::{binding::Binding, core::DeviceCore, usage::DeviceUse},
 };
-
-mod name;
 
 /// A group of devices.
 pub struct VfioGroup {
@@ -46,14 +47,14 @@ struct State {
     bound_alone: usize,
     behind: Behind,
     /// The devices that are open, by number.
-    open: BTreeMap<u32, Opening>,
+    open: BTreeMap<u32, OpenDevice>,
     /// A PCI address that its child has for programs besides its name.
     presented: Option<String>,
 }
 
 /// Where the DMA of a group's devices goes.
 #[derive(Clone, Debug, Default)]
-pub(crate) enum Behind {
+enum Behind {
     /// Nowhere yet.
     #[default]
     Nothing,
@@ -61,6 +62,30 @@ pub(crate) enum Behind {
     Container(Arc<Container>, u64),
     /// To an iommufd that stands in for one.
     Iommufd(Arc<Context>),
+}
+
+impl Behind {
+    /// Binds and attaches a device that is opened. Gives nothing if the device belongs to a container
+    /// as long as its group does.
+    fn open(&self, core: &Arc<DeviceCore>) -> Result<Option<Binding>> {
+        match self {
+            Behind::Nothing => Err(Error::BackendState),
+            Behind::Container(container, _) => container.open_device(core),
+            Behind::Iommufd(context) => {
+                let binding = core.bind(context)?;
+                binding.attach(context.vfio_ioas()?)?;
+                Ok(Some(binding))
+            }
+        }
+    }
+}
+
+/// A device that is open through its group: one use of it, however many files.
+struct OpenDevice {
+    use_: DeviceUse,
+    files: usize,
+    /// The group's file is in use as long as the device is open.
+    pins_group: bool,
 }
 
 /// A file that a group can be put into (VFIO_GROUP_SET_CONTAINER).
@@ -164,16 +189,21 @@ impl VfioGroup {
     pub(crate) fn close_device(&self, device: &VfioDevice) {
         let last = {
             let mut state = self.state.lock();
-            let opening = state.open.get_mut(&device.index());
-            if opening.is_some_and(Opening::close_file) {
-                state.open.remove(&device.index())
-            } else {
-                None
+            let Some(open) = state.open.get_mut(&device.index()) else {
+                return;
+            };
+            open.files = open.files.saturating_sub(1);
+            if open.files > 0 {
+                return;
             }
+            state.open.remove(&device.index())
         };
-        // Waits for DMA: until that is over, the device is taken and the file in use.
-        if last.is_some_and(Opening::end) {
-            self.put();
+        if let Some(open) = last {
+            // Waits for DMA: until that is over, the device is reserved and the file in use.
+            drop(open.use_);
+            if open.pins_group {
+                self.put();
+            }
         }
     }
 
@@ -206,7 +236,7 @@ impl State {
 
     /// Whether devices are open by a container.
     fn pinned(&self) -> bool {
-        self.open.values().any(Opening::pins_group)
+        self.open.values().any(|open| open.pins_group)
     }
 }
 
@@ -273,7 +303,9 @@ impl GroupFile {
         state.behind = match file {
             ContainerFile::Container(container) => {
                 let presented = state.presented.is_some();
-                let member = container.join(&state.devices(), presented)?;
+                let devices = state.devices();
+                let cores: Vec<_> = devices.iter().map(|device| device.core()).collect();
+                let member = container.join(&cores, presented)?;
                 Behind::Container(container, member)
             }
             ContainerFile::Iommufd(context) => {
@@ -319,13 +351,18 @@ impl GroupFile {
             return Err(Error::BackendState);
         }
         match state.open.get_mut(&device.index()) {
-            Some(opening) => opening.open_file(),
+            Some(open) => open.files += 1,
             None => {
-                let opening = Opening::new(&device, file.number(), &state.behind)?;
-                if opening.pins_group() {
+                let core = device.core();
+                let open = OpenDevice {
+                    use_: DeviceUse::open(core, file.number(), || state.behind.open(core))?,
+                    files: 1,
+                    pins_group: matches!(state.behind, Behind::Container(..)),
+                };
+                if open.pins_group {
                     state.users += 1;
                 }
-                state.open.insert(device.index(), opening);
+                state.open.insert(device.index(), open);
             }
         }
         file.enter_group(group);

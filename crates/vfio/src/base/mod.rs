@@ -1,0 +1,5 @@
+//! What every other folder uses: errors, UUIDs, and the bytes of a saved state.
+
+pub mod error;
+pub mod saved;
+pub(crate) mod uuid;

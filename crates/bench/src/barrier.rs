@@ -12,7 +12,7 @@ use std::{
 
 use ioasid_core::{AddrRange, PciAddress, Prot, Rid, memory::OwnPages};
 use ioasid_iommu::{
-    DeviceConfig, DomainConfig, FaultLog, FaultSink, Iommu, IommuConfig, attach_device,
+    DeviceConfig, DmaSource, DomainConfig, FaultLog, FaultSink, Iommu, IommuConfig,
 };
 
 use crate::{
@@ -45,7 +45,9 @@ pub(crate) fn tables(effort: Effort) -> Vec<Table> {
         .alloc_domain(DomainConfig::unmanaged(device.format()))
         .expect("a domain");
     let log: Arc<dyn FaultSink> = FaultLog::new(16);
-    attach_device(&domain, &device, &log).expect("nothing is attached yet");
+    DmaSource::new(&device, None)
+        .attach(&domain, &log)
+        .expect("nothing is attached yet");
     let pages = OwnPages::new(iommu.space(), 32 * PAGE as usize).expect("an empty space");
     domain
         .map(READER_IOVA, pages.spa(), 16 * PAGE, Prot::RW)

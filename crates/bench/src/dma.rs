@@ -4,8 +4,8 @@ use std::sync::Arc;
 
 use ioasid_core::{PciAddress, Prot, Rid, memory::OwnPages};
 use ioasid_iommu::{
-    Device, DeviceConfig, DmaPort, DomainConfig, FaultLog, FaultSink, Iommu, IommuConfig, Requests,
-    Tlb, WriteWatch, attach_device, transfer::Stop,
+    Device, DeviceConfig, DmaPort, DmaSource, DomainConfig, FaultLog, FaultSink, Iommu,
+    IommuConfig, Requests, Tlb, WriteWatch, transfer::Stop,
 };
 use ioasid_vfio::write_log::{LogRanges, WriteLog};
 
@@ -48,7 +48,9 @@ impl Bench {
             .expect("a domain");
         let log: Arc<dyn FaultSink> = FaultLog::new(16);
         for device in [&device, &logged] {
-            attach_device(&domain, device, &log).expect("nothing is attached yet");
+            DmaSource::new(device, None)
+                .attach(&domain, &log)
+                .expect("nothing is attached yet");
         }
         let own = || {
             let pages = OwnPages::new(iommu.space(), SPAN as usize).expect("an empty space");

@@ -1,7 +1,7 @@
 //! Map and unmap: one page at a time, and a gibibyte of pages in one call.
 
 use ioasid_core::{AddrRange, PciAddress, Prot, Rid};
-use ioasid_iommu::{Domain, DomainConfig, Iommu, IommuConfig};
+use ioasid_iommu::{DmaSource, Domain, DomainConfig, Iommu, IommuConfig};
 use ioasid_pgtable::{PageTable, TableConfig, TableFormat};
 use vm_memory::{GuestAddress, Iotlb, Permissions};
 
@@ -133,7 +133,9 @@ fn domain() -> (Arc<Iommu>, Arc<Domain>) {
         .alloc_domain(DomainConfig::unmanaged(device.format()))
         .expect("a domain");
     let log: Arc<dyn ioasid_iommu::FaultSink> = ioasid_iommu::FaultLog::new(16);
-    ioasid_iommu::attach_device(&domain, &device, &log).expect("nothing is attached yet");
+    DmaSource::new(&device, None)
+        .attach(&domain, &log)
+        .expect("nothing is attached yet");
     (iommu, domain)
 }
 

@@ -17,10 +17,7 @@ use ioasid_dsa::{
         tables::{WQCFG_SIZE, WqUse},
     },
 };
-use ioasid_iommu::{
-    Device, Domain, FaultLog, FaultSink, Iommu, PasidQuota, attach_device_pasid,
-    detach_device_pasid,
-};
+use ioasid_iommu::{Device, DmaSource, Domain, FaultLog, FaultSink, Iommu, PasidQuota};
 use ioasid_vfio::{
     DefaultPasid, DeviceModel, Vfio,
     mdev::{MdevParent, MdevRegistry},
@@ -90,7 +87,9 @@ impl Guest {
         area.map(&domain, SIZE);
         let faults = FaultLog::new(64);
         let sink: Arc<dyn FaultSink> = faults.clone();
-        attach_device_pasid(&domain, &device, pasid.get(), &sink).unwrap();
+        DmaSource::new(&device, Some(pasid))
+            .attach(&domain, &sink)
+            .unwrap();
         let driver = Driver::new(child.clone());
         Guest {
             child,
@@ -122,7 +121,7 @@ impl Guest {
 
     fn leave(&self) {
         self.child.quiesce();
-        detach_device_pasid(self.child.parent().device(), self.pasid.get());
+        DmaSource::new(self.child.parent().device(), Some(self.pasid)).detach();
         self.child.unbind();
     }
 }

@@ -17,7 +17,7 @@ use ioasid_dsa::{
         tables::{GRPCFG_SIZE, WqUse},
     },
 };
-use ioasid_iommu::{Device, FaultLog, FaultSink, Iommu, Route};
+use ioasid_iommu::{Device, DmaSource, FaultLog, FaultSink, Iommu};
 use ioasid_vfio::{DefaultPasid, DeviceModel};
 
 const SIZE: u64 = 16 << 20;
@@ -50,10 +50,7 @@ impl Target {
         area.map(&domain, SIZE);
         area.write(SRC, &noise(4 << 20, 7));
         let sink: Arc<dyn FaultSink> = FaultLog::new(64);
-        let route = Route {
-            device: Arc::clone(device),
-            pasid,
-        };
+        let route = DmaSource::new(device, pasid);
         route.attach(&domain, &sink).unwrap();
         (Driver { model }, area)
     }

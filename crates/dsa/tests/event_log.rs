@@ -15,7 +15,7 @@ use ioasid_dsa::{
         registers::{self as reg, GenCap},
     },
 };
-use ioasid_iommu::{FaultLog, FaultSink, attach_device_pasid};
+use ioasid_iommu::{DmaSource, FaultLog, FaultSink};
 use ioasid_vfio::DefaultPasid;
 
 const RING: u64 = Area::BASE + 0x8000;
@@ -157,7 +157,10 @@ fn a_ring_may_have_a_pasid_of_its_own() {
     );
     area.map(&domain, MIB as u64);
     let sink: Arc<dyn FaultSink> = FaultLog::new(4);
-    attach_device_pasid(&domain, &whole.device, 9, &sink).unwrap();
+    DmaSource::with_pasid(&whole.device, 9)
+        .unwrap()
+        .attach(&domain, &sink)
+        .unwrap();
     let driver = &whole.driver;
     assert_eq!(driver.command(Command::DisableDevice, 0), 0);
     set_up(driver, RING, false);
@@ -189,7 +192,9 @@ fn the_log_of_one_child_shows_to_no_other_and_not_to_the_parent() {
         let area = Area::new(&iommu, MIB);
         area.map(&domain, MIB as u64);
         let sink: Arc<dyn FaultSink> = FaultLog::new(64);
-        attach_device_pasid(&domain, &device, pasid.get(), &sink).unwrap();
+        DmaSource::new(&device, Some(pasid))
+            .attach(&domain, &sink)
+            .unwrap();
         let driver = Driver::new(child.clone());
         // A PASID that it claims for its ring is refused.
         driver.write64(reg::EVLCFG + 8, ENTRIES | u64::from(pasid.get()) << 16);

@@ -18,8 +18,8 @@ use ioasid_dsa::{
     },
 };
 use ioasid_iommu::{
-    DeviceConfig, Domain, FaultLog, FaultSink, Iommu, PageRequest, PageRequestHandler,
-    ReservedRegion, attach_device_pasid,
+    DeviceConfig, DmaSource, Domain, FaultLog, FaultSink, Iommu, PageRequest, PageRequestHandler,
+    ReservedRegion,
 };
 use ioasid_iommufd::Context;
 use ioasid_vfio::{
@@ -84,7 +84,9 @@ impl Parent {
         area.map(&domain, SIZE);
         let faults = FaultLog::new(64);
         let sink: Arc<dyn FaultSink> = faults.clone();
-        attach_device_pasid(&domain, &device, pasid.get(), &sink).unwrap();
+        DmaSource::new(&device, Some(pasid))
+            .attach(&domain, &sink)
+            .unwrap();
         let driver = Driver::new(child.clone());
         assert_eq!(driver.command(Command::ResetDevice, 0), 0);
         assert_eq!(driver.command(Command::EnableDevice, 0), 0);
@@ -304,7 +306,9 @@ fn jobs_of_a_queue_are_not_behind_a_flood_of_another() {
     let area = Area::new(&iommu, SPACE as usize);
     area.map(&domain, SPACE);
     let sink: Arc<dyn FaultSink> = FaultLog::new(4);
-    ioasid_iommu::attach_device(&domain, &device, &sink).unwrap();
+    DmaSource::new(&device, None)
+        .attach(&domain, &sink)
+        .unwrap();
     let driver = Driver::new(dsa);
     driver.configure(&[32, 32]);
     assert_eq!(driver.command(Command::EnableWq, 0), 0);

@@ -13,9 +13,7 @@ use ioasid_dsa::{
     DsaChild, DsaConfig, HostDriver,
     spec::{Command, Descriptor, Opcode},
 };
-use ioasid_iommu::{
-    Domain, FaultLog, FaultSink, Iommu, PageRequest, PageResponse, attach_device_pasid,
-};
+use ioasid_iommu::{DmaSource, Domain, FaultLog, FaultSink, Iommu, PageRequest, PageResponse};
 use ioasid_vfio::{DefaultPasid, DeviceModel, Migrate, StateError};
 
 const MIB: u64 = 1 << 20;
@@ -68,7 +66,9 @@ impl Scene {
                 .unwrap();
         }
         let sink: Arc<dyn FaultSink> = FaultLog::new(64);
-        attach_device_pasid(&domain, &device, pasid.get(), &sink).unwrap();
+        DmaSource::new(&device, Some(pasid))
+            .attach(&domain, &sink)
+            .unwrap();
         let driver = Driver::new(child.clone());
         let irq = driver.listen(1);
         Scene {

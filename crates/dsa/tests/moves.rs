@@ -22,7 +22,7 @@ use ioasid_dsa::{
         tables::{GRPCFG_SIZE, MsixPermission, WQCFG_SIZE, WqUse},
     },
 };
-use ioasid_iommu::{Domain, FaultLog, FaultSink, Iommu, attach_device, attach_device_pasid};
+use ioasid_iommu::{DmaSource, Domain, FaultLog, FaultSink, Iommu};
 use ioasid_vfio::{DeviceModel, Migrate, StateError};
 use proptest::prelude::*;
 
@@ -87,8 +87,10 @@ impl Scene {
             let holes = holes && pasid == Some(OWN);
             area.map(domain, if holes { HOLES } else { SIZE });
             match pasid {
-                None => attach_device(domain, &device, &sink),
-                Some(pasid) => attach_device_pasid(domain, &device, pasid, &sink),
+                None => DmaSource::new(&device, None).attach(domain, &sink),
+                Some(pasid) => DmaSource::with_pasid(&device, pasid)
+                    .unwrap()
+                    .attach(domain, &sink),
             }
             .unwrap();
         }

@@ -20,7 +20,7 @@ use ioasid_dsa::{
         tables::WQCFG_SIZE,
     },
 };
-use ioasid_iommu::{FaultLog, FaultSink, PageResponse, attach_device_pasid};
+use ioasid_iommu::{DmaSource, FaultLog, FaultSink, PageResponse};
 use std::sync::Arc;
 
 const SRC: u64 = Area::BASE + 0x10_0000;
@@ -254,7 +254,7 @@ fn a_page_request_ended_by_the_detach_leaves_no_stuck_descriptor() {
         whole.driver.submit(0, waiting.with_block_on_fault());
     }
     eventually("all to wait", || whole.iommu.pending_page_requests() == 20);
-    ioasid_iommu::detach_device(&whole.device);
+    DmaSource::new(&whole.device, None).detach();
     assert_eq!(whole.driver.command(Command::DrainWq, 1), 0);
     assert_eq!(whole.iommu.pending_page_requests(), 0);
 }
@@ -268,7 +268,10 @@ fn a_dedicated_queue_uses_the_pasid_of_its_configuration_whatever_descriptors_cl
         let domain = new_domain(&whole.iommu, &whole.device);
         let area = Area::new(&whole.iommu, 0x4000);
         area.map(&domain, 0x4000);
-        attach_device_pasid(&domain, &whole.device, pasid, &faults).unwrap();
+        DmaSource::with_pasid(&whole.device, pasid)
+            .unwrap()
+            .attach(&domain, &faults)
+            .unwrap();
         areas.push((area, domain));
     }
     let tagged = usage().with_pasid(5).with_pasid_en(true);
@@ -593,7 +596,7 @@ fn a_dropped_device_leaves_no_engine_and_no_reader_behind() {
     unblock_after_drop(&iommu, &requests);
     assert!(area.read(Area::BASE, Whole::SIZE as usize) == before);
     // No thread holds the device: only the test, the machine and its group do.
-    ioasid_iommu::detach_device(&device);
+    DmaSource::new(&device, None).detach();
     assert!(iommu.remove_device(&device).is_ok());
     assert_eq!(Arc::strong_count(&device), 1);
 }

@@ -16,7 +16,7 @@ use ioasid_dsa::{
         tables::{MsixPermission, WQCFG_SIZE, WqUse},
     },
 };
-use ioasid_iommu::{Device, Domain, FaultLog, FaultSink, Iommu, PageResponse, attach_device_pasid};
+use ioasid_iommu::{Device, DmaSource, Domain, FaultLog, FaultSink, Iommu, PageResponse};
 use ioasid_iommufd::Context;
 use ioasid_vfio::{Passthrough, Vfio};
 
@@ -75,7 +75,10 @@ impl Scene {
         area.map(&domain, SIZE);
         let faults = FaultLog::new(64);
         let sink: Arc<dyn FaultSink> = faults.clone();
-        attach_device_pasid(&domain, &self.device, pasid, &sink).unwrap();
+        DmaSource::with_pasid(&self.device, pasid)
+            .unwrap()
+            .attach(&domain, &sink)
+            .unwrap();
         Client {
             pasid,
             domain,
@@ -195,7 +198,9 @@ fn a_pasid_that_leads_nowhere_is_an_error_and_never_the_devices_own_address_spac
     let area = Area::new(&scene.iommu, SIZE as usize);
     area.map(&own, SIZE);
     let faults: Arc<dyn FaultSink> = FaultLog::new(4);
-    ioasid_iommu::attach_device(&own, &scene.device, &faults).unwrap();
+    DmaSource::new(&scene.device, None)
+        .attach(&own, &faults)
+        .unwrap();
     for pasid in [0, 99] {
         scene.driver.write32(reg::SWERR, 3);
         let job = Descriptor::fill(Area::BASE, u64::MAX, 4096, record(0));

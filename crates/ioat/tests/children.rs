@@ -14,9 +14,7 @@ use ioasid_ioat::{
     Error, HostDriver, IoatChild, IoatDevice, IoatParent, TYPE_1CHAN,
     spec::{ChanErr, ChannelStatus, Descriptor, registers as reg},
 };
-use ioasid_iommu::{
-    Domain, FaultLog, FaultSink, Iommu, PasidQuota, attach_device_pasid, detach_device_pasid,
-};
+use ioasid_iommu::{DmaSource, Domain, FaultLog, FaultSink, Iommu, PasidQuota};
 use ioasid_vfio::{DefaultPasid, DeviceModel, mdev::MdevParent};
 
 /// A parent with its driver; channels 1 to 3 are for children.
@@ -63,7 +61,9 @@ impl Guest {
         let area = Area::new(iommu, &domain);
         let faults = FaultLog::new(64);
         let sink: Arc<dyn FaultSink> = faults.clone();
-        attach_device_pasid(&domain, &device, pasid.get(), &sink).unwrap();
+        DmaSource::new(&device, Some(pasid))
+            .attach(&domain, &sink)
+            .unwrap();
         let driver = Driver::new(child.clone());
         driver.set_completion(WORD);
         driver.control(RUN);
@@ -91,7 +91,7 @@ impl Guest {
 
     fn leave(&self) {
         self.child.quiesce();
-        detach_device_pasid(self.child.parent().device(), self.pasid.get());
+        DmaSource::new(self.child.parent().device(), Some(self.pasid)).detach();
         self.child.unbind();
     }
 }

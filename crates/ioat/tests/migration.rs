@@ -20,7 +20,7 @@ use ioasid_ioat::{
         registers::{self as reg, CHANNEL_STRIDE},
     },
 };
-use ioasid_iommu::{FaultLog, FaultSink, attach_device_pasid};
+use ioasid_iommu::{DmaSource, FaultLog, FaultSink};
 use ioasid_vfio::{DefaultPasid, DeviceModel, Migrate, StateError};
 use proptest::prelude::*;
 
@@ -75,7 +75,9 @@ impl Scene {
         let domain = new_domain(&iommu, &device);
         let area = Area::new(&iommu, &domain);
         let sink: Arc<dyn FaultSink> = FaultLog::new(64);
-        attach_device_pasid(&domain, &device, pasid.get(), &sink).unwrap();
+        DmaSource::new(&device, Some(pasid))
+            .attach(&domain, &sink)
+            .unwrap();
         Scene::new(child, area, 1, (iommu, parent, others, domain))
     }
 

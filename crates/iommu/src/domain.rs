@@ -14,6 +14,7 @@ use ioasid_pgtable::{MapError, PageTable, TableConfig, TableFormat, Translation}
 
 use crate::{
     ats::Ats,
+    base::source_id::SourceId,
     device::Device,
     machine::Shared,
     page_request::{Handler, PageRequestHandler},
@@ -102,12 +103,9 @@ impl fmt::Debug for AddressSpace {
     }
 }
 
-/// Device and PASID of one attachment.
-pub(crate) type RouteName = (PciAddress, Option<Pasid>);
-
 /// One attachment, as its domain knows it.
 struct Member {
-    name: RouteName,
+    source: SourceId,
     ats: Arc<Ats>,
 }
 
@@ -223,7 +221,7 @@ impl Domain {
             return;
         }
         for member in &*routes {
-            member.ats.invalidate(member.name.1, ranges);
+            member.ats.invalidate(member.source.pasid, ranges);
         }
         drop(routes);
         self.shared.grace.wait(self.space.id);
@@ -278,7 +276,11 @@ impl Domain {
 
     /// Device and PASID of every attachment, in the order of attaching.
     pub fn attachments(&self) -> Vec<(PciAddress, Option<Pasid>)> {
-        self.routes.lock().iter().map(|route| route.name).collect()
+        let routes = self.routes.lock();
+        let sources = routes.iter().map(|member| member.source);
+        sources
+            .map(|source| (source.device, source.pasid))
+            .collect()
     }
 
     /// Pages of page-table memory in use; 0 without a page table.
@@ -329,14 +331,17 @@ impl Domain {
 
     pub(crate) fn remember(&self, device: &Device, pasid: Option<Pasid>) {
         self.routes.lock().push(Member {
-            name: (device.address(), pasid),
+            source: SourceId {
+                device: device.address(),
+                pasid,
+            },
             ats: Arc::clone(device.ats()),
         });
     }
 
-    pub(crate) fn forget(&self, route: RouteName) {
+    pub(crate) fn forget(&self, source: SourceId) {
         let mut routes = self.routes.lock();
-        if let Some(index) = routes.iter().position(|known| known.name == route) {
+        if let Some(index) = routes.iter().position(|known| known.source == source) {
             routes.remove(index);
         }
     }
@@ -373,25 +378,16 @@ impl fmt::Debug for Domain {
     }
 }
 
-/// A route as people write it: `0000:6a:01.0` or `0000:6a:01.0 pasid 5`.
-pub(crate) fn show_route((device, pasid): RouteName) -> String {
-    match pasid {
-        Some(pasid) => format!("{device} pasid {pasid}"),
-        None => device.to_string(),
-    }
-}
-
 impl Inspect for Domain {
     fn inspect(&self) -> Node {
-        let routes: Vec<Value> = self
-            .attachments()
-            .into_iter()
-            .map(|route| show_route(route).into())
-            .collect();
+        let routes = self.routes.lock();
+        let sources = routes.iter().map(|member| member.source.to_string());
+        let sources: Vec<Value> = sources.map(Value::from).collect();
+        drop(routes);
         let mut node = Node::new()
             .with("id", self.id().get())
             .with("kind", self.kind().to_string())
-            .with("routes", Value::List(routes));
+            .with("routes", Value::List(sources));
         if self.kind().is_paging() {
             node.set("format", self.config.format.to_string())
                 .set("table_pages", self.table_pages())

@@ -25,12 +25,13 @@ use ioasid_core::{
 };
 
 use crate::{
+    base::source_id::SourceId,
     device::{Attachment, Device},
     dma_api::DmaSpace,
-    domain::{Domain, DomainKind},
+    domain::Domain,
     fault::FaultSink,
     machine::{DeviceError, Shared},
-    route::AttachError,
+    source::{AttachError, DmaSource, Mismatch},
 };
 
 /// Who claims DMA ownership: one value per owner, compared and nothing else.
@@ -129,7 +130,10 @@ impl Left {
     fn settle(&self, shared: &Shared) {
         self.quiet(shared);
         for device in &self.devices {
-            self.domain.forget((device.address(), self.pasid));
+            self.domain.forget(SourceId {
+                device: device.address(),
+                pasid: self.pasid,
+            });
         }
     }
 
@@ -157,6 +161,64 @@ impl GroupState {
     /// Whether the cell of `device` at a route is empty, whatever is attached there.
     fn is_blocked(&self, device: &Device, pasid: Option<Pasid>) -> bool {
         self.resetting.contains_key(&device.id()) || device.withheld().includes(pasid)
+    }
+
+    /// Whether `domain` can be attached to `source`, and with it to every device of the group.
+    fn check(
+        &self,
+        source: &DmaSource,
+        domain: &Domain,
+        change: Change,
+    ) -> Result<(), AttachError> {
+        let (devices, own) = (self.live(), source.device.address());
+        if change == Change::AttachSingleton && source.pasid.is_none() && devices.len() != 1 {
+            return Err(AttachError::NotSingleton {
+                device: own,
+                others: devices.len().saturating_sub(1),
+            });
+        }
+        if source.pasid.is_some()
+            && let Some(device) = devices.iter().find(|device| device.max_pasids() == 0)
+        {
+            return Err(AttachError::NoPasidSupport {
+                device: device.address(),
+            });
+        }
+        if !self.resetting.is_empty() {
+            let resetting = |device: &&Arc<Device>| self.resetting.contains_key(&device.id());
+            let device = devices.iter().find(resetting);
+            return Err(AttachError::Resetting {
+                device: device.map_or(own, |device| device.address()),
+            });
+        }
+        if let Some(pasid) = source.pasid.map(Pasid::get)
+            && let Some(device) = devices.iter().find(|device| pasid >= device.max_pasids())
+        {
+            return Err(AttachError::PasidRange {
+                device: device.address(),
+                pasid,
+                last: device.max_pasids().saturating_sub(1),
+            });
+        }
+        let attached = self.routes.get(&source.pasid);
+        match (change, attached.filter(|entry| !entry.default)) {
+            (Change::Replace, None) => return Err(AttachError::NotAttached { at: source.id() }),
+            (Change::Attach | Change::AttachSingleton, Some(entry)) => {
+                return Err(AttachError::Attached {
+                    at: source.id(),
+                    domain: entry.domain.id(),
+                });
+            }
+            (Change::Attach | Change::AttachSingleton, None)
+                if source.pasid.is_none() && self.driver_uses_dma_api() =>
+            {
+                return Err(AttachError::DriverInUse { device: own });
+            }
+            _ => {}
+        }
+        let mut devices = devices.iter();
+        let mismatch = devices.find_map(|device| mismatch(domain, device));
+        mismatch.map_or(Ok(()), |mismatch| Err(mismatch.into()))
     }
 
     /// Points a route of every device at a domain or at nothing.
@@ -209,7 +271,7 @@ impl GroupState {
 pub(crate) enum Change {
     /// Nothing attached.
     Attach,
-    /// Nothing attached, and one device in the group.
+    /// Nothing attached and, without a PASID, one device in the group.
     AttachSingleton,
     /// Something attached.
     Replace,
@@ -372,53 +434,24 @@ impl Group {
         Ok(())
     }
 
-    /// Points a route of every device of the group at `domain`; all or nothing.
+    /// Makes `domain` what `source` leads to, for every device of the group; all or nothing.
     pub(crate) fn change(
         &self,
-        pasid: Option<Pasid>,
+        source: &DmaSource,
         domain: &Arc<Domain>,
         faults: &Arc<dyn FaultSink>,
         change: Change,
     ) -> Result<(), AttachError> {
         let left = {
             let mut state = self.state.lock();
-            let devices = state.live();
-            if change == Change::AttachSingleton && devices.len() != 1 {
-                return Err(AttachError::NotSingleton);
-            }
-            let no_pasids = |device: &Arc<Device>| device.max_pasids() == 0;
-            if pasid.is_some() && devices.iter().any(no_pasids) {
-                return Err(AttachError::NoPasidSupport);
-            }
-            if !state.resetting.is_empty() {
-                return Err(AttachError::Busy);
-            }
-            if let Some(pasid) = pasid {
-                let over = |device: &Arc<Device>| pasid.get() >= device.max_pasids();
-                if devices.iter().any(over) {
-                    return Err(AttachError::PasidRange);
-                }
-            }
-            let attached = state.routes.get(&pasid).is_some_and(|entry| !entry.default);
-            match change {
-                Change::Replace if !attached => return Err(AttachError::NotAttached),
-                Change::Replace => {}
-                Change::Attach | Change::AttachSingleton => {
-                    if attached || (pasid.is_none() && state.driver_uses_dma_api()) {
-                        return Err(AttachError::Busy);
-                    }
-                }
-            }
-            if !devices.iter().all(|device| compatible(domain, device)) {
-                return Err(AttachError::Incompatible);
-            }
+            state.check(source, domain, change)?;
             failpoint::allocation()?;
             let entry = Entry {
                 domain: Arc::clone(domain),
                 default: false,
                 faults: Some(Arc::clone(faults)),
             };
-            state.point(pasid, Some(entry))
+            state.point(source.pasid, Some(entry))
         };
         self.settle(left);
         Ok(())
@@ -505,17 +538,21 @@ impl Group {
     }
 }
 
-/// Whether the device's IOMMU can walk and do what the domain is made for.
-fn compatible(domain: &Domain, device: &Device) -> bool {
-    let config = domain.config();
-    let table = match config.kind {
-        DomainKind::Blocked | DomainKind::Identity => true,
-        DomainKind::Dma | DomainKind::Unmanaged => {
-            config.format.is_walked_with(device.format())
-                && (!config.dirty_tracking || device.supports_dirty())
-        }
-    };
-    table && (device.supports_page_requests() || domain.handler().lock().is_none())
+/// What the domain is made for that the device or its IOMMU cannot do, if anything.
+fn mismatch(domain: &Domain, device: &Device) -> Option<Mismatch> {
+    let (config, address) = (domain.config(), device.address());
+    if config.kind.is_paging() && !config.format.is_walked_with(device.format()) {
+        return Some(Mismatch::Format {
+            device: address,
+            walked: device.format(),
+            table: config.format,
+        });
+    }
+    if config.kind.is_paging() && config.dirty_tracking && !device.supports_dirty() {
+        return Some(Mismatch::DirtyTracking { device: address });
+    }
+    (!device.supports_page_requests() && domain.handler().lock().is_some())
+        .then_some(Mismatch::PageRequests { device: address })
 }
 
 impl fmt::Debug for Group {

@@ -1,7 +1,7 @@
 //! Floor 2: the IOMMU. Devices, the domains they are attached to, and the only way from a device to
 //! memory.
 //!
-//! The IOMMU knows a [`Route`], a device and perhaps a PASID, and nothing else: no mdev, no VFIO, no
+//! The IOMMU knows a [`DmaSource`], a device and perhaps a PASID, and nothing else: no mdev, no VFIO, no
 //! file. A [`Domain`] is a domain, whether a device reaches it by its requester id or by a PASID:
 //! the same code maps, unmaps and tracks it.
 //!
@@ -9,7 +9,7 @@
 //! * [`device`], [`group`]: devices, and who may point their DMA at what (DMA ownership).
 //! * [`domain`]: address spaces: blocked, identity, DMA API, unmanaged.
 //! * [`reset`]: devices that are being reset.
-//! * [`route`]: attach, replace, detach; with a PASID or without.
+//! * [`source`]: attach, replace, detach; with a PASID or without.
 //! * [`port`], [`transfer`]: [`DmaPort`] and [`DmaGuard`], how engines move bytes, and what stops
 //!   them.
 //! * [`ats`]: devices that keep translations themselves.
@@ -31,7 +31,7 @@
 //! use std::sync::Arc;
 //! use ioasid_core::{Pasid, Prot, memory::OwnPages};
 //! use ioasid_iommu::{
-//!     DeviceConfig, DomainConfig, FaultLog, FaultSink, Iommu, IommuConfig, Route,
+//!     DeviceConfig, DmaSource, DomainConfig, FaultLog, FaultSink, Iommu, IommuConfig,
 //! };
 //!
 //! # fn main() -> Result<(), Box<dyn std::error::Error>> {
@@ -43,13 +43,13 @@
 //!     let domain = iommu.alloc_domain(DomainConfig::unmanaged(device.format()))?;
 //!     let buffer = OwnPages::new(iommu.space(), 4096)?;
 //!     domain.map(0x1000, buffer.spa(), 4096, Prot::RW)?;
-//!     let route = Route { device: device.clone(), pasid };
-//!     route.attach(&domain, &faults)?;
+//!     let source = DmaSource::new(&device, pasid);
+//!     source.attach(&domain, &faults)?;
 //!     assert!(port.enter(pasid).write(0x1000, b"here").is_complete());
 //!     let mut found = [0; 4];
 //!     buffer.memory().read(0, &mut found);
 //!     assert_eq!(&found, b"here");
-//!     route.detach();
+//!     source.detach();
 //!     assert!(port.enter(pasid).write(0x1000, b"gone").fault().is_some());
 //! }
 //! # Ok(())
@@ -60,6 +60,7 @@
 #![forbid(unsafe_code)]
 
 pub mod ats;
+mod base;
 pub mod bus_master;
 pub mod device;
 pub mod dma_api;
@@ -72,14 +73,15 @@ pub mod page_request;
 pub mod pasid;
 pub mod port;
 pub mod reset;
-pub mod route;
 mod route_table;
+pub mod source;
 mod tally;
 pub mod transfer;
 mod view;
 pub mod writes;
 
 pub use ats::{DeviceTlb, Tlb};
+pub use base::source_id::SourceId;
 pub use device::{Device, DeviceConfig, ReservedKind, ReservedRegion};
 pub use dma_api::{CoherentBuffer, DmaApi, DmaMapError, DmaMapping};
 pub use domain::{Domain, DomainConfig, DomainKind};
@@ -96,9 +98,6 @@ pub use page_request::{
 pub use pasid::{PasidError, PasidHandle, PasidPool, PasidQuota, PasidUse};
 pub use port::{DmaGuard, DmaPort, FaultReporter, GUARD_BYTES, GUARD_SLACK};
 pub use reset::DeviceReset;
-pub use route::{
-    AttachError, Route, attach_device, attach_device_pasid, attach_group, detach_device,
-    detach_device_pasid, detach_group, replace_device, replace_device_pasid, replace_group,
-};
+pub use source::{AttachError, DmaSource, Mismatch};
 pub use transfer::{Direction, Stop, Transfer};
 pub use writes::{Requests, WriteSink, WriteWatch};

@@ -6,7 +6,8 @@ use std::sync::Arc;
 use crate::device::Device;
 
 /// A reset in progress ([`Device::begin_reset`]). While it lives, the device's DMA is blocked and
-/// attaching or replacing in its group fails with [`crate::AttachError::Busy`]; detaching works.
+/// attaching or replacing in its group fails with [`crate::AttachError::Resetting`];
+/// detaching works.
 /// Resets of one device may nest. Dropping the last one puts the attachments into force again.
 #[derive(Debug)]
 #[must_use = "the reset ends when this is dropped"]

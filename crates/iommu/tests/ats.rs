@@ -13,7 +13,7 @@ use common::{
 };
 use ioasid_core::{AddrRange, Pasid, Prot};
 use ioasid_iommu::{
-    AttachError, Device, DeviceTlb, Domain, DomainConfig, FaultReason, Route, Tlb, attach_device,
+    AttachError, Device, DeviceTlb, DmaSource, Domain, DomainConfig, FaultReason, Tlb,
 };
 
 /// A device with a TLB, and the TLB.
@@ -23,11 +23,8 @@ fn caching(device: &Device) -> Arc<Tlb> {
     tlb
 }
 
-fn route(device: &Arc<Device>, pasid: Option<Pasid>) -> Route {
-    Route {
-        device: Arc::clone(device),
-        pasid,
-    }
+fn route(device: &Arc<Device>, pasid: Option<Pasid>) -> DmaSource {
+    DmaSource::new(device, pasid)
 }
 
 #[test]
@@ -92,7 +89,9 @@ fn an_unmap_takes_away_what_it_unmaps_and_nothing_else() {
     let device = device(&iommu, 1);
     let tlb = caching(&device);
     let (domain, memory) = mapped(&iommu, IOVA, 0x4000);
-    attach_device(&domain, &device, &sink()).unwrap();
+    DmaSource::new(&device, None)
+        .attach(&domain, &sink())
+        .unwrap();
     let mut port = device.port_with_tlb(&tlb);
     for page in 0..4 {
         write(&mut port, None, IOVA + page * 0x1000, &[1]).unwrap();
@@ -135,7 +134,9 @@ fn a_port_that_missed_many_invalidations_forgets_everything() {
     let device = device(&iommu, 1);
     let tlb = caching(&device);
     let (domain, _memory) = mapped(&iommu, IOVA, 64 * 4096);
-    attach_device(&domain, &device, &sink()).unwrap();
+    DmaSource::new(&device, None)
+        .attach(&domain, &sink())
+        .unwrap();
     let mut port = device.port_with_tlb(&tlb);
     for page in 0..64 {
         write(&mut port, None, IOVA + page * 4096, &[1]).unwrap();
@@ -156,7 +157,9 @@ fn a_kept_translation_allows_no_more_than_it_was_asked_for() {
     let tlb = caching(&device);
     let (domain, memory) = (domain(&iommu), pages(&iommu, 0x1000));
     domain.map(IOVA, memory.spa(), 0x1000, Prot::READ).unwrap();
-    attach_device(&domain, &device, &sink()).unwrap();
+    DmaSource::new(&device, None)
+        .attach(&domain, &sink())
+        .unwrap();
     let mut port = device.port_with_tlb(&tlb);
     assert!(port.enter(None).read(IOVA, &mut [0; 8]).is_complete());
     let fault = write(&mut port, None, IOVA, &[1]).unwrap_err();
@@ -175,7 +178,9 @@ fn a_dirty_page_is_reported_again_though_its_translation_was_kept() {
     let domain = iommu.alloc_domain(config).unwrap();
     let memory = pages(&iommu, 0x1000);
     domain.map(IOVA, memory.spa(), 0x1000, Prot::RW).unwrap();
-    attach_device(&domain, &device, &sink()).unwrap();
+    DmaSource::new(&device, None)
+        .attach(&domain, &sink())
+        .unwrap();
     let mut port = device.port_with_tlb(&tlb);
     write(&mut port, None, IOVA, &[1]).unwrap();
     domain.set_dirty_tracking(true);
@@ -249,7 +254,9 @@ fn a_device_in_reset_is_blocked_takes_no_attachment_and_gets_its_own_back() {
     let outer = device.begin_reset();
     let inner = device.begin_reset();
     assert!(!moves(&device, None) && !moves(&device, pasid(3)));
-    let busy = Err(AttachError::Busy);
+    let busy = Err(AttachError::Resetting {
+        device: device.address(),
+    });
     assert_eq!(route(&device, pasid(4)).attach(&first, &sink()), busy);
     assert_eq!(own.replace(&second, &sink()), busy);
     assert_eq!(tagged.replace(&first, &sink()), busy);
@@ -297,7 +304,9 @@ fn no_byte_is_written_after_a_reset_began() {
     let device = device(&iommu, 1);
     let tlb = caching(&device);
     let (domain, memory) = mapped(&iommu, IOVA, LEN);
-    attach_device(&domain, &device, &sink()).unwrap();
+    DmaSource::new(&device, None)
+        .attach(&domain, &sink())
+        .unwrap();
     let reset = Mutex::new(Some(device.begin_reset()));
     race(
         &iommu,
@@ -317,8 +326,12 @@ fn a_domain_with_a_caching_device_costs_the_others_nothing_to_keep() {
     let tlb = caching(&caching_device);
     let (shared, _m) = mapped(&iommu, IOVA, LEN);
     let (apart, _n): (Arc<Domain>, _) = mapped(&iommu, IOVA, LEN);
-    attach_device(&shared, &caching_device, &sink()).unwrap();
-    attach_device(&apart, &plain, &sink()).unwrap();
+    DmaSource::new(&caching_device, None)
+        .attach(&shared, &sink())
+        .unwrap();
+    DmaSource::new(&plain, None)
+        .attach(&apart, &sink())
+        .unwrap();
     apart.unmap(range(IOVA, LEN as u64));
     assert_eq!(tlb.invalidations(), 0, "another domain is not its business");
     shared.unmap(range(IOVA, LEN as u64));

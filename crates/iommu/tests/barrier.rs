@@ -20,10 +20,7 @@ use common::{
     *,
 };
 use ioasid_core::{AddrRange, Pasid, Prot, memory::OwnPages};
-use ioasid_iommu::{
-    Device, Domain, DomainConfig, Iommu, OwnerId, Route, Stop, attach_device, attach_device_pasid,
-    detach_device_pasid,
-};
+use ioasid_iommu::{Device, DmaSource, Domain, DomainConfig, Iommu, OwnerId, Stop};
 
 /// The race of an engine that keeps no translations.
 fn race(
@@ -43,7 +40,9 @@ fn no_byte_is_written_after_unmap_returned() {
     let iommu = machine();
     let device = device(&iommu, 1);
     let (domain, memory) = (domain(&iommu), pages(&iommu, LEN));
-    attach_device(&domain, &device, &sink()).unwrap();
+    DmaSource::new(&device, None)
+        .attach(&domain, &sink())
+        .unwrap();
     race(
         &iommu,
         &device,
@@ -65,10 +64,7 @@ fn no_byte_is_written_after_detach_returned() {
     let device = device(&iommu, 1);
     let (domain, memory) = mapped(&iommu, IOVA, LEN);
     for pasid in [None, pasid(77)] {
-        let route = Route {
-            device: Arc::clone(&device),
-            pasid,
-        };
+        let route = DmaSource::new(&device, pasid);
         race(
             &iommu,
             &device,
@@ -87,10 +83,7 @@ fn no_byte_is_written_to_the_old_domain_after_replace_returned() {
     let device = device(&iommu, 1);
     let (domain, memory) = mapped(&iommu, IOVA, LEN);
     let (other, _other_memory) = mapped(&iommu, IOVA, LEN);
-    let route = Route {
-        device: Arc::clone(&device),
-        pasid: pasid(3),
-    };
+    let route = DmaSource::new(&device, pasid(3));
     route.attach(&other, &sink()).unwrap();
     race(
         &iommu,
@@ -118,7 +111,9 @@ fn no_byte_is_written_after_ownership_is_given_back() {
         || {
             let owned = device.group().claim_dma_owner(OwnerId::new()).unwrap();
             *claim.lock().unwrap() = Some(owned);
-            attach_device(&domain, &device, &sink()).unwrap();
+            DmaSource::new(&device, None)
+                .attach(&domain, &sink())
+                .unwrap();
         },
         || drop(claim.lock().unwrap().take()),
     );
@@ -138,7 +133,9 @@ fn a_page_written_after_its_dirty_bit_was_cleared_is_dirty_again() {
         .map(IOVA, memory.spa(), LEN as u64, Prot::RW)
         .unwrap();
     domain.set_dirty_tracking(true);
-    attach_device(&domain, &device, &sink()).unwrap();
+    DmaSource::new(&device, None)
+        .attach(&domain, &sink())
+        .unwrap();
     let stop = AtomicBool::new(false);
     thread::scope(|scope| {
         scope.spawn(|| {
@@ -178,7 +175,7 @@ fn a_page_written_after_its_dirty_bit_was_cleared_is_dirty_again() {
 /// Attaches new memory at a PASID of `device`.
 fn attached(iommu: &Arc<Iommu>, device: &Arc<Device>, number: u32) -> (Arc<Domain>, OwnPages) {
     let (domain, memory) = mapped(iommu, IOVA, LEN);
-    attach_device_pasid(&domain, device, number, &sink()).unwrap();
+    source(device, number).attach(&domain, &sink()).unwrap();
     (domain, memory)
 }
 
@@ -215,7 +212,7 @@ fn a_reader_that_blocks_for_ever_delays_only_its_own_domain() {
     thread::scope(|scope| {
         scope.spawn(|| {
             started.wait();
-            detach_device_pasid(&device, 1);
+            source(&device, 1).detach();
             send.send(()).unwrap();
         });
         started.wait();
@@ -226,7 +223,7 @@ fn a_reader_that_blocks_for_ever_delays_only_its_own_domain() {
             let mut other = device.port();
             write(&mut other, pasid(number), IOVA, b"x").unwrap();
             domain.unmap(range(IOVA, LEN as u64));
-            detach_device_pasid(&device, number);
+            source(&device, number).detach();
         }
         assert_eq!(iommu.paging_domains(), 1, "only the stuck one is left");
         drop(guard);
@@ -265,7 +262,7 @@ fn a_client_that_never_answers_keeps_nothing_of_the_others() {
             let mut port = device.port();
             write(&mut port, pasid(number), IOVA, b"x").unwrap();
             domain.unmap(range(IOVA, LEN as u64));
-            detach_device_pasid(&device, number);
+            source(&device, number).detach();
             drop(memory);
             assert_eq!(iommu.grace().retired_items(), 0);
             assert_eq!(Arc::strong_count(&bytes), 1, "its registration is gone");
@@ -290,10 +287,7 @@ fn a_route_that_changed_hands_while_a_copy_blocked_ends_the_guard() {
     let far = IOVA + LEN as u64;
     let (stuck, _range) = Stuck::map(&iommu, &old, far);
     stuck.memory.write(0, &[7; 64]);
-    let route = Route {
-        device: Arc::clone(&device),
-        pasid: pasid(1),
-    };
+    let route = DmaSource::new(&device, pasid(1));
     thread::scope(|scope| {
         let worker = scope.spawn(|| {
             let mut port = device.port();

@@ -11,10 +11,7 @@ use common::{
     *,
 };
 use ioasid_core::Pasid;
-use ioasid_iommu::{
-    Device, DmaGuard, DmaPort, Requests, Route, Stop, Transfer, attach_device, attach_device_pasid,
-    replace_device,
-};
+use ioasid_iommu::{Device, DmaGuard, DmaPort, DmaSource, Requests, Stop, Transfer};
 
 /// Whether one byte could be written; otherwise it is withheld.
 fn writes(port: &mut DmaPort, pasid: Option<Pasid>) -> bool {
@@ -31,8 +28,10 @@ fn no_byte_is_written_after_withhold_returned() {
     let iommu = machine();
     let device = device(&iommu, 1);
     let (domain, memory) = mapped(&iommu, IOVA, LEN);
-    attach_device(&domain, &device, &sink()).unwrap();
-    attach_device_pasid(&domain, &device, 77, &sink()).unwrap();
+    DmaSource::new(&device, None)
+        .attach(&domain, &sink())
+        .unwrap();
+    source(&device, 77).attach(&domain, &sink()).unwrap();
     let ways = [
         (None, Requests::All),
         (pasid(77), Requests::All),
@@ -58,7 +57,9 @@ fn what_is_withheld_is_no_fault_and_goes_on_where_it_stopped() {
     let device = device(&iommu, 1);
     let (domain, memory) = mapped(&iommu, IOVA, LEN);
     let (log, faults) = log();
-    attach_device(&domain, &device, &faults).unwrap();
+    DmaSource::new(&device, None)
+        .attach(&domain, &faults)
+        .unwrap();
     let mut port = device.port();
     let bytes: Vec<u8> = (0..100).collect();
     let mut done = 0;
@@ -102,9 +103,13 @@ fn what_is_withheld_may_be_attached_and_reset_meanwhile() {
         !writes(&mut port, None),
         "nothing is attached, and no fault"
     );
-    attach_device(&domain, &device, &sink()).unwrap();
+    DmaSource::new(&device, None)
+        .attach(&domain, &sink())
+        .unwrap();
     assert!(!writes(&mut port, None));
-    replace_device(&other, &device, &sink()).unwrap();
+    DmaSource::new(&device, None)
+        .replace(&other, &sink())
+        .unwrap();
     drop(device.begin_reset());
     assert!(!writes(&mut port, None), "a reset ends nothing of it");
     let reset = device.begin_reset();
@@ -122,9 +127,11 @@ fn the_requests_of_one_pasid_are_withheld_apart_and_all_together() {
     let iommu = machine();
     let device = device(&iommu, 1);
     let (domain, _memory) = mapped(&iommu, IOVA, LEN);
-    attach_device(&domain, &device, &sink()).unwrap();
+    DmaSource::new(&device, None)
+        .attach(&domain, &sink())
+        .unwrap();
     for pasid in [5, 6] {
-        attach_device_pasid(&domain, &device, pasid, &sink()).unwrap();
+        source(&device, pasid).attach(&domain, &sink()).unwrap();
     }
     let mut port = device.port();
     let mut reach = |device: &Arc<Device>, changes: &dyn Fn(&Arc<Device>)| {
@@ -149,10 +156,7 @@ fn a_detach_that_is_under_way_hides_nothing() {
     let iommu = machine();
     let device = device(&iommu, 1);
     let (domain, _memory) = mapped(&iommu, IOVA, LEN);
-    let route = Route {
-        device: Arc::clone(&device),
-        pasid: None,
-    };
+    let route = DmaSource::new(&device, None);
     for _ in 0..3 {
         route.attach(&domain, &sink()).unwrap();
         assert!(device.withhold(Requests::All));

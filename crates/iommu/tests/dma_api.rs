@@ -6,7 +6,7 @@ mod common;
 
 use common::*;
 use ioasid_core::{Prot, memory::PAGE_SIZE};
-use ioasid_iommu::{DmaMapError, DomainKind, FaultReason, attach_device_pasid};
+use ioasid_iommu::{DmaMapError, DomainKind, FaultReason};
 
 #[test]
 fn a_driver_copies_through_mapped_buffers_and_faults_after_unmap() {
@@ -83,7 +83,7 @@ fn the_drivers_domain_can_also_stand_at_a_pasid_of_the_same_device() {
     let iommu = machine();
     let device = device(&iommu, 1);
     let api = device.use_dma_api().unwrap();
-    attach_device_pasid(api.domain(), &device, 6, &sink()).unwrap();
+    source(&device, 6).attach(api.domain(), &sink()).unwrap();
     let buffer = api.alloc_coherent(100).unwrap();
     let mut port = device.port();
     write(&mut port, None, buffer.iova(), b"rid").unwrap();

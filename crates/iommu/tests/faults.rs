@@ -9,9 +9,9 @@ use std::sync::{Arc, Mutex, OnceLock, mpsc};
 use common::*;
 use ioasid_core::{Access, DomainId, Prot, memory::OwnPages};
 use ioasid_iommu::{
-    AttachError, Device, DeviceConfig, Domain, DomainConfig, DomainKind, Fault, FaultLog,
-    FaultReason, FaultSink, Iommu, PageRequest, PageRequestError, PageRequestHandler,
-    PageRequestId, PageResponse, attach_device, attach_device_pasid, detach_device, replace_device,
+    AttachError, Device, DeviceConfig, DmaSource, Domain, DomainConfig, DomainKind, Fault,
+    FaultLog, FaultReason, FaultSink, Iommu, Mismatch, PageRequest, PageRequestError,
+    PageRequestHandler, PageRequestId, PageResponse,
 };
 
 const IOVA: u64 = 0x10_0000;
@@ -26,8 +26,8 @@ fn a_fault_record_says_what_happened_to_its_owner_and_to_nobody_else() {
     let memory = pages(&iommu, 4096);
     read_only.map(IOVA, memory.spa(), 4096, Prot::READ).unwrap();
     let (other, _other_memory) = mapped(&iommu, IOVA, 4096);
-    attach_device_pasid(&read_only, &device, 2, &my_sink).unwrap();
-    attach_device_pasid(&other, &device, 3, &their_sink).unwrap();
+    source(&device, 2).attach(&read_only, &my_sink).unwrap();
+    source(&device, 3).attach(&other, &their_sink).unwrap();
     let mut port = device.port();
 
     write(&mut port, pasid(2), IOVA + 8, b"x").unwrap_err();
@@ -69,8 +69,8 @@ fn a_flood_of_a_million_faults_keeps_the_log_small() {
     let (quiet, quiet_sink) = log();
     let flooded_sink: Arc<dyn FaultSink> = flooded.clone();
     let (a, b) = (domain(&iommu), domain(&iommu));
-    attach_device_pasid(&a, &device, 1, &flooded_sink).unwrap();
-    attach_device_pasid(&b, &device, 2, &quiet_sink).unwrap();
+    source(&device, 1).attach(&a, &flooded_sink).unwrap();
+    source(&device, 2).attach(&b, &quiet_sink).unwrap();
     let mut port = device.port();
     for _ in 0..1_000_000 {
         write(&mut port, pasid(1), IOVA, b"x").unwrap_err();
@@ -90,8 +90,10 @@ fn the_interrupt_window_is_no_memory_without_a_pasid_and_plain_addresses_with_on
     domain
         .map(window - 4096, memory.spa(), 8192, Prot::RW)
         .unwrap();
-    attach_device(&domain, &device, &sink()).unwrap();
-    attach_device_pasid(&domain, &device, 1, &sink()).unwrap();
+    DmaSource::new(&device, None)
+        .attach(&domain, &sink())
+        .unwrap();
+    source(&device, 1).attach(&domain, &sink()).unwrap();
     let mut port = device.port();
     let fault = write(&mut port, None, window - 2, b"abcd").unwrap_err();
     assert_eq!(
@@ -114,7 +116,9 @@ fn a_transfer_that_passes_the_end_of_the_address_space_faults() {
     let device = device(&iommu, 1);
     let config = DomainConfig::unmanaged(FORMAT).with_kind(DomainKind::Identity);
     let identity = iommu.alloc_domain(config).unwrap();
-    attach_device(&identity, &device, &sink()).unwrap();
+    DmaSource::new(&device, None)
+        .attach(&identity, &sink())
+        .unwrap();
     let memory = pages(&iommu, 4096);
     let mut port = device.port();
     for (dst, src) in [
@@ -171,7 +175,7 @@ fn an_answered_page_request_lets_the_access_go_on_and_is_not_a_fault() {
     let device = device(&iommu, 1);
     let (reports, sink) = log();
     let (domain, keeper) = with_keeper(&iommu);
-    attach_device_pasid(&domain, &device, 5, &sink).unwrap();
+    source(&device, 5).attach(&domain, &sink).unwrap();
     let answer = miss(&device, pasid(5)).unwrap();
     let request = keeper.0.lock().unwrap()[0];
     assert_eq!(
@@ -200,13 +204,19 @@ fn the_end_of_a_route_or_of_the_handler_answers_what_is_pending() {
     let device = device(&iommu, 1);
     type End = fn(&Arc<Iommu>, &Arc<Device>, &Arc<Domain>);
     let ends: [End; 3] = [
-        |_, device, _| detach_device(device),
-        |iommu, device, _| replace_device(&domain(iommu), device, &sink()).unwrap(),
+        |_, device, _| DmaSource::new(device, None).detach(),
+        |iommu, device, _| {
+            DmaSource::new(device, None)
+                .replace(&domain(iommu), &sink())
+                .unwrap()
+        },
         |_, _, domain| domain.set_page_request_handler(None),
     ];
     for end in ends {
         let (domain, keeper) = with_keeper(&iommu);
-        attach_device(&domain, &device, &sink()).unwrap();
+        DmaSource::new(&device, None)
+            .attach(&domain, &sink())
+            .unwrap();
         let answers: Vec<_> = (0..100).map(|_| miss(&device, None).unwrap()).collect();
         assert_eq!(iommu.pending_page_requests(), 100);
         end(&iommu, &device, &domain);
@@ -217,7 +227,7 @@ fn the_end_of_a_route_or_of_the_handler_answers_what_is_pending() {
         for id in keeper.ids() {
             assert!(iommu.page_response(id, PageResponse::Success).is_err());
         }
-        detach_device(&device);
+        DmaSource::new(&device, None).detach();
     }
 }
 
@@ -232,13 +242,17 @@ fn nobody_is_asked_where_nobody_can_answer() {
         })
         .unwrap();
     let plain = domain(&iommu);
-    attach_device(&plain, &able, &sink()).unwrap();
-    attach_device(&plain, &unable, &sink()).unwrap();
+    DmaSource::new(&able, None).attach(&plain, &sink()).unwrap();
+    DmaSource::new(&unable, None)
+        .attach(&plain, &sink())
+        .unwrap();
     assert_eq!(miss(&able, None).unwrap_err(), PageRequestError::NoHandler);
     let (handled, _keeper) = with_keeper(&iommu);
     assert_eq!(
-        replace_device(&handled, &unable, &sink()),
-        Err(AttachError::Incompatible)
+        DmaSource::new(&unable, None).replace(&handled, &sink()),
+        Err(AttachError::Incompatible(Mismatch::PageRequests {
+            device: unable.address()
+        }))
     );
     // A blocked route cannot be mended by a page.
     assert_eq!(
@@ -252,7 +266,9 @@ fn outstanding_page_requests_of_a_device_are_bounded() {
     let iommu = machine();
     let device = device(&iommu, 1);
     let (domain, _keeper) = with_keeper(&iommu);
-    attach_device(&domain, &device, &sink()).unwrap();
+    DmaSource::new(&device, None)
+        .attach(&domain, &sink())
+        .unwrap();
     let limit = ioasid_iommu::page_request::PENDING_LIMIT;
     let _answers: Vec<_> = (0..limit).map(|_| miss(&device, None).unwrap()).collect();
     assert_eq!(miss(&device, None).unwrap_err(), PageRequestError::TooMany);
@@ -291,7 +307,9 @@ fn an_unmap_by_the_handler_of_a_pending_request_completes() {
     });
     swapper.domain.set(Arc::clone(&domain)).unwrap();
     domain.set_page_request_handler(Some(swapper.clone()));
-    attach_device(&domain, &device, &sink()).unwrap();
+    DmaSource::new(&device, None)
+        .attach(&domain, &sink())
+        .unwrap();
     let answer = miss(&device, None).unwrap();
     assert_eq!(answer.recv(), Ok(PageResponse::Success));
     write(&mut device.port(), None, IOVA, b"there").unwrap();
@@ -306,7 +324,7 @@ fn a_guard_names_its_domain_and_its_reporter_outlives_the_attachment() {
     let (mine, my_sink) = log();
     let (next, next_sink) = log();
     let (a, b) = (domain(&iommu), domain(&iommu));
-    attach_device(&a, &device, &my_sink).unwrap();
+    DmaSource::new(&device, None).attach(&a, &my_sink).unwrap();
     let mut port = device.port();
     let (fault, reporter) = {
         let mut guard = port.enter(None);
@@ -314,7 +332,9 @@ fn a_guard_names_its_domain_and_its_reporter_outlives_the_attachment() {
         let transfer = guard.write(IOVA, b"x");
         (*transfer.fault().unwrap(), guard.reporter())
     };
-    replace_device(&b, &device, &next_sink).unwrap();
+    DmaSource::new(&device, None)
+        .replace(&b, &next_sink)
+        .unwrap();
     // Reported late: to whom it happened, not to whom the route belongs now.
     reporter.report(&fault);
     assert_eq!((mine.total(), next.total()), (1, 0));

@@ -6,10 +6,7 @@ mod common;
 
 use common::*;
 use ioasid_core::Prot;
-use ioasid_iommu::{
-    FaultReason, OwnerId, OwnershipError, PasidQuota, attach_device, attach_device_pasid,
-    detach_device_pasid,
-};
+use ioasid_iommu::{DmaSource, FaultReason, OwnerId, OwnershipError, PasidQuota};
 
 const IOVA: u64 = 0x1_0000;
 
@@ -51,12 +48,12 @@ fn a_group_that_is_attached_without_an_owner_cannot_be_claimed() {
     let device = device(&iommu, 1);
     let domain = domain(&iommu);
     let owner = OwnerId::new();
-    attach_device_pasid(&domain, &device, 3, &sink()).unwrap();
+    source(&device, 3).attach(&domain, &sink()).unwrap();
     assert_eq!(
         device.group().claim_dma_owner(owner).unwrap_err(),
         OwnershipError::Busy
     );
-    detach_device_pasid(&device, 3);
+    source(&device, 3).detach();
     drop(device.group().claim_dma_owner(owner).unwrap());
 }
 
@@ -75,7 +72,9 @@ fn a_claim_blocks_the_device_and_its_release_gives_the_default_domain_back() {
     let fault = write(&mut port, None, mapping.iova(), b"x").unwrap_err();
     assert_eq!(fault.reason, FaultReason::Blocked);
     let (user, user_memory) = mapped(&iommu, IOVA, 4096);
-    attach_device(&user, &device, &sink()).unwrap();
+    DmaSource::new(&device, None)
+        .attach(&user, &sink())
+        .unwrap();
     write(&mut port, None, IOVA, b"user").unwrap();
     assert_eq!(&contents(&user_memory, 4), b"user");
     // Released with a domain still attached: it goes, and the default domain is back.
@@ -97,7 +96,9 @@ fn a_default_pasid_child_attaches_while_the_parents_driver_works() {
     // The child claims nothing; binding the parent itself is refused.
     let child = iommu.pasids().alloc(&PasidQuota::unlimited()).unwrap();
     let (vm, vm_memory) = mapped(&iommu, IOVA, 4096);
-    attach_device_pasid(&vm, &parent, child.pasid().get(), &sink()).unwrap();
+    DmaSource::new(&parent, Some(child.pasid()))
+        .attach(&vm, &sink())
+        .unwrap();
     assert_eq!(
         parent.group().claim_dma_owner(OwnerId::new()).unwrap_err(),
         OwnershipError::Permission
@@ -115,7 +116,7 @@ fn a_default_pasid_child_attaches_while_the_parents_driver_works() {
         iommu.remove_device(&parent).is_err(),
         "the child goes first"
     );
-    detach_device_pasid(&parent, child.pasid().get());
+    DmaSource::new(&parent, Some(child.pasid())).detach();
     drop(vm);
     assert_eq!(iommu.paging_domains(), 1, "the parent's own is left");
     write(&mut port, None, buffer.iova(), b"PARENT").unwrap();
@@ -127,7 +128,7 @@ fn a_second_driver_user_joins_while_children_are_attached() {
     let parent = device(&iommu, 1);
     let first = parent.use_dma_api().unwrap();
     let vm = domain(&iommu);
-    attach_device_pasid(&vm, &parent, 1, &sink()).unwrap();
+    source(&parent, 1).attach(&vm, &sink()).unwrap();
     let second = parent.use_dma_api().unwrap();
     assert_eq!(first.domain().id(), second.domain().id());
     drop(first);

@@ -16,9 +16,8 @@ use ioasid_core::{
     memory::OwnPages,
 };
 use ioasid_iommu::{
-    AttachError, DeviceConfig, Domain, DomainConfig, DomainKind, Fault, FaultReason, Route,
-    TableFormat, attach_device, attach_device_pasid, attach_group, detach_device,
-    detach_device_pasid, replace_device, replace_device_pasid,
+    AttachError, DeviceConfig, DmaSource, Domain, DomainConfig, DomainKind, Fault, FaultReason,
+    Mismatch, TableFormat,
 };
 
 const IOVA: u64 = 0x1_0000;
@@ -28,9 +27,13 @@ fn one_primary_and_eight_auxiliary_domains_lead_the_same_address_to_nine_buffers
     let iommu = machine();
     let parent = device(&iommu, 1);
     let spaces: Vec<(Arc<Domain>, OwnPages)> = (0..9).map(|_| mapped(&iommu, IOVA, 4096)).collect();
-    attach_device(&spaces[0].0, &parent, &sink()).unwrap();
+    DmaSource::new(&parent, None)
+        .attach(&spaces[0].0, &sink())
+        .unwrap();
     for number in 1..9 {
-        attach_device_pasid(&spaces[number as usize].0, &parent, number, &sink()).unwrap();
+        source(&parent, number)
+            .attach(&spaces[number as usize].0, &sink())
+            .unwrap();
     }
     let mut port = parent.port();
     write(&mut port, None, IOVA, &[100]).unwrap();
@@ -47,18 +50,12 @@ fn one_domain_is_primary_of_one_device_and_auxiliary_of_another() {
     let iommu = machine();
     let (pdev, parent) = (device(&iommu, 1), device(&iommu, 2));
     let domain = domain(&iommu);
-    Route {
-        device: pdev.clone(),
-        pasid: None,
-    }
-    .attach(&domain, &sink())
-    .unwrap();
-    Route {
-        device: parent.clone(),
-        pasid: pasid(7),
-    }
-    .attach(&domain, &sink())
-    .unwrap();
+    DmaSource::new(&pdev, None)
+        .attach(&domain, &sink())
+        .unwrap();
+    DmaSource::new(&parent, pasid(7))
+        .attach(&domain, &sink())
+        .unwrap();
     assert_eq!(
         domain.attachments(),
         [(pdev.address(), None), (parent.address(), pasid(7))]
@@ -84,7 +81,7 @@ fn a_map_costs_the_same_with_one_attachment_and_with_four() {
             let domain = domain(&iommu);
             for number in 0..attachments {
                 let parent = device(&iommu, number);
-                attach_device_pasid(&domain, &parent, 1, &sink()).unwrap();
+                source(&parent, 1).attach(&domain, &sink()).unwrap();
             }
             let memory = pages(&iommu, 64 << 10);
             let before = domain.pte_writes();
@@ -98,15 +95,21 @@ fn a_map_costs_the_same_with_one_attachment_and_with_four() {
 }
 
 #[test]
-fn attach_device_wants_a_group_of_one_and_a_free_one() {
+fn attaching_a_device_wants_a_group_of_one_and_a_free_one() {
     let iommu = machine();
     let (first, old) = mapped(&iommu, IOVA, 4096);
     let second = domain(&iommu);
     let lonely = device(&iommu, 1);
-    attach_device(&first, &lonely, &sink()).unwrap();
+    DmaSource::new(&lonely, None)
+        .attach(&first, &sink())
+        .unwrap();
+    let lonely_source = DmaSource::new(&lonely, None);
     assert_eq!(
-        attach_device(&second, &lonely, &sink()),
-        Err(AttachError::Busy)
+        lonely_source.attach(&second, &sink()),
+        Err(AttachError::Attached {
+            at: lonely_source.id(),
+            domain: first.id()
+        })
     );
     write(&mut lonely.port(), None, IOVA, b"still").unwrap();
     assert_eq!(&contents(&old, 5), b"still", "the old domain is untouched");
@@ -121,23 +124,30 @@ fn attach_device_wants_a_group_of_one_and_a_free_one() {
             iommu.add_device(config).unwrap()
         })
         .collect();
+    let sibling = DmaSource::new(&siblings[0], None);
     assert_eq!(
-        attach_device(&second, &siblings[0], &sink()),
-        Err(AttachError::NotSingleton)
+        sibling.attach(&second, &sink()),
+        Err(AttachError::NotSingleton {
+            device: siblings[0].address(),
+            others: 1
+        })
     );
     // The whole group goes together.
-    attach_group(&first, &group, &sink()).unwrap();
+    sibling.attach_group(&first, &sink()).unwrap();
     for sibling in &siblings {
         write(&mut sibling.port(), None, IOVA, b"group").unwrap();
     }
     assert_eq!(
-        attach_group(&second, &group, &sink()),
-        Err(AttachError::Busy)
+        sibling.attach_group(&second, &sink()),
+        Err(AttachError::Attached {
+            at: sibling.id(),
+            domain: first.id()
+        })
     );
 }
 
 #[test]
-fn attach_device_pasid_refuses_each_bad_pasid_with_its_own_error() {
+fn attaching_refuses_each_bad_pasid_with_its_own_error() {
     let iommu = machine();
     let domain = domain(&iommu);
     let parent = iommu
@@ -152,21 +162,33 @@ fn attach_device_pasid_refuses_each_bad_pasid_with_its_own_error() {
             ..DeviceConfig::new(address(2))
         })
         .unwrap();
-    attach_device_pasid(&domain, &parent, 5, &sink()).unwrap();
+    source(&parent, 5).attach(&domain, &sink()).unwrap();
+    let out_of_range = |pasid| {
+        Err(AttachError::PasidRange {
+            device: parent.address(),
+            pasid,
+            last: 255,
+        })
+    };
+    let attached = Err(AttachError::Attached {
+        at: source(&parent, 5).id(),
+        domain: domain.id(),
+    });
+    let unsupported = Err(AttachError::NoPasidSupport {
+        device: plain.address(),
+    });
     let table = [
-        (&parent, 0, Err(AttachError::PasidRange)),
-        (&parent, 256, Err(AttachError::PasidRange)),
-        (&parent, u32::MAX, Err(AttachError::PasidRange)),
-        (&parent, 5, Err(AttachError::Busy)),
-        (&plain, 1, Err(AttachError::NoPasidSupport)),
+        (&parent, 0, out_of_range(0)),
+        (&parent, 256, out_of_range(256)),
+        (&parent, u32::MAX, out_of_range(u32::MAX)),
+        (&parent, 5, attached),
+        (&plain, 1, unsupported),
         (&parent, 255, Ok(())),
     ];
     for (device, number, expected) in table {
-        assert_eq!(
-            attach_device_pasid(&domain, device, number, &sink()),
-            expected,
-            "{device:?} pasid {number}"
-        );
+        let attached = DmaSource::with_pasid(device, number)
+            .and_then(|source| source.attach(&domain, &sink()));
+        assert_eq!(attached, expected, "{device:?} pasid {number}");
     }
     assert_eq!(domain.attachments().len(), 2);
 }
@@ -185,25 +207,30 @@ fn a_domain_that_the_device_cannot_walk_or_track_is_incompatible() {
         dirty_tracking: true,
         ..DomainConfig::unmanaged(FORMAT)
     };
-    for config in [other_format, tracking] {
+    let address = device.address();
+    let wrong_format = Mismatch::Format {
+        device: address,
+        walked: FORMAT,
+        table: TableFormat::AmdV1,
+    };
+    let untracked = Mismatch::DirtyTracking { device: address };
+    for (config, mismatch) in [(other_format, wrong_format), (tracking, untracked)] {
         let domain = iommu.alloc_domain(config).unwrap();
-        assert_eq!(
-            attach_device(&domain, &device, &sink()),
-            Err(AttachError::Incompatible)
-        );
-        assert_eq!(
-            attach_device_pasid(&domain, &device, 1, &sink()),
-            Err(AttachError::Incompatible)
-        );
+        for source in [DmaSource::new(&device, None), source(&device, 1)] {
+            assert_eq!(
+                source.attach(&domain, &sink()),
+                Err(AttachError::Incompatible(mismatch))
+            );
+        }
         assert!(domain.attachments().is_empty());
     }
     // A failed replacement keeps the old domain.
     let (old, memory) = mapped(&iommu, IOVA, 4096);
-    attach_device(&old, &device, &sink()).unwrap();
+    DmaSource::new(&device, None).attach(&old, &sink()).unwrap();
     let bad = iommu.alloc_domain(other_format).unwrap();
     assert_eq!(
-        replace_device(&bad, &device, &sink()),
-        Err(AttachError::Incompatible)
+        DmaSource::new(&device, None).replace(&bad, &sink()),
+        Err(AttachError::Incompatible(wrong_format))
     );
     write(&mut device.port(), None, IOVA, b"old").unwrap();
     assert_eq!(&contents(&memory, 3), b"old");
@@ -213,18 +240,14 @@ fn a_domain_that_the_device_cannot_walk_or_track_is_incompatible() {
 fn replace_needs_something_to_replace() {
     let iommu = machine();
     let (domain, device) = (domain(&iommu), device(&iommu, 1));
-    assert_eq!(
-        replace_device(&domain, &device, &sink()),
-        Err(AttachError::NotAttached)
-    );
-    assert_eq!(
-        replace_device_pasid(&domain, &device, 3, &sink()),
-        Err(AttachError::NotAttached)
-    );
-    // Detaching nothing is nothing.
-    detach_device(&device);
-    detach_device_pasid(&device, 3);
-    detach_device_pasid(&device, 0);
+    for source in [DmaSource::new(&device, None), source(&device, 3)] {
+        assert_eq!(
+            source.replace(&domain, &sink()),
+            Err(AttachError::NotAttached { at: source.id() })
+        );
+        // Detaching nothing is nothing.
+        source.detach();
+    }
 }
 
 #[test]
@@ -233,10 +256,12 @@ fn after_detach_every_access_faults_and_no_byte_moves() {
     let device = device(&iommu, 1);
     let (domain, memory) = mapped(&iommu, IOVA, 4096);
     let mut port = device.port();
-    attach_device(&domain, &device, &sink()).unwrap();
-    attach_device_pasid(&domain, &device, 9, &sink()).unwrap();
-    detach_device(&device);
-    detach_device_pasid(&device, 9);
+    DmaSource::new(&device, None)
+        .attach(&domain, &sink())
+        .unwrap();
+    source(&device, 9).attach(&domain, &sink()).unwrap();
+    DmaSource::new(&device, None).detach();
+    source(&device, 9).detach();
     for (tag, reason) in [
         (None, FaultReason::Blocked),
         (pasid(9), FaultReason::NotAttached),
@@ -272,7 +297,9 @@ fn a_blocked_domain_faults_and_an_identity_domain_reaches_registered_memory_alon
         .unwrap();
     assert_eq!(iommu.paging_domains(), 0);
     let mut port = device.port();
-    attach_device(&identity, &device, &sink()).unwrap();
+    DmaSource::new(&device, None)
+        .attach(&identity, &sink())
+        .unwrap();
     write(&mut port, None, memory.spa() + 5, b"identity").unwrap();
     assert_eq!(&contents(&memory, 13)[5..], b"identity");
     for hole in [0, 0x1000, memory.spa() - 1, memory.spa() + 8192, 1 << 60] {
@@ -286,7 +313,9 @@ fn a_blocked_domain_faults_and_an_identity_domain_reaches_registered_memory_alon
         (memory.spa() + 8192, FaultReason::Unregistered)
     );
     assert_eq!(&contents(&memory, 8192)[8190..], b"ab");
-    replace_device(&blocked, &device, &sink()).unwrap();
+    DmaSource::new(&device, None)
+        .replace(&blocked, &sink())
+        .unwrap();
     let fault = write(&mut port, None, memory.spa(), b"x").unwrap_err();
     assert_eq!(fault.reason, FaultReason::Blocked);
 }
@@ -297,7 +326,7 @@ fn one_pasid_number_on_two_devices_is_two_routes() {
     let devices = [device(&iommu, 1), device(&iommu, 2)];
     let spaces = [mapped(&iommu, IOVA, 4096), mapped(&iommu, IOVA, 4096)];
     for (device, (domain, _)) in devices.iter().zip(&spaces) {
-        attach_device_pasid(domain, device, 5, &sink()).unwrap();
+        source(device, 5).attach(domain, &sink()).unwrap();
     }
     for (number, device) in devices.iter().enumerate() {
         write(&mut device.port(), pasid(5), IOVA, &[number as u8 + 1]).unwrap();
@@ -305,7 +334,7 @@ fn one_pasid_number_on_two_devices_is_two_routes() {
     assert_eq!(contents(&spaces[0].1, 1), [1]);
     assert_eq!(contents(&spaces[1].1, 1), [2]);
     // The end of one is not the end of the other.
-    detach_device_pasid(&devices[0], 5);
+    source(&devices[0], 5).detach();
     assert!(write(&mut devices[0].port(), pasid(5), IOVA, &[3]).is_err());
     write(&mut devices[1].port(), pasid(5), IOVA, &[4]).unwrap();
 }
@@ -318,10 +347,7 @@ fn ten_thousand_replacements_under_dma_show_no_gap() {
         mapped(&iommu, IOVA, 64 << 10),
         mapped(&iommu, IOVA, 64 << 10),
     ];
-    let routes = [None, pasid(3)].map(|pasid| Route {
-        device: Arc::clone(&device),
-        pasid,
-    });
+    let routes = [None, pasid(3)].map(|pasid| DmaSource::new(&device, pasid));
     for route in &routes {
         route.attach(&spaces[0].0, &sink()).unwrap();
     }
@@ -362,7 +388,9 @@ fn routes_come_and_go_while_the_primary_one_works_without_a_fault() {
     let parent = device(&iommu, 1);
     let (primary, _memory) = mapped(&iommu, IOVA, 64 << 10);
     let (reports, primary_sink) = log();
-    attach_device(&primary, &parent, &primary_sink).unwrap();
+    DmaSource::new(&parent, None)
+        .attach(&primary, &primary_sink)
+        .unwrap();
     let others: Vec<_> = (0..3).map(|_| mapped(&iommu, IOVA, 4096)).collect();
     let stop = AtomicBool::new(false);
     std::thread::scope(|scope| {
@@ -380,10 +408,10 @@ fn routes_come_and_go_while_the_primary_one_works_without_a_fault() {
             let number = random.below(6) as u32 + 1;
             let (domain, _) = &others[random.below(3) as usize];
             let _ = match random.below(3) {
-                0 => attach_device_pasid(domain, parent, number, &sink()),
-                1 => replace_device_pasid(domain, parent, number, &sink()),
+                0 => source(parent, number).attach(domain, &sink()),
+                1 => source(parent, number).replace(domain, &sink()),
                 _ => {
-                    detach_device_pasid(parent, number);
+                    source(parent, number).detach();
                     Ok(())
                 }
             };
@@ -399,11 +427,11 @@ fn a_domain_lives_as_long_as_someone_holds_or_attaches_it() {
     let iommu = machine();
     let device = device(&iommu, 1);
     let domain = domain(&iommu);
-    attach_device_pasid(&domain, &device, 4, &sink()).unwrap();
+    source(&device, 4).attach(&domain, &sink()).unwrap();
     drop(domain);
     assert_eq!(iommu.paging_domains(), 1);
     assert_eq!(iommu.domains().len(), 1);
-    detach_device_pasid(&device, 4);
+    source(&device, 4).detach();
     assert_eq!(iommu.paging_domains(), 0);
     assert!(iommu.domains().is_empty());
 }
@@ -413,9 +441,9 @@ fn a_device_is_removed_when_nothing_is_attached() {
     let iommu = machine();
     let device = device(&iommu, 1);
     let other = domain(&iommu);
-    attach_device_pasid(&other, &device, 4, &sink()).unwrap();
+    source(&device, 4).attach(&other, &sink()).unwrap();
     assert!(iommu.remove_device(&device).is_err(), "children go first");
-    detach_device_pasid(&device, 4);
+    source(&device, 4).detach();
     iommu.remove_device(&device).unwrap();
     assert!(iommu.devices().is_empty());
     assert!(iommu.remove_device(&device).is_err());
@@ -426,8 +454,10 @@ fn inspection_shows_domains_with_their_routes_and_devices_with_theirs() {
     let iommu = machine();
     let device = device(&iommu, 1);
     let (domain, _memory) = mapped(&iommu, IOVA, 8192);
-    attach_device(&domain, &device, &sink()).unwrap();
-    attach_device_pasid(&domain, &device, 5, &sink()).unwrap();
+    DmaSource::new(&device, None)
+        .attach(&domain, &sink())
+        .unwrap();
+    source(&device, 5).attach(&domain, &sink()).unwrap();
     write(&mut device.port(), None, IOVA, &[0; 100]).unwrap();
     let node = domain.inspect();
     let routes = ["0000:6a:01.0", "0000:6a:01.0 pasid 5"];

@@ -14,8 +14,8 @@ use ioasid_core::{
     sync::{Condvar, Mutex, thread},
 };
 use ioasid_iommu::{
-    Device, DeviceConfig, Domain, DomainConfig, Iommu, PageRequest, PageRequestHandler,
-    PageResponse, Requests, Route, Stop, Tlb, WriteSink, attach_device,
+    Device, DeviceConfig, DmaSource, Domain, DomainConfig, Iommu, PageRequest, PageRequestHandler,
+    PageResponse, Requests, Stop, Tlb, WriteSink,
 };
 
 const IOVA: u64 = 0x1000;
@@ -63,15 +63,12 @@ fn scene() -> Scene {
 }
 
 impl Scene {
-    fn route(&self, tagged: bool) -> Route {
-        Route {
-            device: Arc::clone(&self.device),
-            pasid: if tagged { pasid(3) } else { None },
-        }
+    fn route(&self, tagged: bool) -> DmaSource {
+        DmaSource::new(&self.device, if tagged { pasid(3) } else { None })
     }
 
     /// Two writes on a thread of its own, landing or not.
-    fn engine(&self, route: &Route) -> thread::JoinHandle<()> {
+    fn engine(&self, route: &DmaSource) -> thread::JoinHandle<()> {
         let route = route.clone();
         thread::spawn(move || {
             let mut port = route.device.port();
@@ -411,7 +408,9 @@ fn an_unmap_while_its_caller_owes_a_page_answer_completes() {
         let scene = scene();
         let queue = Arc::new(Queue::default());
         scene.domain.set_page_request_handler(Some(queue.clone()));
-        attach_device(&scene.domain, &scene.device, &sink()).unwrap();
+        DmaSource::new(&scene.device, None)
+            .attach(&scene.domain, &sink())
+            .unwrap();
         let engine = faulting_engine(Arc::clone(&scene.device));
         let mut requests = queue.requests.lock();
         while requests.is_empty() {
@@ -440,7 +439,9 @@ fn a_detach_with_a_page_request_on_its_way_leaves_no_engine_waiting() {
         let scene = scene();
         let queue = Arc::new(Queue::default());
         scene.domain.set_page_request_handler(Some(queue.clone()));
-        attach_device(&scene.domain, &scene.device, &sink()).unwrap();
+        DmaSource::new(&scene.device, None)
+            .attach(&scene.domain, &sink())
+            .unwrap();
         let engine = {
             let device = Arc::clone(&scene.device);
             thread::spawn(move || {
@@ -498,7 +499,7 @@ fn concurrent_changes_of_one_route_leave_one_of_their_domains() {
 }
 
 /// A worker that copies from a client's memory into the page at [`IOVA`], and the client's answer.
-fn blocked_worker(scene: &Scene, route: &Route) -> (Arc<Stuck>, thread::JoinHandle<()>) {
+fn blocked_worker(scene: &Scene, route: &DmaSource) -> (Arc<Stuck>, thread::JoinHandle<()>) {
     let far = IOVA + 4096;
     let (stuck, range) = Stuck::map(&scene.iommu, &scene.domain, far);
     let worker = {

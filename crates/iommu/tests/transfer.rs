@@ -17,7 +17,7 @@ use ioasid_core::{
     spa::SpaRange,
 };
 use ioasid_iommu::{
-    Direction, DmaPort, Domain, FaultReason, GUARD_BYTES, GUARD_SLACK, Iommu, Stop, attach_device,
+    Direction, DmaPort, DmaSource, Domain, FaultReason, GUARD_BYTES, GUARD_SLACK, Iommu, Stop,
 };
 
 const IOVA: u64 = 0x20_0000;
@@ -53,7 +53,9 @@ impl Scattered {
             let spa = memory.spa() + *place as u64 * 4096;
             domain.map(iova, spa, 4096, Prot::RW).unwrap();
         }
-        attach_device(&domain, &device, &sink()).unwrap();
+        DmaSource::new(&device, None)
+            .attach(&domain, &sink())
+            .unwrap();
         let mut scattered = Scattered {
             port: device.port(),
             _domain: domain,
@@ -118,7 +120,9 @@ fn a_backward_copy_that_faults_has_done_its_tail_and_nothing_else() {
     domain
         .map(IOVA + 4096, memory.spa() + 4096, 3 * 4096, Prot::RW)
         .unwrap();
-    attach_device(&domain, &device, &sink()).unwrap();
+    DmaSource::new(&device, None)
+        .attach(&domain, &sink())
+        .unwrap();
     let mut port = device.port();
     let before: Vec<u8> = (0..3 * 4096).map(|i| (i / 7) as u8).collect();
     write(&mut port, None, IOVA + 4096, &before).unwrap();
@@ -173,7 +177,9 @@ fn contiguous_small_leaves_are_one_run() {
             )
             .unwrap();
     }
-    attach_device(&domain, &device, &sink()).unwrap();
+    DmaSource::new(&device, None)
+        .attach(&domain, &sink())
+        .unwrap();
     let mut port = device.port();
     let mut buffer = vec![0; 0x8000];
     assert!(
@@ -213,7 +219,9 @@ fn compare_finds_the_first_difference_and_faults_only_before_it() {
     let iommu = machine();
     let device = device(&iommu, 1);
     let (domain, memory) = mapped(&iommu, IOVA, 64 << 10);
-    attach_device(&domain, &device, &sink()).unwrap();
+    DmaSource::new(&device, None)
+        .attach(&domain, &sink())
+        .unwrap();
     let mut port = device.port();
     let (a, b) = (IOVA + 3, IOVA + 0x8000 + 5);
     let (transfer, difference) = port.enter(None).compare(a, b, 0x7000);
@@ -317,7 +325,9 @@ fn memory_that_may_block_is_touched_only_where_blocking_is_allowed() {
     let (domain, local) = mapped(&iommu, IOVA, LEN);
     let far = IOVA + LEN as u64;
     let (remote, _range) = Remote::map(&iommu, &domain, far, LEN);
-    attach_device(&domain, &device, &sink()).unwrap();
+    DmaSource::new(&device, None)
+        .attach(&domain, &sink())
+        .unwrap();
     let data: Vec<u8> = (0..LEN).map(|i| (i / 3) as u8).collect();
     local.memory().write(0, &data);
     let mut port = device.port();
@@ -361,7 +371,9 @@ fn memory_that_vanishes_is_a_fault_at_the_first_byte_that_is_gone() {
     let (domain, local) = mapped(&iommu, IOVA, LEN);
     let far = IOVA + LEN as u64;
     let (remote, _range) = Remote::map(&iommu, &domain, far, LEN);
-    attach_device(&domain, &device, &sink()).unwrap();
+    DmaSource::new(&device, None)
+        .attach(&domain, &sink())
+        .unwrap();
     remote.good.store(10_000, Ordering::Relaxed);
     remote.memory.write(0, &[7; 10_000]);
     let mut port = device.port();
@@ -386,7 +398,9 @@ fn operations_and_bytes_are_counted_per_domain() {
     let iommu = machine();
     let device = device(&iommu, 1);
     let (domain, _memory) = mapped(&iommu, IOVA, 8192);
-    attach_device(&domain, &device, &sink()).unwrap();
+    DmaSource::new(&device, None)
+        .attach(&domain, &sink())
+        .unwrap();
     let mut port = device.port();
     let mut guard = port.enter(None);
     assert!(guard.copy(IOVA, IOVA + 4096, 4096).is_complete());

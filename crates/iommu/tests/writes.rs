@@ -8,9 +8,7 @@ use std::sync::Arc;
 
 use common::*;
 use ioasid_core::{AddrRange, sync::Mutex};
-use ioasid_iommu::{
-    Device, DmaPort, FaultReason, Iommu, Requests, WriteSink, attach_device, attach_device_pasid,
-};
+use ioasid_iommu::{Device, DmaPort, DmaSource, FaultReason, Iommu, Requests, WriteSink};
 
 const IOVA: u64 = 0x10_0000;
 const LEN: usize = 1 << 20;
@@ -61,9 +59,11 @@ impl Scene {
         let iommu = machine();
         let device = device(&iommu, 1);
         let (domain, memory) = mapped(&iommu, IOVA, LEN);
-        attach_device(&domain, &device, &sink()).unwrap();
+        DmaSource::new(&device, None)
+            .attach(&domain, &sink())
+            .unwrap();
         for pasid in [5, 6] {
-            attach_device_pasid(&domain, &device, pasid, &sink()).unwrap();
+            source(&device, pasid).attach(&domain, &sink()).unwrap();
         }
         Scene {
             port: device.port(),
@@ -151,7 +151,9 @@ fn whoever_waits_knows_of_a_write_that_blocks() {
     let device = device(&iommu, 1);
     let domain = domain(&iommu);
     let (stuck, _memory) = Stuck::map(&iommu, &domain, IOVA);
-    attach_device(&domain, &device, &sink()).unwrap();
+    DmaSource::new(&device, None)
+        .attach(&domain, &sink())
+        .unwrap();
     let seen = Arc::<Seen>::default();
     let watch = device.watch_writes(Requests::All, seen.clone());
     std::thread::scope(|threads| {

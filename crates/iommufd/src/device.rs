@@ -7,10 +7,7 @@ use ioasid_core::{
     inspect::{Inspect, Node},
     sync::Mutex,
 };
-use ioasid_iommu::{
-    AttachError, Device, DmaOwnership, Domain, FaultSink, ReservedKind, attach_device_pasid,
-    attach_group, detach_device_pasid, detach_group, replace_device_pasid, replace_group,
-};
+use ioasid_iommu::{AttachError, Device, DmaOwnership, DmaSource, Domain, FaultSink, ReservedKind};
 
 use crate::{
     attach::{Change, Holder},
@@ -113,28 +110,22 @@ impl DeviceObject {
             .collect()
     }
 
+    /// The DMA that an attachment is about.
+    fn source(&self, pasid: Option<Pasid>) -> DmaSource {
+        DmaSource::new(&self.device, self.route(pasid))
+    }
+
     pub(crate) fn point(&self, pasid: Option<Pasid>, domain: &Arc<Domain>) -> Result<(), Error> {
-        let (device, faults) = (&self.device, &self.faults);
-        Ok(match self.route(pasid) {
-            None => attach_group(domain, device.group(), faults),
-            Some(pasid) => attach_device_pasid(domain, device, pasid.get(), faults),
-        }?)
+        Ok(self.source(pasid).attach_group(domain, &self.faults)?)
     }
 
     pub(crate) fn repoint(&self, pasid: Option<Pasid>, domain: &Arc<Domain>) -> Result<(), Error> {
-        let (device, faults) = (&self.device, &self.faults);
-        Ok(match self.route(pasid) {
-            None => replace_group(domain, device.group(), faults),
-            Some(pasid) => replace_device_pasid(domain, device, pasid.get(), faults),
-        }?)
+        Ok(self.source(pasid).replace(domain, &self.faults)?)
     }
 
     /// Returns after the barrier.
     pub(crate) fn unpoint(&self, pasid: Option<Pasid>) {
-        match self.route(pasid) {
-            None => detach_group(self.device.group()),
-            Some(pasid) => detach_device_pasid(&self.device, pasid.get()),
-        }
+        self.source(pasid).detach();
     }
 
     pub(crate) fn release_ownership(&self) {
@@ -147,10 +138,16 @@ impl From<AttachError> for Error {
     fn from(error: AttachError) -> Self {
         match error {
             // A device without PASIDs has a limit of 0: any PASID is beyond it.
-            AttachError::NoPasidSupport | AttachError::PasidRange => Error::NoSuchPasid,
-            AttachError::Busy => Error::DeviceBusy,
-            AttachError::NoMemory => Error::NoMemory,
-            _ => Error::Incompatible,
+            AttachError::NoPasidSupport { .. } | AttachError::PasidRange { .. } => {
+                Error::NoSuchPasid
+            }
+            AttachError::Attached { .. }
+            | AttachError::DriverInUse { .. }
+            | AttachError::Resetting { .. } => Error::DeviceBusy,
+            AttachError::NoMemory(_) => Error::NoMemory,
+            AttachError::NotSingleton { .. }
+            | AttachError::NotAttached { .. }
+            | AttachError::Incompatible(_) => Error::Incompatible,
         }
     }
 }

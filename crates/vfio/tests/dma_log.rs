@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use common::Machine;
 use ioasid_core::{AddrRange, Pasid, Prot, memory::OwnPages};
-use ioasid_iommu::{Device, Domain, DomainConfig, FaultLog, FaultSink, Route};
+use ioasid_iommu::{Device, DmaSource, Domain, DomainConfig, FaultLog, FaultSink};
 use ioasid_iommufd::Context;
 use ioasid_vfio::{DeviceFile, EmulatedDma, Error, Feature, LogRanges, Passthrough};
 
@@ -29,7 +29,9 @@ fn attach(
     domain.map(0, pages.spa(), LEN, Prot::RW).unwrap();
     let faults = FaultLog::new(4) as Arc<dyn FaultSink>;
     let device = Arc::clone(device);
-    Route { device, pasid }.attach(&domain, &faults).unwrap();
+    DmaSource { device, pasid }
+        .attach(&domain, &faults)
+        .unwrap();
     (domain, pages)
 }
 

@@ -27,8 +27,8 @@ use ioasid_dsa::{
     },
 };
 use ioasid_iommu::{
-    Device, DeviceConfig, Domain, DomainConfig, FaultLog, FaultSink, Iommu, IommuConfig,
-    PageRequest, PageRequestHandler, attach_device,
+    Device, DeviceConfig, DmaSource, Domain, DomainConfig, FaultLog, FaultSink, Iommu, IommuConfig,
+    PageRequest, PageRequestHandler,
 };
 use ioasid_vfio::DeviceModel;
 
@@ -268,7 +268,9 @@ impl Whole {
         area.map(&domain, Self::SIZE);
         let faults = FaultLog::new(1024);
         let sink: Arc<dyn FaultSink> = faults.clone();
-        attach_device(&domain, &device, &sink).unwrap();
+        DmaSource::new(&device, None)
+            .attach(&domain, &sink)
+            .unwrap();
         let driver = Driver::new(dsa.clone());
         driver.configure(&[queue_size; 4]);
         assert_eq!(driver.command(Command::EnableWq, 0), 0);

@@ -24,8 +24,7 @@ use ioasid_ioat::{
     },
 };
 use ioasid_iommu::{
-    Device, DeviceConfig, Domain, DomainConfig, FaultLog, FaultSink, Iommu, IommuConfig,
-    attach_device,
+    Device, DeviceConfig, DmaSource, Domain, DomainConfig, FaultLog, FaultSink, Iommu, IommuConfig,
 };
 use ioasid_vfio::DeviceModel;
 
@@ -242,7 +241,9 @@ impl Whole {
         let area = Area::new(&iommu, &domain);
         let faults = FaultLog::new(1024);
         let sink: Arc<dyn FaultSink> = faults.clone();
-        attach_device(&domain, ioat.device(), &sink).unwrap();
+        DmaSource::new(ioat.device(), None)
+            .attach(&domain, &sink)
+            .unwrap();
         let driver = Driver::new(ioat.clone());
         driver.set_completion(WORD);
         driver.control(RUN);

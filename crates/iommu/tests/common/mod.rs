@@ -14,8 +14,8 @@ use ioasid_core::{
     sync::{Condvar, Mutex},
 };
 use ioasid_iommu::{
-    Device, DeviceConfig, DmaPort, Domain, DomainConfig, Fault, FaultLog, FaultSink, Iommu,
-    IommuConfig, Stop, TableFormat,
+    Device, DeviceConfig, DmaPort, DmaSource, Domain, DomainConfig, Fault, FaultLog, FaultSink,
+    Iommu, IommuConfig, Stop, TableFormat,
 };
 
 pub const FORMAT: TableFormat = TableFormat::VtdSecondStage;
@@ -35,6 +35,11 @@ pub fn device(iommu: &Arc<Iommu>, number: u16) -> Arc<Device> {
     iommu
         .add_device(DeviceConfig::new(address(number)))
         .unwrap()
+}
+
+/// The DMA of `device` with a PASID.
+pub fn source(device: &Arc<Device>, pasid: u32) -> DmaSource {
+    DmaSource::with_pasid(device, pasid).unwrap()
 }
 
 pub fn domain(iommu: &Arc<Iommu>) -> Arc<Domain> {

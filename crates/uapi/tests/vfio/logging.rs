@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use ioasid_core::{Prot, memory::OwnPages};
-use ioasid_iommu::{DomainConfig, FaultLog, attach_device};
+use ioasid_iommu::{DmaSource, DomainConfig, FaultLog};
 use ioasid_uapi::{
     Errno,
     spec::vfio::{DEVICE_FEATURE, Feature},
@@ -110,7 +110,9 @@ fn a_report_adds_bits_to_the_programs_bitmap() {
         .unwrap();
     let memory = OwnPages::new(machine.iommu.space(), 1 << 20).unwrap();
     domain.map(0, memory.spa(), 1 << 20, Prot::RW).unwrap();
-    attach_device(&domain, &machine.dma, &(FaultLog::new(4) as Arc<_>)).unwrap();
+    DmaSource::new(&machine.dma, None)
+        .attach(&domain, &(FaultLog::new(4) as Arc<_>))
+        .unwrap();
     assert_eq!(
         report(&machine, 0, 4096, 4096),
         Err(Errno::EINVAL),

@@ -11,7 +11,7 @@ use std::{
 use anyhow::{Result, ensure};
 use ioasid_core::{AddrRange, Pasid, Prot, memory::OwnPages};
 use ioasid_iommu::{
-    Device, DeviceConfig, Domain, DomainConfig, FaultLog, FaultSink, Iommu, IommuConfig, Route,
+    Device, DeviceConfig, DmaSource, Domain, DomainConfig, FaultLog, FaultSink, Iommu, IommuConfig,
 };
 
 use super::Check;
@@ -62,11 +62,8 @@ impl Bench {
             .alloc_domain(DomainConfig::unmanaged(self.device.format()))?)
     }
 
-    fn route(&self, pasid: Option<u32>) -> Route {
-        Route {
-            device: self.device.clone(),
-            pasid: pasid.and_then(Pasid::new),
-        }
+    fn route(&self, pasid: Option<u32>) -> DmaSource {
+        DmaSource::new(&self.device, pasid.and_then(Pasid::new))
     }
 }
 

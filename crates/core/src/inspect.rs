@@ -5,7 +5,6 @@ use std::fmt;
 
 /// One value of the tree.
 #[derive(Clone, Debug, PartialEq)]
-#[non_exhaustive]
 pub enum Value {
     /// A count or size; the name says the unit (`bytes`, `pages`, `faults`).
     Count(u64),

@@ -201,7 +201,7 @@ impl<'a> RawBytes<'a> {
         }
     }
 
-    /// Writes the first byte after everything written before by this thread: the byte that tells
+    /// Writes the first byte after everything written before by this thread: the byte that shows
     /// another CPU that a record is complete.
     ///
     /// # Errors
@@ -242,7 +242,6 @@ pub trait RemoteMemory: Send + Sync + fmt::Debug {
 
 /// How the bytes of a backing are reached.
 #[derive(Clone, Copy, Debug)]
-#[non_exhaustive]
 pub enum Memory<'a> {
     /// By address.
     Direct(RawBytes<'a>),
@@ -343,8 +342,11 @@ pub trait PageSource: Send + Sync + fmt::Debug {
     fn write(&self, offset: u64, src: &[u8]) -> Result<(), MemoryGone>;
 }
 
+/// Log2 of [`PAGE_SIZE`].
+pub const PAGE_SHIFT: u32 = 12;
+
 /// Page size of this machine's model: the smallest leaf of every format.
-pub const PAGE_SIZE: u64 = 4096;
+pub const PAGE_SIZE: u64 = 1 << PAGE_SHIFT;
 
 /// Zeroed, page-aligned memory of our own process.
 pub struct OwnMemory {

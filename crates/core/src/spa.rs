@@ -1,4 +1,4 @@
-//! The system physical address (SPA) space: what page-table entries point at.
+//! The system physical address (SPA) space: where page-table entries lead.
 //!
 //! An SPA has meaning only inside a *registered* range. Looking one up is one load: the space is cut
 //! into windows of 1 GiB, and a registration owns whole windows. It starts at a chosen offset inside
@@ -13,7 +13,7 @@
 use std::{fmt, mem, sync::Arc};
 
 use crate::{
-    failpoint,
+    failpoint::{self, OutOfMemory},
     grace::{Grace, Guard, ProtectedTable},
     host::Worker,
     memory::{Backing, Memory, MemoryGone, RawBytes, RemoteMemory},
@@ -31,12 +31,26 @@ pub const WINDOW_SIZE: u64 = 1 << WINDOW_SHIFT;
 const WINDOW_SHIFT: u32 = 30;
 const WINDOWS: usize = 1 << (SPA_BITS - WINDOW_SHIFT);
 
-/// The space is full.
+/// Why memory could not be registered.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("no free run of {windows} windows in the system physical address space")]
-pub struct SpaceFull {
-    /// Windows of 1 GiB that were asked for.
-    pub windows: usize,
+pub enum RegisterError {
+    /// The space is full.
+    #[error("no free run of {windows} windows of 1 GiB in the system physical address space")]
+    SpaceFull {
+        /// Windows that were asked for.
+        windows: usize,
+    },
+    /// The backing is empty, or ends beyond the largest address.
+    #[error("{size:#x} bytes at offset {phase:#x} of a window cannot be registered")]
+    BadSize {
+        /// Size of the backing in bytes.
+        size: u64,
+        /// Offset in the first window.
+        phase: u64,
+    },
+    /// No memory for the registration.
+    #[error("no memory to register a range")]
+    NoMemory(#[from] OutOfMemory),
 }
 
 struct Window {
@@ -70,7 +84,6 @@ impl Window {
 
 /// What an SPA means.
 #[derive(Clone, Debug)]
-#[non_exhaustive]
 pub enum Resolved<'g> {
     /// Bytes that can be copied at once.
     Direct(RawBytes<'g>),
@@ -198,28 +211,29 @@ impl SpaSpace {
     /// Gives `backing` a range whose start is `phase` modulo 1 GiB.
     ///
     /// # Errors
-    /// [`SpaceFull`] if there is no free run of windows.
+    /// [`RegisterError`]; [`RegisterError::SpaceFull`] if there is no free run of windows.
     pub fn register(
         self: &Arc<Self>,
         backing: Arc<dyn Backing>,
         phase: u64,
-    ) -> Result<SpaRange, SpaceFull> {
+    ) -> Result<SpaRange, RegisterError> {
         let phase = phase & (WINDOW_SIZE - 1);
         let size = backing.size();
         let count = match size.checked_add(phase) {
             Some(end) if size > 0 => end.div_ceil(WINDOW_SIZE) as usize,
-            _ => return Err(SpaceFull { windows: 0 }),
+            _ => return Err(RegisterError::BadSize { size, phase }),
         };
-        failpoint::allocation().map_err(|_| SpaceFull { windows: count })?;
+        failpoint::allocation()?;
+        let full = RegisterError::SpaceFull { windows: count };
         let first = {
             let mut free = self.free.lock();
-            let first = free.find(count).ok_or(SpaceFull { windows: count })?;
+            let first = free.find(count).ok_or(full)?;
             free.set(first, count, true);
             free.next = first + count;
             first
         };
         let start = ((first as u64) << WINDOW_SHIFT) + phase;
-        let range = AddrRange::from_len(start, size).ok_or(SpaceFull { windows: count })?;
+        let range = AddrRange::from_len(start, size).ok_or(full)?;
         let window = Arc::new(Window::new(range, backing));
         for index in first..first + count {
             self.windows.swap(index, Some(Arc::clone(&window)));

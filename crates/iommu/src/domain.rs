@@ -178,10 +178,10 @@ impl Domain {
     /// Maps `len` bytes from `iova` to the system physical addresses from `spa`; all or nothing.
     ///
     /// # Errors
-    /// Those of the page table; [`MapError::OutOfRange`] if the domain has none;
+    /// Those of the page table; [`MapError::NoPageTable`] if the domain has none;
     /// [`MapError::NoMemory`].
     pub fn map(&self, iova: u64, spa: u64, len: u64, prot: Prot) -> Result<(), MapError> {
-        let table = self.table().ok_or(MapError::OutOfRange)?;
+        let table = self.table().ok_or(MapError::NoPageTable)?;
         // The tables that the range needs: before the first entry is written.
         failpoint::allocation()?;
         table.map(iova, spa, len, prot)
@@ -246,9 +246,9 @@ impl Domain {
     /// as they are.
     ///
     /// # Errors
-    /// Those of the page table; [`MapError::OutOfRange`] if the domain has none.
+    /// Those of the page table; [`MapError::NoPageTable`] if the domain has none.
     pub fn cut(&self, iova: u64) -> Result<(), MapError> {
-        self.table().ok_or(MapError::OutOfRange)?.cut(iova)
+        self.table().ok_or(MapError::NoPageTable)?.cut(iova)
     }
 
     /// Turns dirty tracking on (after clearing every dirty bit) or off. No effect on a domain that

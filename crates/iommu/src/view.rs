@@ -222,7 +222,7 @@ impl<'a> View<'a> {
         let reason = match fault {
             WalkFault::Permission => FaultReason::Permission,
             WalkFault::OutOfRange => FaultReason::AddressWidth,
-            _ => FaultReason::NotPresent,
+            WalkFault::NotPresent => FaultReason::NotPresent,
         };
         self.refused(iova, access, reason)
     }
@@ -338,7 +338,7 @@ impl<'a> View<'a> {
                 iova,
                 access,
             ),
-            Some(_) | None => Err(self.refused(iova, access, FaultReason::Unregistered)),
+            None => Err(self.refused(iova, access, FaultReason::Unregistered)),
         }
     }
 

@@ -119,13 +119,15 @@ impl fmt::Debug for IoasDomain {
 impl From<MapError> for Error {
     fn from(error: MapError) -> Self {
         match error {
-            MapError::Exists => Error::Mapped,
-            MapError::Unaligned => Error::Misaligned {
+            MapError::Exists { .. } => Error::Mapped,
+            MapError::Empty { .. } | MapError::Unaligned { .. } => Error::Misaligned {
                 alignment: PAGE_SIZE,
             },
-            MapError::NoPermission => Error::NoPermission,
-            MapError::NoMemory => Error::NoMemory,
-            _ => Error::OutsideTable,
+            MapError::NoPermission { .. } => Error::NoPermission,
+            MapError::NoMemory(_) => Error::NoMemory,
+            MapError::OutOfRange { .. }
+            | MapError::OutputOutOfRange { .. }
+            | MapError::NoPageTable => Error::OutsideTable,
         }
     }
 }

@@ -337,7 +337,6 @@ impl Run {
             match extent.hold.memory() {
                 Memory::Direct(memory) => direct(memory, at, bytes)?.read(part),
                 Memory::Remote(memory) => memory.read(at, part),
-                _ => Err(MemoryGone { done: 0 }),
             }
         })
     }
@@ -350,7 +349,6 @@ impl Run {
             match extent.hold.memory() {
                 Memory::Direct(memory) => direct(memory, at, bytes)?.write(part),
                 Memory::Remote(memory) => memory.write(at, part),
-                _ => Err(MemoryGone { done: 0 }),
             }
         })
     }

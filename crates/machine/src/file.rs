@@ -82,37 +82,12 @@ pub enum EmulatedModel {
 #[serde(deny_unknown_fields)]
 pub struct IommuSection {
     /// Page-table format of its domains: `vtd-ss` (the default), `x86-64` or `amdv1`.
-    #[serde(default)]
-    pub format: Format,
+    #[serde(default, deserialize_with = "table_format")]
+    pub format: TableFormat,
     /// Refuse to lock more memory than a program's RLIMIT_MEMLOCK allows, as the kernel does. It is
     /// counted in any case; by default that is all, since the usual limit is 8 MiB.
     #[serde(default)]
     pub enforce_memlock: bool,
-}
-
-/// A page-table format's name in the file.
-#[derive(Clone, Copy, Debug, Default, Deserialize, PartialEq, Eq)]
-pub enum Format {
-    /// Intel VT-d second stage.
-    #[default]
-    #[serde(rename = "vtd-ss")]
-    VtdSecondStage,
-    /// x86-64 first stage.
-    #[serde(rename = "x86-64")]
-    X86_64Stage1,
-    /// AMD I/O page tables, version 1.
-    #[serde(rename = "amdv1")]
-    AmdV1,
-}
-
-impl From<Format> for TableFormat {
-    fn from(format: Format) -> Self {
-        match format {
-            Format::VtdSecondStage => TableFormat::VtdSecondStage,
-            Format::X86_64Stage1 => TableFormat::X86_64Stage1,
-            Format::AmdV1 => TableFormat::AmdV1,
-        }
-    }
 }
 
 /// `[[device]]`: one PCI function.
@@ -225,6 +200,10 @@ fn pci_address<'de, D: serde::Deserializer<'de>>(d: D) -> Result<Option<PciAddre
 
 fn uuid<'de, D: serde::Deserializer<'de>>(d: D) -> Result<Option<Uuid>, D::Error> {
     parsed(d)
+}
+
+fn table_format<'de, D: serde::Deserializer<'de>>(d: D) -> Result<TableFormat, D::Error> {
+    parsed(d).map(Option::unwrap_or_default)
 }
 
 fn parsed<'de, D, T>(deserializer: D) -> Result<Option<T>, D::Error>

@@ -90,7 +90,7 @@ impl Machine {
         file: &MachineFile,
         spawner: &dyn Spawner,
     ) -> Result<Arc<Self>, MachineError> {
-        let format = file.iommu.format.into();
+        let format = file.iommu.format;
         let iommu = Iommu::new(IommuConfig {
             format,
             ..IommuConfig::default()

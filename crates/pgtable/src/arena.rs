@@ -60,7 +60,7 @@ impl Table {
     }
 
     /// Stores `first`, `first + step` and so on into `count` slots from `slot` on, as many as the
-    /// table has. What was written before is visible to who sees one of them.
+    /// table has. What was written before is visible to a thread that sees one of them.
     #[inline]
     pub(crate) fn store_run(&self, slot: usize, count: usize, first: u64, step: u64) {
         let entries = self.entries(slot, count);
@@ -200,7 +200,7 @@ impl Chunk {
         // The model checker's atomics are more than their value: zero bytes do not make one.
         #[cfg(ioasid_shuttle)]
         for index in 0..len * ENTRIES {
-            // SAFETY: in bounds of the chunk, which nobody else has seen.
+            // SAFETY: in bounds of the chunk, which no other thread has seen.
             unsafe {
                 chunk
                     .tables
@@ -252,6 +252,14 @@ unsafe impl Send for FreedTables {}
 unsafe impl Sync for FreedTables {}
 
 impl FreedTables {
+    /// The list of a page table that has no tables of an arena.
+    pub(crate) fn none() -> Self {
+        FreedTables {
+            arena: u64::MAX,
+            tables: Vec::new(),
+        }
+    }
+
     /// Number of tables.
     pub fn len(&self) -> usize {
         self.tables.len()

@@ -6,7 +6,6 @@ use crate::custom::CustomFormat;
 
 /// A page-table format.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
-#[non_exhaustive]
 pub enum TableFormat {
     /// x86-64 4-level paging, used by IOMMUs as the first stage (Intel SDM volume 3, section 4.5;
     /// VT-d specification, section 9.7). Input addresses: the positive half, 47 bits.
@@ -58,7 +57,7 @@ impl fmt::Display for TableFormat {
 
 /// A name that no format has.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("unknown page-table format {name:?} (known: x86-64, vtd-ss, amdv1)")]
+#[error("unknown page-table format {name:?} (known: {})", TableFormat::ALL.map(TableFormat::name).join(", "))]
 pub struct UnknownFormat {
     /// The name.
     pub name: String,

@@ -1,6 +1,6 @@
 //! Page tables that a back end brings along.
 //!
-//! The formats of this crate are those of real IOMMUs. Who models another one (a test bench, an IOMMU
+//! The formats of this crate are those of real IOMMUs. A model of another one (a test bench, an IOMMU
 //! with a granule of its own) implements [`CustomTable`] and names it by a [`CustomFormat`]; domains
 //! then hold such a table like any other. It is reached through `dyn` and takes the locks it likes,
 //! within the protocol of [`PageTable`](crate::PageTable): an unmap may return while a walk that
@@ -14,13 +14,13 @@ use std::{
 use ioasid_core::{Access, AddrRange, Prot};
 
 use crate::{
-    MapError, Unmapped, WalkFault,
-    arena::{Arena, FreedTables},
-    table::Translation,
+    error::{MapError, WalkFault},
+    translation::Translation,
 };
 
 /// A page table of another kind than those of this crate. Each method is what the method of
-/// [`PageTable`](crate::PageTable) of that name is; none may panic for any address.
+/// [`PageTable`](crate::PageTable) of that name is; none may panic for any address. There is no table
+/// memory to walk by hand, and runs go leaf by leaf.
 pub trait CustomTable: Send + Sync {
     /// The input addresses that can be mapped.
     fn aperture(&self) -> AddrRange;
@@ -72,7 +72,7 @@ pub trait CustomTable: Send + Sync {
 pub struct CustomFormat {
     /// The name; two formats of one name are the same.
     pub name: &'static str,
-    /// The IOMMU that walks such tables. Formats of one family can stand behind one device.
+    /// The IOMMU that walks such tables. One device can be attached to all formats of a family.
     pub family: &'static str,
     /// Makes an empty table, with dirty tracking on or off.
     pub make: fn(tracking: bool) -> Box<dyn CustomTable>,
@@ -98,111 +98,6 @@ impl fmt::Debug for CustomFormat {
     }
 }
 
-/// A [`CustomTable`] in the place of a tree.
-pub(crate) struct Custom {
-    pub(crate) format: &'static CustomFormat,
-    table: Box<dyn CustomTable>,
-    /// Without memory: makes the empty lists of freed tables.
-    arena: Arena,
-}
-
-impl Custom {
-    pub(crate) fn new(format: &'static CustomFormat, tracking: bool) -> Self {
-        Custom {
-            format,
-            table: (format.make)(tracking),
-            arena: Arena::new(),
-        }
-    }
-
-    pub(crate) fn aperture(&self) -> AddrRange {
-        self.table.aperture()
-    }
-
-    pub(crate) fn page_sizes(&self) -> u64 {
-        self.table.page_sizes()
-    }
-
-    pub(crate) fn map(&self, iova: u64, spa: u64, len: u64, prot: Prot) -> Result<(), MapError> {
-        self.table.map(iova, spa, len, prot)
-    }
-
-    pub(crate) fn unmap(&self, range: AddrRange) -> Unmapped {
-        Unmapped {
-            bytes: self.table.unmap(range),
-            freed: self.arena.freed(),
-        }
-    }
-
-    pub(crate) fn recycle(&self, freed: FreedTables) {
-        self.arena.recycle(freed);
-    }
-
-    pub(crate) fn cut(&self, iova: u64) -> Result<(), MapError> {
-        self.table.cut(iova)
-    }
-
-    #[cold]
-    pub(crate) fn translate(&self, iova: u64, access: Access) -> Result<Translation, WalkFault> {
-        self.table.translate(iova, access)
-    }
-
-    /// Leaf by leaf.
-    #[cold]
-    pub(crate) fn translate_run(
-        &self,
-        iova: u64,
-        _want: u64,
-        access: Access,
-    ) -> Result<Translation, WalkFault> {
-        self.table.translate(iova, access)
-    }
-
-    #[cold]
-    pub(crate) fn lookup(&self, iova: u64) -> Option<Translation> {
-        self.table.iova_to_phys(iova)
-    }
-
-    pub(crate) fn set_tracking(&self, on: bool) {
-        self.table.set_dirty_tracking(on);
-    }
-
-    pub(crate) fn tracking(&self) -> bool {
-        self.table.dirty_tracking()
-    }
-
-    pub(crate) fn read_dirty(
-        &self,
-        range: AddrRange,
-        clear: bool,
-        report: &mut dyn FnMut(AddrRange),
-    ) {
-        self.table.read_dirty(range, clear, report);
-    }
-
-    /// No table memory of ours.
-    pub(crate) fn tables(&self) -> u64 {
-        0
-    }
-
-    pub(crate) fn mapped_bytes(&self) -> u64 {
-        self.table.mapped_bytes()
-    }
-
-    pub(crate) fn writes(&self) -> u64 {
-        self.table.writes()
-    }
-
-    /// Nothing to walk by hand.
-    pub(crate) fn root(&self) -> (u64, u32) {
-        (0, 0)
-    }
-
-    pub(crate) fn read_entry(&self, _table: u64, _index: usize) -> Option<u64> {
-        None
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -222,8 +117,8 @@ mod tests {
             0x800
         }
 
-        fn map(&self, _: u64, _: u64, _: u64, _: Prot) -> Result<(), MapError> {
-            Err(MapError::Exists)
+        fn map(&self, iova: u64, _: u64, _: u64, _: Prot) -> Result<(), MapError> {
+            Err(MapError::NoPermission { iova })
         }
 
         fn unmap(&self, _: AddrRange) -> u64 {
@@ -281,7 +176,10 @@ mod tests {
         assert_eq!((table.format(), format.name()), (format, "fixed"));
         assert!(table.dirty_tracking());
         assert_eq!(table.aperture().start(), 0x800);
-        assert_eq!(table.map(0, 0, 1, Prot::RW), Err(MapError::Exists));
+        assert_eq!(
+            table.map(7, 0, 1, Prot::RW),
+            Err(MapError::NoPermission { iova: 7 })
+        );
         assert_eq!(
             table.translate(0x900, Access::Read).map(|t| t.spa),
             Ok(0x900)

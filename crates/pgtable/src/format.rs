@@ -1,9 +1,11 @@
 //! What a format has to say; everything else is the generic walker's.
 //!
 //! # Writing a format
-//! Put the bits into a `spec` module, implement [`Format`] in a file of its own, add a variant to
-//! [`TableFormat`](crate::TableFormat) and to the `match` in `table.rs`, and a line to each macro in
-//! `tests/`. The tests beside this trait check the contract below for every format.
+//! Its own files: the entry as a documented type in `format/NAME/spec.rs`, [`Format`] for it in
+//! `format/NAME.rs` with a test that calls [`contract`], a walker written from the specification in
+//! `tests/walker_NAME.rs`. Then a line or two in three files: `mod` and `use` here, a variant of
+//! [`TableFormat`](crate::TableFormat) in `config.rs`, the `match` in `table.rs`. Every other test runs
+//! for all of [`TableFormat::ALL`](crate::TableFormat::ALL).
 
 use ioasid_core::{Access, Prot};
 
@@ -92,69 +94,45 @@ pub(crate) trait Format: Send + Sync + 'static {
     }
 }
 
+/// Checks the contract of [`Format`]; each format calls it in a test of its own.
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    /// The sizes of `bitmap` as powers of two.
-    fn shifts(bitmap: u64) -> impl Iterator<Item = u32> {
-        (0..u64::BITS).filter(move |shift| bitmap & 1 << shift != 0)
-    }
-
-    fn contract<F: Format>() {
-        assert!(!F::is_present(0));
-        let prots = [Prot::READ, Prot::WRITE, Prot::RW];
-        for level in 0..F::MAX_LEVELS {
-            assert!(!F::is_link(0, level));
-            if level > 0 {
-                let link = F::link(0x7fff_1234_5000, level);
-                assert!(F::is_link(link, level) && F::is_present(link));
-                assert_eq!(link & spec::ADDRESS, 0x7fff_1234_5000);
-            }
-            for shift in shifts(F::leaf_sizes(level)) {
-                assert!(shift >= spec::entry_shift(level) && shift < spec::entry_shift(level + 1));
-                for (prot, tracking) in prots.into_iter().flat_map(|p| [(p, false), (p, true)]) {
-                    let attributes = F::attributes(prot, tracking);
-                    for spa in [0, 1 << shift, (1 << spec::ADDRESS_BITS) - (1 << shift)] {
-                        let leaf = F::leaf(spa, shift, level, attributes);
-                        for marks in [0, F::ACCESSED, F::DIRTY, F::ACCESSED | F::DIRTY] {
-                            for leaf in [leaf | marks, leaf & !marks] {
-                                assert!(F::is_present(leaf));
-                                let more = |bit: u32| leaf | 1 << bit;
-                                assert!((0..u64::BITS).all(|bit| F::is_present(more(bit))));
-                                assert!(level == 0 || !F::is_link(leaf, level));
-                                assert_eq!(F::leaf_shift(leaf, level), shift);
-                                assert_eq!(leaf & spec::ADDRESS & !((1 << shift) - 1), spa);
-                                assert_eq!(F::prot(leaf), F::prot(F::attributes(prot, true)));
-                                let again = F::leaf(spa, shift, level, F::attributes_of(leaf));
-                                assert_eq!(again, leaf);
-                            }
+pub(crate) fn contract<F: Format>() {
+    assert!(!F::is_present(0));
+    let prots = [Prot::READ, Prot::WRITE, Prot::RW];
+    for level in 0..F::MAX_LEVELS {
+        assert!(!F::is_link(0, level));
+        if level > 0 {
+            let link = F::link(0x7fff_1234_5000, level);
+            assert!(F::is_link(link, level) && F::is_present(link));
+            assert_eq!(link & spec::ADDRESS, 0x7fff_1234_5000);
+        }
+        let sizes = F::leaf_sizes(level);
+        for shift in (0..u64::BITS).filter(|shift| sizes & 1 << shift != 0) {
+            assert!(shift >= spec::entry_shift(level) && shift < spec::entry_shift(level + 1));
+            for (prot, tracking) in prots.into_iter().flat_map(|p| [(p, false), (p, true)]) {
+                let attributes = F::attributes(prot, tracking);
+                for spa in [0, 1 << shift, (1 << spec::ADDRESS_BITS) - (1 << shift)] {
+                    let leaf = F::leaf(spa, shift, level, attributes);
+                    for marks in [0, F::ACCESSED, F::DIRTY, F::ACCESSED | F::DIRTY] {
+                        for leaf in [leaf | marks, leaf & !marks] {
+                            assert!(F::is_present(leaf));
+                            let more = |bit: u32| leaf | 1 << bit;
+                            assert!((0..u64::BITS).all(|bit| F::is_present(more(bit))));
+                            assert!(level == 0 || !F::is_link(leaf, level));
+                            assert_eq!(F::leaf_shift(leaf, level), shift);
+                            assert_eq!(leaf & spec::ADDRESS & !((1 << shift) - 1), spa);
+                            assert_eq!(F::prot(leaf), F::prot(F::attributes(prot, true)));
+                            let again = F::leaf(spa, shift, level, F::attributes_of(leaf));
+                            assert_eq!(again, leaf);
                         }
                     }
-                    let (first, second) = (
-                        F::leaf(0, shift, level, attributes),
-                        F::leaf(1 << shift, shift, level, attributes),
-                    );
-                    assert_eq!(second - first, 1 << shift);
                 }
+                let (first, second) = (
+                    F::leaf(0, shift, level, attributes),
+                    F::leaf(1 << shift, shift, level, attributes),
+                );
+                assert_eq!(second - first, 1 << shift);
             }
         }
-    }
-
-    #[test]
-    fn every_format_keeps_the_contract() {
-        contract::<X86_64Stage1>();
-        contract::<VtdSecondStage>();
-        contract::<AmdV1>();
-    }
-
-    #[test]
-    fn amd_page_sizes_are_encoded_as_in_the_specification() {
-        let sized = |spa, shift, level| AmdV1::leaf(spa, shift, level, 0);
-        // Two 4 KiB slots: bit 12 clear. 64 KiB: bits 14:12 set, bit 15 clear. 8 GiB: 31:12 set.
-        assert_eq!(sized(0x8000, 13, 0), 0x8000 | 0xe01);
-        assert_eq!(sized(0x7_0000, 16, 0), 0x7_7000 | 0xe01);
-        assert_eq!(sized(0, 33, 2), 0xffff_f000 | 0xe01);
-        assert_eq!(sized(0x20_0000, 21, 1), 0x20_0001);
     }
 }

@@ -5,7 +5,7 @@
 //! the algorithms (map, unmap, walk, dirty read-and-clear, cut) are written once for all of them.
 //!
 //! * [`config`]: which format, and its names. [`custom`]: formats that a back end brings along.
-//! * [`table`]: [`PageTable`], the front of the crate: one `match` on the format, no `dyn` below
+//! * [`table`]: [`PageTable`], which the crate is about: one `match` on the format, no `dyn` below
 //!   for those of this crate.
 //! * [`error`]: why a mapping was refused or a walk stopped.
 //! * [`spec`]: every bit of every entry, after the format's specification.
@@ -28,10 +28,12 @@ pub mod error;
 mod format;
 pub mod spec;
 pub mod table;
+mod translation;
 mod tree;
 
 pub use arena::FreedTables;
 pub use config::{TableConfig, TableFormat};
 pub use custom::{CustomFormat, CustomTable};
 pub use error::{MapError, WalkFault};
-pub use table::{PageTable, Translation, Unmapped};
+pub use table::PageTable;
+pub use translation::{Translation, Unmapped};

@@ -1,23 +1,14 @@
-//! Every bit of every entry, one module per format, after the format's specification.
-//!
-//! All three formats agree on the outline: tables of 512 entries of 8 bytes, aligned to 4 KiB; each
-//! level translates 9 bits of the input address; bits 51:12 of an entry hold an address.
+//! What all formats agree on: tables of 512 entries of 8 bytes, aligned to 4 KiB; each level translates
+//! 9 bits of the input address; bits 51:12 of an entry hold an address. The other bits are in the
+//! `spec` module of each format.
 
-pub mod amd_v1;
-pub mod vtd_ss;
-pub mod x86_64;
+pub use ioasid_core::memory::{PAGE_SHIFT, PAGE_SIZE};
 
 /// Bits 51:12 of an entry: the address of a page or of the next table.
 pub const ADDRESS: u64 = 0x000f_ffff_ffff_f000;
 
 /// Output addresses have 52 bits.
 pub const ADDRESS_BITS: u32 = 52;
-
-/// The smallest page is 4 KiB, and a table is as large.
-pub const PAGE_SHIFT: u32 = 12;
-
-/// Bytes in the smallest page.
-pub const PAGE_SIZE: u64 = 1 << PAGE_SHIFT;
 
 /// Address bits that one level translates.
 pub const LEVEL_BITS: u32 = 9;

@@ -1,4 +1,4 @@
-//! The front of the crate: [`PageTable`], one tree in the format that was asked for.
+//! [`PageTable`]: one tree in the format that was asked for.
 //!
 //! The format is chosen once per call by a `match`; what runs below is compiled for that format.
 
@@ -7,38 +7,20 @@ use std::fmt;
 use ioasid_core::{Access, AddrRange, Prot};
 
 use crate::{
-    FreedTables, MapError, TableConfig, TableFormat, WalkFault,
-    custom::Custom,
+    arena::FreedTables,
+    config::{TableConfig, TableFormat},
+    custom::{CustomFormat, CustomTable},
+    error::{MapError, WalkFault},
     format::{AmdV1, VtdSecondStage, X86_64Stage1},
+    translation::{Translation, Unmapped},
     tree::Tree,
 };
-
-/// What a walk found.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Translation {
-    /// The system physical address.
-    pub spa: u64,
-    /// Bytes from there to the end of the leaf; at least 1.
-    pub len: u64,
-    /// What the mapping allows.
-    pub prot: Prot,
-}
-
-/// What an unmap took out of the tree.
-#[derive(Debug)]
-#[must_use]
-pub struct Unmapped {
-    /// Bytes that were mapped.
-    pub bytes: u64,
-    /// Tables that are not in the tree any more, for [`PageTable::recycle`].
-    pub freed: FreedTables,
-}
 
 enum Trees {
     X86_64Stage1(Tree<X86_64Stage1>),
     VtdSecondStage(Tree<VtdSecondStage>),
     AmdV1(Tree<AmdV1>),
-    Custom(Custom),
+    Custom(&'static CustomFormat, Box<dyn CustomTable>),
 }
 
 /// A page table in one of the [formats](TableFormat).
@@ -48,7 +30,7 @@ enum Trees {
 ///
 /// # Protocol
 /// A walk that began before a change may still use the old translation when the changing call
-/// returns. Who must not let that happen
+/// returns. A caller that must not let that happen
 /// 1. calls `unmap`, `read_dirty` or `set_dirty_tracking`;
 /// 2. waits until all walks that began before have ended (the barrier);
 /// 3. gives freed tables back with [`recycle`](PageTable::recycle).
@@ -74,16 +56,27 @@ pub struct PageTable {
     trees: Trees,
 }
 
-/// Runs the body with `$tree` bound to the tree of whatever format.
+/// Runs the body with `$tree` bound to the tree of whatever format. A custom table answers to the
+/// same names, or to the second body; it is the rare case, and the others are laid out without it.
 macro_rules! on_tree {
     ($table:expr, $tree:ident => $body:expr) => {
+        on_tree!($table, $tree => $body, $tree => $body)
+    };
+    ($table:expr, $tree:ident => $body:expr, $custom:ident => $otherwise:expr) => {
         match &$table.trees {
             Trees::X86_64Stage1($tree) => $body,
             Trees::VtdSecondStage($tree) => $body,
             Trees::AmdV1($tree) => $body,
-            Trees::Custom($tree) => $body,
+            Trees::Custom(_, $custom) => rarely(|| $otherwise),
         }
     };
+}
+
+/// Runs `op` out of line.
+#[cold]
+#[inline(never)]
+fn rarely<R>(op: impl FnOnce() -> R) -> R {
+    op()
 }
 
 impl PageTable {
@@ -94,7 +87,7 @@ impl PageTable {
             TableFormat::X86_64Stage1 => Trees::X86_64Stage1(Tree::new(tracking)),
             TableFormat::VtdSecondStage => Trees::VtdSecondStage(Tree::new(tracking)),
             TableFormat::AmdV1 => Trees::AmdV1(Tree::new(tracking)),
-            TableFormat::Custom(format) => Trees::Custom(Custom::new(format, tracking)),
+            TableFormat::Custom(format) => Trees::Custom(format, (format.make)(tracking)),
         };
         PageTable { trees }
     }
@@ -105,7 +98,7 @@ impl PageTable {
             Trees::X86_64Stage1(_) => TableFormat::X86_64Stage1,
             Trees::VtdSecondStage(_) => TableFormat::VtdSecondStage,
             Trees::AmdV1(_) => TableFormat::AmdV1,
-            Trees::Custom(custom) => TableFormat::Custom(custom.format),
+            Trees::Custom(format, _) => TableFormat::Custom(format),
         }
     }
 
@@ -126,8 +119,9 @@ impl PageTable {
     /// x86-64 has no read permission: what is mapped for writing can be read there.
     ///
     /// # Errors
-    /// [`MapError::NoPermission`], [`MapError::Unaligned`], [`MapError::OutOfRange`] and
-    /// [`MapError::Exists`], checked in this order.
+    /// [`MapError::NoPermission`], [`MapError::Empty`], [`MapError::Unaligned`],
+    /// [`MapError::OutOfRange`], [`MapError::OutputOutOfRange`] and [`MapError::Exists`], checked in this
+    /// order.
     pub fn map(&self, iova: u64, spa: u64, len: u64, prot: Prot) -> Result<(), MapError> {
         on_tree!(self, tree => tree.map(iova, spa, len, prot))
     }
@@ -137,7 +131,10 @@ impl PageTable {
     ///
     /// The freed tables go to [`PageTable::recycle`] after the barrier.
     pub fn unmap(&self, range: AddrRange) -> Unmapped {
-        on_tree!(self, tree => tree.unmap(range))
+        on_tree!(self, tree => tree.unmap(range), custom => Unmapped {
+            bytes: custom.unmap(range),
+            freed: FreedTables::none(),
+        })
     }
 
     /// Takes back what [`PageTable::unmap`] freed, **after** the caller's barrier: the tables are
@@ -145,7 +142,7 @@ impl PageTable {
     ///
     /// Called before the barrier it spoils the answers of walks in flight, not memory.
     pub fn recycle(&self, freed: FreedTables) {
-        on_tree!(self, tree => tree.recycle(freed));
+        on_tree!(self, tree => tree.recycle(freed), _custom => drop(freed));
     }
 
     /// Splits the leaf that `iova` lies inside, so that no leaf crosses `iova`. The translation
@@ -186,25 +183,29 @@ impl PageTable {
         want: u64,
         access: Access,
     ) -> Result<Translation, WalkFault> {
-        on_tree!(self, tree => tree.translate_run(iova, want, access))
+        on_tree!(
+            self,
+            tree => tree.translate_run(iova, want, access),
+            custom => custom.translate(iova, access)
+        )
     }
 
     /// The translation of `iova`, whatever it allows, leaving no trace in the table.
     #[inline(always)]
     pub fn iova_to_phys(&self, iova: u64) -> Option<Translation> {
-        on_tree!(self, tree => tree.lookup(iova))
+        on_tree!(self, tree => tree.iova_to_phys(iova))
     }
 
     /// Switches dirty tracking. Switching it on clears all dirty bits first, even if it was on.
     ///
     /// A walk in flight may have missed the switch: run the barrier before relying on the bits.
     pub fn set_dirty_tracking(&self, on: bool) {
-        on_tree!(self, tree => tree.set_tracking(on));
+        on_tree!(self, tree => tree.set_dirty_tracking(on));
     }
 
     /// Whether walks set accessed and dirty bits.
     pub fn dirty_tracking(&self) -> bool {
-        on_tree!(self, tree => tree.tracking())
+        on_tree!(self, tree => tree.dirty_tracking())
     }
 
     /// Reports what was written in `range`, in ascending order, in units of leaves, adjacent ones
@@ -219,7 +220,7 @@ impl PageTable {
 
     /// Tables in the tree, the top one included. Those on their way to reuse do not count.
     pub fn table_pages(&self) -> u64 {
-        on_tree!(self, tree => tree.tables())
+        on_tree!(self, tree => tree.tables(), _custom => 0)
     }
 
     /// Bytes that are mapped. `u64::MAX` stands for the whole space of 2^64.
@@ -236,18 +237,18 @@ impl PageTable {
     /// Address of the top table in *table space*, for [`PageTable::read_table_entry`]. An AMD table
     /// that grows gets a new one.
     pub fn root(&self) -> u64 {
-        on_tree!(self, tree => tree.root().0)
+        on_tree!(self, tree => tree.root().0, _custom => 0)
     }
 
     /// Levels of tables that a walk from the root to a 4 KiB page passes.
     pub fn levels(&self) -> u32 {
-        on_tree!(self, tree => tree.root().1)
+        on_tree!(self, tree => tree.root().1, _custom => 0)
     }
 
     /// The entry in slot `index` of the table at `table`, as it stands in memory. `None` if there is
     /// no such slot or `table` is not the address of one of this page table's tables.
     pub fn read_table_entry(&self, table: u64, index: usize) -> Option<u64> {
-        on_tree!(self, tree => tree.read_entry(table, index))
+        on_tree!(self, tree => tree.read_entry(table, index), _custom => None)
     }
 }
 

@@ -1,6 +1,6 @@
 //! The generic walker: a tree of tables in one [`Format`].
 //!
-//! Readers ([`Tree::translate`], [`Tree::lookup`]) take no lock. They load each entry on the way
+//! Readers ([`Tree::translate`], [`Tree::iova_to_phys`]) take no lock. They load each entry on the way
 //! once and decide on what they loaded. Writers (`map`, `unmap`, `dirty`, `cut`, one file each) hold
 //! [`Tree::writer`]; they are the only ones to make, change or clear entries. A reader's only write
 //! is a compare-exchange that adds accessed and dirty bits to the leaf it observed, so it never
@@ -25,7 +25,7 @@ use crate::{
     error::WalkFault,
     format::Format,
     spec::{ADDRESS, ENTRIES, LEVEL_BITS, PAGE_SHIFT, PAGE_SIZE, entry_shift},
-    table::Translation,
+    translation::Translation,
 };
 
 mod cut;
@@ -48,7 +48,7 @@ pub(crate) struct Tree<F: Format> {
 struct Writer {
     /// Empty tables that a large leaf replaced; they leave with the next unmap, whose caller has a
     /// barrier.
-    limbo: FreedTables,
+    replaced: FreedTables,
 }
 
 /// Written under the writer's lock, read by anyone.
@@ -111,7 +111,7 @@ impl<F: Format> Tree<F> {
             top,
             tracking: AtomicBool::new(tracking),
             writer: Mutex::new(Writer {
-                limbo: arena.freed(),
+                replaced: arena.freed(),
             }),
             arena,
             counters: Counters {
@@ -124,8 +124,11 @@ impl<F: Format> Tree<F> {
     }
 
     /// The input addresses of the format.
+    const APERTURE: AddrRange = AddrRange::new(0, F::LAST).expect("starts at 0");
+
+    /// The input addresses of the format.
     pub(crate) fn aperture(&self) -> AddrRange {
-        AddrRange::new(0, F::LAST).expect("starts at 0")
+        Self::APERTURE
     }
 
     /// Sizes of all leaves, as a bitmap.
@@ -207,7 +210,7 @@ impl<F: Format> Tree<F> {
         if let Some(found) = self.find(iova)
             && F::is_present(found.entry)
             && F::prot(found.entry).allows(access)
-            && (!self.tracking() || found.entry & F::marks(access) == F::marks(access))
+            && (!self.dirty_tracking() || found.entry & F::marks(access) == F::marks(access))
         {
             return Ok(Self::translation(found.entry, found.level, iova));
         }
@@ -226,7 +229,7 @@ impl<F: Format> Tree<F> {
         if let Some(found) = self.find(iova)
             && F::is_present(found.entry)
             && F::prot(found.entry).allows(access)
-            && (!self.tracking() || found.entry & F::marks(access) == F::marks(access))
+            && (!self.dirty_tracking() || found.entry & F::marks(access) == F::marks(access))
         {
             let mut translation = Self::translation(found.entry, found.level, iova);
             if translation.len < want && found.level == 0 {
@@ -270,13 +273,12 @@ impl<F: Format> Tree<F> {
             if !F::prot(entry).allows(access) {
                 return Err(WalkFault::Permission);
             }
-            let marked = if self.tracking() {
+            let marked = if self.dirty_tracking() {
                 entry | F::marks(access)
             } else {
                 entry
             };
-            // The entry that was observed, or nothing: whoever changed it meanwhile decides, and the
-            // walk starts again.
+            // The entry that was observed, or nothing: if it was changed meanwhile, the walk starts again.
             let slot = table.entry(index(iova, level));
             if marked == entry
                 || slot
@@ -290,14 +292,14 @@ impl<F: Format> Tree<F> {
 
     /// The translation of `iova`, without a trace in the table.
     #[inline]
-    pub(crate) fn lookup(&self, iova: u64) -> Option<Translation> {
+    pub(crate) fn iova_to_phys(&self, iova: u64) -> Option<Translation> {
         let found = self.find(iova)?;
         F::is_present(found.entry).then(|| Self::translation(found.entry, found.level, iova))
     }
 
     /// Whether walks set accessed and dirty bits.
     #[inline]
-    pub(crate) fn tracking(&self) -> bool {
+    pub(crate) fn dirty_tracking(&self) -> bool {
         self.tracking.load(Ordering::Relaxed)
     }
 

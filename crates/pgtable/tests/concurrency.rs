@@ -179,32 +179,19 @@ fn dirty_bits_are_never_lost(format: TableFormat) {
     assert_eq!(*written.lock().unwrap(), *reported.lock().unwrap());
 }
 
-/// One module of tests for each format.
-macro_rules! formats {
-    ($($module:ident: $format:expr;)*) => {$(
-        mod $module {
-            use super::*;
-
-            #[test]
-            fn readers_see_the_truth_while_a_writer_maps_and_unmaps() {
-                readers_see_the_truth($format);
-            }
-
-            #[test]
-            fn a_cut_is_invisible_to_walks_and_keeps_dirty_bits() {
-                cuts_are_invisible($format);
-            }
-
-            #[test]
-            fn read_and_clear_loses_no_write() {
-                dirty_bits_are_never_lost($format);
-            }
-        }
-    )*};
+#[test]
+fn readers_see_the_truth_while_a_writer_maps_and_unmaps() {
+    TableFormat::ALL.into_iter().for_each(readers_see_the_truth);
 }
 
-formats! {
-    x86_64: TableFormat::X86_64Stage1;
-    vtd_ss: TableFormat::VtdSecondStage;
-    amd_v1: TableFormat::AmdV1;
+#[test]
+fn a_cut_is_invisible_to_walks_and_keeps_dirty_bits() {
+    TableFormat::ALL.into_iter().for_each(cuts_are_invisible);
+}
+
+#[test]
+fn read_and_clear_loses_no_write() {
+    TableFormat::ALL
+        .into_iter()
+        .for_each(dirty_bits_are_never_lost);
 }

@@ -76,17 +76,20 @@ impl Model {
 
     fn map(&mut self, iova: u64, spa: u64, len: u64, prot: Prot) -> Result<(), MapError> {
         if prot == Prot::NONE {
-            return Err(MapError::NoPermission);
+            return Err(MapError::NoPermission { iova });
         }
-        if len == 0 || [iova, spa, len].iter().any(|n| n % PAGE != 0) {
-            return Err(MapError::Unaligned);
+        if len == 0 {
+            return Err(MapError::Empty { iova });
+        }
+        if let Some(value) = [iova, spa, len].into_iter().find(|n| n % PAGE != 0) {
+            return Err(unaligned(value));
         }
         let ends = |start: u64, last: u64| start.checked_add(len - 1).filter(|end| *end <= last);
         let Some(last) = ends(iova, self.aperture_last) else {
-            return Err(MapError::OutOfRange);
+            return Err(self.out_of_range(iova, len));
         };
         if ends(spa, (1 << 52) - 1).is_none() {
-            return Err(MapError::OutOfRange);
+            return Err(MapError::OutputOutOfRange { spa, len, bits: 52 });
         }
         if self
             .leaves
@@ -94,7 +97,8 @@ impl Model {
             .next_back()
             .is_some_and(|(_, leaf)| leaf.last >= iova)
         {
-            return Err(MapError::Exists);
+            let range = AddrRange::new(iova, last).unwrap();
+            return Err(MapError::Exists { range });
         }
         let x86 = self.format == TableFormat::X86_64Stage1;
         let read = prot.read || x86;
@@ -107,6 +111,14 @@ impl Model {
         };
         self.cover(AddrRange::new(iova, last).unwrap(), pattern);
         Ok(())
+    }
+
+    fn out_of_range(&self, iova: u64, len: u64) -> MapError {
+        MapError::OutOfRange {
+            iova,
+            len,
+            aperture: AddrRange::new(0, self.aperture_last).unwrap(),
+        }
     }
 
     fn unmap(&mut self, range: AddrRange) -> u64 {
@@ -125,10 +137,10 @@ impl Model {
 
     fn cut(&mut self, iova: u64) -> Result<(), MapError> {
         if !iova.is_multiple_of(PAGE) {
-            return Err(MapError::Unaligned);
+            return Err(unaligned(iova));
         }
         if iova > self.aperture_last {
-            return Err(MapError::OutOfRange);
+            return Err(self.out_of_range(iova, PAGE));
         }
         if let Some((start, leaf)) = self.leaf(iova)
             && start < iova
@@ -340,164 +352,180 @@ fn behaves(format: TableFormat, dirty_tracking: bool, operations: &[Operation]) 
     assert_eq!((table.mapped_bytes(), table.table_pages()), (0, 1));
 }
 
-/// One module of tests for each format.
-macro_rules! formats {
-    ($($module:ident: $format:expr;)*) => {$(
-        mod $module {
-            use super::*;
-
-            fn last() -> u64 {
-                PageTable::new(TableConfig::new($format)).aperture().last()
-            }
-
-            fn table() -> PageTable {
-                PageTable::new(TableConfig::new($format))
-            }
-
-            proptest! {
-                #![proptest_config(ProptestConfig {
-                    failure_persistence: None,
-                    ..ProptestConfig::with_cases(256)
-                })]
-
-                #[test]
-                fn behaves_like_the_model(
-                    tracking in any::<bool>(),
-                    operations in proptest::collection::vec(operation(last()), 1..60),
-                ) {
-                    behaves($format, tracking, &operations);
-                }
-
-                #[test]
-                fn no_argument_panics(
-                    arguments in proptest::collection::vec(any::<(u8, u64, u64, u64)>(), 1..20),
-                ) {
-                    let table = table();
-                    for (which, a, b, c) in arguments {
-                        // A few thousand pages at most, else the test only fills memory.
-                        let len = c >> (which % 64).max(40);
-                        let _ = table.map(a, b, len, Prot::RW);
-                        let _ = table.map(a & !0xfff, b >> 12 & !0xfff, len & !0xfff, Prot::RW);
-                        let _ = table.cut(a.wrapping_add(c));
-                        let _ = table.translate(a, Access::Write);
-                        if let Some(range) = AddrRange::new(a, b) {
-                            table.read_dirty(range, true, &mut |_| {});
-                            let unmapped = table.unmap(range);
-                            table.recycle(unmapped.freed);
-                        }
-                    }
-                }
-            }
-
-            #[test]
-            fn the_last_page_can_be_mapped_cut_off_and_unmapped() {
-                let (table, last) = (table(), last());
-                let start = last - 0x1f_ffff;
-                table.map(start, 0x20_0000, 0x20_0000, Prot::RW).unwrap();
-                let page = last - 0xfff;
-                assert_eq!(table.iova_to_phys(last).unwrap().spa, 0x3f_ffff);
-                assert_eq!(table.iova_to_phys(last).unwrap().len, 1);
-                table.cut(page).unwrap();
-                assert_eq!(table.iova_to_phys(page).unwrap().len, 0x1000);
-                let unmapped = table.unmap(AddrRange::new(page, last).unwrap());
-                assert_eq!((unmapped.bytes, table.iova_to_phys(last)), (0x1000, None));
-                assert_eq!(table.mapped_bytes(), 0x1f_f000);
-                let beyond = table.map(page, 0, 0x2000, Prot::RW);
-                assert_eq!(beyond, Err(MapError::OutOfRange));
-            }
-
-            #[test]
-            fn a_refused_mapping_leaves_no_trace() {
-                let table = table();
-                table.map(0x40_0000, 0, 0x1000, Prot::READ).unwrap();
-                let (tables, writes) = (table.table_pages(), table.pte_writes());
-                let refused = table.map(0, 0x1000, 0x80_0000, Prot::RW);
-                assert_eq!(refused, Err(MapError::Exists));
-                assert_eq!((table.table_pages(), table.pte_writes()), (tables, writes));
-                assert_eq!(table.mapped_bytes(), 0x1000);
-            }
-
-            #[test]
-            fn a_large_leaf_replaces_empty_tables_which_come_back_with_the_next_unmap() {
-                let table = table();
-                table.map(0, 0, 0x1000, Prot::RW).unwrap();
-                let page = table.unmap(AddrRange::new(0, 0xfff).unwrap());
-                assert!(page.freed.is_empty(), "a table is freed with its whole coverage");
-                let before = table.table_pages();
-                table.map(0, 0x4000_0000, 0x20_0000, Prot::RW).unwrap();
-                assert_eq!(table.table_pages(), before - 1);
-                assert_eq!(table.iova_to_phys(0).unwrap().len, 0x20_0000);
-                let other = table.unmap(AddrRange::new(0x80_0000, 0x80_0fff).unwrap());
-                assert_eq!((other.bytes, other.freed.len()), (0, 1));
-            }
-
-            #[test]
-            fn a_run_covers_pages_that_go_on_in_memory_and_allow_the_same() {
-                let table = table();
-                for page in 0..16u64 {
-                    let hole = if page >= 12 { 0x10_0000 } else { 0 };
-                    let prot = if page == 8 { Prot::READ } else { Prot::RW };
-                    let spa = 0x1000 + page * 0x1000 + hole;
-                    table.map(page * 0x1000, spa, 0x1000, prot).unwrap();
-                }
-                let run = |iova, want| table.translate_run(iova, want, Access::Read).unwrap();
-                assert_eq!((run(0x10, 0x20).spa, run(0x10, 0x20).len), (0x1010, 0xff0));
-                assert_eq!(run(0x10, 0x4000).len, 0x4ff0);
-                // The read-only page, the gap in memory, the end of what is mapped.
-                assert_eq!(run(0, 0x1_0000).len, 0x8000);
-                assert_eq!(run(0x9000, 0x1_0000).len, 0x3000);
-                assert_eq!(run(0xc000, u64::MAX).len, 0x4000);
-                let write = table.translate_run(0x8000, 0x2000, Access::Write);
-                assert_eq!(write, Err(WalkFault::Permission));
-            }
-
-            #[test]
-            fn every_page_of_a_written_run_is_dirty() {
-                let table = PageTable::new(TableConfig {
-                    dirty_tracking: true,
-                    ..TableConfig::new($format)
-                });
-                table.map(0, 0x1000, 0x8000, Prot::RW).unwrap();
-                // One page was written before: runs begin and end there.
-                table.translate(0x3000, Access::Write).unwrap();
-                let mut at = 0;
-                while at < 0x8000 {
-                    let run = table.translate_run(at, 0x8000 - at, Access::Write).unwrap();
-                    at += run.len;
-                }
-                let (all, mut dirty) = (AddrRange::new(0, 0x7fff).unwrap(), Vec::new());
-                table.read_dirty(all, true, &mut |part| dirty.push(part));
-                assert_eq!(dirty, [all]);
-            }
-
-            #[test]
-            fn tables_are_reused_after_recycle_and_not_before() {
-                let table = table();
-                let range = AddrRange::new(0, 0x1f_ffff).unwrap();
-                let leaf_table = |table: &PageTable| {
-                    let mut at = table.root();
-                    for _ in 1..table.levels() {
-                        at = table.read_table_entry(at, 0).unwrap() & 0x000f_ffff_ffff_f000;
-                    }
-                    at
-                };
-                table.map(0, 0x1000, 0x20_0000, Prot::RW).unwrap();
-                let first = leaf_table(&table);
-                let unmapped = table.unmap(range);
-                table.map(0, 0x1000, 0x20_0000, Prot::RW).unwrap();
-                assert_ne!(leaf_table(&table), first, "a walk may still be in it");
-                assert_eq!(table.read_table_entry(first, 1), Some(0));
-                drop(table.unmap(range));
-                table.recycle(unmapped.freed);
-                table.map(0, 0x1000, 0x20_0000, Prot::RW).unwrap();
-                assert_eq!(leaf_table(&table), first);
-            }
-        }
-    )*};
+fn table(format: TableFormat) -> PageTable {
+    PageTable::new(TableConfig::new(format))
 }
 
-formats! {
-    x86_64: TableFormat::X86_64Stage1;
-    vtd_ss: TableFormat::VtdSecondStage;
-    amd_v1: TableFormat::AmdV1;
+fn last(format: TableFormat) -> u64 {
+    table(format).aperture().last()
+}
+
+fn unaligned(value: u64) -> MapError {
+    MapError::Unaligned {
+        value,
+        page_size: PAGE,
+    }
+}
+
+/// A format, and what is done to a table of it.
+fn operations() -> impl Strategy<Value = (TableFormat, Vec<Operation>)> {
+    proptest::sample::select(TableFormat::ALL.to_vec()).prop_flat_map(|format| {
+        let operations = proptest::collection::vec(operation(last(format)), 1..60);
+        (Just(format), operations)
+    })
+}
+
+proptest! {
+    // 256 for each format.
+    #![proptest_config(ProptestConfig {
+        failure_persistence: None,
+        ..ProptestConfig::with_cases(256 * TableFormat::ALL.len() as u32)
+    })]
+
+    #[test]
+    fn behaves_like_the_model(tracking in any::<bool>(), (format, operations) in operations()) {
+        behaves(format, tracking, &operations);
+    }
+
+    #[test]
+    fn no_argument_panics(
+        format in proptest::sample::select(TableFormat::ALL.to_vec()),
+        arguments in proptest::collection::vec(any::<(u8, u64, u64, u64)>(), 1..20),
+    ) {
+        let table = table(format);
+        for (which, a, b, c) in arguments {
+            // A few thousand pages at most, else the test only fills memory.
+            let len = c >> (which % 64).max(40);
+            let _ = table.map(a, b, len, Prot::RW);
+            let _ = table.map(a & !0xfff, b >> 12 & !0xfff, len & !0xfff, Prot::RW);
+            let _ = table.cut(a.wrapping_add(c));
+            let _ = table.translate(a, Access::Write);
+            if let Some(range) = AddrRange::new(a, b) {
+                table.read_dirty(range, true, &mut |_| {});
+                let unmapped = table.unmap(range);
+                table.recycle(unmapped.freed);
+            }
+        }
+    }
+}
+
+#[test]
+fn the_last_page_can_be_mapped_cut_off_and_unmapped() {
+    for format in TableFormat::ALL {
+        let (table, last) = (table(format), last(format));
+        let start = last - 0x1f_ffff;
+        table.map(start, 0x20_0000, 0x20_0000, Prot::RW).unwrap();
+        let page = last - 0xfff;
+        assert_eq!(table.iova_to_phys(last).unwrap().spa, 0x3f_ffff);
+        assert_eq!(table.iova_to_phys(last).unwrap().len, 1);
+        table.cut(page).unwrap();
+        assert_eq!(table.iova_to_phys(page).unwrap().len, 0x1000);
+        let unmapped = table.unmap(AddrRange::new(page, last).unwrap());
+        assert_eq!((unmapped.bytes, table.iova_to_phys(last)), (0x1000, None));
+        assert_eq!(table.mapped_bytes(), 0x1f_f000);
+        let beyond = table.map(page, 0, 0x2000, Prot::RW);
+        let out_of_range = matches!(beyond, Err(MapError::OutOfRange { iova, .. }) if iova == page);
+        assert!(out_of_range, "{beyond:?}");
+    }
+}
+
+#[test]
+fn a_refused_mapping_leaves_no_trace() {
+    for format in TableFormat::ALL {
+        let table = table(format);
+        table.map(0x40_0000, 0, 0x1000, Prot::READ).unwrap();
+        let (tables, writes) = (table.table_pages(), table.pte_writes());
+        let refused = table.map(0, 0x1000, 0x80_0000, Prot::RW);
+        let range = AddrRange::new(0, 0x7f_ffff).unwrap();
+        assert_eq!(refused, Err(MapError::Exists { range }));
+        assert_eq!((table.table_pages(), table.pte_writes()), (tables, writes));
+        assert_eq!(table.mapped_bytes(), 0x1000);
+    }
+}
+
+#[test]
+fn a_large_leaf_replaces_empty_tables_which_come_back_with_the_next_unmap() {
+    for format in TableFormat::ALL {
+        let table = table(format);
+        table.map(0, 0, 0x1000, Prot::RW).unwrap();
+        let page = table.unmap(AddrRange::new(0, 0xfff).unwrap());
+        assert!(
+            page.freed.is_empty(),
+            "a table is freed with its whole coverage"
+        );
+        let before = table.table_pages();
+        table.map(0, 0x4000_0000, 0x20_0000, Prot::RW).unwrap();
+        assert_eq!(table.table_pages(), before - 1);
+        assert_eq!(table.iova_to_phys(0).unwrap().len, 0x20_0000);
+        let other = table.unmap(AddrRange::new(0x80_0000, 0x80_0fff).unwrap());
+        assert_eq!((other.bytes, other.freed.len()), (0, 1));
+    }
+}
+
+#[test]
+fn a_run_covers_pages_that_go_on_in_memory_and_allow_the_same() {
+    for format in TableFormat::ALL {
+        let table = table(format);
+        for page in 0..16u64 {
+            let hole = if page >= 12 { 0x10_0000 } else { 0 };
+            let prot = if page == 8 { Prot::READ } else { Prot::RW };
+            let spa = 0x1000 + page * 0x1000 + hole;
+            table.map(page * 0x1000, spa, 0x1000, prot).unwrap();
+        }
+        let run = |iova, want| table.translate_run(iova, want, Access::Read).unwrap();
+        assert_eq!((run(0x10, 0x20).spa, run(0x10, 0x20).len), (0x1010, 0xff0));
+        assert_eq!(run(0x10, 0x4000).len, 0x4ff0);
+        // The read-only page, the gap in memory, the end of what is mapped.
+        assert_eq!(run(0, 0x1_0000).len, 0x8000);
+        assert_eq!(run(0x9000, 0x1_0000).len, 0x3000);
+        assert_eq!(run(0xc000, u64::MAX).len, 0x4000);
+        let write = table.translate_run(0x8000, 0x2000, Access::Write);
+        assert_eq!(write, Err(WalkFault::Permission));
+    }
+}
+
+#[test]
+fn every_page_of_a_written_run_is_dirty() {
+    for format in TableFormat::ALL {
+        let table = PageTable::new(TableConfig {
+            dirty_tracking: true,
+            ..TableConfig::new(format)
+        });
+        table.map(0, 0x1000, 0x8000, Prot::RW).unwrap();
+        // One page was written before: runs begin and end there.
+        table.translate(0x3000, Access::Write).unwrap();
+        let mut at = 0;
+        while at < 0x8000 {
+            let run = table.translate_run(at, 0x8000 - at, Access::Write).unwrap();
+            at += run.len;
+        }
+        let (all, mut dirty) = (AddrRange::new(0, 0x7fff).unwrap(), Vec::new());
+        table.read_dirty(all, true, &mut |part| dirty.push(part));
+        assert_eq!(dirty, [all]);
+    }
+}
+
+#[test]
+fn tables_are_reused_after_recycle_and_not_before() {
+    for format in TableFormat::ALL {
+        let table = table(format);
+        let range = AddrRange::new(0, 0x1f_ffff).unwrap();
+        let leaf_table = |table: &PageTable| {
+            let mut at = table.root();
+            for _ in 1..table.levels() {
+                at = table.read_table_entry(at, 0).unwrap() & 0x000f_ffff_ffff_f000;
+            }
+            at
+        };
+        table.map(0, 0x1000, 0x20_0000, Prot::RW).unwrap();
+        let first = leaf_table(&table);
+        let unmapped = table.unmap(range);
+        table.map(0, 0x1000, 0x20_0000, Prot::RW).unwrap();
+        assert_ne!(leaf_table(&table), first, "a walk may still be in it");
+        assert_eq!(table.read_table_entry(first, 1), Some(0));
+        drop(table.unmap(range));
+        table.recycle(unmapped.freed);
+        table.map(0, 0x1000, 0x20_0000, Prot::RW).unwrap();
+        assert_eq!(leaf_table(&table), first);
+    }
 }

@@ -145,35 +145,27 @@ fn clear_takes_each_write_once(format: TableFormat) {
     );
 }
 
-macro_rules! formats {
-    ($($module:ident: $format:expr;)*) => {$(
-        mod $module {
-            use super::*;
-
-            #[test]
-            fn an_access_never_revives_what_was_unmapped() {
-                unmap_does_not_come_back($format);
-            }
-
-            #[test]
-            fn an_access_never_marks_what_it_did_not_observe() {
-                a_new_mapping_is_not_marked_by_an_old_access($format);
-            }
-
-            #[test]
-            fn a_cut_loses_no_mark() {
-                cut_keeps_marks($format);
-            }
-
-            #[test]
-            fn a_clear_loses_no_write() {
-                clear_takes_each_write_once($format);
-            }
-        }
-    )*};
+#[test]
+fn an_access_never_revives_what_was_unmapped() {
+    TableFormat::ALL
+        .into_iter()
+        .for_each(unmap_does_not_come_back);
 }
 
-formats! {
-    vtd_ss: TableFormat::VtdSecondStage;
-    amd_v1: TableFormat::AmdV1;
+#[test]
+fn an_access_never_marks_what_it_did_not_observe() {
+    let formats = TableFormat::ALL.into_iter();
+    formats.for_each(a_new_mapping_is_not_marked_by_an_old_access);
+}
+
+#[test]
+fn a_cut_loses_no_mark() {
+    TableFormat::ALL.into_iter().for_each(cut_keeps_marks);
+}
+
+#[test]
+fn a_clear_loses_no_write() {
+    TableFormat::ALL
+        .into_iter()
+        .for_each(clear_takes_each_write_once);
 }

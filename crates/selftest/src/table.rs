@@ -111,6 +111,15 @@ impl Table {
         self.shape.sizes[0]
     }
 
+    fn check_aligned(&self, value: u64) -> Result<(), MapError> {
+        let page_size = self.granule();
+        if value.is_multiple_of(page_size) {
+            Ok(())
+        } else {
+            Err(MapError::Unaligned { value, page_size })
+        }
+    }
+
     /// Where a mapping from `first` on comes to a table without leaves, memory is needed for it.
     fn needs_table(&self, state: &State, first: u64, iova: u64) -> Result<(), MapError> {
         let covers = self.granule() * LEAVES_IN_TABLE;
@@ -144,19 +153,28 @@ impl CustomTable for Table {
 
     fn map(&self, iova: u64, spa: u64, len: u64, prot: Prot) -> Result<(), MapError> {
         if prot == Prot::NONE {
-            return Err(MapError::NoPermission);
+            return Err(MapError::NoPermission { iova });
         }
-        if len == 0 || !(iova | spa | len).is_multiple_of(self.granule()) {
-            return Err(MapError::Unaligned);
+        if len == 0 {
+            return Err(MapError::Empty { iova });
         }
-        let range = AddrRange::from_len(iova, len).ok_or(MapError::OutOfRange)?;
-        if !self.aperture().covers(range) || AddrRange::from_len(spa, len).is_none() {
-            return Err(MapError::OutOfRange);
+        for value in [iova, spa, len] {
+            self.check_aligned(value)?;
+        }
+        let aperture = self.aperture();
+        let range = AddrRange::from_len(iova, len).filter(|range| aperture.covers(*range));
+        let range = range.ok_or(MapError::OutOfRange {
+            iova,
+            len,
+            aperture,
+        })?;
+        if AddrRange::from_len(spa, len).is_none() {
+            return Err(MapError::OutputOutOfRange { spa, len, bits: 64 });
         }
         let mut state = self.state.lock();
         let inside = state.leaves.range(iova..=range.last()).next().is_some();
         if inside || state.find(iova).is_some() {
-            return Err(MapError::Exists);
+            return Err(MapError::Exists { range });
         }
         let mut done = 0;
         while done < len {
@@ -211,9 +229,7 @@ impl CustomTable for Table {
     }
 
     fn cut(&self, iova: u64) -> Result<(), MapError> {
-        if !iova.is_multiple_of(self.granule()) {
-            return Err(MapError::Unaligned);
-        }
+        self.check_aligned(iova)?;
         let mut state = self.state.lock();
         let Some((start, leaf)) = state.find(iova) else {
             return Ok(());
@@ -359,7 +375,9 @@ mod tests {
         table.map(mega, mega, mega, Prot::RW).unwrap();
         assert_eq!(
             table.map(0, 0, mega + 4096, Prot::RW),
-            Err(MapError::Exists)
+            Err(MapError::Exists {
+                range: range(0, mega + 4096)
+            })
         );
         assert_eq!(table.mapped_bytes(), mega);
         assert_eq!(table.unmap(range(mega, 4096)), 0, "inside a large leaf");
@@ -374,12 +392,23 @@ mod tests {
     fn outside_the_aperture_or_across_the_granule_nothing_is_mapped() {
         let table = (DEFAULT.make)(false);
         let map = |iova, len| table.map(iova, 0x1000, len, Prot::RW);
-        assert_eq!(map(BASE - 2048, 4096), Err(MapError::OutOfRange));
-        assert_eq!(
-            map(spec::APERTURE_LAST + 1, 2048),
-            Err(MapError::OutOfRange)
-        );
-        assert_eq!(map(BASE + 1024, 2048), Err(MapError::Unaligned));
+        let outside = |iova, len| {
+            Err(MapError::OutOfRange {
+                iova,
+                len,
+                aperture: table.aperture(),
+            })
+        };
+        let unaligned = |value| {
+            Err(MapError::Unaligned {
+                value,
+                page_size: 2048,
+            })
+        };
+        let beyond = spec::APERTURE_LAST + 1;
+        assert_eq!(map(BASE - 2048, 4096), outside(BASE - 2048, 4096));
+        assert_eq!(map(beyond, 2048), outside(beyond, 2048));
+        assert_eq!(map(BASE + 1024, 2048), unaligned(BASE + 1024));
         assert_eq!(map(BASE, 2048), Ok(()));
     }
 }

@@ -39,7 +39,6 @@ impl Serialize for Leaf<'_> {
             Value::Text(text) => serializer.serialize_str(text),
             Value::Node(inner) => node(inner, serializer),
             Value::List(values) => serializer.collect_seq(values.iter().map(Leaf)),
-            other => serializer.collect_str(&format_args!("{other:?}")),
         }
     }
 }

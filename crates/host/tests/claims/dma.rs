@@ -53,7 +53,6 @@ impl Fixture {
             match memory {
                 Resolved::Direct(bytes) => bytes.read(dst),
                 Resolved::Remote { memory, offset, .. } => memory.read(offset, dst),
-                _ => unreachable!("two kinds of memory"),
             }
         })?;
         Ok(bytes)
@@ -77,7 +76,6 @@ pub(crate) fn write(space: &Arc<SpaSpace>, pages: &[Extent], src: &[u8]) -> Resu
         match memory {
             Resolved::Direct(bytes) => bytes.write(src),
             Resolved::Remote { memory, offset, .. } => memory.write(offset, src),
-            _ => unreachable!("two kinds of memory"),
         }
     })
 }

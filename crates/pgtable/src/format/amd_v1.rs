@@ -2,83 +2,95 @@
 
 use ioasid_core::Prot;
 
+use self::spec::{ENCODED_SIZE, Entry, OWN_SIZE};
 use super::Format;
-use crate::spec::{LEVEL_BITS, PAGE_SHIFT, amd_v1 as bits, entry_shift};
+use crate::spec::{LEVEL_BITS, entry_shift};
+
+mod spec;
 
 /// See [`crate::TableFormat::AmdV1`].
 #[derive(Debug)]
 pub(crate) struct AmdV1;
 
-/// Next Level of an entry.
-#[inline]
-fn next_level(entry: u64) -> u64 {
-    (entry & bits::NEXT_LEVEL) >> bits::NEXT_LEVEL_SHIFT
-}
+/// The bits of a leaf that do not depend on where it leads.
+const ATTRIBUTES: u64 = Entry::new()
+    .with_present(true)
+    .with_read(true)
+    .with_write(true)
+    .with_accessed(true)
+    .with_dirty(true)
+    .into_bits();
 
 impl Format for AmdV1 {
-    const MIN_LEVELS: u32 = bits::MIN_LEVELS;
-    const MAX_LEVELS: u32 = bits::MAX_LEVELS;
+    const MIN_LEVELS: u32 = spec::MIN_LEVELS;
+    const MAX_LEVELS: u32 = spec::MAX_LEVELS;
     const LAST: u64 = u64::MAX;
-    const ACCESSED: u64 = bits::ACCESSED;
-    const DIRTY: u64 = bits::DIRTY;
+    const ACCESSED: u64 = Entry::new().with_accessed(true).into_bits();
+    const DIRTY: u64 = Entry::new().with_dirty(true).into_bits();
 
     #[inline]
     fn leaf_sizes(level: u32) -> u64 {
-        if level > bits::TOP_LEAF_LEVEL {
+        if level > spec::TOP_LEAF_LEVEL {
             return 0;
         }
         let smallest = entry_shift(level);
-        let largest = (smallest + LEVEL_BITS - 1).min(bits::MAX_PAGE_SHIFT);
-        ((2 << largest) - (1 << smallest)) & !bits::NO_PAGE_SIZE
+        let largest = (smallest + LEVEL_BITS - 1).min(spec::MAX_PAGE_SHIFT);
+        ((2 << largest) - (1 << smallest)) & !spec::NO_PAGE_SIZE
     }
 
     #[inline]
     fn is_present(entry: u64) -> bool {
-        entry & bits::PRESENT != 0
+        Entry::from_bits(entry).present()
     }
 
     /// Links are made to the next level only: none is skipped.
     #[inline]
     fn is_link(entry: u64, level: u32) -> bool {
-        let next = u64::from(level) << bits::NEXT_LEVEL_SHIFT;
-        entry & (bits::PRESENT | bits::NEXT_LEVEL) == bits::PRESENT | next
+        Entry::from_bits(entry).is_link_to(level)
     }
 
     /// The paging mode of the table below a table at `level` is `level`.
     #[inline]
     fn link(address: u64, level: u32) -> u64 {
-        let next = u64::from(level) << bits::NEXT_LEVEL_SHIFT;
-        address | next | bits::PRESENT | bits::READ | bits::WRITE
+        Entry::from_bits(address)
+            .with_next_level(level as u8)
+            .with_present(true)
+            .with_read(true)
+            .with_write(true)
+            .into_bits()
     }
 
     /// Without tracking DTE\[HAD\] is 0, and hardware ignores both bits.
     #[inline]
     fn attributes(prot: Prot, _tracking: bool) -> u64 {
-        let read = if prot.read { bits::READ } else { 0 };
-        let write = if prot.write { bits::WRITE } else { 0 };
-        bits::PRESENT | read | write
+        Entry::new()
+            .with_present(true)
+            .with_read(prot.read)
+            .with_write(prot.write)
+            .into_bits()
     }
 
     #[inline]
     fn attributes_of(leaf: u64) -> u64 {
-        leaf & (bits::PRESENT | bits::READ | bits::WRITE | bits::ACCESSED | bits::DIRTY)
+        leaf & ATTRIBUTES
     }
 
     #[inline]
     fn leaf(spa: u64, shift: u32, level: u32, attributes: u64) -> u64 {
-        let entry = spa | attributes | bits::PRESENT;
-        if shift == entry_shift(level) {
-            return entry;
-        }
-        // Bits shift-2 to 12 set, bit shift-1 clear.
-        let size = (1 << (shift - 1)) - (1 << PAGE_SHIFT);
-        entry | size | bits::NEXT_LEVEL_SIZED_PAGE << bits::NEXT_LEVEL_SHIFT
+        let leaf = Entry::from_bits(spa | attributes).with_present(true);
+        let leaf = if shift == entry_shift(level) {
+            leaf.with_next_level(OWN_SIZE)
+        } else {
+            leaf.with_encoded_size(shift)
+        };
+        leaf.into_bits()
     }
 
     #[inline]
     fn leaf_shift(leaf: u64, level: u32) -> u32 {
-        if next_level(leaf) == bits::NEXT_LEVEL_SIZED_PAGE {
-            PAGE_SHIFT + 1 + (leaf >> PAGE_SHIFT).trailing_ones()
+        let leaf = Entry::from_bits(leaf);
+        if leaf.next_level() == ENCODED_SIZE {
+            leaf.encoded_shift()
         } else {
             entry_shift(level)
         }
@@ -86,9 +98,30 @@ impl Format for AmdV1 {
 
     #[inline]
     fn prot(leaf: u64) -> Prot {
+        let leaf = Entry::from_bits(leaf);
         Prot {
-            read: leaf & bits::READ != 0,
-            write: leaf & bits::WRITE != 0,
+            read: leaf.read(),
+            write: leaf.write(),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_format_keeps_the_contract() {
+        super::super::contract::<AmdV1>();
+    }
+
+    #[test]
+    fn page_sizes_are_encoded_as_in_the_specification() {
+        let sized = |spa, shift, level| AmdV1::leaf(spa, shift, level, 0);
+        // Two 4 KiB slots: bit 12 clear. 64 KiB: bits 14:12 set, bit 15 clear. 8 GiB: 31:12 set.
+        assert_eq!(sized(0x8000, 13, 0), 0x8000 | 0xe01);
+        assert_eq!(sized(0x7_0000, 16, 0), 0x7_7000 | 0xe01);
+        assert_eq!(sized(0, 33, 2), 0xffff_f000 | 0xe01);
+        assert_eq!(sized(0x20_0000, 21, 1), 0x20_0001);
     }
 }

@@ -2,23 +2,34 @@
 
 use ioasid_core::Prot;
 
+use self::spec::{Entry, INPUT_BITS, LEVELS, TOP_LEAF_LEVEL};
 use super::Format;
-use crate::spec::{entry_shift, vtd_ss as bits};
+use crate::spec::entry_shift;
+
+mod spec;
 
 /// See [`crate::TableFormat::VtdSecondStage`].
 #[derive(Debug)]
 pub(crate) struct VtdSecondStage;
 
+/// The bits of a leaf that do not depend on where it leads.
+const ATTRIBUTES: u64 = Entry::new()
+    .with_read(true)
+    .with_write(true)
+    .with_accessed(true)
+    .with_dirty(true)
+    .into_bits();
+
 impl Format for VtdSecondStage {
-    const MIN_LEVELS: u32 = bits::LEVELS;
-    const MAX_LEVELS: u32 = bits::LEVELS;
-    const LAST: u64 = (1 << bits::INPUT_BITS) - 1;
-    const ACCESSED: u64 = bits::ACCESSED;
-    const DIRTY: u64 = bits::DIRTY;
+    const MIN_LEVELS: u32 = LEVELS;
+    const MAX_LEVELS: u32 = LEVELS;
+    const LAST: u64 = (1 << INPUT_BITS) - 1;
+    const ACCESSED: u64 = Entry::new().with_accessed(true).into_bits();
+    const DIRTY: u64 = Entry::new().with_dirty(true).into_bits();
 
     #[inline]
     fn leaf_sizes(level: u32) -> u64 {
-        if level <= bits::TOP_LEAF_LEVEL {
+        if level <= TOP_LEAF_LEVEL {
             1 << entry_shift(level)
         } else {
             0
@@ -27,38 +38,46 @@ impl Format for VtdSecondStage {
 
     #[inline]
     fn is_present(entry: u64) -> bool {
-        entry & (bits::READ | bits::WRITE) != 0
+        let entry = Entry::from_bits(entry);
+        entry.read() || entry.write()
     }
 
     /// Links are made with every permission, so one bit is enough.
     #[inline]
     fn is_link(entry: u64, _level: u32) -> bool {
-        entry & (bits::READ | bits::PAGE) == bits::READ
+        let entry = Entry::from_bits(entry);
+        entry.read() && !entry.page()
     }
 
     /// The accessed bit of a link is preset, so that walks write to leaves only.
     #[inline]
     fn link(address: u64, _level: u32) -> u64 {
-        address | bits::READ | bits::WRITE | bits::ACCESSED
+        Entry::from_bits(address)
+            .with_read(true)
+            .with_write(true)
+            .with_accessed(true)
+            .into_bits()
     }
 
     /// Without tracking SSADE is clear, and hardware ignores both bits.
     #[inline]
     fn attributes(prot: Prot, _tracking: bool) -> u64 {
-        let read = if prot.read { bits::READ } else { 0 };
-        let write = if prot.write { bits::WRITE } else { 0 };
-        read | write
+        Entry::new()
+            .with_read(prot.read)
+            .with_write(prot.write)
+            .into_bits()
     }
 
     #[inline]
     fn attributes_of(leaf: u64) -> u64 {
-        leaf & (bits::READ | bits::WRITE | bits::ACCESSED | bits::DIRTY)
+        leaf & ATTRIBUTES
     }
 
     #[inline]
     fn leaf(spa: u64, _shift: u32, level: u32, attributes: u64) -> u64 {
-        let page = if level > 0 { bits::PAGE } else { 0 };
-        spa | attributes | page
+        Entry::from_bits(spa | attributes)
+            .with_page(level > 0)
+            .into_bits()
     }
 
     #[inline]
@@ -68,9 +87,20 @@ impl Format for VtdSecondStage {
 
     #[inline]
     fn prot(leaf: u64) -> Prot {
+        let leaf = Entry::from_bits(leaf);
         Prot {
-            read: leaf & bits::READ != 0,
-            write: leaf & bits::WRITE != 0,
+            read: leaf.read(),
+            write: leaf.write(),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_format_keeps_the_contract() {
+        super::super::contract::<VtdSecondStage>();
     }
 }

@@ -2,23 +2,35 @@
 
 use ioasid_core::Prot;
 
+use self::spec::{Entry, INPUT_BITS, LEVELS, TOP_LEAF_LEVEL};
 use super::Format;
-use crate::spec::{entry_shift, x86_64 as bits};
+use crate::spec::entry_shift;
+
+mod spec;
 
 /// See [`crate::TableFormat::X86_64Stage1`].
 #[derive(Debug)]
 pub(crate) struct X86_64Stage1;
 
+/// The bits of a leaf that do not depend on where it leads.
+const ATTRIBUTES: u64 = Entry::new()
+    .with_present(true)
+    .with_writable(true)
+    .with_user(true)
+    .with_accessed(true)
+    .with_dirty(true)
+    .into_bits();
+
 impl Format for X86_64Stage1 {
-    const MIN_LEVELS: u32 = bits::LEVELS;
-    const MAX_LEVELS: u32 = bits::LEVELS;
-    const LAST: u64 = (1 << bits::INPUT_BITS) - 1;
-    const ACCESSED: u64 = bits::ACCESSED;
-    const DIRTY: u64 = bits::DIRTY;
+    const MIN_LEVELS: u32 = LEVELS;
+    const MAX_LEVELS: u32 = LEVELS;
+    const LAST: u64 = (1 << INPUT_BITS) - 1;
+    const ACCESSED: u64 = Entry::new().with_accessed(true).into_bits();
+    const DIRTY: u64 = Entry::new().with_dirty(true).into_bits();
 
     #[inline]
     fn leaf_sizes(level: u32) -> u64 {
-        if level <= bits::TOP_LEAF_LEVEL {
+        if level <= TOP_LEAF_LEVEL {
             1 << entry_shift(level)
         } else {
             0
@@ -27,42 +39,48 @@ impl Format for X86_64Stage1 {
 
     #[inline]
     fn is_present(entry: u64) -> bool {
-        entry & bits::PRESENT != 0
+        Entry::from_bits(entry).present()
     }
 
     #[inline]
     fn is_link(entry: u64, _level: u32) -> bool {
-        entry & (bits::PRESENT | bits::PAGE) == bits::PRESENT
+        let entry = Entry::from_bits(entry);
+        entry.present() && !entry.page()
     }
 
     #[inline]
     fn link(address: u64, _level: u32) -> u64 {
-        address | bits::PRESENT | bits::WRITABLE | bits::USER | bits::ACCESSED
+        Entry::from_bits(address)
+            .with_present(true)
+            .with_writable(true)
+            .with_user(true)
+            .with_accessed(true)
+            .into_bits()
     }
 
     /// This format always tracks: without a reader of the dirty bits they are preset, as Linux does,
     /// and no walk has to write.
     #[inline]
     fn attributes(prot: Prot, tracking: bool) -> u64 {
-        let mut attributes = bits::PRESENT | bits::USER | bits::ACCESSED;
-        if prot.write {
-            attributes |= bits::WRITABLE;
-            if !tracking {
-                attributes |= bits::DIRTY;
-            }
-        }
-        attributes
+        Entry::new()
+            .with_present(true)
+            .with_user(true)
+            .with_accessed(true)
+            .with_writable(prot.write)
+            .with_dirty(prot.write && !tracking)
+            .into_bits()
     }
 
     #[inline]
     fn attributes_of(leaf: u64) -> u64 {
-        leaf & (bits::PRESENT | bits::WRITABLE | bits::USER | bits::ACCESSED | bits::DIRTY)
+        leaf & ATTRIBUTES
     }
 
     #[inline]
     fn leaf(spa: u64, _shift: u32, level: u32, attributes: u64) -> u64 {
-        let page = if level > 0 { bits::PAGE } else { 0 };
-        spa | attributes | page
+        Entry::from_bits(spa | attributes)
+            .with_page(level > 0)
+            .into_bits()
     }
 
     #[inline]
@@ -74,7 +92,17 @@ impl Format for X86_64Stage1 {
     fn prot(leaf: u64) -> Prot {
         Prot {
             read: true,
-            write: leaf & bits::WRITABLE != 0,
+            write: Entry::from_bits(leaf).writable(),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_format_keeps_the_contract() {
+        super::super::contract::<X86_64Stage1>();
     }
 }

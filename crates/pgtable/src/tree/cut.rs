@@ -32,10 +32,17 @@ impl Old {
 impl<F: Format> Tree<F> {
     pub(crate) fn cut(&self, iova: u64) -> Result<(), MapError> {
         if !iova.is_multiple_of(PAGE_SIZE) {
-            return Err(MapError::Unaligned);
+            return Err(MapError::Unaligned {
+                value: iova,
+                page_size: PAGE_SIZE,
+            });
         }
         if iova > F::LAST {
-            return Err(MapError::OutOfRange);
+            return Err(MapError::OutOfRange {
+                iova,
+                len: PAGE_SIZE,
+                aperture: Self::APERTURE,
+            });
         }
         let mut writer = self.writer.lock();
         let Some(Found {

@@ -39,7 +39,7 @@ impl<F: Format> Tree<F> {
     }
 
     /// See [`PageTable::set_dirty_tracking`](crate::PageTable::set_dirty_tracking).
-    pub(crate) fn set_tracking(&self, on: bool) {
+    pub(crate) fn set_dirty_tracking(&self, on: bool) {
         let _writer = self.writer.lock();
         if on {
             self.leaves(AddrRange::ALL, &mut |entries, _| {

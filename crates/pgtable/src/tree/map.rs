@@ -25,23 +25,13 @@ pub(super) fn fit(sizes: u64, iova: u64, spa: u64, last: u64) -> Option<u32> {
 
 impl<F: Format> Tree<F> {
     pub(crate) fn map(&self, iova: u64, spa: u64, len: u64, prot: Prot) -> Result<(), MapError> {
-        if prot == Prot::NONE {
-            return Err(MapError::NoPermission);
-        }
-        if len == 0 || !(iova | spa | len).is_multiple_of(PAGE_SIZE) {
-            return Err(MapError::Unaligned);
-        }
-        let range = AddrRange::from_len(iova, len).ok_or(MapError::OutOfRange)?;
-        let output = AddrRange::from_len(spa, len).ok_or(MapError::OutOfRange)?;
-        if range.last() > F::LAST || output.last() > mask(ADDRESS_BITS) {
-            return Err(MapError::OutOfRange);
-        }
+        let range = Self::check(iova, spa, len, prot)?;
         let mut writer = self.writer.lock();
         let reach = F::reach(self.top().1);
         if let Some(within) = AddrRange::new(iova, range.last().min(reach)) {
             let (table, level) = self.common_table(within.start(), within.last());
             if !self.is_empty(table, level, within.start(), within.last()) {
-                return Err(MapError::Exists);
+                return Err(MapError::Exists { range });
             }
             if within == range {
                 self.fill_whole(&mut writer, table, level, range, spa, prot);
@@ -52,6 +42,39 @@ impl<F: Format> Tree<F> {
         let (table, level) = self.common_table(range.start(), range.last());
         self.fill_whole(&mut writer, table, level, range, spa, prot);
         Ok(())
+    }
+
+    /// The input addresses of a mapping, if the format can hold it.
+    fn check(iova: u64, spa: u64, len: u64, prot: Prot) -> Result<AddrRange, MapError> {
+        if prot == Prot::NONE {
+            return Err(MapError::NoPermission { iova });
+        }
+        if len == 0 {
+            return Err(MapError::Empty { iova });
+        }
+        if !(iova | spa | len).is_multiple_of(PAGE_SIZE) {
+            let unaligned = |value: &u64| !value.is_multiple_of(PAGE_SIZE);
+            return Err(MapError::Unaligned {
+                value: [iova, spa, len].into_iter().find(unaligned).unwrap_or(len),
+                page_size: PAGE_SIZE,
+            });
+        }
+        let aperture = Self::APERTURE;
+        let range = AddrRange::from_len(iova, len).filter(|range| aperture.covers(*range));
+        let range = range.ok_or(MapError::OutOfRange {
+            iova,
+            len,
+            aperture,
+        })?;
+        let output = AddrRange::from_len(spa, len);
+        match output.filter(|output| output.last() <= mask(ADDRESS_BITS)) {
+            Some(_) => Ok(range),
+            None => Err(MapError::OutputOutOfRange {
+                spa,
+                len,
+                bits: ADDRESS_BITS,
+            }),
+        }
     }
 
     /// The second pass of [`Tree::map`], with the accounting.
@@ -65,7 +88,7 @@ impl<F: Format> Tree<F> {
         spa: u64,
         prot: Prot,
     ) {
-        let attributes = F::attributes(prot, self.tracking());
+        let attributes = F::attributes(prot, self.dirty_tracking());
         let written = self.fill(writer, table, level, range, spa, attributes);
         Counters::add(&self.counters.writes, written);
         // Not the whole space: a mapping is at most 2^52 bytes long.
@@ -171,7 +194,7 @@ impl<F: Format> Tree<F> {
             if let Some(child) = self.arena.child::<F>(entry, level) {
                 slot.store(0, Ordering::Release);
                 self.detach_empty(writer, child, level - 1, 0, ENTRIES);
-                writer.limbo.push(child);
+                writer.replaced.push(child);
                 Counters::sub(&self.counters.tables, 1);
             }
         }

@@ -1,6 +1,6 @@
 //! Unmap: clear whole leaves, take tables out whose coverage lies in the range.
 //!
-//! A leaf that reaches beyond the range stays as it is: who wants a boundary there cuts first.
+//! A leaf that reaches beyond the range stays as it is: a caller that wants a boundary there cuts first.
 
 use std::mem;
 
@@ -14,7 +14,7 @@ use crate::{
     arena::{FreedTables, Table},
     format::Format,
     spec::{PAGE_SHIFT, PAGE_SIZE, entry_shift},
-    table::Unmapped,
+    translation::Unmapped,
 };
 
 /// What a clearing pass did.
@@ -31,16 +31,16 @@ impl<F: Format> Tree<F> {
         let mut cleared = Cleared {
             pages: 0,
             writes: 0,
-            freed: mem::replace(&mut writer.limbo, self.arena.freed()),
+            freed: mem::replace(&mut writer.replaced, self.arena.freed()),
         };
-        let limbo = cleared.freed.len();
+        let replaced = cleared.freed.len();
         if let Some(pages) = whole_pages(range)
             && let Some(within) = AddrRange::new(pages.start(), pages.last().min(reach))
         {
             let (table, level) = self.common_table(within.start(), within.last());
             self.clear(&mut cleared, table, level, within.start(), within.last());
         }
-        let tables = (cleared.freed.len() - limbo) as u64;
+        let tables = (cleared.freed.len() - replaced) as u64;
         Counters::sub(&self.counters.tables, tables);
         Counters::sub(&self.counters.pages, cleared.pages);
         Counters::add(&self.counters.writes, cleared.writes);

@@ -4,7 +4,6 @@ use crate::space::Fault;
 
 /// Why an instruction was not carried out.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-#[non_exhaustive]
 pub enum Error {
     /// The bytes end before the instruction does.
     #[error("the instruction is longer than the bytes at hand")]

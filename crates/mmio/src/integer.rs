@@ -316,7 +316,7 @@ impl<C: Cpu, S: Space> Exec<'_, C, S> {
         Ok(Progress::Done)
     }
 
-    /// The flags that `enqcmd` and its like set: ZF as told, the others clear.
+    /// The flags that `enqcmd` and its like set: ZF as given, the others clear.
     pub(crate) fn set_zero_only(&mut self, zero: bool) {
         self.set_flags(CF | PF | AF | ZF | SF | OF, if zero { ZF } else { 0 });
     }

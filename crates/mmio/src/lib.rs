@@ -1,6 +1,6 @@
 //! One x86-64 instruction that touched a register of a device, decoded and carried out in software.
 //!
-//! A page of device registers is mapped so that every access faults. Whoever catches the fault gives
+//! A page of device registers is mapped so that every access faults. The handler of the fault gives
 //! the bytes at the instruction pointer to [`execute`], with the registers of the thread ([`Cpu`]) and
 //! a view of memory ([`Space`]) in which some addresses are registers of a device. The instruction is
 //! carried out as the processor would have: each architectural access is one call of the space, of the
@@ -56,7 +56,7 @@ pub use space::{Fault, FaultKind, Space};
 pub const MAX_INSTRUCTION: usize = 15;
 
 /// Iterations of a `rep` instruction in one call of [`execute`]. If there is more to do, the
-/// instruction pointer stays and the counter registers tell how far it went, as after an interrupt.
+/// instruction pointer stays and the counter registers say how far it went, as after an interrupt.
 pub const MAX_ITERATIONS: u32 = 4096;
 
 /// Fills the decoder's tables. To be called once before [`execute`] runs where nothing may allocate.
@@ -84,7 +84,7 @@ fn decode(code: &[u8], rip: u64) -> Result<Instruction, Error> {
 /// Carries out the one instruction that `code` starts with, at `cpu.rip()`.
 ///
 /// `code` should have [`MAX_INSTRUCTION`] bytes or reach to the end of readable memory. On success
-/// the instruction pointer is behind the instruction, or, for a `rep` that has more to do than
+/// the instruction pointer is after the instruction, or, for a `rep` that has more to do than
 /// [`MAX_ITERATIONS`], unchanged.
 ///
 /// # Errors

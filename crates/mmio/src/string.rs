@@ -26,7 +26,7 @@ enum What {
 impl<C: Cpu, S: Space> Exec<'_, C, S> {
     /// Carries a string instruction out; none, if it is not one.
     pub(crate) fn string(&mut self) -> Option<Result<Progress, Error>> {
-        // `movsd` and `cmpsd` are names of vector instructions too: the operands tell.
+        // `movsd` and `cmpsd` are names of vector instructions too: the operands decide.
         let implicit = (0..2).any(|op| {
             self.instruction.op_count() > op
                 && matches!(

@@ -16,7 +16,7 @@ type Vector = [u8; 64];
 /// What kind of move it is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Shape {
-    /// The whole register, in elements of so many bytes (for a mask).
+    /// The whole register, in elements of this many bytes (for a mask).
     Full { element: usize, aligned: bool },
     /// The lowest bytes; a load clears the rest of the lowest 16.
     Low,
@@ -389,7 +389,7 @@ impl<C: Cpu, S: Space> Exec<'_, C, S> {
             return Err(Error::Unsupported);
         }
         let register = self.instruction.op_register(op);
-        // Not those of MMX: nobody moves to a device with them.
+        // Not those of MMX: programs do not access devices with them.
         if !register.is_vector_register() {
             return Err(Error::Unsupported);
         }

@@ -1,7 +1,7 @@
 //! Vector and mask registers as Linux shows them of another thread, in a signal frame or by
 //! `PTRACE_GETREGSET`: an XSAVE area in its standard format (Intel SDM volume 1, 13.4).
 
-/// Offsets of the components in the area, in bytes, as CPUID leaf 0xd tells them; 0 for what the
+/// Offsets of the components in the area, in bytes, as CPUID leaf 0xd reports them; 0 for what the
 /// processor does not have.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Layout {

@@ -2,9 +2,9 @@
 //!
 //! Every place of the object model that takes memory in a kernel, and so can fail there, says so by
 //! [`allocation`]. That is always granted, but while a countdown runs on the thread
-//! ([`counting_down`]): then the allocation at which it reaches 0 is refused, and only that one. Who
-//! repeats a sequence of calls with countdowns from 1 up, until one is left over, has seen each of its
-//! allocations fail once. It is the same idea as `fail-nth` of the kernel's fault injection
+//! ([`counting_down`]): then the allocation at which it reaches 0 is refused, and only that one. A
+//! test that repeats a sequence of calls with countdowns from 1 up, until one is left over, has seen
+//! each of its allocations fail once. It is the same idea as `fail-nth` of the kernel's fault injection
 //! (Documentation/fault-injection).
 //!
 //! Nothing here is armed in a machine that programs use; a call costs the look at one number of the

@@ -1,4 +1,4 @@
-//! Grace periods: who is reading right now, and how to wait until they are done.
+//! Grace periods: what is being read right now, and how to wait until the readers are done.
 //!
 //! A reader (a DMA engine, a worker, an inspection) owns a [`Slot`] and publishes an in-flight
 //! marker in it for the length of one [`Guard`]. The marker names the domain being read, so that a
@@ -16,7 +16,7 @@
 //! data; the writer stores the data, fences and loads the markers; at least one sees the other.
 //!
 //! What leaves a cell is dropped after all guards of that moment, whatever their domain
-//! ([`Grace::retire`]): nobody waits, but one guard that never ended would keep everybody's objects.
+//! ([`Grace::retire`]): no writer waits, but one guard that never ended would keep all objects.
 //! So a reader that must wait for its client does it inside [`Guard::block`], where its marker still
 //! names the domain but says that nothing is held: only the writers of that domain wait.
 //!
@@ -28,6 +28,7 @@ use std::{any::Any, fmt, mem, sync::Arc, time::Instant};
 
 use crate::{
     id::DomainId,
+    lock_order,
     sync::{
         Condvar, Mutex,
         atomic::{AtomicU32, AtomicU64, AtomicUsize, Ordering, fence},
@@ -36,7 +37,7 @@ use crate::{
 
 mod table;
 
-pub use table::{Held, ProtectedTable};
+pub use table::{Loaded, ProtectedTable};
 
 /// How often a waiter looks before it parks: about the time that a thread takes to be put to sleep.
 #[cfg(not(ioasid_shuttle))]
@@ -48,7 +49,7 @@ const NONE: u32 = 0;
 const ANY: u32 = DomainId::RESERVED;
 
 /// The marker word. Bits 31:0: the domain that is read. Bit 32: references out of cells may be held.
-/// Bits 63:33: a number that changes with every guard, so that a waiter tells one from the next.
+/// Bits 63:33: a number that changes with every guard, so that a waiter can distinguish it from the next.
 #[derive(Clone, Copy, PartialEq, Eq)]
 struct Marker(u64);
 
@@ -149,7 +150,7 @@ impl SlotState {
         }
     }
 
-    /// Publishes `marker` and wakes whoever waits for the old one.
+    /// Publishes `marker` and wakes the waiters for the old one.
     #[inline]
     fn publish(&self, marker: Marker) {
         self.marker.store(marker.0, Ordering::SeqCst);
@@ -235,6 +236,7 @@ impl Grace {
     }
 
     fn wait_for(&self, domain: DomainId, deadline: Option<Instant>) -> bool {
+        lock_order::assert_may_wait();
         let mut quiet = true;
         for (slot, first) in self.readers(|marker| marker.reads(domain)) {
             let mut now = first;

@@ -54,9 +54,9 @@ pub fn hand_over<T: Send + 'static>(
     run: impl FnOnce(T) + Send + 'static,
     lost: impl FnOnce(T) + Send + 'static,
 ) {
-    struct Errand<T, L: FnOnce(T)>(Option<(T, L)>);
+    struct Unfinished<T, L: FnOnce(T)>(Option<(T, L)>);
 
-    impl<T, L: FnOnce(T)> Drop for Errand<T, L> {
+    impl<T, L: FnOnce(T)> Drop for Unfinished<T, L> {
         fn drop(&mut self) {
             if let Some((state, lost)) = self.0.take() {
                 lost(state);
@@ -64,9 +64,9 @@ pub fn hand_over<T: Send + 'static>(
         }
     }
 
-    let mut errand = Errand(Some((state, lost)));
+    let mut unfinished = Unfinished(Some((state, lost)));
     let job = move || {
-        if let Some((state, _)) = errand.0.take() {
+        if let Some((state, _)) = unfinished.0.take() {
             run(state);
         }
     };
@@ -74,12 +74,12 @@ pub fn hand_over<T: Send + 'static>(
     let _ = worker.submit(Box::new(job));
 }
 
-/// Starts threads. The standard one names them so that a debugger tells engines apart.
+/// Starts threads. The standard one names them, so that a debugger shows which engine is which.
 pub trait Spawner: Send + Sync + fmt::Debug {
     /// Runs `job` on a new thread called `name`.
     ///
     /// # Errors
-    /// What the operating system says when no thread can be had.
+    /// What the operating system says when it has no thread to give.
     fn spawn(&self, name: &str, job: Job) -> std::io::Result<()>;
 }
 
@@ -182,7 +182,7 @@ pub trait Caller: Send + Sync + fmt::Debug {
     /// then goes on.
     ///
     /// # Errors
-    /// As [`Caller::eventfd`]; [`FdError::NoMemory`] if nobody can listen, the default.
+    /// As [`Caller::eventfd`]; [`FdError::NoMemory`] if there is nothing to listen with, the default.
     fn watch_eventfd(
         &self,
         fd: i32,
@@ -197,13 +197,13 @@ pub trait Caller: Send + Sync + fmt::Debug {
     /// own interrupts from arriving. By default there is nothing to wait for.
     fn flush_interrupts(&self) {}
 
-    /// Who pays for memory that this ioctl locks. By default nobody in particular, without limit.
+    /// The account of memory that this ioctl locks. By default one without a limit.
     fn account(&self) -> Account {
         Account::default()
     }
 }
 
-/// An eventfd of a program that somebody listens to, until this is dropped.
+/// A listener of a program's eventfd, until this is dropped.
 pub trait EventfdWatch: Send + Sync + fmt::Debug {}
 
 /// An interrupt sink that counts, for tests and in-process drivers.
@@ -225,8 +225,8 @@ impl CountingIrq {
     }
 
     /// Waits until more than `seen` have been delivered, until `deadline` at the latest: whether
-    /// they have. Who looks at the count before it looks at what an interrupt would tell, and waits
-    /// then, misses none.
+    /// they have. A caller that reads the count before it looks at what an interrupt would report,
+    /// and waits then, misses none.
     pub fn wait_past(&self, seen: u64, deadline: Instant) -> bool {
         let mut count = self.count.lock();
         while *count <= seen {

@@ -10,7 +10,8 @@
 //! * [`host`]: traits that an operating system (or a test) implements: interrupt sinks, workers.
 //! * [`inspect`]: the tree of named values that each floor fills for itself.
 //! * [`statistics`]: what a driver counts of its jobs, and how long they took.
-//! * [`sync`]: locks, atomics and threads, replaceable by a model checker's.
+//! * [`sync`]: locks, atomics and threads, replaceable by a model checker's. [`lock_order`]: in which
+//!   order locks are taken, checked in debug builds.
 //!
 //! No system call is made here, and no page-table format is known. `unsafe` lives in three places,
 //! each argued in its module: [`grace`] (cells read without a lock), [`memory`] (raw bytes) and
@@ -22,6 +23,7 @@ pub mod grace;
 pub mod host;
 pub mod id;
 pub mod inspect;
+pub mod lock_order;
 pub mod memory;
 pub mod range;
 pub mod spa;

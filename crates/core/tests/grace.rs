@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use ioasid_core::{
     DomainId,
-    grace::{Grace, Held, ProtectedTable},
+    grace::{Grace, Loaded, ProtectedTable},
     sync::{
         atomic::{AtomicBool, AtomicU64, Ordering},
         thread,
@@ -233,7 +233,7 @@ fn what_is_read_after_a_block_is_alive_and_current() {
             let new = new.clone();
             thread::spawn(move || {
                 let mut slot = grace.slot();
-                let mut held = Held::new(slot.enter());
+                let mut held = Loaded::new(slot.enter());
                 held.find(&table, 0);
                 held.get().expect("never empty").assert_alive();
                 let late = held.block(domain(1), || {
@@ -271,7 +271,7 @@ fn a_guard_for_a_guessed_domain_keeps_cells_and_holds_back_that_domain_alone() {
             let old = old.clone();
             thread::spawn(move || {
                 let mut slot = grace.slot();
-                let mut held = Held::new(slot.enter_in(domain(1)));
+                let mut held = Loaded::new(slot.enter_in(domain(1)));
                 assert!(held.guard().covers(domain(1)) && !held.guard().covers(domain(2)));
                 held.find(&table, 0);
                 held.get().expect("never empty").assert_alive();

@@ -5,65 +5,41 @@ use std::{fmt, sync::Arc};
 use ioasid_core::{
     AddrRange, Prot,
     memory::{Extent, OwnMemory, OwnPages, PAGE_SIZE, PageSource, PinError},
-    sync::Mutex,
 };
 use ioasid_pgtable::MapError;
 
 use crate::{
-    device::{Device, ReservedKind},
-    domain::{Domain, DomainConfig, DomainKind},
-    group::OwnershipError,
-    iova::IovaAllocator,
-    machine::Shared,
+    attach::ownership::OwnershipError,
+    device::Device,
+    domain::{Domain, dma_space::DmaSpace},
 };
+
+/// A buffer is aligned to its own size, up to this: larger leaves are in no format's common use.
+const LARGEST_ALIGNMENT: u64 = 1 << 30;
 
 /// Why a buffer could not be mapped.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-#[non_exhaustive]
 pub enum DmaMapError {
-    /// Nothing to map (EINVAL).
-    #[error("a mapping of length 0")]
-    Empty,
-    /// The pages could not be had (as [`PinError`]).
+    /// The length is 0, or the end lies beyond the largest address (EINVAL).
+    #[error("{len} bytes from {offset:#x} of a buffer are nothing that can be mapped")]
+    BadLength {
+        /// First byte in the buffer.
+        offset: u64,
+        /// The length that was asked for.
+        len: u64,
+    },
+    /// The pages could not be pinned (as [`PinError`]).
     #[error(transparent)]
     Pin(#[from] PinError),
     /// No run of free addresses is long enough (ENOSPC).
-    #[error("no free I/O virtual addresses")]
-    NoIova,
+    #[error("no {len} free I/O virtual addresses in a row: unmap a buffer first")]
+    NoIova {
+        /// Bytes wanted, in whole pages.
+        len: u64,
+    },
     /// The page table refused (EINVAL).
     #[error(transparent)]
     Map(#[from] MapError),
-}
-
-/// A group's default domain and its addresses.
-pub(crate) struct DmaSpace {
-    domain: Arc<Domain>,
-    iovas: Mutex<IovaAllocator>,
-}
-
-impl DmaSpace {
-    fn new(shared: &Arc<Shared>, devices: &[Arc<Device>]) -> Result<Arc<Self>, OwnershipError> {
-        let format = devices.first().map(|device| device.format());
-        let format = format.ok_or(OwnershipError::NoDomain)?;
-        let config = DomainConfig::unmanaged(format).with_kind(DomainKind::Dma);
-        let domain = shared
-            .alloc_domain(config)
-            .map_err(|_| OwnershipError::NoDomain)?;
-        let reserved = devices
-            .iter()
-            .flat_map(|device| device.reserved_regions())
-            .filter(|region| region.kind != ReservedKind::DirectRelaxable)
-            .map(|region| region.range);
-        let iovas = IovaAllocator::new(domain.aperture(), reserved);
-        Ok(Arc::new(DmaSpace {
-            domain,
-            iovas: Mutex::new(iovas),
-        }))
-    }
-
-    pub(crate) fn domain(&self) -> &Arc<Domain> {
-        &self.domain
-    }
 }
 
 /// A driver's use of the DMA API of its device. While one lives, no user can own the group.
@@ -72,26 +48,31 @@ pub struct DmaApi {
     space: Arc<DmaSpace>,
 }
 
-impl DmaApi {
-    pub(crate) fn new(device: &Arc<Device>) -> Result<Self, OwnershipError> {
-        let space = device
-            .group()
-            .begin_dma_api(|devices| DmaSpace::new(device.shared(), devices))?;
+impl Device {
+    /// Claims the device for its own driver, which then does its DMA through the DMA API. The
+    /// group's default domain becomes the primary domain.
+    ///
+    /// # Errors
+    /// [`OwnershipError::Owned`] or [`OwnershipError::Attached`] if a user owns the group or has
+    /// attached a domain to it, and those of making the default domain.
+    pub fn use_dma_api(self: &Arc<Self>) -> Result<DmaApi, OwnershipError> {
         Ok(DmaApi {
-            device: Arc::clone(device),
-            space,
+            device: Arc::clone(self),
+            space: self.group().begin_dma_api()?,
         })
     }
+}
 
+impl DmaApi {
     /// The device.
     pub fn device(&self) -> &Arc<Device> {
         &self.device
     }
 
-    /// The default domain. It can be attached at a PASID of the same device as well, so that tagged
-    /// DMA reaches the same addresses.
+    /// The default domain. It can be attached at a PASID of the same device as well, so that DMA with
+    /// the PASID reaches the same addresses.
     pub fn domain(&self) -> &Arc<Domain> {
-        &self.space.domain
+        self.space.domain()
     }
 
     /// Maps `len` bytes from `offset` of `source` at addresses of the allocator's choice
@@ -112,14 +93,12 @@ impl DmaApi {
             .checked_add(len)
             .and_then(|end| end.checked_next_multiple_of(PAGE_SIZE))
             .filter(|_| len > 0)
-            .ok_or(DmaMapError::Empty)?;
+            .ok_or(DmaMapError::BadLength { offset, len })?;
         let extents = source.pin(first, covered, prot)?;
-        let align = covered
+        let range = covered
             .checked_next_power_of_two()
-            .ok_or(DmaMapError::NoIova)?
-            .min(1 << 30);
-        let range = self.space.iovas.lock().alloc(covered, align);
-        let range = range.ok_or(DmaMapError::NoIova)?;
+            .and_then(|align| self.space.alloc(covered, align.min(LARGEST_ALIGNMENT)))
+            .ok_or(DmaMapError::NoIova { len: covered })?;
         // From here on dropping the mapping undoes what was done.
         let mapping = DmaMapping {
             space: Arc::clone(&self.space),
@@ -130,7 +109,9 @@ impl DmaApi {
         };
         let mut iova = range.start();
         for extent in &mapping.extents {
-            self.space.domain.map(iova, extent.spa, extent.len, prot)?;
+            self.space
+                .domain()
+                .map(iova, extent.spa, extent.len, prot)?;
             iova += extent.len;
         }
         Ok(mapping)
@@ -142,7 +123,7 @@ impl DmaApi {
     /// See [`DmaMapError`].
     pub fn alloc_coherent(&self, len: usize) -> Result<CoherentBuffer, DmaMapError> {
         if len == 0 {
-            return Err(DmaMapError::Empty);
+            return Err(DmaMapError::BadLength { offset: 0, len: 0 });
         }
         let pages = OwnPages::new(&self.device.shared().space, len)?;
         let mapping = self.map(&pages, 0, pages.size(), Prot::RW)?;
@@ -193,8 +174,7 @@ impl DmaMapping {
 
 impl Drop for DmaMapping {
     fn drop(&mut self) {
-        self.space.domain.unmap(self.range);
-        self.space.iovas.lock().free(self.range);
+        self.space.unmap(self.range);
     }
 }
 

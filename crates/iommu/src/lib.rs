@@ -5,18 +5,18 @@
 //! file. A [`Domain`] is a domain, whether a device reaches it by its requester id or by a PASID:
 //! the same code maps, unmaps and tracks it.
 //!
-//! * [`machine`]: [`Iommu`], which holds everything.
-//! * [`device`], [`group`]: devices, and who may point their DMA at what (DMA ownership).
-//! * [`domain`]: address spaces: blocked, identity, DMA API, unmanaged.
-//! * [`reset`]: devices that are being reset.
-//! * [`source`]: attach, replace, detach; with a PASID or without.
-//! * [`port`], [`transfer`]: [`DmaPort`] and [`DmaGuard`], how engines move bytes, and what stops
-//!   them.
-//! * [`ats`]: devices that keep translations themselves.
-//! * [`fault`]: refused accesses and where they are reported. [`page_request`]: those that can be
-//!   mended.
-//! * [`pasid`]: the machine's PASIDs, not reused before the last job is done.
-//! * [`dma_api`]: what a device's own driver maps its buffers with.
+//! The folders from the lowest up; a file names nothing of a folder above its own:
+//! * `base`: the names of DMA sources, the machine's PASIDs (not reused before the last job is done),
+//!   counters.
+//! * `events`: what is reported to others: faults, page requests, writes, invalidations.
+//! * `domain`: address spaces: blocked, identity, DMA API, unmanaged; and the list of those that live.
+//! * `device`: devices, their groups, and the table of their routes.
+//! * `attach`: what changes where DMA goes: [`DmaSource`] attaches and detaches, [`DmaOwnership`] is a
+//!   claim of a group, [`DeviceReset`] a reset, [`Device::withhold`] is Bus Master 0.
+//! * `dma`: [`DmaPort`] and [`DmaGuard`], how engines move bytes, and what stops them.
+//!
+//! Above them stand [`Iommu`], which holds everything, and [`DmaApi`], with which a device's own
+//! driver maps its buffers.
 //!
 //! # The barrier
 //! When `unmap`, `detach`, `replace`, a release of ownership or a clearing `read_dirty` returns, no
@@ -59,45 +59,46 @@
 //! All address ranges are (start, inclusive last).
 #![forbid(unsafe_code)]
 
-pub mod ats;
+mod attach;
 mod base;
-pub mod bus_master;
-pub mod device;
-pub mod dma_api;
-pub mod domain;
-pub mod fault;
-pub mod group;
-mod iova;
-pub mod machine;
-pub mod page_request;
-pub mod pasid;
-pub mod port;
-pub mod reset;
-mod route_table;
-pub mod source;
-mod tally;
-pub mod transfer;
-mod view;
-pub mod writes;
+mod device;
+mod dma;
+mod dma_api;
+mod domain;
+mod events;
+mod machine;
 
-pub use ats::{DeviceTlb, Tlb};
-pub use base::source_id::SourceId;
-pub use device::{Device, DeviceConfig, ReservedKind, ReservedRegion};
+pub use attach::{
+    bus_master::WITHHOLD_PATIENCE,
+    ownership::{DmaOwnership, OwnershipError},
+    reset::DeviceReset,
+    source::{AttachError, DmaSource, Mismatch},
+};
+pub use base::{
+    pasid::{PasidError, PasidHandle, PasidPool, PasidQuota, PasidUse},
+    source_id::SourceId,
+};
+pub use device::{
+    Device, DeviceConfig, Group, OwnerId, ReservedKind, ReservedRegion, error::DeviceError,
+};
+pub use dma::{
+    port::{DmaGuard, DmaPort, FaultReporter, GUARD_BYTES, GUARD_SLACK},
+    tlb::Tlb,
+    transfer::{Direction, Stop, Transfer},
+    write_watch::WriteWatch,
+};
 pub use dma_api::{CoherentBuffer, DmaApi, DmaMapError, DmaMapping};
-pub use domain::{Domain, DomainConfig, DomainKind};
-pub use fault::{Fault, FaultLog, FaultReason, FaultSink};
-pub use group::{DmaOwnership, Group, OwnerId, OwnershipError};
+pub use domain::{Domain, DomainConfig, DomainKind, registry::DomainError};
+pub use events::{
+    ats::DeviceTlb,
+    fault::{Fault, FaultLog, FaultReason, FaultSink},
+    page_request::{
+        OnAnswer, PAGE_REQUEST_LIMIT, PageRequest, PageRequestError, PageRequestHandler,
+        PageRequestId, PageResponse, UnknownPageRequest,
+    },
+    writes::{Requests, WriteSink},
+};
 pub use ioasid_pgtable::{
     CustomFormat, CustomTable, MapError, TableFormat, Translation, WalkFault,
 };
-pub use machine::{DeviceError, DomainError, Iommu, IommuConfig};
-pub use page_request::{
-    OnAnswer, PageRequest, PageRequestError, PageRequestHandler, PageRequestId, PageResponse,
-    UnknownPageRequest,
-};
-pub use pasid::{PasidError, PasidHandle, PasidPool, PasidQuota, PasidUse};
-pub use port::{DmaGuard, DmaPort, FaultReporter, GUARD_BYTES, GUARD_SLACK};
-pub use reset::DeviceReset;
-pub use source::{AttachError, DmaSource, Mismatch};
-pub use transfer::{Direction, Stop, Transfer};
-pub use writes::{Requests, WriteSink, WriteWatch};
+pub use machine::{Iommu, IommuConfig};

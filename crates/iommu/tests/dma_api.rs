@@ -47,7 +47,7 @@ fn a_buffer_inside_a_page_is_mapped_with_its_page_offset() {
     assert_eq!(&contents(&memory, 0x2010)[0x1ff0..], &[1; 0x20]);
     assert_eq!(
         api.map(&memory, 0, 0, Prot::RW).unwrap_err(),
-        DmaMapError::Empty
+        DmaMapError::BadLength { offset: 0, len: 0 }
     );
     assert!(api.map(&memory, 0, 1 << 40, Prot::RW).is_err());
     assert!(api.map(&memory, u64::MAX, 1, Prot::RW).is_err());

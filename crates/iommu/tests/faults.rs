@@ -246,7 +246,11 @@ fn nobody_is_asked_where_nobody_can_answer() {
     DmaSource::new(&unable, None)
         .attach(&plain, &sink())
         .unwrap();
-    assert_eq!(miss(&able, None).unwrap_err(), PageRequestError::NoHandler);
+    let domain = plain.id();
+    assert_eq!(
+        miss(&able, None).unwrap_err(),
+        PageRequestError::NoHandler { domain }
+    );
     let (handled, _keeper) = with_keeper(&iommu);
     assert_eq!(
         DmaSource::new(&unable, None).replace(&handled, &sink()),
@@ -257,7 +261,9 @@ fn nobody_is_asked_where_nobody_can_answer() {
     // A blocked route cannot be mended by a page.
     assert_eq!(
         miss(&able, pasid(1)).unwrap_err(),
-        PageRequestError::NotRecoverable
+        PageRequestError::NotRecoverable {
+            reason: FaultReason::NotAttached
+        }
     );
 }
 
@@ -269,9 +275,14 @@ fn outstanding_page_requests_of_a_device_are_bounded() {
     DmaSource::new(&device, None)
         .attach(&domain, &sink())
         .unwrap();
-    let limit = ioasid_iommu::page_request::PENDING_LIMIT;
+    let limit = ioasid_iommu::PAGE_REQUEST_LIMIT;
     let _answers: Vec<_> = (0..limit).map(|_| miss(&device, None).unwrap()).collect();
-    assert_eq!(miss(&device, None).unwrap_err(), PageRequestError::TooMany);
+    assert_eq!(
+        miss(&device, None).unwrap_err(),
+        PageRequestError::TooMany {
+            device: device.address()
+        }
+    );
 }
 
 /// A handler that takes the old mapping away before it gives the new one, from within the request.

@@ -19,24 +19,26 @@ fn a_driver_keeps_users_out_and_a_user_keeps_drivers_out() {
 
     // Driver first: a claim is refused.
     let api = device.use_dma_api().unwrap();
+    let group_id = group.id();
     assert_eq!(
         group.claim_dma_owner(alice).unwrap_err(),
-        OwnershipError::Permission
+        OwnershipError::DriverInUse { group: group_id }
     );
     drop(api);
 
     // Claim first: a driver is refused, and another user too.
     let claim = group.claim_dma_owner(alice).unwrap();
-    assert_eq!(device.use_dma_api().unwrap_err(), OwnershipError::Busy);
+    let owned = OwnershipError::Owned { group: group_id };
+    assert_eq!(device.use_dma_api().unwrap_err(), owned);
     assert_eq!(
         group.claim_dma_owner(bob).unwrap_err(),
-        OwnershipError::Permission
+        OwnershipError::OtherOwner { group: group_id }
     );
 
     // The same user claims again; the group is free with the last claim.
     let again = group.claim_dma_owner(alice).unwrap();
     drop(claim);
-    assert_eq!(device.use_dma_api().unwrap_err(), OwnershipError::Busy);
+    assert_eq!(device.use_dma_api().unwrap_err(), owned);
     drop(again);
     drop(group.claim_dma_owner(bob).unwrap());
     let _api = device.use_dma_api().unwrap();
@@ -51,7 +53,11 @@ fn a_group_that_is_attached_without_an_owner_cannot_be_claimed() {
     source(&device, 3).attach(&domain, &sink()).unwrap();
     assert_eq!(
         device.group().claim_dma_owner(owner).unwrap_err(),
-        OwnershipError::Busy
+        OwnershipError::Attached {
+            group: device.group().id(),
+            pasid: pasid(3),
+            domain: domain.id()
+        }
     );
     source(&device, 3).detach();
     drop(device.group().claim_dma_owner(owner).unwrap());
@@ -101,7 +107,9 @@ fn a_default_pasid_child_attaches_while_the_parents_driver_works() {
         .unwrap();
     assert_eq!(
         parent.group().claim_dma_owner(OwnerId::new()).unwrap_err(),
-        OwnershipError::Permission
+        OwnershipError::DriverInUse {
+            group: parent.group().id()
+        }
     );
     let mut port = parent.port();
     write(&mut port, None, buffer.iova(), b"parent").unwrap();

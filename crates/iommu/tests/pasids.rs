@@ -48,7 +48,8 @@ fn every_pasid_from_1_to_the_last_is_given_once() {
         match pool.alloc(&quota) {
             Ok(handle) => handles.push(handle),
             Err(error) => {
-                assert_eq!(error, PasidError::Exhausted);
+                let last = Pasid::LIMIT - 1;
+                assert_eq!(error, PasidError::Exhausted { last });
                 break;
             }
         }

@@ -600,7 +600,7 @@ fn no_write_is_lost_between_one_report_and_the_next() {
             let mut copied = contents(&scene.memory, 1);
             for _ in 0..2 {
                 let seen = contents(&scene.memory, 1);
-                watch.settle();
+                watch.flush();
                 let told = std::mem::take(&mut *dirty.0.lock());
                 assert!(told || seen == copied, "what could be seen was not told");
                 if told {
@@ -608,7 +608,7 @@ fn no_write_is_lost_between_one_report_and_the_next() {
                 }
             }
             engine.join().unwrap();
-            watch.settle();
+            watch.flush();
             if *dirty.0.lock() {
                 copied = contents(&scene.memory, 1);
             }

@@ -162,7 +162,7 @@ fn whoever_waits_knows_of_a_write_that_blocks() {
         stuck.wait_until_asked();
         assert_eq!(seen.take(), []);
         let waiter = threads.spawn(|| {
-            watch.settle();
+            watch.flush();
             seen.take()
         });
         stuck.answer();

@@ -151,9 +151,14 @@ impl Context {
     ) -> Result<BoundDevice, Error> {
         let ownership = device.group().claim_dma_owner(self.owner);
         let ownership = ownership.map_err(|error| match error {
-            OwnershipError::Permission => Error::NotOwner,
-            OwnershipError::NoMemory => Error::NoMemory,
-            _ => Error::DeviceBusy,
+            OwnershipError::OtherOwner { .. } | OwnershipError::DriverInUse { .. } => {
+                Error::NotOwner
+            }
+            OwnershipError::NoMemory(_) => Error::NoMemory,
+            OwnershipError::Attached { .. }
+            | OwnershipError::Owned { .. }
+            | OwnershipError::NoDevice { .. }
+            | OwnershipError::NoDomain(_) => Error::DeviceBusy,
         })?;
         self.bind(|id| {
             DeviceObject::new(id, Arc::clone(device), None, Some(ownership), faults, ops)

@@ -113,8 +113,8 @@ impl Context {
     fn alloc_domain(&self, config: DomainConfig) -> Result<Arc<Domain>, Error> {
         let domain = self.iommu().alloc_domain(config);
         domain.map_err(|error| match error {
-            DomainError::NoMemory => Error::NoMemory,
-            _ => Error::NoIds,
+            DomainError::NoMemory(_) => Error::NoMemory,
+            DomainError::Exhausted => Error::NoIds,
         })
     }
 

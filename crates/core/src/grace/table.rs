@@ -57,7 +57,7 @@ impl<T: Send + Sync + 'static> ProtectedTable<T> {
         let old = self.cells[index].swap(new, Ordering::AcqRel);
         if !old.is_null() {
             // SAFETY: the pointer came from `Arc::into_raw`, and this swap took it out of the cell,
-            // so the cell's reference is ours alone now.
+            // so this is the only reference that the cell had.
             let old = unsafe { Arc::from_raw(old) };
             self.grace.retire(Box::new(old));
         }
@@ -100,26 +100,26 @@ impl<T: Send + Sync + 'static> fmt::Debug for ProtectedTable<T> {
     }
 }
 
-/// A guard together with one object that was found under it, and without a count of its own on it:
-/// engines that share the object do not pull a counter to and fro.
-pub struct Held<'a, T: Send + Sync + 'static> {
+/// A guard together with one object that was loaded under it, without a count of its own on it:
+/// engines that use the object do not share a counter.
+pub struct Loaded<'a, T: Send + Sync + 'static> {
     object: Option<NonNull<T>>,
     guard: Guard<'a>,
     table: PhantomData<&'a ProtectedTable<T>>,
 }
 
-impl<'a, T: Send + Sync + 'static> Held<'a, T> {
+impl<'a, T: Send + Sync + 'static> Loaded<'a, T> {
     /// The guard, with nothing found yet.
     #[inline]
     pub fn new(guard: Guard<'a>) -> Self {
-        Held {
+        Loaded {
             object: None,
             guard,
             table: PhantomData,
         }
     }
 
-    /// Holds what is in cell `index` of `table`.
+    /// Loads what is in cell `index` of `table`.
     ///
     /// # Panics
     /// As [`ProtectedTable::load`].
@@ -128,7 +128,7 @@ impl<'a, T: Send + Sync + 'static> Held<'a, T> {
         self.object = table.load(index, &self.guard).map(NonNull::from);
     }
 
-    /// Holds what is in cell `inner` of the table in cell `outer` of `directory`.
+    /// Loads what is in cell `inner` of the table in cell `outer` of `directory`.
     ///
     /// # Panics
     /// As [`ProtectedTable::load`].
@@ -170,27 +170,27 @@ impl<'a, T: Send + Sync + 'static> Held<'a, T> {
         &self.guard
     }
 
-    /// Lets the object go.
+    /// Drops the object.
     pub fn forget(&mut self) {
         self.object = None;
     }
 
-    /// As [`Guard::again`]; the object goes.
+    /// As [`Guard::again`]; the object is dropped.
     pub fn again(&mut self) {
         self.object = None;
         self.guard.again();
     }
 
-    /// As [`Guard::block`]; the object goes.
+    /// As [`Guard::block`]; the object is dropped.
     pub fn block<R>(&mut self, domain: DomainId, work: impl FnOnce() -> R) -> R {
         self.object = None;
         self.guard.block(domain, work)
     }
 }
 
-impl<T: Send + Sync + 'static> fmt::Debug for Held<'_, T> {
+impl<T: Send + Sync + 'static> fmt::Debug for Loaded<'_, T> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Held")
+        f.debug_struct("Loaded")
             .field("found", &self.object.is_some())
             .finish_non_exhaustive()
     }

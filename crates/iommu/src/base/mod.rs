@@ -1,3 +1,6 @@
-//! Names and values that the whole crate uses. Nothing here knows a device, a group or a domain.
+//! Names, numbers and counters. Nothing here knows a device, a group or a domain.
 
+pub(crate) mod counters;
+pub(crate) mod locks;
+pub(crate) mod pasid;
 pub(crate) mod source_id;

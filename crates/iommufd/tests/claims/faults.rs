@@ -117,7 +117,10 @@ fn without_a_queue_there_is_nobody_to_ask() {
     let (device, ioas) = (m.pdev(1), m.ioas());
     device.attach(ioas).unwrap();
     let asked = ask(&device, None, 0x1000).map(drop);
-    assert_eq!(asked, Err(PageRequestError::NoHandler));
+    assert!(
+        matches!(asked, Err(PageRequestError::NoHandler { .. })),
+        "{asked:?}"
+    );
 }
 
 #[test]
@@ -170,7 +173,10 @@ fn detach_and_replace_answer_what_is_waiting_read_or_not() {
         assert_eq!(q.file.write(&answer(1, 0)), Err(Error::BadAnswer));
     }
     let asked = ask(&device, None, 0x1000).map(drop);
-    assert_eq!(asked, Err(PageRequestError::NoHandler));
+    assert!(
+        matches!(asked, Err(PageRequestError::NoHandler { .. })),
+        "{asked:?}"
+    );
 }
 
 #[test]

@@ -234,7 +234,11 @@ fn two_files_cannot_have_one_device_and_one_file_can_have_a_group() {
         Error::NotOwner
     );
     let second = m.context.bind_device(&two, sink()).unwrap();
-    assert_eq!(one.use_dma_api().unwrap_err(), OwnershipError::Busy);
+    let group = one.group().id();
+    assert_eq!(
+        one.use_dma_api().unwrap_err(),
+        OwnershipError::Owned { group }
+    );
     drop((first, second));
     assert!(other.bind_device(&two, sink()).is_ok());
 }

@@ -67,7 +67,7 @@ impl DmaLog {
         if !current.log.watches(range) {
             return Err(Error::BadLogRange);
         }
-        current.watch.settle();
+        current.watch.flush();
         Ok(current)
     }
 }

@@ -11,7 +11,7 @@ use ioasid_core::{
     AddrRange,
     sync::{Condvar, Mutex},
 };
-use ioasid_iommu::bus_master::PATIENCE;
+use ioasid_iommu::WITHHOLD_PATIENCE;
 use ioasid_iommufd::{Access, AccessKind, AccessUser, Context, ObjectId};
 
 use crate::base::error::{Error, Result};
@@ -103,11 +103,11 @@ impl EmulatedDma {
     }
 
     /// Whether copies may begin. If not, none is under way when this returns, but for one that has been
-    /// blocked for [`PATIENCE`].
+    /// blocked for [`WITHHOLD_PATIENCE`].
     pub(crate) fn set_bus_master(&self, on: bool) {
         let mut copies = self.inner.copies.lock();
         copies.withheld = !on;
-        let deadline = Instant::now() + PATIENCE;
+        let deadline = Instant::now() + WITHHOLD_PATIENCE;
         while !on && copies.under_way > 0 {
             let left = deadline.saturating_duration_since(Instant::now());
             if left.is_zero() {

@@ -14,7 +14,7 @@ use std::{
 };
 
 use ioasid_core::sync::{Mutex, MutexGuard};
-use ioasid_iommu::{Device, Requests, bus_master::PATIENCE};
+use ioasid_iommu::{Device, Requests, WITHHOLD_PATIENCE};
 
 use super::vectors::Vectors;
 use crate::dma::emulated::EmulatedDma;
@@ -88,7 +88,7 @@ impl Master {
     }
 
     /// Whether the function may issue requests from now on. If not, those that were issued before have
-    /// ended when this returns, but for what its client keeps from ending for [`PATIENCE`]: a copy in
+    /// ended when this returns, but for what its client keeps from ending for [`WITHHOLD_PATIENCE`]: a copy in
     /// memory that blocks, an eventfd that does.
     pub(super) fn set(&self, followers: &Followers, vectors: &Vectors, on: bool) {
         if self.is_on() == on {
@@ -103,7 +103,7 @@ impl Master {
             self.on.store(false, Ordering::Release);
             followers.set_requests(false);
             // What a message told of is in memory.
-            vectors.close(PATIENCE);
+            vectors.close(WITHHOLD_PATIENCE);
         }
         for listener in &followers.listeners {
             listener();

@@ -2,11 +2,14 @@
 //!
 //! A request belongs to the route and the domain that it missed in. When that ends (detach,
 //! replace, removal of the handler), it is answered [`PageResponse::Invalid`], so no engine waits
-//! for an answer that nobody can give.
+//! for an answer that never comes.
 
 use std::{collections::BTreeMap, fmt, sync::Arc};
 
-use ioasid_core::{Access, DomainId, Pasid, PciAddress, sync::Mutex};
+use ioasid_core::{Access, DomainId, Pasid, PciAddress, lock_order::OrderedMutex};
+
+use super::fault::FaultReason;
+use crate::base::{locks, source_id::SourceId};
 
 /// The number of one page request; never used twice in a machine.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -42,6 +45,13 @@ pub struct PageRequest {
     pub group: u16,
 }
 
+impl PageRequest {
+    /// The group index of a request: 9 bits (PCI Express base specification, 10.4.1).
+    pub(crate) const fn group_of(id: PageRequestId) -> u16 {
+        (id.get() & 0x1ff) as u16
+    }
+}
+
 /// The answer to a page request (PCI Express base specification, 10.4.2.1).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum PageResponse {
@@ -53,7 +63,7 @@ pub enum PageResponse {
     Failure,
 }
 
-/// Whoever can add translations to a domain.
+/// Can add translations to a domain.
 ///
 /// Called by the engine that missed, with no guard and no lock held. Must not block; the answer may
 /// come from within the call, or later from any thread, through `Iommu::page_response`.
@@ -67,37 +77,58 @@ pub type OnAnswer = Box<dyn FnOnce(PageResponse) + Send>;
 
 /// Why a page request could not be made: the access is a plain fault then.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-#[non_exhaustive]
 pub enum PageRequestError {
-    /// The device cannot ask, nothing is attached, or its domain has no handler.
-    #[error("nobody answers page requests here")]
-    NoHandler,
+    /// The device makes no page requests.
+    #[error("{device} makes no page requests")]
+    Unsupported {
+        /// The device.
+        device: PciAddress,
+    },
+    /// Nothing is attached.
+    #[error("nothing is attached to {at}, so nothing answers its page requests")]
+    NotAttached {
+        /// The source of the access.
+        at: SourceId,
+    },
+    /// The domain has no handler.
+    #[error("domain {domain} has no handler for page requests")]
+    NoHandler {
+        /// The domain.
+        domain: DomainId,
+    },
     /// A page will not help against this fault.
-    #[error("the fault is not one that a page request can mend")]
-    NotRecoverable,
-    /// The device has [`PENDING_LIMIT`] requests outstanding.
-    #[error("too many page requests are outstanding")]
-    TooMany,
+    #[error("a page request does not help against this fault: {reason}")]
+    NotRecoverable {
+        /// Why the access was refused.
+        reason: FaultReason,
+    },
+    /// The device has [`PAGE_REQUEST_LIMIT`] requests outstanding.
+    #[error("{device} has {PAGE_REQUEST_LIMIT} page requests outstanding, which is the limit")]
+    TooMany {
+        /// The device.
+        device: PciAddress,
+    },
 }
 
 /// No such request, or it has been answered.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("no such page request is pending")]
-pub struct UnknownPageRequest;
+#[error("no page request {} is outstanding", id.get())]
+pub struct UnknownPageRequest {
+    /// The request.
+    pub id: PageRequestId,
+}
 
 /// Outstanding page requests of one device.
-pub const PENDING_LIMIT: usize = 512;
+pub const PAGE_REQUEST_LIMIT: usize = 512;
 
 struct Pending {
-    device: PciAddress,
-    pasid: Option<Pasid>,
+    source: SourceId,
     domain: DomainId,
     on_answer: OnAnswer,
 }
 
 /// The requests of one machine that wait for an answer.
-#[derive(Default)]
-pub(crate) struct PendingRequests(Mutex<PendingState>);
+pub(crate) struct PendingRequests(OrderedMutex<PendingState>);
 
 #[derive(Default)]
 struct PendingState {
@@ -105,26 +136,35 @@ struct PendingState {
     requests: BTreeMap<PageRequestId, Pending>,
 }
 
+impl Default for PendingRequests {
+    fn default() -> Self {
+        let state = PendingState::default();
+        PendingRequests(OrderedMutex::new(&locks::PENDING_REQUESTS, state))
+    }
+}
+
 impl PendingRequests {
-    /// Enters a request of `device`. The caller holds the locks that keep the route and the handler
-    /// in place, so that whoever ends either afterwards finds the request.
+    /// Enters a request of `source`. The caller holds the locks that keep the route and the handler
+    /// in place, so that a change of either afterwards finds the request.
     pub(crate) fn insert(
         &self,
-        device: PciAddress,
-        pasid: Option<Pasid>,
+        source: SourceId,
         domain: DomainId,
         on_answer: OnAnswer,
     ) -> Result<PageRequestId, PageRequestError> {
+        locks::GROUP.assert_held();
+        locks::HANDLER.assert_held();
         let mut state = self.0.lock();
-        let outstanding = state.requests.values().filter(|r| r.device == device);
-        if outstanding.count() >= PENDING_LIMIT {
-            return Err(PageRequestError::TooMany);
+        let device = source.device;
+        let outstanding = state.requests.values();
+        let own = outstanding.filter(|pending| pending.source.device == device);
+        if own.count() >= PAGE_REQUEST_LIMIT {
+            return Err(PageRequestError::TooMany { device });
         }
         state.last += 1;
         let id = PageRequestId(state.last);
         let pending = Pending {
-            device,
-            pasid,
+            source,
             domain,
             on_answer,
         };
@@ -139,19 +179,19 @@ impl PendingRequests {
         response: PageResponse,
     ) -> Result<(), UnknownPageRequest> {
         let pending = self.0.lock().requests.remove(&id);
-        let pending = pending.ok_or(UnknownPageRequest)?;
+        let pending = pending.ok_or(UnknownPageRequest { id })?;
         (pending.on_answer)(response);
         Ok(())
     }
 
-    /// Answers every request of this route that missed in `domain`.
-    pub(crate) fn flush_route(&self, device: PciAddress, pasid: Option<Pasid>, domain: DomainId) {
-        self.flush(|r| r.device == device && r.pasid == pasid && r.domain == domain);
+    /// Answers every request of `source` that missed in `domain`: invalid.
+    pub(crate) fn flush_source(&self, source: SourceId, domain: DomainId) {
+        self.flush(|pending| pending.source == source && pending.domain == domain);
     }
 
-    /// Answers every request that missed in `domain`.
+    /// Answers every request that missed in `domain`: invalid.
     pub(crate) fn flush_domain(&self, domain: DomainId) {
-        self.flush(|r| r.domain == domain);
+        self.flush(|pending| pending.domain == domain);
     }
 
     fn flush(&self, which: impl Fn(&Pending) -> bool) {

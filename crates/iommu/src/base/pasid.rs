@@ -16,13 +16,15 @@ use ioasid_core::{
 
 /// Why no PASID was given.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-#[non_exhaustive]
 pub enum PasidError {
     /// Every number is held or free pending (ENOSPC).
-    #[error("no PASID is free")]
-    Exhausted,
+    #[error("none of the PASIDs 1 to {last} is free: release a child of a device first")]
+    Exhausted {
+        /// The largest PASID of the pool.
+        last: u32,
+    },
     /// The quota is used up; numbers that are free pending count (ENOSPC).
-    #[error("the quota of {limit} PASIDs is used up")]
+    #[error("the quota of {limit} PASIDs is used up: release one first")]
     OverQuota {
         /// The quota.
         limit: u32,
@@ -121,7 +123,7 @@ impl PasidPool {
         };
         let Some(pasid) = number.and_then(Pasid::new) else {
             quota.give_back();
-            return Err(PasidError::Exhausted);
+            return Err(PasidError::Exhausted { last: self.last });
         };
         Ok(PasidHandle {
             number: Arc::new(Number {

@@ -1,10 +1,10 @@
-//! Counting DMA without a counter that all engines pull to and fro.
+//! Counters of DMA, in shards: engines do not share cache lines.
 
 use std::fmt;
 
 use ioasid_core::sync::atomic::{AtomicU64, Ordering};
 
-/// Parts of a tally; more ports than that share them.
+/// Shards of a counter; more ports than that share them.
 const SHARDS: usize = if cfg!(ioasid_shuttle) { 1 } else { 8 };
 
 /// On cache lines of its own.
@@ -17,29 +17,29 @@ struct Shard {
 
 /// Operations and bytes, added up by many ports.
 #[derive(Default)]
-pub(crate) struct Tally {
+pub(crate) struct DmaCounters {
     shards: [Shard; SHARDS],
 }
 
-/// Which part of every tally a port counts in.
+/// Which shard of every domain's counters a port uses.
 #[derive(Clone, Copy)]
-pub(crate) struct Place(usize);
+pub(crate) struct ShardIndex(usize);
 
 /// The number of the next port. Not a model checker's atomic: nothing is ordered by it.
 static NEXT: std::sync::atomic::AtomicUsize = std::sync::atomic::AtomicUsize::new(0);
 
-impl Place {
+impl ShardIndex {
     /// For a new port: neighbours in time have different ones.
     pub(crate) fn new() -> Self {
-        Place(NEXT.fetch_add(1, std::sync::atomic::Ordering::Relaxed) % SHARDS)
+        ShardIndex(NEXT.fetch_add(1, std::sync::atomic::Ordering::Relaxed) % SHARDS)
     }
 }
 
-impl Tally {
+impl DmaCounters {
     /// Adds what one guard did.
     #[inline]
-    pub(crate) fn add(&self, place: Place, operations: u64, bytes: u64) {
-        let shard = &self.shards[place.0];
+    pub(crate) fn add(&self, index: ShardIndex, operations: u64, bytes: u64) {
+        let shard = &self.shards[index.0];
         shard.operations.fetch_add(operations, Ordering::Relaxed);
         shard.bytes.fetch_add(bytes, Ordering::Relaxed);
     }
@@ -61,9 +61,9 @@ impl Tally {
     }
 }
 
-impl fmt::Debug for Tally {
+impl fmt::Debug for DmaCounters {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Tally")
+        f.debug_struct("DmaCounters")
             .field("operations", &self.operations())
             .field("bytes", &self.bytes())
             .finish()

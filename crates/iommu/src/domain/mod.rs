@@ -1,110 +1,46 @@
-//! Domains: one address space each, whoever is attached to it and however.
+//! Domains: one address space each, whatever is attached to it and however.
+//!
+//! * [`config`]: what a domain is made of. [`space`]: what readers see of it.
+//! * [`registry`]: the domains of one machine. [`shared`]: what all its objects share.
+//! * [`dma_space`], [`iova`]: the default domain of a group, and its addresses.
+//!
+//! A domain knows its sources by name alone, never a device or a group.
 
 use std::{fmt, sync::Arc};
 
 use ioasid_core::{
     AddrRange, DomainId, Pasid, PciAddress, Prot, failpoint,
     inspect::{Inspect, Node, Value},
-    sync::{
-        Mutex,
-        atomic::{AtomicU64, Ordering},
+    lock_order::OrderedMutex,
+    memory::PAGE_SIZE,
+    sync::atomic::{AtomicU64, Ordering},
+};
+use ioasid_pgtable::{MapError, PageTable, TableConfig, Translation};
+
+use self::{
+    registry::DomainRegistry,
+    shared::Shared,
+    space::{AddressSpace, Translator},
+};
+use crate::{
+    base::{counters::DmaCounters, locks, source_id::SourceId},
+    events::{
+        ats::Ats,
+        page_request::{Handler, PageRequestHandler},
     },
 };
-use ioasid_pgtable::{MapError, PageTable, TableConfig, TableFormat, Translation};
 
-use crate::{
-    ats::Ats,
-    base::source_id::SourceId,
-    device::Device,
-    machine::Shared,
-    page_request::{Handler, PageRequestHandler},
-    tally::Tally,
-};
+mod config;
+pub(crate) mod dma_space;
+mod iova;
+pub(crate) mod registry;
+pub(crate) mod shared;
+pub(crate) mod space;
 
-/// What a domain does with an address, and who chooses its addresses.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum DomainKind {
-    /// Every access faults.
-    Blocked,
-    /// The system physical address is the I/O virtual address; unregistered ones fault.
-    Identity,
-    /// A page table whose addresses the DMA API gives.
-    Dma,
-    /// A page table whose addresses the owner chooses.
-    Unmanaged,
-}
+pub use config::{DomainConfig, DomainKind};
 
-impl DomainKind {
-    /// Whether such a domain has a page table.
-    pub const fn is_paging(self) -> bool {
-        matches!(self, DomainKind::Dma | DomainKind::Unmanaged)
-    }
-}
-
-impl fmt::Display for DomainKind {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            DomainKind::Blocked => "blocked",
-            DomainKind::Identity => "identity",
-            DomainKind::Dma => "dma",
-            DomainKind::Unmanaged => "unmanaged",
-        })
-    }
-}
-
-/// What a domain is made of; does not change afterwards.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub struct DomainConfig {
-    /// The kind.
-    pub kind: DomainKind,
-    /// Page-table format; no meaning without a page table.
-    pub format: TableFormat,
-    /// Whether dirty tracking can be turned on. Only devices that support it may attach then.
-    pub dirty_tracking: bool,
-}
-
-impl DomainConfig {
-    /// An unmanaged domain of `format`, without dirty tracking.
-    pub const fn unmanaged(format: TableFormat) -> Self {
-        DomainConfig {
-            kind: DomainKind::Unmanaged,
-            format,
-            dirty_tracking: false,
-        }
-    }
-
-    /// The same with another kind.
-    #[must_use]
-    pub const fn with_kind(self, kind: DomainKind) -> Self {
-        DomainConfig { kind, ..self }
-    }
-}
-
-/// How addresses are translated.
-#[allow(clippy::large_enum_variant)] // One per domain, never moved; a walk saves a load.
-pub(crate) enum Translator {
-    Blocked,
-    Identity,
-    Paging(PageTable),
-}
-
-/// The part of a domain that readers reach under a guard. It outlives the [`Domain`] until the last
-/// guard on it is gone.
-pub(crate) struct AddressSpace {
-    pub(crate) id: DomainId,
-    pub(crate) translator: Translator,
-    pub(crate) tally: Tally,
-    pub(crate) faults: AtomicU64,
-}
-
-impl fmt::Debug for AddressSpace {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "AddressSpace({})", self.id)
-    }
-}
-
-/// One attachment, as its domain knows it.
-struct Member {
+/// One source that leads here.
+struct Attached {
     source: SourceId,
     ats: Arc<Ats>,
 }
@@ -117,16 +53,22 @@ struct Member {
 /// call must not be made under a [`crate::DmaGuard`].
 pub struct Domain {
     shared: Arc<Shared>,
+    registry: Arc<DomainRegistry>,
     config: DomainConfig,
     space: Arc<AddressSpace>,
-    /// Who can reach the domain. A route is entered before its cell is set and leaves after the
-    /// barrier that follows its removal, so an empty list means that nobody reads.
-    routes: Mutex<Vec<Member>>,
-    handler: Mutex<Handler>,
+    /// What can reach the domain. A source is entered before its cell is set and taken out after the
+    /// barrier that follows its removal, so an empty list means that nothing reads.
+    sources: OrderedMutex<Vec<Attached>>,
+    handler: OrderedMutex<Handler>,
 }
 
 impl Domain {
-    pub(crate) fn new(shared: Arc<Shared>, id: DomainId, config: DomainConfig) -> Self {
+    fn new(
+        shared: Arc<Shared>,
+        registry: Arc<DomainRegistry>,
+        id: DomainId,
+        config: DomainConfig,
+    ) -> Self {
         let translator = match config.kind {
             DomainKind::Blocked => Translator::Blocked,
             DomainKind::Identity => Translator::Identity,
@@ -137,15 +79,16 @@ impl Domain {
         let space = Arc::new(AddressSpace {
             id,
             translator,
-            tally: Tally::default(),
+            counters: DmaCounters::default(),
             faults: AtomicU64::new(0),
         });
         Domain {
             shared,
+            registry,
             config,
             space,
-            routes: Mutex::default(),
-            handler: Mutex::new(None),
+            sources: OrderedMutex::new(&locks::SOURCES, Vec::new()),
+            handler: OrderedMutex::new(&locks::HANDLER, None),
         }
     }
 
@@ -214,16 +157,16 @@ impl Domain {
 
     /// As [`Domain::barrier`], where only translations in `ranges` were taken away.
     fn flush(&self, ranges: &[AddrRange]) {
-        // Nobody can have read the old state if nobody is attached: a route that comes later is
+        // Nothing can have read the old state if nothing is attached: a source that comes later is
         // entered under this lock, and its readers see the new state.
-        let routes = self.routes.lock();
-        if routes.is_empty() {
+        let sources = self.sources.lock();
+        if sources.is_empty() {
             return;
         }
-        for member in &*routes {
-            member.ats.invalidate(member.source.pasid, ranges);
+        for attached in &*sources {
+            attached.ats.invalidate(attached.source.pasid, ranges);
         }
-        drop(routes);
+        drop(sources);
         self.shared.grace.wait(self.space.id);
     }
 
@@ -276,11 +219,13 @@ impl Domain {
 
     /// Device and PASID of every attachment, in the order of attaching.
     pub fn attachments(&self) -> Vec<(PciAddress, Option<Pasid>)> {
-        let routes = self.routes.lock();
-        let sources = routes.iter().map(|member| member.source);
-        sources
-            .map(|source| (source.device, source.pasid))
-            .collect()
+        let names = self.source_ids().into_iter();
+        names.map(|name| (name.device, name.pasid)).collect()
+    }
+
+    fn source_ids(&self) -> Vec<SourceId> {
+        let sources = self.sources.lock();
+        sources.iter().map(|attached| attached.source).collect()
     }
 
     /// Pages of page-table memory in use; 0 without a page table.
@@ -293,7 +238,7 @@ impl Domain {
         self.table().map_or(0, PageTable::mapped_bytes)
     }
 
-    /// Page-table entries written so far: the cost of maps and unmaps, whoever is attached.
+    /// Page-table entries written so far: the cost of maps and unmaps, whatever is attached.
     pub fn pte_writes(&self) -> u64 {
         self.table().map_or(0, PageTable::pte_writes)
     }
@@ -305,7 +250,7 @@ impl Domain {
 
     /// The sizes of leaves as a bitmap: bit n for 2^n bytes. 4 KiB and more without a page table.
     pub fn page_sizes(&self) -> u64 {
-        self.table().map_or(!0xfff, PageTable::page_sizes)
+        self.table().map_or(!(PAGE_SIZE - 1), PageTable::page_sizes)
     }
 
     /// The page table, for independent walkers and inspection.
@@ -313,7 +258,7 @@ impl Domain {
         self.table()
     }
 
-    /// Sets who answers page requests, or nobody. What the old handler has not answered is answered
+    /// Sets what answers page requests; with `None` nothing does. What the old handler has not answered is answered
     /// invalid.
     pub fn set_page_request_handler(&self, handler: Option<Arc<dyn PageRequestHandler>>) {
         let old = {
@@ -325,35 +270,37 @@ impl Domain {
         }
     }
 
-    pub(crate) fn handler(&self) -> &Mutex<Handler> {
+    pub(crate) fn handler(&self) -> &OrderedMutex<Handler> {
         &self.handler
     }
 
-    pub(crate) fn remember(&self, device: &Device, pasid: Option<Pasid>) {
-        self.routes.lock().push(Member {
-            source: SourceId {
-                device: device.address(),
-                pasid,
-            },
-            ats: Arc::clone(device.ats()),
+    /// Enters a source that is about to lead here; `ats` is the device's.
+    pub(crate) fn add_source(&self, source: SourceId, ats: &Arc<Ats>) {
+        self.sources.lock().push(Attached {
+            source,
+            ats: Arc::clone(ats),
         });
     }
 
-    pub(crate) fn forget(&self, source: SourceId) {
-        let mut routes = self.routes.lock();
-        if let Some(index) = routes.iter().position(|known| known.source == source) {
-            routes.remove(index);
+    /// Takes out a source after the barrier that followed its detach or replacement.
+    pub(crate) fn remove_source(&self, source: SourceId) {
+        let mut sources = self.sources.lock();
+        if let Some(index) = sources
+            .iter()
+            .position(|attached| attached.source == source)
+        {
+            sources.remove(index);
         }
     }
 
     /// DMA operations done through this domain.
     pub fn dma_operations(&self) -> u64 {
-        self.space.tally.operations()
+        self.space.counters.operations()
     }
 
     /// Bytes moved through this domain; a copy counts once.
     pub fn dma_bytes(&self) -> u64 {
-        self.space.tally.bytes()
+        self.space.counters.bytes()
     }
 
     /// Faults reported to the owners of this domain's attachments.
@@ -365,7 +312,7 @@ impl Domain {
 impl Drop for Domain {
     fn drop(&mut self) {
         self.shared.pending.flush_domain(self.id());
-        self.shared.forget_domain(self.id());
+        self.registry.remove(self.id());
     }
 }
 
@@ -380,10 +327,8 @@ impl fmt::Debug for Domain {
 
 impl Inspect for Domain {
     fn inspect(&self) -> Node {
-        let routes = self.routes.lock();
-        let sources = routes.iter().map(|member| member.source.to_string());
-        let sources: Vec<Value> = sources.map(Value::from).collect();
-        drop(routes);
+        let sources = self.source_ids().into_iter();
+        let sources = sources.map(|source| source.to_string().into()).collect();
         let mut node = Node::new()
             .with("id", self.id().get())
             .with("kind", self.kind().to_string())

@@ -1,86 +1,28 @@
-//! Address translation services (PCI Express base specification, 10): devices that keep translations
-//! themselves.
-//!
-//! What a device keeps is out of the IOMMU's sight, so whoever takes a translation away tells the
-//! device: invalidate, and wait. [`DeviceTlb`] is the device's end of that; [`Tlb`] is one that works
-//! with [`crate::DmaPort`]s, for devices that have no reason to build their own.
-//!
-//! # The order of an invalidation
-//! 1. The page-table entry is cleared, or the route's cell swapped.
-//! 2. Every device with a TLB that has a route to the domain gets [`DeviceTlb::invalidate`].
-//! 3. The barrier: guards on the domain end.
-//!
-//! A translation is read, kept and used under guards only, and a guard looks for invalidations after
-//! it has published its marker and before it uses anything that was kept. So a guard that is not
-//! waited for in step 3 sees both the new table and the invalidation; and one that kept an entry late
-//! ends before step 3 does, and the next guard drops the entry. What was kept in one domain is never
-//! used in another: a kept translation carries the number of its domain, and those are not reused.
+//! A TLB for devices: translations that ports keep between guards, in step with invalidations
+//! ([`DeviceTlb`] describes the order).
 
-use std::{cell::Cell, collections::VecDeque, fmt, sync::Arc};
+use std::{cell::Cell, collections::VecDeque, sync::Arc};
 
 use ioasid_core::{
     Access, AddrRange, DomainId, Pasid, Prot,
     inspect::{Inspect, Node},
-    sync::{
-        Mutex,
-        atomic::{AtomicBool, AtomicU64, Ordering},
-    },
+    lock_order::OrderedMutex,
+    sync::atomic::{AtomicU64, Ordering},
 };
 use ioasid_pgtable::{PageTable, Translation, WalkFault};
 
-/// A device's cache of translations.
-pub trait DeviceTlb: Send + Sync + fmt::Debug {
-    /// What was translated for `pasid` in `range` is not true any more. Guards that are entered after
-    /// this call must not use it; those that are in progress are waited for by the caller. Must not
-    /// block.
-    fn invalidate(&self, pasid: Option<Pasid>, range: AddrRange);
-}
-
-/// The TLB of a device, if it has one.
-#[derive(Debug, Default)]
-pub(crate) struct Ats {
-    /// A look at `tlb` without the lock.
-    on: AtomicBool,
-    tlb: Mutex<Option<Arc<dyn DeviceTlb>>>,
-}
-
-impl Ats {
-    pub(crate) fn set(&self, tlb: Option<Arc<dyn DeviceTlb>>) {
-        let mut current = self.tlb.lock();
-        self.on.store(tlb.is_some(), Ordering::SeqCst);
-        *current = tlb;
-    }
-
-    /// Whether the device keeps translations.
-    pub(crate) fn is_on(&self) -> bool {
-        self.on.load(Ordering::SeqCst)
-    }
-
-    /// Tells the device, if it keeps translations.
-    #[inline]
-    pub(crate) fn invalidate(&self, pasid: Option<Pasid>, ranges: &[AddrRange]) {
-        if self.is_on() {
-            let current = self.tlb.lock();
-            let tlb = current.iter();
-            tlb.for_each(|tlb| {
-                ranges
-                    .iter()
-                    .for_each(|range| tlb.invalidate(pasid, *range))
-            });
-        }
-    }
-}
+use crate::{base::locks, events::ats::DeviceTlb};
 
 /// Translations that one port keeps for large leaves, and for small ones.
 const LARGE_SLOTS: usize = 32;
 const SMALL_SLOTS: usize = 64;
-/// A run of so many bytes is kept as a large one.
+/// A run of this many bytes or more is kept as a large one.
 const LARGE: u64 = 64 << 10;
 /// Log2 of the distance of two large slots, and of two small ones.
 const LARGE_SHIFT: u32 = 21;
 const SMALL_SHIFT: u32 = 12;
-/// Invalidations that are remembered. A port that has missed more drops everything.
-const REMEMBERED: usize = 16;
+/// Invalidations that are kept for the ports. A port that has missed more drops everything.
+const RECENT: usize = 16;
 
 /// One invalidation.
 #[derive(Clone, Copy, Debug)]
@@ -96,11 +38,11 @@ struct Requests {
 }
 
 /// The TLB of one device: what its ports have in common. See [`crate::Device::port_with_tlb`].
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct Tlb {
     /// How many invalidations there were.
     version: AtomicU64,
-    requests: Mutex<Requests>,
+    requests: OrderedMutex<Requests>,
     hits: AtomicU64,
     misses: AtomicU64,
 }
@@ -108,7 +50,12 @@ pub struct Tlb {
 impl Tlb {
     /// An empty one.
     pub fn new() -> Arc<Self> {
-        Arc::new(Tlb::default())
+        Arc::new(Tlb {
+            version: AtomicU64::new(0),
+            requests: OrderedMutex::new(&locks::INVALIDATIONS, Requests::default()),
+            hits: AtomicU64::new(0),
+            misses: AtomicU64::new(0),
+        })
     }
 
     /// Invalidations so far.
@@ -139,7 +86,7 @@ impl Inspect for Tlb {
 impl DeviceTlb for Tlb {
     fn invalidate(&self, pasid: Option<Pasid>, range: AddrRange) {
         let mut requests = self.requests.lock();
-        if requests.recent.len() == REMEMBERED {
+        if requests.recent.len() == RECENT {
             requests.recent.pop_front();
         }
         requests.recent.push_back(Request { pasid, range });

@@ -4,11 +4,10 @@ use std::{fmt, sync::Arc};
 
 use ioasid_core::host::Worker;
 
-use crate::fault::Fault;
+use crate::events::fault::Fault;
 
 /// What stopped an operation before its end.
 #[derive(Clone, Debug)]
-#[non_exhaustive]
 pub enum Stop {
     /// The guard's bytes are used up: drop it, enter again and go on from where it stopped.
     Budget,
@@ -27,7 +26,7 @@ impl Stop {
     pub fn fault(&self) -> Option<&Fault> {
         match self {
             Stop::Fault(fault) => Some(fault),
-            _ => None,
+            Stop::Budget | Stop::Withheld | Stop::Remote(_) => None,
         }
     }
 }

@@ -3,7 +3,7 @@
 
 use std::collections::BTreeMap;
 
-use ioasid_core::AddrRange;
+use ioasid_core::{AddrRange, memory::PAGE_SIZE};
 
 /// The last address that a device with 32-bit address registers reaches.
 const LAST_32BIT: u64 = u32::MAX as u64;
@@ -20,7 +20,7 @@ impl IovaAllocator {
         let mut allocator = IovaAllocator {
             free: BTreeMap::from([(aperture.start(), aperture.last())]),
         };
-        let first_page = AddrRange::new(0, 0xfff);
+        let first_page = AddrRange::new(0, PAGE_SIZE - 1);
         for range in reserved.into_iter().chain(first_page) {
             allocator.carve(widen(range));
         }
@@ -85,7 +85,8 @@ impl IovaAllocator {
 
 /// The range rounded outwards to whole pages.
 fn widen(range: AddrRange) -> AddrRange {
-    AddrRange::new(range.start() & !0xfff, range.last() | 0xfff).unwrap_or(range)
+    let in_page = PAGE_SIZE - 1;
+    AddrRange::new(range.start() & !in_page, range.last() | in_page).unwrap_or(range)
 }
 
 #[cfg(test)]
@@ -117,7 +118,7 @@ mod tests {
         let mut iovas = IovaAllocator::new(aperture(), []);
         let fresh = iovas.clone();
         let mut taken: Vec<_> = (1..200_u64)
-            .filter_map(|i| iovas.alloc(i << 12, 1 << 12))
+            .filter_map(|i| iovas.alloc(i * PAGE_SIZE, PAGE_SIZE))
             .collect();
         assert_eq!(taken.len(), 199);
         while let Some(range) = (!taken.is_empty()).then(|| taken.swap_remove(taken.len() / 2)) {
@@ -136,7 +137,7 @@ mod tests {
     }
 
     #[test]
-    fn the_last_page_of_the_64_bit_space_can_be_had_and_given_back() {
+    fn the_last_page_of_the_64_bit_space_can_be_allocated_and_freed() {
         let top = AddrRange::new(u64::MAX - 0x1fff, u64::MAX).unwrap();
         let mut iovas = IovaAllocator::new(top, []);
         let fresh = iovas.clone();

@@ -10,15 +10,20 @@
 
 use std::sync::Arc;
 
-use ioasid_core::{DomainId, Pasid, PciAddress, failpoint::OutOfMemory};
+use ioasid_core::{
+    DomainId, Pasid, PciAddress,
+    failpoint::{self, OutOfMemory},
+};
 use ioasid_pgtable::TableFormat;
 
 use crate::{
     base::source_id::SourceId,
-    device::Device,
+    device::{
+        Device, Group,
+        group::{GroupState, Route},
+    },
     domain::Domain,
-    fault::FaultSink,
-    group::{Change, Group},
+    events::fault::FaultSink,
 };
 
 /// Why a domain could not be attached. The order is the order of the checks.
@@ -82,7 +87,7 @@ pub enum AttachError {
     NoMemory(#[from] OutOfMemory),
 }
 
-/// What a domain asks for that a device, or the IOMMU in front of it, does not do.
+/// What a domain asks for that a device, or its IOMMU, does not do.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Mismatch {
     /// Another page-table format.
@@ -153,10 +158,7 @@ impl DmaSource {
 
     /// Its name.
     pub fn id(&self) -> SourceId {
-        SourceId {
-            device: self.device.address(),
-            pasid: self.pasid,
-        }
+        self.device.source_id(self.pasid)
     }
 
     fn group(&self) -> &Arc<Group> {
@@ -176,8 +178,7 @@ impl DmaSource {
         domain: &Arc<Domain>,
         faults: &Arc<dyn FaultSink>,
     ) -> Result<(), AttachError> {
-        self.group()
-            .change(self, domain, faults, Change::AttachSingleton)
+        self.change(domain, faults, Change::AttachSingleton)
     }
 
     /// As [`DmaSource::attach`], for the whole group of the device, which may have others.
@@ -189,7 +190,7 @@ impl DmaSource {
         domain: &Arc<Domain>,
         faults: &Arc<dyn FaultSink>,
     ) -> Result<(), AttachError> {
-        self.group().change(self, domain, faults, Change::Attach)
+        self.change(domain, faults, Change::Attach)
     }
 
     /// Puts `domain` in the place of what is attached, in one step and for the whole group.
@@ -202,12 +203,135 @@ impl DmaSource {
         domain: &Arc<Domain>,
         faults: &Arc<dyn FaultSink>,
     ) -> Result<(), AttachError> {
-        self.group().change(self, domain, faults, Change::Replace)
+        self.change(domain, faults, Change::Replace)
     }
 
     /// Takes away what is attached; nothing happens if nothing is. Afterwards the DMA is blocked, but
     /// without a PASID and an owner of the group the default domain, if any, is in force again.
     pub fn detach(&self) {
-        self.group().detach(self.pasid);
+        let old = {
+            let mut state = self.group().lock();
+            match state.routes.get(&self.pasid) {
+                Some(route) if !route.default => state.reset_route(self.pasid),
+                _ => None,
+            }
+        };
+        self.group().drain(old);
     }
+
+    /// Makes `domain` what this source leads to, for every device of the group; all or nothing.
+    fn change(
+        &self,
+        domain: &Arc<Domain>,
+        faults: &Arc<dyn FaultSink>,
+        change: Change,
+    ) -> Result<(), AttachError> {
+        let old = {
+            let mut state = self.group().lock();
+            self.check(&state, domain, change)?;
+            failpoint::allocation()?;
+            let route = Route {
+                domain: Arc::clone(domain),
+                default: false,
+                faults: Some(Arc::clone(faults)),
+            };
+            state.set_route(self.pasid, Some(route))
+        };
+        self.group().drain(old);
+        Ok(())
+    }
+
+    /// Whether `domain` can be attached to this source, and with it to every device of the group.
+    fn check(
+        &self,
+        state: &GroupState,
+        domain: &Domain,
+        change: Change,
+    ) -> Result<(), AttachError> {
+        let (devices, own) = (state.live(), self.device.address());
+        if change == Change::AttachSingleton && self.pasid.is_none() && devices.len() != 1 {
+            return Err(AttachError::NotSingleton {
+                device: own,
+                others: devices.len().saturating_sub(1),
+            });
+        }
+        if self.pasid.is_some()
+            && let Some(device) = devices.iter().find(|device| device.max_pasids() == 0)
+        {
+            return Err(AttachError::NoPasidSupport {
+                device: device.address(),
+            });
+        }
+        if !state.resetting.is_empty() {
+            let resetting = |device: &&Arc<Device>| state.resetting.contains_key(&device.id());
+            let device = devices.iter().find(resetting);
+            return Err(AttachError::Resetting {
+                device: device.map_or(own, |device| device.address()),
+            });
+        }
+        if let Some(pasid) = self.pasid.map(Pasid::get)
+            && let Some(device) = devices.iter().find(|device| pasid >= device.max_pasids())
+        {
+            return Err(AttachError::PasidRange {
+                device: device.address(),
+                pasid,
+                last: device.max_pasids().saturating_sub(1),
+            });
+        }
+        self.check_free(state, change)?;
+        let mut devices = devices.iter();
+        match devices.find_map(|device| mismatch(domain, device)) {
+            Some(mismatch) => Err(mismatch.into()),
+            None => Ok(()),
+        }
+    }
+
+    /// Whether what is attached at present allows the change.
+    fn check_free(&self, state: &GroupState, change: Change) -> Result<(), AttachError> {
+        let attached = state.routes.get(&self.pasid);
+        match (change, attached.filter(|route| !route.default)) {
+            (Change::Replace, Some(_)) => Ok(()),
+            (Change::Replace, None) => Err(AttachError::NotAttached { at: self.id() }),
+            (Change::Attach | Change::AttachSingleton, Some(route)) => Err(AttachError::Attached {
+                at: self.id(),
+                domain: route.domain.id(),
+            }),
+            (Change::Attach | Change::AttachSingleton, None)
+                if self.pasid.is_none() && state.driver_uses_dma_api() =>
+            {
+                Err(AttachError::DriverInUse {
+                    device: self.device.address(),
+                })
+            }
+            (Change::Attach | Change::AttachSingleton, None) => Ok(()),
+        }
+    }
+}
+
+/// What a change of a route expects to find.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Change {
+    /// Nothing attached.
+    Attach,
+    /// Nothing attached and, without a PASID, one device in the group.
+    AttachSingleton,
+    /// Something attached.
+    Replace,
+}
+
+/// What the domain is made for that the device or its IOMMU cannot do, if anything.
+fn mismatch(domain: &Domain, device: &Device) -> Option<Mismatch> {
+    let (config, address) = (domain.config(), device.address());
+    if config.kind.is_paging() && !config.format.is_walked_with(device.format()) {
+        return Some(Mismatch::Format {
+            device: address,
+            walked: device.format(),
+            table: config.format,
+        });
+    }
+    if config.kind.is_paging() && config.dirty_tracking && !device.supports_dirty() {
+        return Some(Mismatch::DirtyTracking { device: address });
+    }
+    (!device.supports_page_requests() && domain.handler().lock().is_some())
+        .then_some(Mismatch::PageRequests { device: address })
 }

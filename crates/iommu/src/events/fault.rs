@@ -1,4 +1,4 @@
-//! Unrecoverable faults: what a refused access says, and where that goes.
+//! Unrecoverable faults: refused accesses, and where they are reported.
 
 use std::{collections::VecDeque, fmt, sync::Arc};
 
@@ -10,7 +10,6 @@ use ioasid_core::{
 
 /// Why an access was refused.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-#[non_exhaustive]
 pub enum FaultReason {
     /// Nothing is attached at this PASID of the device.
     NotAttached,
@@ -22,7 +21,7 @@ pub enum FaultReason {
     Permission,
     /// The address lies outside what the page table can translate, or passes 2^64-1.
     AddressWidth,
-    /// The translation leads to a system physical address that nobody registered.
+    /// The translation leads to a system physical address where nothing is registered.
     Unregistered,
     /// The memory behind the mapping has vanished: a truncated file, a program that ended.
     MemoryGone,
@@ -32,7 +31,7 @@ pub enum FaultReason {
 
 impl FaultReason {
     /// Whether a page request could make the access succeed: the translation is missing or too
-    /// weak, and whoever manages the address space may add it.
+    /// weak, and the manager of the address space may add it.
     pub const fn is_recoverable(self) -> bool {
         matches!(self, FaultReason::NotPresent | FaultReason::Permission)
     }
@@ -58,7 +57,7 @@ impl fmt::Display for FaultReason {
 pub struct Fault {
     /// The device whose DMA it was.
     pub device: PciAddress,
-    /// The PASID it was tagged with.
+    /// The PASID that it carried.
     pub pasid: Option<Pasid>,
     /// The first I/O virtual address that was refused.
     pub iova: u64,
@@ -78,7 +77,7 @@ impl fmt::Display for Fault {
     }
 }
 
-/// Where the faults of one attachment go: to its owner and nobody else.
+/// Where the faults of one attachment go: to its owner alone.
 ///
 /// Called by engines that serve every client, also under a guard: an implementation must not block,
 /// and must bound what it keeps.

@@ -4,29 +4,30 @@ use std::sync::Arc;
 
 use ioasid_core::{
     Access, AddrRange, DomainId, Pasid,
-    grace::{Held, Slot},
-    memory::{MemoryGone, RawBytes},
+    grace::{Loaded, Slot},
+    memory::{MemoryGone, PAGE_SIZE, RawBytes},
     spa::{Resolved, SharedRemote},
 };
 use ioasid_pgtable::{PageTable, Translation, WalkFault};
 
+use super::{tlb::PortTlb, transfer::Stop};
 use crate::{
-    ats::PortTlb,
-    device::{Attachment, Device},
-    domain::{AddressSpace, Translator},
-    fault::{Fault, FaultReason},
-    transfer::Stop,
-    writes::WriteSink,
+    device::{Device, route_table::Attachment},
+    domain::space::{AddressSpace, Translator},
+    events::{
+        fault::{Fault, FaultReason},
+        writes::WriteSink,
+    },
 };
 
 /// The smallest leaf of every format: the step of a backward run.
-const PAGE_MASK: u64 = 0xfff;
+const PAGE_MASK: u64 = PAGE_SIZE - 1;
 
 /// What one guard sees.
 pub(crate) struct View<'a> {
-    held: Held<'a, Attachment>,
+    loaded: Loaded<'a, Attachment>,
     /// The attachment that the route had before a copy blocked, if it has another one since, or none:
-    /// nothing goes through this guard any more, and its faults belong to the old owner.
+    /// this guard moves no more bytes, and its faults belong to the old owner.
     left: Option<Arc<Attachment>>,
     /// The device must not issue requests through the route, which looks as if nothing were attached.
     withheld: bool,
@@ -36,7 +37,7 @@ pub(crate) struct View<'a> {
     blocking: bool,
     /// What the device keeps of earlier translations.
     tlb: Option<&'a PortTlb>,
-    /// Who is told what is written.
+    /// Where writes are reported.
     sink: Option<Arc<dyn WriteSink>>,
 }
 
@@ -78,25 +79,25 @@ impl<'a> View<'a> {
             Some(domain) => slot.enter_in(domain),
             None => slot.enter(),
         };
-        let mut held = Held::new(guard);
-        device.routes().find(pasid, &mut held);
-        let found = held.get().map(|attachment| attachment.space.id);
+        let mut loaded = Loaded::new(guard);
+        device.routes().find(pasid, &mut loaded);
+        let found = loaded.get().map(|attachment| attachment.space.id);
         let mut withheld = false;
         if found.is_none() || found != *guess {
-            (*guess, withheld) = settle(device, pasid, &mut held);
+            (*guess, withheld) = find_domain(device, pasid, &mut loaded);
         }
         if let Some(tlb) = tlb {
             tlb.catch_up();
         }
         View {
-            held,
+            loaded,
             left: None,
             withheld,
             device,
             pasid,
             blocking,
             tlb,
-            sink: device.watchers().of(pasid),
+            sink: device.write_sinks().of(pasid),
         }
     }
 
@@ -104,7 +105,7 @@ impl<'a> View<'a> {
     #[inline(always)]
     pub(crate) fn wrote(&self, iova: u64, len: u64) {
         if let Some(sink) = &self.sink {
-            tell(sink, iova, len);
+            report_write(sink, iova, len);
         }
     }
 
@@ -124,36 +125,36 @@ impl<'a> View<'a> {
         }
     }
 
-    /// Whose domain this is, also after the route has changed hands.
+    /// The attachment of this guard, also after the route has got another one.
     #[inline]
     pub(crate) fn attachment(&self) -> Option<&Attachment> {
-        self.held.get().or(self.left.as_deref())
+        self.loaded.get().or(self.left.as_deref())
     }
 
     /// The same, for later.
     pub(crate) fn share_attachment(&self) -> Option<Arc<Attachment>> {
-        self.held.share().or_else(|| self.left.clone())
+        self.loaded.share().or_else(|| self.left.clone())
     }
 
-    /// Does `work`, which copies bytes that may block for ever. Only who changes this domain waits for
+    /// Does `work`, which copies bytes that may block for ever. Only changes of this domain wait for
     /// it. What was located before is gone: the route and every address are looked up anew, and if the
-    /// route has changed hands, nothing goes on.
+    /// route has another attachment, the guard moves no more bytes.
     pub(crate) fn block<R>(&mut self, work: impl FnOnce() -> R) -> R {
-        let before = self.held.share();
+        let before = self.loaded.share();
         let Some(attachment) = before else {
             // Nothing was located: there is no attachment.
             return work();
         };
-        let result = self.held.block(attachment.space.id, work);
-        self.device.routes().find(self.pasid, &mut self.held);
+        let result = self.loaded.block(attachment.space.id, work);
+        self.device.routes().find(self.pasid, &mut self.loaded);
         let same = |now: &Attachment| std::ptr::eq(now, &raw const *attachment);
-        if self.held.get().is_some_and(same) {
-            self.held.guard().narrow(attachment.space.id);
-            // Whoever has come meanwhile waits no more.
-            self.sink = self.device.watchers().of(self.pasid);
+        if self.loaded.get().is_some_and(same) {
+            self.loaded.guard().narrow(attachment.space.id);
+            // A sink that was registered meanwhile waits no more.
+            self.sink = self.device.write_sinks().of(self.pasid);
         } else {
-            self.held.forget();
-            self.held.guard().narrow(None);
+            self.loaded.forget();
+            self.loaded.guard().narrow(None);
             self.left = Some(attachment);
             self.sink = None;
         }
@@ -178,7 +179,7 @@ impl<'a> View<'a> {
 
     /// One walk: the system physical address of `iova`, and for how many of `want` bytes it holds.
     fn translate(&self, iova: u64, want: u64, access: Access) -> Result<(u64, u64), Stop> {
-        let Some(attachment) = self.held.get() else {
+        let Some(attachment) = self.loaded.get() else {
             return Err(self.unattached(iova, access));
         };
         let want = match self.pasid {
@@ -207,7 +208,7 @@ impl<'a> View<'a> {
             return Stop::Withheld;
         }
         if self.left.is_some() {
-            // Under a guard of its own it goes to whoever is attached now.
+            // Under a guard of its own it goes to what is attached now.
             return Stop::Budget;
         }
         let reason = match self.pasid {
@@ -281,12 +282,12 @@ impl<'a> View<'a> {
     }
 
     /// Up to `want` (not 0) bytes from `iova` if nothing about them is special. What this cannot do
-    /// [`View::locate`] can, and tells why it cannot.
+    /// [`View::locate`] can, and says why it cannot.
     ///
     /// Apart from that one because of its results: they stay in registers.
     #[inline(always)]
     pub(crate) fn direct(&self, iova: u64, want: u64, access: Access) -> Option<RawBytes<'_>> {
-        let attachment = self.held.get()?;
+        let attachment = self.loaded.get()?;
         let Translator::Paging(table) = &attachment.space.translator else {
             return None;
         };
@@ -302,7 +303,7 @@ impl<'a> View<'a> {
             len = self.run_on(iova, found.spa, len, want, access);
         }
         let space = &self.device.shared().space;
-        space.resolve_direct(self.held.guard(), found.spa, len)
+        space.resolve_direct(self.loaded.guard(), found.spa, len)
     }
 
     /// How many of `want` bytes from `iova` come before the next interrupt window; `None` if `iova`
@@ -323,7 +324,7 @@ impl<'a> View<'a> {
     /// The registered bytes at a system physical address, as far as one registration goes.
     fn place(&self, spa: u64, len: u64, iova: u64, access: Access) -> Result<Place<'_>, Stop> {
         let space = &self.device.shared().space;
-        match space.resolve(self.held.guard(), spa, len) {
+        match space.resolve(self.loaded.guard(), spa, len) {
             Some(Resolved::Direct(bytes)) => Ok(Place::Direct(bytes)),
             Some(Resolved::Remote {
                 memory,
@@ -363,7 +364,7 @@ impl<'a> View<'a> {
         self.fetch_slowly(iova, buffer)
     }
 
-    /// [`View::fetch`] where there is more to it than memory of our own.
+    /// [`View::fetch`] where more is needed than a copy of directly addressable memory.
     #[cold]
     fn fetch_slowly(&mut self, iova: u64, buffer: &mut [u8]) -> Result<u64, Halt> {
         let (len, result) = match self.locate(iova, buffer.len() as u64, Access::Read)? {
@@ -402,7 +403,7 @@ impl<'a> View<'a> {
         self.store_slowly(iova, buffer)
     }
 
-    /// [`View::store`] where there is more to it than memory of our own.
+    /// [`View::store`] where more is needed than a copy of directly addressable memory.
     #[cold]
     fn store_slowly(&mut self, iova: u64, buffer: &[u8]) -> Result<u64, Halt> {
         let mut reason = FaultReason::MemoryGone;
@@ -420,9 +421,9 @@ impl<'a> View<'a> {
                 let sink = self.sink.clone();
                 let write = || {
                     let written = far.memory.write(far.offset, buffer);
-                    // While whoever waits for the guard does: afterwards the write can be seen.
+                    // While the waiters for the guard still wait: afterwards the write can be seen.
                     if let Some(sink) = &sink {
-                        tell(sink, iova, done_of(&written, buffer.len()));
+                        report_write(sink, iova, done_of(&written, buffer.len()));
                     }
                     written
                 };
@@ -483,7 +484,7 @@ impl<'a> View<'a> {
                 Ok(place) if skip + place.len() == len => return Ok(place),
                 // The run goes on in the next registration.
                 Ok(place) => skip += place.len(),
-                // The front of the run is no memory, but its last page may be.
+                // The first bytes of the run are no memory, but its last page may be.
                 Err(Stop::Fault(_)) if len - skip > (last & PAGE_MASK) + 1 => {
                     return self.locate_back(last, (last & PAGE_MASK) + 1, access);
                 }
@@ -494,7 +495,7 @@ impl<'a> View<'a> {
 }
 
 #[cold]
-fn tell(sink: &Arc<dyn WriteSink>, iova: u64, len: u64) {
+fn report_write(sink: &Arc<dyn WriteSink>, iova: u64, len: u64) {
     if let Some(range) = AddrRange::from_len(iova, len) {
         sink.wrote(range);
     }
@@ -511,20 +512,21 @@ fn done_of(written: &Result<(), MemoryGone>, len: usize) -> u64 {
 /// The guess was wrong: finds out what the route leads to, with a guard for any domain; or whether
 /// requests through it are withheld.
 #[cold]
-fn settle<'a>(
+fn find_domain<'a>(
     device: &'a Arc<Device>,
     pasid: Option<Pasid>,
-    held: &mut Held<'a, Attachment>,
+    loaded: &mut Loaded<'a, Attachment>,
 ) -> (Option<DomainId>, bool) {
-    let found = |held: &Held<'a, Attachment>| held.get().map(|attachment| attachment.space.id);
-    if found(held).is_some_and(|domain| !held.guard().covers(domain)) {
-        held.again();
-        device.routes().find(pasid, held);
+    let found =
+        |loaded: &Loaded<'a, Attachment>| loaded.get().map(|attachment| attachment.space.id);
+    if found(loaded).is_some_and(|domain| !loaded.guard().covers(domain)) {
+        loaded.again();
+        device.routes().find(pasid, loaded);
     }
-    let empty = found(held).is_none();
-    let withheld = empty && device.withheld().explain(device, pasid, held);
-    let domain = found(held);
-    held.guard().narrow(domain);
+    let empty = found(loaded).is_none();
+    let withheld = empty && device.withheld().explain(device.routes(), pasid, loaded);
+    let domain = found(loaded);
+    loaded.guard().narrow(domain);
     (domain, withheld)
 }
 

@@ -1,62 +1,40 @@
-//! Devices: what their DMA is tagged with, and what they can do.
+//! Devices and their groups: what a device can do, and where its DMA goes.
+//!
+//! * [`Device`]; [`reserved`]: addresses that its mappings stay away from.
+//! * [`group`]: devices that are owned and attached together.
+//! * [`route_table`]: the lookup (RID, PASID) -> attachment that each guard does.
+//! * [`withheld`]: requests that a device must not issue at present.
+//! * [`error`]: why a device could not be added or removed.
 
 use std::{fmt, sync::Arc};
 
 use ioasid_core::{
     AddrRange, Pasid, PciAddress,
     inspect::{Inspect, Node, Value},
+    memory::PAGE_SIZE,
 };
 use ioasid_pgtable::TableFormat;
 
+use self::{route_table::RouteTable, withheld::Withheld};
 use crate::{
-    ats::{Ats, DeviceTlb, Tlb},
-    bus_master::Withheld,
-    dma_api::DmaApi,
-    domain::AddressSpace,
-    fault::{Fault, FaultLog, FaultSink},
-    group::{Group, OwnershipError},
-    machine::Shared,
-    page_request::{OnAnswer, PageRequest, PageRequestError, PageRequestId},
-    port::DmaPort,
-    reset::DeviceReset,
-    route_table::RouteTable,
-    writes::Watchers,
+    base::source_id::SourceId,
+    domain::{Domain, shared::Shared},
+    events::{
+        ats::{Ats, DeviceTlb},
+        fault::{Fault, FaultLog},
+        page_request::{OnAnswer, PageRequest, PageRequestError, PageRequestId},
+        writes::WriteSinks,
+    },
 };
 
-/// Why a range of I/O virtual addresses is not for mappings (`enum iommu_resv_type`,
-/// include/linux/iommu.h).
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum ReservedKind {
-    /// Must be mapped one to one at all times.
-    Direct,
-    /// Mapped one to one only while the firmware's driver needs it: ignored for assignment.
-    DirectRelaxable,
-    /// Must not be used.
-    Reserved,
-    /// Writes are interrupt messages, in hardware.
-    Msi,
-    /// Where software maps the interrupt doorbell.
-    SoftwareMsi,
-}
+pub(crate) mod error;
+pub(crate) mod group;
+mod reserved;
+pub(crate) mod route_table;
+pub(crate) mod withheld;
 
-/// A range of I/O virtual addresses that mappings stay away from.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub struct ReservedRegion {
-    /// The addresses.
-    pub range: AddrRange,
-    /// Why.
-    pub kind: ReservedKind,
-}
-
-impl ReservedRegion {
-    /// The interrupt window of x86: 0xfee0_0000..=0xfeef_ffff (Intel VT-d specification, 3.14).
-    pub fn msi_window() -> Self {
-        ReservedRegion {
-            range: AddrRange::new(0xfee0_0000, 0xfeef_ffff).expect("start before last"),
-            kind: ReservedKind::Msi,
-        }
-    }
-}
+pub use group::{Group, OwnerId};
+pub use reserved::{ReservedKind, ReservedRegion};
 
 /// What a device is made of.
 #[derive(Clone, Debug)]
@@ -99,14 +77,8 @@ impl DeviceConfig {
     }
 }
 
-/// What a cell of the route table leads to.
-pub(crate) struct Attachment {
-    pub(crate) space: Arc<AddressSpace>,
-    pub(crate) faults: Arc<dyn FaultSink>,
-}
-
-/// A device behind the IOMMU. Its DMA goes through [`DmaPort`]s and reaches what is attached at its
-/// requester id, or at the PASID that the DMA is tagged with.
+/// A device behind the IOMMU. Its DMA goes through [`crate::DmaPort`]s and reaches what is attached at its
+/// requester id, or at the PASID that the DMA carries.
 pub struct Device {
     id: u32,
     shared: Arc<Shared>,
@@ -123,7 +95,7 @@ pub struct Device {
     routes: RouteTable,
     faults: Arc<FaultLog>,
     ats: Arc<Ats>,
-    watchers: Watchers,
+    write_sinks: WriteSinks,
     withheld: Withheld,
 }
 
@@ -155,7 +127,7 @@ impl Device {
             routes: RouteTable::new(&shared.grace, config.pasid_bits),
             faults: Arc::default(),
             ats: Arc::default(),
-            watchers: Watchers::default(),
+            write_sinks: WriteSinks::default(),
             withheld: Withheld::default(),
             shared,
         })
@@ -214,24 +186,13 @@ impl Device {
         self.page_requests
     }
 
-    /// A port for one engine thread.
-    pub fn port(self: &Arc<Self>) -> DmaPort {
-        DmaPort::new(Arc::clone(self), self.shared.grace.slot(), None)
-    }
-
-    /// A port for one engine thread that keeps translations in `tlb`, which the device was given as
-    /// its own ([`Device::enable_ats`]).
-    pub fn port_with_tlb(self: &Arc<Self>, tlb: &Arc<Tlb>) -> DmaPort {
-        DmaPort::new(Arc::clone(self), self.shared.grace.slot(), Some(tlb))
-    }
-
     /// Whether the device keeps translations.
     pub fn has_ats(&self) -> bool {
         self.ats.is_on()
     }
 
-    /// From now on the device keeps translations in `tlb`: whoever takes one away tells it, and
-    /// waits. Before this the device must have kept none.
+    /// From now on the device keeps translations in `tlb`: a change that takes one away invalidates it
+    /// there and waits. Before this the device must have kept none.
     pub fn enable_ats(&self, tlb: Arc<dyn DeviceTlb>) {
         self.ats.set(Some(tlb));
     }
@@ -245,34 +206,18 @@ impl Device {
         &self.ats
     }
 
-    /// Claims the device for its own driver, which then does its DMA through the DMA API. The
-    /// group's default domain becomes the primary domain.
-    ///
-    /// # Errors
-    /// [`OwnershipError::Busy`] if a user owns the group or has attached a domain to it.
-    pub fn use_dma_api(self: &Arc<Self>) -> Result<DmaApi, OwnershipError> {
-        DmaApi::new(self)
-    }
-
-    /// Begins a reset: all DMA of the device is blocked, and attaching to it is refused, until what
-    /// this returns is dropped; then the attachments are in force again. When it returns, no DMA of
-    /// the device is in flight and no page request of it is open.
-    pub fn begin_reset(self: &Arc<Self>) -> DeviceReset {
-        DeviceReset::new(self)
-    }
-
-    /// The routes of this device and the domains at them: what the driver's default domain and
-    /// others attached.
-    pub fn attachments(&self) -> Vec<(Option<Pasid>, Arc<crate::Domain>)> {
+    /// The PASIDs of this device that lead to a domain, and the domains: the default domain of its
+    /// driver and what was attached. `None` stands for requests without a PASID.
+    pub fn attachments(&self) -> Vec<(Option<Pasid>, Arc<Domain>)> {
         self.group.attachments()
     }
 
-    /// Faults of DMA that belongs to nobody else: nothing was attached, or the default domain.
+    /// Faults that no owner of an attachment gets: nothing was attached, or the default domain.
     pub fn fault_log(&self) -> &Arc<FaultLog> {
         &self.faults
     }
 
-    /// Asks whoever manages the address space of a route for the page that `fault` misses.
+    /// Asks the handler of the domain that `fault` missed in for the page.
     /// `on_answer` runs once, with the answer; [`crate::PageResponse::Success`] means "try again".
     /// To be called with no guard held.
     ///
@@ -284,28 +229,43 @@ impl Device {
         on_answer: OnAnswer,
     ) -> Result<PageRequestId, PageRequestError> {
         if !fault.reason.is_recoverable() {
-            return Err(PageRequestError::NotRecoverable);
+            return Err(PageRequestError::NotRecoverable {
+                reason: fault.reason,
+            });
         }
+        let at = self.source_id(fault.pasid);
         if !self.page_requests {
-            return Err(PageRequestError::NoHandler);
+            return Err(PageRequestError::Unsupported {
+                device: self.address,
+            });
         }
         let (id, handler) = self.group.with_route(fault.pasid, |domain| {
-            let domain = domain.ok_or(PageRequestError::NoHandler)?;
+            let domain = domain.ok_or(PageRequestError::NotAttached { at })?;
             let current = domain.handler().lock();
-            let handler = current.as_ref().ok_or(PageRequestError::NoHandler)?;
+            let handler = current.as_ref().ok_or(PageRequestError::NoHandler {
+                domain: domain.id(),
+            })?;
             let pending = &self.shared.pending;
-            let id = pending.insert(self.address, fault.pasid, domain.id(), on_answer)?;
+            let id = pending.insert(at, domain.id(), on_answer)?;
             Ok((id, Arc::clone(handler)))
         })?;
         handler.request(PageRequest {
             id,
             device: self.address,
             pasid: fault.pasid,
-            iova: fault.iova & !0xfff,
+            iova: fault.iova & !(PAGE_SIZE - 1),
             access: fault.access,
-            group: (id.get() & 0x1ff) as u16,
+            group: PageRequest::group_of(id),
         });
         Ok(id)
+    }
+
+    /// The name of its requests with `pasid`, or of those without one.
+    pub(crate) fn source_id(&self, pasid: Option<Pasid>) -> SourceId {
+        SourceId {
+            device: self.address,
+            pasid,
+        }
     }
 
     pub(crate) fn shared(&self) -> &Arc<Shared> {
@@ -316,8 +276,8 @@ impl Device {
         &self.withheld
     }
 
-    pub(crate) fn watchers(&self) -> &Watchers {
-        &self.watchers
+    pub(crate) fn write_sinks(&self) -> &WriteSinks {
+        &self.write_sinks
     }
 
     pub(crate) fn routes(&self) -> &RouteTable {

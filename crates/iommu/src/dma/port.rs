@@ -15,13 +15,15 @@ use ioasid_core::{
     sync::atomic::{Ordering, fence},
 };
 
-use crate::{
-    ats::{PortTlb, Tlb},
-    device::{Attachment, Device},
-    fault::{Fault, FaultReason, FaultSink},
-    tally,
+use super::{
+    tlb::{PortTlb, Tlb},
     transfer::{Direction, Stop, Transfer},
     view::{Halt, Place, View},
+};
+use crate::{
+    base::counters::ShardIndex,
+    device::{Device, route_table::Attachment},
+    events::fault::{Fault, FaultReason, FaultSink},
 };
 
 /// Bytes that [`DmaGuard::copy`], [`DmaGuard::fill`] and [`DmaGuard::compare`] may move under one
@@ -38,7 +40,7 @@ const SMALLEST_CHARGE: u64 = 64;
 /// Bytes copied at a time where a copy needs two steps.
 const BOUNCE: usize = 16 << 10;
 
-/// Routes of which a port remembers the domain.
+/// Routes of which a port keeps the domain found last.
 const GUESSES: usize = 16;
 
 /// One engine thread's access to memory, in the name of one device.
@@ -49,18 +51,31 @@ pub struct DmaPort {
     /// Where routes led last time, by the low bits of the PASID.
     guesses: [Option<DomainId>; GUESSES],
     tlb: Option<Box<PortTlb>>,
-    tally: tally::Place,
+    shard: ShardIndex,
+}
+
+impl Device {
+    /// A port for one engine thread.
+    pub fn port(self: &Arc<Self>) -> DmaPort {
+        DmaPort::new(self, None)
+    }
+
+    /// A port for one engine thread that keeps translations in `tlb`, which the device was given as
+    /// its own ([`Device::enable_ats`]).
+    pub fn port_with_tlb(self: &Arc<Self>, tlb: &Arc<Tlb>) -> DmaPort {
+        DmaPort::new(self, Some(tlb))
+    }
 }
 
 impl DmaPort {
-    pub(crate) fn new(device: Arc<Device>, slot: Slot, tlb: Option<&Arc<Tlb>>) -> Self {
+    fn new(device: &Arc<Device>, tlb: Option<&Arc<Tlb>>) -> Self {
         DmaPort {
-            device,
-            slot,
+            device: Arc::clone(device),
+            slot: device.shared().grace.slot(),
             bounce: vec![0; BOUNCE].into_boxed_slice(),
             guesses: [None; GUESSES],
             tlb: tlb.map(PortTlb::new),
-            tally: tally::Place::new(),
+            shard: ShardIndex::new(),
         }
     }
 
@@ -81,10 +96,10 @@ impl DmaPort {
         self.enter_as(pasid, false, false)
     }
 
-    /// As [`DmaPort::enter`], where copies may block for ever. For the worker of the client that
-    /// owns the memory, with a port of its own, and for nobody else: whoever changes the domain
-    /// waits for this guard. Nobody else does, and every address is translated anew after a copy that
-    /// may block; if the route has changed hands meanwhile, the rest stops with [`Stop::Budget`].
+    /// As [`DmaPort::enter`], where copies may block for ever. Only for the worker of the client that
+    /// owns the memory, with a port of its own: changes of the domain wait for this guard, and nothing
+    /// else does. Every address is translated anew after a copy that may block; if the route has
+    /// another attachment by then, the rest stops with [`Stop::Budget`].
     pub fn enter_blocking(&mut self, pasid: Option<Pasid>) -> DmaGuard<'_> {
         self.enter_as(pasid, true, false)
     }
@@ -102,14 +117,14 @@ impl DmaPort {
             bounce: &mut self.bounce,
             budget: GUARD_BYTES,
             slack: GUARD_SLACK,
-            tally: self.tally,
+            shard: self.shard,
             operations: 0,
             bytes: 0,
         }
     }
 
-    /// Reports a fault whose guard is gone to whoever owns its route now. Where the attachment may
-    /// have changed hands meanwhile, take a [`DmaGuard::reporter`] under the guard instead.
+    /// Reports a fault whose guard is gone to the present owner of its route. Where the attachment may
+    /// be another one meanwhile, take a [`DmaGuard::reporter`] under the guard instead.
     pub fn report(&mut self, fault: &Fault) {
         let reporter = self.enter(fault.pasid).reporter();
         reporter.report(fault);
@@ -152,16 +167,16 @@ impl fmt::Debug for FaultReporter {
     }
 }
 
-/// DMA in progress: while it lives, whoever takes a translation of its domain away waits.
+/// DMA in progress: while it lives, a change that takes a translation of its domain away waits.
 ///
-/// Faults are returned, not reported: a page request may mend one. Whoever gives up calls
+/// Faults are returned, not reported: a page request may help. A consumer that gives up calls
 /// [`DmaGuard::report`], once.
 pub struct DmaGuard<'a> {
     view: View<'a>,
     bounce: &'a mut [u8],
     budget: u64,
     slack: u64,
-    tally: tally::Place,
+    shard: ShardIndex,
     operations: u64,
     bytes: u64,
 }
@@ -275,15 +290,15 @@ impl DmaGuard<'_> {
         })
     }
 
-    /// Writes one byte after everything this thread wrote before: the byte that tells a waiting CPU
+    /// Writes one byte after everything this thread wrote before: the byte that shows a waiting CPU
     /// that a record is complete.
     pub fn publish(&mut self, iova: u64, byte: u8) -> Transfer {
         fence(Ordering::Release);
         self.write(iova, std::slice::from_ref(&byte))
     }
 
-    /// As [`DmaGuard::publish`] for a word at a multiple of 8, which is written by one store: whoever
-    /// polls it sees the old value or the new one.
+    /// As [`DmaGuard::publish`] for a word at a multiple of 8, which is written by one store: a reader
+    /// that polls it sees the old value or the new one.
     pub fn publish_word(&mut self, iova: u64, word: u64) -> Transfer {
         fence(Ordering::Release);
         self.write(iova, &word.to_le_bytes())
@@ -327,7 +342,7 @@ impl DmaGuard<'_> {
         self.copy_up_slowly(dst, src, done, room)
     }
 
-    /// [`DmaGuard::copy_up`] where there is more to it than memory of our own.
+    /// [`DmaGuard::copy_up`] where more is needed than a copy of directly addressable memory.
     #[cold]
     fn copy_up_slowly(&mut self, dst: u64, src: u64, done: u64, room: u64) -> Result<u64, Halt> {
         let view = &self.view;
@@ -369,7 +384,7 @@ impl DmaGuard<'_> {
             let fetched = self.view.fetch_all(from - (len - 1), buffer);
             fetched.and_then(|_| self.view.store_all(to - (len - 1), buffer))
         };
-        // Bytes done before a fault inside the piece are at its front: not a part of the tail that
+        // Bytes done before a fault inside the piece are its first ones: not a part of the tail that
         // counts as done.
         result.map_err(|halt| Halt {
             done: 0,
@@ -448,8 +463,8 @@ impl Drop for DmaGuard<'_> {
         if let Some(attachment) = self.view.attachment()
             && self.operations > 0
         {
-            let tally = &attachment.space.tally;
-            tally.add(self.tally, self.operations, self.bytes);
+            let counters = &attachment.space.counters;
+            counters.add(self.shard, self.operations, self.bytes);
         }
     }
 }
@@ -477,7 +492,7 @@ fn tail(bytes: RawBytes<'_>, len: u64) -> RawBytes<'_> {
     bytes.slice(start, len as usize).unwrap_or(bytes)
 }
 
-/// Copies between two places of our own memory, as many bytes as both have.
+/// Copies between two directly addressable places, as many bytes as both have.
 #[inline]
 fn copy_direct(
     view: &View<'_>,

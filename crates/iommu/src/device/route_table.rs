@@ -5,11 +5,17 @@ use std::{collections::BTreeMap, fmt, sync::Arc};
 
 use ioasid_core::{
     Pasid,
-    grace::{Grace, Held, ProtectedTable},
-    sync::Mutex,
+    grace::{Grace, Loaded, ProtectedTable},
+    lock_order::OrderedMutex,
 };
 
-use crate::device::Attachment;
+use crate::{base::locks, domain::space::AddressSpace, events::fault::FaultSink};
+
+/// What a cell of the route table leads to.
+pub(crate) struct Attachment {
+    pub(crate) space: Arc<AddressSpace>,
+    pub(crate) faults: Arc<dyn FaultSink>,
+}
 
 /// PASIDs in one leaf of the directory; few under a model checker, which makes many machines.
 const LEAF_BITS: u32 = if cfg!(ioasid_shuttle) { 2 } else { 10 };
@@ -22,8 +28,8 @@ type Leaf = ProtectedTable<Attachment>;
 pub(crate) struct RouteTable {
     rid: ProtectedTable<Attachment>,
     directory: ProtectedTable<Leaf>,
-    /// The same leaves, for those who write.
-    leaves: Mutex<BTreeMap<usize, Arc<Leaf>>>,
+    /// The same leaves, for writers.
+    leaves: OrderedMutex<BTreeMap<usize, Arc<Leaf>>>,
 }
 
 impl RouteTable {
@@ -35,18 +41,18 @@ impl RouteTable {
         RouteTable {
             rid: ProtectedTable::new(Arc::clone(grace), 1),
             directory: ProtectedTable::new(Arc::clone(grace), leaves),
-            leaves: Mutex::default(),
+            leaves: OrderedMutex::new(&locks::ROUTE_LEAVES, BTreeMap::new()),
         }
     }
 
     /// Finds the attachment at a route.
     #[inline]
-    pub(crate) fn find<'a>(&'a self, pasid: Option<Pasid>, held: &mut Held<'a, Attachment>) {
+    pub(crate) fn find<'a>(&'a self, pasid: Option<Pasid>, loaded: &mut Loaded<'a, Attachment>) {
         match pasid {
-            None => held.find(&self.rid, 0),
+            None => loaded.find(&self.rid, 0),
             Some(pasid) => {
                 let (leaf, cell) = split(pasid);
-                held.find_in(&self.directory, leaf, cell);
+                loaded.find_in(&self.directory, leaf, cell);
             }
         }
     }
@@ -54,6 +60,7 @@ impl RouteTable {
     /// Sets the attachment at a route. The caller has checked that the device can send the PASID,
     /// and waits for the readers of the old one.
     pub(crate) fn set(&self, pasid: Option<Pasid>, attachment: Option<Arc<Attachment>>) {
+        locks::GROUP.assert_held();
         match pasid {
             None => self.rid.swap(0, attachment),
             Some(pasid) => {

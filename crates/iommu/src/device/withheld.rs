@@ -1,0 +1,65 @@
+//! Requests that a device must not issue at present; `crate::attach::bus_master` says when and why.
+
+use ioasid_core::{
+    Pasid,
+    grace::Loaded,
+    lock_order::{OrderedGuard, OrderedMutex},
+};
+
+use super::route_table::{Attachment, RouteTable};
+use crate::{base::locks, events::writes::Requests};
+
+/// What a device must not issue at present. Changes under the lock of its group.
+#[derive(Debug)]
+pub(crate) struct Withheld {
+    list: OrderedMutex<Vec<Requests>>,
+}
+
+impl Default for Withheld {
+    fn default() -> Self {
+        Withheld {
+            list: OrderedMutex::new(&locks::WITHHELD, Vec::new()),
+        }
+    }
+}
+
+impl Withheld {
+    /// Whether requests with `pasid` are among it. The caller holds the lock of the group.
+    pub(crate) fn includes(&self, pasid: Option<Pasid>) -> bool {
+        locks::GROUP.assert_held();
+        self.list.lock().iter().any(|of| of.include(pasid))
+    }
+
+    /// Withholds `of`. While what this returns lives, no guard decides what an empty cell means.
+    pub(crate) fn add(&self, of: Requests) -> OrderedGuard<'_, Vec<Requests>> {
+        let mut list = self.list.lock();
+        if !list.contains(&of) {
+            list.push(of);
+        }
+        list
+    }
+
+    /// Withholds `of` no more; otherwise as [`Withheld::add`].
+    pub(crate) fn remove(&self, of: Requests) -> OrderedGuard<'_, Vec<Requests>> {
+        let mut list = self.list.lock();
+        list.retain(|other| *other != of);
+        list
+    }
+
+    /// For a guard that has found an empty cell: whether its route is withheld. Otherwise the cell is
+    /// looked at once more, since it may have been filled in the meantime.
+    pub(crate) fn explain<'a>(
+        &self,
+        routes: &'a RouteTable,
+        pasid: Option<Pasid>,
+        loaded: &mut Loaded<'a, Attachment>,
+    ) -> bool {
+        let list = self.list.lock();
+        if list.iter().any(|of| of.include(pasid)) {
+            return true;
+        }
+        loaded.again();
+        routes.find(pasid, loaded);
+        false
+    }
+}

@@ -1,0 +1,7 @@
+//! The way of a device to memory: ports, guards and what they keep.
+
+pub(crate) mod port;
+pub(crate) mod tlb;
+pub(crate) mod transfer;
+mod view;
+pub(crate) mod write_watch;

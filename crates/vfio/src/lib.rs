@@ -116,6 +116,7 @@ mod nodes;
 pub mod pci;
 
 pub use base::{
+    attribute::AttributeError,
     error::{self, Error, Result},
     saved,
 };

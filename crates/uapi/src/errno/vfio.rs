@@ -1,6 +1,6 @@
 //! The errno of each error of `ioasid-vfio`.
 
-use ioasid_vfio::Error;
+use ioasid_vfio::{AttributeError, Error};
 
 use super::Errno;
 
@@ -56,6 +56,21 @@ impl From<Error> for Errno {
             | Error::BadUuid => Errno::EINVAL,
             // The enum may grow: a cause without a number yet is an invalid argument.
             _ => Errno::EINVAL,
+        }
+    }
+}
+
+impl From<AttributeError> for Errno {
+    fn from(error: AttributeError) -> Self {
+        match error {
+            AttributeError::Vfio(error) => error.into(),
+            AttributeError::NotWritable => Errno::EACCES,
+            AttributeError::Invalid => Errno::EINVAL,
+            AttributeError::NotBuilt => Errno::EOPNOTSUPP,
+            AttributeError::OutOfRange => Errno::ERANGE,
+            AttributeError::Busy => Errno::EBUSY,
+            AttributeError::NoDevice => Errno::ENODEV,
+            AttributeError::NoMemory => Errno::ENOMEM,
         }
     }
 }

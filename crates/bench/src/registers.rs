@@ -22,7 +22,7 @@ use ioasid_core::{
     spa::SpaSpace,
 };
 use ioasid_iommufd::Context;
-use ioasid_machine::{Machine, MachineFile};
+use ioasid_machine::{Machine, MachineFile, models};
 use ioasid_supervisor::{MachineView, Mmio, NodeInfo, SysfsEntry};
 use passthrough_client::{
     Device, DsaQueue, Vm, discover,
@@ -111,7 +111,7 @@ struct View(Arc<Machine>);
 impl View {
     #[allow(clippy::new_ret_no_self, reason = "what is wanted is the trait")]
     fn new() -> Result<Arc<dyn MachineView>> {
-        let file = MachineFile::from_device_strings(&["dsa,driver=vfio"])?;
+        let file = MachineFile::from_device_strings(&["dsa,driver=vfio"], &models::standard())?;
         let machine = Machine::build("bench", &file, &StdSpawner)?;
         Ok(Arc::new(View(machine)))
     }

@@ -1,88 +1,9 @@
-//! The program: `run`, `serve`, `inspect`, `mdev`, `demo`.
+//! The program `ioasid` with the device models of this project.
 
 #![forbid(unsafe_code)]
 
-mod cli;
-mod demo;
-mod guests;
-mod tree;
-mod verbs;
-mod view;
-
-use std::{ffi::OsString, process::ExitCode};
-
-use clap::Parser as _;
-use cli::{Cli, Verb};
-
-/// Exit status of `run` when ioasid itself failed, as `env` and `timeout` have it.
-const RUN_FAILED: u8 = 125;
-/// Exit status of the other verbs when something failed.
-const FAILED: u8 = 1;
-/// Exit status for a command line that makes no sense.
-const USAGE: u8 = 2;
+use std::process::ExitCode;
 
 fn main() -> ExitCode {
-    // The launcher replaces this process: it must not have started anything.
-    let mut words = std::env::args_os().skip(1);
-    if words
-        .next()
-        .is_some_and(|verb| verb == ioasid_supervisor::launch::VERB)
-    {
-        return ioasid_supervisor::launch::main(words);
-    }
-    let cli = match Cli::try_parse() {
-        Ok(cli) => cli,
-        Err(error) => {
-            let is_run = std::env::args_os().nth(1) == Some(OsString::from("run"));
-            let _ = error.print();
-            return ExitCode::from(match (error.use_stderr(), is_run) {
-                (false, _) => 0,
-                (true, true) => RUN_FAILED,
-                (true, false) => USAGE,
-            });
-        }
-    };
-    start_log(cli.verbose);
-    let failed = if matches!(cli.verb, Verb::Run(_)) {
-        RUN_FAILED
-    } else {
-        FAILED
-    };
-    let result = match cli.verb {
-        Verb::Run(args) => verbs::run(args),
-        Verb::Serve(args) => verbs::serve(args),
-        Verb::Inspect(args) => verbs::inspect(args),
-        Verb::Mdev(args) => verbs::mdev(args),
-        Verb::Demo(args) => demo::run(&args),
-        Verb::Vm(_) => demo::vm::main().map(|()| 0),
-        Verb::Launch(_) => Ok(USAGE),
-    };
-    match result {
-        Ok(status) => ExitCode::from(status),
-        Err(error) => {
-            say(&format!("ioasid: {error:#}"));
-            ExitCode::from(failed)
-        }
-    }
-}
-
-/// One line on stderr; a closed stderr is no reason to fail.
-fn say(line: &str) {
-    use std::io::Write as _;
-    let _ = writeln!(std::io::stderr(), "{line}");
-}
-
-fn start_log(verbose: u8) {
-    let default = match verbose {
-        0 => "warn",
-        1 => "info",
-        2 => "debug",
-        _ => "trace",
-    };
-    let filter = tracing_subscriber::EnvFilter::try_from_env("IOASID_LOG")
-        .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new(default));
-    let subscriber = tracing_subscriber::fmt()
-        .with_env_filter(filter)
-        .with_writer(std::io::stderr);
-    let _ = subscriber.without_time().try_init();
+    ioasid::main()
 }

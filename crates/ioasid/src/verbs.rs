@@ -8,7 +8,7 @@ use std::{
 use anyhow::{Context as _, Result, bail};
 use ioasid_core::host::StdSpawner;
 use ioasid_host::{confine, prepare_received, service};
-use ioasid_machine::{Machine, MachineFile};
+use ioasid_machine::{Machine, MachineFile, Models};
 use ioasid_supervisor::{
     ControlServer, Mmio, RunOptions, control,
     run::{join, run as run_private},
@@ -31,16 +31,16 @@ fn build(name: &str, file: &MachineFile) -> Result<Arc<Machine>> {
     Machine::build(name, file, &StdSpawner).context("building the machine")
 }
 
-fn machine_file(args: &MachineArgs) -> Result<MachineFile> {
+fn machine_file(args: &MachineArgs, models: &Models) -> Result<MachineFile> {
     Ok(match &args.machine {
-        Some(path) => MachineFile::load(path)?,
-        None if !args.device.is_empty() => MachineFile::from_device_strings(&args.device)?,
+        Some(path) => MachineFile::load(path, models)?,
+        None if !args.device.is_empty() => MachineFile::from_device_strings(&args.device, models)?,
         None => MachineFile::default_machine(),
     })
 }
 
 /// `ioasid run`: the program's exit status.
-pub(crate) fn run(args: RunArgs) -> Result<u8> {
+pub(crate) fn run(args: RunArgs, models: &Models) -> Result<u8> {
     let mut words = args.program.into_iter();
     let program = words
         .next()
@@ -58,7 +58,7 @@ pub(crate) fn run(args: RunArgs) -> Result<u8> {
     let status = match &args.join {
         Some(machine) => join(&socket(machine)?, options)?,
         None => {
-            let mut file = machine_file(&args.machine)?;
+            let mut file = machine_file(&args.machine, models)?;
             file.iommu.enforce_memlock |= args.enforce_memlock;
             let machine = build("private", &file)?;
             known_vm(&machine, options.vm.as_deref())?;
@@ -94,7 +94,7 @@ fn known_vm(machine: &Machine, vm: Option<&str>) -> Result<()> {
 }
 
 /// `ioasid serve`: until a signal ends it.
-pub(crate) fn serve(args: ServeArgs) -> Result<u8> {
+pub(crate) fn serve(args: ServeArgs, models: &Models) -> Result<u8> {
     // Before anything else has a descriptor.
     let passed = service::listen_fds();
     service::raise_descriptor_limit();
@@ -105,7 +105,7 @@ pub(crate) fn serve(args: ServeArgs) -> Result<u8> {
                 .file_stem()
                 .map(|stem| stem.to_string_lossy().into_owned());
             (
-                MachineFile::load(path)?,
+                MachineFile::load(path, models)?,
                 stem.unwrap_or_else(|| "machine".to_owned()),
             )
         }

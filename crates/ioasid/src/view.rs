@@ -7,7 +7,7 @@ use ioasid_core::{
     spa::SpaSpace,
 };
 use ioasid_iommufd::Context;
-use ioasid_machine::{AttributeError, Machine};
+use ioasid_machine::Machine;
 use ioasid_selftest::SelfTest;
 use ioasid_supervisor::{
     LiveFile, MachineView, NodeInfo, SysfsEntry, SysfsFile, SysfsKind, view::MdevRequest,
@@ -141,22 +141,12 @@ impl MachineView for View {
                 None => Err(Errno::EACCES),
             };
         }
-        let written = self.0.write_attribute(vm, path, data);
-        written.map_err(|error| match error {
-            AttributeError::Vfio(error) => error.into(),
-            AttributeError::NotWritable => Errno::EACCES,
-            AttributeError::NotBuilt => Errno::EOPNOTSUPP,
-            AttributeError::OutOfRange => Errno::ERANGE,
-            AttributeError::Busy => Errno::EBUSY,
-            AttributeError::NoDevice => Errno::ENODEV,
-            AttributeError::NoMemory => Errno::ENOMEM,
-            // The enum may grow.
-            _ => Errno::EINVAL,
-        })
+        Ok(self.0.write_attribute(vm, path, data)?)
     }
 
     fn mdev(&self, request: &MdevRequest) -> Result<Node, String> {
-        let sentence = |error: ioasid_machine::MachineError| error.to_string();
+        // The error with its sources.
+        let sentence = |error| format!("{:#}", anyhow::Error::from(error));
         match request {
             MdevRequest::Create {
                 parent,
@@ -176,7 +166,6 @@ impl MachineView for View {
             }
             MdevRequest::Remove { uuid } => self.0.remove_mdev(uuid).map_err(sentence)?,
             MdevRequest::List => {}
-            _ => return Err("this machine does not know that request".to_owned()),
         }
         Ok(self.0.inspect_mdevs())
     }

@@ -7,8 +7,11 @@ use ioasid_core::{
     host::StdSpawner,
     inspect::{Inspect as _, Node, Value},
 };
+use ioasid_dsa::DsaDevice;
+use ioasid_ioat::IoatDevice;
 use ioasid_machine::{
     Machine, MachineFile,
+    models::ioat,
     sysfs::{SysfsFile, SysfsKind},
 };
 
@@ -252,9 +255,12 @@ fn an_ioat_is_a_parent_of_channels_beside_a_dsa() {
         child_field(&machine, SECOND, "channel"),
         Some(Value::Count(1))
     );
-    assert_eq!(machine.host_channels().count(), 1);
+    let hosts: Vec<_> = machine.host_drivers::<ioat::Host>().collect();
     let address = parent.parse().unwrap();
-    assert!(machine.ioat(address).is_some() && machine.dsa(address).is_none());
+    assert_eq!((hosts.len(), hosts[0].0), (1, address));
+    assert_eq!(hosts[0].1.channels().len(), 1);
+    assert!(machine.device::<IoatDevice>(address).is_some());
+    assert!(machine.device::<DsaDevice>(address).is_none());
     let driver = format!("bus/pci/drivers/ioatdma/{parent}");
     let entries = machine.sysfs(None);
     assert!(entries.iter().any(|entry| entry.path == driver));

@@ -29,7 +29,6 @@ pub struct NodeInfo {
 /// A request about mediated devices, from `ioasid mdev` by way of the control socket.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
-#[non_exhaustive]
 pub enum MdevRequest {
     /// Makes one.
     Create {

@@ -21,6 +21,7 @@ use std::{
 use common::*;
 use ioasid_dsa::spec::{Descriptor, Opcode, Status, registers as reg};
 use ioasid_ioat::spec::{Descriptor as Link, registers as chan};
+use ioasid_machine::models::{dsa, ioat};
 use ioasid_uapi::spec::vfio::{IrqSet, RegionInfo};
 use ioasid_vfio_user::spec::command;
 use rustix::event::{EventfdFlags, eventfd};
@@ -173,12 +174,16 @@ impl Scene {
         for parent in self.parents.drain(..) {
             parent.join().expect("the parent's work");
         }
-        for (_, queue) in self.stage.machine.host_queues() {
-            let counts = queue.counts();
-            assert_eq!((counts.errors, counts.faults), (0, 0));
+        for (_, host) in self.stage.machine.host_drivers::<dsa::Host>() {
+            for queue in host.queues() {
+                let counts = queue.counts();
+                assert_eq!((counts.errors, counts.faults), (0, 0));
+            }
         }
-        for (_, channel) in self.stage.machine.host_channels() {
-            assert_eq!(channel.counts().errors, 0);
+        for (_, host) in self.stage.machine.host_drivers::<ioat::Host>() {
+            for channel in host.channels() {
+                assert_eq!(channel.counts().errors, 0);
+            }
         }
     }
 }
@@ -191,9 +196,12 @@ impl Drop for Scene {
 
 /// The parents' own drivers at work, each copy checked.
 fn parents(stage: &Stage, stop: &Arc<AtomicBool>, jobs: &Arc<AtomicU64>) -> Vec<JoinHandle<()>> {
-    let (_, queue) = stage.machine.host_queues().next().unwrap();
-    let (_, channel) = stage.machine.host_channels().next().unwrap();
-    let (queue, channel) = (Arc::clone(queue), Arc::clone(channel));
+    let (_, dsa) = stage.machine.host_drivers::<dsa::Host>().next().unwrap();
+    let (_, ioat) = stage.machine.host_drivers::<ioat::Host>().next().unwrap();
+    let (queue, channel) = (
+        Arc::clone(&dsa.queues()[0]),
+        Arc::clone(&ioat.channels()[0]),
+    );
     let (stop, jobs) = (Arc::clone(stop), Arc::clone(jobs));
     vec![std::thread::spawn(move || {
         let own = queue.driver().dma().alloc_coherent(8192).unwrap();

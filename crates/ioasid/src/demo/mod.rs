@@ -21,7 +21,7 @@ use std::{
 use anyhow::{Context as _, Result, ensure};
 use ioasid_core::{PciAddress, host::StdSpawner};
 use ioasid_iommu::{Domain, Iommu};
-use ioasid_machine::{Machine, MachineFile};
+use ioasid_machine::{Machine, MachineFile, models::dsa};
 use ioasid_supervisor::ControlServer;
 
 use crate::{cli::DemoArgs, view::View};
@@ -90,11 +90,13 @@ impl Scene {
         let mut camera = Camera::new(machine.iommu().clone());
         let mut history = History::default();
 
-        let (parent_address, queue) = machine
-            .host_queues()
+        let (parent_address, host) = machine
+            .host_drivers::<dsa::Host>()
             .next()
             .context("the machine has no parent driver")?;
-        let parent = Parent::start(queue.clone())?;
+        let queue = host.queues().first();
+        let queue = queue.context("the parent driver has no queue")?;
+        let parent = Parent::start(Arc::clone(queue))?;
         let pdev_address = machine
             .iommu()
             .devices()

@@ -2,7 +2,6 @@
 //! never stops while the demo runs.
 
 use std::{
-    collections::BTreeSet,
     sync::{
         Arc,
         atomic::{AtomicBool, Ordering},
@@ -16,7 +15,10 @@ use ioasid_core::statistics::JobCounts;
 use ioasid_dsa::HostQueue;
 use ioasid_ioat::HostChannel;
 use ioasid_iommu::{CoherentBuffer, DmaApi};
-use ioasid_machine::Machine;
+use ioasid_machine::{
+    Machine,
+    models::{dsa, ioat},
+};
 
 /// Bytes of each copy.
 const COPY: usize = 64 << 10;
@@ -77,17 +79,14 @@ pub(crate) struct Work {
 
 /// Starts work in the first queue, or channel, of every parent's own driver.
 pub(crate) fn keep_busy(machine: &Machine) -> Result<Vec<Parent<dyn Copier>>> {
-    let queues = machine.host_queues();
-    let queues = queues.map(|(address, queue)| (address, Arc::clone(queue) as Arc<dyn Copier>));
-    let channels = machine.host_channels();
-    let channels =
-        channels.map(|(address, channel)| (address, Arc::clone(channel) as Arc<dyn Copier>));
-    let mut parents = BTreeSet::new();
-    queues
-        .chain(channels)
-        .filter(|(address, _)| parents.insert(*address))
-        .map(|(_, queue)| Parent::start(queue))
-        .collect()
+    let mut first: Vec<Arc<dyn Copier>> = Vec::new();
+    for (_, host) in machine.host_drivers::<dsa::Host>() {
+        first.extend(host.queues().first().map(|queue| queue.clone() as _));
+    }
+    for (_, host) in machine.host_drivers::<ioat::Host>() {
+        first.extend(host.channels().first().map(|channel| channel.clone() as _));
+    }
+    first.into_iter().map(Parent::start).collect()
 }
 
 impl Parent {

@@ -1,16 +1,13 @@
-//! What changes while a machine runs, and who sees it: virtual functions, mediated devices that programs
-//! make, and the names that attributes of sysfs go by.
+//! What changes while a machine runs, and which programs see it: virtual functions, types of mediated
+//! devices, and values that attributes of sysfs keep.
 
-use std::{
-    sync::{Arc, atomic::Ordering},
-    time::Duration,
-};
+use std::sync::atomic::Ordering;
 
 use ioasid_core::PciAddress;
-use ioasid_vfio::{VfioDevice, mdev::Uuid};
+use ioasid_vfio::AttributeError;
 
-use super::{Machine, device::MachineDevice};
-use crate::{attribute::AttributeError, sriov::VirtualFunction, sysfs::MdevTypeEntry};
+use super::{device::MachineDevice, running::Machine, sriov::VirtualFunction};
+use crate::sysfs::MdevTypeEntry;
 
 impl Machine {
     /// A number that grows with every change of what programs see: devices that come and go.
@@ -18,18 +15,8 @@ impl Machine {
         self.generation.load(Ordering::Acquire)
     }
 
-    pub(crate) fn has_changed(&self) {
+    pub(super) fn has_changed(&self) {
         self.generation.fetch_add(1, Ordering::AcqRel);
-    }
-
-    /// The node of the device at `address`, if that is offered whole.
-    pub(crate) fn whole_device(&self, address: PciAddress) -> Option<Arc<VfioDevice>> {
-        let mut devices = self.devices.iter();
-        let device = devices.find(|device| device.address == address);
-        let node = device.and_then(|device| device.vfio.clone());
-        let virtual_functions = self.virtual_functions.all();
-        let mut virtual_functions = virtual_functions.into_iter();
-        node.or_else(|| Some(virtual_functions.find(|vf| vf.address == address)?.node))
     }
 
     /// The virtual functions that a program of `vm` sees: those of the physical ones that it sees.
@@ -43,7 +30,7 @@ impl Machine {
     }
 
     /// Parents with the types that a program of `vm` sees.
-    pub(crate) fn shown_mdev_types(&self, vm: Option<&str>) -> Vec<(String, String)> {
+    pub(super) fn shown_mdev_types(&self, vm: Option<&str>) -> Vec<(String, String)> {
         let mdevs = self.mdevs(vm);
         let is_shown = |entry: &MdevTypeEntry| {
             vm.is_none() || mdevs.iter().any(|mdev| mdev.parent == entry.parent)
@@ -58,17 +45,17 @@ impl Machine {
         types.chain(self.emulated.types()).collect()
     }
 
-    /// Gives the physical function at `address` so many virtual ones.
-    pub(crate) fn set_virtual_functions(
+    /// Gives the physical function at `address` `count` virtual ones.
+    pub(super) fn set_virtual_functions(
         &self,
         address: PciAddress,
         count: u16,
     ) -> Result<(), AttributeError> {
-        let physical = self.whole_device(address);
+        let mut devices = self.devices.iter();
+        let physical = devices.find(|device| device.address == address);
         let physical = physical.ok_or(AttributeError::NoDevice)?;
-        let (iommu, vfio) = (&self.iommu, &self.vfio);
         self.virtual_functions
-            .set(iommu, vfio, &physical, address, count)?;
+            .set(&self.iommu, &self.vfio, physical, count)?;
         let left = self.virtual_functions.all();
         let is_there = |address: PciAddress| {
             self.devices.iter().any(|device| device.address == address)
@@ -81,7 +68,7 @@ impl Machine {
 
     /// Keeps `value` for an attribute that shows what was written to it; without one, the attribute is as
     /// at first.
-    pub(crate) fn keep(&self, address: PciAddress, name: &'static str, value: Option<String>) {
+    pub(super) fn keep(&self, address: PciAddress, name: &'static str, value: Option<String>) {
         let mut kept = self.kept.lock();
         match value {
             None => kept.remove(&(address, name)),
@@ -95,30 +82,5 @@ impl Machine {
         let own = kept.iter().filter(|((of, _), _)| *of == address);
         own.map(|((_, name), value)| (*name, value.clone()))
             .collect()
-    }
-
-    pub(crate) fn create_mdev_of(
-        &self,
-        parent: &str,
-        type_name: &str,
-        text: &[u8],
-        vm: Option<&str>,
-    ) -> Result<(), ioasid_vfio::Error> {
-        let mdev = self.mdevs.create(parent, type_name, text)?;
-        if let Some(vm) = vm {
-            let mut owners = self.vm_of_mdev.lock();
-            owners.insert(mdev.uuid(), vm.to_owned());
-        }
-        Ok(())
-    }
-
-    pub(crate) fn remove_mdev_of(
-        &self,
-        uuid: Uuid,
-        patience: Duration,
-    ) -> Result<(), ioasid_vfio::Error> {
-        self.mdevs.remove(uuid, patience)?;
-        self.vm_of_mdev.lock().remove(&uuid);
-        Ok(())
     }
 }

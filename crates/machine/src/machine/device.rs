@@ -1,34 +1,36 @@
 //! One device of the machine, as its section of the machine file says.
 
-use std::{fmt, sync::Arc};
+use std::sync::Arc;
 
 use ioasid_core::{
     PciAddress,
     host::Spawner,
-    inspect::{Inspect, Node},
+    inspect::{Inspect as _, Node},
 };
-use ioasid_dsa::{DsaConfig, DsaDevice, MAX_TRANSFER_SHIFT, QueueConfig, Role};
-use ioasid_iommu::{DeviceConfig, Iommu};
-use ioasid_vfio::{Passthrough, Vfio, VfioDevice, mdev::MdevRegistry};
+use ioasid_iommu::Iommu;
+use ioasid_vfio::{Passthrough, Vfio, VfioDevice};
 
-use super::MachineError;
+use super::{
+    error::{BuiltError, MachineError},
+    mdevs::types_of,
+};
 use crate::{
-    file::{DeviceSection, Driver, Model, Owner},
-    model::{HostSide, Whole},
+    file::DeviceSection,
+    model::{Driver, HostDriver, ModelError, Parent, Site, Whole},
     sysfs::{MdevTypeEntry, bar_base},
 };
 
-/// PASIDs that one device can use, as a power of two.
-const PASID_BITS: u8 = 20;
-
 /// One device of the machine.
+#[derive(Debug)]
 pub(super) struct MachineDevice {
     pub(super) section: DeviceSection,
     pub(super) address: PciAddress,
-    pub(super) whole: Whole,
+    pub(super) whole: Arc<dyn Whole>,
     pub(super) group: u32,
-    /// What the host has of a device that it drives.
-    pub(super) host: Option<HostSide>,
+    /// The parent of its mediated devices, if it can have some.
+    pub(super) parent: Option<Arc<dyn Parent>>,
+    /// The host's own driver, if that has it.
+    pub(super) host: Option<Arc<dyn HostDriver>>,
     /// The node, for a device that is offered whole.
     pub(super) vfio: Option<Arc<VfioDevice>>,
 }
@@ -38,104 +40,69 @@ impl MachineDevice {
         section: &DeviceSection,
         iommu: &Arc<Iommu>,
         vfio: &Arc<Vfio>,
-        mdevs: &MdevRegistry,
         spawner: &dyn Spawner,
     ) -> Result<Self, MachineError> {
         let Some(address) = section.address else {
             unreachable!("a checked machine file has an address for every device")
         };
-        let failed = |cause: &dyn fmt::Display| MachineError::Device {
-            address,
-            cause: cause.to_string(),
+        let site = Site {
+            iommu,
+            spawner,
+            address: Some(address),
+            driver: section.driver,
         };
-        let config = DeviceConfig {
-            pasid_bits: PASID_BITS,
-            // As a Sapphire Rapids shows: `PASIDCap: Exec- Priv+`.
-            pasid_privileged: section.model == Model::Dsa,
-            format: iommu.config().format,
-            dirty: true,
-            // An I/OAT descriptor has no way to wait for a page.
-            page_requests: section.model == Model::Dsa,
-            ..DeviceConfig::new(address)
-        };
-        let device = iommu.add_device(config).map_err(|error| failed(&error))?;
+        Self::build_at(section, address, &site, vfio)
+            .map_err(|source| MachineError::Device { address, source })
+    }
+
+    fn build_at(
+        section: &DeviceSection,
+        address: PciAddress,
+        site: &Site<'_>,
+        vfio: &Arc<Vfio>,
+    ) -> Result<Self, ModelError> {
+        let built = section.own.build(site)?;
+        let (whole, device) = built.function.ok_or(BuiltError::NoFunction)?;
+        whole.function().assign_bars(bar_base(address));
         let group = device.group().id();
-        let whole = match section.model {
-            Model::Dsa => {
-                let queues = section.queue.iter().map(|queue| QueueConfig {
-                    size: u16::try_from(queue.size).unwrap_or(u16::MAX),
-                    mdev: queue.owner == Owner::Mdev,
-                });
-                let config = DsaConfig {
-                    queues: queues.collect(),
-                    engines: section.engines,
-                    device_tlb: true,
-                    max_transfer_shift: section
-                        .max_transfer
-                        .map_or(MAX_TRANSFER_SHIFT, |bytes| bytes.ilog2() as u8),
-                    role: match section.vfs {
-                        0 => Role::Alone,
-                        total => Role::Physical { total },
-                    },
-                };
-                DsaDevice::new(iommu, device.clone(), config, spawner)
-                    .map(Whole::Dsa)
-                    .map_err(|error| failed(&error))?
-            }
-            Model::Ioat => Whole::ioat(section, iommu, device.clone(), spawner)
-                .map_err(|error| failed(&error))?,
+        let node = match (section.driver, &built.host) {
+            (Driver::Host, None) => return Err(BuiltError::NoHostDriver.into()),
+            (Driver::Host, Some(_)) => None,
+            (Driver::Vfio, _) => Some(vfio.add(whole.clone(), Passthrough::Whole(device))),
         };
-        whole.model().function().assign_bars(bar_base(address));
-        let (mut host, mut node) = (None, None);
-        match section.driver {
-            Driver::Host => {
-                let side = whole.drive(section).map_err(|error| failed(&*error))?;
-                mdevs.add_parent(side.parent.clone());
-                host = Some(side);
-            }
-            Driver::Vfio => node = Some(vfio.add(whole.model(), Passthrough::Whole(device))),
-        }
         Ok(MachineDevice {
             section: section.clone(),
             address,
             whole,
             group,
-            host,
+            parent: built.parent,
+            host: built.host,
             vfio: node,
         })
     }
 
     pub(super) fn driver_name(&self) -> &'static str {
-        match self.section.driver {
-            Driver::Host => self.whole.driver_name(),
-            Driver::Vfio => "vfio-pci",
+        match (self.section.driver, self.section.host_driver) {
+            (Driver::Host, Some(name)) => name,
+            (Driver::Host, None) | (Driver::Vfio, _) => "vfio-pci",
         }
     }
 
     pub(super) fn mdev_types(&self) -> Vec<MdevTypeEntry> {
-        let Some(host) = &self.host else {
-            return Vec::new();
-        };
-        let types = host.parent.types().into_iter();
-        types
-            .map(|offered| MdevTypeEntry {
-                parent: self.address.to_string(),
-                available_instances: host.parent.available_instances(&offered.id),
-                description: offered.description.unwrap_or(offered.name),
-                type_name: offered.id,
-            })
-            .collect()
+        let parent = self.parent.as_deref();
+        parent.map_or_else(Vec::new, types_of)
     }
 
     pub(super) fn inspect(&self) -> Node {
+        let model = self.section.model;
         let mut node = Node::new()
             .with("address", self.address.to_string())
-            .with("model", self.whole.name())
+            .with("model", model)
             .with("driver", self.driver_name())
             .with("vm", self.section.vm.as_deref().unwrap_or("-"))
-            .with(self.whole.name(), self.whole.inspect());
+            .with(model, self.whole.inspect());
         if let Some(host) = &self.host {
-            node.set("host_queues", host.queues.inspect());
+            node.set("host_queues", host.inspect_queues());
         }
         if let Some(device) = &self.vfio {
             node.set("node", device.name())

@@ -10,18 +10,26 @@ use ioasid_vfio::{
     pci::{Bar, Function, spec::EXT_AER},
 };
 
-use super::{Machine, MdevInfo, VfioNode, device::MachineDevice};
-use crate::{
+use super::{
+    device::MachineDevice,
     live::{LiveFile, Source},
+    node::{MdevInfo, VfioNode},
+    running::Machine,
     sriov::VirtualFunction,
-    sysfs::{PciFunction, Sriov, Unit, bar_base, cpus::Cpus, pci_path},
 };
+use crate::sysfs::{PciFunction, Sriov, Unit, bar_base, cpus::Cpus, pci_path};
+
+/// A function as sysfs shows it, and what is behind it.
+pub(super) struct Shown {
+    pub(super) function: PciFunction,
+    pub(super) source: Source,
+}
 
 /// Bytes of the header of configuration space.
 const HEADER: usize = 64;
 
 impl Machine {
-    /// Tells the machine which processors are online, and which there can be, as lists
+    /// Sets which processors are online, and which there can be, as lists
     /// (`/sys/devices/system/cpu/online` and `possible`): they are near every device. What is no list
     /// changes nothing.
     pub fn set_processors(&self, online: &str, possible: &str) {
@@ -33,14 +41,13 @@ impl Machine {
     /// The files of sysfs that change without being written, for a program of `vm`.
     pub fn live_files(&self, vm: Option<&str>) -> Vec<LiveFile> {
         let functions = self.functions(vm).into_iter();
-        let files =
-            |function: PciFunction| LiveFile::of(&pci_path(function.address), &function.source);
+        let files = |shown: Shown| LiveFile::of(&pci_path(shown.function.address), &shown.source);
         functions.flat_map(files).collect()
     }
 
-    /// The functions that a program of `vm` sees. A parent is shown to whoever sees one of its mediated
-    /// devices.
-    pub(crate) fn functions(&self, vm: Option<&str>) -> Vec<PciFunction> {
+    /// The functions that a program of `vm` sees. It sees the parents of the mediated devices that it
+    /// sees.
+    pub(super) fn functions(&self, vm: Option<&str>) -> Vec<Shown> {
         let mdevs = self.mdevs(vm);
         let is_shown = |device: &&MachineDevice| {
             let name = device.address.to_string();
@@ -60,48 +67,42 @@ impl Machine {
         devices.chain(virtual_functions).chain(presented).collect()
     }
 
-    fn device_function(&self, device: &MachineDevice) -> PciFunction {
+    fn device_function(&self, device: &MachineDevice) -> Shown {
         let source = match &device.vfio {
             Some(node) => Source::Node(Arc::clone(node)),
-            None => Source::Host(device.whole.model()),
+            None => Source::Host(device.whole.clone()),
         };
-        let function = self.function(device.address, source, device.group);
-        PciFunction {
-            driver: device.driver_name(),
-            sriov: device
-                .vfio
-                .as_ref()
-                .and_then(|node| self.sriov(device, node)),
-            ..function
-        }
+        let mut shown = self.function(device.address, source, device.group);
+        shown.function.driver = device.driver_name();
+        let node = device.vfio.as_ref();
+        shown.function.sriov = node.and_then(|node| self.sriov(device, node));
+        shown
     }
 
-    fn virtual_function(&self, function: &VirtualFunction) -> PciFunction {
+    fn virtual_function(&self, function: &VirtualFunction) -> Shown {
         let node = &function.node;
         let source = Source::Node(Arc::clone(node));
         let mut shown = self.function(function.address, source, node.group_number());
         // Its ids are those that it works as.
         let (vendor, device) = node.model().function().ids();
-        if let Some((ids, _)) = shown.header.split_first_chunk_mut::<4>() {
+        if let Some((ids, _)) = shown.function.header.split_first_chunk_mut::<4>() {
             *ids = (u32::from(device) << 16 | u32::from(vendor)).to_le_bytes();
         }
         shown
     }
 
-    fn presented_function(&self, mdev: &MdevInfo) -> Option<PciFunction> {
+    fn presented_function(&self, mdev: &MdevInfo) -> Option<Shown> {
         let node = &mdev.node.device;
         let source = Source::Node(Arc::clone(node));
-        let address = self.presented(mdev.uuid)?;
-        let function = self.function(address, source, node.group_number());
-        Some(PciFunction {
-            is_mediated: true,
-            unit: None,
-            ..function
-        })
+        let address = self.mdevs.address(mdev.uuid)?;
+        let mut shown = self.function(address, source, node.group_number());
+        shown.function.is_mediated = true;
+        shown.function.unit = None;
+        Some(shown)
     }
 
     /// What all functions have. One without a node is the host's.
-    fn function(&self, address: PciAddress, source: Source, group: u32) -> PciFunction {
+    fn function(&self, address: PciAddress, source: Source, group: u32) -> Shown {
         let model = Arc::clone(source.model());
         let function = model.function();
         let config = function.host_config();
@@ -109,7 +110,8 @@ impl Machine {
             Source::Node(node) => Some(VfioNode::new(node).sysfs_name()),
             Source::Host(_) => None,
         };
-        PciFunction {
+        let live = LiveFile::of(&pci_path(address), &source);
+        let function = PciFunction {
             address,
             header: config.iter().take(HEADER).copied().collect(),
             bars: bars(function, address),
@@ -123,11 +125,12 @@ impl Machine {
             is_mediated: false,
             vfio,
             sriov: None,
-            source,
+            live: live.iter().map(LiveFile::entry).collect(),
             unit: self.unit(address),
             cpus: self.cpus.lock().clone(),
             kept: self.kept_of(address),
-        }
+        };
+        Shown { function, source }
     }
 
     fn sriov(&self, device: &MachineDevice, node: &VfioDevice) -> Option<Sriov> {
@@ -175,8 +178,8 @@ impl Machine {
     }
 }
 
-/// The BARs, and where firmware has put them: one that has been told of no place has one by the
-/// address of the function.
+/// The BARs, and where firmware has put them: one without a place gets one by the address of the
+/// function.
 fn bars(function: &Function, address: PciAddress) -> [Option<(u64, Bar)>; 6] {
     let mut next = bar_base(address);
     let mut bars = [None; 6];

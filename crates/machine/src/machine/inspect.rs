@@ -4,7 +4,7 @@ use std::sync::Weak;
 
 use ioasid_core::inspect::{Inspect, Node, Value};
 
-use super::{Machine, device::MachineDevice, view::MdevInfo};
+use super::{device::MachineDevice, node::MdevInfo, running::Machine};
 
 impl Machine {
     fn inspect_mdev(&self, mdev: &MdevInfo) -> Node {
@@ -14,8 +14,12 @@ impl Machine {
             .with("parent", mdev.parent.as_str())
             .with("vm", mdev.vm.as_deref().unwrap_or("-"))
             .with("node", mdev.node.name.as_str());
-        let mut hosts = self.hosts();
-        if let Some(child) = hosts.find_map(|(_, host)| host.parent.inspect_child(mdev.uuid)) {
+        let parents = self
+            .devices
+            .iter()
+            .filter_map(|device| device.parent.as_ref());
+        let mut children = parents.filter_map(|parent| parent.inspect_child(mdev.uuid));
+        if let Some(child) = children.next() {
             node.set("queue", child);
         } else if let Some(child) = self.emulated.inspect_child(mdev.uuid) {
             node.set("device", child);

@@ -2,77 +2,12 @@
 
 use std::sync::Arc;
 
-use ioasid_core::PciAddress;
-use ioasid_vfio::{
-    VfioDevice,
-    mdev::{Mdev, Uuid},
+use super::{
+    device::MachineDevice,
+    node::{ExportedDevice, MdevInfo, VfioNode},
+    running::Machine,
 };
-
-use super::{Machine, device::MachineDevice};
-use crate::sysfs::{MdevFunction, SysfsBuilder, SysfsEntry, VfioName};
-
-/// Character device major number of the VFIO device nodes: in Linux a dynamic one, here the first
-/// that Linux would give (`CHRDEV_MAJOR_DYN_EXT_START`, include/linux/fs.h).
-const VFIO_MAJOR: u32 = 511;
-
-/// A device node below `/dev/vfio/devices`.
-#[derive(Clone, Debug)]
-pub struct VfioNode {
-    /// File name, `vfio0`.
-    pub name: String,
-    /// Character device number.
-    pub major: u32,
-    /// Character device number.
-    pub minor: u32,
-    /// What an open opens.
-    pub device: Arc<VfioDevice>,
-}
-
-impl VfioNode {
-    pub(super) fn new(device: &Arc<VfioDevice>) -> Self {
-        let (name, minor) = (device.name().to_owned(), device.index());
-        VfioNode {
-            name,
-            major: VFIO_MAJOR,
-            minor,
-            device: Arc::clone(device),
-        }
-    }
-
-    pub(super) fn sysfs_name(&self) -> VfioName {
-        VfioName {
-            name: self.name.clone(),
-            major: self.major,
-            minor: self.minor,
-        }
-    }
-}
-
-/// A mediated device, for lists.
-#[derive(Clone, Debug)]
-pub struct MdevInfo {
-    /// Its UUID.
-    pub uuid: Uuid,
-    /// Its parent's name.
-    pub parent: String,
-    /// Its type.
-    pub type_name: String,
-    /// The VM that owns it.
-    pub vm: Option<String>,
-    /// Its node.
-    pub node: VfioNode,
-}
-
-/// A device that can be handed to a VM as a whole.
-#[derive(Clone, Debug)]
-pub struct ExportedDevice {
-    /// What it is called: its PCI address, or its UUID.
-    pub name: String,
-    /// The VM that owns it.
-    pub vm: Option<String>,
-    /// What an open opens.
-    pub device: Arc<VfioDevice>,
-}
+use crate::sysfs::{MdevFunction, SysfsBuilder, SysfsEntry};
 
 impl Machine {
     /// The whole devices that a program of `vm` sees; all for `None`.
@@ -87,18 +22,7 @@ impl Machine {
 
     /// The mediated devices that a program of `vm` sees; all for `None`.
     pub fn mdevs(&self, vm: Option<&str>) -> Vec<MdevInfo> {
-        let owners = self.vm_of_mdev.lock().clone();
-        let info = |mdev: Arc<Mdev>| MdevInfo {
-            uuid: mdev.uuid(),
-            parent: mdev.parent().name(),
-            type_name: mdev.type_id().to_owned(),
-            vm: owners.get(&mdev.uuid()).cloned(),
-            node: VfioNode::new(mdev.device()),
-        };
-        let mdevs = self.mdevs.list().into_iter().map(info);
-        mdevs
-            .filter(|mdev| vm.is_none() || mdev.vm.as_deref() == vm)
-            .collect()
+        self.mdevs.of(vm)
     }
 
     /// The device nodes that a program of `vm` sees; all for `None`.
@@ -153,18 +77,9 @@ impl Machine {
                 vfio: mdev.node.sysfs_name(),
             });
         }
-        for function in self.functions(vm) {
-            sysfs.pci(&function);
+        for shown in self.functions(vm) {
+            sysfs.pci(&shown.function);
         }
         sysfs.finish()
-    }
-
-    /// The PCI address that the mediated device `uuid` has for programs besides its UUID.
-    pub(super) fn presented(&self, uuid: Uuid) -> Option<PciAddress> {
-        let mut queues = self.devices.iter().flat_map(|device| &device.section.queue);
-        match queues.find(|queue| queue.uuid == Some(uuid)) {
-            Some(queue) => queue.present_as,
-            None => self.emulated.presented(uuid),
-        }
     }
 }

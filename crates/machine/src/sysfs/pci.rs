@@ -9,7 +9,6 @@ use super::{
     READ, READ_WRITE, SysfsBuilder, SysfsFile, SysfsKind, Unit, VfioName, WRITE, bus_name,
     bus_path, cpus::Cpus, pci_bus_path, pci_path,
 };
-use crate::live::{LiveFile, Source};
 
 /// A PCI function as sysfs shows it.
 #[derive(Clone, Debug)]
@@ -40,8 +39,8 @@ pub struct PciFunction {
     pub vfio: Option<VfioName>,
     /// What a physical function of SR-IOV has more.
     pub sriov: Option<Sriov>,
-    /// The function itself.
-    pub(crate) source: Source,
+    /// Files that follow its registers, by their names.
+    pub live: Vec<(String, SysfsFile)>,
     /// The remapping unit that translates for it.
     pub(crate) unit: Option<Unit>,
     /// The processors near it.
@@ -89,8 +88,8 @@ impl SysfsBuilder {
         let path = pci_path(function.address);
         self.identity(&path, function);
         self.fixed(&path, function);
-        for file in LiveFile::of(&path, &function.source) {
-            self.attribute(file.path(), file.mode(), file.read());
+        for (name, file) in &function.live {
+            self.push(format!("{path}/{name}"), SysfsKind::File(file.clone()));
         }
         self.resources(&path, function);
         if function.is_express {

@@ -8,6 +8,7 @@ use std::{
 
 use anyhow::{Context as _, Result, ensure};
 use ioasid_core::Pasid;
+use ioasid_dsa::DsaDevice;
 use ioasid_vfio::DeviceModel as _;
 
 use super::Check;
@@ -125,7 +126,7 @@ fn forged_pasid(scene: &mut Scene) -> Result<Result<String, String>> {
 fn parent_tables(scene: &Scene) -> Result<Vec<u8>> {
     let dsa = scene
         .machine
-        .dsa(scene.parent_address)
+        .device::<DsaDevice>(scene.parent_address)
         .context("the parent is gone")?;
     let mut offsets = [0; 8];
     dsa.read(0, 0x60, &mut offsets);

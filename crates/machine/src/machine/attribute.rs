@@ -3,43 +3,10 @@
 use std::time::Duration;
 
 use ioasid_core::PciAddress;
-use ioasid_vfio::mdev::Uuid;
+use ioasid_vfio::{AttributeError, mdev::Uuid};
 
-use crate::{
-    Machine,
-    live::Source,
-    sysfs::{self, PciFunction},
-};
-
-/// Why a write to an attribute fails.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[non_exhaustive]
-pub enum AttributeError {
-    /// No attribute of the machine's has this path, or it cannot be written (EACCES).
-    #[error("no such attribute, or it cannot be written")]
-    NotWritable,
-    /// What is written is not what the attribute takes (EINVAL).
-    #[error("not what the attribute takes")]
-    Invalid,
-    /// The attribute takes it in Linux, and what it does is not built (EOPNOTSUPP).
-    #[error("what that does is not built")]
-    NotBuilt,
-    /// The number is larger than there can be (ERANGE).
-    #[error("the number is out of range")]
-    OutOfRange,
-    /// Something is in use (EBUSY).
-    #[error("in use")]
-    Busy,
-    /// The device is gone (ENODEV).
-    #[error("the device is gone")]
-    NoDevice,
-    /// Out of memory or threads (ENOMEM).
-    #[error("out of memory or threads")]
-    NoMemory,
-    /// What VFIO says.
-    #[error(transparent)]
-    Vfio(#[from] ioasid_vfio::Error),
-}
+use super::{functions::Shown, live::Source, running::Machine};
+use crate::sysfs;
 
 /// An attribute that can be written.
 #[derive(Clone, Debug)]
@@ -101,11 +68,11 @@ impl Machine {
             }
             Attribute::GroupType(translated) => write_group_type(translated, data)?,
             Attribute::Create(parent, type_name) => {
-                self.create_mdev_of(&parent, &type_name, data, vm)?;
+                self.mdevs.create(&parent, &type_name, data, vm)?;
             }
             Attribute::Remove(uuid) => {
                 if number(data)? != 0 {
-                    self.remove_mdev_of(uuid, Duration::ZERO)?;
+                    self.mdevs.remove(uuid, Duration::ZERO)?;
                 }
             }
         }
@@ -188,10 +155,10 @@ impl Machine {
 
     fn attributes(&self, vm: Option<&str>) -> Vec<(String, Attribute)> {
         let mut attributes = Vec::new();
-        for function in self.functions(vm) {
-            let is_host = matches!(function.source, Source::Host(_));
+        for shown in self.functions(vm) {
+            let is_host = matches!(shown.source, Source::Host(_));
             if self.may_write(vm, is_host) {
-                of_function(&function, &mut attributes);
+                of_function(&shown, &mut attributes);
             }
         }
         for (parent, type_name) in self.shown_mdev_types(vm) {
@@ -211,10 +178,11 @@ impl Machine {
 }
 
 /// The attributes of one function, and of its group and bus.
-fn of_function(function: &PciFunction, attributes: &mut Vec<(String, Attribute)>) {
+fn of_function(shown: &Shown, attributes: &mut Vec<(String, Attribute)>) {
+    let function = &shown.function;
     let path = sysfs::pci_path(function.address);
     let mut add = |path: String, what| {
-        let of = Attribute::Function(what, function.address, function.source.clone());
+        let of = Attribute::Function(what, function.address, shown.source.clone());
         attributes.push((path, of));
     };
     for (name, what, is_there) in [

@@ -1,4 +1,4 @@
-//! Entries of sysfs that follow the registers of a function, and who uses it.
+//! Files of sysfs that follow the registers of a function, and whether it is in use.
 
 use std::{
     fmt,
@@ -6,11 +6,11 @@ use std::{
 };
 
 use ioasid_vfio::{
-    DeviceModel, VfioDevice,
+    AttributeError, DeviceModel, VfioDevice,
     pci::{ConfigEffect, FunctionWatch},
 };
 
-use crate::AttributeError;
+use crate::sysfs::SysfsFile;
 
 /// A file of sysfs whose bytes change without anybody writing to it.
 #[derive(Clone)]
@@ -30,17 +30,17 @@ enum What {
     Enable,
 }
 
-/// A function.
+/// What the bytes come from: a function.
 #[derive(Clone)]
-pub(crate) enum Source {
+pub(super) enum Source {
     /// A function that programs can open.
     Node(Arc<VfioDevice>),
-    /// A function that the host's driver has.
+    /// A function that the host's driver uses.
     Host(Arc<dyn DeviceModel>),
 }
 
 impl Source {
-    pub(crate) fn model(&self) -> &Arc<dyn DeviceModel> {
+    pub(super) fn model(&self) -> &Arc<dyn DeviceModel> {
         match self {
             Source::Node(node) => node.model(),
             Source::Host(model) => model,
@@ -59,7 +59,7 @@ impl LiveFile {
     }
 
     /// All files of the function in the directory `directory`.
-    pub(crate) fn of(directory: &str, source: &Source) -> [Self; 3] {
+    pub(super) fn of(directory: &str, source: &Source) -> [Self; 3] {
         let file = |name: &str, what| LiveFile {
             path: format!("{directory}/{name}"),
             what,
@@ -77,12 +77,14 @@ impl LiveFile {
         &self.path
     }
 
-    /// Its permissions in Linux.
-    pub(crate) fn mode(&self) -> u16 {
-        match self.what {
-            What::Config | What::Enable => 0o644,
-            What::Power => 0o444,
-        }
+    /// Its name in the directory of its function, and the file as it is now.
+    pub(super) fn entry(&self) -> (String, SysfsFile) {
+        let name = self.path.rsplit('/').next().unwrap_or(&self.path);
+        let file = match self.what {
+            What::Config | What::Enable => SysfsFile::writable(self.read()),
+            What::Power => SysfsFile::read_only(self.read()),
+        };
+        (name.to_owned(), file)
     }
 
     /// What is in it now.
@@ -101,7 +103,7 @@ impl LiveFile {
     }
 
     /// Whether it is of a function that the host's driver has.
-    pub(crate) fn is_host(&self) -> bool {
+    pub(super) fn is_host(&self) -> bool {
         matches!(self.source, Source::Host(_))
     }
 

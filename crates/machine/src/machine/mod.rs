@@ -1,0 +1,28 @@
+//! The running set: IOMMU, devices, the parent's own driver, mediated devices, open contexts.
+//!
+//! * `running`: [`Machine`], how it is built, and what is asked of it as a whole. Each other file has
+//!   one part of it, or one question that is asked of it.
+//! * `device`, `emulated`, `mdevs`, `sriov`: the devices that there are. `changes`: what of them comes,
+//!   goes and changes while the machine runs.
+//! * `functions`, `live`: the PCI functions that programs see, and the files that follow their
+//!   registers. `attribute`: the files that programs write.
+//! * `view`, `node`: what programs and virtual machines can open. `inspect`: what people can see.
+
+mod attribute;
+mod changes;
+mod device;
+mod emulated;
+mod error;
+mod functions;
+mod inspect;
+mod live;
+mod mdevs;
+mod node;
+mod running;
+mod sriov;
+mod view;
+
+pub use error::{BuiltError, MachineError};
+pub use live::LiveFile;
+pub use node::{ExportedDevice, MdevInfo, VfioNode};
+pub use running::Machine;

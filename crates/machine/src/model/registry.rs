@@ -1,0 +1,140 @@
+//! The models that a machine file can name.
+
+use std::{any::Any, fmt, sync::Arc};
+
+use toml::de::{Error, ValueDeserializer};
+
+use super::{Built, Driver, MdevSection, Model, ModelError, Site, Table, VirtualFunctions, names};
+
+/// Models by name. Programs register their own beside those of
+/// [`models::standard`](crate::models::standard).
+#[derive(Clone, Debug, Default)]
+pub struct Models(Vec<Entry>);
+
+/// A model without its type.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Entry {
+    pub(crate) name: &'static str,
+    pub(crate) table: Table,
+    pub(crate) host_driver: Option<&'static str>,
+    /// The names of its keys, if they are fields of a struct.
+    pub(crate) keys: Option<&'static [&'static str]>,
+    /// Reads its keys.
+    pub(crate) read: for<'de> fn(ValueDeserializer<'de>) -> Result<Arc<dyn Section>, Error>,
+}
+
+impl Models {
+    /// No model.
+    pub fn new() -> Self {
+        Models::default()
+    }
+
+    /// Adds the model `M`.
+    ///
+    /// # Panics
+    /// If another model of the same table has its name.
+    #[must_use]
+    pub fn with<M: Model>(mut self) -> Self {
+        assert!(
+            self.find(M::TABLE, M::NAME).is_none(),
+            "two models are called `{}`",
+            M::NAME
+        );
+        self.0.push(Entry {
+            name: M::NAME,
+            table: M::TABLE,
+            host_driver: M::HOST_DRIVER,
+            keys: names::fields::<M::Section>(),
+            read: |own| {
+                let section: M::Section = serde::Deserialize::deserialize(own)?;
+                Ok(Arc::new(Typed::<M>(section)))
+            },
+        });
+        self
+    }
+
+    /// The names of the models of `table`, in the order in which they were added.
+    pub fn names(&self, table: Table) -> impl Iterator<Item = &'static str> {
+        let entries = self.0.iter().filter(move |entry| entry.table == table);
+        entries.map(|entry| entry.name)
+    }
+
+    pub(crate) fn find(&self, table: Table, name: &str) -> Option<&Entry> {
+        let mut entries = self.0.iter();
+        entries.find(|entry| entry.table == table && entry.name == name)
+    }
+
+    /// The models of `table` that have the key `key`.
+    pub(crate) fn with_key(&self, table: Table, key: &str) -> impl Iterator<Item = &'static str> {
+        let entries = self.0.iter().filter(move |entry| entry.table == table);
+        let having =
+            entries.filter(move |entry| entry.keys.is_some_and(|keys| keys.contains(&key)));
+        having.map(|entry| entry.name)
+    }
+}
+
+/// A model's own keys of one section, without the type: what the machine asks of them. See the
+/// functions of the same names in [`Model`].
+pub trait Section: fmt::Debug + Send + Sync {
+    /// The keys themselves.
+    fn any(&self) -> &dyn Any;
+
+    /// Refuses what cannot be built.
+    ///
+    /// # Errors
+    /// What the model says.
+    fn check(&self, driver: Driver) -> Result<(), ModelError>;
+
+    /// The mediated devices that are there from the start.
+    fn mdevs(&self) -> Vec<MdevSection>;
+
+    /// The virtual functions that there can be.
+    fn virtual_functions(&self) -> Option<VirtualFunctions>;
+
+    /// Builds the device.
+    ///
+    /// # Errors
+    /// What the model says.
+    fn build(&self, site: &Site<'_>) -> Result<Built, ModelError>;
+
+    /// Builds a virtual function.
+    ///
+    /// # Errors
+    /// What the model says.
+    fn build_virtual(&self, site: &Site<'_>) -> Result<Built, ModelError>;
+}
+
+/// The keys of the model `M`.
+struct Typed<M: Model>(M::Section);
+
+impl<M: Model> fmt::Debug for Typed<M> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(f)
+    }
+}
+
+impl<M: Model> Section for Typed<M> {
+    fn any(&self) -> &dyn Any {
+        &self.0
+    }
+
+    fn check(&self, driver: Driver) -> Result<(), ModelError> {
+        M::check(&self.0, driver)
+    }
+
+    fn mdevs(&self) -> Vec<MdevSection> {
+        M::mdevs(&self.0)
+    }
+
+    fn virtual_functions(&self) -> Option<VirtualFunctions> {
+        M::virtual_functions(&self.0)
+    }
+
+    fn build(&self, site: &Site<'_>) -> Result<Built, ModelError> {
+        M::build(&self.0, site)
+    }
+
+    fn build_virtual(&self, site: &Site<'_>) -> Result<Built, ModelError> {
+        M::build_virtual(&self.0, site)
+    }
+}

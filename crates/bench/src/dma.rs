@@ -5,7 +5,7 @@ use std::sync::Arc;
 use ioasid_core::{PciAddress, Prot, Rid, memory::OwnPages};
 use ioasid_iommu::{
     Device, DeviceConfig, DmaPort, DmaSource, DomainConfig, FaultLog, FaultSink, Iommu,
-    IommuConfig, Requests, Tlb, WriteWatch, transfer::Stop,
+    IommuConfig, Requests, Stop, Tlb, WriteWatch,
 };
 use ioasid_vfio::write_log::{LogRanges, WriteLog};
 
@@ -106,7 +106,7 @@ impl Bench {
 
     /// The same by a device whose writes are logged.
     fn dma_with_log(&self, base: u64, piece: u64, span: u64) -> Contender<'_> {
-        self.log.settle();
+        self.log.flush();
         let name = "dma, large leaves, logged";
         Self::dma_through(self.logged.port(), name, base, piece, span)
     }

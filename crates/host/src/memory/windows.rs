@@ -7,7 +7,7 @@ use std::sync::{
 
 use ioasid_core::{
     memory::{Backing, PinError},
-    spa::{SpaRange, SpaSpace, SpaceFull},
+    spa::{RegisterError, SpaRange, SpaSpace},
 };
 
 /// What one client has of the system physical address space, and how much it may have.
@@ -68,7 +68,7 @@ impl Windows {
     /// Gives `backing`, which has its permits, a range whose start is `phase` modulo 1 GiB.
     ///
     /// # Errors
-    /// [`PinError::NoMemory`] if the space is full.
+    /// [`PinError::NoMemory`] if the space is full or there is no memory for the registration.
     pub(crate) fn register(
         &self,
         backing: Arc<dyn Backing>,
@@ -77,6 +77,6 @@ impl Windows {
         let registered = self.space.register(backing, phase);
         registered
             .map(Arc::new)
-            .map_err(|SpaceFull { .. }| PinError::NoMemory)
+            .map_err(|_refused: RegisterError| PinError::NoMemory)
     }
 }

@@ -354,8 +354,7 @@ fn a_file_on_tmpfs_is_a_memory_file() {
 #[test]
 fn a_client_over_its_limit_of_windows_is_refused_and_gets_them_back() {
     let space = SpaSpace::new(Grace::new());
-    let mut limits = Limits::default();
-    limits.windows = 2;
+    let limits = Limits { windows: 2 };
     let client = Client::with_limits("small", space.clone(), limits).unwrap();
     let mut child = Child::start();
     let process = client.process(child.pid()).unwrap();

@@ -11,7 +11,7 @@ use ioasid_system_tests::{
 use serde_json::Value as Json;
 
 use super::checks::{
-    FIRST, MACHINE, PDEV, SECOND, address, domains, eventually, good, no_faults, parent_jobs,
+    FIRST, PDEV, SECOND, address, domains, eventually, good, machine, no_faults, parent_jobs,
     probe_again, routes, shown, three_domains,
 };
 
@@ -44,7 +44,7 @@ fn one_space(tree: &Json, count: usize) -> Result<u64> {
 }
 
 pub(super) fn shared(host: &Host, first: usize) -> Result<String> {
-    let served = host.serve(MACHINE)?;
+    let served = host.serve(&machine())?;
     let mut guest = host.guest(
         "vm1",
         served.join(host.installation(), "vm1"),
@@ -85,7 +85,7 @@ pub(super) fn shared(host: &Host, first: usize) -> Result<String> {
 pub(super) fn container(host: &Host) -> Result<String> {
     let mut guest = host.guest(
         "alone",
-        host.run(MACHINE)?,
+        host.run(&machine())?,
         Mode::Container,
         &[Given::Function(PDEV)],
     )?;
@@ -99,7 +99,7 @@ pub(super) fn container(host: &Host) -> Result<String> {
 }
 
 pub(super) fn two_guests(host: &Host) -> Result<String> {
-    let served = host.serve_busy(MACHINE)?;
+    let served = host.serve_busy(&machine())?;
     let mut guests = [
         host.guest(
             "vm1",

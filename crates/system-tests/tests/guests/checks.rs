@@ -10,35 +10,14 @@ use ioasid_system_tests::{
 use serde_json::Value as Json;
 
 pub(super) const PDEV: &str = "0000:6b:01.0";
-pub(super) const FIRST: &str = "5f2e6a9e-93a1-4f0a-9b3e-3d8f0c1b2a01";
-pub(super) const SECOND: &str = "5f2e6a9e-93a1-4f0a-9b3e-3d8f0c1b2a02";
+pub(super) const FIRST: &str = ioasid_testing::MDEVS[0];
+pub(super) const SECOND: &str = ioasid_testing::MDEVS[1];
 
-/// A parent with a queue of its own and one for each VM, and a whole device for the first.
-pub(super) const MACHINE: &str = r#"
-[[device]]
-model = "MODEL"
-address = "0000:6a:01.0"
-driver = "host"
-
-  [[device.queue]]
-  owner = "host"
-
-  [[device.queue]]
-  owner = "mdev"
-  uuid = "5f2e6a9e-93a1-4f0a-9b3e-3d8f0c1b2a01"
-  vm = "vm1"
-
-  [[device.queue]]
-  owner = "mdev"
-  uuid = "5f2e6a9e-93a1-4f0a-9b3e-3d8f0c1b2a02"
-  vm = "vm2"
-
-[[device]]
-model = "MODEL"
-address = "0000:6b:01.0"
-driver = "vfio"
-vm = "vm1"
-"#;
+/// A parent with a queue of its own and one for each VM, and a whole device for the first; all of the
+/// model that the command line names.
+pub(super) fn machine() -> String {
+    ioasid_testing::two_vms("MODEL")
+}
 
 /// Where the guest finds the device with this index: behind its own port.
 pub(super) fn address(index: usize) -> String {

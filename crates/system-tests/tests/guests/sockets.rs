@@ -9,7 +9,7 @@ use ioasid_system_tests::{
 use serde_json::Value as Json;
 
 use super::checks::{
-    FIRST, MACHINE, PDEV, SECOND, domains, eventually, good, no_faults, parent_jobs, probe_again,
+    FIRST, PDEV, SECOND, domains, eventually, good, machine, no_faults, parent_jobs, probe_again,
     routes, shown, three_domains,
 };
 
@@ -40,7 +40,7 @@ pub(super) fn held_by_all(tree: &Json, vm: &str, devices: usize, memory: &str) -
 
 /// Two guests, three devices of one parent and beside it, the parent's own driver at work.
 pub(super) fn two_guests(host: &Host) -> Result<String> {
-    let served = host.serve_sockets(MACHINE)?;
+    let served = host.serve_sockets(&machine())?;
     let begin = || host.guest_at_sockets("vm1", Board::default(), &[FIRST, PDEV]);
     let mut first = begin()?;
     let mut second = host.guest_at_sockets("vm2", Board::default(), &[SECOND])?;
@@ -86,7 +86,7 @@ pub(super) fn two_guests(host: &Host) -> Result<String> {
 
 /// A guest that shares no memory, with two devices, and one whose memory is a file on a disk.
 pub(super) fn private_memory(host: &Host) -> Result<String> {
-    let served = host.serve_sockets(MACHINE)?;
+    let served = host.serve_sockets(&machine())?;
     let board = |memory| Board {
         memory,
         ..Board::default()

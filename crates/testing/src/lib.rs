@@ -1,0 +1,16 @@
+//! What the tests of several crates share: machines as functions, memory that is mapped for a device,
+//! bytes to compare, and waiting.
+//!
+//! Everything here panics where a test would: it is a dev-dependency alone.
+#![forbid(unsafe_code)]
+#![allow(clippy::unwrap_used, reason = "a test may panic")]
+
+mod area;
+mod machine;
+mod pattern;
+mod wait;
+
+pub use area::Area;
+pub use machine::{MDEVS, add_device, new_domain, new_iommu, two_vms};
+pub use pattern::pattern;
+pub use wait::{PATIENCE, eventually};

@@ -1,0 +1,18 @@
+//! Waiting for what another thread or process brings about.
+
+use std::time::{Duration, Instant};
+
+/// Nothing in a test takes so long unless it never ends: a busy machine must not fail a test.
+pub const PATIENCE: Duration = Duration::from_secs(600);
+
+/// Waits until `done`, for `what` in words.
+///
+/// # Panics
+/// After [`PATIENCE`].
+pub fn eventually(what: &str, mut done: impl FnMut() -> bool) {
+    let deadline = Instant::now() + PATIENCE;
+    while !done() {
+        assert!(Instant::now() < deadline, "never: {what}");
+        std::thread::yield_now();
+    }
+}

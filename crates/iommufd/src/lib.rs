@@ -1,22 +1,17 @@
 //! Floor 3: the object model of `/dev/iommu` as Linux names it, without its bytes.
 //!
-//! * [`Context`]: one open `/dev/iommu` file: a table of objects, and every command on them.
-//! * `ioas`: an I/O address space: *areas* and the domains that they are written to; `iova`: which
-//!   addresses are mapped, reserved or allowed, and where the next mapping goes.
-//! * `pages`: the memory behind areas, shared by copies, pinned while a domain needs it;
-//!   [`MemoryLedger`]: who has locked how much.
-//! * `hwpt`: a page table as programs name it, of an IOAS or nested on another; `domains`: what it
-//!   stands on.
-//! * [`BoundDevice`]: a device, or one default-PASID child of a device, that a program holds;
-//!   `attach`: what it is attached to.
-//! * [`HwInfo`], [`DirtyRequest`]: what a device can do; which pages were written.
-//! * [`EventFile`]: queues of events that programs read through a descriptor of their own: page
-//!   requests that they answer, and events of virtual IOMMUs.
-//! * [`Viommu`]: what a guest sees of an IOMMU, its devices, events and hardware queues.
-//! * [`Access`]: memory of an IOAS for who needs no page table: emulated devices, queues of hardware.
-//! * [`HwOps`]: what differs between IOMMUs; [`ForeignObject`]: objects of a back end in the same
-//!   table of ids.
-//! * `vfio`: what the commands of a VFIO container need; `process`: another owner for mappings.
+//! The rooms, from the lowest; a path between them only ever points down:
+//! * `base`: ids and their uses, errors, flags, files of events, data of programs.
+//! * `space`: I/O address spaces: *areas* and the pages behind them, pinned while a domain needs them;
+//!   which addresses are mapped, reserved or allowed; the domains that areas are written to; which pages
+//!   were written ([`DirtyRequest`]); how much memory each program has locked ([`MemoryLedger`]).
+//! * `hardware`: bound devices and the IOMMU in front of them ([`HwOps`], [`HwInfo`]), page tables as
+//!   programs name them, virtual IOMMUs ([`Viommu`]), their events and queues, page requests.
+//! * `file`: one open `/dev/iommu` file ([`Context`]): its objects by id, what is attached to what, and
+//!   how all of it goes. A back end keeps objects of its own there ([`ForeignObject`]).
+//! * `handles`: what is held outside and keeps the file: [`BoundDevice`], [`Access`], an
+//!   [`EventFile`], [`Mapped`] memory.
+//! * `commands`: every command on the file, one file for each family.
 //!
 //! What never lives here: the layout of ioctl structs and errno numbers (the `uapi` crate; only the
 //! records that programs read from event files are made here), any back end's types and data, and any
@@ -60,53 +55,38 @@
 //! (drivers/iommu/iommufd/{device,hw_pagetable,io_pagetable,ioas,main}.c).
 #![forbid(unsafe_code)]
 
-mod access;
-mod attach;
-mod context;
-mod device;
-mod dirty;
-mod domains;
-mod error;
-mod event;
-mod fault;
-mod foreign;
-mod hw;
-mod hw_info;
-mod hw_queue;
-mod hwpt;
-mod hwpt_alloc;
-mod ioas;
-mod iova;
-mod ledger;
-mod mmap;
-mod object;
-mod pages;
-mod process;
-mod queue_file;
-mod teardown;
-mod user;
-mod vevent;
-mod vfio;
-mod viommu;
+mod base;
+mod commands;
+mod file;
+mod handles;
+mod hardware;
+mod space;
 
-pub use access::{Access, AccessKind, AccessUser, PinnedPages};
-pub use context::Context;
-pub use device::BoundDevice;
-pub use dirty::DirtyRequest;
-pub use error::{Error, Refusal};
-pub use event::{EventFile, Notify};
-pub use fault::PageFault;
-pub use foreign::{ForeignObject, ReservedId};
-pub use hw::{
-    HwOps, HwQueueConfig, Invalidated, NestedOps, PagingConfig, SoftwareIommu, Target, TargetKind,
-    ViommuOps, ViommuRequest,
+pub use base::{
+    error::{Error, Refusal},
+    event::{EventFile, Notify},
+    flags::HwptFlags,
+    id::ObjectId,
+    user::{UserArray, UserData},
 };
-pub use hw_info::{HwData, HwInfo, VtdRegisters};
-pub use hw_queue::HwQueueAlloc;
-pub use hwpt::{HwptAlloc, HwptFlags};
-pub use ioas::{CopyArgs, IovaRanges, MapArgs};
-pub use ledger::{Limits, MemoryLedger};
-pub use mmap::{Mapped, MmapRequest, MmapSpace};
-pub use object::ObjectId;
-pub use user::{UserArray, UserData};
-pub use viommu::{VeventqAlloc, Viommu, ViommuAlloc};
+pub use file::{context::Context, object::ForeignObject, table::ReservedId};
+pub use handles::{access::Access, bound_device::BoundDevice, mapped::Mapped};
+pub use hardware::{
+    fault::PageFault,
+    hw::{
+        HwOps, HwQueueConfig, Invalidated, NestedOps, SoftwareIommu, Target, TargetKind, ViommuOps,
+        ViommuRequest,
+    },
+    hw_info::{HwData, HwInfo, VtdRegisters},
+    hw_queue::HwQueueAlloc,
+    hwpt::HwptAlloc,
+    mmap::{MmapRequest, MmapSpace},
+    viommu::{VeventqAlloc, Viommu, ViommuAlloc},
+};
+pub use space::{
+    access::{AccessKind, AccessUser, PinnedPages},
+    dirty::DirtyRequest,
+    domains::PagingConfig,
+    ioas::{CopyArgs, IovaRanges, MapArgs},
+    ledger::{Limits, MemoryLedger},
+};

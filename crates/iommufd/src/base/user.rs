@@ -1,0 +1,163 @@
+//! Data that a program gives for whoever stands behind a device's IOMMU: only that code knows its
+//! layout, so it is read here, with the rules that all such structs share
+//! (`iommu_copy_struct_from_user` and its siblings, include/linux/iommufd.h).
+
+use ioasid_core::host::Caller;
+
+use super::error::Error;
+
+/// One struct of a program (`struct iommu_user_data`).
+#[derive(Clone, Copy, Debug)]
+pub struct UserData<'a> {
+    memory: &'a dyn Caller,
+    kind: u32,
+    address: u64,
+    len: usize,
+}
+
+impl<'a> UserData<'a> {
+    /// `len` bytes at `address` in the program, of the type `kind`.
+    pub const fn new(memory: &'a dyn Caller, kind: u32, address: u64, len: u32) -> Self {
+        UserData {
+            memory,
+            kind,
+            address,
+            len: len as usize,
+        }
+    }
+
+    /// What the program says it is.
+    pub const fn kind(&self) -> u32 {
+        self.kind
+    }
+
+    /// Bytes that the program has.
+    pub const fn len(&self) -> usize {
+        self.len
+    }
+
+    /// Whether there is none.
+    pub const fn is_empty(&self) -> bool {
+        self.len == 0
+    }
+
+    /// The struct, if it is of the type `kind`, at least `min` bytes and at most `N`; what the
+    /// program does not have is 0.
+    ///
+    /// # Errors
+    /// [`Error::BadUserData`], [`Error::UserMemory`].
+    pub fn read<const N: usize>(&self, kind: u32, min: usize) -> Result<[u8; N], Error> {
+        if self.kind != kind || self.len < min || self.len > N {
+            return Err(Error::BadUserData);
+        }
+        let mut bytes = [0; N];
+        self.memory
+            .read(self.address, &mut bytes[..self.len])
+            .map_err(|_| Error::UserMemory)?;
+        Ok(bytes)
+    }
+
+    /// Writes the struct back, as much of it as the program has.
+    ///
+    /// # Errors
+    /// [`Error::BadUserData`] if the type is another, or what the program has is shorter than `min`
+    /// or longer than `bytes`; [`Error::UserMemory`].
+    pub fn write(&self, kind: u32, bytes: &[u8], min: usize) -> Result<(), Error> {
+        if self.kind != kind || self.address == 0 || self.len < min {
+            return Err(Error::BadUserData);
+        }
+        let part = bytes.get(..self.len).ok_or(Error::BadUserData)?;
+        self.memory
+            .write(self.address, part)
+            .map_err(|_| Error::UserMemory)
+    }
+}
+
+/// An array of a program (`struct iommu_user_data_array`).
+#[derive(Clone, Copy, Debug)]
+pub struct UserArray<'a> {
+    memory: &'a dyn Caller,
+    kind: u32,
+    address: u64,
+    entry_len: usize,
+    entries: u32,
+}
+
+impl<'a> UserArray<'a> {
+    /// The longest entry, in bytes.
+    pub const MAX_ENTRY: u32 = 4096;
+    /// The most entries.
+    pub const MAX_ENTRIES: u32 = 1 << 19;
+
+    /// `entries` entries of `entry_len` bytes each at `address` in the program.
+    ///
+    /// # Errors
+    /// [`Error::BadUserData`] if there are entries and the address is 0, an entry has no byte or
+    /// more than [`UserArray::MAX_ENTRY`], or there are more than [`UserArray::MAX_ENTRIES`].
+    pub fn new(
+        memory: &'a dyn Caller,
+        kind: u32,
+        address: u64,
+        entry_len: u32,
+        entries: u32,
+    ) -> Result<Self, Error> {
+        let sound = address != 0
+            && (1..=Self::MAX_ENTRY).contains(&entry_len)
+            && entries <= Self::MAX_ENTRIES;
+        if entries != 0 && !sound {
+            return Err(Error::BadUserData);
+        }
+        Ok(UserArray {
+            memory,
+            kind,
+            address,
+            entry_len: entry_len as usize,
+            entries,
+        })
+    }
+
+    /// What the program says the entries are.
+    pub const fn kind(&self) -> u32 {
+        self.kind
+    }
+
+    /// How many entries there are.
+    pub const fn len(&self) -> u32 {
+        self.entries
+    }
+
+    /// Whether there is none: the program only asks whether the type is known.
+    pub const fn is_empty(&self) -> bool {
+        self.entries == 0
+    }
+
+    /// Bytes of one entry as the program has it.
+    pub const fn entry_len(&self) -> usize {
+        self.entry_len
+    }
+
+    /// Entry `index`, at least `min` bytes of it; bytes beyond `N` must be 0.
+    ///
+    /// # Errors
+    /// [`Error::BadUserData`], [`Error::UserMemory`], [`Error::UserDataTooLong`].
+    pub fn entry<const N: usize>(&self, index: u32, min: usize) -> Result<[u8; N], Error> {
+        if index >= self.entries || self.entry_len < min {
+            return Err(Error::BadUserData);
+        }
+        let offset = u64::from(index) * self.entry_len as u64;
+        let address = self.address.checked_add(offset);
+        let address = address.ok_or(Error::UserMemory)?;
+        let mut whole = vec![0; self.entry_len];
+        self.memory
+            .read(address, &mut whole)
+            .map_err(|_| Error::UserMemory)?;
+        let known = self.entry_len.min(N);
+        let (head, tail) = whole.split_at(known);
+        if tail.iter().any(|byte| *byte != 0) {
+            return Err(Error::UserDataTooLong);
+        }
+        let mut entry = [0; N];
+        entry[..known].copy_from_slice(head);
+        Ok(entry)
+    }
+}

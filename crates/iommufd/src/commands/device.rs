@@ -1,0 +1,53 @@
+//! Binding devices (drivers/iommu/iommufd/device.c).
+
+use std::sync::Arc;
+
+use ioasid_core::Pasid;
+use ioasid_iommu::{Device, FaultSink, OwnershipError};
+
+use crate::{
+    base::error::Error,
+    file::context::Context,
+    handles::bound_device::BoundDevice,
+    hardware::{
+        device::DeviceObject,
+        hw::{HwOps, SoftwareIommu},
+    },
+};
+
+/// Binds a whole device, whose group the file owns from now on.
+pub(super) fn bind_whole(
+    context: &Arc<Context>,
+    device: &Arc<Device>,
+    faults: Arc<dyn FaultSink>,
+    ops: Arc<dyn HwOps>,
+) -> Result<BoundDevice, Error> {
+    let ownership = device.group().claim_dma_owner(context.owner());
+    let ownership = ownership.map_err(|error| match error {
+        OwnershipError::OtherOwner { .. } | OwnershipError::DriverInUse { .. } => Error::NotOwner,
+        OwnershipError::NoMemory(_) => Error::NoMemory,
+        OwnershipError::Attached { .. }
+        | OwnershipError::Owned { .. }
+        | OwnershipError::NoDevice { .. }
+        | OwnershipError::NoDomain(_) => Error::DeviceBusy,
+    })?;
+    BoundDevice::new(context, |id| {
+        DeviceObject::new(id, Arc::clone(device), None, Some(ownership), faults, ops)
+    })
+}
+
+/// Binds a default-PASID child of a device.
+pub(super) fn bind_child(
+    context: &Arc<Context>,
+    device: &Arc<Device>,
+    pasid: Pasid,
+    faults: Arc<dyn FaultSink>,
+) -> Result<BoundDevice, Error> {
+    if pasid.get() >= device.max_pasids() {
+        return Err(Error::NoSuchPasid);
+    }
+    let ops = SoftwareIommu::new(device);
+    BoundDevice::new(context, |id| {
+        DeviceObject::new(id, Arc::clone(device), Some(pasid), None, faults, ops)
+    })
+}

@@ -1,0 +1,456 @@
+//! Attaching devices to page tables: drivers/iommu/iommufd/device.c in short.
+//!
+//! Attachments are kept by group and PASID, because all devices of a group stand on one page table;
+//! a default-PASID child is a group of its own. The lock over them is held through a whole attach,
+//! detach or destroy, barrier included, and never taken by MAP, UNMAP or inspection.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+};
+
+use ioasid_core::{Pasid, failpoint};
+use ioasid_iommu::{OnAnswer, PageResponse};
+
+use super::{object::Object, page_tables::PageTables, table::Objects};
+use crate::{
+    base::{
+        error::Error,
+        flags::HwptFlags,
+        id::{ObjectId, Use},
+    },
+    hardware::{
+        device::{DeviceObject, GroupKey},
+        fault::{Handle, PageFault, Reported},
+        hw::{Target, TargetKind},
+        hwpt::Hwpt,
+    },
+    space::ioas::Ioas,
+};
+
+/// What an attach does with what is attached already.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Change {
+    /// There must be nothing.
+    Attach,
+    /// There must be something.
+    Replace,
+    /// Whichever fits: what VFIO makes of the two.
+    AttachOrReplace,
+}
+
+/// A group (or child) at one PASID (or none).
+type Slot = (GroupKey, Option<Pasid>);
+
+/// What one group (or child) is attached to at one PASID (or none).
+#[derive(Debug)]
+struct Attachment {
+    hwpt: Arc<Hwpt>,
+    /// The page table cannot be destroyed.
+    _used: Use,
+    handle: Handle,
+    /// The device that attached the group: page requests are reported as this one's.
+    reporter: ObjectId,
+    devices: BTreeSet<ObjectId>,
+}
+
+/// Every attachment of a context.
+#[derive(Debug, Default)]
+pub(crate) struct Attachments {
+    slots: BTreeMap<Slot, Attachment>,
+    last_handle: u64,
+}
+
+impl Attachments {
+    /// The rule that keeps PASIDs that a program chose and page tables that were not made for them
+    /// apart. A child is not concerned: no program chose its PASID.
+    fn check_pasids(&self, slot: Slot, hwpt: HwptFlags) -> Result<(), Error> {
+        let (group, pasid) = slot;
+        if matches!(group, GroupKey::Child(_)) {
+            return Ok(());
+        }
+        let suits = hwpt.contains(HwptFlags::PASID);
+        let fits = match pasid {
+            None => {
+                let mut slots = self.slots.keys();
+                suits || !slots.any(|(other, pasid)| *other == group && pasid.is_some())
+            }
+            Some(_) => {
+                let primary = self.slots.get(&(group, None));
+                suits && primary.is_none_or(|at| at.hwpt.flags().contains(HwptFlags::PASID))
+            }
+        };
+        if fits {
+            Ok(())
+        } else {
+            Err(Error::NotForPasids)
+        }
+    }
+
+    /// The checks of a page table for one slot: by the rules of all IOMMUs, then by the device's.
+    fn check(
+        &self,
+        slot: Slot,
+        device: &DeviceObject,
+        hwpt: &Hwpt,
+        target: &Target,
+    ) -> Result<(), Error> {
+        self.check_pasids(slot, hwpt.flags())?;
+        if hwpt.flags().contains(HwptFlags::DIRTY_TRACKING) && !device.ops().supports_dirty() {
+            return Err(Error::Incompatible);
+        }
+        if hwpt.nested().is_some() && hwpt.instance() != device.ops().instance() {
+            return Err(Error::Incompatible);
+        }
+        if hwpt.faults().is_some() && !device.device().supports_page_requests() {
+            return Err(Error::Incompatible);
+        }
+        if let Some(pasid) = slot.1
+            && pasid.get() >= device.device().max_pasids()
+        {
+            return Err(Error::NoSuchPasid);
+        }
+        device.ops().check_attach(slot.1, target)
+    }
+
+    /// A handle for a new attachment, known to what takes its page requests.
+    fn new_handle(&mut self, pasid: Option<Pasid>, device: &DeviceObject, hwpt: &Hwpt) -> Handle {
+        self.last_handle += 1;
+        let handle = Handle(self.last_handle);
+        if let Some(faults) = hwpt.faults() {
+            let reported = Reported {
+                handle,
+                device: device.id(),
+                pasid,
+            };
+            for member in device.device().group().devices() {
+                faults.enter(member.address(), device.route(pasid), reported);
+            }
+        }
+        handle
+    }
+}
+
+/// The attachment is over, or never came to be.
+fn leave_faults(hwpt: &Hwpt, handle: Handle) {
+    if let Some(faults) = hwpt.faults() {
+        faults.leave(handle);
+    }
+}
+
+/// What a device's IOMMU is told of a page table.
+fn target(hwpt: &Hwpt, device: &DeviceObject) -> Target {
+    let kind = match hwpt.nested() {
+        None => TargetKind::Paging(Arc::clone(hwpt.target())),
+        Some(nested) => TargetKind::Nested {
+            nested: Arc::clone(nested.ops()),
+            viommu: nested.viommu().cloned(),
+            virt_id: nested.viommu().and_then(|viommu| {
+                let virt_id = device.virt_id()?;
+                (virt_id.viommu == viommu.id()).then_some(virt_id.number)
+            }),
+        },
+    };
+    Target {
+        hwpt: hwpt.id(),
+        flags: hwpt.flags(),
+        kind,
+    }
+}
+
+impl Attachments {
+    /// Attaches a device, or a PASID of it, to the IOAS or page table `pt_id`; returns the page table.
+    pub(crate) fn attach(
+        &mut self,
+        tables: &PageTables<'_>,
+        device: &Arc<DeviceObject>,
+        pasid: Option<Pasid>,
+        pt_id: ObjectId,
+        change: Change,
+    ) -> Result<ObjectId, Error> {
+        match attachable(tables.objects, pt_id)? {
+            Object::Hwpt(hwpt) => {
+                self.attach_hwpt(tables, device, pasid, &hwpt, change)?;
+                Ok(hwpt.id())
+            }
+            Object::Ioas(ioas) => self.attach_ioas(tables, device, pasid, &ioas, change),
+            _ => Err(Error::NotAttachable(pt_id)),
+        }
+    }
+
+    /// Attaches to the first automatic page table of the IOAS that suits, or to a new one.
+    fn attach_ioas(
+        &mut self,
+        tables: &PageTables<'_>,
+        device: &Arc<DeviceObject>,
+        pasid: Option<Pasid>,
+        ioas: &Arc<Ioas>,
+        change: Change,
+    ) -> Result<ObjectId, Error> {
+        for hwpt in tables.automatic_of(ioas) {
+            match self.attach_hwpt(tables, device, pasid, &hwpt, change) {
+                Ok(()) => return Ok(hwpt.id()),
+                Err(error) if error.is_mismatch() => {}
+                Err(error) => return Err(error),
+            }
+        }
+        let slot = (device.group_key(), pasid);
+        let reserved = device.reserved(pasid);
+        let at = self.slots.get(&slot);
+        let attached = at.is_some_and(|at| at.devices.contains(&device.id()));
+        let stays = attached && at.is_some_and(|at| at.hwpt.ioas().id() == ioas.id());
+        match change {
+            Change::Attach if attached => return Err(Error::DeviceBusy),
+            Change::Replace if !attached => return Err(Error::NothingToReplace),
+            _ => {}
+        }
+        // The reserved ranges come before the pages: a map in their way is the first error seen.
+        let reserves = !reserved.is_empty() && !stays;
+        if reserves {
+            ioas.reserve(device.id(), reserved)?;
+        }
+        let attached = self.attach_new(tables, device, pasid, ioas, change);
+        if attached.is_err() && reserves {
+            ioas.unreserve(device.id());
+        }
+        attached
+    }
+
+    /// Attaches to a new automatic page table of the IOAS.
+    fn attach_new(
+        &mut self,
+        tables: &PageTables<'_>,
+        device: &Arc<DeviceObject>,
+        pasid: Option<Pasid>,
+        ioas: &Arc<Ioas>,
+        change: Change,
+    ) -> Result<ObjectId, Error> {
+        self.check_pasids((device.group_key(), pasid), HwptFlags::NONE)?;
+        let hwpt = tables.make_automatic(ioas, device)?;
+        let attached = self.attach_hwpt(tables, device, pasid, &hwpt, change);
+        tables.discard_if_unused(&hwpt);
+        attached.map(|()| hwpt.id())
+    }
+
+    /// Attaches to this page table, or replaces what is attached.
+    fn attach_hwpt(
+        &mut self,
+        tables: &PageTables<'_>,
+        device: &Arc<DeviceObject>,
+        pasid: Option<Pasid>,
+        hwpt: &Arc<Hwpt>,
+        change: Change,
+    ) -> Result<(), Error> {
+        let slot = (device.group_key(), pasid);
+        let id = device.id();
+        match self.slots.get(&slot) {
+            Some(at) if at.devices.contains(&id) => match change {
+                Change::Attach => Err(Error::DeviceBusy),
+                _ => self.replace(tables, slot, device, hwpt),
+            },
+            _ if change == Change::Replace => Err(Error::NothingToReplace),
+            Some(at) if at.hwpt.id() != hwpt.id() => Err(Error::GroupElsewhere),
+            Some(_) => {
+                // The group is there already: only the device's own reserved ranges are new.
+                failpoint::allocation()?;
+                hwpt.ioas().reserve(id, device.reserved(pasid))?;
+                if let Some(at) = self.slots.get_mut(&slot) {
+                    at.devices.insert(id);
+                }
+                Ok(())
+            }
+            None => self.attach_group(tables.objects, slot, device, hwpt),
+        }
+    }
+
+    /// Attaches a group, or a child, that is attached to nothing at this PASID.
+    fn attach_group(
+        &mut self,
+        objects: &Objects,
+        slot: Slot,
+        device: &Arc<DeviceObject>,
+        hwpt: &Arc<Hwpt>,
+    ) -> Result<(), Error> {
+        let pasid = slot.1;
+        let used = objects.use_of(hwpt.id())?;
+        hwpt.ioas().reserve(device.id(), device.reserved(pasid))?;
+        let target = target(hwpt, device);
+        let attached = self.attach_domain(slot, device, hwpt, &target);
+        let handle = attached.inspect_err(|_| {
+            if device.reserves(pasid) {
+                hwpt.ioas().unreserve(device.id());
+            }
+        })?;
+        device.ops().attached(pasid, Some(&target));
+        let at = Attachment {
+            hwpt: Arc::clone(hwpt),
+            _used: used,
+            handle,
+            reporter: device.id(),
+            devices: BTreeSet::from([device.id()]),
+        };
+        self.slots.insert(slot, at);
+        Ok(())
+    }
+
+    /// Attaches the domain of a page table; all or nothing.
+    fn attach_domain(
+        &mut self,
+        slot: Slot,
+        device: &DeviceObject,
+        hwpt: &Hwpt,
+        target: &Target,
+    ) -> Result<Handle, Error> {
+        self.check(slot, device, hwpt, target)?;
+        failpoint::allocation()?;
+        let handle = self.new_handle(slot.1, device, hwpt);
+        let attached = device.attach_domain(slot.1, hwpt.target());
+        attached.inspect_err(|_| leave_faults(hwpt, handle))?;
+        Ok(handle)
+    }
+
+    /// Moves a whole group from its page table to another, in one step; all or nothing.
+    fn replace(
+        &mut self,
+        tables: &PageTables<'_>,
+        slot: Slot,
+        device: &Arc<DeviceObject>,
+        hwpt: &Arc<Hwpt>,
+    ) -> Result<(), Error> {
+        let Some(at) = self.slots.get(&slot) else {
+            return Ok(());
+        };
+        let (old, old_handle, devices) = (Arc::clone(&at.hwpt), at.handle, at.devices.clone());
+        if old.id() == hwpt.id() {
+            return Ok(());
+        }
+        let used = tables.objects.use_of(hwpt.id())?;
+        let pasid = slot.1;
+        let moves = device.reserves(pasid) && old.ioas().id() != hwpt.ioas().id();
+        let unreserve = |ioas: &Ioas| devices.iter().for_each(|id| ioas.unreserve(*id));
+        let target = target(hwpt, device);
+        let mut change = || {
+            if moves {
+                for id in &devices {
+                    if let Ok(device) = tables.objects.device(*id) {
+                        hwpt.ioas().reserve(*id, device.reserved(pasid))?;
+                    }
+                }
+            }
+            self.check(slot, device, hwpt, &target)?;
+            failpoint::allocation()?;
+            let handle = self.new_handle(pasid, device, hwpt);
+            // Two page tables on one domain: nothing changes for the device.
+            if !Arc::ptr_eq(old.target(), hwpt.target()) {
+                let replaced = device.replace_domain(pasid, hwpt.target());
+                replaced.inspect_err(|_| leave_faults(hwpt, handle))?;
+            }
+            Ok(handle)
+        };
+        let handle = change().inspect_err(|_: &Error| {
+            if moves {
+                unreserve(hwpt.ioas());
+            }
+        })?;
+        leave_faults(&old, old_handle);
+        device.ops().attached(pasid, Some(&target));
+        if moves {
+            unreserve(old.ioas());
+        }
+        if let Some(at) = self.slots.get_mut(&slot) {
+            at.hwpt = Arc::clone(hwpt);
+            at._used = used;
+            at.handle = handle;
+            at.reporter = device.id();
+        }
+        tables.discard_if_unused(&old);
+        Ok(())
+    }
+
+    /// Detaches a device, or a PASID of it, if it is attached; returns after the barrier.
+    pub(crate) fn detach(
+        &mut self,
+        tables: &PageTables<'_>,
+        device: &DeviceObject,
+        pasid: Option<Pasid>,
+    ) {
+        let slot = (device.group_key(), pasid);
+        let Some(at) = self.slots.get_mut(&slot) else {
+            return;
+        };
+        if !at.devices.remove(&device.id()) {
+            return;
+        }
+        let hwpt = Arc::clone(&at.hwpt);
+        if at.devices.is_empty()
+            && let Some(at) = self.slots.remove(&slot)
+        {
+            device.detach_domain(pasid);
+            leave_faults(&hwpt, at.handle);
+            device.ops().attached(pasid, None);
+        }
+        if device.reserves(pasid) {
+            hwpt.ioas().unreserve(device.id());
+        }
+        tables.discard_if_unused(&hwpt);
+    }
+
+    /// Detaches a device, itself and at every PASID.
+    pub(crate) fn detach_all(&mut self, tables: &PageTables<'_>, device: &DeviceObject) {
+        let group = device.group_key();
+        let slots = self.slots.keys().filter(|slot| slot.0 == group);
+        let pasids: Vec<Option<Pasid>> = slots.map(|slot| slot.1).collect();
+        for pasid in pasids {
+            self.detach(tables, device, pasid);
+        }
+    }
+
+    /// What the device, or a PASID of it, is attached to.
+    pub(crate) fn attached(&self, device: &DeviceObject, pasid: Option<Pasid>) -> Option<ObjectId> {
+        let at = self.slots.get(&(device.group_key(), pasid))?;
+        at.devices.contains(&device.id()).then(|| at.hwpt.id())
+    }
+
+    /// Reports a page request of a device whose DMA is a back end's own to the fault queue of what
+    /// the device is attached to, or answers that it is invalid if there is none.
+    pub(crate) fn report_page_fault(
+        &self,
+        device: &DeviceObject,
+        fault: PageFault,
+        on_answer: OnAnswer,
+    ) {
+        let group = device.group_key();
+        let own = self.slots.get(&(group, None));
+        let at = match fault.pasid {
+            None => own,
+            Some(pasid) => {
+                let at = Pasid::new(pasid);
+                let at = at.and_then(|pasid| self.slots.get(&(group, Some(pasid))));
+                let nested = own.filter(|own| {
+                    device.ops().has_user_pasid_table() && own.hwpt.nested().is_some()
+                });
+                at.or(nested)
+            }
+        };
+        let faults = at.and_then(|at| Some((at.hwpt.faults()?, at)));
+        match faults {
+            Some((faults, at)) => {
+                let reported = Reported {
+                    handle: at.handle,
+                    device: at.reporter,
+                    pasid: None,
+                };
+                faults.report(reported, fault, on_answer);
+            }
+            None => on_answer(PageResponse::Invalid),
+        }
+    }
+}
+
+/// The object, if a device can be attached to such.
+pub(crate) fn attachable(objects: &Objects, id: ObjectId) -> Result<Object, Error> {
+    match objects.object(id)? {
+        object @ (Object::Ioas(_) | Object::Hwpt(_)) => Ok(object),
+        _ => Err(Error::NotAttachable(id)),
+    }
+}

@@ -1,0 +1,158 @@
+//! One mapping of an address space: the pages behind it, and its place in every domain.
+
+use std::sync::{
+    Arc,
+    atomic::{AtomicBool, AtomicU32, Ordering},
+};
+
+use ioasid_core::{AddrRange, Prot};
+
+use super::{
+    domains::IoasDomain,
+    pages::{Pages, Run},
+};
+use crate::base::error::Error;
+
+/// One mapping.
+#[derive(Clone, Debug)]
+pub(crate) struct Area {
+    pub(crate) pages: Arc<Pages>,
+    /// Where the area starts in its pages, in bytes.
+    pub(crate) offset: u64,
+    pub(crate) prot: Prot,
+    /// System physical addresses, while the IOAS has a domain.
+    pub(crate) run: Option<Arc<Run>>,
+    /// Access objects that hold its pages.
+    pub(crate) usage: Arc<AreaUse>,
+}
+
+/// Bytes of some pages, to become an area.
+#[derive(Clone, Debug)]
+pub(crate) struct Part {
+    pub(crate) pages: Arc<Pages>,
+    pub(crate) offset: u64,
+    pub(crate) len: u64,
+}
+
+/// The users of an area's pages besides its domains: access objects.
+#[derive(Debug, Default)]
+pub(crate) struct AreaUse {
+    users: AtomicU32,
+    locks: AtomicU32,
+    leaving: AtomicBool,
+}
+
+impl AreaUse {
+    /// Whether hardware owns the pages.
+    pub(crate) fn is_locked(&self) -> bool {
+        self.locks.load(Ordering::Acquire) > 0
+    }
+
+    /// Whether an access object holds the pages. If so, no further one may.
+    pub(crate) fn refuse_new(&self) -> bool {
+        let held = self.is_used();
+        if held {
+            self.leaving.store(true, Ordering::Release);
+        }
+        held
+    }
+
+    /// Whether an access object holds the pages.
+    pub(crate) fn is_used(&self) -> bool {
+        self.users.load(Ordering::Acquire) > 0
+    }
+
+    pub(crate) fn refuses_new(&self) -> bool {
+        self.leaving.load(Ordering::Acquire)
+    }
+}
+
+/// One use of an area's pages, ended by drop.
+pub(crate) struct AreaHold {
+    usage: Arc<AreaUse>,
+    locks: bool,
+}
+
+impl AreaHold {
+    pub(crate) fn new(usage: &Arc<AreaUse>, locks: bool) -> Self {
+        usage.users.fetch_add(1, Ordering::AcqRel);
+        if locks {
+            usage.locks.fetch_add(1, Ordering::AcqRel);
+        }
+        AreaHold {
+            usage: Arc::clone(usage),
+            locks,
+        }
+    }
+
+    /// Whether hardware owns the pages by it.
+    pub(crate) fn locks(&self) -> bool {
+        self.locks
+    }
+}
+
+impl Drop for AreaHold {
+    fn drop(&mut self) {
+        if self.locks {
+            self.usage.locks.fetch_sub(1, Ordering::AcqRel);
+        }
+        self.usage.users.fetch_sub(1, Ordering::AcqRel);
+    }
+}
+
+/// Gives an area system physical addresses and writes it to every domain. What was written stays on
+/// failure, for the caller to take down.
+pub(crate) fn fill(
+    domains: &[Arc<IoasDomain>],
+    range: AddrRange,
+    area: &mut Area,
+    large_pages: bool,
+) -> Result<(), Error> {
+    if domains.is_empty() || area.pages.is_revoked() {
+        return Ok(());
+    }
+    let len = range.len_saturating();
+    let run = match area.run.take() {
+        Some(run) => run,
+        None => area.pages.pin(area.offset, len)?,
+    };
+    let pieces = run.pieces(area.offset, len);
+    area.run = Some(run);
+    for domain in domains {
+        let mut iova = range.start();
+        for (spa, len) in &pieces {
+            domain.map(iova, *spa, *len, area.prot, large_pages)?;
+            iova = iova.wrapping_add(*len);
+        }
+    }
+    Ok(())
+}
+
+/// Takes areas out of every domain: one barrier each. The caller drops the areas, and with them the
+/// pins, afterwards.
+pub(crate) fn take_down(domains: &[Arc<IoasDomain>], areas: &[(AddrRange, Area)]) {
+    if domains.is_empty() || areas.is_empty() {
+        return;
+    }
+    let mut ranges: Vec<AddrRange> = Vec::new();
+    for (range, _) in areas {
+        match ranges.last_mut() {
+            Some(last) if last.last().checked_add(1) == Some(range.start()) => {
+                if let Some(joined) = AddrRange::new(last.start(), range.last()) {
+                    *last = joined;
+                }
+            }
+            _ => ranges.push(*range),
+        }
+    }
+    for domain in domains {
+        domain.unmap(&ranges);
+    }
+}
+
+/// Bytes of `areas` together.
+pub(crate) fn total_len(areas: &[(AddrRange, Area)]) -> u64 {
+    areas.iter().fold(0, |sum, (range, _)| {
+        sum.saturating_add(range.len_saturating())
+    })
+}

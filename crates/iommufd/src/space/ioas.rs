@@ -1,0 +1,328 @@
+//! An I/O address space: what is mapped where, in every page table of it.
+//!
+//! Two locks. `change` is held through a whole map, unmap, or adding or removing of a domain,
+//! pinning and barrier included: one change of an IOAS at a time. `state` is held only for lookups
+//! and bookkeeping, so that inspection and COPY from this IOAS never wait for a peer.
+
+use std::{collections::BTreeMap, sync::Arc};
+
+use ioasid_core::{
+    AddrRange, Prot, failpoint,
+    inspect::{Inspect, Node},
+    memory::PAGE_SIZE,
+    sync::Mutex,
+};
+
+use super::{
+    access::AccessObject,
+    area::{Area, Part, fill, take_down},
+    domains::Tables,
+    iova::{IovaSpace, Owner},
+};
+use crate::base::{error::Error, id::ObjectId};
+
+mod access;
+mod dirty;
+mod page_tables;
+mod unmap;
+
+pub(crate) use access::{AttachedAccess, CopyPart};
+
+/// Where and how to map pages.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct MapArgs {
+    /// The IOVA, or `None` to let the IOAS choose one.
+    pub iova: Option<u64>,
+    /// Bytes to map.
+    pub len: u64,
+    /// Bytes of the page source to skip: where the mapping starts inside it.
+    pub offset: u64,
+    /// What devices may do.
+    pub prot: Prot,
+}
+
+impl MapArgs {
+    /// `len` bytes from the start of the source, at `iova`.
+    pub const fn fixed(iova: u64, len: u64, prot: Prot) -> Self {
+        MapArgs {
+            iova: Some(iova),
+            len,
+            offset: 0,
+            prot,
+        }
+    }
+
+    /// `len` bytes from the start of the source, where there is room.
+    pub const fn anywhere(len: u64, prot: Prot) -> Self {
+        MapArgs {
+            iova: None,
+            len,
+            offset: 0,
+            prot,
+        }
+    }
+}
+
+/// What to copy from one IOAS to another (or the same).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct CopyArgs {
+    /// The IOAS to map in.
+    pub dst: ObjectId,
+    /// The IOAS that has the pages.
+    pub src: ObjectId,
+    /// The IOVA in `dst`, or `None` to let it choose one.
+    pub dst_iova: Option<u64>,
+    /// The IOVA in `src`.
+    pub src_iova: u64,
+    /// Bytes.
+    pub len: u64,
+    /// What devices may do.
+    pub prot: Prot,
+}
+
+/// What can be mapped in an IOAS.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct IovaRanges {
+    /// The ranges, ascending.
+    pub ranges: Vec<AddrRange>,
+    /// What start and length of a mapping must be multiples of, in bytes; 1 if anything goes.
+    pub alignment: u64,
+}
+
+/// The bookkeeping of an IOAS.
+#[derive(Debug)]
+pub(crate) struct State {
+    pub(crate) space: IovaSpace<Area>,
+    pub(crate) tables: Tables,
+    /// The access objects that are attached.
+    pub(crate) accesses: BTreeMap<ObjectId, Arc<AccessObject>>,
+    large_pages: bool,
+}
+
+impl State {
+    /// What mappings must be aligned to.
+    pub(crate) fn alignment(&self) -> u64 {
+        let pins = self.accesses.values().any(|access| access.pins());
+        let least = if self.large_pages && !pins {
+            1
+        } else {
+            PAGE_SIZE
+        };
+        self.tables.alignment().max(least)
+    }
+
+    /// Whether leaves may be larger than a page.
+    pub(crate) fn large_pages(&self) -> bool {
+        self.large_pages
+    }
+
+    /// Whether every area is aligned to `alignment`.
+    pub(crate) fn is_aligned(&self, alignment: u64) -> bool {
+        alignment == 1
+            || self.space.areas().all(|(range, area)| {
+                range.is_aligned(alignment) && area.offset & (alignment - 1) == 0
+            })
+    }
+}
+
+/// An I/O address space object.
+#[derive(Debug)]
+pub(crate) struct Ioas {
+    id: ObjectId,
+    pub(crate) change: Mutex<()>,
+    pub(crate) state: Mutex<State>,
+}
+
+impl Ioas {
+    pub(crate) fn new(id: ObjectId) -> Arc<Self> {
+        Arc::new(Ioas {
+            id,
+            change: Mutex::new(()),
+            state: Mutex::new(State {
+                space: IovaSpace::default(),
+                tables: Tables::default(),
+                accesses: BTreeMap::new(),
+                large_pages: true,
+            }),
+        })
+    }
+
+    pub(crate) fn id(&self) -> ObjectId {
+        self.id
+    }
+
+    pub(crate) fn iova_ranges(&self) -> IovaRanges {
+        let state = self.state.lock();
+        IovaRanges {
+            ranges: state.space.usable(),
+            alignment: state.alignment(),
+        }
+    }
+
+    pub(crate) fn allow_iovas(&self, ranges: &[AddrRange]) -> Result<(), Error> {
+        let _change = self.change.lock();
+        self.state.lock().space.set_allowed(ranges)
+    }
+
+    /// Maps `parts` one behind the other, all or nothing, and returns the IOVA of the first.
+    pub(crate) fn map(&self, parts: &[Part], iova: Option<u64>, prot: Prot) -> Result<u64, Error> {
+        let _change = self.change.lock();
+        let (start, domains, large_pages) = {
+            let mut state = self.state.lock();
+            let start = place(&mut state, parts, iova, prot)?;
+            (start, state.tables.domains(), state.large_pages)
+        };
+        let mut areas = Vec::with_capacity(parts.len());
+        let mut next = start;
+        for part in parts {
+            failpoint::allocation()?;
+            let range = AddrRange::from_len(next, part.len).ok_or(Error::Overflow)?;
+            next = range.last().wrapping_add(1);
+            let area = Area {
+                pages: Arc::clone(&part.pages),
+                offset: part.offset,
+                prot,
+                run: None,
+                usage: Arc::default(),
+            };
+            areas.push((range, area));
+        }
+        for index in 0..areas.len() {
+            let (range, area) = &mut areas[index];
+            if let Err(error) = fill(&domains, *range, area, large_pages) {
+                take_down(&domains, &areas[..=index]);
+                return Err(error);
+            }
+        }
+        let mut state = self.state.lock();
+        for (range, area) in areas {
+            state.space.insert(range, area);
+        }
+        Ok(start)
+    }
+
+    /// The pages behind `len` bytes from `iova`, which must all be mapped.
+    pub(crate) fn parts(&self, iova: u64, len: u64) -> Result<Vec<Part>, Error> {
+        if len == 0 {
+            return Err(Error::Empty);
+        }
+        let range = AddrRange::from_len(iova, len).ok_or(Error::Overflow)?;
+        let state = self.state.lock();
+        let mut parts = Vec::new();
+        let mut next = Some(range.start());
+        for (area_range, area) in state.space.overlapping(range) {
+            if next.is_none_or(|next| area_range.start() > next) {
+                return Err(Error::NotMapped);
+            }
+            let Some(shared) = area_range.intersect(range) else {
+                continue;
+            };
+            failpoint::allocation()?;
+            parts.push(Part {
+                pages: Arc::clone(&area.pages),
+                offset: area.offset + (shared.start() - area_range.start()),
+                len: shared.len_saturating(),
+            });
+            next = shared.last().checked_add(1);
+        }
+        let end = parts.iter().map(|part| part.len).sum::<u64>();
+        if end == len {
+            Ok(parts)
+        } else {
+            Err(Error::NotMapped)
+        }
+    }
+
+    pub(crate) fn large_pages(&self) -> bool {
+        self.state.lock().large_pages
+    }
+
+    /// Allows or forbids leaves larger than a page.
+    pub(crate) fn set_large_pages(&self, on: bool) -> Result<(), Error> {
+        let _change = self.change.lock();
+        let mut state = self.state.lock();
+        if !on && state.large_pages {
+            if !state.tables.is_empty() && state.space.len() > 0 {
+                return Err(Error::TooLate);
+            }
+            if !state.is_aligned(PAGE_SIZE) {
+                return Err(Error::AddressInUse);
+            }
+        }
+        state.large_pages = on;
+        Ok(())
+    }
+
+    /// Keeps `ranges` unmapped for a device attached by its RID.
+    pub(crate) fn reserve(&self, device: ObjectId, ranges: Vec<AddrRange>) -> Result<(), Error> {
+        let _change = self.change.lock();
+        self.state
+            .lock()
+            .space
+            .reserve(Owner::Device(device), ranges)
+    }
+
+    /// Keeps a range unmapped for good.
+    pub(crate) fn reserve_permanently(&self, range: AddrRange) -> Result<(), Error> {
+        let _change = self.change.lock();
+        self.state.lock().space.reserve_permanently(range)
+    }
+
+    pub(crate) fn unreserve(&self, device: ObjectId) {
+        let _change = self.change.lock();
+        self.state.lock().space.unreserve(Owner::Device(device));
+    }
+}
+
+/// Checks a mapping and chooses its address.
+fn place(state: &mut State, parts: &[Part], iova: Option<u64>, prot: Prot) -> Result<u64, Error> {
+    let alignment = state.alignment();
+    let len = parts
+        .iter()
+        .try_fold(0u64, |sum, part| sum.checked_add(part.len))
+        .ok_or(Error::Overflow)?;
+    let (Some(first), 1..) = (parts.first(), len) else {
+        return Err(Error::Empty);
+    };
+    if len & (alignment - 1) != 0 {
+        return Err(Error::Misaligned { alignment });
+    }
+    let start = match iova {
+        Some(iova) => state.space.check(iova, len, alignment)?.start(),
+        None => {
+            let address = first.pages.source().alignment_hint();
+            let address = address.wrapping_add(first.offset);
+            state.space.find(address, len, alignment)?
+        }
+    };
+    for part in parts {
+        if prot.write && !part.pages.writable() {
+            return Err(Error::ReadOnlyPages);
+        }
+        if (part.offset % PAGE_SIZE) & (alignment - 1) != 0 {
+            return Err(Error::Misaligned { alignment });
+        }
+    }
+    Ok(start)
+}
+
+impl Inspect for Ioas {
+    fn inspect(&self) -> Node {
+        let state = self.state.lock();
+        let mut pages: Vec<_> = state.space.areas().map(|(_, area)| &area.pages).collect();
+        pages.sort_by_key(|pages| Arc::as_ptr(pages));
+        pages.dedup_by_key(|pages| Arc::as_ptr(pages));
+        let pinned: u64 = pages.iter().map(|pages| pages.pinned_bytes()).sum();
+        let domains = state.tables.domains();
+        // Numbers of domains, not how many: `2` beside the name must not be read as two of them.
+        let numbers: Vec<u32> = domains.iter().map(|domain| domain.id().get()).collect();
+        Node::new()
+            .with("id", self.id.get())
+            .with("areas", state.space.len())
+            .with("mapped_bytes", state.space.mapped())
+            .with("pinned_bytes", pinned)
+            .with("alignment", state.alignment())
+            .with("domains", domains.len())
+            .with("domain_ids", numbers)
+    }
+}

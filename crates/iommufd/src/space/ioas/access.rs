@@ -1,0 +1,156 @@
+//! What access objects do with an IOAS: join and leave it, pin its pages, copy its bytes.
+
+use std::sync::Arc;
+
+use ioasid_core::{
+    AddrRange, failpoint,
+    memory::{MemoryGone, PAGE_SIZE, PinError},
+};
+
+use super::Ioas;
+use crate::{
+    base::error::Error,
+    space::{
+        access::{AccessObject, PinnedPages},
+        area::{Area, AreaHold},
+    },
+};
+
+/// An access object while it is attached to an IOAS. Dropping it asks back what was pinned, and
+/// detaches.
+#[derive(Debug)]
+pub(crate) struct AttachedAccess {
+    ioas: Arc<Ioas>,
+    access: Arc<AccessObject>,
+}
+
+impl AttachedAccess {
+    /// Attaches `access` to `ioas`.
+    ///
+    /// # Errors
+    /// [`Error::AddressInUse`] if it pins pages and a mapping is not aligned to pages.
+    pub(crate) fn new(ioas: Arc<Ioas>, access: &Arc<AccessObject>) -> Result<Self, Error> {
+        ioas.join(access)?;
+        Ok(AttachedAccess {
+            ioas,
+            access: Arc::clone(access),
+        })
+    }
+
+    pub(crate) fn ioas(&self) -> &Arc<Ioas> {
+        &self.ioas
+    }
+}
+
+impl Drop for AttachedAccess {
+    fn drop(&mut self) {
+        self.access.ask_back(AddrRange::ALL);
+        self.ioas.state.lock().accesses.remove(&self.access.id());
+    }
+}
+
+/// Copies bytes of an area: the offset in its pages, and how many.
+pub(crate) type CopyPart<'a> = dyn FnMut(&Area, u64, usize) -> Result<(), MemoryGone> + 'a;
+
+/// Takes one area: the offset in its pages, the bytes, and whether the range ends there.
+type Visit<'a> = dyn FnMut(&Area, u64, u64, bool) -> Result<(), Error> + 'a;
+
+impl Ioas {
+    fn join(&self, access: &Arc<AccessObject>) -> Result<(), Error> {
+        let _change = self.change.lock();
+        let mut state = self.state.lock();
+        if access.pins() && !state.is_aligned(PAGE_SIZE) {
+            return Err(Error::AddressInUse);
+        }
+        failpoint::allocation()?;
+        state.accesses.insert(access.id(), Arc::clone(access));
+        Ok(())
+    }
+
+    /// Pins the pages of `range` for an access object; to be written too if `write`.
+    ///
+    /// # Errors
+    /// Area by area [`Error::NotAccessible`], [`Error::ReadOnlyPages`], [`Error::Pin`], and
+    /// [`Error::NotMapped`] where there is none.
+    pub(crate) fn pin(
+        &self,
+        range: AddrRange,
+        write: bool,
+        locks: bool,
+    ) -> Result<PinnedPages, Error> {
+        let mut pinned = PinnedPages::new(range);
+        // No unmap between the look at an area and the pin of its pages.
+        let _change = self.change.lock();
+        self.walk(range, write, &mut |area, offset, len, is_last| {
+            // Whole pages only: at the start, and at the end of all areas but the last.
+            let misaligned = |at: u64| !at.is_multiple_of(PAGE_SIZE);
+            let end = offset.wrapping_add(len);
+            if misaligned(offset) || misaligned(end) && !is_last {
+                return Err(Error::NotAccessible);
+            }
+            failpoint::allocation()?;
+            let run = area.pages.pin(offset, len)?;
+            pinned.push(AreaHold::new(&area.usage, locks), run, offset, len);
+            Ok(())
+        })?;
+        Ok(pinned)
+    }
+
+    /// Calls `copy` for each part of `range`, to be written if `write`.
+    ///
+    /// # Errors
+    /// As for [`Ioas::pin`]; [`Error::Pin`] if the memory is gone. What comes before is copied.
+    pub(crate) fn copy(
+        &self,
+        range: AddrRange,
+        write: bool,
+        copy: &mut CopyPart<'_>,
+    ) -> Result<(), Error> {
+        // The memory may block, and with it maps and unmaps of this IOAS: it is of the same program.
+        let _change = self.change.lock();
+        self.walk(range, write, &mut |area, offset, len, _| {
+            failpoint::allocation()?;
+            // A slice is at most half of the address space.
+            copy(area, offset, len as usize).map_err(|_| Error::Pin(PinError::Fault))
+        })
+    }
+
+    /// Calls `visit` with each area that has an address in `range`, in order. The state is not
+    /// locked meanwhile.
+    ///
+    /// # Errors
+    /// What `visit` says, [`Error::NotAccessible`] for an area that is about to go,
+    /// [`Error::ReadOnlyPages`], and [`Error::NotMapped`] at a hole.
+    fn walk(&self, range: AddrRange, write: bool, visit: &mut Visit<'_>) -> Result<(), Error> {
+        let mut next = range.start();
+        loop {
+            let rest = AddrRange::new(next, range.last()).ok_or(Error::NotMapped)?;
+            let (area_range, area) = {
+                let state = self.state.lock();
+                let first = state.space.overlapping(rest).next();
+                let first = first.filter(|(area, _)| area.contains(next));
+                let (range, area) = first.ok_or(Error::NotMapped)?;
+                (range, area.clone())
+            };
+            if area.usage.refuses_new() || !area.pages.is_accessible() {
+                return Err(Error::NotAccessible);
+            }
+            let allowed = if write {
+                area.prot.write && area.pages.writable()
+            } else {
+                area.prot.read
+            };
+            if !allowed {
+                return Err(Error::ReadOnlyPages);
+            }
+            let last = area_range.last().min(range.last());
+            let offset = area.offset.wrapping_add(next - area_range.start());
+            let is_last = last == range.last();
+            visit(&area, offset, last - next + 1, is_last)?;
+            if is_last {
+                return Ok(());
+            }
+            next = last + 1;
+        }
+    }
+}

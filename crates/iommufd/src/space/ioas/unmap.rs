@@ -1,0 +1,188 @@
+//! Taking mappings away: UNMAP, pages that their exporter takes back, and mappings cut in two.
+
+use std::sync::Arc;
+
+use ioasid_core::{AddrRange, failpoint};
+
+use super::Ioas;
+use crate::{
+    base::error::Error,
+    space::{
+        area::{Area, take_down, total_len},
+        pages::Pages,
+    },
+};
+
+impl Ioas {
+    /// Unmaps the areas that lie wholly in `range`, and returns their bytes. When it returns no DMA
+    /// through them is in flight, and no access object holds their pages.
+    ///
+    /// # Errors
+    /// [`Error::NotMapped`] if an area lies across an edge, [`Error::AreaLocked`] if hardware owns
+    /// one, [`Error::StillHeld`] if an access object does not release one; those before it are
+    /// unmapped then, as in the kernel.
+    pub(crate) fn unmap(&self, range: AddrRange) -> Result<u64, Error> {
+        let (bytes, result) = self.unmap_counting(range);
+        result.map(|()| bytes)
+    }
+
+    /// As [`Ioas::unmap`]; the bytes that were unmapped are returned in any case.
+    pub(crate) fn unmap_counting(&self, range: AddrRange) -> (u64, Result<(), Error>) {
+        let mut bytes = 0u64;
+        let mut requests = Requests::default();
+        loop {
+            let change = self.change.lock();
+            let (areas, domains, end) = {
+                let mut state = self.state.lock();
+                let mut whole = Vec::new();
+                let mut end = End::Done;
+                for (area_range, area) in state.space.overlapping(range) {
+                    if area.usage.is_locked() {
+                        end = End::Error(Error::AreaLocked);
+                    } else if !range.covers(area_range) {
+                        end = End::Error(Error::NotMapped);
+                    } else if area.usage.refuse_new() {
+                        end = End::Held(area_range);
+                    } else {
+                        whole.push(area_range);
+                        continue;
+                    }
+                    break;
+                }
+                let areas: Vec<_> = if whole.len() == state.space.len() {
+                    state.space.clear()
+                } else {
+                    let remove =
+                        |range: AddrRange| Some((range, state.space.remove(range.start())?));
+                    whole.into_iter().filter_map(remove).collect()
+                };
+                (areas, state.tables.domains(), end)
+            };
+            take_down(&domains, &areas);
+            bytes = bytes.saturating_add(total_len(&areas));
+            drop(areas);
+            drop(change);
+            match end {
+                End::Done => return (bytes, Ok(())),
+                End::Error(error) => return (bytes, Err(error)),
+                // No lock is held: an access object releases the pages before it returns.
+                End::Held(area) => match requests.count(area) {
+                    Ok(()) => self.ask_accesses(area),
+                    Err(error) => return (bytes, Err(error)),
+                },
+            }
+        }
+    }
+
+    /// Unmaps everything and returns how many bytes that were.
+    ///
+    /// # Errors
+    /// As [`Ioas::unmap`].
+    pub(crate) fn unmap_all(&self) -> Result<u64, Error> {
+        self.unmap(AddrRange::ALL)
+    }
+
+    /// Takes pages that their exporter has taken back out of every domain; returns after the barrier.
+    /// The areas stay, and lead nowhere.
+    pub(crate) fn revoke(&self, pages: &Arc<Pages>) {
+        let _change = self.change.lock();
+        let (areas, domains) = {
+            let mut state = self.state.lock();
+            let shown = state.space.areas_mut_with_ranges();
+            let shown = shown.filter(|(_, area)| Arc::ptr_eq(&area.pages, pages));
+            let areas: Vec<_> = shown
+                .map(|(range, area)| {
+                    let shown = area.clone();
+                    area.run = None;
+                    (range, shown)
+                })
+                .collect();
+            (areas, state.tables.domains())
+        };
+        take_down(&domains, &areas);
+    }
+
+    /// Cuts the area that has both `last` and the address after it in two, so that one part can be
+    /// unmapped. Neither pins nor page tables change.
+    ///
+    /// # Errors
+    /// [`Error::Changing`] while the area is about to go, [`Error::CannotCut`] for pages of a device,
+    /// [`Error::Misaligned`], [`Error::TooLate`] if an access object holds pages of the area, or if
+    /// it is in a page table with leaves that may be large.
+    pub(crate) fn cut_after(&self, last: u64) -> Result<(), Error> {
+        let _change = self.change.lock();
+        let mut state = self.state.lock();
+        let at = AddrRange::new(last, last).ok_or(Error::Overflow)?;
+        let Some((range, area)) = state.space.overlapping(at).next() else {
+            return Ok(());
+        };
+        if last == range.start() || last == range.last() {
+            return Ok(());
+        }
+        if area.usage.refuses_new() {
+            return Err(Error::Changing);
+        }
+        if area.pages.source().is_device() {
+            return Err(Error::CannotCut);
+        }
+        let alignment = state.alignment();
+        let left = last - range.start() + 1;
+        let offset = area.offset.wrapping_add(left);
+        if (last + 1) & (alignment - 1) != 0 || offset & (alignment - 1) != 0 {
+            return Err(Error::Misaligned { alignment });
+        }
+        if area.usage.is_used() || (area.run.is_some() && state.large_pages) {
+            return Err(Error::TooLate);
+        }
+        failpoint::allocation()?;
+        let right = Area {
+            offset,
+            usage: Arc::default(),
+            ..area.clone()
+        };
+        state.space.split(range.start(), last, right);
+        Ok(())
+    }
+
+    /// Asks every access object to release the pages behind `area`.
+    fn ask_accesses(&self, area: AddrRange) {
+        let accesses: Vec<_> = self.state.lock().accesses.values().cloned().collect();
+        for access in accesses {
+            access.ask_back(area);
+        }
+    }
+}
+
+/// How a pass of [`Ioas::unmap`] ended.
+enum End {
+    Done,
+    Error(Error),
+    /// An access object holds pages of the area.
+    Held(AddrRange),
+}
+
+/// How often the users of one area were asked to release it.
+#[derive(Default)]
+struct Requests {
+    area: Option<AddrRange>,
+    times: u32,
+}
+
+impl Requests {
+    /// The kernel gives up after this many (`iopt_unmap_iova_range`).
+    const MOST: u32 = 100;
+
+    fn count(&mut self, area: AddrRange) -> Result<(), Error> {
+        if self.area != Some(area) {
+            *self = Requests {
+                area: Some(area),
+                times: 0,
+            };
+        }
+        self.times += 1;
+        if self.times > Self::MOST {
+            return Err(Error::StillHeld);
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,441 @@
+//! Which IOVAs of an address space are mapped, reserved or allowed, and where the next mapping
+//! without an address of its own goes. Pure bookkeeping: no page table and no memory is known here.
+//!
+//! Ranges are (start, inclusive last). The rules are those of drivers/iommu/iommufd/io_pagetable.c.
+
+use std::{collections::BTreeMap, ops::RangeInclusive};
+
+use ioasid_core::{AddrRange, DomainId, failpoint, memory::PAGE_SIZE};
+use rangemap::RangeInclusiveSet;
+
+use crate::base::{error::Error, id::ObjectId};
+
+/// Alignment beyond which a chosen IOVA gains nothing: the size of a huge page.
+const HUGE_PAGE: u64 = 2 << 20;
+
+/// What needs a range to stay unmapped.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum Owner {
+    /// A device attached by its RID: its interrupt window and the like.
+    Device(ObjectId),
+    /// A page table that cannot translate the whole space.
+    Domain(DomainId),
+    /// A back end, for good. Each range has a number of its own.
+    Permanent(u64),
+}
+
+#[derive(Debug)]
+struct Entry<T> {
+    last: u64,
+    area: T,
+}
+
+/// The IOVAs of one address space; an area carries a `T`.
+#[derive(Debug)]
+pub(crate) struct IovaSpace<T> {
+    areas: BTreeMap<u64, Entry<T>>,
+    owners: BTreeMap<Owner, Vec<AddrRange>>,
+    /// The union of what the owners reserve.
+    reserved: RangeInclusiveSet<u64>,
+    /// Ranges that must stay mappable. Empty: no promise, and mappings may go anywhere.
+    allowed: RangeInclusiveSet<u64>,
+    searches: Vec<Search>,
+    mapped: u64,
+    /// Number of ranges that are reserved for good.
+    permanent: u64,
+}
+
+impl<T> Default for IovaSpace<T> {
+    fn default() -> Self {
+        IovaSpace {
+            areas: BTreeMap::new(),
+            owners: BTreeMap::new(),
+            reserved: RangeInclusiveSet::new(),
+            allowed: RangeInclusiveSet::new(),
+            searches: Vec::new(),
+            mapped: 0,
+            permanent: 0,
+        }
+    }
+}
+
+fn span(range: AddrRange) -> RangeInclusive<u64> {
+    range.start()..=range.last()
+}
+
+fn addr_range(span: &RangeInclusive<u64>) -> Option<AddrRange> {
+    AddrRange::new(*span.start(), *span.end())
+}
+
+impl<T> IovaSpace<T> {
+    /// The area with the highest address that meets `range`.
+    fn highest_in(&self, range: AddrRange) -> Option<AddrRange> {
+        let (start, entry) = self.areas.range(..=range.last()).next_back()?;
+        AddrRange::new(*start, entry.last).filter(|area| area.overlaps(range))
+    }
+
+    /// The areas that meet `range`, ascending.
+    pub(crate) fn overlapping(&self, range: AddrRange) -> impl Iterator<Item = (AddrRange, &T)> {
+        let before = self.areas.range(..range.start()).next_back();
+        let before = before.filter(|(_, entry)| entry.last >= range.start());
+        before
+            .into_iter()
+            .chain(self.areas.range(span(range)))
+            .filter_map(|(start, entry)| Some((AddrRange::new(*start, entry.last)?, &entry.area)))
+    }
+
+    /// Every area, ascending.
+    pub(crate) fn areas(&self) -> impl Iterator<Item = (AddrRange, &T)> {
+        self.overlapping(AddrRange::ALL)
+    }
+
+    /// The area that starts at `start`.
+    pub(crate) fn area_mut(&mut self, start: u64) -> Option<&mut T> {
+        self.areas.get_mut(&start).map(|entry| &mut entry.area)
+    }
+
+    /// Every area, ascending, with what it carries.
+    pub(crate) fn areas_mut_with_ranges(&mut self) -> impl Iterator<Item = (AddrRange, &mut T)> {
+        self.areas.iter_mut().filter_map(|(start, entry)| {
+            Some((AddrRange::new(*start, entry.last)?, &mut entry.area))
+        })
+    }
+
+    /// What every area carries.
+    pub(crate) fn areas_mut(&mut self) -> impl Iterator<Item = &mut T> {
+        self.areas.values_mut().map(|entry| &mut entry.area)
+    }
+
+    /// Number of areas.
+    pub(crate) fn len(&self) -> usize {
+        self.areas.len()
+    }
+
+    /// Bytes in areas.
+    pub(crate) fn mapped(&self) -> u64 {
+        self.mapped
+    }
+
+    /// Whether `len` bytes at `iova` could become an area: the checks of a fixed mapping.
+    pub(crate) fn check(&self, iova: u64, len: u64, alignment: u64) -> Result<AddrRange, Error> {
+        if iova & (alignment - 1) != 0 {
+            return Err(Error::Misaligned { alignment });
+        }
+        let range = AddrRange::from_len(iova, len).ok_or(Error::Overflow)?;
+        if self.reserved.overlaps(&span(range)) {
+            return Err(Error::Reserved);
+        }
+        if self.highest_in(range).is_some() {
+            return Err(Error::Mapped);
+        }
+        Ok(range)
+    }
+
+    /// Adds an area that [`IovaSpace::check`] or [`IovaSpace::find`] approved.
+    pub(crate) fn insert(&mut self, range: AddrRange, area: T) {
+        let last = range.last();
+        self.areas.insert(range.start(), Entry { last, area });
+        self.mapped = self.mapped.saturating_add(range.len_saturating());
+    }
+
+    /// Lets the area that starts at `start` end at `last`, inside it, and gives the rest to `right`.
+    pub(crate) fn split(&mut self, start: u64, last: u64, right: T) {
+        if let Some(entry) = self.areas.get_mut(&start) {
+            let rest = Entry {
+                last: std::mem::replace(&mut entry.last, last),
+                area: right,
+            };
+            self.areas.insert(last + 1, rest);
+        }
+    }
+
+    /// Takes the area that starts at `start` out.
+    pub(crate) fn remove(&mut self, start: u64) -> Option<T> {
+        let Entry { last, area } = self.areas.remove(&start)?;
+        self.mapped = self.mapped.saturating_sub((last - start).saturating_add(1));
+        let before = self.areas.range(..start).next_back();
+        let after = self.areas.range(start..).next();
+        let gap_start = before.map_or(0, |(_, entry)| entry.last + 1);
+        let gap_last = after.map_or(u64::MAX, |(start, _)| start - 1);
+        let areas = self.areas.len();
+        for search in &mut self.searches {
+            search.opened(gap_start, gap_last, areas);
+        }
+        Some(area)
+    }
+
+    /// Takes every area out.
+    pub(crate) fn clear(&mut self) -> Vec<(AddrRange, T)> {
+        self.mapped = 0;
+        self.searches.clear();
+        std::mem::take(&mut self.areas)
+            .into_iter()
+            .filter_map(|(start, entry)| Some((AddrRange::new(start, entry.last)?, entry.area)))
+            .collect()
+    }
+
+    /// Reserves `range` for good.
+    ///
+    /// # Errors
+    /// As for [`IovaSpace::reserve`].
+    pub(crate) fn reserve_permanently(&mut self, range: AddrRange) -> Result<(), Error> {
+        self.permanent += 1;
+        self.reserve(Owner::Permanent(self.permanent), vec![range])
+    }
+
+    /// Reserves `ranges` for `owner`, all or none. An owner that has reserved before keeps that.
+    ///
+    /// # Errors
+    /// [`Error::AddressInUse`] if an area or an allowed range is in the way.
+    pub(crate) fn reserve(&mut self, owner: Owner, ranges: Vec<AddrRange>) -> Result<(), Error> {
+        if ranges.is_empty() || self.owners.contains_key(&owner) {
+            return Ok(());
+        }
+        for range in &ranges {
+            if self.highest_in(*range).is_some() || self.allowed.overlaps(&span(*range)) {
+                return Err(Error::AddressInUse);
+            }
+            failpoint::allocation()?;
+        }
+        self.reserved.extend(ranges.iter().copied().map(span));
+        self.owners.insert(owner, ranges);
+        self.searches.clear();
+        Ok(())
+    }
+
+    /// Gives back what `owner` reserved.
+    pub(crate) fn unreserve(&mut self, owner: Owner) {
+        if self.owners.remove(&owner).is_some() {
+            let ranges = self.owners.values().flatten().copied();
+            self.reserved = ranges.map(span).collect();
+            self.searches.clear();
+        }
+    }
+
+    /// Replaces the ranges that must stay mappable.
+    ///
+    /// # Errors
+    /// [`Error::BadRanges`] if one is empty or two overlap, [`Error::AddressInUse`] if one is
+    /// reserved.
+    pub(crate) fn set_allowed(&mut self, ranges: &[AddrRange]) -> Result<(), Error> {
+        let mut allowed = RangeInclusiveSet::new();
+        for range in ranges {
+            // One byte is refused too, as in the kernel.
+            if range.start() == range.last() || allowed.overlaps(&span(*range)) {
+                return Err(Error::BadRanges);
+            }
+            failpoint::allocation()?;
+            allowed.insert(span(*range));
+        }
+        if ranges
+            .iter()
+            .any(|range| self.reserved.overlaps(&span(*range)))
+        {
+            return Err(Error::AddressInUse);
+        }
+        self.allowed = allowed;
+        self.searches.clear();
+        Ok(())
+    }
+
+    /// What is not reserved, ascending.
+    pub(crate) fn usable(&self) -> Vec<AddrRange> {
+        let gaps = self.reserved.gaps(&(0..=u64::MAX));
+        gaps.filter_map(|gap| addr_range(&gap)).collect()
+    }
+
+    /// A free address for `len` bytes whose own address is `address`: so aligned that leaves can be as
+    /// large as the memory allows, and the lowest such one if `address` is that of a page. An offset in
+    /// its page is set in the IOVA as the kernel sets it, bit by bit in the first address of each gap
+    /// (`iopt_alloc_iova`).
+    ///
+    /// # Errors
+    /// [`Error::Overflow`] for lengths no alignment can be computed of, [`Error::Misaligned`] if
+    /// memory and page table cannot agree, [`Error::NoSpace`].
+    pub(crate) fn find(&mut self, address: u64, len: u64, alignment: u64) -> Result<u64, Error> {
+        if len == 0 || len >= u64::MAX / 2 {
+            return Err(Error::Overflow);
+        }
+        let natural = len.next_power_of_two();
+        let wanted = match address {
+            0 => natural,
+            address => natural.min(1 << address.trailing_zeros()),
+        };
+        let wanted = wanted.min(HUGE_PAGE);
+        if wanted < alignment {
+            return Err(Error::Misaligned { alignment });
+        }
+        let shape = Shape {
+            // A gap of one byte is none to the kernel.
+            len: len.max(2),
+            alignment: wanted,
+            offset: address % PAGE_SIZE,
+        };
+        if !shape.is_monotonic() {
+            return self.fit_gap_by_gap(shape).ok_or(Error::NoSpace);
+        }
+        let mut search = match self.searches.iter().position(|s| s.shape == shape) {
+            Some(index) => self.searches.remove(index),
+            None => Search::new(shape),
+        };
+        let found = search.run(self);
+        // The most recent search is the last; the oldest goes.
+        self.searches.push(search);
+        if self.searches.len() > Search::KEPT {
+            self.searches.remove(0);
+        }
+        found.ok_or(Error::NoSpace)
+    }
+
+    /// Where mappings may go, ascending.
+    fn windows(&self) -> impl Iterator<Item = AddrRange> {
+        let everything = self.allowed.is_empty().then_some(AddrRange::ALL);
+        let allowed = self.allowed.iter().filter_map(addr_range);
+        everything.into_iter().chain(allowed)
+    }
+
+    /// As the kernel searches: at the start of each gap, and nowhere else in it.
+    fn fit_gap_by_gap(&self, shape: Shape) -> Option<u64> {
+        let fit = |start, last| {
+            let fit = shape.place(start)?;
+            (fit.last() <= last).then_some(fit.start())
+        };
+        for window in self.windows() {
+            let last = window.last().min(Search::LAST);
+            let Some(mut at) = fit(window.start().max(Search::FIRST), last) else {
+                continue;
+            };
+            while let Some(rest) = AddrRange::new(at, last) {
+                let area = self.overlapping(rest).next().map(|(area, _)| area);
+                let reserved = self.reserved.overlapping(&span(rest)).next();
+                let reserved = reserved.and_then(addr_range);
+                let obstacle = [area, reserved].into_iter().flatten().min();
+                let gap_last = match obstacle {
+                    None => Some(last),
+                    Some(obstacle) if obstacle.start() > at => Some(obstacle.start() - 1),
+                    Some(_) => None,
+                };
+                if let Some(fit) = gap_last.and_then(|gap_last| fit(at, gap_last)) {
+                    return Some(fit);
+                }
+                match obstacle.and_then(|obstacle| obstacle.last().checked_add(1)) {
+                    Some(after) => at = after,
+                    None => break,
+                }
+            }
+        }
+        None
+    }
+
+    /// The lowest fit of `shape` whose start lies in `from..=to`.
+    fn first_fit(&self, shape: Shape, from: u64, to: u64) -> Option<u64> {
+        for window in self.windows() {
+            let mut start = window.start().max(from);
+            while let Some(range) = shape.place(start) {
+                if range.start() > to {
+                    return None;
+                }
+                if range.last() > window.last().min(Search::LAST) {
+                    break;
+                }
+                // Whatever starts before the end of the highest obstacle would meet it.
+                let area = self.highest_in(range).map(AddrRange::last);
+                let reserved = self
+                    .reserved
+                    .overlapping(&span(range))
+                    .map(|r| *r.end())
+                    .max();
+                match area.max(reserved) {
+                    None => return Some(range.start()),
+                    Some(u64::MAX) => break,
+                    Some(obstacle) => start = obstacle + 1,
+                }
+            }
+        }
+        None
+    }
+}
+
+/// What is looked for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Shape {
+    /// Bytes that must be free.
+    len: u64,
+    alignment: u64,
+    /// Offset in the page.
+    offset: u64,
+}
+
+impl Shape {
+    /// Whether [`Shape::place`] never goes down as `from` goes up, so that the first fit is the lowest:
+    /// not where bits of the offset are set above the alignment.
+    fn is_monotonic(self) -> bool {
+        self.offset == 0 || self.offset == self.alignment
+    }
+
+    /// The range of this shape that the kernel tries in a gap that starts at `from`.
+    fn place(self, from: u64) -> Option<AddrRange> {
+        let start = from.checked_next_multiple_of(self.alignment)? | self.offset;
+        AddrRange::from_len(start, self.len)
+    }
+}
+
+/// Remembers what was searched in vain, so that the next search of the same shape need not walk
+/// over every area again. The answer is the same first fit.
+#[derive(Debug)]
+struct Search {
+    shape: Shape,
+    /// Nothing of this shape fits below, except in `gaps`.
+    frontier: u64,
+    /// Where gaps opened below the frontier since it passed: start to inclusive last.
+    gaps: BTreeMap<u64, u64>,
+}
+
+impl Search {
+    /// Shapes remembered at a time.
+    const KEPT: usize = 8;
+    /// The first page is never chosen, so that an IOVA of 0 can mean "none"...
+    const FIRST: u64 = PAGE_SIZE;
+    /// ... nor the last, where `iova + len` would wrap.
+    const LAST: u64 = u64::MAX - PAGE_SIZE;
+
+    fn new(shape: Shape) -> Self {
+        Search {
+            shape,
+            frontier: Self::FIRST,
+            gaps: BTreeMap::new(),
+        }
+    }
+
+    /// An area went, and the gap where it was is `start..=last` now; `areas` are left.
+    fn opened(&mut self, start: u64, last: u64, areas: usize) {
+        if start >= self.frontier {
+            return;
+        }
+        let known = self.gaps.entry(start.max(Self::FIRST)).or_insert(last);
+        *known = last.max(*known);
+        if self.gaps.len() > areas + 64 {
+            // More gaps than there can be: start over from the lowest.
+            self.frontier = self.gaps.keys().next().copied().unwrap_or(Self::FIRST);
+            self.gaps.clear();
+        }
+    }
+
+    fn run<T>(&mut self, space: &IovaSpace<T>) -> Option<u64> {
+        // What was mapped in a gap since it opened is walked over like anywhere else.
+        while let Some((start, last)) = self.gaps.pop_first() {
+            let fit = space.first_fit(self.shape, start, last);
+            if let Some(fit) = fit.filter(|fit| *fit < self.frontier) {
+                self.gaps.insert(fit, last);
+                return Some(fit);
+            }
+        }
+        let fit = space.first_fit(self.shape, self.frontier, u64::MAX);
+        self.frontier = fit.unwrap_or(u64::MAX);
+        fit
+    }
+}
+
+#[cfg(test)]
+#[path = "iova_model.rs"]
+mod model;

@@ -98,7 +98,6 @@ impl Spawner for StdSpawner {
 
 /// Why a file descriptor number of a program could not be used.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-#[non_exhaustive]
 pub enum FdError {
     /// Not open (EBADF).
     #[error("not an open file descriptor")]

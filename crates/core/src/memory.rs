@@ -260,7 +260,6 @@ pub trait Backing: Send + Sync + fmt::Debug + 'static {
 
 /// Why pages could not be had. The variants are what the kernel tells apart.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-#[non_exhaustive]
 pub enum PinError {
     /// Not mapped, or not with the permission that the mapping needs (EFAULT).
     #[error("the memory is not mapped with the permission that is asked for")]

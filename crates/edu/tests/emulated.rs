@@ -228,7 +228,9 @@ fn pasids_are_refused_and_attaching_again_moves_it() {
     let missing = ObjectId::from_raw(0x7777);
     assert!(matches!(
         file.attach(missing, None),
-        Err(Error::Iommufd(ioasid_iommufd::Error::NoObject(_)))
+        Err(Error::Iommufd(ioasid_iommufd::Error::Object(
+            ioasid_iommufd::ObjectError::Missing(_)
+        )))
     ));
     // Attached again, it moves from one address space to the other.
     assert_eq!(file.attach(machine.ioas, None), Ok(machine.ioas));

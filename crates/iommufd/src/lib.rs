@@ -63,7 +63,11 @@ mod hardware;
 mod space;
 
 pub use base::{
-    error::{Error, Refusal},
+    error::{
+        AccessError, AllocError, AttachError, CutError, DirtyError, Error, EventError, MapError,
+        Mismatch, MmapError, ObjectError, OptionError, RangeError, Refusal, ReservedBy, UnmapError,
+        UserDataError,
+    },
     event::{EventFile, Notify},
     flags::HwptFlags,
     id::ObjectId,

@@ -4,7 +4,8 @@ use std::{collections::BTreeMap, sync::Arc};
 
 use ioasid_core::{AddrRange, failpoint, memory::PAGE_SIZE, sync::Mutex};
 use ioasid_iommufd::{
-    Access, AccessKind, AccessUser, Context, Error, EventFile, Notify, ObjectId, PinnedPages,
+    Access, AccessKind, AccessUser, Context, Error, EventError, EventFile, Notify, ObjectId,
+    PinnedPages,
 };
 use ioasid_uapi::{Errno, Program};
 
@@ -136,11 +137,11 @@ impl AccessFile {
 
 impl EventFile for AccessFile {
     fn read(&self, _count: usize) -> Result<Vec<u8>, Error> {
-        Err(Error::NotReadable)
+        Err(EventError::NotReadable.into())
     }
 
     fn write(&self, _bytes: &[u8]) -> Result<usize, Error> {
-        Err(Error::NotWritable)
+        Err(EventError::NotWritable.into())
     }
 
     fn is_readable(&self) -> bool {

@@ -7,7 +7,7 @@ use std::sync::{
 
 use ioasid_core::{Pasid, PciAddress, Rid, failpoint};
 use ioasid_iommu::{Device, DeviceConfig, DeviceError, FaultLog, Iommu, TableFormat};
-use ioasid_iommufd::{BoundDevice, Context, Error, ForeignObject, ObjectId};
+use ioasid_iommufd::{BoundDevice, Context, Error, ForeignObject, ObjectError, ObjectId};
 use ioasid_uapi::Errno;
 
 use crate::{hardware::MockIommu, spec, table};
@@ -118,7 +118,8 @@ impl MockDevice {
     /// The mock device `id`, and what keeps it.
     pub(crate) fn find(context: &Context, id: ObjectId) -> Result<Arc<MockDevice>, Error> {
         let object: Arc<dyn std::any::Any + Send + Sync> = context.foreign(id)?;
-        object.downcast().map_err(|_| Error::NoObject(id))
+        let mock = object.downcast();
+        mock.map_err(|_| ObjectError::Missing(id).into())
     }
 
     /// Moves the device itself to `pt`.

@@ -10,7 +10,7 @@ use ioasid_core::{
     spa::SpaSpace,
     sync::Mutex,
 };
-use ioasid_iommufd::{Error, EventFile, Notify};
+use ioasid_iommufd::{Error, EventError, EventFile, Notify};
 use ioasid_uapi::{Errno, Program};
 
 use crate::spec;
@@ -88,11 +88,11 @@ impl DmabufFile {
 
 impl EventFile for DmabufFile {
     fn read(&self, _count: usize) -> Result<Vec<u8>, Error> {
-        Err(Error::NotReadable)
+        Err(EventError::NotReadable.into())
     }
 
     fn write(&self, _bytes: &[u8]) -> Result<usize, Error> {
-        Err(Error::NotWritable)
+        Err(EventError::NotWritable.into())
     }
 
     fn is_readable(&self) -> bool {

@@ -12,8 +12,9 @@ use ioasid_core::{
 };
 use ioasid_iommu::{Domain, TableFormat};
 use ioasid_iommufd::{
-    Error, HwData, HwOps, HwQueueConfig, HwptFlags, Invalidated, NestedOps, ObjectId, PagingConfig,
-    Refusal, Target, TargetKind, UserArray, UserData, Viommu, ViommuOps, ViommuRequest,
+    AllocError, Error, HwData, HwOps, HwQueueConfig, HwptFlags, Invalidated, NestedOps, ObjectId,
+    PagingConfig, Refusal, Target, TargetKind, UserArray, UserData, UserDataError, Viommu,
+    ViommuOps, ViommuRequest,
 };
 use zerocopy::{FromBytes, Immutable, IntoBytes, transmute};
 
@@ -108,7 +109,7 @@ impl HwOps for MockIommu {
             .with(HwptFlags::DIRTY_TRACKING)
             .with(HwptFlags::PASID);
         if !known.contains(flags) {
-            return Err(Error::FlagsNotSupported);
+            return Err(AllocError::FlagsNotSupported(flags.bits()).into());
         }
         let kind = match data {
             Some(data) => HwptData::read(data)?.pagetable_type,
@@ -117,7 +118,7 @@ impl HwOps for MockIommu {
         let format = match kind {
             0 => &table::DEFAULT,
             spec::PAGETABLE_HUGE => &table::HUGE,
-            _ => return Err(Error::TypeNotSupported),
+            other => return Err(AllocError::TypeNotSupported(other).into()),
         };
         failpoint::allocation()?;
         Ok(PagingConfig {
@@ -221,7 +222,7 @@ struct HwptData {
 impl HwptData {
     fn read(data: &UserData<'_>) -> Result<Self, Error> {
         if data.kind() != spec::HWPT_DATA {
-            return Err(Error::TypeNotSupported);
+            return Err(AllocError::TypeNotSupported(data.kind()).into());
         }
         const LEN: usize = size_of::<HwptData>();
         let bytes = data.read::<LEN>(spec::HWPT_DATA, size_of::<u32>())?;
@@ -265,7 +266,7 @@ pub(crate) struct MockNested {
 impl MockNested {
     fn alloc(flags: HwptFlags, data: &UserData<'_>) -> Result<Arc<dyn NestedOps>, Error> {
         if !HwptFlags::PASID.contains(flags) {
-            return Err(Error::FlagsNotSupported);
+            return Err(AllocError::FlagsNotSupported(flags.bits()).into());
         }
         let data = HwptData::read(data)?;
         failpoint::allocation()?;
@@ -284,7 +285,7 @@ impl MockNested {
 /// The entry that an invalidation names; `None` for all of them.
 fn entry(flags: u32, id: u32) -> Result<Option<usize>, Error> {
     if flags & !spec::INVALIDATE_ALL != 0 {
-        return Err(Error::FlagsNotSupported);
+        return Err(AllocError::FlagsNotSupported(flags).into());
     }
     let index = usize::try_from(id).ok();
     let index = index.filter(|index| *index < spec::ENTRIES);
@@ -292,17 +293,31 @@ fn entry(flags: u32, id: u32) -> Result<Option<usize>, Error> {
     Ok((flags & spec::INVALIDATE_ALL == 0).then_some(index))
 }
 
+/// Nothing is done of entries that are not of this IOMMU.
+fn wrong_type(entries: &UserArray<'_>) -> Invalidated {
+    let error = UserDataError::WrongType {
+        kind: entries.kind(),
+        wanted: spec::SELFTEST,
+    };
+    Invalidated::stopped(0, error.into())
+}
+
 impl NestedOps for MockNested {
     fn invalidate(&self, entries: &UserArray<'_>) -> Invalidated {
         if entries.kind() != spec::SELFTEST {
-            return Invalidated::stopped(0, Error::BadUserData);
+            return wrong_type(entries);
         }
         for index in 0..entries.len() {
             let one = || {
                 const LEN: usize = size_of::<IotlbInvalidate>();
                 // This one takes no longer entries, not even with zeros.
                 if entries.entry_len() != LEN {
-                    return Err(Error::BadUserData);
+                    return Err(UserDataError::Length {
+                        len: entries.entry_len(),
+                        min: LEN,
+                        max: LEN,
+                    }
+                    .into());
                 }
                 let bytes = entries.entry::<LEN>(index, LEN)?;
                 let request: IotlbInvalidate = transmute!(bytes);
@@ -356,7 +371,7 @@ impl ViommuOps for MockViommu {
     fn invalidate(&self, viommu: &Viommu, entries: &UserArray<'_>) -> Invalidated {
         const LEN: usize = size_of::<CacheInvalidate>();
         if entries.kind() != spec::SELFTEST {
-            return Invalidated::stopped(0, Error::BadUserData);
+            return wrong_type(entries);
         }
         let read = |index| {
             let bytes = entries.entry::<LEN>(index, 1)?;

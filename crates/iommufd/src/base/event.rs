@@ -12,36 +12,37 @@ pub type Notify = Arc<dyn Fn() + Send + Sync>;
 
 /// A file that a program reads events from, and may write answers to.
 ///
-/// Nothing here blocks: a read of an empty file gives no bytes. Whoever gives the program a
+/// Nothing here blocks: a read of an empty file gives no bytes. The code that gives the program a
 /// descriptor keeps this, reads and writes for it, and says when the last copy of the descriptor is
 /// gone.
 pub trait EventFile: Any + Send + Sync + Debug {
     /// Takes whole events of at most `count` bytes together.
     ///
     /// # Errors
-    /// [`Error::PartialRecord`], [`Error::ReadTooShort`]: nothing was taken. [`Error::NotReadable`] if
+    /// [`PartialRecord`](crate::EventError::PartialRecord), [`ReadTooShort`](crate::EventError::ReadTooShort): nothing was taken.
+    /// [`NotReadable`](crate::EventError::NotReadable) if
     /// this kind of file has no events.
     fn read(&self, count: usize) -> Result<Vec<u8>, Error>;
 
     /// Takes answers; returns the bytes of those that were good, up to the first that was not.
     ///
     /// # Errors
-    /// [`Error::PartialRecord`], [`Error::BadAnswer`] if the first is not good,
-    /// [`Error::NotWritable`] if this kind of file takes no answers.
+    /// [`PartialRecord`](crate::EventError::PartialRecord), [`NoSuchAnswer`](crate::EventError::NoSuchAnswer) or [`NoSuchFault`](crate::EventError::NoSuchFault) if the
+    /// first is not good, [`NotWritable`](crate::EventError::NotWritable) if this kind of file takes no answers.
     fn write(&self, bytes: &[u8]) -> Result<usize, Error>;
 
     /// Whether a read would give an event.
     fn is_readable(&self) -> bool;
 
-    /// Calls `notify` on every change of [`EventFile::is_readable`] from now on, in the place of who
-    /// was called before.
+    /// Calls `notify` on every change of [`EventFile::is_readable`] from now on, in place of what was
+    /// called before.
     fn set_notify(&self, notify: Notify);
 
     /// The last descriptor is gone: the object behind the file can be destroyed now. Calling it
     /// twice does nothing.
     fn closed(&self);
 
-    /// Whether [`EventFile::write`] can succeed: poll tells this file writable.
+    /// Whether [`EventFile::write`] can succeed: poll reports this file writable.
     fn is_writable(&self) -> bool {
         false
     }

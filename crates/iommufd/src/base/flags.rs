@@ -1,6 +1,6 @@
 //! Flags of page tables.
 
-use super::error::Error;
+use super::error::AllocError;
 
 /// Flags of HWPT_ALLOC, with the kernel's numbers (`enum iommufd_hwpt_alloc_flags`). Unknown bits
 /// are kept, and refused where the kernel refuses them.
@@ -52,7 +52,7 @@ impl HwptFlags {
     }
 
     /// The checks of a page table on an IOAS, for a device that can track dirty pages or not.
-    pub(crate) fn check_paging(self, tracks_dirty: bool) -> Result<(), Error> {
+    pub(crate) fn check_paging(self, tracks_dirty: bool) -> Result<(), AllocError> {
         let known = Self::NEST_PARENT
             .with(Self::DIRTY_TRACKING)
             .with(Self::FAULT_ID_VALID)
@@ -63,15 +63,15 @@ impl HwptFlags {
             || faults_below_nesting
             || (self.contains(Self::DIRTY_TRACKING) && !tracks_dirty)
         {
-            return Err(Error::FlagsNotSupported);
+            return Err(AllocError::FlagsNotSupported(self.0));
         }
         Ok(())
     }
 
     /// The checks of a page table nested on another.
-    pub(crate) fn check_nested(self) -> Result<(), Error> {
+    pub(crate) fn check_nested(self) -> Result<(), AllocError> {
         if self.beyond(Self::FAULT_ID_VALID.with(Self::PASID)) {
-            return Err(Error::FlagsNotSupported);
+            return Err(AllocError::FlagsNotSupported(self.0));
         }
         Ok(())
     }

@@ -4,7 +4,11 @@ use std::fmt::{self, Debug};
 
 use ioasid_core::sync::Mutex;
 
-use super::{error::Error, event::Notify, id::ObjectId};
+use super::{
+    error::{Error, EventError},
+    event::Notify,
+    id::ObjectId,
+};
 
 /// A queue that a program reads through a file.
 pub(crate) trait Queue: Send + Sync + Debug + 'static {
@@ -23,7 +27,7 @@ pub(crate) trait Queue: Send + Sync + Debug + 'static {
 
     /// As [`EventFile::write`](super::event::EventFile::write).
     fn write(&self, _answers: &[u8]) -> Result<usize, Error> {
-        Err(Error::NotWritable)
+        Err(EventError::NotWritable.into())
     }
 
     /// As [`EventFile::is_readable`](super::event::EventFile::is_readable).

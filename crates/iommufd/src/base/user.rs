@@ -1,10 +1,10 @@
-//! Data that a program gives for whoever stands behind a device's IOMMU: only that code knows its
+//! Data that a program gives for the back end of a device's IOMMU: only that code knows its
 //! layout, so it is read here, with the rules that all such structs share
 //! (`iommu_copy_struct_from_user` and its siblings, include/linux/iommufd.h).
 
 use ioasid_core::host::Caller;
 
-use super::error::Error;
+use super::error::{Error, UserDataError};
 
 /// One struct of a program (`struct iommu_user_data`).
 #[derive(Clone, Copy, Debug)]
@@ -45,31 +45,57 @@ impl<'a> UserData<'a> {
     /// program does not have is 0.
     ///
     /// # Errors
-    /// [`Error::BadUserData`], [`Error::UserMemory`].
+    /// [`UserDataError::WrongType`], [`UserDataError::Length`], [`UserDataError::Unreadable`].
     pub fn read<const N: usize>(&self, kind: u32, min: usize) -> Result<[u8; N], Error> {
-        if self.kind != kind || self.len < min || self.len > N {
-            return Err(Error::BadUserData);
+        self.check_kind(kind)?;
+        if self.len < min || self.len > N {
+            return Err(self.bad_length(min, N).into());
         }
         let mut bytes = [0; N];
-        self.memory
-            .read(self.address, &mut bytes[..self.len])
-            .map_err(|_| Error::UserMemory)?;
+        let read = self.memory.read(self.address, &mut bytes[..self.len]);
+        read.map_err(|source| UserDataError::Unreadable {
+            address: self.address,
+            source,
+        })?;
         Ok(bytes)
     }
 
     /// Writes the struct back, as much of it as the program has.
     ///
     /// # Errors
-    /// [`Error::BadUserData`] if the type is another, or what the program has is shorter than `min`
-    /// or longer than `bytes`; [`Error::UserMemory`].
+    /// [`UserDataError::WrongType`]; [`UserDataError::Length`] if what the program has is shorter than
+    /// `min` or longer than `bytes`; [`UserDataError::Unreadable`].
     pub fn write(&self, kind: u32, bytes: &[u8], min: usize) -> Result<(), Error> {
-        if self.kind != kind || self.address == 0 || self.len < min {
-            return Err(Error::BadUserData);
+        self.check_kind(kind)?;
+        let part = bytes.get(..self.len);
+        let part = part.filter(|part| part.len() >= min && self.address != 0);
+        let part = part.ok_or(self.bad_length(min, bytes.len()))?;
+        let written = self.memory.write(self.address, part);
+        written.map_err(|source| UserDataError::Unreadable {
+            address: self.address,
+            source,
+        })?;
+        Ok(())
+    }
+
+    fn check_kind(&self, wanted: u32) -> Result<(), UserDataError> {
+        if self.kind == wanted {
+            Ok(())
+        } else {
+            Err(UserDataError::WrongType {
+                kind: self.kind,
+                wanted,
+            })
         }
-        let part = bytes.get(..self.len).ok_or(Error::BadUserData)?;
-        self.memory
-            .write(self.address, part)
-            .map_err(|_| Error::UserMemory)
+    }
+
+    /// No struct of `min` to `max` bytes, or none at all without an address.
+    fn bad_length(&self, min: usize, max: usize) -> UserDataError {
+        UserDataError::Length {
+            len: if self.address == 0 { 0 } else { self.len },
+            min,
+            max,
+        }
     }
 }
 
@@ -92,7 +118,7 @@ impl<'a> UserArray<'a> {
     /// `entries` entries of `entry_len` bytes each at `address` in the program.
     ///
     /// # Errors
-    /// [`Error::BadUserData`] if there are entries and the address is 0, an entry has no byte or
+    /// [`UserDataError::BadArray`] if there are entries and the address is 0, an entry has no byte or
     /// more than [`UserArray::MAX_ENTRY`], or there are more than [`UserArray::MAX_ENTRIES`].
     pub fn new(
         memory: &'a dyn Caller,
@@ -105,7 +131,12 @@ impl<'a> UserArray<'a> {
             && (1..=Self::MAX_ENTRY).contains(&entry_len)
             && entries <= Self::MAX_ENTRIES;
         if entries != 0 && !sound {
-            return Err(Error::BadUserData);
+            return Err(UserDataError::BadArray {
+                address,
+                entry_len,
+                entries,
+            }
+            .into());
         }
         Ok(UserArray {
             memory,
@@ -139,22 +170,31 @@ impl<'a> UserArray<'a> {
     /// Entry `index`, at least `min` bytes of it; bytes beyond `N` must be 0.
     ///
     /// # Errors
-    /// [`Error::BadUserData`], [`Error::UserMemory`], [`Error::UserDataTooLong`].
+    /// [`UserDataError::NoSuchEntry`], [`UserDataError::Length`], [`UserDataError::Unreadable`],
+    /// [`UserDataError::BeyondMemory`], [`UserDataError::UnknownBytes`].
     pub fn entry<const N: usize>(&self, index: u32, min: usize) -> Result<[u8; N], Error> {
-        if index >= self.entries || self.entry_len < min {
-            return Err(Error::BadUserData);
+        if index >= self.entries {
+            let entries = self.entries;
+            return Err(UserDataError::NoSuchEntry { index, entries }.into());
+        }
+        if self.entry_len < min {
+            return Err(UserDataError::Length {
+                len: self.entry_len,
+                min,
+                max: Self::MAX_ENTRY as usize,
+            }
+            .into());
         }
         let offset = u64::from(index) * self.entry_len as u64;
         let address = self.address.checked_add(offset);
-        let address = address.ok_or(Error::UserMemory)?;
+        let address = address.ok_or(UserDataError::BeyondMemory { index })?;
         let mut whole = vec![0; self.entry_len];
-        self.memory
-            .read(address, &mut whole)
-            .map_err(|_| Error::UserMemory)?;
+        let read = self.memory.read(address, &mut whole);
+        read.map_err(|source| UserDataError::Unreadable { address, source })?;
         let known = self.entry_len.min(N);
         let (head, tail) = whole.split_at(known);
         if tail.iter().any(|byte| *byte != 0) {
-            return Err(Error::UserDataTooLong);
+            return Err(UserDataError::UnknownBytes { known }.into());
         }
         let mut entry = [0; N];
         entry[..known].copy_from_slice(head);

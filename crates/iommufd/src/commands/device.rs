@@ -6,7 +6,7 @@ use ioasid_core::Pasid;
 use ioasid_iommu::{Device, FaultSink, OwnershipError};
 
 use crate::{
-    base::error::Error,
+    base::error::{AttachError, Error},
     file::context::Context,
     handles::bound_device::BoundDevice,
     hardware::{
@@ -24,12 +24,14 @@ pub(super) fn bind_whole(
 ) -> Result<BoundDevice, Error> {
     let ownership = device.group().claim_dma_owner(context.owner());
     let ownership = ownership.map_err(|error| match error {
-        OwnershipError::OtherOwner { .. } | OwnershipError::DriverInUse { .. } => Error::NotOwner,
-        OwnershipError::NoMemory(_) => Error::NoMemory,
+        OwnershipError::OtherOwner { .. } | OwnershipError::DriverInUse { .. } => {
+            AttachError::NotOwner(error).into()
+        }
+        OwnershipError::NoMemory(error) => Error::from(error),
         OwnershipError::Attached { .. }
         | OwnershipError::Owned { .. }
         | OwnershipError::NoDevice { .. }
-        | OwnershipError::NoDomain(_) => Error::DeviceBusy,
+        | OwnershipError::NoDomain(_) => AttachError::GroupBusy(error).into(),
     })?;
     BoundDevice::new(context, |id| {
         DeviceObject::new(id, Arc::clone(device), None, Some(ownership), faults, ops)
@@ -44,7 +46,11 @@ pub(super) fn bind_child(
     faults: Arc<dyn FaultSink>,
 ) -> Result<BoundDevice, Error> {
     if pasid.get() >= device.max_pasids() {
-        return Err(Error::NoSuchPasid);
+        return Err(AttachError::NoSuchPasid {
+            pasid: pasid.get(),
+            max_pasids: device.max_pasids(),
+        }
+        .into());
     }
     let ops = SoftwareIommu::new(device);
     BoundDevice::new(context, |id| {

@@ -6,7 +6,11 @@ use ioasid_core::AddrRange;
 use ioasid_iommu::Domain;
 
 use crate::{
-    base::{error::Error, id::ObjectId, user::UserArray},
+    base::{
+        error::{DirtyError, Error, ObjectError},
+        id::ObjectId,
+        user::UserArray,
+    },
     file::{object::Object, table::Objects},
     hardware::hw::{Invalidated, NestedOps},
     space::dirty::DirtyRequest,
@@ -34,29 +38,32 @@ pub(super) fn get_dirty(
     hwpt.needs_dirty()?;
     hwpt.ioas().covered(range)?;
     let clear = !request.no_clear;
-    match hwpt.paging() {
-        Some(paging) => paging.domain().read_dirty(hwpt.id(), range, clear, report),
-        None => Err(Error::NoDirtyTracking),
-    }
+    let paging = hwpt.paging();
+    let paging = paging.ok_or(DirtyError::NotSupported(hwpt.id()))?;
+    paging
+        .domain()
+        .read_dirty(hwpt.id(), range, clear, report)?;
+    Ok(())
 }
 
 /// Forgets cached translations of a nested page table, or what a virtual IOMMU caches.
 pub(super) fn invalidate(objects: &Objects, id: ObjectId, entries: &UserArray<'_>) -> Invalidated {
+    let nothing_cached = ObjectError::NothingCached(id).into();
     match objects.object(id) {
         Err(error) => Invalidated::stopped(0, error),
         Ok(Object::Hwpt(hwpt)) => match hwpt.nested() {
             Some(nested) => nested.ops().invalidate(entries),
-            None => Invalidated::stopped(0, Error::NothingCached),
+            None => Invalidated::stopped(0, nothing_cached),
         },
         Ok(Object::Viommu(viommu)) => viommu.ops().invalidate(&viommu, entries),
-        Ok(_) => Invalidated::stopped(0, Error::NothingCached),
+        Ok(_) => Invalidated::stopped(0, nothing_cached),
     }
 }
 
 /// The domain behind a page table of an IOAS.
 pub(super) fn domain(objects: &Objects, id: ObjectId) -> Result<Arc<Domain>, Error> {
     let hwpt = objects.hwpt(id)?;
-    let table = hwpt.paging().ok_or(Error::NoObject(id))?;
+    let table = hwpt.paging().ok_or(ObjectError::Missing(id))?;
     Ok(Arc::clone(table.domain().domain()))
 }
 
@@ -64,9 +71,9 @@ pub(super) fn domain(objects: &Objects, id: ObjectId) -> Result<Arc<Domain>, Err
 pub(super) fn nested(objects: &Objects, id: ObjectId) -> Result<Arc<dyn NestedOps>, Error> {
     match objects.object(id)? {
         Object::Hwpt(hwpt) => {
-            let nested = hwpt.nested().ok_or(Error::NoObject(id))?;
+            let nested = hwpt.nested().ok_or(ObjectError::Missing(id))?;
             Ok(Arc::clone(nested.ops()))
         }
-        _ => Err(Error::NoObject(id)),
+        _ => Err(ObjectError::Missing(id).into()),
     }
 }

@@ -5,7 +5,10 @@ use std::sync::{Arc, Weak};
 use ioasid_core::{AddrRange, failpoint, host::Account, memory::PageSource};
 
 use crate::{
-    base::{error::Error, id::ObjectId},
+    base::{
+        error::{Error, MapError, UnmapError},
+        id::ObjectId,
+    },
     file::{context::Context, object::Object, table::Objects},
     space::{
         area::Part,
@@ -65,7 +68,7 @@ fn revoke(objects: &Weak<Objects>, pages: &Weak<Pages>) {
 /// Maps pages that are mapped elsewhere already.
 pub(super) fn copy(objects: &Objects, args: CopyArgs) -> Result<u64, Error> {
     if !(args.prot.read || args.prot.write) {
-        return Err(Error::NoPermission);
+        return Err(MapError::NoPermission.into());
     }
     let parts = objects.ioas(args.src)?.parts(args.src_iova, args.len)?;
     objects
@@ -77,11 +80,12 @@ pub(super) fn copy(objects: &Objects, args: CopyArgs) -> Result<u64, Error> {
 pub(super) fn unmap(objects: &Objects, ioas: ObjectId, iova: u64, len: u64) -> Result<u64, Error> {
     let ioas = objects.ioas(ioas)?;
     if len == 0 {
-        return Err(Error::Empty);
+        return Err(UnmapError::Empty.into());
     }
-    let range = AddrRange::from_len(iova, len).ok_or(Error::Overflow)?;
+    let range = AddrRange::from_len(iova, len);
+    let range = range.ok_or(UnmapError::Overflow { start: iova, len })?;
     match ioas.unmap(range)? {
-        0 => Err(Error::NotMapped),
+        0 => Err(UnmapError::NotMapped { range }.into()),
         bytes => Ok(bytes),
     }
 }

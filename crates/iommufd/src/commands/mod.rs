@@ -10,7 +10,7 @@ use ioasid_iommu::{Device, Domain, FaultSink, OnAnswer};
 
 use crate::{
     base::{
-        error::Error,
+        error::{Error, MapError, ObjectError, OptionError, UnmapError},
         event::EventFile,
         id::ObjectId,
         user::{UserArray, UserData},
@@ -53,8 +53,8 @@ impl Context {
     /// everything is blocked until it attaches. Faults of its attachments go to `faults`.
     ///
     /// # Errors
-    /// [`Error::NotOwner`] if a driver uses the device or another file owns it,
-    /// [`Error::DeviceBusy`], [`Error::NoIds`], [`Error::Closed`].
+    /// [`AttachError::NotOwner`] if a driver uses the device or another file owns it,
+    /// [`AttachError::GroupBusy`], [`ObjectError::NoIds`], [`ObjectError::Closed`].
     pub fn bind_device(
         self: &Arc<Self>,
         device: &Arc<Device>,
@@ -80,8 +80,8 @@ impl Context {
     /// ownership, since the parent's driver has the device and its PASIDs, and gave this one away.
     ///
     /// # Errors
-    /// [`Error::NoSuchPasid`] if the device cannot send `pasid`, [`Error::NoIds`],
-    /// [`Error::Closed`].
+    /// [`AttachError::NoSuchPasid`] if the device cannot send `pasid`, [`ObjectError::NoIds`],
+    /// [`ObjectError::Closed`].
     pub fn bind_pasid(
         self: &Arc<Self>,
         device: &Arc<Device>,
@@ -94,7 +94,7 @@ impl Context {
     /// The IOMMU in front of a bound device.
     ///
     /// # Errors
-    /// [`Error::NoObject`].
+    /// [`ObjectError::Missing`].
     pub fn device_ops(&self, device: ObjectId) -> Result<Arc<dyn HwOps>, Error> {
         Ok(Arc::clone(self.objects().device(device)?.ops()))
     }
@@ -102,18 +102,18 @@ impl Context {
     /// GET_HW_INFO: what the IOMMU in front of a device can do.
     ///
     /// # Errors
-    /// [`Error::NoObject`].
+    /// [`ObjectError::Missing`].
     pub fn hw_info(&self, device: ObjectId) -> Result<HwInfo, Error> {
         let device = self.objects().device(device)?;
         failpoint::allocation()?;
         Ok(device.hw_info())
     }
 
-    /// A page request of a device whose DMA is a back end's own: goes to the fault queue of what the
-    /// device is attached to, or is answered invalid if there is none.
+    /// A page request of a device whose DMA is a back end's own: goes to the fault queue of what
+    /// the device is attached to, or is answered invalid if there is none.
     ///
     /// # Errors
-    /// [`Error::NoObject`] if there is no such device.
+    /// [`ObjectError::Missing`] if there is no such device.
     pub fn report_page_fault(
         &self,
         device: ObjectId,
@@ -129,7 +129,7 @@ impl Context {
     /// IOAS_ALLOC: an empty address space.
     ///
     /// # Errors
-    /// [`Error::NoIds`], [`Error::Closed`].
+    /// [`ObjectError::NoIds`], [`ObjectError::Closed`].
     pub fn ioas_alloc(&self) -> Result<ObjectId, Error> {
         ioas::alloc(self.objects())
     }
@@ -137,7 +137,7 @@ impl Context {
     /// IOAS_IOVA_RANGES: what is not reserved.
     ///
     /// # Errors
-    /// [`Error::NoObject`].
+    /// [`ObjectError::Missing`].
     pub fn ioas_iova_ranges(&self, ioas: ObjectId) -> Result<IovaRanges, Error> {
         Ok(self.objects().ioas(ioas)?.iova_ranges())
     }
@@ -145,7 +145,7 @@ impl Context {
     /// Whether there is such an IOAS, for commands that look before they read their arrays.
     ///
     /// # Errors
-    /// [`Error::NoObject`].
+    /// [`ObjectError::Missing`].
     pub fn ioas_exists(&self, ioas: ObjectId) -> Result<(), Error> {
         self.objects().ioas(ioas).map(drop)
     }
@@ -154,7 +154,7 @@ impl Context {
     /// address of their own go. Replaces the ranges of before; none lifts the promise.
     ///
     /// # Errors
-    /// [`Error::NoObject`], [`Error::BadRanges`], [`Error::AddressInUse`].
+    /// [`ObjectError::Missing`], [`RangeError::Overlaps`], [`Error::Range`].
     pub fn ioas_allow_iovas(&self, ioas: ObjectId, ranges: &[AddrRange]) -> Result<(), Error> {
         self.objects().ioas(ioas)?.allow_iovas(ranges)
     }
@@ -162,7 +162,7 @@ impl Context {
     /// Keeps a range of an IOAS unmapped for good, as hardware may ask for. It may overlap others.
     ///
     /// # Errors
-    /// [`Error::NoObject`], [`Error::AddressInUse`].
+    /// [`ObjectError::Missing`], [`Error::Range`].
     pub fn ioas_reserve(&self, ioas: ObjectId, range: AddrRange) -> Result<(), Error> {
         self.objects().ioas(ioas)?.reserve_permanently(range)
     }
@@ -171,9 +171,9 @@ impl Context {
     /// the IOVA.
     ///
     /// # Errors
-    /// In the kernel's order: [`Error::NoPermission`], [`Error::NoObject`], [`Error::Empty`],
-    /// [`Error::Misaligned`], [`Error::Overflow`], [`Error::Reserved`], [`Error::Mapped`],
-    /// [`Error::NoSpace`], [`Error::Pin`].
+    /// In the kernel's order: [`MapError::NoPermission`], [`ObjectError::Missing`],
+    /// [`MapError::Empty`], [`MapError::Misaligned`], [`MapError::Overflow`],
+    /// [`MapError::Reserved`], [`MapError::Exists`], [`MapError::NoSpace`], [`Error::Pin`].
     pub fn ioas_map(
         &self,
         ioas: ObjectId,
@@ -195,7 +195,7 @@ impl Context {
         args: MapArgs,
     ) -> Result<u64, Error> {
         if !(args.prot.read || args.prot.write) {
-            return Err(Error::NoPermission);
+            return Err(MapError::NoPermission.into());
         }
         ioas::map(self, account, ioas, pages, args)
     }
@@ -204,8 +204,8 @@ impl Context {
     /// Returns the IOVA.
     ///
     /// # Errors
-    /// Those of [`Context::ioas_map`], and [`Error::NotMapped`] if the source has a hole,
-    /// [`Error::ReadOnlyPages`] if it was mapped read-only and `prot` is not.
+    /// Those of [`Context::ioas_map`], and [`MapError::SourceHole`] if the source has a hole,
+    /// [`MapError::ReadOnlyPages`] if it was mapped read-only and `prot` is not.
     pub fn ioas_copy(&self, args: CopyArgs) -> Result<u64, Error> {
         ioas::copy(self.objects(), args)
     }
@@ -214,9 +214,9 @@ impl Context {
     /// flight. Returns the bytes unmapped.
     ///
     /// # Errors
-    /// [`Error::NoObject`], [`Error::Empty`], [`Error::Overflow`], and [`Error::NotMapped`] if
-    /// nothing is mapped there or an area lies across an edge, [`Error::AreaLocked`],
-    /// [`Error::StillHeld`] (areas before that one are gone then).
+    /// [`ObjectError::Missing`], [`UnmapError::Empty`], [`UnmapError::Overflow`], and
+    /// [`UnmapError::NotMapped`] if nothing is mapped there or an area lies across an edge,
+    /// [`UnmapError::Locked`], [`UnmapError::StillHeld`] (areas before that one are gone then).
     pub fn ioas_unmap(&self, ioas: ObjectId, iova: u64, len: u64) -> Result<u64, Error> {
         ioas::unmap(self.objects(), ioas, iova, len)
     }
@@ -224,16 +224,16 @@ impl Context {
     /// IOAS_UNMAP of 0..=2^64-1: as [`Context::ioas_unmap`], and an empty IOAS is no error.
     ///
     /// # Errors
-    /// [`Error::NoObject`], [`Error::AreaLocked`], [`Error::StillHeld`].
+    /// [`ObjectError::Missing`], [`UnmapError::Locked`], [`UnmapError::StillHeld`].
     pub fn ioas_unmap_all(&self, ioas: ObjectId) -> Result<u64, Error> {
-        self.objects().ioas(ioas)?.unmap_all()
+        Ok(self.objects().ioas(ioas)?.unmap_all()?)
     }
 
     /// IOAS_CHANGE_PROCESS: every mapping belongs to the calling process from now on, and counts as
     /// its locked memory. Nothing moves: only pages of files can change hands.
     ///
     /// # Errors
-    /// [`Error::NotFileBacked`] if any mapping of any IOAS comes from a process or a device;
+    /// [`MapError::NotFileBacked`] if any mapping of any IOAS comes from a process or a device;
     /// [`Error::Pin`] if the caller may not lock so much. Nothing has changed then.
     pub fn change_process(&self, account: Account) -> Result<(), Error> {
         process::change(self.objects(), self.ledger(), account)
@@ -252,11 +252,11 @@ impl Context {
     /// Sets what [`Context::rlimit_per_process`] says.
     ///
     /// # Errors
-    /// [`Error::HasObjects`] once there is any object.
+    /// [`OptionError::HasObjects`] once there is any object.
     pub fn set_rlimit_per_process(&self, on: bool) -> Result<(), Error> {
         let objects = self.objects().lock();
         if !objects.is_empty() {
-            return Err(Error::HasObjects);
+            return Err(OptionError::HasObjects.into());
         }
         self.options.lock().rlimit_per_process = on;
         Ok(())
@@ -265,7 +265,7 @@ impl Context {
     /// OPTION HUGE_PAGES: whether leaves larger than a page are used.
     ///
     /// # Errors
-    /// [`Error::NoObject`].
+    /// [`ObjectError::Missing`].
     pub fn ioas_huge_pages(&self, ioas: ObjectId) -> Result<bool, Error> {
         Ok(self.objects().ioas(ioas)?.large_pages())
     }
@@ -273,8 +273,8 @@ impl Context {
     /// Sets what [`Context::ioas_huge_pages`] says.
     ///
     /// # Errors
-    /// [`Error::NoObject`]; for turning them off [`Error::TooLate`] once mappings are in a page
-    /// table, [`Error::AddressInUse`] if a mapping is not aligned to pages.
+    /// [`ObjectError::Missing`]; for turning them off [`OptionError::Mapped`] once mappings are in
+    /// a page table, [`Error::Range`] if a mapping is not aligned to pages.
     pub fn set_ioas_huge_pages(&self, ioas: ObjectId, on: bool) -> Result<(), Error> {
         self.objects().ioas(ioas)?.set_large_pages(on)
     }
@@ -291,10 +291,11 @@ impl Context {
     /// HWPT_ALLOC.
     ///
     /// # Errors
-    /// In the kernel's order: [`Error::NoObject`] for the device; [`Error::NotAParent`] if there is
-    /// nothing that can be built on; [`Error::FlagsNotSupported`] for the flags, and for a nested page
-    /// table without data; [`Error::NotAParent`]; [`Error::NoIds`]; those of the back end;
-    /// [`Error::AddressInUse`], [`Error::Pin`]; [`Error::NoObject`] for the fault queue.
+    /// In the kernel's order: [`ObjectError::Missing`] for the device; [`AllocError::NotAParent`]
+    /// if there is nothing that can be built on; [`AllocError::FlagsNotSupported`] for the flags,
+    /// and for a nested page table without data; [`AllocError::NotAParent`];
+    /// [`ObjectError::NoIds`]; those of the back end; [`Error::Range`], [`Error::Pin`];
+    /// [`ObjectError::Missing`] for the fault queue.
     pub fn hwpt_alloc_with(
         &self,
         args: HwptAlloc,
@@ -313,7 +314,7 @@ impl Context {
     /// HWPT_SET_DIRTY_TRACKING: starts (with nothing dirty) or stops.
     ///
     /// # Errors
-    /// [`Error::NoObject`], [`Error::NoDirtyTracking`].
+    /// [`ObjectError::Missing`], [`DirtyError::NotSupported`].
     pub fn hwpt_set_dirty_tracking(&self, hwpt: ObjectId, on: bool) -> Result<(), Error> {
         hwpt::set_dirty_tracking(self.objects(), hwpt, on)
     }
@@ -323,8 +324,8 @@ impl Context {
     /// flight; what is written later is reported later. Ranges may be reported twice.
     ///
     /// # Errors
-    /// [`Error::NoObject`], [`Error::Overflow`], [`Error::NoDirtyTracking`],
-    /// [`Error::NoDirtyBits`].
+    /// [`ObjectError::Missing`], [`DirtyError::Overflow`], [`DirtyError::NotSupported`],
+    /// [`Error::Dirty`].
     pub fn hwpt_get_dirty(
         &self,
         request: DirtyRequest,
@@ -336,7 +337,7 @@ impl Context {
     /// The domain behind a page table of an IOAS.
     ///
     /// # Errors
-    /// [`Error::NoObject`], also for a nested page table.
+    /// [`ObjectError::Missing`], also for a nested page table.
     pub fn hwpt_domain(&self, id: ObjectId) -> Result<Arc<Domain>, Error> {
         hwpt::domain(self.objects(), id)
     }
@@ -344,16 +345,16 @@ impl Context {
     /// The back end's part of a nested page table.
     ///
     /// # Errors
-    /// [`Error::NoObject`], also for a page table of an IOAS.
+    /// [`ObjectError::Missing`], also for a page table of an IOAS.
     pub fn hwpt_nested(&self, id: ObjectId) -> Result<Arc<dyn NestedOps>, Error> {
         hwpt::nested(self.objects(), id)
     }
 
-    /// FAULT_QUEUE_ALLOC: a fault queue and the file to read and answer it with. The queue cannot be
-    /// destroyed while the file is open.
+    /// FAULT_QUEUE_ALLOC: a fault queue and the file to read and answer it with. The queue cannot
+    /// be destroyed while the file is open.
     ///
     /// # Errors
-    /// [`Error::NoIds`], [`Error::Closed`].
+    /// [`ObjectError::NoIds`], [`ObjectError::Closed`].
     pub fn fault_queue_alloc(self: &Arc<Self>) -> Result<(ObjectId, Arc<dyn EventFile>), Error> {
         queues::alloc_faults(self)
     }
@@ -361,7 +362,7 @@ impl Context {
     /// The virtual IOMMU `id`.
     ///
     /// # Errors
-    /// [`Error::NoObject`].
+    /// [`ObjectError::Missing`].
     pub fn viommu(&self, id: ObjectId) -> Result<Arc<Viommu>, Error> {
         self.objects().viommu(id)
     }
@@ -369,20 +370,20 @@ impl Context {
     /// VIOMMU_ALLOC.
     ///
     /// # Errors
-    /// In the kernel's order: [`Error::NoObject`] for the device, [`Error::TypeNotSupported`],
-    /// [`Error::NoObject`] for the page table, [`Error::NotAParent`], [`Error::NoIds`], and those of
-    /// the back end.
+    /// In the kernel's order: [`ObjectError::Missing`] for the device,
+    /// [`AllocError::TypeNotSupported`], [`ObjectError::Missing`] for the page table,
+    /// [`AllocError::NotAParent`], [`ObjectError::NoIds`], and those of the back end.
     pub fn viommu_alloc(&self, args: ViommuAlloc<'_>) -> Result<ObjectId, Error> {
         viommu::alloc(self, args)
     }
 
-    /// VDEVICE_ALLOC: a device is `virt_id` on a virtual IOMMU from now on. Goes with the device: its
-    /// id is not used again then.
+    /// VDEVICE_ALLOC: a device is `virt_id` on a virtual IOMMU from now on. Goes with the device:
+    /// its id is not used again then.
     ///
     /// # Errors
-    /// In the kernel's order: [`Error::NoObject`] for the virtual IOMMU and for the device,
-    /// [`Error::OtherIommu`], [`Error::Exists`] if the device has a number, [`Error::NoIds`],
-    /// [`Error::Exists`] if the number is taken.
+    /// In the kernel's order: [`ObjectError::Missing`] for the virtual IOMMU and for the device,
+    /// [`AllocError::OtherIommu`], [`AllocError::DeviceHasNumber`] if the device has a number,
+    /// [`ObjectError::NoIds`], [`AllocError::NumberTaken`] if the number is taken.
     pub fn vdevice_alloc(
         &self,
         viommu: ObjectId,
@@ -397,8 +398,8 @@ impl Context {
     /// while the file is open.
     ///
     /// # Errors
-    /// In the kernel's order: [`Error::BadDepth`], [`Error::NoObject`], [`Error::Exists`] if there is
-    /// a queue of this type, [`Error::NoIds`].
+    /// In the kernel's order: [`AllocError::BadDepth`], [`ObjectError::Missing`],
+    /// [`AllocError::QueueExists`] if there is a queue of this type, [`ObjectError::NoIds`].
     pub fn veventq_alloc(
         self: &Arc<Self>,
         args: VeventqAlloc,
@@ -410,10 +411,11 @@ impl Context {
     /// on. An access object of its own takes the next id.
     ///
     /// # Errors
-    /// In the kernel's order: [`Error::Empty`], [`Error::Overflow`], [`Error::NoObject`],
-    /// [`Error::TypeNotSupported`], [`Error::NoIds`], [`Error::OutsideTable`] for a ring that ends
-    /// inside the last page, [`Error::AddressInUse`] if mappings are not aligned to pages, those of
-    /// [`Access::pin`], [`Error::NotContiguous`], and those of the back end.
+    /// In the kernel's order: [`AllocError::RingEmpty`], [`AllocError::RingOverflow`],
+    /// [`ObjectError::Missing`], [`AllocError::TypeNotSupported`], [`ObjectError::NoIds`],
+    /// [`AllocError::RingInLastPage`] for a ring that ends inside the last page, [`Error::Range`]
+    /// if mappings are not aligned to pages, those of [`Access::pin`],
+    /// [`AllocError::NotContiguous`], and those of the back end.
     pub fn hw_queue_alloc(self: &Arc<Self>, args: HwQueueAlloc) -> Result<ObjectId, Error> {
         hw_queue::alloc(self.objects(), args)
     }
@@ -422,7 +424,7 @@ impl Context {
     /// after its last descriptor is gone ([`AccessKind::Locks`] apart).
     ///
     /// # Errors
-    /// [`Error::NoIds`], [`Error::Closed`].
+    /// [`ObjectError::NoIds`], [`ObjectError::Closed`].
     pub fn create_access(self: &Arc<Self>, kind: AccessKind) -> Result<Access, Error> {
         Access::new(self, kind)
     }
@@ -430,7 +432,7 @@ impl Context {
     /// DESTROY: takes an object away that nothing uses. Cannot fail otherwise.
     ///
     /// # Errors
-    /// [`Error::NoObject`], [`Error::InUse`].
+    /// [`ObjectError::Missing`], [`ObjectError::InUse`].
     pub fn destroy(&self, id: ObjectId) -> Result<(), Error> {
         close::destroy(self, id)
     }
@@ -438,7 +440,7 @@ impl Context {
     /// Takes the lowest free id, for an object that is still being made.
     ///
     /// # Errors
-    /// [`Error::NoIds`], [`Error::Closed`].
+    /// [`ObjectError::NoIds`], [`ObjectError::Closed`].
     pub fn reserve_id(self: &Arc<Self>) -> Result<ReservedId, Error> {
         self.objects().reserve_open()
     }
@@ -446,7 +448,7 @@ impl Context {
     /// Whether there is such an object, of whatever type.
     ///
     /// # Errors
-    /// [`Error::NoObject`].
+    /// [`ObjectError::Missing`].
     pub fn object_exists(&self, id: ObjectId) -> Result<(), Error> {
         self.objects().object(id).map(drop)
     }
@@ -454,19 +456,19 @@ impl Context {
     /// The back end's object `id`.
     ///
     /// # Errors
-    /// [`Error::NoObject`].
+    /// [`ObjectError::Missing`].
     pub fn foreign(&self, id: ObjectId) -> Result<Arc<dyn ForeignObject>, Error> {
         match self.objects().object(id)? {
             Object::Foreign(object) => Ok(object),
-            _ => Err(Error::NoObject(id)),
+            _ => Err(ObjectError::Missing(id).into()),
         }
     }
 
     /// mmap on the file: only what a virtual IOMMU offers, and only the whole of it.
     ///
     /// # Errors
-    /// [`Error::BadMapping`] if the length is no multiple of a page or the mapping is private,
-    /// [`Error::Executable`], [`Error::NoSuchOffset`].
+    /// [`Error::Mmap`] if the length is no multiple of a page or the mapping is private,
+    /// [`MmapError::Executable`], [`MmapError::NoSuchOffset`].
     pub fn mmap(self: &Arc<Self>, request: MmapRequest) -> Result<Mapped, Error> {
         Mapped::new(self, request)
     }
@@ -474,16 +476,17 @@ impl Context {
     /// VFIO_IOAS: the IOAS that VFIO container commands work on.
     ///
     /// # Errors
-    /// [`Error::NoVfioIoas`].
+    /// [`OptionError::NoVfioIoas`].
     pub fn vfio_ioas(&self) -> Result<ObjectId, Error> {
-        self.options.lock().vfio_ioas.ok_or(Error::NoVfioIoas)
+        let ioas = self.options.lock().vfio_ioas;
+        Ok(ioas.ok_or(OptionError::NoVfioIoas)?)
     }
 
     /// What [`Context::vfio_ioas`] says; if that is none, a new IOAS, which it says from now on
     /// (`iommufd_vfio_compat_ioas_create`).
     ///
     /// # Errors
-    /// [`Error::NoIds`], [`Error::Closed`].
+    /// [`ObjectError::NoIds`], [`ObjectError::Closed`].
     pub fn vfio_ioas_or_new(&self) -> Result<ObjectId, Error> {
         vfio::ioas_or_new(self)
     }
@@ -491,7 +494,7 @@ impl Context {
     /// Sets or clears what [`Context::vfio_ioas`] says.
     ///
     /// # Errors
-    /// [`Error::NoObject`].
+    /// [`ObjectError::Missing`].
     pub fn set_vfio_ioas(&self, ioas: Option<ObjectId>) -> Result<(), Error> {
         if let Some(id) = ioas {
             self.objects().ioas(id)?;
@@ -500,10 +503,11 @@ impl Context {
         Ok(())
     }
 
-    /// Maps at a fixed address, as [`Context::ioas_map_for`]; with neither permission if so asked for.
+    /// Maps at a fixed address, as [`Context::ioas_map_for`]; with neither permission if so asked
+    /// for.
     ///
     /// # Errors
-    /// Those of [`Context::ioas_map_for`], but for [`Error::NoPermission`].
+    /// Those of [`Context::ioas_map_for`], but for [`MapError::NoPermission`].
     pub fn vfio_map(
         &self,
         account: Account,
@@ -518,15 +522,15 @@ impl Context {
     /// error.
     ///
     /// # Errors
-    /// [`Error::NoObject`]; and as the second result [`Error::Empty`], [`Error::Overflow`],
-    /// [`Error::NotMapped`] if an area lies across an edge, [`Error::AreaLocked`],
-    /// [`Error::StillHeld`].
+    /// [`ObjectError::Missing`]; and as the second result [`UnmapError::Empty`],
+    /// [`UnmapError::Overflow`], [`UnmapError::Cuts`] if an area lies across an edge,
+    /// [`UnmapError::Locked`], [`UnmapError::StillHeld`].
     pub fn vfio_unmap(
         &self,
         ioas: ObjectId,
         iova: u64,
         len: u64,
-    ) -> Result<(u64, Result<(), Error>), Error> {
+    ) -> Result<(u64, Result<(), UnmapError>), Error> {
         let ioas = self.objects().ioas(ioas)?;
         Ok(vfio::unmap(&ioas, iova, len))
     }
@@ -534,25 +538,25 @@ impl Context {
     /// Unmaps everything; as [`Context::vfio_unmap`].
     ///
     /// # Errors
-    /// [`Error::NoObject`].
-    pub fn vfio_unmap_all(&self, ioas: ObjectId) -> Result<(u64, Result<(), Error>), Error> {
+    /// [`ObjectError::Missing`].
+    pub fn vfio_unmap_all(&self, ioas: ObjectId) -> Result<(u64, Result<(), UnmapError>), Error> {
         Ok(self.objects().ioas(ioas)?.unmap_counting(AddrRange::ALL))
     }
 
     /// Cuts a mapping in two after the address `last`, if it has that one and the next.
     ///
     /// # Errors
-    /// [`Error::NoObject`], [`Error::Changing`], [`Error::CannotCut`], [`Error::Misaligned`],
-    /// [`Error::TooLate`].
+    /// [`ObjectError::Missing`], [`CutError::Changing`], [`CutError::DevicePages`],
+    /// [`CutError::Misaligned`], [`CutError::InUse`].
     pub fn ioas_cut_after(&self, ioas: ObjectId, last: u64) -> Result<(), Error> {
         self.objects().ioas(ioas)?.cut_after(last)
     }
 
-    /// The sizes of pages that every page table of an IOAS has, as a bitmap, of those that a program
-    /// can map.
+    /// The sizes of pages that every page table of an IOAS has, as a bitmap, of those that a
+    /// program can map.
     ///
     /// # Errors
-    /// [`Error::NoObject`].
+    /// [`ObjectError::Missing`].
     pub fn ioas_page_sizes(&self, ioas: ObjectId) -> Result<u64, Error> {
         let ioas = self.objects().ioas(ioas)?;
         Ok(vfio::page_sizes(&ioas))
@@ -562,7 +566,7 @@ impl Context {
     /// whatever the devices ask for.
     ///
     /// # Errors
-    /// [`Error::NoObject`].
+    /// [`ObjectError::Missing`].
     pub fn ioas_is_coherent(&self, ioas: ObjectId) -> Result<bool, Error> {
         vfio::is_coherent(self.objects(), ioas)
     }

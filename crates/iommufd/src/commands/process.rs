@@ -5,7 +5,7 @@ use std::{collections::BTreeMap, sync::Arc};
 use ioasid_core::host::Account;
 
 use crate::{
-    base::error::Error,
+    base::error::{Error, MapError},
     file::{object::Object, table::Objects},
     space::{
         ledger::{Charge, MemoryLedger},
@@ -34,7 +34,7 @@ pub(super) fn change(
         for (_, area) in ioas.state.lock().space.areas() {
             let source = area.pages.source();
             if !source.is_file() || source.is_device() {
-                return Err(Error::NotFileBacked);
+                return Err(MapError::NotFileBacked { ioas: ioas.id() }.into());
             }
             all.insert(Arc::as_ptr(&area.pages), Arc::clone(&area.pages));
         }

@@ -3,7 +3,11 @@
 use std::sync::Arc;
 
 use crate::{
-    base::{error::Error, event::EventFile, id::ObjectId},
+    base::{
+        error::{AllocError, Error},
+        event::EventFile,
+        id::ObjectId,
+    },
     file::{context::Context, object::Object},
     handles::queue_file::QueueFile,
     hardware::{fault::FaultQueue, vevent::VeventQueue, viommu::VeventqAlloc},
@@ -26,14 +30,22 @@ pub(super) fn alloc_vevents(
     args: VeventqAlloc,
 ) -> Result<(ObjectId, Arc<dyn EventFile>), Error> {
     if !(1..=VeventQueue::MAX_DEPTH).contains(&args.depth) {
-        return Err(Error::BadDepth);
+        return Err(AllocError::BadDepth {
+            depth: args.depth,
+            max: VeventQueue::MAX_DEPTH,
+        }
+        .into());
     }
     let _attachments = context.attachments.lock();
     let (viommu, viommu_used) = context.objects().use_viommu(args.viommu)?;
     context.objects().check_open()?;
     let mut queues = viommu.queues.lock();
     if queues.contains_key(&args.kind) {
-        return Err(Error::Exists);
+        return Err(AllocError::QueueExists {
+            viommu: viommu.id(),
+            kind: args.kind,
+        }
+        .into());
     }
     let reserved = context.objects().reserve_open()?;
     let id = reserved.id();

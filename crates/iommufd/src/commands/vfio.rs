@@ -4,7 +4,10 @@
 use ioasid_core::{AddrRange, memory::PAGE_SIZE};
 
 use crate::{
-    base::{error::Error, id::ObjectId},
+    base::{
+        error::{Error, UnmapError},
+        id::ObjectId,
+    },
     file::{close::destroy, context::Context, object::Object, table::Objects},
     space::ioas::Ioas,
 };
@@ -25,13 +28,13 @@ pub(super) fn ioas_or_new(context: &Context) -> Result<ObjectId, Error> {
 }
 
 /// Unmaps the areas in a range: how many bytes, and whether that was all.
-pub(super) fn unmap(ioas: &Ioas, iova: u64, len: u64) -> (u64, Result<(), Error>) {
+pub(super) fn unmap(ioas: &Ioas, iova: u64, len: u64) -> (u64, Result<(), UnmapError>) {
     if len == 0 {
-        return (0, Err(Error::Empty));
+        return (0, Err(UnmapError::Empty));
     }
     match AddrRange::from_len(iova, len) {
         Some(range) => ioas.unmap_counting(range),
-        None => (0, Err(Error::Overflow)),
+        None => (0, Err(UnmapError::Overflow { start: iova, len })),
     }
 }
 

@@ -5,7 +5,10 @@ use std::sync::Arc;
 use ioasid_core::failpoint;
 
 use crate::{
-    base::{error::Error, id::ObjectId},
+    base::{
+        error::{AllocError, Error},
+        id::ObjectId,
+    },
     file::{context::Context, object::Object, table::Objects},
     hardware::{
         hw::ViommuRequest,
@@ -21,11 +24,11 @@ pub(super) fn alloc(context: &Context, args: ViommuAlloc<'_>) -> Result<ObjectId
     let objects = context.objects();
     let device = objects.device(args.device)?;
     if !device.ops().supports_viommu(args.kind) {
-        return Err(Error::TypeNotSupported);
+        return Err(AllocError::TypeNotSupported(args.kind).into());
     }
     let parent = objects.hwpt(args.hwpt)?;
     let Some(table) = parent.nest_parent() else {
-        return Err(Error::NotAParent(args.hwpt));
+        return Err(AllocError::NotAParent(args.hwpt).into());
     };
     let used = objects.use_of(parent.id())?;
     let id = objects.reserve_open()?;
@@ -59,15 +62,23 @@ pub(super) fn alloc_vdevice(
     let (viommu, used) = objects.use_viommu(viommu)?;
     let device = objects.device(device)?;
     if device.ops().instance() != viommu.instance() {
-        return Err(Error::OtherIommu);
+        return Err(AllocError::OtherIommu {
+            device: device.id(),
+            viommu: viommu.id(),
+        }
+        .into());
     }
     if device.virt_id().is_some() {
-        return Err(Error::Exists);
+        return Err(AllocError::DeviceHasNumber(device.id()).into());
     }
     let id = objects.reserve()?;
     let mut devices = viommu.devices.lock();
     if devices.contains_key(&virt_id) {
-        return Err(Error::Exists);
+        return Err(AllocError::NumberTaken {
+            viommu: viommu.id(),
+            number: virt_id,
+        }
+        .into());
     }
     failpoint::allocation()?;
     devices.insert(virt_id, Arc::clone(device.ops()));

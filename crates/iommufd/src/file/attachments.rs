@@ -15,7 +15,7 @@ use ioasid_iommu::{OnAnswer, PageResponse};
 use super::{object::Object, page_tables::PageTables, table::Objects};
 use crate::{
     base::{
-        error::Error,
+        error::{AttachError, Error, Mismatch},
         flags::HwptFlags,
         id::{ObjectId, Use},
     },
@@ -64,7 +64,12 @@ pub(crate) struct Attachments {
 impl Attachments {
     /// The rule that keeps PASIDs that a program chose and page tables that were not made for them
     /// apart. A child is not concerned: no program chose its PASID.
-    fn check_pasids(&self, slot: Slot, hwpt: HwptFlags) -> Result<(), Error> {
+    fn check_pasids(
+        &self,
+        slot: Slot,
+        device: ObjectId,
+        hwpt: HwptFlags,
+    ) -> Result<(), AttachError> {
         let (group, pasid) = slot;
         if matches!(group, GroupKey::Child(_)) {
             return Ok(());
@@ -83,7 +88,7 @@ impl Attachments {
         if fits {
             Ok(())
         } else {
-            Err(Error::NotForPasids)
+            Err(AttachError::NotForPasids { device })
         }
     }
 
@@ -95,20 +100,24 @@ impl Attachments {
         hwpt: &Hwpt,
         target: &Target,
     ) -> Result<(), Error> {
-        self.check_pasids(slot, hwpt.flags())?;
-        if hwpt.flags().contains(HwptFlags::DIRTY_TRACKING) && !device.ops().supports_dirty() {
-            return Err(Error::Incompatible);
-        }
-        if hwpt.nested().is_some() && hwpt.instance() != device.ops().instance() {
-            return Err(Error::Incompatible);
-        }
-        if hwpt.faults().is_some() && !device.device().supports_page_requests() {
-            return Err(Error::Incompatible);
+        self.check_pasids(slot, device.id(), hwpt.flags())?;
+        let mismatch =
+            if hwpt.flags().contains(HwptFlags::DIRTY_TRACKING) && !device.ops().supports_dirty() {
+                Some(Mismatch::DirtyTracking)
+            } else if hwpt.nested().is_some() && hwpt.instance() != device.ops().instance() {
+                Some(Mismatch::OtherIommu)
+            } else if hwpt.faults().is_some() && !device.device().supports_page_requests() {
+                Some(Mismatch::PageRequests)
+            } else {
+                None
+            };
+        if let Some(mismatch) = mismatch {
+            return Err(AttachError::from(mismatch).into());
         }
         if let Some(pasid) = slot.1
             && pasid.get() >= device.device().max_pasids()
         {
-            return Err(Error::NoSuchPasid);
+            return Err(device.no_such_pasid(pasid.get()).into());
         }
         device.ops().check_attach(slot.1, target)
     }
@@ -131,6 +140,22 @@ impl Attachments {
     }
 }
 
+fn already_attached(device: &DeviceObject, pasid: Option<Pasid>) -> Error {
+    AttachError::Attached {
+        device: device.id(),
+        pasid: pasid.map(Pasid::get),
+    }
+    .into()
+}
+
+fn nothing_to_replace(device: &DeviceObject, pasid: Option<Pasid>) -> Error {
+    AttachError::NothingToReplace {
+        device: device.id(),
+        pasid: pasid.map(Pasid::get),
+    }
+    .into()
+}
+
 /// The attachment is over, or never came to be.
 fn leave_faults(hwpt: &Hwpt, handle: Handle) {
     if let Some(faults) = hwpt.faults() {
@@ -138,7 +163,7 @@ fn leave_faults(hwpt: &Hwpt, handle: Handle) {
     }
 }
 
-/// What a device's IOMMU is told of a page table.
+/// A page table, as a device's IOMMU sees it.
 fn target(hwpt: &Hwpt, device: &DeviceObject) -> Target {
     let kind = match hwpt.nested() {
         None => TargetKind::Paging(Arc::clone(hwpt.target())),
@@ -174,7 +199,7 @@ impl Attachments {
                 Ok(hwpt.id())
             }
             Object::Ioas(ioas) => self.attach_ioas(tables, device, pasid, &ioas, change),
-            _ => Err(Error::NotAttachable(pt_id)),
+            _ => Err(AttachError::NotAttachable(pt_id).into()),
         }
     }
 
@@ -200,8 +225,8 @@ impl Attachments {
         let attached = at.is_some_and(|at| at.devices.contains(&device.id()));
         let stays = attached && at.is_some_and(|at| at.hwpt.ioas().id() == ioas.id());
         match change {
-            Change::Attach if attached => return Err(Error::DeviceBusy),
-            Change::Replace if !attached => return Err(Error::NothingToReplace),
+            Change::Attach if attached => return Err(already_attached(device, pasid)),
+            Change::Replace if !attached => return Err(nothing_to_replace(device, pasid)),
             _ => {}
         }
         // The reserved ranges come before the pages: a map in their way is the first error seen.
@@ -225,7 +250,8 @@ impl Attachments {
         ioas: &Arc<Ioas>,
         change: Change,
     ) -> Result<ObjectId, Error> {
-        self.check_pasids((device.group_key(), pasid), HwptFlags::NONE)?;
+        let slot = (device.group_key(), pasid);
+        self.check_pasids(slot, device.id(), HwptFlags::NONE)?;
         let hwpt = tables.make_automatic(ioas, device)?;
         let attached = self.attach_hwpt(tables, device, pasid, &hwpt, change);
         tables.discard_if_unused(&hwpt);
@@ -245,11 +271,15 @@ impl Attachments {
         let id = device.id();
         match self.slots.get(&slot) {
             Some(at) if at.devices.contains(&id) => match change {
-                Change::Attach => Err(Error::DeviceBusy),
+                Change::Attach => Err(already_attached(device, pasid)),
                 _ => self.replace(tables, slot, device, hwpt),
             },
-            _ if change == Change::Replace => Err(Error::NothingToReplace),
-            Some(at) if at.hwpt.id() != hwpt.id() => Err(Error::GroupElsewhere),
+            _ if change == Change::Replace => Err(nothing_to_replace(device, pasid)),
+            Some(at) if at.hwpt.id() != hwpt.id() => Err(AttachError::GroupElsewhere {
+                attached: at.hwpt.id(),
+                wanted: hwpt.id(),
+            }
+            .into()),
             Some(_) => {
                 // The group is there already: only the device's own reserved ranges are new.
                 failpoint::allocation()?;
@@ -451,6 +481,6 @@ impl Attachments {
 pub(crate) fn attachable(objects: &Objects, id: ObjectId) -> Result<Object, Error> {
     match objects.object(id)? {
         object @ (Object::Ioas(_) | Object::Hwpt(_)) => Ok(object),
-        _ => Err(Error::NotAttachable(id)),
+        _ => Err(AttachError::NotAttachable(id).into()),
     }
 }

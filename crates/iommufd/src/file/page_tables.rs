@@ -12,7 +12,7 @@ use super::{
 };
 use crate::{
     base::{
-        error::Error,
+        error::{AllocError, Error},
         flags::HwptFlags,
         id::{ObjectId, Use},
         queue::Queue,
@@ -57,11 +57,15 @@ impl PageTables<'_> {
             }
             Some(Object::Viommu(viommu)) => {
                 if viommu.instance() != device.ops().instance() {
-                    return Err(Error::OtherIommu);
+                    return Err(AllocError::OtherIommu {
+                        device: device.id(),
+                        viommu: viommu.id(),
+                    }
+                    .into());
                 }
                 self.nest_on_viommu(&viommu, args.flags, data)?
             }
-            _ => return Err(Error::NotAParent(args.parent)),
+            _ => return Err(AllocError::NotAParent(args.parent).into()),
         };
         if args.flags.contains(HwptFlags::FAULT_ID_VALID) {
             self.send_faults(new, ObjectId::from_raw(args.fault_id))
@@ -129,8 +133,8 @@ impl PageTables<'_> {
     fn alloc_domain(&self, config: DomainConfig) -> Result<Arc<Domain>, Error> {
         let domain = self.iommu.alloc_domain(config);
         domain.map_err(|error| match error {
-            DomainError::NoMemory(_) => Error::NoMemory,
-            DomainError::Exhausted => Error::NoIds,
+            DomainError::NoMemory(error) => error.into(),
+            DomainError::Exhausted => AllocError::NoDomain.into(),
         })
     }
 
@@ -142,11 +146,11 @@ impl PageTables<'_> {
         data: Option<&UserData<'_>>,
     ) -> Result<NewHwpt, Error> {
         flags.check_nested()?;
-        let data = data.ok_or(Error::FlagsNotSupported)?;
+        let data = data.ok_or(AllocError::NoData)?;
         let ops = device.ops();
         let table = parent.nest_parent();
         let table = table.filter(|_| parent.instance() == ops.instance());
-        let table = table.ok_or(Error::NotAParent(parent.id()))?;
+        let table = table.ok_or(AllocError::NotAParent(parent.id()))?;
         let flags_of_driver = flags.without(HwptFlags::FAULT_ID_VALID);
         let id = self.objects.reserve()?;
         let nested = ops.alloc_nested(table.domain().domain(), flags_of_driver, data)?;
@@ -164,7 +168,7 @@ impl PageTables<'_> {
         data: Option<&UserData<'_>>,
     ) -> Result<NewHwpt, Error> {
         flags.check_nested()?;
-        let data = data.ok_or(Error::FlagsNotSupported)?;
+        let data = data.ok_or(AllocError::NoData)?;
         let flags_of_driver = flags.without(HwptFlags::FAULT_ID_VALID);
         let table = viommu.parent();
         let id = self.objects.reserve()?;

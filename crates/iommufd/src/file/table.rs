@@ -17,7 +17,7 @@ use ioasid_core::{
 use super::object::{ForeignObject, Object};
 use crate::{
     base::{
-        error::Error,
+        error::{Error, ObjectError},
         id::{ObjectId, Use, Users},
     },
     hardware::{device::DeviceObject, fault::FaultQueue, hwpt::Hwpt, viommu::Viommu},
@@ -67,7 +67,7 @@ impl Table {
                 self.high += 1;
                 self.high
             }
-            None => return Err(Error::NoIds),
+            None => return Err(ObjectError::NoIds.into()),
         };
         let id = ObjectId::from_raw(number);
         self.entries.insert(id, Entry::default());
@@ -96,7 +96,7 @@ impl Table {
 
     /// One more use of an id that is taken.
     pub(crate) fn use_of(&self, id: ObjectId) -> Result<Use, Error> {
-        let entry = self.entries.get(&id).ok_or(Error::NoObject(id))?;
+        let entry = self.entries.get(&id).ok_or(ObjectError::Missing(id))?;
         Ok(entry.users.add())
     }
 
@@ -116,11 +116,11 @@ impl Table {
 
     /// Takes an object out that nothing uses.
     pub(crate) fn remove(&mut self, id: ObjectId) -> Result<Removed, Error> {
-        let entry = self.entries.get_mut(&id).ok_or(Error::NoObject(id))?;
+        let entry = self.entries.get_mut(&id).ok_or(ObjectError::Missing(id))?;
         if entry.object.is_some() && entry.users.any() {
-            return Err(Error::InUse(id));
+            return Err(ObjectError::InUse(id).into());
         }
-        let removed = self.take(id).ok_or(Error::NoObject(id))?;
+        let removed = self.take(id).ok_or(ObjectError::Missing(id))?;
         self.forget(id);
         Ok(removed)
     }
@@ -182,7 +182,7 @@ impl Objects {
     pub(crate) fn reserve_open(self: &Arc<Self>) -> Result<ReservedId, Error> {
         let mut table = self.lock();
         if table.closed {
-            return Err(Error::Closed);
+            return Err(ObjectError::Closed.into());
         }
         Ok(ReservedId {
             id: table.reserve()?,
@@ -194,19 +194,20 @@ impl Objects {
     /// The file is open.
     pub(crate) fn check_open(&self) -> Result<(), Error> {
         match self.lock().closed {
-            true => Err(Error::Closed),
+            true => Err(ObjectError::Closed.into()),
             false => Ok(()),
         }
     }
 
     pub(crate) fn object(&self, id: ObjectId) -> Result<Object, Error> {
-        self.lock().object(id).ok_or(Error::NoObject(id))
+        let object = self.lock().object(id);
+        Ok(object.ok_or(ObjectError::Missing(id))?)
     }
 
     pub(crate) fn ioas(&self, id: ObjectId) -> Result<Arc<Ioas>, Error> {
         match self.object(id)? {
             Object::Ioas(ioas) => Ok(ioas),
-            _ => Err(Error::NoObject(id)),
+            _ => Err(ObjectError::Missing(id).into()),
         }
     }
 
@@ -215,7 +216,7 @@ impl Objects {
         let table = self.lock();
         match table.object(id) {
             Some(Object::Ioas(ioas)) => Ok((ioas, table.use_of(id)?)),
-            _ => Err(Error::NoObject(id)),
+            _ => Err(ObjectError::Missing(id).into()),
         }
     }
 
@@ -223,28 +224,28 @@ impl Objects {
     pub(crate) fn hwpt(&self, id: ObjectId) -> Result<Arc<Hwpt>, Error> {
         match self.object(id)? {
             Object::Hwpt(hwpt) if hwpt.paging().is_some() => Ok(hwpt),
-            _ => Err(Error::NoObject(id)),
+            _ => Err(ObjectError::Missing(id).into()),
         }
     }
 
     pub(crate) fn device(&self, id: ObjectId) -> Result<Arc<DeviceObject>, Error> {
         match self.object(id)? {
             Object::Device(device) => Ok(device),
-            _ => Err(Error::NoObject(id)),
+            _ => Err(ObjectError::Missing(id).into()),
         }
     }
 
     pub(crate) fn fault_queue(&self, id: ObjectId) -> Result<Arc<FaultQueue>, Error> {
         match self.object(id)? {
             Object::FaultQueue(queue) => Ok(queue),
-            _ => Err(Error::NoObject(id)),
+            _ => Err(ObjectError::Missing(id).into()),
         }
     }
 
     pub(crate) fn viommu(&self, id: ObjectId) -> Result<Arc<Viommu>, Error> {
         match self.object(id)? {
             Object::Viommu(viommu) => Ok(viommu),
-            _ => Err(Error::NoObject(id)),
+            _ => Err(ObjectError::Missing(id).into()),
         }
     }
 
@@ -253,7 +254,7 @@ impl Objects {
         let table = self.lock();
         match table.object(id) {
             Some(Object::Viommu(viommu)) => Ok((viommu, table.use_of(id)?)),
-            _ => Err(Error::NoObject(id)),
+            _ => Err(ObjectError::Missing(id).into()),
         }
     }
 

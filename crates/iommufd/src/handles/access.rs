@@ -13,7 +13,7 @@ use ioasid_core::{AddrRange, sync::Mutex};
 
 use crate::{
     base::{
-        error::Error,
+        error::{AccessError, Error},
         id::{ObjectId, Use},
     },
     file::{context::Context, object::Object},
@@ -63,12 +63,17 @@ impl Access {
     /// Attaches to an IOAS.
     ///
     /// # Errors
-    /// [`Error::AlreadyAttached`], [`Error::NoObject`], and [`Error::AddressInUse`] if it pins pages
-    /// and a mapping is not aligned to pages.
+    /// [`AccessError::AlreadyAttached`], [`ObjectError::Missing`](crate::ObjectError::Missing), and
+    /// [`RangeError::MisalignedAreas`](crate::RangeError::MisalignedAreas) if it pins pages and a
+    /// mapping is not aligned to pages.
     pub fn attach(&self, ioas: ObjectId) -> Result<(), Error> {
         let mut attached = self.attached.lock();
-        if attached.is_some() {
-            return Err(Error::AlreadyAttached);
+        if let Some(attached) = attached.as_ref() {
+            return Err(AccessError::AlreadyAttached {
+                access: self.id(),
+                ioas: attached.access.ioas().id(),
+            }
+            .into());
         }
         *attached = Some(self.join(ioas)?);
         Ok(())
@@ -77,10 +82,12 @@ impl Access {
     /// Leaves its IOAS for another one. What was pinned is asked back; to itself nothing happens.
     ///
     /// # Errors
-    /// [`Error::NotAttached`], and those of [`Access::attach`]: the old IOAS stays then.
+    /// [`AccessError::NotAttached`], and those of [`Access::attach`]: the old IOAS stays then.
     pub fn replace(&self, ioas: ObjectId) -> Result<(), Error> {
         let mut attached = self.attached.lock();
-        let old = attached.as_ref().ok_or(Error::NotAttached)?;
+        let old = attached
+            .as_ref()
+            .ok_or(AccessError::NotAttached(self.id()))?;
         let new = self.context.objects().ioas(ioas)?;
         if Arc::ptr_eq(old.access.ioas(), &new) {
             return Ok(());
@@ -108,20 +115,22 @@ impl Access {
 
     fn ioas(&self) -> Result<Arc<Ioas>, Error> {
         let attached = self.attached.lock();
-        let attached = attached.as_ref().ok_or(Error::NotAttached)?;
+        let attached = attached
+            .as_ref()
+            .ok_or(AccessError::NotAttached(self.id()))?;
         Ok(Arc::clone(attached.access.ioas()))
     }
 
     /// Pins the pages of `len` bytes from `iova` on; to be written too if `write`.
     ///
     /// # Errors
-    /// In the kernel's order: [`Error::NotAccessible`] for an object that only copies,
-    /// [`Error::Empty`], [`Error::Overflow`], [`Error::NotAttached`]; then area by area
-    /// [`Error::NotAccessible`], [`Error::ReadOnlyPages`], [`Error::Pin`], and [`Error::NotMapped`]
-    /// where there is none.
+    /// In the kernel's order: [`AccessError::CopiesOnly`], [`AccessError::Empty`],
+    /// [`AccessError::Overflow`], [`AccessError::NotAttached`]; then area by area
+    /// [`AccessError::Leaving`], [`AccessError::DevicePages`], [`AccessError::Permission`],
+    /// [`AccessError::PartialPage`], [`Error::Pin`], and [`AccessError::NotMapped`] where there is none.
     pub fn pin(&self, iova: u64, len: u64, write: bool) -> Result<PinnedPages, Error> {
         if !self.object.pins() {
-            return Err(Error::NotAccessible);
+            return Err(AccessError::CopiesOnly(self.id()).into());
         }
         let range = checked(iova, len)?;
         self.ioas()?.pin(range, write, self.object.locks())
@@ -130,9 +139,9 @@ impl Access {
     /// Copies `dst.len()` bytes from `iova`.
     ///
     /// # Errors
-    /// [`Error::Empty`], [`Error::Overflow`], [`Error::NotAttached`], then area by area
-    /// [`Error::NotAccessible`], [`Error::ReadOnlyPages`] if it was not mapped to be read,
-    /// [`Error::Pin`] if the memory is gone, and [`Error::NotMapped`]. What comes before is copied.
+    /// [`AccessError::Empty`], [`AccessError::Overflow`], [`AccessError::NotAttached`], then area by
+    /// area [`AccessError::Leaving`], [`AccessError::DevicePages`], [`AccessError::Permission`],
+    /// [`AccessError::MemoryGone`], and [`AccessError::NotMapped`]. What comes before is copied.
     pub fn read(&self, iova: u64, dst: &mut [u8]) -> Result<(), Error> {
         let mut rest = dst;
         self.copy(iova, rest.len() as u64, false, &mut |area, offset, len| {
@@ -161,11 +170,11 @@ impl Access {
     }
 }
 
-fn checked(iova: u64, len: u64) -> Result<AddrRange, Error> {
+fn checked(iova: u64, len: u64) -> Result<AddrRange, AccessError> {
     if len == 0 {
-        return Err(Error::Empty);
+        return Err(AccessError::Empty);
     }
-    AddrRange::from_len(iova, len).ok_or(Error::Overflow)
+    AddrRange::from_len(iova, len).ok_or(AccessError::Overflow { start: iova, len })
 }
 
 impl Drop for Access {

@@ -7,7 +7,7 @@ use ioasid_iommu::Device;
 
 use crate::{
     base::{
-        error::Error,
+        error::{AttachError, Error},
         id::{ObjectId, Use},
     },
     file::{
@@ -72,9 +72,9 @@ impl BoundDevice {
     /// Attaches to an IOAS or page table, or replaces what was attached; returns the page table.
     ///
     /// # Errors
-    /// [`Error::NoObject`], [`Error::NotAttachable`], [`Error::AddressInUse`],
-    /// [`Error::Incompatible`], [`Error::GroupElsewhere`], [`Error::NotForPasids`], and those of
-    /// pinning. What was attached before stays.
+    /// [`ObjectError::Missing`](crate::ObjectError::Missing), [`Error::Range`],
+    /// [`AttachError::NotAttachable`], [`AttachError::Incompatible`], [`AttachError::GroupElsewhere`],
+    /// [`AttachError::NotForPasids`], and those of pinning. What was attached before stays.
     pub fn attach(&self, pt_id: ObjectId) -> Result<ObjectId, Error> {
         self.change(None, pt_id, Change::AttachOrReplace)
     }
@@ -83,7 +83,7 @@ impl BoundDevice {
     /// the page table. As the kernel counts, PASID 0 is the device itself.
     ///
     /// # Errors
-    /// [`Error::DeviceBusy`] if it is attached, and those of [`BoundDevice::attach`] and
+    /// [`AttachError::Attached`] if it is attached, and those of [`BoundDevice::attach`] and
     /// [`BoundDevice::attach_pasid`].
     pub fn attach_first(&self, pt_id: ObjectId, pasid: u32) -> Result<ObjectId, Error> {
         let pasid = self.chosen(pasid)?;
@@ -94,7 +94,7 @@ impl BoundDevice {
     /// device itself.
     ///
     /// # Errors
-    /// [`Error::NothingToReplace`], and those of [`BoundDevice::attach_first`]. What was attached
+    /// [`AttachError::NothingToReplace`], and those of [`BoundDevice::attach_first`]. What was attached
     /// before stays.
     pub fn replace(&self, pt_id: ObjectId, pasid: u32) -> Result<ObjectId, Error> {
         let pasid = self.chosen(pasid)?;
@@ -104,8 +104,11 @@ impl BoundDevice {
     fn chosen(&self, pasid: u32) -> Result<Option<Pasid>, Error> {
         match pasid {
             0 => Ok(None),
-            _ if self.object.child().is_some() => Err(Error::NoPasids),
-            _ => Pasid::new(pasid).map(Some).ok_or(Error::NoSuchPasid),
+            _ if self.object.child().is_some() => Err(AttachError::NoPasids(self.id()).into()),
+            _ => match Pasid::new(pasid) {
+                Some(pasid) => Ok(Some(pasid)),
+                None => Err(self.object.no_such_pasid(pasid).into()),
+            },
         }
     }
 
@@ -114,19 +117,18 @@ impl BoundDevice {
     /// attachment (if any) as well.
     ///
     /// # Errors
-    /// [`Error::NoPasids`] for a child, [`Error::NoSuchPasid`] for 0, [`Error::PasidSpace`] for 2^31 and
-    /// more, and those of
-    /// [`BoundDevice::attach`].
+    /// [`AttachError::NoPasids`] for a child, [`AttachError::NoSuchPasid`] for 0,
+    /// [`AttachError::PasidSpace`] for 2^31 and more, and those of [`BoundDevice::attach`].
     pub fn attach_pasid(&self, pt_id: ObjectId, pasid: u32) -> Result<ObjectId, Error> {
         if self.object.child().is_some() {
-            return Err(Error::NoPasids);
+            return Err(AttachError::NoPasids(self.id()).into());
         }
         if pasid > i32::MAX as u32 {
-            return Err(Error::PasidSpace);
+            return Err(AttachError::PasidSpace(pasid).into());
         }
         let Some(pasid) = Pasid::new(pasid) else {
             attachable(self.context.objects(), pt_id)?;
-            return Err(Error::NoSuchPasid);
+            return Err(self.object.no_such_pasid(pasid).into());
         };
         self.change(Some(pasid), pt_id, Change::AttachOrReplace)
     }

@@ -6,7 +6,7 @@ use ioasid_core::memory::{Backing, OwnMemory, PAGE_SIZE};
 
 use crate::{
     base::{
-        error::Error,
+        error::{Error, MmapError},
         id::{ObjectId, Use},
     },
     file::context::{Context, OpenFile},
@@ -26,18 +26,23 @@ pub struct Mapped {
 impl Mapped {
     /// mmap on the file of `context`.
     pub(crate) fn new(context: &Arc<Context>, request: MmapRequest) -> Result<Self, Error> {
-        if !request.len.is_multiple_of(PAGE_SIZE) || !request.shared {
-            return Err(Error::BadMapping);
+        let MmapRequest { offset, len, .. } = request;
+        if !len.is_multiple_of(PAGE_SIZE) {
+            return Err(MmapError::NotWholePages { len }.into());
+        }
+        if !request.shared {
+            return Err(MmapError::Private.into());
         }
         if request.executable {
-            return Err(Error::Executable);
+            return Err(MmapError::Executable.into());
         }
+        let nothing = MmapError::NoSuchOffset { offset, len };
         let objects = context.objects().lock();
-        let found = context.mmap_offsets().find(request.offset, request.len);
-        let (memory, owner) = found.ok_or(Error::NoSuchOffset)?;
+        let found = context.mmap_offsets().find(offset, len);
+        let (memory, owner) = found.ok_or(nothing)?;
         if objects.object(owner).is_none() {
             // It is being made, or on its way out.
-            return Err(Error::NoSuchOffset);
+            return Err(nothing.into());
         }
         let used = objects.use_of(owner)?;
         drop(objects);

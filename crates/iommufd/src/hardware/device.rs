@@ -10,7 +10,10 @@ use ioasid_core::{
 use ioasid_iommu::{Device, DmaOwnership, DmaSource, Domain, FaultSink, ReservedKind};
 
 use super::{hw::HwOps, hw_info::HwInfo};
-use crate::base::{error::Error, id::ObjectId};
+use crate::base::{
+    error::{AttachError, Error},
+    id::ObjectId,
+};
 
 /// What attachments are kept under: a group, whose devices stand on one page table, or one
 /// default-PASID child, which is a group of its own.
@@ -148,6 +151,14 @@ impl DeviceObject {
     /// Detaches the group, or the PASID; returns after the barrier.
     pub(crate) fn detach_domain(&self, pasid: Option<Pasid>) {
         self.source(pasid).detach();
+    }
+
+    /// The device cannot send `pasid`.
+    pub(crate) fn no_such_pasid(&self, pasid: u32) -> AttachError {
+        AttachError::NoSuchPasid {
+            pasid,
+            max_pasids: self.device.max_pasids(),
+        }
     }
 
     /// What GET_HW_INFO says.

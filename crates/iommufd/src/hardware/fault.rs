@@ -20,7 +20,7 @@ use ioasid_core::{
 use ioasid_iommu::{Iommu, OnAnswer, PageRequest, PageRequestHandler, PageResponse};
 
 use crate::base::{
-    error::Error,
+    error::{Error, EventError},
     id::ObjectId,
     queue::{Listener, Queue},
 };
@@ -170,20 +170,15 @@ impl FaultQueue {
         self.listener.notify();
     }
 
-    fn answer(&self, answer: &[u8]) -> Result<(), Error> {
-        let word = |at: usize| {
-            let bytes = answer.get(at..at + 4)?;
-            Some(u32::from_ne_bytes(bytes.try_into().ok()?))
-        };
+    fn answer(&self, cookie: u32, code: u32) -> Result<(), EventError> {
         // `enum iommufd_page_response_code`; the kernel's own third code is not for programs.
-        let response = match word(4) {
-            Some(0) => PageResponse::Success,
-            Some(1) => PageResponse::Invalid,
-            _ => return Err(Error::BadAnswer),
+        let response = match code {
+            0 => PageResponse::Success,
+            1 => PageResponse::Invalid,
+            other => return Err(EventError::NoSuchAnswer(other)),
         };
-        let cookie = word(0).ok_or(Error::BadAnswer)?;
         let group = self.state.lock().read.remove(&cookie);
-        let group = group.ok_or(Error::BadAnswer)?;
+        let group = group.ok_or(EventError::NoSuchFault(cookie))?;
         (group.on_answer)(response);
         Ok(())
     }
@@ -209,12 +204,16 @@ impl Queue for FaultQueue {
 
     fn read(&self, count: usize) -> Result<Vec<u8>, Error> {
         if !count.is_multiple_of(RECORD) {
-            return Err(Error::PartialRecord);
+            return Err(partial(count, RECORD));
         }
         let mut bytes = Vec::new();
         let mut state = self.state.lock();
         if count == 0 && !state.waiting.is_empty() {
-            return Err(Error::ReadTooShort);
+            return Err(EventError::ReadTooShort {
+                len: count,
+                needed: RECORD,
+            }
+            .into());
         }
         let mut cookie = 0;
         while bytes.len() < count
@@ -233,13 +232,15 @@ impl Queue for FaultQueue {
 
     fn write(&self, bytes: &[u8]) -> Result<usize, Error> {
         if !bytes.len().is_multiple_of(ANSWER) {
-            return Err(Error::PartialRecord);
+            return Err(partial(bytes.len(), ANSWER));
         }
         let mut done = 0;
-        for answer in bytes.chunks_exact(ANSWER) {
-            match self.answer(answer) {
+        let (words, _) = bytes.as_chunks::<4>();
+        let (answers, _) = words.as_chunks::<2>();
+        for [cookie, code] in answers {
+            match self.answer(u32::from_ne_bytes(*cookie), u32::from_ne_bytes(*code)) {
                 Ok(()) => done += ANSWER,
-                Err(error) if done == 0 => return Err(error),
+                Err(error) if done == 0 => return Err(error.into()),
                 Err(_) => break,
             }
         }
@@ -249,6 +250,10 @@ impl Queue for FaultQueue {
     fn is_readable(&self) -> bool {
         !self.state.lock().waiting.is_empty()
     }
+}
+
+fn partial(len: usize, record: usize) -> Error {
+    EventError::PartialRecord { len, record }.into()
 }
 
 impl Inspect for FaultQueue {
@@ -413,10 +418,11 @@ mod tests {
     fn a_read_takes_whole_records_and_an_empty_queue_gives_none() {
         let queue = queue();
         assert_eq!(queue.read(RECORD), Ok(Vec::new()));
-        assert_eq!(queue.read(RECORD + 1), Err(Error::PartialRecord));
+        assert_eq!(queue.read(41), Err(partial(41, 40)));
         let _one = push(&queue, 1, 0);
         let _two = push(&queue, 1, 0x1000);
-        assert_eq!(queue.read(0), Err(Error::ReadTooShort));
+        let too_short = EventError::ReadTooShort { len: 0, needed: 40 };
+        assert_eq!(queue.read(0), Err(too_short.into()));
         assert_eq!(queue.read(3 * RECORD).unwrap().len(), 2 * RECORD);
         assert!(!queue.is_readable());
     }
@@ -442,10 +448,12 @@ mod tests {
         let queue = queue();
         let one = push(&queue, 1, 0);
         let two = push(&queue, 1, 0x1000);
-        assert_eq!(queue.write(&answer(1, 0)), Err(Error::BadAnswer), "unread");
+        let unread = EventError::NoSuchFault(1).into();
+        assert_eq!(queue.write(&answer(1, 0)), Err(unread));
         queue.read(2 * RECORD).unwrap();
-        assert_eq!(queue.write(&[0; 7]), Err(Error::PartialRecord));
-        assert_eq!(queue.write(&answer(1, 2)), Err(Error::BadAnswer), "code");
+        assert_eq!(queue.write(&[0; 7]), Err(partial(7, 8)));
+        let unknown = EventError::NoSuchAnswer(2).into();
+        assert_eq!(queue.write(&answer(1, 2)), Err(unknown));
         let mixed = [answer(2, 1), answer(2, 0), answer(1, 0)].concat();
         assert_eq!(queue.write(&mixed), Ok(ANSWER));
         assert_eq!(two.recv(), Ok(PageResponse::Invalid));
@@ -465,7 +473,8 @@ mod tests {
         assert_eq!(read.recv(), Ok(PageResponse::Invalid));
         assert_eq!(unread.recv(), Ok(PageResponse::Invalid));
         assert!(other.try_recv().is_err());
-        assert_eq!(queue.write(&answer(1, 0)), Err(Error::BadAnswer), "late");
+        let late = EventError::NoSuchFault(1).into();
+        assert_eq!(queue.write(&answer(1, 0)), Err(late));
         drop(queue);
         assert_eq!(other.recv(), Ok(PageResponse::Invalid), "destroyed");
     }

@@ -24,7 +24,7 @@ use super::{
 };
 use crate::{
     base::{
-        error::Error,
+        error::{AllocError, Error},
         flags::HwptFlags,
         id::ObjectId,
         user::{UserArray, UserData},
@@ -54,8 +54,7 @@ pub trait HwOps: Any + Send + Sync + Debug {
     /// [`HwptFlags::FAULT_ID_VALID`].
     ///
     /// # Errors
-    /// [`Error::FlagsNotSupported`], [`Error::TypeNotSupported`], [`Error::BadUserData`],
-    /// [`Error::UserMemory`].
+    /// [`AllocError::FlagsNotSupported`], [`AllocError::TypeNotSupported`], [`Error::UserData`].
     fn alloc_paging(
         &self,
         flags: HwptFlags,
@@ -65,15 +64,15 @@ pub trait HwOps: Any + Send + Sync + Debug {
     /// A page table of the program, nested on `parent`. As for [`HwOps::alloc_paging`].
     ///
     /// # Errors
-    /// [`Error::TypeNotSupported`] by default: there are none.
+    /// [`AllocError::TypeNotSupported`] by default: there are none.
     fn alloc_nested(
         &self,
         parent: &Arc<Domain>,
         flags: HwptFlags,
         data: &UserData<'_>,
     ) -> Result<Arc<dyn NestedOps>, Error> {
-        let _ = (parent, flags, data);
-        Err(Error::TypeNotSupported)
+        let _ = (parent, flags);
+        Err(AllocError::TypeNotSupported(data.kind()).into())
     }
 
     /// Whether there are virtual IOMMUs of the type `kind`.
@@ -86,10 +85,9 @@ pub trait HwOps: Any + Send + Sync + Debug {
     /// `parent`.
     ///
     /// # Errors
-    /// [`Error::TypeNotSupported`] by default.
+    /// [`AllocError::TypeNotSupported`] by default.
     fn init_viommu(&self, request: &ViommuRequest<'_>) -> Result<Arc<dyn ViommuOps>, Error> {
-        let _ = request;
-        Err(Error::TypeNotSupported)
+        Err(AllocError::TypeNotSupported(request.kind).into())
     }
 
     /// The last check before the device, or a PASID of it, is attached to `target`. All or nothing:
@@ -137,8 +135,7 @@ impl Invalidated {
 pub trait NestedOps: Any + Send + Sync + Debug {
     /// HWPT_INVALIDATE: forgets cached translations. Called without a lock.
     fn invalidate(&self, entries: &UserArray<'_>) -> Invalidated {
-        let _ = entries;
-        Invalidated::stopped(0, Error::TypeNotSupported)
+        Invalidated::stopped(0, AllocError::TypeNotSupported(entries.kind()).into())
     }
 }
 
@@ -160,20 +157,20 @@ pub trait ViommuOps: Any + Send + Sync + Debug {
     /// A page table of the guest.
     ///
     /// # Errors
-    /// [`Error::TypeNotSupported`] by default; as for [`HwOps::alloc_nested`].
+    /// [`AllocError::TypeNotSupported`] by default; as for [`HwOps::alloc_nested`].
     fn alloc_nested(
         &self,
         flags: HwptFlags,
         data: &UserData<'_>,
     ) -> Result<Arc<dyn NestedOps>, Error> {
-        let _ = (flags, data);
-        Err(Error::TypeNotSupported)
+        let _ = flags;
+        Err(AllocError::TypeNotSupported(data.kind()).into())
     }
 
     /// HWPT_INVALIDATE: forgets what `viommu` and its devices cache. Called without a lock.
     fn invalidate(&self, viommu: &Viommu, entries: &UserArray<'_>) -> Invalidated {
-        let _ = (viommu, entries);
-        Invalidated::stopped(0, Error::TypeNotSupported)
+        let _ = viommu;
+        Invalidated::stopped(0, AllocError::TypeNotSupported(entries.kind()).into())
     }
 
     /// Whether there are hardware queues of the type `kind`.
@@ -188,8 +185,7 @@ pub trait ViommuOps: Any + Send + Sync + Debug {
     /// # Errors
     /// Whatever says best why not.
     fn init_hw_queue(&self, queue: &HwQueueConfig) -> Result<Option<ObjectId>, Error> {
-        let _ = queue;
-        Err(Error::TypeNotSupported)
+        Err(AllocError::TypeNotSupported(queue.kind).into())
     }
 
     /// Ends a queue that [`ViommuOps::init_hw_queue`] started.
@@ -249,7 +245,7 @@ pub struct SoftwareIommu {
 }
 
 impl SoftwareIommu {
-    /// What stands in front of `device`.
+    /// The IOMMU of `device`.
     pub fn new(device: &Arc<Device>) -> Arc<Self> {
         Arc::new(SoftwareIommu {
             device: Arc::clone(device),
@@ -276,7 +272,7 @@ impl HwOps for SoftwareIommu {
                 format: self.device.format(),
                 shared: true,
             }),
-            Some(_) => Err(Error::TypeNotSupported),
+            Some(data) => Err(AllocError::TypeNotSupported(data.kind()).into()),
         }
     }
 }

@@ -7,7 +7,7 @@ use ioasid_iommu::Domain;
 
 use super::{fault::FaultHandler, hw::NestedOps, paging::PagingTable, viommu::Viommu};
 use crate::{
-    base::{error::Error, flags::HwptFlags, id::ObjectId, queue::Queue},
+    base::{error::DirtyError, flags::HwptFlags, id::ObjectId, queue::Queue},
     space::ioas::Ioas,
 };
 
@@ -169,11 +169,11 @@ impl Hwpt {
         let _ = self.faults.set(handler);
     }
 
-    pub(crate) fn needs_dirty(&self) -> Result<(), Error> {
+    pub(crate) fn needs_dirty(&self) -> Result<(), DirtyError> {
         if self.flags.contains(HwptFlags::DIRTY_TRACKING) {
             Ok(())
         } else {
-            Err(Error::NoDirtyTracking)
+            Err(DirtyError::NotSupported(self.id))
         }
     }
 

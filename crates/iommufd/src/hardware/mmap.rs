@@ -9,7 +9,10 @@ use ioasid_core::{
     sync::Mutex,
 };
 
-use crate::base::{error::Error, id::ObjectId};
+use crate::base::{
+    error::{Error, MmapError},
+    id::ObjectId,
+};
 
 #[derive(Debug)]
 struct Region {
@@ -35,7 +38,8 @@ impl MmapOffsets {
             }
             offset = start + region.memory.size();
         }
-        offset.checked_add(memory.size()).ok_or(Error::NoSpace)?;
+        let end = offset.checked_add(memory.size());
+        end.ok_or(MmapError::NoSpace { len: memory.size() })?;
         failpoint::allocation()?;
         regions.insert(offset, Region { memory, owner });
         Ok(offset)
@@ -66,7 +70,7 @@ impl MmapSpace<'_> {
     /// is given back with the virtual IOMMU.
     ///
     /// # Errors
-    /// [`Error::NoSpace`].
+    /// [`MmapError::NoSpace`].
     pub fn add(&self, memory: Arc<OwnMemory>) -> Result<u64, Error> {
         self.offsets.add(self.owner, memory)
     }

@@ -9,7 +9,7 @@ use std::{collections::VecDeque, fmt, sync::Arc};
 use ioasid_core::sync::Mutex;
 
 use crate::base::{
-    error::Error,
+    error::{Error, EventError},
     id::ObjectId,
     queue::{Listener, Queue},
 };
@@ -106,7 +106,7 @@ impl Queue for VeventQueue {
 
     fn read(&self, count: usize) -> Result<Vec<u8>, Error> {
         if count < HEADER {
-            return Err(Error::ReadTooShort);
+            return Err(too_short(count, HEADER));
         }
         let mut bytes = Vec::new();
         let mut state = self.state.lock();
@@ -118,7 +118,7 @@ impl Queue for VeventQueue {
             let data = event.data.as_deref().unwrap_or_default();
             if rest - HEADER < data.len() {
                 if bytes.is_empty() {
-                    return Err(Error::ReadTooShort);
+                    return Err(too_short(count, HEADER + data.len()));
                 }
                 break;
             }
@@ -137,6 +137,10 @@ impl Queue for VeventQueue {
     fn is_readable(&self) -> bool {
         !self.state.lock().events.is_empty()
     }
+}
+
+fn too_short(len: usize, needed: usize) -> Error {
+    EventError::ReadTooShort { len, needed }.into()
 }
 
 impl fmt::Debug for VeventQueue {
@@ -199,8 +203,8 @@ mod tests {
         assert_eq!(queue.read(HEADER), Ok(Vec::new()), "empty");
         queue.report(&[1; 4]);
         queue.report(&[2; 4]);
-        assert_eq!(queue.read(HEADER - 1), Err(Error::ReadTooShort));
-        assert_eq!(queue.read(HEADER), Err(Error::ReadTooShort));
+        assert_eq!(queue.read(HEADER - 1), Err(too_short(7, 8)));
+        assert_eq!(queue.read(HEADER), Err(too_short(8, 12)));
         assert_eq!(queue.read(HEADER + 4 + HEADER).unwrap().len(), 12);
         assert!(queue.is_readable());
     }

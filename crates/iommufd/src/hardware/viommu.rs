@@ -13,7 +13,12 @@ use super::{
     paging::PagingTable,
     vevent::VeventQueue,
 };
-use crate::base::{error::Error, id::ObjectId, queue::Queue, user::UserData};
+use crate::base::{
+    error::{AllocError, Error},
+    id::ObjectId,
+    queue::Queue,
+    user::UserData,
+};
 
 /// A virtual IOMMU.
 pub struct Viommu {
@@ -81,10 +86,11 @@ impl Viommu {
     /// reported as lost: that is no error.
     ///
     /// # Errors
-    /// [`Error::TypeNotSupported`] if the program has no queue for such events.
+    /// [`AllocError::TypeNotSupported`] if the program has no queue for such events.
     pub fn report_event(&self, kind: u32, data: &[u8]) -> Result<(), Error> {
         let queue = self.queues.lock().get(&kind).cloned();
-        queue.ok_or(Error::TypeNotSupported)?.report(data);
+        let queue = queue.ok_or(AllocError::TypeNotSupported(kind))?;
+        queue.report(data);
         Ok(())
     }
 

@@ -11,7 +11,7 @@ use ioasid_core::AddrRange;
 use ioasid_iommu::Domain;
 use rangemap::RangeInclusiveSet;
 
-use crate::base::{error::Error, id::ObjectId};
+use crate::base::{error::DirtyError, id::ObjectId};
 
 /// Which dirty bits to read.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -28,7 +28,7 @@ pub struct DirtyRequest {
     pub no_clear: bool,
 }
 
-/// What each page table object that tracks has not been told yet.
+/// What was written and not reported yet, for each page table object that tracks.
 #[derive(Debug, Default)]
 pub(crate) struct DirtyLedger {
     trackers: BTreeMap<ObjectId, RangeInclusiveSet<u64>>,
@@ -76,9 +76,9 @@ impl DirtyLedger {
         range: AddrRange,
         clear: bool,
         report: &mut dyn FnMut(AddrRange),
-    ) -> Result<(), Error> {
+    ) -> Result<(), DirtyError> {
         if !self.trackers.contains_key(&hwpt) {
-            return Err(Error::NoDirtyBits);
+            return Err(DirtyError::Off(hwpt));
         }
         if clear {
             domain.read_dirty(range, true, &mut |dirty| self.found(dirty));

@@ -13,7 +13,11 @@ use ioasid_core::{AddrRange, DomainId, Prot, memory::PAGE_SIZE, sync::Mutex};
 use ioasid_iommu::{Domain, DomainConfig, DomainKind, TableFormat};
 
 use super::dirty::DirtyLedger;
-use crate::base::{error::Error, flags::HwptFlags, id::ObjectId};
+use crate::base::{
+    error::{DirtyError, Error},
+    flags::HwptFlags,
+    id::ObjectId,
+};
 
 /// The domain that a page table of an IOAS needs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -98,7 +102,7 @@ impl IoasDomain {
         range: AddrRange,
         clear: bool,
         report: &mut dyn FnMut(AddrRange),
-    ) -> Result<(), Error> {
+    ) -> Result<(), DirtyError> {
         let mut ledger = self.dirty.lock();
         ledger.read(&self.domain, hwpt, range, clear, report)
     }

@@ -19,7 +19,10 @@ use super::{
     domains::Tables,
     iova::{IovaSpace, Owner},
 };
-use crate::base::{error::Error, id::ObjectId};
+use crate::base::{
+    error::{Error, MapError, OptionError, RangeError},
+    id::ObjectId,
+};
 
 mod access;
 mod dirty;
@@ -176,7 +179,11 @@ impl Ioas {
         let mut next = start;
         for part in parts {
             failpoint::allocation()?;
-            let range = AddrRange::from_len(next, part.len).ok_or(Error::Overflow)?;
+            let range = AddrRange::from_len(next, part.len);
+            let range = range.ok_or(MapError::Overflow {
+                start: next,
+                len: part.len,
+            })?;
             next = range.last().wrapping_add(1);
             let area = Area {
                 pages: Arc::clone(&part.pages),
@@ -204,15 +211,16 @@ impl Ioas {
     /// The pages behind `len` bytes from `iova`, which must all be mapped.
     pub(crate) fn parts(&self, iova: u64, len: u64) -> Result<Vec<Part>, Error> {
         if len == 0 {
-            return Err(Error::Empty);
+            return Err(MapError::Empty.into());
         }
-        let range = AddrRange::from_len(iova, len).ok_or(Error::Overflow)?;
+        let range = AddrRange::from_len(iova, len);
+        let range = range.ok_or(MapError::Overflow { start: iova, len })?;
         let state = self.state.lock();
         let mut parts = Vec::new();
         let mut next = Some(range.start());
         for (area_range, area) in state.space.overlapping(range) {
             if next.is_none_or(|next| area_range.start() > next) {
-                return Err(Error::NotMapped);
+                return Err(MapError::SourceHole { range }.into());
             }
             let Some(shared) = area_range.intersect(range) else {
                 continue;
@@ -229,7 +237,7 @@ impl Ioas {
         if end == len {
             Ok(parts)
         } else {
-            Err(Error::NotMapped)
+            Err(MapError::SourceHole { range }.into())
         }
     }
 
@@ -243,10 +251,13 @@ impl Ioas {
         let mut state = self.state.lock();
         if !on && state.large_pages {
             if !state.tables.is_empty() && state.space.len() > 0 {
-                return Err(Error::TooLate);
+                return Err(OptionError::Mapped { ioas: self.id }.into());
             }
             if !state.is_aligned(PAGE_SIZE) {
-                return Err(Error::AddressInUse);
+                return Err(RangeError::MisalignedAreas {
+                    alignment: PAGE_SIZE,
+                }
+                .into());
             }
         }
         state.large_pages = on;
@@ -275,18 +286,28 @@ impl Ioas {
 }
 
 /// Checks a mapping and chooses its address.
-fn place(state: &mut State, parts: &[Part], iova: Option<u64>, prot: Prot) -> Result<u64, Error> {
+fn place(
+    state: &mut State,
+    parts: &[Part],
+    iova: Option<u64>,
+    prot: Prot,
+) -> Result<u64, MapError> {
     let alignment = state.alignment();
     let len = parts
         .iter()
         .try_fold(0u64, |sum, part| sum.checked_add(part.len))
-        .ok_or(Error::Overflow)?;
+        .ok_or(MapError::Overflow {
+            start: iova.unwrap_or(0),
+            len: u64::MAX,
+        })?;
     let (Some(first), 1..) = (parts.first(), len) else {
-        return Err(Error::Empty);
+        return Err(MapError::Empty);
     };
-    if len & (alignment - 1) != 0 {
-        return Err(Error::Misaligned { alignment });
-    }
+    let aligned = |value: u64| match value & (alignment - 1) {
+        0 => Ok(()),
+        _ => Err(MapError::Misaligned { value, alignment }),
+    };
+    aligned(len)?;
     let start = match iova {
         Some(iova) => state.space.check(iova, len, alignment)?.start(),
         None => {
@@ -297,11 +318,9 @@ fn place(state: &mut State, parts: &[Part], iova: Option<u64>, prot: Prot) -> Re
     };
     for part in parts {
         if prot.write && !part.pages.writable() {
-            return Err(Error::ReadOnlyPages);
+            return Err(MapError::ReadOnlyPages);
         }
-        if (part.offset % PAGE_SIZE) & (alignment - 1) != 0 {
-            return Err(Error::Misaligned { alignment });
-        }
+        aligned(part.offset % PAGE_SIZE)?;
     }
     Ok(start)
 }

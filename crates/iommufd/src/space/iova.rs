@@ -8,7 +8,10 @@ use std::{collections::BTreeMap, ops::RangeInclusive};
 use ioasid_core::{AddrRange, DomainId, failpoint, memory::PAGE_SIZE};
 use rangemap::RangeInclusiveSet;
 
-use crate::base::{error::Error, id::ObjectId};
+use crate::base::{
+    error::{Error, MapError, RangeError, ReservedBy},
+    id::ObjectId,
+};
 
 /// Alignment beyond which a chosen IOVA gains nothing: the size of a huge page.
 const HUGE_PAGE: u64 = 2 << 20;
@@ -22,6 +25,16 @@ pub(crate) enum Owner {
     Domain(DomainId),
     /// A back end, for good. Each range has a number of its own.
     Permanent(u64),
+}
+
+impl Owner {
+    fn reserved_by(self) -> ReservedBy {
+        match self {
+            Owner::Device(device) => ReservedBy::Device(device),
+            Owner::Domain(domain) => ReservedBy::Domain(domain),
+            Owner::Permanent(_) => ReservedBy::BackEnd,
+        }
+    }
 }
 
 #[derive(Debug)]
@@ -117,18 +130,36 @@ impl<T> IovaSpace<T> {
     }
 
     /// Whether `len` bytes at `iova` could become an area: the checks of a fixed mapping.
-    pub(crate) fn check(&self, iova: u64, len: u64, alignment: u64) -> Result<AddrRange, Error> {
+    pub(crate) fn check(&self, iova: u64, len: u64, alignment: u64) -> Result<AddrRange, MapError> {
         if iova & (alignment - 1) != 0 {
-            return Err(Error::Misaligned { alignment });
+            let value = iova;
+            return Err(MapError::Misaligned { value, alignment });
         }
-        let range = AddrRange::from_len(iova, len).ok_or(Error::Overflow)?;
-        if self.reserved.overlaps(&span(range)) {
-            return Err(Error::Reserved);
+        let range = AddrRange::from_len(iova, len);
+        let range = range.ok_or(MapError::Overflow { start: iova, len })?;
+        if let Some((reserved, by)) = self.reserved_in(range) {
+            return Err(MapError::Reserved {
+                range,
+                reserved,
+                by,
+            });
         }
-        if self.highest_in(range).is_some() {
-            return Err(Error::Mapped);
+        if let Some(mapped) = self.highest_in(range) {
+            return Err(MapError::Exists { range, mapped });
         }
         Ok(range)
+    }
+
+    /// A reserved range that meets `range`, and what it is reserved for.
+    fn reserved_in(&self, range: AddrRange) -> Option<(AddrRange, ReservedBy)> {
+        if !self.reserved.overlaps(&span(range)) {
+            return None;
+        }
+        let mut owners = self.owners.iter();
+        owners.find_map(|(owner, ranges)| {
+            let reserved = ranges.iter().find(|reserved| reserved.overlaps(range))?;
+            Some((*reserved, owner.reserved_by()))
+        })
     }
 
     /// Adds an area that [`IovaSpace::check`] or [`IovaSpace::find`] approved.
@@ -186,14 +217,18 @@ impl<T> IovaSpace<T> {
     /// Reserves `ranges` for `owner`, all or none. An owner that has reserved before keeps that.
     ///
     /// # Errors
-    /// [`Error::AddressInUse`] if an area or an allowed range is in the way.
+    /// [`RangeError::Mapped`] or [`RangeError::Allowed`] if that is in the way.
     pub(crate) fn reserve(&mut self, owner: Owner, ranges: Vec<AddrRange>) -> Result<(), Error> {
         if ranges.is_empty() || self.owners.contains_key(&owner) {
             return Ok(());
         }
         for range in &ranges {
-            if self.highest_in(*range).is_some() || self.allowed.overlaps(&span(*range)) {
-                return Err(Error::AddressInUse);
+            let (reserved, by) = (*range, owner.reserved_by());
+            if let Some(area) = self.highest_in(*range) {
+                return Err(RangeError::Mapped { reserved, area, by }.into());
+            }
+            if self.allowed.overlaps(&span(*range)) {
+                return Err(RangeError::Allowed { reserved, by }.into());
             }
             failpoint::allocation()?;
         }
@@ -215,23 +250,27 @@ impl<T> IovaSpace<T> {
     /// Replaces the ranges that must stay mappable.
     ///
     /// # Errors
-    /// [`Error::BadRanges`] if one is empty or two overlap, [`Error::AddressInUse`] if one is
-    /// reserved.
+    /// [`RangeError::Empty`], [`RangeError::Overlaps`], [`RangeError::Reserved`].
     pub(crate) fn set_allowed(&mut self, ranges: &[AddrRange]) -> Result<(), Error> {
         let mut allowed = RangeInclusiveSet::new();
         for range in ranges {
             // One byte is refused too, as in the kernel.
-            if range.start() == range.last() || allowed.overlaps(&span(*range)) {
-                return Err(Error::BadRanges);
+            if range.start() == range.last() {
+                return Err(RangeError::Empty {
+                    start: range.start(),
+                    last: range.last(),
+                }
+                .into());
+            }
+            if allowed.overlaps(&span(*range)) {
+                return Err(RangeError::Overlaps { range: *range }.into());
             }
             failpoint::allocation()?;
             allowed.insert(span(*range));
         }
-        if ranges
-            .iter()
-            .any(|range| self.reserved.overlaps(&span(*range)))
-        {
-            return Err(Error::AddressInUse);
+        let reserved = |range: &&AddrRange| self.reserved.overlaps(&span(**range));
+        if let Some(range) = ranges.iter().find(reserved) {
+            return Err(RangeError::Reserved { range: *range }.into());
         }
         self.allowed = allowed;
         self.searches.clear();
@@ -250,11 +289,11 @@ impl<T> IovaSpace<T> {
     /// (`iopt_alloc_iova`).
     ///
     /// # Errors
-    /// [`Error::Overflow`] for lengths no alignment can be computed of, [`Error::Misaligned`] if
-    /// memory and page table cannot agree, [`Error::NoSpace`].
-    pub(crate) fn find(&mut self, address: u64, len: u64, alignment: u64) -> Result<u64, Error> {
+    /// [`MapError::Overflow`] for lengths no alignment can be computed of, [`MapError::Misaligned`] if
+    /// memory and page table cannot agree, [`MapError::NoSpace`].
+    pub(crate) fn find(&mut self, address: u64, len: u64, alignment: u64) -> Result<u64, MapError> {
         if len == 0 || len >= u64::MAX / 2 {
-            return Err(Error::Overflow);
+            return Err(MapError::Overflow { start: 0, len });
         }
         let natural = len.next_power_of_two();
         let wanted = match address {
@@ -263,8 +302,12 @@ impl<T> IovaSpace<T> {
         };
         let wanted = wanted.min(HUGE_PAGE);
         if wanted < alignment {
-            return Err(Error::Misaligned { alignment });
+            return Err(MapError::Misaligned {
+                value: address,
+                alignment,
+            });
         }
+        let no_space = MapError::NoSpace { len, alignment };
         let shape = Shape {
             // A gap of one byte is none to the kernel.
             len: len.max(2),
@@ -272,7 +315,7 @@ impl<T> IovaSpace<T> {
             offset: address % PAGE_SIZE,
         };
         if !shape.is_monotonic() {
-            return self.fit_gap_by_gap(shape).ok_or(Error::NoSpace);
+            return self.fit_gap_by_gap(shape).ok_or(no_space);
         }
         let mut search = match self.searches.iter().position(|s| s.shape == shape) {
             Some(index) => self.searches.remove(index),
@@ -284,7 +327,7 @@ impl<T> IovaSpace<T> {
         if self.searches.len() > Search::KEPT {
             self.searches.remove(0);
         }
-        found.ok_or(Error::NoSpace)
+        found.ok_or(no_space)
     }
 
     /// Where mappings may go, ascending.

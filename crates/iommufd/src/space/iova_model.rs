@@ -6,7 +6,7 @@ use ioasid_core::{AddrRange, memory::PAGE_SIZE};
 use proptest::prelude::*;
 
 use super::{HUGE_PAGE, IovaSpace, Owner};
-use crate::base::{error::Error, id::ObjectId};
+use crate::base::{error::MapError, id::ObjectId};
 
 /// Everything happens in the first pages of the space, so that it is crowded.
 const PAGES: u64 = 48;
@@ -89,21 +89,25 @@ impl Model {
     }
 
     /// Tries the start of every gap, from the lowest.
-    fn find(&self, address: u64, len: u64, alignment: u64) -> Result<u64, Error> {
+    fn find(&self, address: u64, len: u64, alignment: u64) -> Result<u64, MapError> {
         let mut unit = len.next_power_of_two().min(HUGE_PAGE);
         while !address.is_multiple_of(unit) {
             unit /= 2;
         }
         if unit < alignment {
-            return Err(Error::Misaligned { alignment });
+            return Err(MapError::Misaligned {
+                value: address,
+                alignment,
+            });
         }
+        let no_space = MapError::NoSpace { len, alignment };
         let fit = |start: u64, last: u64| {
             let start = start.next_multiple_of(unit) | (address % PAGE_SIZE);
             (start < last && last - start >= len - 1).then_some(start)
         };
         let window = self.allowed.unwrap_or(AddrRange::ALL);
         let last = window.last().min(u64::MAX - PAGE_SIZE);
-        let first = fit(window.start().max(PAGE_SIZE), last).ok_or(Error::NoSpace)?;
+        let first = fit(window.start().max(PAGE_SIZE), last).ok_or(no_space)?;
         let reserved = self.reserved.iter().map(|(_, reserved)| reserved);
         let mut taken: Vec<_> = self.areas.iter().chain(reserved).copied().collect();
         taken.sort();
@@ -118,7 +122,7 @@ impl Model {
             }
             at = at.max(taken.last().saturating_add(1));
         }
-        fit(at, last).filter(|_| at <= last).ok_or(Error::NoSpace)
+        fit(at, last).filter(|_| at <= last).ok_or(no_space)
     }
 }
 
@@ -137,15 +141,24 @@ proptest! {
             match step {
                 Step::MapAt { page, pages: count } => {
                     let range = pages(page, count);
-                    let expected = if model.is_reserved(range) {
-                        Err(Error::Reserved)
-                    } else if model.is_mapped(range) {
-                        Err(Error::Mapped)
-                    } else {
-                        Ok(range)
-                    };
                     let checked = space.check(range.start(), range.len_saturating(), PAGE_SIZE);
-                    prop_assert_eq!(checked, expected);
+                    match checked {
+                        Err(MapError::Reserved { reserved, by, .. }) => {
+                            let is = |(owner, range): &(Owner, AddrRange)| {
+                                (owner.reserved_by(), *range) == (by, reserved)
+                            };
+                            prop_assert!(reserved.overlaps(range));
+                            prop_assert!(model.reserved.iter().any(is));
+                        }
+                        Err(MapError::Exists { mapped, .. }) => {
+                            prop_assert!(!model.is_reserved(range) && mapped.overlaps(range));
+                            prop_assert!(model.areas.contains(&mapped));
+                        }
+                        other => {
+                            prop_assert!(!model.is_reserved(range) && !model.is_mapped(range));
+                            prop_assert_eq!(other, Ok(range));
+                        }
+                    }
                     if checked.is_ok() {
                         space.insert(range, ());
                         model.areas.push(range);
@@ -173,7 +186,8 @@ proptest! {
                         || model.allowed.is_some_and(|allowed| allowed.overlaps(range));
                     let reserved = space.reserve(owner(number), vec![range]);
                     if !taken && blocked {
-                        prop_assert_eq!(reserved, Err(Error::AddressInUse));
+                        let conflict = reserved.is_err_and(|error| error.is_range_conflict());
+                        prop_assert!(conflict);
                     } else {
                         prop_assert_eq!(reserved, Ok(()));
                         if !taken {
@@ -216,11 +230,17 @@ fn the_ends_of_the_space_can_be_mapped_but_are_never_chosen() {
         Ok(u64::MAX)
     );
     space.insert(AddrRange::new(PAGE_SIZE, last - 1).unwrap(), ());
-    assert_eq!(space.find(0, PAGE_SIZE, PAGE_SIZE), Err(Error::NoSpace));
+    let full = MapError::NoSpace {
+        len: PAGE_SIZE,
+        alignment: PAGE_SIZE,
+    };
+    assert_eq!(space.find(0, PAGE_SIZE, PAGE_SIZE), Err(full));
     assert!(space.check(0, PAGE_SIZE, PAGE_SIZE).is_ok());
     assert_eq!(space.remove(PAGE_SIZE), Some(()));
     assert_eq!(space.find(0, PAGE_SIZE, PAGE_SIZE), Ok(PAGE_SIZE));
-    assert_eq!(space.find(0, u64::MAX / 2, 1), Err(Error::Overflow));
+    let len = u64::MAX / 2;
+    let overflow = MapError::Overflow { start: 0, len };
+    assert_eq!(space.find(0, len, 1), Err(overflow));
 }
 
 #[test]
@@ -229,7 +249,8 @@ fn a_chosen_address_has_the_offset_of_the_memory_in_its_page() {
     assert_eq!(space.find(0x7f00_1234, 100, 1), Ok(0x1234));
     space.insert(AddrRange::from_len(0x1234, 100).unwrap(), ());
     assert_eq!(space.find(0x7f00_1800, 0x800, 1), Ok(0x1800));
-    let misaligned = Error::Misaligned {
+    let misaligned = MapError::Misaligned {
+        value: 0x7f00_1234,
         alignment: PAGE_SIZE,
     };
     assert_eq!(

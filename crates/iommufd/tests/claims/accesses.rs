@@ -3,7 +3,10 @@
 use std::sync::{Arc, Mutex};
 
 use ioasid_core::{AddrRange, Prot};
-use ioasid_iommufd::{Access, AccessKind, AccessUser, CopyArgs, Error, MapArgs, PinnedPages};
+use ioasid_iommufd::{
+    Access, AccessError, AccessKind, AccessUser, CopyArgs, Error, MapArgs, ObjectError,
+    PinnedPages, RangeError, UnmapError,
+};
 
 use crate::machine::*;
 
@@ -56,18 +59,33 @@ fn bytes_are_copied_across_areas_up_to_the_first_hole() {
     let first = m.map(ioas, 0x1000, PAGE);
     let second = m.map(ioas, 0x2000, PAGE);
     let access = copying(&m);
-    assert_eq!(access.read(0x1000, &mut [0]), Err(Error::NotAttached));
+    assert_matches!(
+        access.read(0x1000, &mut [0]),
+        Err(Error::Access(AccessError::NotAttached(_)))
+    );
     access.attach(ioas).unwrap();
-    assert_eq!(access.attach(ioas), Err(Error::AlreadyAttached));
+    assert_matches!(
+        access.attach(ioas),
+        Err(Error::Access(AccessError::AlreadyAttached { .. }))
+    );
     access.write(0x1ffe, b"over").unwrap();
     assert_eq!((byte(&first, 4095), byte(&second, 0)), (b'v', b'e'));
     let mut found = [0; 4];
     access.read(0x1ffe, &mut found).unwrap();
     assert_eq!(&found, b"over");
-    assert_eq!(access.write(0x2ffe, b"hole"), Err(Error::NotMapped));
+    assert_matches!(
+        access.write(0x2ffe, b"hole"),
+        Err(Error::Access(AccessError::NotMapped { .. }))
+    );
     assert_eq!((byte(&second, 4094), byte(&second, 4095)), (b'h', b'o'));
-    assert_eq!(access.read(0x1000, &mut []), Err(Error::Empty));
-    assert_eq!(access.read(u64::MAX, &mut [0; 2]), Err(Error::Overflow));
+    assert_matches!(
+        access.read(0x1000, &mut []),
+        Err(Error::Access(AccessError::Empty))
+    );
+    assert_matches!(
+        access.read(u64::MAX, &mut [0; 2]),
+        Err(Error::Access(AccessError::Overflow { .. }))
+    );
 }
 
 #[test]
@@ -80,9 +98,15 @@ fn what_was_mapped_read_only_is_not_written() {
     let holder = Arc::<Holder>::default();
     let access = pinning(&m, &holder);
     access.attach(ioas).unwrap();
-    assert_eq!(access.write(0x1000, b"x"), Err(Error::ReadOnlyPages));
+    assert_matches!(
+        access.write(0x1000, b"x"),
+        Err(Error::Access(AccessError::Permission { .. }))
+    );
     let refused = access.pin(0x1000, PAGE, true);
-    assert_eq!(refused.map(drop), Err(Error::ReadOnlyPages));
+    assert_matches!(
+        refused.map(drop),
+        Err(Error::Access(AccessError::Permission { .. }))
+    );
     access.pin(0x1000, PAGE, false).unwrap();
 }
 
@@ -150,12 +174,23 @@ fn unmap_gives_up_on_who_does_not_let_go() {
     let access = pinning(&m, &holder);
     access.attach(ioas).unwrap();
     holder.hold(&access, 0x3000, PAGE);
-    assert_eq!(m.context.ioas_unmap_all(ioas), Err(Error::StillHeld));
+    assert_matches!(
+        m.context.ioas_unmap_all(ioas),
+        Err(Error::Unmap(UnmapError::StillHeld { .. }))
+    );
     assert_eq!(holder.asked.lock().unwrap().len(), 100);
     let refused = access.pin(0x3000, PAGE, true);
-    assert_eq!(refused.map(drop), Err(Error::NotAccessible), "about to go");
+    assert_matches!(
+        refused.map(drop),
+        Err(Error::Access(AccessError::Leaving { .. })),
+        "about to go"
+    );
     let gone = access.pin(0x1000, PAGE, true);
-    assert_eq!(gone.map(drop), Err(Error::NotMapped), "gone before");
+    assert_matches!(
+        gone.map(drop),
+        Err(Error::Access(AccessError::NotMapped { .. })),
+        "gone before"
+    );
     holder.pinned.lock().unwrap().clear();
     assert_eq!(m.context.ioas_unmap_all(ioas), Ok(PAGE));
 }
@@ -169,9 +204,9 @@ fn what_hardware_owns_is_not_unmapped() {
     access.attach(ioas).unwrap();
     let ring = access.pin(0x1000, PAGE, false).unwrap();
     assert!(ring.are_locked());
-    assert_eq!(
+    assert_matches!(
         m.context.ioas_unmap(ioas, 0x1000, PAGE),
-        Err(Error::AreaLocked)
+        Err(Error::Unmap(UnmapError::Locked { .. }))
     );
     drop(ring);
     assert_eq!(m.context.ioas_unmap(ioas, 0x1000, PAGE), Ok(PAGE));
@@ -185,7 +220,10 @@ fn who_pins_makes_the_ioas_count_in_pages() {
     let half = Arc::new(m.pages(PAGE));
     m.context.ioas_map(ioas, half, args).unwrap();
     let access = pinning(&m, &Arc::default());
-    assert_eq!(access.attach(ioas), Err(Error::AddressInUse));
+    assert_matches!(
+        access.attach(ioas),
+        Err(Error::Range(RangeError::MisalignedAreas { .. }))
+    );
     m.context.ioas_unmap_all(ioas).unwrap();
     access.attach(ioas).unwrap();
     assert_eq!(m.context.ioas_iova_ranges(ioas).unwrap().alignment, PAGE);
@@ -201,14 +239,20 @@ fn a_replaced_ioas_gets_its_pins_back_and_can_go() {
     m.map(new, 0x8000, PAGE);
     let holder = Arc::<Holder>::default();
     let access = pinning(&m, &holder);
-    assert_eq!(access.replace(new), Err(Error::NotAttached));
+    assert_matches!(
+        access.replace(new),
+        Err(Error::Access(AccessError::NotAttached(_)))
+    );
     access.attach(old).unwrap();
     holder.hold(&access, 0x1000, PAGE);
     access.replace(old).unwrap();
     assert_eq!(holder.held(), 1, "itself");
-    assert_eq!(access.replace(NOBODY), Err(Error::NoObject(NOBODY)));
+    assert_eq!(
+        access.replace(NOBODY),
+        Err(ObjectError::Missing(NOBODY).into())
+    );
     assert_eq!(holder.held(), 1, "nothing");
-    assert_eq!(m.context.destroy(old), Err(Error::InUse(old)));
+    assert_eq!(m.context.destroy(old), Err(ObjectError::InUse(old).into()));
     access.replace(new).unwrap();
     assert_eq!(holder.held(), 0);
     m.context.destroy(old).unwrap();
@@ -224,11 +268,14 @@ fn an_access_object_keeps_the_objects_of_a_closed_file() {
     access.attach(ioas).unwrap();
     assert_eq!(
         m.context.destroy(access.id()),
-        Err(Error::InUse(access.id()))
+        Err(ObjectError::InUse(access.id()).into())
     );
     m.context.close();
     access.write(0x1000, b"k").unwrap();
     assert_eq!(byte(&pages, 0), b'k');
     drop(access);
-    assert_eq!(m.context.ioas_unmap_all(ioas), Err(Error::NoObject(ioas)));
+    assert_eq!(
+        m.context.ioas_unmap_all(ioas),
+        Err(ObjectError::Missing(ioas).into())
+    );
 }

@@ -3,7 +3,10 @@
 use std::sync::Arc;
 
 use ioasid_core::{AddrRange, Prot};
-use ioasid_iommufd::{BoundDevice, Error, HwptAlloc, HwptFlags, MapArgs, ObjectId};
+use ioasid_iommufd::{
+    AttachError, BoundDevice, Error, HwptAlloc, HwptFlags, MapArgs, MapError, ObjectError,
+    ObjectId, RangeError,
+};
 
 use crate::machine::*;
 
@@ -25,21 +28,36 @@ fn a_chosen_pasid_needs_page_tables_made_for_pasids() {
         .hwpt_alloc(HwptAlloc::new(pdev.id(), ioas))
         .unwrap();
     let (one, two) = (pasid_hwpt(&m, &pdev), pasid_hwpt(&m, &pdev));
-    assert_eq!(pdev.attach_pasid(ioas, 4), Err(Error::NotForPasids));
-    assert_eq!(pdev.attach_pasid(plain, 4), Err(Error::NotForPasids));
+    assert_matches!(
+        pdev.attach_pasid(ioas, 4),
+        Err(Error::Attach(AttachError::NotForPasids { .. }))
+    );
+    assert_matches!(
+        pdev.attach_pasid(plain, 4),
+        Err(Error::Attach(AttachError::NotForPasids { .. }))
+    );
     // A device that is attached otherwise has no PASIDs to give.
     for pt in [ioas, plain] {
         pdev.attach(pt).unwrap();
-        assert_eq!(pdev.attach_pasid(one, 4), Err(Error::NotForPasids));
+        assert_matches!(
+            pdev.attach_pasid(one, 4),
+            Err(Error::Attach(AttachError::NotForPasids { .. }))
+        );
         pdev.detach();
     }
     assert_eq!(pdev.attach_pasid(one, 4), Ok(one));
-    assert_eq!(pdev.attach(ioas), Err(Error::NotForPasids));
-    assert_eq!(pdev.attach(plain), Err(Error::NotForPasids));
-    assert_eq!(pdev.attach(two), Ok(two));
-    assert_eq!(
+    assert_matches!(
+        pdev.attach(ioas),
+        Err(Error::Attach(AttachError::NotForPasids { .. }))
+    );
+    assert_matches!(
         pdev.attach(plain),
-        Err(Error::NotForPasids),
+        Err(Error::Attach(AttachError::NotForPasids { .. }))
+    );
+    assert_eq!(pdev.attach(two), Ok(two));
+    assert_matches!(
+        pdev.attach(plain),
+        Err(Error::Attach(AttachError::NotForPasids { .. })),
         "nor by replacing"
     );
     assert_eq!(pdev.attached(None), Some(two), "what was attached stays");
@@ -63,23 +81,44 @@ fn pasid_numbers_that_are_none_are_refused() {
     let narrow = m.iommu.add_device(narrow).unwrap();
     let pdev = m.context.bind_device(&narrow, sink()).unwrap();
     let hwpt = pasid_hwpt(&m, &pdev);
-    assert_eq!(pdev.attach_pasid(hwpt, 0), Err(Error::NoSuchPasid));
-    assert_eq!(pdev.attach_pasid(hwpt, 16), Err(Error::NoSuchPasid));
-    assert_eq!(pdev.attach_pasid(hwpt, 1 << 30), Err(Error::NoSuchPasid));
-    assert_eq!(pdev.attach_pasid(hwpt, 1 << 31), Err(Error::PasidSpace));
-    assert_eq!(pdev.attach_pasid(NOBODY, 0), Err(Error::NoObject(NOBODY)));
+    assert_matches!(
+        pdev.attach_pasid(hwpt, 0),
+        Err(Error::Attach(AttachError::NoSuchPasid { .. }))
+    );
+    assert_matches!(
+        pdev.attach_pasid(hwpt, 16),
+        Err(Error::Attach(AttachError::NoSuchPasid { .. }))
+    );
+    assert_matches!(
+        pdev.attach_pasid(hwpt, 1 << 30),
+        Err(Error::Attach(AttachError::NoSuchPasid { .. }))
+    );
+    assert_matches!(
+        pdev.attach_pasid(hwpt, 1 << 31),
+        Err(Error::Attach(AttachError::PasidSpace(_)))
+    );
+    assert_eq!(
+        pdev.attach_pasid(NOBODY, 0),
+        Err(ObjectError::Missing(NOBODY).into())
+    );
     assert_eq!(pdev.attach_pasid(hwpt, 15), Ok(hwpt));
     let mut none = config(2);
     none.pasid_bits = 0;
     let none = m.iommu.add_device(none).unwrap();
     let without = m.context.bind_device(&none, sink()).unwrap();
-    assert_eq!(without.attach_pasid(hwpt, 1), Err(Error::NoSuchPasid));
-    assert_eq!(
+    assert_matches!(
+        without.attach_pasid(hwpt, 1),
+        Err(Error::Attach(AttachError::NoSuchPasid { .. }))
+    );
+    assert_matches!(
         m.context.bind_pasid(&none, pasid(1), sink()).unwrap_err(),
-        Error::NoSuchPasid
+        Error::Attach(AttachError::NoSuchPasid { .. })
     );
     let child = m.mdev(3, 5);
-    assert_eq!(child.attach_pasid(hwpt, 1), Err(Error::NoPasids));
+    assert_matches!(
+        child.attach_pasid(hwpt, 1),
+        Err(Error::Attach(AttachError::NoPasids(_)))
+    );
     assert_eq!(
         child.attach(hwpt),
         Ok(hwpt),
@@ -103,7 +142,10 @@ fn replacing_moves_the_reserved_ranges_or_nothing() {
     assert_eq!(narrow.ranges[0], AddrRange::new(0, 0xfedf_ffff).unwrap());
     assert_eq!(narrow.ranges[1].start(), 0xfef0_0000);
     assert_eq!((narrow.alignment, whole.alignment), (PAGE, 1));
-    assert_eq!(pdev.attach(blocked), Err(Error::AddressInUse));
+    assert_matches!(
+        pdev.attach(blocked),
+        Err(Error::Range(RangeError::Mapped { .. }))
+    );
     assert_eq!(pdev.attached(None), Some(old));
     assert!(
         reaches(&pdev, 0x10000),
@@ -145,15 +187,24 @@ fn an_allowed_range_keeps_a_device_out_that_would_reserve_it() {
     let ioas = m.ioas();
     let range = |start, last| AddrRange::new(start, last).unwrap();
     let allow = |ranges: &[AddrRange]| m.context.ioas_allow_iovas(ioas, ranges);
-    assert_eq!(allow(&[range(0, 9), range(5, 20)]), Err(Error::BadRanges));
-    assert_eq!(allow(&[range(5, 5)]), Err(Error::BadRanges));
+    assert_matches!(
+        allow(&[range(0, 9), range(5, 20)]),
+        Err(Error::Range(RangeError::Overlaps { .. }))
+    );
+    assert_matches!(
+        allow(&[range(5, 5)]),
+        Err(Error::Range(RangeError::Empty { .. }))
+    );
     assert_eq!(allow(&[range(0xfee0_0000, 0xfee0_0fff)]), Ok(()));
-    assert_eq!(pdev.attach(ioas), Err(Error::AddressInUse));
+    assert_matches!(
+        pdev.attach(ioas),
+        Err(Error::Range(RangeError::Allowed { .. }))
+    );
     assert_eq!(allow(&[]), Ok(()));
     pdev.attach(ioas).unwrap();
-    assert_eq!(
+    assert_matches!(
         allow(&[range(0xfee0_0000, 0xfee0_0fff)]),
-        Err(Error::AddressInUse)
+        Err(Error::Range(RangeError::Reserved { .. }))
     );
     assert_eq!(allow(&[range(0x5000, 0x8fff)]), Ok(()));
     let pages = m.pages(PAGE);
@@ -163,7 +214,7 @@ fn an_allowed_range_keeps_a_device_out_that_would_reserve_it() {
     };
     let placed: Vec<_> = (0..4).map(|_| map(PAGE)).collect();
     assert_eq!(placed, [Ok(0x5000), Ok(0x6000), Ok(0x7000), Ok(0x8000)]);
-    assert_eq!(map(PAGE), Err(Error::NoSpace));
+    assert_matches!(map(PAGE), Err(Error::Map(MapError::NoSpace { .. })));
     m.map(ioas, 0x100_0000, PAGE);
 }
 
@@ -182,7 +233,10 @@ fn a_group_stands_on_one_page_table() {
     m.map(ioas, 0x10000, PAGE);
     m.map(other, 0x20000, PAGE);
     let hwpt = one.attach(ioas).unwrap();
-    assert_eq!(two.attach(other), Err(Error::GroupElsewhere));
+    assert_matches!(
+        two.attach(other),
+        Err(Error::Attach(AttachError::GroupElsewhere { .. }))
+    );
     assert_eq!(two.attach(ioas), Ok(hwpt));
     one.attach(other).unwrap();
     assert!(reaches(&two, 0x20000), "replacing moves the whole group");
@@ -201,8 +255,14 @@ fn a_group_stands_on_one_page_table() {
 fn only_address_spaces_and_page_tables_can_be_attached_to() {
     let m = machine();
     let pdev = m.pdev(1);
-    assert_eq!(pdev.attach(NOBODY), Err(Error::NoObject(NOBODY)));
-    assert_eq!(pdev.attach(pdev.id()), Err(Error::NotAttachable(pdev.id())));
+    assert_eq!(
+        pdev.attach(NOBODY),
+        Err(ObjectError::Missing(NOBODY).into())
+    );
+    assert_eq!(
+        pdev.attach(pdev.id()),
+        Err(AttachError::NotAttachable(pdev.id()).into())
+    );
     pdev.detach();
     assert_eq!(pdev.attached(None), None);
 }
@@ -217,7 +277,10 @@ fn a_page_table_that_tracks_dirty_pages_refuses_devices_that_cannot() {
     let ioas = m.ioas();
     let args = HwptAlloc::new(pdev.id(), ioas).with_flags(HwptFlags::DIRTY_TRACKING);
     let hwpt = m.context.hwpt_alloc(args).unwrap();
-    assert_eq!(blind.attach(hwpt), Err(Error::Incompatible));
+    assert_matches!(
+        blind.attach(hwpt),
+        Err(Error::Attach(AttachError::Incompatible(_)))
+    );
     assert!(!m.context.hw_info(blind.id()).unwrap().dirty_tracking);
     assert_eq!(pdev.attach(hwpt), Ok(hwpt));
 }
@@ -234,9 +297,12 @@ fn dropping_a_device_detaches_it_everywhere() {
     let (id, device) = (pdev.id(), Arc::clone(pdev.device()));
     drop(pdev);
     assert_eq!(m.routes(), [(mdev.device().address(), Some(pasid(5)))]);
-    assert_eq!(m.context.hw_info(id), Err(Error::NoObject(id)));
+    assert_eq!(m.context.hw_info(id), Err(ObjectError::Missing(id).into()));
     assert!(device.use_dma_api().is_ok(), "the group is nobody's again");
-    assert_eq!(m.context.destroy(hwpt), Err(Error::InUse(hwpt)));
+    assert_eq!(
+        m.context.destroy(hwpt),
+        Err(ObjectError::InUse(hwpt).into())
+    );
     drop(mdev);
     assert_eq!(m.context.destroy(hwpt), Ok(()));
 }

@@ -9,8 +9,8 @@ use ioasid_core::{
 use ioasid_iommu::{Domain, TableFormat};
 use ioasid_iommufd::{
     BoundDevice, Error, HwData, HwOps, HwQueueConfig, HwptAlloc, HwptFlags, Invalidated, NestedOps,
-    ObjectId, PagingConfig, Refusal, Target, TargetKind, UserArray, UserData, Viommu, ViommuAlloc,
-    ViommuOps, ViommuRequest,
+    ObjectError, ObjectId, PagingConfig, Refusal, Target, TargetKind, UserArray, UserData,
+    UserDataError, Viommu, ViommuAlloc, ViommuOps, ViommuRequest,
 };
 
 use crate::{machine::*, program::Program};
@@ -137,7 +137,11 @@ impl NestedOps for Nested {
     /// Entries are words; 9 is a bad one.
     fn invalidate(&self, entries: &UserArray<'_>) -> Invalidated {
         if entries.kind() != KIND {
-            return Invalidated::stopped(0, Error::BadUserData);
+            let error = UserDataError::WrongType {
+                kind: entries.kind(),
+                wanted: KIND,
+            };
+            return Invalidated::stopped(0, error.into());
         }
         for index in 0..entries.len() {
             match entries.entry::<4>(index, 4).map(u32::from_ne_bytes) {
@@ -247,4 +251,9 @@ impl Scene {
     pub fn map(&self, iova: u64, len: u64) -> OwnPages {
         self.m.map(self.ioas, iova, len)
     }
+}
+
+/// Whether an id names nothing.
+pub fn is_unknown(s: &Scene, id: ObjectId) -> bool {
+    s.m.context.destroy(id) == Err(ObjectError::Missing(id).into())
 }

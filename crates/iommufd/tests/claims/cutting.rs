@@ -1,6 +1,6 @@
 //! Cutting mappings in two, for VFIO's first version of unmap.
 
-use ioasid_iommufd::{AccessKind, Error};
+use ioasid_iommufd::{AccessKind, CutError, Error, ObjectError, UnmapError};
 
 use crate::machine::*;
 
@@ -21,7 +21,11 @@ fn the_parts_of_a_cut_mapping_go_one_by_one() {
     let device = m.pdev(1);
     device.attach(ioas).unwrap();
     let unmap = |iova| m.context.ioas_unmap(ioas, iova, PAGE);
-    assert_eq!(unmap(START + PAGE), Err(Error::NotMapped), "in one piece");
+    assert_matches!(
+        unmap(START + PAGE),
+        Err(Error::Unmap(UnmapError::Cuts { .. })),
+        "in one piece"
+    );
     let writes = m.domains()[0].pte_writes();
     for last in [START + PAGE - 1, START + 2 * PAGE - 1] {
         assert_eq!(m.context.ioas_cut_after(ioas, last), Ok(()));
@@ -49,7 +53,7 @@ fn where_nothing_crosses_nothing_is_cut() {
     assert_eq!(m.context.ioas_unmap(ioas, START, 4 * PAGE), Ok(4 * PAGE));
     assert_eq!(
         m.context.ioas_cut_after(NOBODY, 0),
-        Err(Error::NoObject(NOBODY))
+        Err(ObjectError::Missing(NOBODY).into())
     );
 }
 
@@ -58,19 +62,30 @@ fn a_cut_inside_a_page_or_of_large_or_used_pages_is_refused() {
     let m = machine();
     let ioas = small_pages(&m);
     let middle = START + PAGE - 1;
-    let misaligned = Err(Error::Misaligned { alignment: PAGE });
-    assert_eq!(m.context.ioas_cut_after(ioas, START + 100), misaligned);
+    assert_matches!(
+        m.context.ioas_cut_after(ioas, START + 100),
+        Err(Error::Cut(CutError::Misaligned {
+            alignment: PAGE,
+            ..
+        }))
+    );
     let access = m.context.create_access(AccessKind::Locks).unwrap();
     access.attach(ioas).unwrap();
     let pins = access.pin(START, PAGE, false).unwrap();
-    assert_eq!(m.context.ioas_cut_after(ioas, middle), Err(Error::TooLate));
+    assert_matches!(
+        m.context.ioas_cut_after(ioas, middle),
+        Err(Error::Cut(CutError::InUse { .. }))
+    );
     drop(pins);
     assert_eq!(m.context.ioas_cut_after(ioas, middle), Ok(()));
     let large = m.ioas();
     m.map(large, START, 4 * PAGE);
     let device = m.pdev(1);
     device.attach(large).unwrap();
-    assert_eq!(m.context.ioas_cut_after(large, middle), Err(Error::TooLate));
+    assert_matches!(
+        m.context.ioas_cut_after(large, middle),
+        Err(Error::Cut(CutError::InUse { .. }))
+    );
     device.detach();
     assert_eq!(
         m.context.ioas_cut_after(large, middle),

@@ -1,7 +1,9 @@
 //! Dirty tracking: by whoever wrote, for whoever asks.
 
 use ioasid_core::AddrRange;
-use ioasid_iommufd::{BoundDevice, DirtyRequest, Error, HwptAlloc, HwptFlags, ObjectId};
+use ioasid_iommufd::{
+    BoundDevice, DirtyError, DirtyRequest, Error, HwptAlloc, HwptFlags, ObjectId,
+};
 
 use crate::machine::*;
 
@@ -50,9 +52,9 @@ fn writes_through_a_device_and_through_a_child_are_both_seen() {
         pdev.attach(hwpt).unwrap();
         mdev.attach(ioas).unwrap();
         assert_eq!(m.routes().len(), 2, "one domain");
-        assert_eq!(
+        assert_matches!(
             dirty(&m, request(hwpt)),
-            Err(Error::NoDirtyBits),
+            Err(Error::Dirty(DirtyError::Off(_))),
             "not tracking yet"
         );
         assert!(reaches(&pdev, IOVA));
@@ -73,7 +75,10 @@ fn writes_through_a_device_and_through_a_child_are_both_seen() {
         assert!(reaches(&mdev, IOVA + 5 * PAGE));
         assert_eq!(dirty(&m, request(hwpt)), Ok(vec![5]), "and set again");
         m.context.hwpt_set_dirty_tracking(hwpt, false).unwrap();
-        assert_eq!(dirty(&m, request(hwpt)), Err(Error::NoDirtyBits));
+        assert_matches!(
+            dirty(&m, request(hwpt)),
+            Err(Error::Dirty(DirtyError::Off(_)))
+        );
     }
 }
 
@@ -129,14 +134,16 @@ fn only_mapped_ranges_of_tracking_page_tables_can_be_asked_about() {
         .hwpt_alloc(HwptAlloc::new(pdev.id(), ioas))
         .unwrap();
     let set = m.context.hwpt_set_dirty_tracking(plain, true);
-    assert_eq!(set, Err(Error::NoDirtyTracking));
-    assert_eq!(dirty(&m, request(plain)), Err(Error::NoDirtyTracking));
+    assert_matches!(set, Err(Error::Dirty(DirtyError::NotSupported(_))));
+    assert_matches!(
+        dirty(&m, request(plain)),
+        Err(Error::Dirty(DirtyError::NotSupported(_)))
+    );
     let hwpt = tracking(&m, &pdev, ioas);
     m.context.hwpt_set_dirty_tracking(hwpt, true).unwrap();
     let good = request(hwpt);
     assert_eq!(dirty(&m, good), Ok(vec![]));
-    let bad = Err(Error::NoDirtyBits);
-    assert_eq!(
+    assert_matches!(
         dirty(
             &m,
             DirtyRequest {
@@ -144,9 +151,9 @@ fn only_mapped_ranges_of_tracking_page_tables_can_be_asked_about() {
                 ..good
             }
         ),
-        bad
+        Err(Error::Dirty(DirtyError::Misaligned { .. }))
     );
-    assert_eq!(
+    assert_matches!(
         dirty(
             &m,
             DirtyRequest {
@@ -154,9 +161,9 @@ fn only_mapped_ranges_of_tracking_page_tables_can_be_asked_about() {
                 ..good
             }
         ),
-        bad
+        Err(Error::Dirty(DirtyError::Misaligned { .. }))
     );
-    assert_eq!(
+    assert_matches!(
         dirty(
             &m,
             DirtyRequest {
@@ -164,9 +171,9 @@ fn only_mapped_ranges_of_tracking_page_tables_can_be_asked_about() {
                 ..good
             }
         ),
-        bad
+        Err(Error::Dirty(DirtyError::Misaligned { .. }))
     );
-    assert_eq!(
+    assert_matches!(
         dirty(
             &m,
             DirtyRequest {
@@ -174,9 +181,9 @@ fn only_mapped_ranges_of_tracking_page_tables_can_be_asked_about() {
                 ..good
             }
         ),
-        bad
+        Err(Error::Dirty(DirtyError::NotMapped { .. }))
     );
-    assert_eq!(
+    assert_matches!(
         dirty(
             &m,
             DirtyRequest {
@@ -184,9 +191,9 @@ fn only_mapped_ranges_of_tracking_page_tables_can_be_asked_about() {
                 ..good
             }
         ),
-        bad
+        Err(Error::Dirty(DirtyError::NotMapped { .. }))
     );
-    assert_eq!(
+    assert_matches!(
         dirty(
             &m,
             DirtyRequest {
@@ -195,12 +202,15 @@ fn only_mapped_ranges_of_tracking_page_tables_can_be_asked_about() {
                 ..good
             }
         ),
-        bad
+        Err(Error::Dirty(DirtyError::Empty))
     );
     let wraps = DirtyRequest {
         iova: u64::MAX - PAGE + 1,
         len: 2 * PAGE,
         ..good
     };
-    assert_eq!(dirty(&m, wraps), Err(Error::Overflow));
+    assert_matches!(
+        dirty(&m, wraps),
+        Err(Error::Dirty(DirtyError::Overflow { .. }))
+    );
 }

@@ -8,7 +8,10 @@ use std::sync::{
 
 use ioasid_core::{Access, Pasid};
 use ioasid_iommu::{Fault, FaultReason, PageRequestError, PageResponse};
-use ioasid_iommufd::{BoundDevice, Error, EventFile, HwptAlloc, HwptFlags, ObjectId, PageFault};
+use ioasid_iommufd::{
+    AttachError, BoundDevice, Error, EventError, EventFile, HwptAlloc, HwptFlags, ObjectError,
+    ObjectId, PageFault,
+};
 
 use crate::{backend, machine::*};
 
@@ -92,7 +95,11 @@ fn a_page_that_the_program_maps_in_time_is_a_success() {
     assert_eq!(answered.recv(), Ok(PageResponse::Success));
     assert!(reaches(&device, 0x5678));
     let late = q.file.write(&answer(cookie, 0));
-    assert_eq!(late, Err(Error::BadAnswer), "one answer each");
+    assert_matches!(
+        late,
+        Err(Error::Event(EventError::NoSuchFault(_))),
+        "one answer each"
+    );
 }
 
 #[test]
@@ -132,7 +139,10 @@ fn devices_that_cannot_ask_are_refused() {
     let mute = m.context.bind_device(&mute, sink()).unwrap();
     let (device, ioas) = (m.pdev(1), m.ioas());
     let q = queue(&m, &device, ioas, HwptFlags::NONE);
-    assert_eq!(mute.attach(q.hwpt), Err(Error::Incompatible));
+    assert_matches!(
+        mute.attach(q.hwpt),
+        Err(Error::Attach(AttachError::Incompatible(_)))
+    );
     assert_ne!(mute.attach(ioas), Ok(q.hwpt), "never picked for an IOAS");
 }
 
@@ -141,13 +151,19 @@ fn a_queue_stays_while_a_page_table_or_a_descriptor_uses_it() {
     let m = machine();
     let (device, ioas) = (m.pdev(1), m.ioas());
     let q = queue(&m, &device, ioas, HwptFlags::NONE);
-    assert_eq!(m.context.destroy(q.id), Err(Error::InUse(q.id)));
+    assert_eq!(
+        m.context.destroy(q.id),
+        Err(ObjectError::InUse(q.id).into())
+    );
     q.file.closed();
-    assert_eq!(m.context.destroy(q.id), Err(Error::InUse(q.id)));
+    assert_eq!(
+        m.context.destroy(q.id),
+        Err(ObjectError::InUse(q.id).into())
+    );
     m.context.destroy(q.hwpt).unwrap();
     assert_eq!(m.context.destroy(q.id), Ok(()));
     let unknown = with_queue(&m, &device, ioas, HwptFlags::NONE, q.id);
-    assert_eq!(unknown, Err(Error::NoObject(q.id)));
+    assert_eq!(unknown, Err(ObjectError::Missing(q.id).into()));
     assert_eq!(m.domains().len(), 0, "nothing is left of the page table");
 }
 
@@ -170,11 +186,14 @@ fn detach_and_replace_answer_what_is_waiting_read_or_not() {
         assert_eq!(read.try_recv(), Ok(PageResponse::Invalid));
         assert_eq!(unread.try_recv(), Ok(PageResponse::Invalid));
         assert!(!q.file.is_readable(), "nothing stale is read later");
-        assert_eq!(q.file.write(&answer(1, 0)), Err(Error::BadAnswer));
+        assert_matches!(
+            q.file.write(&answer(1, 0)),
+            Err(Error::Event(EventError::NoSuchFault(_)))
+        );
     }
     let asked = ask(&device, None, 0x1000).map(drop);
     assert!(
-        matches!(asked, Err(PageRequestError::NoHandler { .. })),
+        matches!(asked, Err(PageRequestError::NotAttached { .. })),
         "{asked:?}"
     );
 }
@@ -299,5 +318,5 @@ fn requests_of_a_back_end_go_where_the_device_is_attached() {
         },
         Box::new(|_| {}),
     );
-    assert_eq!(unknown, Err(Error::NoObject(NOBODY)));
+    assert_eq!(unknown, Err(ObjectError::Missing(NOBODY).into()));
 }

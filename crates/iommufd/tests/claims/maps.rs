@@ -3,7 +3,10 @@
 use std::sync::Arc;
 
 use ioasid_core::Prot;
-use ioasid_iommufd::{BoundDevice, CopyArgs, Error, MapArgs, ObjectId};
+use ioasid_iommufd::{
+    BoundDevice, CopyArgs, Error, MapArgs, MapError, ObjectError, ObjectId, OptionError,
+    RangeError, UnmapError,
+};
 
 use crate::machine::*;
 
@@ -38,17 +41,27 @@ fn mappings_do_not_overlap_and_unmap_takes_whole_ones() {
         ] {
             let args = MapArgs::fixed(iova, len, Prot::RW);
             let again = m.context.ioas_map(ioas, Arc::new(pages.clone()), args);
-            assert_eq!(again, Err(Error::Mapped), "{iova:#x}");
+            assert_matches!(again, Err(Error::Map(MapError::Exists { .. })), "{iova:#x}");
         }
-        assert_eq!(
+        assert_matches!(
             unmap(0x10000, 2 * PAGE),
-            Err(Error::NotMapped),
+            Err(Error::Unmap(UnmapError::Cuts { .. })),
             "a part of a mapping"
         );
-        assert_eq!(unmap(0x12000, 2 * PAGE), Err(Error::NotMapped));
-        assert_eq!(unmap(0x30000, PAGE), Err(Error::NotMapped), "nothing there");
-        assert_eq!(unmap(0x10000, 0), Err(Error::Empty));
-        assert_eq!(unmap(u64::MAX - PAGE, 2 * PAGE), Err(Error::Overflow));
+        assert_matches!(
+            unmap(0x12000, 2 * PAGE),
+            Err(Error::Unmap(UnmapError::Cuts { .. }))
+        );
+        assert_matches!(
+            unmap(0x30000, PAGE),
+            Err(Error::Unmap(UnmapError::NotMapped { .. })),
+            "nothing there"
+        );
+        assert_matches!(unmap(0x10000, 0), Err(Error::Unmap(UnmapError::Empty)));
+        assert_matches!(
+            unmap(u64::MAX - PAGE, 2 * PAGE),
+            Err(Error::Unmap(UnmapError::Overflow { .. }))
+        );
         assert_eq!(
             unmap(0xf000, 0x8000),
             Ok(5 * PAGE),
@@ -64,9 +77,9 @@ fn areas_before_one_that_is_cut_are_gone_all_the_same() {
     each_attachment(|m, ioas| {
         m.map(ioas, 0x10000, PAGE);
         m.map(ioas, 0x11000, 2 * PAGE);
-        assert_eq!(
+        assert_matches!(
             m.context.ioas_unmap(ioas, 0x10000, 2 * PAGE),
-            Err(Error::NotMapped)
+            Err(Error::Unmap(UnmapError::Cuts { .. }))
         );
         m.map(ioas, 0x10000, PAGE);
         assert_eq!(m.context.ioas_unmap_all(ioas), Ok(3 * PAGE));
@@ -79,17 +92,17 @@ fn what_cannot_be_a_mapping_is_refused() {
         let pages = m.pages(PAGE);
         let map = |args| m.context.ioas_map(ioas, Arc::new(pages.clone()), args);
         let fixed = |iova, len| MapArgs::fixed(iova, len, Prot::RW);
-        assert_eq!(map(fixed(0x1000, 0)), Err(Error::Empty));
-        assert_eq!(
+        assert_matches!(map(fixed(0x1000, 0)), Err(Error::Map(MapError::Empty)));
+        assert_matches!(
             map(MapArgs::fixed(0x1000, PAGE, Prot::NONE)),
-            Err(Error::NoPermission)
+            Err(Error::Map(MapError::NoPermission))
         );
         let wraps = map(fixed(u64::MAX - PAGE + 1, 2 * PAGE));
-        assert_eq!(wraps, Err(Error::Overflow));
+        assert_matches!(wraps, Err(Error::Map(MapError::Overflow { .. })));
         let nowhere = m
             .context
             .ioas_map(NOBODY, Arc::new(pages.clone()), fixed(0, PAGE));
-        assert_eq!(nowhere, Err(Error::NoObject(NOBODY)));
+        assert_eq!(nowhere, Err(ObjectError::Missing(NOBODY).into()));
         assert_eq!(m.context.ioas_unmap_all(ioas), Ok(0));
     });
 }
@@ -102,25 +115,45 @@ fn a_page_table_needs_whole_pages_and_an_ioas_without_one_does_not() {
     let pages = m.pages(2 * PAGE);
     let map = |args| m.context.ioas_map(ioas, Arc::new(pages.clone()), args);
     assert_eq!(map(MapArgs::fixed(0x1001, 3, Prot::RW)), Ok(0x1001));
-    assert_eq!(pdev.attach(ioas), Err(Error::AddressInUse));
+    assert_matches!(
+        pdev.attach(ioas),
+        Err(Error::Range(RangeError::MisalignedAreas { .. }))
+    );
     assert_eq!(m.context.ioas_unmap(ioas, 0x1001, 3), Ok(3));
     pdev.attach(ioas).unwrap();
-    let misaligned = Err(Error::Misaligned { alignment: PAGE });
-    assert_eq!(map(MapArgs::fixed(0x1001, PAGE, Prot::RW)), misaligned);
-    assert_eq!(map(MapArgs::fixed(0x1000, PAGE - 1, Prot::RW)), misaligned);
+    assert_matches!(
+        map(MapArgs::fixed(0x1001, PAGE, Prot::RW)),
+        Err(Error::Map(MapError::Misaligned {
+            alignment: PAGE,
+            ..
+        }))
+    );
+    assert_matches!(
+        map(MapArgs::fixed(0x1000, PAGE - 1, Prot::RW)),
+        Err(Error::Map(MapError::Misaligned {
+            alignment: PAGE,
+            ..
+        }))
+    );
     let mut inside = MapArgs::fixed(0x1000, PAGE, Prot::RW);
     inside.offset = 8;
-    assert_eq!(map(inside), misaligned);
+    assert_matches!(
+        map(inside),
+        Err(Error::Map(MapError::Misaligned {
+            alignment: PAGE,
+            ..
+        }))
+    );
     let reserved = map(MapArgs::fixed(0xfee0_0000, PAGE, Prot::RW));
-    assert_eq!(reserved, Err(Error::Reserved));
+    assert_matches!(reserved, Err(Error::Map(MapError::Reserved { .. })));
     let last = m.context.ioas_iova_ranges(ioas).unwrap().ranges[1].last();
     assert_eq!(
         map(MapArgs::fixed(last - PAGE + 1, PAGE, Prot::RW)),
         Ok(last - PAGE + 1)
     );
-    assert_eq!(
+    assert_matches!(
         map(MapArgs::fixed(last + 1, PAGE, Prot::RW)),
-        Err(Error::Reserved)
+        Err(Error::Map(MapError::Reserved { .. }))
     );
 }
 
@@ -144,33 +177,36 @@ fn a_copy_shows_the_same_bytes_and_asks_for_no_more_than_the_original() {
         assert_eq!(copy(args), Ok(0x40000), "across neighbours");
         assert!(dma_write(&pdev, None, 0x40000, 1) && dma_write(&pdev, None, 0x41000, 2));
         assert_eq!((byte(&first, 4096), byte(&second, 0)), (1, 2));
-        assert_eq!(copy(args), Err(Error::Mapped));
+        assert_matches!(copy(args), Err(Error::Map(MapError::Exists { .. })));
         let hole = CopyArgs {
             len: 3 * PAGE,
             ..args
         };
-        assert_eq!(copy(hole), Err(Error::NotMapped));
-        assert_eq!(
+        assert_matches!(copy(hole), Err(Error::Map(MapError::SourceHole { .. })));
+        assert_matches!(
             copy(CopyArgs {
                 src_iova: 0xf000,
                 ..args
             }),
-            Err(Error::NotMapped)
+            Err(Error::Map(MapError::SourceHole { .. }))
         );
-        assert_eq!(copy(CopyArgs { len: 0, ..args }), Err(Error::Empty));
+        assert_matches!(
+            copy(CopyArgs { len: 0, ..args }),
+            Err(Error::Map(MapError::Empty))
+        );
         assert_eq!(
             copy(CopyArgs {
                 src: NOBODY,
                 ..args
             }),
-            Err(Error::NoObject(NOBODY))
+            Err(ObjectError::Missing(NOBODY).into())
         );
         assert_eq!(
             copy(CopyArgs {
                 dst: NOBODY,
                 ..args
             }),
-            Err(Error::NoObject(NOBODY))
+            Err(ObjectError::Missing(NOBODY).into())
         );
         let read_only = MapArgs::fixed(0x80000, PAGE, Prot::READ);
         let pages = m.pages(PAGE);
@@ -181,7 +217,7 @@ fn a_copy_shows_the_same_bytes_and_asks_for_no_more_than_the_original() {
             len: PAGE,
             ..args
         };
-        assert_eq!(copy(args), Err(Error::ReadOnlyPages));
+        assert_matches!(copy(args), Err(Error::Map(MapError::ReadOnlyPages)));
         let placed = copy(CopyArgs {
             prot: Prot::READ,
             ..args
@@ -255,9 +291,9 @@ fn without_huge_pages_every_leaf_is_one_page() {
     let before = leaves();
     m.map(ioas, 2 << 20, 2 << 20);
     let large = leaves() - before;
-    assert_eq!(
+    assert_matches!(
         m.context.set_ioas_huge_pages(ioas, false),
-        Err(Error::TooLate)
+        Err(Error::Option(OptionError::Mapped { .. }))
     );
     m.context.ioas_unmap_all(ioas).unwrap();
     assert_eq!(m.context.set_ioas_huge_pages(ioas, false), Ok(()));
@@ -270,8 +306,8 @@ fn without_huge_pages_every_leaf_is_one_page() {
     m.context
         .ioas_map(odd, Arc::new(m.pages(PAGE)), args)
         .unwrap();
-    assert_eq!(
+    assert_matches!(
         m.context.set_ioas_huge_pages(odd, false),
-        Err(Error::AddressInUse)
+        Err(Error::Range(RangeError::MisalignedAreas { .. }))
     );
 }

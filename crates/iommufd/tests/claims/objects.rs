@@ -3,7 +3,8 @@
 use ioasid_core::inspect::{Inspect, Value};
 use ioasid_iommu::TableFormat;
 use ioasid_iommufd::{
-    Error, HwData, HwInfo, HwptAlloc, HwptFlags, ObjectId, UserData, VtdRegisters,
+    AllocError, Error, HwData, HwInfo, HwptAlloc, HwptFlags, ObjectError, ObjectId, OptionError,
+    UserData, VtdRegisters,
 };
 
 use crate::{machine::*, program::Program};
@@ -17,7 +18,10 @@ fn ids_are_the_lowest_free_numbers_from_one_for_all_types() {
     let hwpt = pdev.attach(two).unwrap();
     assert_eq!(hwpt.get(), 4);
     assert_eq!(m.context.destroy(one), Ok(()));
-    assert_eq!(m.context.destroy(one), Err(Error::NoObject(one)));
+    assert_eq!(
+        m.context.destroy(one),
+        Err(ObjectError::Missing(one).into())
+    );
     let manual = m
         .context
         .hwpt_alloc(HwptAlloc::new(pdev.id(), two))
@@ -25,7 +29,10 @@ fn ids_are_the_lowest_free_numbers_from_one_for_all_types() {
     assert_eq!(manual, one, "reused by another type");
     assert_eq!(m.ioas().get(), 5);
     let zero = ObjectId::from_raw(0);
-    assert_eq!(m.context.destroy(zero), Err(Error::NoObject(zero)));
+    assert_eq!(
+        m.context.destroy(zero),
+        Err(ObjectError::Missing(zero).into())
+    );
 }
 
 #[test]
@@ -37,10 +44,19 @@ fn what_is_in_use_is_not_destroyed() {
         .context
         .hwpt_alloc(HwptAlloc::new(pdev.id(), ioas))
         .unwrap();
-    assert_eq!(m.context.destroy(ioas), Err(Error::InUse(ioas)));
-    assert_eq!(m.context.destroy(pdev.id()), Err(Error::InUse(pdev.id())));
+    assert_eq!(
+        m.context.destroy(ioas),
+        Err(ObjectError::InUse(ioas).into())
+    );
+    assert_eq!(
+        m.context.destroy(pdev.id()),
+        Err(ObjectError::InUse(pdev.id()).into())
+    );
     pdev.attach(manual).unwrap();
-    assert_eq!(m.context.destroy(manual), Err(Error::InUse(manual)));
+    assert_eq!(
+        m.context.destroy(manual),
+        Err(ObjectError::InUse(manual).into())
+    );
     pdev.detach();
     assert_eq!(m.context.destroy(manual), Ok(()));
     assert_eq!(m.context.destroy(ioas), Ok(()));
@@ -54,15 +70,18 @@ fn a_command_wants_an_object_of_its_type() {
     let ioas = m.ioas();
     let hwpt = pdev.attach(ioas).unwrap();
     for id in [pdev.id(), hwpt, NOBODY] {
-        let missing = Error::NoObject(id);
+        let missing = Error::from(ObjectError::Missing(id));
         assert_eq!(m.context.ioas_unmap_all(id), Err(missing));
         assert_eq!(m.context.ioas_iova_ranges(id), Err(missing));
         assert_eq!(m.context.ioas_huge_pages(id), Err(missing));
         assert_eq!(m.context.set_vfio_ioas(Some(id)), Err(missing));
     }
-    assert_eq!(m.context.hw_info(ioas), Err(Error::NoObject(ioas)));
+    assert_eq!(
+        m.context.hw_info(ioas),
+        Err(ObjectError::Missing(ioas).into())
+    );
     let dirty = m.context.hwpt_set_dirty_tracking(ioas, true);
-    assert_eq!(dirty, Err(Error::NoObject(ioas)));
+    assert_eq!(dirty, Err(ObjectError::Missing(ioas).into()));
 }
 
 #[test]
@@ -76,35 +95,56 @@ fn page_tables_are_refused_in_the_kernels_order() {
     let unknown = HwptFlags::from_raw(1 << 31);
     assert_eq!(
         alloc(HwptAlloc::new(NOBODY, NOBODY).with_flags(unknown)),
-        Err(Error::NoObject(NOBODY))
+        Err(ObjectError::Missing(NOBODY).into())
     );
     for parent in [NOBODY, pdev.id()] {
         let args = HwptAlloc::new(pdev.id(), parent).with_flags(unknown);
-        assert_eq!(alloc(args), Err(Error::NotAParent(parent)));
+        assert_eq!(alloc(args), Err(AllocError::NotAParent(parent).into()));
     }
-    let unsupported = Err(Error::FlagsNotSupported);
-    assert_eq!(alloc(args.with_flags(unknown)), unsupported);
+    assert_matches!(
+        alloc(args.with_flags(unknown)),
+        Err(Error::Alloc(AllocError::FlagsNotSupported(_)))
+    );
     let both = HwptFlags::FAULT_ID_VALID.with(HwptFlags::NEST_PARENT);
-    assert_eq!(alloc(args.with_flags(both)), unsupported);
+    assert_matches!(
+        alloc(args.with_flags(both)),
+        Err(Error::Alloc(AllocError::FlagsNotSupported(_)))
+    );
     let faults = HwptAlloc {
         fault_id: 9,
         ..args.with_flags(HwptFlags::FAULT_ID_VALID)
     };
-    assert_eq!(alloc(faults), Err(Error::NoObject(ObjectId::from_raw(9))));
+    assert_eq!(
+        alloc(faults),
+        Err(ObjectError::Missing(ObjectId::from_raw(9)).into())
+    );
     let program = Program::new(64);
     let data = UserData::new(&program, 1, 0, 8);
     let nested = |parent| {
         let args = HwptAlloc::new(pdev.id(), parent);
         m.context.hwpt_alloc_with(args, Some(&data))
     };
-    let no_such_type = Err(Error::TypeNotSupported);
-    assert_eq!(nested(ioas), no_such_type, "an IOAS takes no data");
-    assert_eq!(nested(automatic), Err(Error::NotAParent(automatic)));
+    assert_matches!(
+        nested(ioas),
+        Err(Error::Alloc(AllocError::TypeNotSupported(_))),
+        "an IOAS takes no data"
+    );
+    assert_eq!(
+        nested(automatic),
+        Err(AllocError::NotAParent(automatic).into())
+    );
     let plain = alloc(args).unwrap();
-    assert_eq!(nested(plain), Err(Error::NotAParent(plain)));
-    assert_eq!(alloc(HwptAlloc::new(pdev.id(), plain)), unsupported);
+    assert_eq!(nested(plain), Err(AllocError::NotAParent(plain).into()));
+    assert_matches!(
+        alloc(HwptAlloc::new(pdev.id(), plain)),
+        Err(Error::Alloc(AllocError::NoData))
+    );
     let parent = alloc(args.with_flags(HwptFlags::NEST_PARENT)).unwrap();
-    assert_eq!(nested(parent), no_such_type, "two stages are not walked");
+    assert_matches!(
+        nested(parent),
+        Err(Error::Alloc(AllocError::TypeNotSupported(_))),
+        "two stages are not walked"
+    );
 }
 
 fn vtd(data: HwData) -> VtdRegisters {
@@ -157,16 +197,22 @@ fn options_are_kept() {
     assert!(!m.context.rlimit_per_process());
     assert_eq!(m.context.set_rlimit_per_process(true), Ok(()));
     let ioas = m.ioas();
-    assert_eq!(
+    assert_matches!(
         m.context.set_rlimit_per_process(false),
-        Err(Error::HasObjects)
+        Err(Error::Option(OptionError::HasObjects))
     );
     assert!(m.context.rlimit_per_process());
-    assert_eq!(m.context.vfio_ioas(), Err(Error::NoVfioIoas));
+    assert_matches!(
+        m.context.vfio_ioas(),
+        Err(Error::Option(OptionError::NoVfioIoas))
+    );
     assert_eq!(m.context.set_vfio_ioas(Some(ioas)), Ok(()));
     assert_eq!(m.context.vfio_ioas(), Ok(ioas));
     assert_eq!(m.context.destroy(ioas), Ok(()));
-    assert_eq!(m.context.vfio_ioas(), Err(Error::NoVfioIoas));
+    assert_matches!(
+        m.context.vfio_ioas(),
+        Err(Error::Option(OptionError::NoVfioIoas))
+    );
 }
 
 #[test]
@@ -183,13 +229,19 @@ fn everything_goes_with_the_file() {
     mdev.attach(ioas).unwrap();
     m.context.close();
     assert!(reaches(&pdev, 0x10000), "bound devices keep the file");
-    assert_eq!(m.context.ioas_alloc(), Err(Error::Closed));
+    assert_matches!(
+        m.context.ioas_alloc(),
+        Err(Error::Object(ObjectError::Closed))
+    );
     drop(pdev);
     assert!(reaches(&mdev, 0x10000));
     drop(mdev);
     assert_eq!(m.domains().len(), 0);
     assert_eq!(m.iommu.space().used_windows(), 0);
-    assert_eq!(m.context.ioas_unmap_all(ioas), Err(Error::NoObject(ioas)));
+    assert_eq!(
+        m.context.ioas_unmap_all(ioas),
+        Err(ObjectError::Missing(ioas).into())
+    );
 }
 
 #[test]

@@ -11,7 +11,7 @@ use ioasid_core::{
     memory::{Extent, MemoryGone, OwnMemory, PageSource, PinError},
     spa::SpaSpace,
 };
-use ioasid_iommufd::{CopyArgs, Error, MapArgs};
+use ioasid_iommufd::{CopyArgs, Error, MapArgs, MapError};
 
 use crate::machine::*;
 
@@ -202,8 +202,8 @@ fn mappings_change_hands_only_if_files_hold_the_pages() {
         .unwrap();
     assert_eq!(m.context.change_process(Account::default()), Ok(()));
     m.map(ioas, 0x20000, PAGE);
-    assert_eq!(
+    assert_matches!(
         m.context.change_process(Account::default()),
-        Err(Error::NotFileBacked)
+        Err(Error::Map(MapError::NotFileBacked { .. }))
     );
 }

@@ -4,7 +4,10 @@ use std::sync::Arc;
 
 use ioasid_core::{Prot, inspect::Inspect};
 use ioasid_iommu::{OwnershipError, TableFormat};
-use ioasid_iommufd::{BoundDevice, Context, Error, HwptAlloc, HwptFlags, MapArgs, ObjectId};
+use ioasid_iommufd::{
+    AttachError, BoundDevice, Context, Error, HwptAlloc, HwptFlags, MapArgs, MapError, ObjectError,
+    ObjectId, RangeError,
+};
 
 use crate::machine::*;
 
@@ -56,7 +59,10 @@ fn a_device_and_a_child_on_one_ioas_get_one_page_table_and_one_domain() {
             0,
             "the domain goes with the last attachment"
         );
-        assert_eq!(m.context.destroy(hwpt), Err(Error::NoObject(hwpt)));
+        assert_eq!(
+            m.context.destroy(hwpt),
+            Err(ObjectError::Missing(hwpt).into())
+        );
     }
 }
 
@@ -203,9 +209,9 @@ fn a_child_claims_nothing_while_its_parents_driver_works() {
     let driver = parent.use_dma_api().unwrap();
     let before = m.iommu.paging_domains();
     let child = m.context.bind_pasid(&parent, pasid(9), sink()).unwrap();
-    assert_eq!(
+    assert_matches!(
         m.context.bind_device(&parent, sink()).unwrap_err(),
-        Error::NotOwner
+        Error::Attach(AttachError::NotOwner(_))
     );
     let ioas = m.ioas();
     m.map(ioas, 0x10000, PAGE);
@@ -229,9 +235,9 @@ fn two_files_cannot_have_one_device_and_one_file_can_have_a_group() {
     });
     let first = m.context.bind_device(&one, sink()).unwrap();
     let other = Context::new(&m.iommu);
-    assert_eq!(
+    assert_matches!(
         other.bind_device(&two, sink()).unwrap_err(),
-        Error::NotOwner
+        Error::Attach(AttachError::NotOwner(_))
     );
     let second = m.context.bind_device(&two, sink()).unwrap();
     let group = one.group().id();
@@ -252,13 +258,22 @@ fn a_child_attached_over_the_interrupt_window_keeps_a_device_out() {
     let hwpt = mdev.attach(ioas).unwrap();
     let before = m.context.inspect();
     let ranges = m.context.ioas_iova_ranges(ioas).unwrap();
-    assert_eq!(pdev.attach(ioas), Err(Error::AddressInUse));
-    assert_eq!(pdev.attach(hwpt), Err(Error::AddressInUse));
+    assert_matches!(
+        pdev.attach(ioas),
+        Err(Error::Range(RangeError::Mapped { .. }))
+    );
+    assert_matches!(
+        pdev.attach(hwpt),
+        Err(Error::Range(RangeError::Mapped { .. }))
+    );
     let manual = m
         .context
         .hwpt_alloc(HwptAlloc::new(pdev.id(), ioas))
         .unwrap();
-    assert_eq!(pdev.attach(manual), Err(Error::AddressInUse));
+    assert_matches!(
+        pdev.attach(manual),
+        Err(Error::Range(RangeError::Mapped { .. }))
+    );
     assert_eq!(m.context.destroy(manual), Ok(()));
     assert_eq!(m.context.inspect(), before, "all as before");
     assert_eq!(m.context.ioas_iova_ranges(ioas), Ok(ranges));
@@ -267,7 +282,7 @@ fn a_child_attached_over_the_interrupt_window_keeps_a_device_out() {
     assert_eq!(pdev.attach(ioas), Ok(hwpt));
     let args = MapArgs::fixed(0xfee0_0000, PAGE, Prot::RW);
     let again = m.context.ioas_map(ioas, Arc::new(pages), args);
-    assert_eq!(again, Err(Error::Reserved));
+    assert_matches!(again, Err(Error::Map(MapError::Reserved { .. })));
 }
 
 #[test]
@@ -277,7 +292,10 @@ fn a_new_page_table_that_cannot_be_attached_leaves_nothing() {
     let ioas = m.ioas();
     m.map(ioas, 0xfee0_0000, PAGE);
     let next = ObjectId::from_raw(ioas.get() + 1);
-    assert_eq!(pdev.attach(ioas), Err(Error::AddressInUse));
+    assert_matches!(
+        pdev.attach(ioas),
+        Err(Error::Range(RangeError::Mapped { .. }))
+    );
     assert_eq!(m.domains().len(), 0);
     assert_eq!(m.context.ioas_alloc(), Ok(next), "the id is free again");
 }

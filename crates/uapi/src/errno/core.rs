@@ -1,4 +1,4 @@
-//! The errno of each error of `ioasid-core`.
+//! The errno of each error of `ioasid-core`. No `_` arm: a new cause does not compile without one.
 
 use ioasid_core::{
     failpoint::OutOfMemory,
@@ -26,7 +26,7 @@ impl From<PinError> for Errno {
             PinError::Fault => Errno::EFAULT,
             PinError::NoMemory => Errno::ENOMEM,
             PinError::Revoked => Errno::ENODEV,
-            _ => Errno::EINVAL,
+            PinError::OutOfRange => Errno::EINVAL,
         }
     }
 }
@@ -39,7 +39,7 @@ impl From<FdError> for Errno {
             FdError::NoMemory => Errno::ENOMEM,
             FdError::NoneFree => Errno::EMFILE,
             FdError::Revoked => Errno::ENODEV,
-            _ => Errno::EINVAL,
+            FdError::WrongType | FdError::BeyondEnd | FdError::OutsideBuffer => Errno::EINVAL,
         }
     }
 }

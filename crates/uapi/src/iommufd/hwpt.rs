@@ -1,6 +1,6 @@
 //! Commands on page tables and devices (drivers/iommu/iommufd/{hw_pagetable,device}.c).
 
-use ioasid_iommufd::{Error, HwData, HwptAlloc, HwptFlags, ObjectId};
+use ioasid_iommufd::{AllocError, HwData, HwptAlloc, HwptFlags, ObjectId};
 use zerocopy::IntoBytes;
 
 use super::call::{Call, address};
@@ -13,7 +13,11 @@ pub(super) fn alloc(call: &Call<'_>) -> Result<u64, Errno> {
     }
     let has_data = args.data_type != spec::HWPT_DATA_NONE;
     if has_data != (args.data_len != 0) {
-        return Err(Error::BadData.into());
+        return Err(AllocError::DataLength {
+            kind: args.data_type,
+            len: args.data_len,
+        }
+        .into());
     }
     let data = has_data.then(|| call.user_data(args.data_type, args.data_uptr, args.data_len));
     let request = HwptAlloc {
@@ -47,7 +51,7 @@ pub(super) fn hw_info(call: &Call<'_>) -> Result<u64, Errno> {
             (spec::HW_INFO_TYPE_INTEL_VTD, data.as_bytes().to_vec())
         }
         HwData::Other { kind, bytes } => (kind, bytes),
-        _ => (spec::HW_INFO_TYPE_DEFAULT, Vec::new()),
+        HwData::None => (spec::HW_INFO_TYPE_DEFAULT, Vec::new()),
     };
     if wanted != spec::HW_INFO_TYPE_DEFAULT && wanted != kind {
         return Err(Errno::EOPNOTSUPP);

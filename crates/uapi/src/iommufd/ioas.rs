@@ -7,7 +7,7 @@ use ioasid_core::{
     host::FdError,
     memory::{Extent, MemoryGone, PAGE_SIZE, PageSource, PinError},
 };
-use ioasid_iommufd::{CopyArgs, Error, MapArgs, ObjectId};
+use ioasid_iommufd::{CopyArgs, MapArgs, MapError, ObjectId, RangeError, UnmapError};
 use zerocopy::IntoBytes;
 
 use super::call::Call;
@@ -77,9 +77,9 @@ pub(super) fn allow_iovas(call: &Call<'_>) -> Result<u64, Errno> {
         let chunk = &mut chunk[..room];
         call.read_array(args.allowed_iovas, allowed.len(), chunk)?;
         for range in chunk {
-            let range = AddrRange::new(range.start, range.last);
-            let range = range.filter(|range| range.start() < range.last());
-            allowed.push(range.ok_or(Error::BadRanges)?);
+            let spec::IovaRange { start, last } = *range;
+            let range = AddrRange::new(start, last).filter(|_| start < last);
+            allowed.push(range.ok_or(RangeError::Empty { start, last })?);
         }
     }
     call.context().ioas_allow_iovas(ioas, &allowed)?;
@@ -100,7 +100,7 @@ fn check_map(flags: u32, addresses: &[u64]) -> Result<Prot, Errno> {
         write: flags & spec::MAP_WRITEABLE != 0,
     };
     if prot == Prot::NONE {
-        return Err(Error::NoPermission.into());
+        return Err(MapError::NoPermission.into());
     }
     Ok(prot)
 }
@@ -141,7 +141,11 @@ pub(super) fn map_file(call: &Call<'_>) -> Result<u64, Errno> {
     call.context().ioas_exists(ioas)?;
     // The length before the file is looked up, as in the kernel (`iopt_map_file_pages`).
     let map = pages_of(args.start, args.length, fixed(args.flags, args.iova), prot)?;
-    AddrRange::from_len(args.start, args.length).ok_or(Error::Overflow)?;
+    let file_range = AddrRange::from_len(args.start, args.length);
+    file_range.ok_or(MapError::Overflow {
+        start: args.start,
+        len: args.length,
+    })?;
     let offset = map.offset;
     let len = args.length.saturating_add(offset);
     let start = args.start - offset;
@@ -162,9 +166,9 @@ pub(super) fn map_file(call: &Call<'_>) -> Result<u64, Errno> {
 }
 
 /// The end of `len` bytes from `address` is an address too.
-pub(super) fn check_end(address: u64, len: u64) -> Result<(), Error> {
-    let end = address.checked_add(len);
-    end.map(drop).ok_or(Error::Overflow)
+pub(super) fn check_end(start: u64, len: u64) -> Result<(), MapError> {
+    let end = start.checked_add(len);
+    end.map(drop).ok_or(MapError::Overflow { start, len })
 }
 
 /// The mapping of `len` bytes from `address` on, whose pages start at the page of `address`.
@@ -175,7 +179,7 @@ pub(super) fn pages_of(
     prot: Prot,
 ) -> Result<MapArgs, Errno> {
     if len == 0 || len > u64::MAX - PAGE_SIZE {
-        return Err(Error::Empty.into());
+        return Err(MapError::Empty.into());
     }
     Ok(MapArgs {
         iova,
@@ -241,7 +245,11 @@ pub(super) fn unmap(call: &Call<'_>) -> Result<u64, Errno> {
     } else {
         call.context().ioas_exists(ioas)?;
         if args.iova == u64::MAX || args.length == u64::MAX {
-            return Err(Error::Overflow.into());
+            return Err(UnmapError::Overflow {
+                start: args.iova,
+                len: args.length,
+            }
+            .into());
         }
         call.context().ioas_unmap(ioas, args.iova, args.length)?
     };

@@ -3,7 +3,7 @@
 
 use std::mem::offset_of;
 
-use ioasid_iommufd::{Error, ObjectId};
+use ioasid_iommufd::{ObjectId, OptionError};
 
 use super::call::Call;
 use crate::{Errno, spec::iommufd as spec};
@@ -28,11 +28,11 @@ pub(super) fn option(call: &Call<'_>) -> Result<u64, Errno> {
     call.reply_field(offset_of!(spec::Opt, val64), value)
 }
 
-fn flag(value: u64) -> Result<bool, Error> {
+fn flag(value: u64) -> Result<bool, OptionError> {
     match value {
         0 => Ok(false),
         1 => Ok(true),
-        _ => Err(Error::BadValue),
+        _ => Err(OptionError::NoSuchValue(value)),
     }
 }
 

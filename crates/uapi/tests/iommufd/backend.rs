@@ -6,7 +6,7 @@ use ioasid_core::memory::OwnMemory;
 use ioasid_iommu::{Domain, TableFormat};
 use ioasid_iommufd::{
     Error, HwData, HwOps, HwQueueConfig, HwptFlags, Invalidated, NestedOps, ObjectId, PagingConfig,
-    Refusal, UserArray, UserData, Viommu, ViommuOps, ViommuRequest,
+    Refusal, UserArray, UserData, UserDataError, Viommu, ViommuOps, ViommuRequest,
 };
 
 /// The type.
@@ -26,7 +26,11 @@ struct ToyViommu;
 /// Entries are words; anything but 0 is refused.
 fn invalidate(entries: &UserArray<'_>) -> Invalidated {
     if entries.kind() != KIND {
-        return Invalidated::stopped(0, Error::BadUserData);
+        let error = UserDataError::WrongType {
+            kind: entries.kind(),
+            wanted: KIND,
+        };
+        return Invalidated::stopped(0, error.into());
     }
     for index in 0..entries.len() {
         match entries.entry::<4>(index, 4) {

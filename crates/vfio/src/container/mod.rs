@@ -100,7 +100,7 @@ fn attach(device: &Binding, ioas: ObjectId) -> Result<()> {
     match device.attach(ioas) {
         Ok(_) => Ok(()),
         // What the device reserves is in the way of a mapping.
-        Err(Error::Iommufd(ioasid_iommufd::Error::AddressInUse)) => Err(Error::IovaConflict),
+        Err(Error::Iommufd(error)) if error.is_range_conflict() => Err(Error::IovaConflict),
         Err(error) => Err(error),
     }
 }

@@ -299,7 +299,7 @@ impl Type1 {
             self.maps.remove(&start);
             self.invalid -= usize::from(mapping.invalid);
         }
-        result?;
+        result.map_err(ioasid_iommufd::Error::from)?;
         Ok(bytes)
     }
 

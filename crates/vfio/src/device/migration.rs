@@ -8,7 +8,7 @@
 use std::sync::{Arc, Weak};
 
 use ioasid_core::sync::Mutex;
-use ioasid_iommufd::{Error as FileError, EventFile, Notify};
+use ioasid_iommufd::{Error as FileError, EventError, EventFile, Notify, ObjectError};
 
 use super::{gate::Gate, hardware::Hardware};
 use crate::{
@@ -261,11 +261,11 @@ impl MigrationData {
         &self,
         op: impl FnOnce(&mut Progress) -> Result<R>,
     ) -> std::result::Result<R, FileError> {
-        let migration = self.migration.upgrade().ok_or(FileError::Closed)?;
+        let migration = self.migration.upgrade().ok_or(ObjectError::Closed)?;
         let _shared = migration.gate.shared();
         let mut progress = migration.progress.lock();
         if progress.turn != self.turn {
-            return Err(FileError::Closed);
+            return Err(ObjectError::Closed.into());
         }
         op(&mut progress).map_err(|_| FileError::NoMemory)
     }
@@ -274,7 +274,7 @@ impl MigrationData {
 impl EventFile for MigrationData {
     fn read(&self, count: usize) -> std::result::Result<Vec<u8>, FileError> {
         match self.writable {
-            true => Err(FileError::WrongMode),
+            true => Err(EventError::WrongMode.into()),
             false => self.with(|progress| Ok(progress.take(count))),
         }
     }
@@ -282,7 +282,7 @@ impl EventFile for MigrationData {
     fn write(&self, bytes: &[u8]) -> std::result::Result<usize, FileError> {
         match self.writable {
             true => self.with(|progress| progress.put(bytes).map(|()| bytes.len())),
-            false => Err(FileError::WrongMode),
+            false => Err(EventError::WrongMode.into()),
         }
     }
 

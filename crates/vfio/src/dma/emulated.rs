@@ -12,7 +12,9 @@ use ioasid_core::{
     sync::{Condvar, Mutex},
 };
 use ioasid_iommu::WITHHOLD_PATIENCE;
-use ioasid_iommufd::{Access, AccessKind, AccessUser, Context, ObjectId};
+use ioasid_iommufd::{
+    Access, AccessError, AccessKind, AccessUser, Context, Error as IommufdError, ObjectId,
+};
 
 use crate::base::error::{Error, Result};
 
@@ -83,7 +85,7 @@ impl EmulatedDma {
     ///
     /// # Errors
     /// [`Error::NoBusMaster`] while the function must not; [`Error::NotBound`] if there is no user;
-    /// otherwise as [`Access::read`], [`NotAttached`](ioasid_iommufd::Error::NotAttached) among them.
+    /// otherwise as [`Access::read`], [`NotAttached`](AccessError::NotAttached) among them.
     pub fn read(&self, iova: u64, dst: &mut [u8]) -> Result<()> {
         let _copy = Copy::begin(&self.inner)?;
         let access = self.inner.access.read();
@@ -165,7 +167,7 @@ impl BoundEmulated {
     /// Attaches to an IOAS, or to another one than before.
     pub(crate) fn attach(&self, ioas: ObjectId) -> Result<()> {
         self.dma.with(|access| match access.replace(ioas) {
-            Err(ioasid_iommufd::Error::NotAttached) => access.attach(ioas),
+            Err(IommufdError::Access(AccessError::NotAttached(_))) => access.attach(ioas),
             done => done,
         })??;
         Ok(())

@@ -294,8 +294,8 @@ impl GroupFile {
     ///
     /// # Errors
     /// [`Error::ContainerState`] if one is set; [`Error::Gone`]; if somebody else has the DMA
-    /// [`NotOwner`](ioasid_iommufd::Error::NotOwner) or
-    /// [`DeviceBusy`](ioasid_iommufd::Error::DeviceBusy); if the container has an IOMMU backend, what
+    /// [`NotOwner`](ioasid_iommufd::AttachError::NotOwner) or
+    /// [`GroupBusy`](ioasid_iommufd::AttachError::GroupBusy); if the container has an IOMMU backend, what
     /// attaching says, [`Error::IovaConflict`] and [`Error::AddressesInvalid`].
     pub fn set_container(&self, file: ContainerFile) -> Result<()> {
         let mut state = self.group.state.lock();

@@ -4,12 +4,12 @@ use std::sync::Arc;
 
 use ioasid_core::{
     AddrRange, failpoint,
-    memory::{MemoryGone, PAGE_SIZE, PinError},
+    memory::{MemoryGone, PAGE_SIZE},
 };
 
 use super::Ioas;
 use crate::{
-    base::error::Error,
+    base::error::{AccessError, Error, RangeError},
     space::{
         access::{AccessObject, PinnedPages},
         area::{Area, AreaHold},
@@ -28,7 +28,7 @@ impl AttachedAccess {
     /// Attaches `access` to `ioas`.
     ///
     /// # Errors
-    /// [`Error::AddressInUse`] if it pins pages and a mapping is not aligned to pages.
+    /// [`RangeError::MisalignedAreas`] if it pins pages and a mapping is not aligned to pages.
     pub(crate) fn new(ioas: Arc<Ioas>, access: &Arc<AccessObject>) -> Result<Self, Error> {
         ioas.join(access)?;
         Ok(AttachedAccess {
@@ -60,7 +60,10 @@ impl Ioas {
         let _change = self.change.lock();
         let mut state = self.state.lock();
         if access.pins() && !state.is_aligned(PAGE_SIZE) {
-            return Err(Error::AddressInUse);
+            return Err(RangeError::MisalignedAreas {
+                alignment: PAGE_SIZE,
+            }
+            .into());
         }
         failpoint::allocation()?;
         state.accesses.insert(access.id(), Arc::clone(access));
@@ -70,8 +73,7 @@ impl Ioas {
     /// Pins the pages of `range` for an access object; to be written too if `write`.
     ///
     /// # Errors
-    /// Area by area [`Error::NotAccessible`], [`Error::ReadOnlyPages`], [`Error::Pin`], and
-    /// [`Error::NotMapped`] where there is none.
+    /// Those of [`AccessError`], area by area, and [`Error::Pin`].
     pub(crate) fn pin(
         &self,
         range: AddrRange,
@@ -86,7 +88,7 @@ impl Ioas {
             let misaligned = |at: u64| !at.is_multiple_of(PAGE_SIZE);
             let end = offset.wrapping_add(len);
             if misaligned(offset) || misaligned(end) && !is_last {
-                return Err(Error::NotAccessible);
+                return Err(AccessError::PartialPage { offset, len }.into());
             }
             failpoint::allocation()?;
             let run = area.pages.pin(offset, len)?;
@@ -99,7 +101,7 @@ impl Ioas {
     /// Calls `copy` for each part of `range`, to be written if `write`.
     ///
     /// # Errors
-    /// As for [`Ioas::pin`]; [`Error::Pin`] if the memory is gone. What comes before is copied.
+    /// Those of [`AccessError`], area by area. What comes before is copied.
     pub(crate) fn copy(
         &self,
         range: AddrRange,
@@ -111,7 +113,8 @@ impl Ioas {
         self.walk(range, write, &mut |area, offset, len, _| {
             failpoint::allocation()?;
             // A slice is at most half of the address space.
-            copy(area, offset, len as usize).map_err(|_| Error::Pin(PinError::Fault))
+            copy(area, offset, len as usize).map_err(AccessError::MemoryGone)?;
+            Ok(())
         })
     }
 
@@ -119,21 +122,25 @@ impl Ioas {
     /// locked meanwhile.
     ///
     /// # Errors
-    /// What `visit` says, [`Error::NotAccessible`] for an area that is about to go,
-    /// [`Error::ReadOnlyPages`], and [`Error::NotMapped`] at a hole.
+    /// What `visit` says, [`AccessError::Leaving`], [`AccessError::DevicePages`],
+    /// [`AccessError::Permission`], and [`AccessError::NotMapped`] at a hole.
     fn walk(&self, range: AddrRange, write: bool, visit: &mut Visit<'_>) -> Result<(), Error> {
         let mut next = range.start();
         loop {
-            let rest = AddrRange::new(next, range.last()).ok_or(Error::NotMapped)?;
+            let hole = AccessError::NotMapped { range, at: next };
+            let rest = AddrRange::new(next, range.last()).ok_or(hole)?;
             let (area_range, area) = {
                 let state = self.state.lock();
                 let first = state.space.overlapping(rest).next();
                 let first = first.filter(|(area, _)| area.contains(next));
-                let (range, area) = first.ok_or(Error::NotMapped)?;
+                let (range, area) = first.ok_or(hole)?;
                 (range, area.clone())
             };
-            if area.usage.refuses_new() || !area.pages.is_accessible() {
-                return Err(Error::NotAccessible);
+            if area.usage.refuses_new() {
+                return Err(AccessError::Leaving { area: area_range }.into());
+            }
+            if !area.pages.is_accessible() {
+                return Err(AccessError::DevicePages { area: area_range }.into());
             }
             let allowed = if write {
                 area.prot.write && area.pages.writable()
@@ -141,7 +148,11 @@ impl Ioas {
                 area.prot.read
             };
             if !allowed {
-                return Err(Error::ReadOnlyPages);
+                return Err(AccessError::Permission {
+                    area: area_range,
+                    write,
+                }
+                .into());
             }
             let last = area_range.last().min(range.last());
             let offset = area.offset.wrapping_add(next - area_range.start());

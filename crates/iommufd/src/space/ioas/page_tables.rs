@@ -8,7 +8,7 @@ use ioasid_iommu::{Domain, DomainConfig};
 
 use super::Ioas;
 use crate::{
-    base::error::Error,
+    base::error::{AttachError, Error, Mismatch, RangeError},
     space::{
         area::fill,
         domains::{Attributes, IoasDomain, smallest_leaf},
@@ -49,12 +49,12 @@ impl Ioas {
         let owner = Owner::Domain(domain.id());
         let leaf = smallest_leaf(domain.domain());
         if leaf > PAGE_SIZE {
-            return Err(Error::Incompatible);
+            return Err(AttachError::from(Mismatch::LeafSize).into());
         }
         let (large_pages, mut areas) = {
             let mut state = self.state.lock();
             if leaf > state.alignment() && !state.is_aligned(leaf) {
-                return Err(Error::AddressInUse);
+                return Err(RangeError::MisalignedAreas { alignment: leaf }.into());
             }
             state.space.reserve(owner, outside(domain.domain()))?;
             let areas = state.space.areas();

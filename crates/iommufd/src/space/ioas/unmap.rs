@@ -6,7 +6,7 @@ use ioasid_core::{AddrRange, failpoint};
 
 use super::Ioas;
 use crate::{
-    base::error::Error,
+    base::error::{CutError, Error, UnmapError},
     space::{
         area::{Area, take_down, total_len},
         pages::Pages,
@@ -18,16 +18,16 @@ impl Ioas {
     /// through them is in flight, and no access object holds their pages.
     ///
     /// # Errors
-    /// [`Error::NotMapped`] if an area lies across an edge, [`Error::AreaLocked`] if hardware owns
-    /// one, [`Error::StillHeld`] if an access object does not release one; those before it are
+    /// [`UnmapError::Cuts`] if an area lies across an edge, [`UnmapError::Locked`] if hardware owns
+    /// one, [`UnmapError::StillHeld`] if an access object does not release one; those before it are
     /// unmapped then, as in the kernel.
-    pub(crate) fn unmap(&self, range: AddrRange) -> Result<u64, Error> {
+    pub(crate) fn unmap(&self, range: AddrRange) -> Result<u64, UnmapError> {
         let (bytes, result) = self.unmap_counting(range);
         result.map(|()| bytes)
     }
 
     /// As [`Ioas::unmap`]; the bytes that were unmapped are returned in any case.
-    pub(crate) fn unmap_counting(&self, range: AddrRange) -> (u64, Result<(), Error>) {
+    pub(crate) fn unmap_counting(&self, range: AddrRange) -> (u64, Result<(), UnmapError>) {
         let mut bytes = 0u64;
         let mut requests = Requests::default();
         loop {
@@ -38,9 +38,12 @@ impl Ioas {
                 let mut end = End::Done;
                 for (area_range, area) in state.space.overlapping(range) {
                     if area.usage.is_locked() {
-                        end = End::Error(Error::AreaLocked);
+                        end = End::Error(UnmapError::Locked { area: area_range });
                     } else if !range.covers(area_range) {
-                        end = End::Error(Error::NotMapped);
+                        end = End::Error(UnmapError::Cuts {
+                            range,
+                            area: area_range,
+                        });
                     } else if area.usage.refuse_new() {
                         end = End::Held(area_range);
                     } else {
@@ -78,7 +81,7 @@ impl Ioas {
     ///
     /// # Errors
     /// As [`Ioas::unmap`].
-    pub(crate) fn unmap_all(&self) -> Result<u64, Error> {
+    pub(crate) fn unmap_all(&self) -> Result<u64, UnmapError> {
         self.unmap(AddrRange::ALL)
     }
 
@@ -106,33 +109,38 @@ impl Ioas {
     /// unmapped. Neither pins nor page tables change.
     ///
     /// # Errors
-    /// [`Error::Changing`] while the area is about to go, [`Error::CannotCut`] for pages of a device,
-    /// [`Error::Misaligned`], [`Error::TooLate`] if an access object holds pages of the area, or if
+    /// [`CutError::Changing`] while the area is about to go, [`CutError::DevicePages`],
+    /// [`CutError::Misaligned`], [`CutError::InUse`] if an access object holds pages of the area, or if
     /// it is in a page table with leaves that may be large.
     pub(crate) fn cut_after(&self, last: u64) -> Result<(), Error> {
         let _change = self.change.lock();
         let mut state = self.state.lock();
-        let at = AddrRange::new(last, last).ok_or(Error::Overflow)?;
-        let Some((range, area)) = state.space.overlapping(at).next() else {
+        let at = AddrRange::new(last, last);
+        let Some((range, area)) = at.and_then(|at| state.space.overlapping(at).next()) else {
             return Ok(());
         };
         if last == range.start() || last == range.last() {
             return Ok(());
         }
         if area.usage.refuses_new() {
-            return Err(Error::Changing);
+            return Err(CutError::Changing { area: range }.into());
         }
         if area.pages.source().is_device() {
-            return Err(Error::CannotCut);
+            return Err(CutError::DevicePages { area: range }.into());
         }
         let alignment = state.alignment();
         let left = last - range.start() + 1;
         let offset = area.offset.wrapping_add(left);
         if (last + 1) & (alignment - 1) != 0 || offset & (alignment - 1) != 0 {
-            return Err(Error::Misaligned { alignment });
+            return Err(CutError::Misaligned {
+                area: range,
+                last,
+                alignment,
+            }
+            .into());
         }
         if area.usage.is_used() || (area.run.is_some() && state.large_pages) {
-            return Err(Error::TooLate);
+            return Err(CutError::InUse { area: range }.into());
         }
         failpoint::allocation()?;
         let right = Area {
@@ -156,7 +164,7 @@ impl Ioas {
 /// How a pass of [`Ioas::unmap`] ended.
 enum End {
     Done,
-    Error(Error),
+    Error(UnmapError),
     /// An access object holds pages of the area.
     Held(AddrRange),
 }
@@ -172,7 +180,7 @@ impl Requests {
     /// The kernel gives up after this many (`iopt_unmap_iova_range`).
     const MOST: u32 = 100;
 
-    fn count(&mut self, area: AddrRange) -> Result<(), Error> {
+    fn count(&mut self, area: AddrRange) -> Result<(), UnmapError> {
         if self.area != Some(area) {
             *self = Requests {
                 area: Some(area),
@@ -181,7 +189,7 @@ impl Requests {
         }
         self.times += 1;
         if self.times > Self::MOST {
-            return Err(Error::StillHeld);
+            return Err(UnmapError::StillHeld { area });
         }
         Ok(())
     }

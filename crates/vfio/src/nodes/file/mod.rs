@@ -106,7 +106,7 @@ impl DeviceFile {
     /// In this order: [`Error::AlreadyBound`], also if it was opened through its group;
     /// [`Error::GroupBusy`]; the error of `context`; [`Error::BoundElsewhere`];
     /// what binding to the context says, for a whole device
-    /// [`NotOwner`](ioasid_iommufd::Error::NotOwner) while a driver of the host or a stranger owns
+    /// [`NotOwner`](ioasid_iommufd::AttachError::NotOwner) while a driver of the host or a stranger owns
     /// its DMA, for a child [`Error::Exhausted`] when no PASID is left.
     pub fn bind_with<E: From<Error>>(
         &self,

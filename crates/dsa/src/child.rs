@@ -15,6 +15,7 @@ use ioasid_core::{
 use ioasid_iommu::Device;
 use ioasid_vfio::{
     DefaultPasid, DeviceModel,
+    error::BindError,
     mdev::PasidSlot,
     model::{Migrate, StateError},
     pci::Function,
@@ -405,7 +406,7 @@ impl DeviceModel for DsaChild {
 }
 
 impl DefaultPasid for DsaChild {
-    fn bind(&self) -> Result<(Arc<Device>, Pasid), ioasid_vfio::Error> {
+    fn bind(&self) -> Result<(Arc<Device>, Pasid), BindError> {
         self.pasid.bind(self.parent.device())
     }
 

@@ -47,7 +47,7 @@ impl Slots for DsaDevice {
                 owner: QueueType::Mdev,
                 ..
             } => SlotError::Taken,
-            _ => SlotError::Refused("the queue cannot be given away"),
+            error => SlotError::refused(error),
         })
     }
 

@@ -20,6 +20,7 @@ use ioasid_dsa::{
 use ioasid_iommu::{Device, DmaSource, Domain, FaultLog, FaultSink, Iommu, PasidQuota};
 use ioasid_vfio::{
     DefaultPasid, DeviceModel, Vfio,
+    error::MdevError,
     mdev::{MdevParent, MdevRegistry},
 };
 
@@ -457,7 +458,8 @@ fn children_come_and_go_by_uuid_through_the_registry() {
     }
     assert_eq!(mdevs.available_instances(TYPE_1DWQ), 0);
     let full = registry.create(&name, TYPE_1DWQ, uuid(4).as_bytes());
-    assert_eq!(full.unwrap_err(), ioasid_vfio::Error::NoInstance);
+    let none = full.unwrap_err();
+    assert!(matches!(none, MdevError::NoInstance { .. }), "{none}");
     let second = registry.list()[1].clone();
     assert_eq!(mdevs.child(second.uuid()).unwrap().queue(), 2);
     let held = second.clone();

@@ -24,6 +24,7 @@ use ioasid_iommu::{
 use ioasid_iommufd::Context;
 use ioasid_vfio::{
     DefaultPasid, Error, MapRequest, Vfio,
+    error::RegionError,
     mdev::{MdevParent, MdevRegistry},
     pci::Bar,
 };
@@ -173,9 +174,16 @@ fn a_program_reaches_the_portals_of_its_own_queue_and_no_others() {
     assert!(files[0].mmap_check(map(0)).is_ok());
     for beyond in [PORTAL_STRIDE, 2 * PORTAL_STRIDE, 7 * PORTAL_STRIDE] {
         let refused = files[0].write(PORTALS + beyond, &descriptor);
-        assert!(matches!(refused, Err(Error::BeyondRegion)), "{beyond:#x}");
+        let end = Error::Region(RegionError::BeyondEnd {
+            index: 2,
+            offset: beyond,
+            size: PORTAL_STRIDE,
+        });
+        assert_eq!(refused, Err(end));
         let refused = files[0].mmap_check(map(beyond));
-        assert!(matches!(refused, Err(Error::NotMappable)), "{beyond:#x}");
+        let (offset, len) = (PORTALS + beyond, PORTAL_PAGE);
+        let not_mappable = Error::Region(RegionError::NotMappable { offset, len });
+        assert_eq!(refused, Err(not_mappable));
         let refused = files[0].mapped_write(PORTALS + beyond, &descriptor);
         assert!(refused.is_err(), "{beyond:#x}");
         assert!(

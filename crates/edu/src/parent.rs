@@ -8,7 +8,8 @@ use ioasid_core::{
     sync::Mutex,
 };
 use ioasid_vfio::{
-    EmulatedDma, Error, Passthrough, Result,
+    EmulatedDma, Passthrough,
+    error::{DeviceError, MdevError},
     mdev::{MdevChild, MdevParent, MdevType, Uuid},
 };
 
@@ -68,17 +69,18 @@ impl MdevParent for EduParent {
         }
     }
 
-    fn create(&self, id: &str, uuid: Uuid) -> Result<MdevChild> {
+    fn create(&self, id: &str, uuid: Uuid) -> Result<MdevChild, MdevError> {
+        let (parent, type_id) = (self.name(), id.to_owned());
         if id != TYPE_EDU {
-            return Err(Error::NoSuchType);
+            return Err(MdevError::NoSuchType { parent, type_id });
         }
         let mut children = self.children.lock();
         if self.free(children.len()) == 0 {
-            return Err(Error::NoInstance);
+            return Err(MdevError::NoInstance { parent, type_id });
         }
         let dma = EmulatedDma::new();
         let made = Edu::new(&*self.spawner, dma.clone());
-        let device = made.map_err(|_| Error::Device("no thread for it"))?;
+        let device = made.map_err(|error| MdevError::Device(DeviceError::new(error)))?;
         children.insert(uuid, Arc::clone(&device));
         Ok(MdevChild {
             model: device,

@@ -22,8 +22,9 @@ use ioasid_iommu::{Iommu, IommuConfig};
 use ioasid_iommufd::{Context, MapArgs, ObjectId};
 use ioasid_vfio::{
     Container, ContainerFile, DeviceFile, Error, Eventfd, IrqAction, IrqData, IrqIndex,
-    MigrationState, SetIrqs, Vfio, VfioDevice,
+    MigrationState, SetIrqs, StateError, Vfio, VfioDevice,
     container::{MapRequest, Version},
+    error::{AttachError, MdevError, MigrationError},
     mdev::{MdevParent, MdevRegistry, Uuid},
 };
 
@@ -223,8 +224,11 @@ fn pasids_are_refused_and_attaching_again_moves_it() {
     let machine = Machine::new();
     let file = machine.device().open().unwrap();
     file.bind(&machine.context).unwrap();
-    assert_eq!(file.attach(machine.ioas, Some(1)), Err(Error::NoUserPasid));
-    assert_eq!(file.detach(Some(1)), Err(Error::NoUserPasid));
+    assert_eq!(
+        file.attach(machine.ioas, Some(1)),
+        Err(AttachError::NoUserPasids.into())
+    );
+    assert_eq!(file.detach(Some(1)), Err(AttachError::NoUserPasids.into()));
     let missing = ObjectId::from_raw(0x7777);
     assert!(matches!(
         file.attach(missing, None),
@@ -392,7 +396,7 @@ proptest! {
         prop_assert_eq!(restore(&saved[..saved.len() - cut]), match cut == saved.len() {
             // Without a byte it stays as it is.
             true => Ok(()),
-            false => Err(Error::BadDeviceState),
+            false => Err(MigrationError::BadState(StateError).into()),
         });
         destination.reset().unwrap();
         let command = 2 | BUS_MASTER;
@@ -428,10 +432,10 @@ fn a_parent_has_so_many_children_and_no_more() {
         assert!(made.is_ok());
     }
     let refused = machine.mdevs.create("edu", TYPE_EDU, uuid(99).as_bytes());
-    assert_eq!(refused.map(drop), Err(Error::NoInstance));
+    assert!(matches!(refused, Err(MdevError::NoInstance { .. })));
     let first: Uuid = uuid(0).parse().unwrap();
     machine.mdevs.remove(first, Duration::ZERO).unwrap();
     assert_eq!(machine.parent.available_instances(TYPE_EDU), 1);
     let refused = machine.mdevs.create("edu", "edu-2", uuid(99).as_bytes());
-    assert_eq!(refused.map(drop), Err(Error::NoSuchType));
+    assert!(matches!(refused, Err(MdevError::NoSuchType { .. })));
 }

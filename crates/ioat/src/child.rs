@@ -14,6 +14,7 @@ use ioasid_core::{
 use ioasid_iommu::Device;
 use ioasid_vfio::{
     DefaultPasid, DeviceModel, Migrate,
+    error::BindError,
     mdev::{MdevType, PasidSlot, SlotError, SlotParent, Slots},
     pci::Function,
 };
@@ -164,7 +165,7 @@ impl DeviceModel for IoatChild {
 }
 
 impl DefaultPasid for IoatChild {
-    fn bind(&self) -> Result<(Arc<Device>, Pasid), ioasid_vfio::Error> {
+    fn bind(&self) -> Result<(Arc<Device>, Pasid), BindError> {
         let (device, pasid) = self.pasid.bind(self.parent.device())?;
         self.retag(Some(Arc::new(Tag {
             front: Arc::clone(&self.front),
@@ -220,7 +221,7 @@ impl Slots for IoatDevice {
     fn make(self: &Arc<Self>, slot: usize) -> Result<Arc<IoatChild>, SlotError> {
         IoatChild::new(self, slot).map_err(|error| match error {
             Error::ChannelBusy { .. } => SlotError::Taken,
-            _ => SlotError::Refused("the channel cannot be given away"),
+            error => SlotError::refused(error),
         })
     }
 

@@ -164,20 +164,29 @@ fn a_driver_override_is_kept_until_it_is_cleared() {
 
 #[test]
 fn mediated_devices_are_created_and_removed_through_sysfs() {
-    use ioasid_vfio::Error;
+    use ioasid_vfio::{
+        Error,
+        error::{BindError, MdevError, UuidError},
+    };
     let machine = default_machine();
     let create = "devices/pci0000:6a/0000:6a:01.0/mdev_supported_types/dsa-1dwq/create";
     let uuid = machine.mdevs(None)[0].uuid.to_string();
-    let vfio = |error: Error| Err(AttributeError::Vfio(error));
+    let vfio = |error: MdevError| Err(AttributeError::Vfio(Error::from(error)));
     let write = |path: &str, text: &str| set(&machine, path, text);
-    assert_eq!(write(create, "nonsense"), vfio(Error::BadUuid));
-    assert_eq!(write(create, &uuid), vfio(Error::UuidExists));
+    assert_eq!(write(create, "nonsense"), vfio(UuidError::Length(8).into()));
+    let exists = MdevError::Exists {
+        uuid: machine.mdevs(None)[0].uuid,
+    };
+    assert_eq!(write(create, &uuid), vfio(exists));
     let remove = format!("devices/pci0000:6a/0000:6a:01.0/{uuid}/remove");
     assert_eq!(write(&remove, "x"), Err(AttributeError::Invalid));
     assert_eq!(write(&remove, "0"), Ok(()));
     assert_eq!(machine.mdevs(None).len(), 2, "0 removes nothing");
     let file = machine.mdevs(None)[0].node.device.open().unwrap();
-    assert_eq!(write(&remove, "1"), vfio(Error::StillOpen));
+    assert_eq!(
+        write(&remove, "1"),
+        vfio(BindError::StillOpen { open: 1 }.into())
+    );
     file.close();
     assert_eq!(write(&remove, "1"), Ok(()));
     assert_eq!(machine.mdevs(None).len(), 1);

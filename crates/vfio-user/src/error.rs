@@ -78,11 +78,23 @@ impl From<Errno> for Error {
     }
 }
 
-impl From<ioasid_vfio::Error> for Error {
-    fn from(error: ioasid_vfio::Error) -> Self {
-        Error::Refused(error.into())
-    }
+macro_rules! refused {
+    ($($error:ty),*) => {
+        $(impl From<$error> for Error {
+            fn from(error: $error) -> Self {
+                Error::Refused(error.into())
+            }
+        })*
+    };
 }
+
+refused!(
+    ioasid_vfio::Error,
+    ioasid_vfio::error::BindError,
+    ioasid_vfio::error::RegionError,
+    ioasid_vfio::error::MigrationError,
+    ioasid_vfio::error::DmaLogError
+);
 
 impl From<ioasid_iommufd::Error> for Error {
     fn from(error: ioasid_iommufd::Error) -> Self {

@@ -11,7 +11,7 @@
 //!   [`Container`]: `/dev/vfio/vfio` with the type 1 IOMMU, over an IOAS.
 //! * [`region`], [`irq`]: what the region and interrupt indexes of a device are.
 //! * [`mdev`]: mediated devices: UUIDs, parents, and the registry that creates and removes children.
-//! * [`error`]: every cause of a refusal.
+//! * [`error`]: every cause of a refusal, by subject.
 //!
 //! What never lives here: ioctl structs, file descriptor numbers and errno numbers (the `uapi`
 //! crate); registers of any particular device; and, below this floor, any notion of a mediated

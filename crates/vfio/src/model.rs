@@ -7,7 +7,7 @@ use ioasid_core::Pasid;
 use ioasid_iommu::Device;
 
 pub use crate::base::saved::StateError;
-use crate::{base::error::Error, dma::emulated::EmulatedDma, pci::Function};
+use crate::{base::error::BindError, dma::emulated::EmulatedDma, pci::Function};
 
 /// The behaviour of one PCI function, as a program sees it.
 ///
@@ -95,8 +95,8 @@ pub trait DefaultPasid: Send + Sync + fmt::Debug {
     /// Takes a PASID for a new user. Called once between two calls of [`unbind`](Self::unbind).
     ///
     /// # Errors
-    /// [`Error::Exhausted`] if there is no PASID.
-    fn bind(&self) -> Result<(Arc<Device>, Pasid), Error>;
+    /// [`BindError::NoPasid`], [`BindError::PasidTooLarge`].
+    fn bind(&self) -> Result<(Arc<Device>, Pasid), BindError>;
 
     /// Stops the child's queue: disable, drain, flush the page requests that it still has. When it
     /// returns no DMA with the PASID is in flight or can start. It must not wait for an answer that

@@ -11,6 +11,7 @@ use ioasid_iommufd::Context;
 use ioasid_vfio::{
     Container, ContainerFile, Error,
     container::{DirtyRange, MapRequest, UnmapRequest, Version},
+    error::MapError,
 };
 use proptest::prelude::*;
 
@@ -42,6 +43,27 @@ fn steps() -> impl Strategy<Value = Vec<Step>> {
     prop::collection::vec(step, 1..60)
 }
 
+/// Why the lists refuse something, as far as they tell causes apart.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Refusal {
+    Invalid,
+    Exists,
+    NotFound,
+    NoDirtyPages,
+}
+
+impl Refusal {
+    fn of(error: Error) -> Refusal {
+        match error {
+            Error::Map(MapError::Exists { .. }) => Refusal::Exists,
+            Error::Map(MapError::NotFound { .. }) => Refusal::NotFound,
+            Error::Map(MapError::NoDirtyPages) => Refusal::NoDirtyPages,
+            Error::Map(_) => Refusal::Invalid,
+            other => panic!("{other}"),
+        }
+    }
+}
+
 /// First page, number of pages, and whether its address is invalid.
 type Mapping = (u64, u64, bool);
 
@@ -54,45 +76,45 @@ impl Model {
         *start < page + count && page < start + pages
     }
 
-    fn map(&mut self, page: u64, pages: u64) -> Result<(), Error> {
+    fn map(&mut self, page: u64, pages: u64) -> Result<(), Refusal> {
         if pages == 0 {
-            return Err(Error::BadMapRequest);
+            return Err(Refusal::Invalid);
         }
         if self.0.iter().any(|map| Self::overlaps(map, page, pages)) {
-            return Err(Error::MapExists);
+            return Err(Refusal::Exists);
         }
         self.0.push((page, pages, false));
         self.0.sort_unstable();
         Ok(())
     }
 
-    fn update(&mut self, page: u64, pages: u64) -> Result<(), Error> {
+    fn update(&mut self, page: u64, pages: u64) -> Result<(), Refusal> {
         if pages == 0 {
-            return Err(Error::BadMapRequest);
+            return Err(Refusal::Invalid);
         }
         let mut maps = self.0.iter_mut();
         match maps.find(|map| Self::overlaps(map, page, pages)) {
-            None => Err(Error::NoSuchMap),
+            None => Err(Refusal::NotFound),
             Some(map) if *map == (page, pages, true) => {
                 map.2 = false;
                 Ok(())
             }
-            Some(_) => Err(Error::BadMapRequest),
+            Some(_) => Err(Refusal::Invalid),
         }
     }
 
     /// The mappings that an unmap is about, by the rules of the version.
-    fn chosen(&self, version: Version, page: u64, pages: u64) -> Result<Vec<Mapping>, Error> {
+    fn chosen(&self, version: Version, page: u64, pages: u64) -> Result<Vec<Mapping>, Refusal> {
         if pages == 0 {
-            return Err(Error::BadMapRequest);
+            return Err(Refusal::Invalid);
         }
         let touched = self.0.iter().filter(|map| Self::overlaps(map, page, pages));
         let touched: Vec<Mapping> = touched.copied().collect();
         let starts_before = touched.iter().any(|map| map.0 < page);
         let ends_after = touched.iter().any(|map| map.0 + map.1 > page + pages);
         match version {
-            Version::V2 if starts_before || ends_after => Err(Error::BadMapRequest),
-            // Whoever starts inside of a mapping unmaps nothing, and is told so.
+            Version::V2 if starts_before || ends_after => Err(Refusal::Invalid),
+            // A range that starts inside of a mapping unmaps nothing, and says so.
             Version::V1 if starts_before => Ok(Vec::new()),
             _ => Ok(touched),
         }
@@ -103,9 +125,9 @@ impl Model {
         chosen.iter().map(|map| map.1 * PAGE).sum()
     }
 
-    fn invalidate(&mut self, chosen: &[Mapping]) -> Result<u64, Error> {
+    fn invalidate(&mut self, chosen: &[Mapping]) -> Result<u64, Refusal> {
         if chosen.iter().any(|map| map.2) {
-            return Err(Error::BadMapRequest);
+            return Err(Refusal::Invalid);
         }
         for map in &mut self.0 {
             map.2 |= chosen.contains(map);
@@ -141,10 +163,11 @@ fn run(version: Version, steps: Vec<Step>) -> Result<(), TestCaseError> {
             },
             update,
         };
-        container.map(Account::default(), &request, || {
+        let mapped = container.map(Account::default(), &request, || {
             let len = usize::try_from(pages * PAGE).unwrap();
             Ok::<_, Error>(Arc::new(OwnPages::new(machine.iommu.space(), len).unwrap()) as _)
-        })
+        });
+        mapped.map_err(Refusal::of)
     };
     let unmap = |range: Option<(u64, u64)>, vaddr: bool| {
         let (page, pages) = range.unwrap_or_default();
@@ -155,7 +178,8 @@ fn run(version: Version, steps: Vec<Step>) -> Result<(), TestCaseError> {
             vaddr,
             dirty: None,
         };
-        container.unmap::<Error>(&request, |_| Ok(()))
+        let unmapped = container.unmap::<Error>(&request, |_| Ok(()));
+        unmapped.map_err(Refusal::of)
     };
     let mut model = Model::default();
     for step in steps {
@@ -190,17 +214,17 @@ fn run(version: Version, steps: Vec<Step>) -> Result<(), TestCaseError> {
                     size: pages * PAGE,
                     page_size: PAGE,
                 };
-                let mut told = Vec::new();
+                let mut found = Vec::new();
                 let result = container.dirty::<Error>(&request, |range: AddrRange| {
-                    told.push((range.start() / PAGE, range.len_saturating() / PAGE));
+                    found.push((range.start() / PAGE, range.len_saturating() / PAGE));
                     Ok(())
                 });
                 let expected = match version {
-                    Version::V1 => Err(Error::NoDirtyPages),
+                    Version::V1 => Err(Refusal::NoDirtyPages),
                     Version::V2 => model.chosen(version, page, pages),
                 };
                 let expected = expected.map(|maps| maps.iter().map(|m| (m.0, m.1)).collect());
-                prop_assert_eq!(result.map(|()| told), expected);
+                prop_assert_eq!(result.map(|()| found).map_err(Refusal::of), expected);
             }
         }
         let domains = machine.iommu.domains();

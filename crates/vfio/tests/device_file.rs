@@ -6,10 +6,15 @@ use std::sync::Arc;
 
 use common::{CONFIG, Machine, PORTAL};
 use ioasid_core::host::CountingIrq;
-use ioasid_iommufd::{AttachError, Context, Error as IommufdError, HwptAlloc, HwptFlags, ObjectId};
+use ioasid_iommu::PasidError;
+use ioasid_iommufd::{
+    AttachError as IommufdAttachError, Context, Error as IommufdError, HwptAlloc, HwptFlags,
+    ObjectId,
+};
 use ioasid_vfio::{
     DeviceFile, Error, Eventfd, IrqAction, IrqData, IrqIndex, MapRequest, Result, SetIrqs,
     VfioDevice,
+    error::{AttachError, BindError, RegionError},
 };
 
 const PARENT: &str = "0000:6a:01.0";
@@ -37,7 +42,7 @@ fn nothing_but_bind_works_on_a_file_that_is_not_bound() {
     let (device, _) = machine.whole(&machine.dma(OTHER));
     let file = device.open().unwrap();
     let check = |file: &DeviceFile| {
-        let no = Some(Error::NotBound);
+        let no = Some(Error::from(BindError::NotBound));
         assert_eq!(file.info().err(), no);
         assert_eq!(file.region_info(0).err(), no);
         assert_eq!(file.irq_info(0).err(), no);
@@ -66,14 +71,11 @@ fn a_device_is_bound_through_one_file_at_a_time() {
     let context = Context::new(&machine.iommu);
     let (first, second) = (device.open().unwrap(), device.open().unwrap());
     first.bind(&context).unwrap();
-    assert_eq!(first.bind(&context), Err(Error::AlreadyBound));
-    assert_eq!(second.bind(&context), Err(Error::BoundElsewhere));
-    let error = second.bind_with(|| Err(Error::Exhausted("descriptors")));
-    assert_eq!(
-        error,
-        Err(Error::Exhausted("descriptors")),
-        "looked up first"
-    );
+    assert_eq!(first.bind(&context), Err(BindError::AlreadyBound.into()));
+    assert_eq!(second.bind(&context), Err(BindError::BoundElsewhere.into()));
+    let gone = Err(Error::from(BindError::Gone));
+    let error = second.bind_with(|| Err(BindError::Gone.into()));
+    assert_eq!(error, gone, "looked up first");
     first.close();
     assert!(second.bind(&context).is_ok());
 }
@@ -88,8 +90,9 @@ fn a_whole_device_needs_the_ownership_and_a_child_works_beside_the_driver() {
     let driver = parent.use_dma_api().unwrap();
     let file = device.open().unwrap();
     let refused = file.bind(&context).unwrap_err();
-    let not_owner =
-        |error: &IommufdError| matches!(error, IommufdError::Attach(AttachError::NotOwner(_)));
+    let not_owner = |error: &IommufdError| {
+        matches!(error, IommufdError::Attach(IommufdAttachError::NotOwner(_)))
+    };
     assert!(matches!(refused, Error::Iommufd(error) if not_owner(&error)));
     assert!(!device.is_bound(), "a refused bind leaves nothing behind");
 
@@ -163,8 +166,11 @@ fn pasids_of_the_users_choice_are_for_whole_devices() {
         "an IOAS takes no PASID"
     );
     file.detach(Some(7)).unwrap();
-    assert_eq!(child.attach(table, Some(7)), Err(Error::NoUserPasid));
-    assert_eq!(child.detach(Some(7)), Err(Error::NoUserPasid));
+    assert_eq!(
+        child.attach(table, Some(7)),
+        Err(AttachError::NoUserPasids.into())
+    );
+    assert_eq!(child.detach(Some(7)), Err(AttachError::NoUserPasids.into()));
 }
 
 #[test]
@@ -223,7 +229,10 @@ fn a_child_that_gets_no_pasid_stays_unbound() {
     let device = machine.vfio.add(model, passthrough);
     let file = device.open().unwrap();
     let refused = file.bind(&Context::new(&machine.iommu));
-    assert_eq!(refused, Err(Error::Exhausted("PASIDs")));
+    assert_eq!(
+        refused,
+        Err(BindError::NoPasid(PasidError::OverQuota { limit: 0 }).into())
+    );
     assert!(!device.is_bound() && !file.is_bound());
 }
 
@@ -319,12 +328,21 @@ fn disabled_memory_is_an_error_but_the_msix_table_is_not_memory() {
     let (device, _) = machine.whole(&machine.dma(OTHER));
     let file = bound(&device, &Context::new(&machine.iommu));
     file.write(CONFIG + 4, &[0, 0]).unwrap();
-    assert_eq!(file.read(0, &mut [0; 8]), Err(Error::MemoryDisabled));
-    assert_eq!(file.write(PORTAL, &[0; 64]), Err(Error::MemoryDisabled));
+    assert_eq!(
+        file.read(0, &mut [0; 8]),
+        Err(RegionError::MemoryDisabled.into())
+    );
+    assert_eq!(
+        file.write(PORTAL, &[0; 64]),
+        Err(RegionError::MemoryDisabled.into())
+    );
     let mut table = [0; 32];
     assert_eq!(file.read(0x2000, &mut table), Ok(32));
     assert_eq!(table, [0xff; 32]);
-    assert_eq!(file.read(0x3000, &mut [0; 8]), Err(Error::MemoryDisabled));
+    assert_eq!(
+        file.read(0x3000, &mut [0; 8]),
+        Err(RegionError::MemoryDisabled.into())
+    );
     file.write(CONFIG + 4, &[2, 0]).unwrap();
     let mut pending = [0xff; 8];
     assert_eq!(file.read(0x3000, &mut pending), Ok(8));
@@ -337,15 +355,30 @@ fn accesses_beyond_a_region_say_so() {
     let (device, _) = machine.whole(&machine.dma(OTHER));
     let file = bound(&device, &Context::new(&machine.iommu));
     let read = |offset, len: usize| file.read(offset, &mut vec![0; len]);
-    assert_eq!(read(0x4000, 1), Err(Error::BeyondRegion));
+    let beyond = RegionError::BeyondEnd {
+        index: 0,
+        offset: 0x4000,
+        size: 0x4000,
+    };
+    assert_eq!(read(0x4000, 1), Err(beyond.into()));
+    let absent = |index| Err(RegionError::Absent { index }.into());
+    let none = |index| Err(RegionError::NoSuchIndex { index }.into());
     assert_eq!(read(0x3ffc, 8), Ok(4));
-    assert_eq!(read(1 << 40, 1), Err(Error::NoSuchIndex), "the upper half");
-    assert_eq!(read(6 << 40, 1), Err(Error::NoSuchIndex), "no ROM");
-    assert_eq!(read(8 << 40, 1), Err(Error::NoSuchIndex), "no VGA");
-    assert_eq!(read(9 << 40, 1), Err(Error::NoSuchIndex));
-    assert_eq!(read(u64::MAX, 1), Err(Error::NoSuchIndex));
+    assert_eq!(read(1 << 40, 1), absent(1), "the upper half");
+    assert_eq!(read(6 << 40, 1), absent(6), "no ROM");
+    assert_eq!(read(8 << 40, 1), absent(8), "no VGA");
+    assert_eq!(read(9 << 40, 1), none(9));
+    assert_eq!(read(u64::MAX, 1), none(0xff_ffff));
     assert_eq!(read(u64::MAX, 0), Ok(0));
-    assert_eq!(read(CONFIG + 4093, 4), Err(Error::BeyondConfig));
+    assert_eq!(
+        read(CONFIG + 4093, 4),
+        Err(RegionError::BeyondConfig {
+            offset: 4093,
+            len: 4,
+            size: 4096,
+        }
+        .into())
+    );
     assert_eq!(read(CONFIG + 4092, 4), Ok(4));
 }
 
@@ -365,12 +398,12 @@ fn the_request_interrupt_asks_the_user_for_the_device() {
     .unwrap();
     let patience = std::time::Duration::ZERO;
     let refused = machine.vfio.remove(&device, patience);
-    assert_eq!(refused, Err(Error::StillOpen));
+    assert_eq!(refused, Err(BindError::StillOpen { open: 1 }));
     assert_eq!(counter.count(), 1);
     file.close();
     machine.vfio.remove(&device, patience).unwrap();
     assert!(machine.vfio.devices().is_empty());
-    assert_eq!(device.open().unwrap_err(), Error::Gone);
+    assert_eq!(device.open().unwrap_err(), BindError::Gone);
 }
 
 #[test]
@@ -404,10 +437,17 @@ fn a_bar_is_mapped_shared_and_writable_within_its_pages_and_nothing_else_is() {
     let machine = Machine::new();
     let (device, _) = machine.whole(&machine.dma(OTHER));
     let file = device.open().unwrap();
-    assert_eq!(file.mmap_check(shared(0, 4096)), Err(Error::NotBound));
+    assert_eq!(
+        file.mmap_check(shared(0, 4096)),
+        Err(BindError::NotBound.into())
+    );
     file.bind(&Context::new(&machine.iommu)).unwrap();
-    let no = Err(Error::NotMappable);
-    assert_eq!(file.mmap_check(shared(0, 4096)), no, "nobody serves it");
+    let no = |request: MapRequest| {
+        let (offset, len) = (request.offset, request.len);
+        Err(RegionError::NotMappable { offset, len }.into())
+    };
+    let early = file.mmap_check(shared(0, 4096));
+    assert_eq!(early, no(shared(0, 4096)), "mappings are not served");
     device.set_mappable(true);
     let range = file.mmap_check(shared(PORTAL + 0x1000, 0x2001)).unwrap();
     assert_eq!((range.bar, range.offset, range.len), (2, 0x1000, 0x3000));
@@ -422,6 +462,10 @@ fn a_bar_is_mapped_shared_and_writable_within_its_pages_and_nothing_else_is() {
         shared(CONFIG, 4096),
         shared(6 << 40, 4096),
         shared(u64::MAX << 12, 4096),
+    ] {
+        assert_eq!(file.mmap_check(bad), no(bad), "{bad:?}");
+    }
+    for private in [
         MapRequest {
             shared: false,
             ..shared(0, 4096)
@@ -431,7 +475,8 @@ fn a_bar_is_mapped_shared_and_writable_within_its_pages_and_nothing_else_is() {
             ..shared(0, 4096)
         },
     ] {
-        assert_eq!(file.mmap_check(bad), no, "{bad:?}");
+        let refused = file.mmap_check(private);
+        assert_eq!(refused, Err(RegionError::PrivateMapping.into()));
     }
 }
 
@@ -481,15 +526,18 @@ fn a_mapping_of_memory_that_does_not_answer_faults() {
     device.set_mappable(true);
     let file = bound(&device, &Context::new(&machine.iommu));
     file.write(CONFIG + 4, &[0, 0]).unwrap();
-    let off = Err(Error::MemoryDisabled);
+    let off = Err(RegionError::MemoryDisabled.into());
     assert_eq!(file.mapped_read(0, &mut [0; 4]), off);
     assert_eq!(file.mapped_write(0, &[0; 4]), off);
     assert_eq!(file.mapped_read(0x2000, &mut [0; 4]), off, "the table too");
     file.write(CONFIG + 4, &[2, 0]).unwrap();
     file.mapped_read(0, &mut [0; 4]).unwrap();
-    let beyond = Err(Error::BeyondRegion);
-    assert_eq!(file.mapped_read(0x3ffc, &mut [0; 8]), beyond);
-    assert_eq!(file.mapped_read(CONFIG, &mut [0; 4]), beyond);
+    let not_mapped = |offset, len| Err(RegionError::NotMapped { offset, len }.into());
+    assert_eq!(file.mapped_read(0x3ffc, &mut [0; 8]), not_mapped(0x3ffc, 8));
+    assert_eq!(file.mapped_read(CONFIG, &mut [0; 4]), not_mapped(CONFIG, 4));
     file.close();
-    assert_eq!(file.mapped_read(0, &mut [0; 4]), Err(Error::NotBound));
+    assert_eq!(
+        file.mapped_read(0, &mut [0; 4]),
+        Err(BindError::NotBound.into())
+    );
 }

@@ -9,7 +9,10 @@ use common::Machine;
 use ioasid_core::{AddrRange, Pasid, Prot, memory::OwnPages};
 use ioasid_iommu::{Device, DmaSource, Domain, DomainConfig, FaultLog, FaultSink};
 use ioasid_iommufd::Context;
-use ioasid_vfio::{DeviceFile, EmulatedDma, Error, Feature, LogRanges, Passthrough};
+use ioasid_vfio::{
+    DeviceFile, EmulatedDma, Error, Feature, LogRanges, Passthrough,
+    error::{BindError, DmaLogError, FeatureError},
+};
 
 const LEN: u64 = 1 << 20;
 
@@ -63,22 +66,26 @@ fn a_whole_devices_log_has_all_its_pasids() {
     let dma = machine.dma("0000:6b:01.0");
     let (device, _) = machine.whole(&dma);
     let file = device.open().unwrap();
-    assert_eq!(start(&file), Err(Error::NotBound));
+    assert_eq!(start(&file), Err(BindError::NotBound.into()));
     file.bind(&Context::new(&machine.iommu)).unwrap();
     master(&file);
     let tag = Pasid::new(7);
     let _kept = [None, tag].map(|pasid| attach(&machine, &dma, pasid));
     write(&dma, None, 0, 1);
-    assert_eq!(report(&file, bytes(0, LEN)), Err(Error::LogState));
+    assert_eq!(
+        report(&file, bytes(0, LEN)),
+        Err(DmaLogError::NotStarted.into())
+    );
     assert_eq!(start(&file), Ok(4096));
-    assert_eq!(start(&file), Err(Error::LogState));
+    assert_eq!(start(&file), Err(DmaLogError::Started.into()));
     write(&dma, None, 0x2fff, 2);
     write(&dma, tag, 0x8000, 4096);
     let expected = vec![bytes(0x2000, 0x2000), bytes(0x8000, 4096)];
     assert_eq!(report(&file, bytes(0, LEN)), Ok(expected));
     assert_eq!(report(&file, bytes(0, LEN)), Ok(Vec::new()));
     let beyond = report(&file, bytes(LEN - 4096, 8192));
-    assert_eq!(beyond, Err(Error::BadLogRange));
+    let range = bytes(LEN - 4096, 8192);
+    assert_eq!(beyond, Err(DmaLogError::NotLogged { range }.into()));
 }
 
 #[test]
@@ -109,14 +116,20 @@ fn a_childs_log_is_its_own_and_not_its_parents_or_the_next_users() {
     write(&parent, *pasid, 0x4000, 1);
     file.stop_dma_log().unwrap();
     file.stop_dma_log().unwrap();
-    assert_eq!(report(&file, bytes(0, LEN)), Err(Error::LogState));
+    assert_eq!(
+        report(&file, bytes(0, LEN)),
+        Err(DmaLogError::NotStarted.into())
+    );
     assert_eq!(start(&file), Ok(4096));
     assert_eq!(report(&file, bytes(0, LEN)), Ok(Vec::new()), "a new log");
     write(&parent, *pasid, 0x4000, 1);
     file.close();
     let file = device.open().unwrap();
     file.bind(&context).unwrap();
-    assert_eq!(report(&file, bytes(0, LEN)), Err(Error::LogState));
+    assert_eq!(
+        report(&file, bytes(0, LEN)),
+        Err(DmaLogError::NotStarted.into())
+    );
     assert_eq!(start(&file), Ok(4096));
     assert_eq!(report(&file, bytes(0, LEN)), Ok(Vec::new()));
 }
@@ -129,5 +142,8 @@ fn software_that_copies_has_no_dma_to_log() {
     let file = machine.vfio.add(model, passthrough).open().unwrap();
     file.bind(&Context::new(&machine.iommu)).unwrap();
     assert!(!file.has_feature(Feature::DmaLog));
-    assert_eq!(start(&file), Err(Error::NoFeature));
+    assert_eq!(
+        start(&file),
+        Err(FeatureError::Absent(Feature::DmaLog).into())
+    );
 }

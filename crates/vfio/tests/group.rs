@@ -6,12 +6,15 @@ mod common;
 use std::sync::Arc;
 
 use common::{CONFIG, Machine};
-use ioasid_core::{Prot, host::Account, memory::OwnPages};
+use ioasid_core::{AddrRange, Prot, host::Account, memory::OwnPages};
 use ioasid_iommu::{DeviceConfig, OwnerId};
-use ioasid_iommufd::{AttachError, Context, Error as IommufdError, MapError, OptionError};
+use ioasid_iommufd::{
+    AttachError, Context, Error as IommufdError, MapError as IommufdMapError, OptionError,
+};
 use ioasid_vfio::{
     Container, ContainerFile, Error, GroupFile, Passthrough, VfioDevice,
     container::{Extension, MapRequest, UnmapRequest, Version},
+    error::{BindError, ContainerError, DeviceNameError, GroupError, MapError, UuidError},
 };
 
 const PDEV: &str = "0000:6b:01.0";
@@ -23,6 +26,21 @@ fn container(machine: &Machine) -> Arc<Container> {
 
 fn open(device: &VfioDevice) -> Arc<GroupFile> {
     device.group().open().unwrap()
+}
+
+fn is_open(device: &VfioDevice) -> GroupError {
+    let group = device.group_number();
+    GroupError::Open { group }
+}
+
+fn no_container(group: &GroupFile) -> GroupError {
+    let group = group.group().number();
+    GroupError::NoContainer { group }
+}
+
+fn no_device(group: &GroupFile, name: &str) -> Error {
+    let (group, name) = (group.group().number(), name.to_owned());
+    GroupError::NoSuchDevice { group, name }.into()
 }
 
 fn enter(group: &GroupFile, container: &Arc<Container>) {
@@ -76,11 +94,11 @@ fn a_group_is_open_once_at_a_time() {
     let machine = Machine::new();
     let (device, _) = machine.whole(&machine.dma(PDEV));
     let file = open(&device);
-    assert_eq!(device.group().open().unwrap_err(), Error::GroupBusy);
+    assert_eq!(device.group().open().unwrap_err(), is_open(&device));
     file.close();
     let _again = open(&device);
     file.close();
-    assert_eq!(device.group().open().unwrap_err(), Error::GroupBusy);
+    assert_eq!(device.group().open().unwrap_err(), is_open(&device));
 }
 
 #[test]
@@ -90,10 +108,14 @@ fn a_device_is_bound_alone_or_opened_by_its_group_but_not_both() {
     let context = Context::new(&machine.iommu);
     let alone = device.open().unwrap();
     let group = open(&device);
-    assert_eq!(alone.bind(&context), Err(Error::GroupBusy));
+    assert_eq!(alone.bind(&context), Err(is_open(&device).into()));
     group.close();
     alone.bind(&context).unwrap();
-    assert_eq!(device.group().open().unwrap_err(), Error::GroupBusy);
+    let bound = GroupError::DevicesBound {
+        group: device.group_number(),
+        devices: 1,
+    };
+    assert_eq!(device.group().open().unwrap_err(), bound);
     alone.close();
     open(&device);
 }
@@ -123,11 +145,14 @@ fn a_group_in_a_container_owns_the_dma_of_its_devices_until_it_leaves() {
     assert!(dma.group().owner().is_some());
     assert_eq!(
         group.set_container(ContainerFile::Container(container)),
-        Err(Error::ContainerState)
+        Err(GroupError::ContainerSet {
+            group: device.group_number()
+        }
+        .into())
     );
     group.unset_container().unwrap();
     assert!(dma.group().owner().is_none());
-    assert_eq!(group.unset_container(), Err(Error::ContainerState));
+    assert_eq!(group.unset_container(), Err(no_container(&group)));
 }
 
 #[test]
@@ -136,21 +161,30 @@ fn a_device_is_opened_only_by_a_container_with_a_backend() {
     let (device, _) = machine.whole(&machine.dma(PDEV));
     let group = open(&device);
     let name = PDEV.as_bytes();
-    assert_eq!(group.open_device(name).unwrap_err(), Error::BackendState);
+    let refused = group.open_device(name).unwrap_err();
+    assert_eq!(refused, no_container(&group).into());
     let container = container(&machine);
-    assert_eq!(container.set_iommu(Version::V2), Err(Error::BackendState));
+    let empty = container.set_iommu(Version::V2);
+    assert_eq!(empty, Err(ContainerError::NoGroup.into()));
     enter(&group, &container);
-    assert_eq!(group.open_device(name).unwrap_err(), Error::BackendState);
-    assert_eq!(container.refuse_iommu(), Err(Error::NoSuchBackend));
+    let refused = group.open_device(name).unwrap_err();
+    assert_eq!(refused, ContainerError::NoBackend.into());
+    let unknown = container.refuse_iommu();
+    assert_eq!(unknown, Err(ContainerError::NoSuchBackend.into()));
     container.set_iommu(Version::V2).unwrap();
-    assert_eq!(container.set_iommu(Version::V1), Err(Error::BackendState));
+    let second = container.set_iommu(Version::V1);
+    assert_eq!(second, Err(ContainerError::BackendSet.into()));
     for other in ["0000:6b:01.1", "", "0000:6b:01.00", "vfio0"] {
         let opened = group.open_device(other.as_bytes());
-        assert_eq!(opened.unwrap_err(), Error::NoSuchDevice, "{other}");
+        assert_eq!(opened.unwrap_err(), no_device(&group, other));
     }
     let file = group.open_device(name).unwrap();
     assert!(file.is_bound() && file.is_of_group());
-    assert_eq!(group.unset_container(), Err(Error::DevicesOpen));
+    let open = GroupError::DevicesOpen {
+        group: group.group().number(),
+        devices: 1,
+    };
+    assert_eq!(group.unset_container(), Err(open));
     file.close();
     group.unset_container().unwrap();
 }
@@ -168,7 +202,10 @@ fn files_of_one_device_share_it_and_the_last_one_closes_it() {
     first.write(CONFIG + 4, &6_u16.to_le_bytes()).unwrap();
     machine.take_journal();
     first.close();
-    assert_eq!(first.read(CONFIG, &mut [0; 2]), Err(Error::NotBound));
+    assert_eq!(
+        first.read(CONFIG, &mut [0; 2]),
+        Err(BindError::NotBound.into())
+    );
     assert!(machine.take_journal().is_empty(), "it is still open");
     let mut command = [0; 2];
     second.read(CONFIG + 4, &mut command).unwrap();
@@ -210,7 +247,7 @@ fn container_group_and_device_close_in_any_order() {
                 assert!(reopened.is_ok(), "{order:?}");
                 break;
             }
-            assert_eq!(reopened.unwrap_err(), Error::GroupBusy, "{order:?}");
+            assert_eq!(reopened.unwrap_err(), is_open(&device), "{order:?}");
         }
         drop(container);
         assert_eq!(machine.iommu.paging_domains(), 0, "{order:?}");
@@ -235,8 +272,9 @@ fn the_last_group_takes_the_backend_and_the_mappings_with_it() {
     assert_eq!(container.version(), Some(Version::V2));
     second.unset_container().unwrap();
     assert_eq!(container.version(), None);
-    assert_eq!(container.info(), Err(Error::BackendState));
-    assert_eq!(map(&machine, &container, 0, 4096), Err(Error::BackendState));
+    let no_backend = Error::from(ContainerError::NoBackend);
+    assert_eq!(container.info(), Err(no_backend.clone()));
+    assert_eq!(map(&machine, &container, 0, 4096), Err(no_backend));
 
     enter(&first, &container);
     container.set_iommu(Version::V1).unwrap();
@@ -263,7 +301,8 @@ fn a_child_and_a_whole_device_in_one_container_stand_on_one_domain() {
     container.set_iommu(Version::V2).unwrap();
     assert_eq!(container.info().unwrap().iova_ranges, None);
     assert!(!container.has(Extension::UpdateVaddr));
-    assert_eq!(invalidate(&container), Err(Error::AddressesInvalid));
+    let needed = ContainerError::AddressesNeeded;
+    assert_eq!(invalidate(&container), Err(needed.into()));
     map(&machine, &container, 0x1000, 0x1000).unwrap();
     enter(&whole_group, &container);
     let ranges = container.info().unwrap().iova_ranges.unwrap();
@@ -306,14 +345,19 @@ fn a_group_whose_own_ranges_are_mapped_cannot_join() {
     // For a child alone the interrupt window is memory like any other.
     map(&machine, &container, 0xfee0_0000, 0x1000).unwrap();
     let file = || ContainerFile::Container(Arc::clone(&container));
-    assert_eq!(whole.set_container(file()), Err(Error::IovaConflict));
+    assert!(matches!(
+        whole.set_container(file()),
+        Err(Error::Container(ContainerError::ReservedMapped(_)))
+    ));
     assert!(dma.group().owner().is_none(), "nothing is claimed");
     unmap_all(&container).unwrap();
     whole.set_container(file()).unwrap();
     let refused = map(&machine, &container, 0xfee0_0000, 0x1000);
     assert!(matches!(
         refused,
-        Err(Error::Iommufd(IommufdError::Map(MapError::Reserved { .. })))
+        Err(Error::Iommufd(IommufdError::Map(
+            IommufdMapError::Reserved { .. }
+        )))
     ));
 }
 
@@ -330,9 +374,11 @@ fn nobody_joins_while_addresses_are_invalid() {
     assert!(container.has(Extension::UpdateVaddr) && container.has(Extension::DmaCoherent));
     map(&machine, &container, 0x1000, 0x1000).unwrap();
     assert_eq!(invalidate(&container), Ok(0x1000));
-    assert_eq!(invalidate(&container), Err(Error::BadMapRequest), "twice");
+    let twice = MapError::AlreadyInvalid { iova: 0x1000 };
+    assert_eq!(invalidate(&container), Err(twice.into()));
     let file = || ContainerFile::Container(Arc::clone(&container));
-    assert_eq!(second.set_container(file()), Err(Error::AddressesInvalid));
+    let invalid = ContainerError::AddressesInvalid { mappings: 1 };
+    assert_eq!(second.set_container(file()), Err(invalid.into()));
     let update = |iova, size| {
         let mut request = map_at(iova, size);
         (request.prot, request.update) = (
@@ -344,10 +390,16 @@ fn nobody_joins_while_addresses_are_invalid() {
         );
         container.map::<Error>(Account::default(), &request, || unreachable!())
     };
-    assert_eq!(update(0x5000, 0x1000), Err(Error::NoSuchMap));
-    assert_eq!(update(0x1000, 0x2000), Err(Error::BadMapRequest));
+    let bytes = |iova, size| AddrRange::from_len(iova, size).unwrap();
+    let range = bytes(0x5000, 0x1000);
+    assert_eq!(
+        update(0x5000, 0x1000),
+        Err(MapError::NotFound { range }.into())
+    );
+    let not_invalid = |range| Err(MapError::NotInvalid { range }.into());
+    assert_eq!(update(0x1000, 0x2000), not_invalid(bytes(0x1000, 0x2000)));
     assert_eq!(update(0x1000, 0x1000), Ok(()));
-    assert_eq!(update(0x1000, 0x1000), Err(Error::BadMapRequest), "valid");
+    assert_eq!(update(0x1000, 0x1000), not_invalid(bytes(0x1000, 0x1000)));
     second.set_container(file()).unwrap();
 }
 
@@ -379,11 +431,11 @@ fn an_iommufd_in_the_place_of_a_container_gets_an_ioas_and_devices_one_by_one() 
     let again = open(&whole);
     assert_eq!(
         again.open_device(PDEV.as_bytes()).unwrap_err(),
-        Error::BackendState
+        no_container(&again).into()
     );
     again.close();
     let alone = whole.open().unwrap();
-    assert_eq!(alone.bind(&context), Err(Error::BoundElsewhere));
+    assert_eq!(alone.bind(&context), Err(BindError::BoundElsewhere.into()));
     whole_file.close();
     child_file.close();
     assert!(dma.group().owner().is_none());
@@ -433,12 +485,14 @@ fn a_group_whose_devices_are_gone_says_so() {
         .vfio
         .remove(&device, std::time::Duration::ZERO)
         .unwrap();
-    assert_eq!(group.status(), Err(Error::Gone));
+    let number = device.group_number();
+    let gone = GroupError::Gone { group: number };
+    assert_eq!(group.status(), Err(gone.clone()));
     let file = ContainerFile::Container(container);
-    assert_eq!(group.set_container(file), Err(Error::Gone));
-    assert_eq!(group.open_device(b"").unwrap_err(), Error::NoSuchDevice);
+    assert_eq!(group.set_container(file), Err(gone.clone().into()));
+    assert_eq!(group.open_device(b"").unwrap_err(), no_device(&group, ""));
     group.close();
-    assert_eq!(device.group().open().unwrap_err(), Error::Gone);
+    assert_eq!(device.group().open().unwrap_err(), gone);
     assert!(machine.vfio.group(device.group_number()).is_none());
 }
 
@@ -456,21 +510,25 @@ fn names_with_options_are_for_whole_devices_alone() {
     container.set_iommu(Version::V2).unwrap();
     let with_option = format!("{name} vf_token={name}");
     let opened = group.open_device(with_option.as_bytes());
-    assert_eq!(opened.unwrap_err(), Error::NoSuchDevice);
+    assert_eq!(opened.unwrap_err(), no_device(&group, &with_option));
     group.open_device(name.as_bytes()).unwrap();
     // Unless it is presented as a PCI function too.
     child.group().present_as("0000:70:00.0".to_owned());
     group.open_device(b"0000:70:00.0").unwrap();
+    let option = DeviceNameError::Option {
+        text: "x".to_owned(),
+    };
     assert_eq!(
         group.open_device(b"0000:70:00.0 x").unwrap_err(),
-        Error::BadDeviceOption
+        GroupError::from(option.clone()).into()
     );
     drop(group);
 
     let (whole, _) = machine.whole(&machine.dma(PDEV));
     let group = open(&whole);
-    for option in ["x", "vf_token=1"] {
-        let opened = group.open_device(format!("{PDEV} {option}").as_bytes());
-        assert_eq!(opened.unwrap_err(), Error::BadDeviceOption, "{option}");
+    let token = DeviceNameError::Token(UuidError::Length(1));
+    for (text, error) in [("x", option), ("vf_token=1", token)] {
+        let opened = group.open_device(format!("{PDEV} {text}").as_bytes());
+        assert_eq!(opened.unwrap_err(), GroupError::from(error).into());
     }
 }

@@ -13,7 +13,8 @@ use std::{
 use common::{Example, Machine};
 use ioasid_iommu::Device;
 use ioasid_vfio::{
-    Error, Passthrough,
+    Passthrough,
+    error::{BindError, MdevError, UuidError},
     mdev::{MdevChild, MdevParent, MdevRegistry, MdevType, Uuid},
 };
 
@@ -53,7 +54,7 @@ impl MdevParent for Parent {
         self.free.load(Ordering::SeqCst)
     }
 
-    fn create(&self, _id: &str, _uuid: Uuid) -> Result<MdevChild, Error> {
+    fn create(&self, _id: &str, _uuid: Uuid) -> Result<MdevChild, MdevError> {
         self.free.fetch_sub(1, Ordering::SeqCst);
         Ok(MdevChild {
             model: Example::new(&self.machine.journal),
@@ -85,19 +86,23 @@ const PARENT: &str = "0000:6a:01.0";
 fn create_says_what_the_kernel_says_in_its_order() {
     let (registry, _parent) = registry(PARENT);
     let create = |uuid| registry.create(PARENT, "example-queue", uuid);
-    assert_eq!(create(b"nonsense").unwrap_err(), Error::BadUuid);
+    let uuid = |text: &[u8]| Uuid::from_create(text).unwrap();
+    let instance = |type_id: &str| (PARENT.to_owned(), type_id.to_owned());
+    let length = MdevError::Uuid(UuidError::Length(8));
+    assert_eq!(create(b"nonsense").unwrap_err(), length);
     let first = create(FIRST).unwrap();
     assert_eq!(first.device().name(), "vfio0");
-    assert_eq!(create(FIRST).unwrap_err(), Error::UuidExists);
+    let exists = MdevError::Exists { uuid: uuid(FIRST) };
+    assert_eq!(create(FIRST).unwrap_err(), exists);
     create(SECOND).unwrap();
-    assert_eq!(create(THIRD).unwrap_err(), Error::NoInstance);
-    assert_eq!(
-        create(FIRST).unwrap_err(),
-        Error::UuidExists,
-        "before EUSERS"
-    );
+    let (parent, type_id) = instance("example-queue");
+    let none = MdevError::NoInstance { parent, type_id };
+    assert_eq!(create(THIRD).unwrap_err(), none);
+    assert_eq!(create(FIRST).unwrap_err(), exists, "before EUSERS");
     let no_type = registry.create(PARENT, "example-other", THIRD);
-    assert_eq!(no_type.unwrap_err(), Error::NoSuchType);
+    let (parent, type_id) = instance("example-other");
+    let no_such = MdevError::NoSuchType { parent, type_id };
+    assert_eq!(no_type.unwrap_err(), no_such);
     let names: Vec<String> = registry
         .list()
         .iter()
@@ -113,9 +118,12 @@ fn a_removed_child_gives_its_uuid_instance_and_number_back() {
     registry.create(PARENT, "example-queue", SECOND).unwrap();
     let uuid = first.uuid();
     registry.remove(uuid, NO_PATIENCE).unwrap();
-    assert_eq!(registry.remove(uuid, NO_PATIENCE), Err(Error::NoSuchUuid));
+    assert_eq!(
+        registry.remove(uuid, NO_PATIENCE),
+        Err(MdevError::NotFound { uuid })
+    );
     assert_eq!(parent.available_instances("example-queue"), 1);
-    assert_eq!(first.device().open().unwrap_err(), Error::Gone);
+    assert_eq!(first.device().open().unwrap_err(), BindError::Gone);
     let again = registry.create(PARENT, "example-queue", FIRST).unwrap();
     assert_eq!(again.device().name(), "vfio0");
 }
@@ -126,7 +134,8 @@ fn a_child_in_use_stays_until_its_user_lets_go() {
     let mdev = registry.create(PARENT, "example-queue", FIRST).unwrap();
     let file = mdev.device().open().unwrap();
     let uuid = mdev.uuid();
-    assert_eq!(registry.remove(uuid, NO_PATIENCE), Err(Error::StillOpen));
+    let refused = registry.remove(uuid, NO_PATIENCE);
+    assert_eq!(refused, Err(BindError::StillOpen { open: 1 }.into()));
     assert!(registry.find(uuid).is_some());
     assert!(mdev.device().open().is_ok(), "it can be opened again");
     file.close();
@@ -159,12 +168,13 @@ fn a_parent_goes_after_its_children() {
     registry.create(PARENT, "example-queue", SECOND).unwrap();
     let file = first.device().open().unwrap();
     let refused = registry.remove_parent(PARENT, NO_PATIENCE);
-    assert_eq!(refused, Err(Error::StillOpen));
+    assert_eq!(refused, Err(BindError::StillOpen { open: 1 }.into()));
     assert_eq!(registry.list().len(), 1, "the unused child is gone");
     file.close();
     registry.remove_parent(PARENT, NO_PATIENCE).unwrap();
     assert!(registry.list().is_empty() && registry.parents().is_empty());
     assert_eq!(parent.available_instances("example-queue"), 2);
     let gone = registry.remove_parent(PARENT, NO_PATIENCE);
-    assert_eq!(gone, Err(Error::Gone));
+    let parent = PARENT.to_owned();
+    assert_eq!(gone, Err(MdevError::ParentGone { parent }));
 }

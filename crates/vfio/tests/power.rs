@@ -9,7 +9,7 @@ use common::{CONFIG, Machine};
 use ioasid_core::{Prot, memory::OwnPages};
 use ioasid_iommu::{DmaPort, Stop};
 use ioasid_iommufd::{Context, MapArgs};
-use ioasid_vfio::{DeviceFile, DeviceModel, Error, VfioDevice};
+use ioasid_vfio::{DeviceFile, DeviceModel, Error, VfioDevice, error::RegionError};
 
 const OTHER: &str = "0000:6a:02.0";
 const IOVA: u64 = 0x4000_0000;
@@ -51,7 +51,11 @@ fn answers(file: &DeviceFile) -> bool {
     let mut register = [0; 8];
     match (file.read(0, &mut register), file.write(0, &[0; 8])) {
         (Ok(8), Ok(8)) => true,
-        (Err(Error::MemoryDisabled), Err(Error::MemoryDisabled)) => false,
+        (Err(read), Err(write)) => {
+            let off = Error::from(RegionError::MemoryDisabled);
+            assert_eq!((&read, &write), (&off, &off));
+            false
+        }
         other => panic!("{other:?}"),
     }
 }
@@ -207,7 +211,9 @@ fn an_access_past_the_end_of_configuration_space_is_refused_as_a_whole() {
     assert_eq!(file.check_access(CONFIG + 4096, 0), Ok(()));
     for (at, len) in [(0, 4097), (0, 8192), (4095, 2), (4096, 1), (8, u64::MAX)] {
         let refused = file.check_access(CONFIG + at, len);
-        assert_eq!(refused, Err(Error::BeyondConfig), "{at:#x} {len:#x}");
+        let (offset, size) = (at, 4096);
+        let beyond = RegionError::BeyondConfig { offset, len, size };
+        assert_eq!(refused, Err(beyond.into()));
     }
     assert_eq!(file.check_access(0, 1 << 20), Ok(()), "a BAR cuts it short");
 }

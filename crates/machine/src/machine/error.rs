@@ -30,7 +30,7 @@ pub enum MachineError {
         /// What was given as its UUID.
         uuid: String,
         /// Why.
-        source: ioasid_vfio::Error,
+        source: ioasid_vfio::error::MdevError,
     },
 }
 

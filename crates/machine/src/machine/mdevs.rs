@@ -4,7 +4,8 @@ use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use ioasid_core::{PciAddress, sync::Mutex};
 use ioasid_vfio::{
-    Error, Vfio,
+    Vfio,
+    error::MdevError,
     mdev::{Mdev, MdevRegistry, Uuid},
 };
 
@@ -46,7 +47,7 @@ impl Mdevs {
         type_name: &str,
         text: &[u8],
         vm: Option<&str>,
-    ) -> Result<MdevInfo, Error> {
+    ) -> Result<MdevInfo, MdevError> {
         let mdev = self.registry.create(parent, type_name, text)?;
         if let Some(address) = self.address(mdev.uuid()) {
             mdev.device().group().present_as(address.to_string());
@@ -61,7 +62,7 @@ impl Mdevs {
     ///
     /// # Errors
     /// As of [`MdevRegistry::remove`].
-    pub(super) fn remove(&self, uuid: Uuid, patience: Duration) -> Result<(), Error> {
+    pub(super) fn remove(&self, uuid: Uuid, patience: Duration) -> Result<(), MdevError> {
         self.registry.remove(uuid, patience)?;
         self.owners.lock().remove(&uuid);
         Ok(())

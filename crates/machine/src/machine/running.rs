@@ -11,7 +11,7 @@ use std::{
 use ioasid_core::{PciAddress, host::Spawner, sync::Mutex};
 use ioasid_iommu::{Iommu, IommuConfig};
 use ioasid_iommufd::{Context, Limits, MemoryLedger};
-use ioasid_vfio::{Vfio, mdev::Uuid};
+use ioasid_vfio::{Vfio, error::MdevError, mdev::Uuid};
 
 use super::{
     device::MachineDevice, emulated::Emulated, error::MachineError, mdevs::Mdevs, node::MdevInfo,
@@ -193,7 +193,7 @@ impl Machine {
     /// # Errors
     /// [`MachineError::Mdev`] if there is none, or it is still in use.
     pub fn remove_mdev(&self, uuid: &str) -> Result<(), MachineError> {
-        let parsed = uuid.parse::<Uuid>();
+        let parsed = uuid.parse::<Uuid>().map_err(MdevError::from);
         let removed = parsed.and_then(|uuid| self.mdevs.remove(uuid, REMOVE_PATIENCE));
         removed.map_err(|source| MachineError::Mdev {
             uuid: uuid.to_owned(),

@@ -2,7 +2,7 @@
 //! `drivers/vfio/vfio_main.c`).
 
 use ioasid_core::host::Caller;
-use ioasid_vfio::{DeviceFile, MigrationState};
+use ioasid_vfio::{DeviceFile, Error, MigrationState};
 use zerocopy::{FromZeros, IntoBytes};
 
 use super::{check_feature, copy};
@@ -38,12 +38,13 @@ pub(super) fn feature(
     Ok(Caller::write(program, data, &word.to_ne_bytes())?)
 }
 
-/// Tells the state, or changes it. A state that has data comes with a descriptor for it.
+/// Reports the state, or changes it. A state that has data comes with a descriptor for it.
 fn state(file: &DeviceFile, sets: bool, at: u64, program: &dyn Program) -> Result<(), Errno> {
     let mut mig = MigState::new_zeroed();
     Caller::read(program, at, mig.as_mut_bytes())?;
     let changed = match sets {
         true => MigrationState::wanted(mig.device_state)
+            .map_err(Error::from)
             .and_then(|wanted| file.set_migration_state(wanted)),
         false => {
             mig.device_state = file.migration_state()? as u32;
@@ -51,7 +52,7 @@ fn state(file: &DeviceFile, sets: bool, at: u64, program: &dyn Program) -> Resul
         }
     };
     mig.data_fd = -1;
-    // A descriptor that the program has cannot be taken back: whether it can be told comes first.
+    // A descriptor that the program has cannot be taken back: whether its memory is there comes first.
     Caller::write(program, at, mig.as_bytes())?;
     if let Some(data) = changed? {
         mig.data_fd = program.install_event_file(data, true)?;

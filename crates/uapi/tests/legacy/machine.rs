@@ -10,15 +10,16 @@ use ioasid_core::{
     spa::SpaSpace,
     sync::Mutex,
 };
-use ioasid_iommu::{Device, DeviceConfig, Iommu, IommuConfig};
+use ioasid_iommu::{Device, DeviceConfig, Iommu, IommuConfig, PasidError};
 use ioasid_iommufd::Context;
 use ioasid_uapi::{
     Errno, Program,
     vfio::{container_ioctl, group_ioctl},
 };
 use ioasid_vfio::{
-    Container, ContainerFile, DefaultPasid, DeviceFile, DeviceModel, Error, GroupFile, Passthrough,
-    Vfio, VfioDevice,
+    Container, ContainerFile, DefaultPasid, DeviceFile, DeviceModel, GroupFile, Passthrough, Vfio,
+    VfioDevice,
+    error::BindError,
     pci::{Bar, Function, FunctionBuilder, MsixLayout},
 };
 
@@ -175,8 +176,8 @@ impl DeviceModel for Model {
 struct Child(Arc<Device>);
 
 impl DefaultPasid for Child {
-    fn bind(&self) -> Result<(Arc<Device>, Pasid), Error> {
-        let pasid = Pasid::new(5).ok_or(Error::Exhausted("PASIDs"))?;
+    fn bind(&self) -> Result<(Arc<Device>, Pasid), BindError> {
+        let pasid = Pasid::new(5).ok_or(BindError::NoPasid(PasidError::Exhausted))?;
         Ok((Arc::clone(&self.0), pasid))
     }
 

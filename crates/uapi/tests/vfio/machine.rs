@@ -9,12 +9,12 @@ use ioasid_core::{
     memory::{MemoryGone, PageSource, PinError},
     sync::Mutex,
 };
-use ioasid_iommu::{Device, DeviceConfig, Iommu, IommuConfig};
+use ioasid_iommu::{Device, DeviceConfig, Iommu, IommuConfig, PasidError};
 use ioasid_iommufd::Context;
 use ioasid_uapi::{Errno, Program, vfio::device_ioctl};
 use ioasid_vfio::{
-    DefaultPasid, DeviceFile, DeviceModel, EmulatedDma, Error, Migrate, Passthrough, StateError,
-    Vfio,
+    DefaultPasid, DeviceFile, DeviceModel, EmulatedDma, Migrate, Passthrough, StateError, Vfio,
+    error::BindError,
     pci::{
         Bar, Function, FunctionBuilder, MsixLayout, SriovLayout,
         spec::{DEVCAP2_ATOMIC_32, DEVCAP2_ATOMIC_128},
@@ -198,8 +198,8 @@ impl Migrate for Model {
 struct Child(Arc<Device>);
 
 impl DefaultPasid for Child {
-    fn bind(&self) -> Result<(Arc<Device>, Pasid), Error> {
-        let pasid = Pasid::new(5).ok_or(Error::Exhausted("PASIDs"))?;
+    fn bind(&self) -> Result<(Arc<Device>, Pasid), BindError> {
+        let pasid = Pasid::new(5).ok_or(BindError::NoPasid(PasidError::Exhausted))?;
         Ok((Arc::clone(&self.0), pasid))
     }
 

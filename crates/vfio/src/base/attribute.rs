@@ -1,6 +1,6 @@
 //! Attributes of sysfs that programs write, as far as every device has the same causes of a refusal.
 
-use super::error::Error;
+use super::error::{Error, MdevError, RegionError};
 
 /// Why a write to an attribute of sysfs fails. The `uapi` crate has the errno of each cause.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -29,4 +29,16 @@ pub enum AttributeError {
     /// What VFIO says.
     #[error(transparent)]
     Vfio(#[from] Error),
+}
+
+impl From<RegionError> for AttributeError {
+    fn from(error: RegionError) -> Self {
+        AttributeError::Vfio(error.into())
+    }
+}
+
+impl From<MdevError> for AttributeError {
+    fn from(error: MdevError) -> Self {
+        AttributeError::Vfio(error.into())
+    }
 }

@@ -1,5 +1,6 @@
-//! What every other folder uses: errors, UUIDs, and the bytes of a saved state.
+//! What every other folder uses: numbers of the ABI, errors, UUIDs, and the bytes of a saved state.
 
+pub(crate) mod abi;
 pub(crate) mod attribute;
 pub mod error;
 pub mod saved;

@@ -138,7 +138,7 @@ impl<'a> Reader<'a> {
     /// # Errors
     /// [`StateError`], also if there are more.
     pub fn count(&mut self, most: usize) -> Result<usize, StateError> {
-        let count = usize::try_from(self.u32()?).map_err(|_| StateError)?;
+        let count = self.u32()? as usize;
         expect(count <= most)?;
         Ok(count)
     }

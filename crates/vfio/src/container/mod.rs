@@ -21,7 +21,7 @@ use ioasid_core::{AddrRange, host::Account, memory::PageSource, sync::Mutex};
 use ioasid_iommufd::{Context, ObjectId};
 
 use crate::{
-    base::error::{Error, Result},
+    base::error::{ContainerError, Error, Result},
     device::{binding::Binding, core::DeviceCore},
 };
 
@@ -84,7 +84,7 @@ struct Member {
     /// Its whole devices.
     whole: Vec<(Weak<DeviceCore>, Binding)>,
     has_child: bool,
-    /// It shows as a PCI function, so programs expect to be told where mappings can be.
+    /// It shows as a PCI function, so programs expect to learn where mappings can be.
     has_function: bool,
 }
 
@@ -100,7 +100,9 @@ fn attach(device: &Binding, ioas: ObjectId) -> Result<()> {
     match device.attach(ioas) {
         Ok(_) => Ok(()),
         // What the device reserves is in the way of a mapping.
-        Err(Error::Iommufd(error)) if error.is_range_conflict() => Err(Error::IovaConflict),
+        Err(Error::Iommufd(error)) if error.is_range_conflict() => {
+            Err(ContainerError::ReservedMapped(error).into())
+        }
         Err(error) => Err(error),
     }
 }
@@ -138,12 +140,10 @@ impl Container {
     /// VFIO_SET_IOMMU: gives the container its backend and attaches what is in it.
     ///
     /// # Errors
-    /// [`Error::BackendState`] without a group, or if there is one; what attaching says.
+    /// [`ContainerError::NoGroup`], [`ContainerError::BackendSet`]; what attaching says.
     pub fn set_iommu(&self, version: Version) -> Result<()> {
         let mut state = self.state.lock();
-        if state.members.is_empty() || state.backend.is_some() {
-            return Err(Error::BackendState);
-        }
+        state.expect_group_alone()?;
         let backend = Type1::new(&self.context, version)?;
         for member in &state.members {
             if let Err(error) = member.attach(backend.ioas()) {
@@ -158,22 +158,19 @@ impl Container {
     /// VFIO_SET_IOMMU with a type that no backend is of.
     ///
     /// # Errors
-    /// Always: [`Error::BackendState`] as [`Container::set_iommu`], else [`Error::NoSuchBackend`].
+    /// Always: as [`Container::set_iommu`], else [`ContainerError::NoSuchBackend`].
     pub fn refuse_iommu(&self) -> Result<()> {
-        let state = self.state.lock();
-        if state.members.is_empty() || state.backend.is_some() {
-            return Err(Error::BackendState);
-        }
-        Err(Error::NoSuchBackend)
+        self.state.lock().expect_group_alone()?;
+        Err(ContainerError::NoSuchBackend.into())
     }
 
     /// VFIO_IOMMU_GET_INFO.
     ///
     /// # Errors
-    /// [`Error::BackendState`].
+    /// [`ContainerError::NoBackend`].
     pub fn info(&self) -> Result<Info> {
         let state = self.state.lock();
-        let backend = state.backend.as_ref().ok_or(Error::BackendState)?;
+        let backend = state.backend()?;
         let any_function = state.members.iter().any(|member| member.has_function);
         let page_sizes = backend.page_sizes()?;
         Ok(Info {
@@ -187,10 +184,10 @@ impl Container {
     /// VFIO_IOMMU_MAP_DMA. `pages` is called when everything else is found right.
     ///
     /// # Errors
-    /// In this order: [`Error::BackendState`], [`Error::BadMapRequest`], [`Error::RangeOverflow`],
-    /// [`Error::BadMapRequest`], then for new addresses of an old mapping [`Error::NoSuchMap`] and
-    /// [`Error::BadMapRequest`]; else [`Error::MapExists`], [`Error::TooManyMaps`], the error of
-    /// `pages`, and [`Error::Iommufd`].
+    /// In this order: [`ContainerError::NoBackend`], `MapError::Empty`, `MapError::Overflow`,
+    /// `MapError::Permissions`, `MapError::Misaligned`, then for new addresses of an old mapping
+    /// `MapError::NotFound` and `MapError::NotInvalid`; else `MapError::Exists`, `MapError::TooMany`,
+    /// the error of `pages`, and [`Error::Iommufd`].
     pub fn map<E: From<Error>>(
         &self,
         account: Account,
@@ -198,16 +195,16 @@ impl Container {
         pages: impl FnOnce() -> std::result::Result<Arc<dyn PageSource>, E>,
     ) -> std::result::Result<(), E> {
         let mut state = self.state.lock();
-        let backend = state.backend.as_mut().ok_or(Error::BackendState)?;
+        let backend = state.backend_mut()?;
         backend.map(account, request, pages)
     }
 
-    /// VFIO_IOMMU_UNMAP_DMA; returns the bytes unmapped (or made invalid). `dirty` is told of each
+    /// VFIO_IOMMU_UNMAP_DMA; returns the bytes unmapped (or made invalid). `dirty` is called for each
     /// mapping before it goes, if the request asks for dirty pages; an error of its ends the request.
     ///
     /// # Errors
-    /// [`Error::BackendState`], [`Error::AddressesInvalid`], [`Error::BadMapRequest`],
-    /// [`Error::RangeOverflow`], [`Error::Iommufd`].
+    /// [`ContainerError::NoBackend`], [`ContainerError::AddressesNeeded`], `MapError`,
+    /// [`Error::Iommufd`].
     pub fn unmap<E: From<Error>>(
         &self,
         request: &UnmapRequest,
@@ -215,20 +212,19 @@ impl Container {
     ) -> std::result::Result<u64, E> {
         let mut state = self.state.lock();
         if request.vaddr && state.backend.is_some() && state.has_child() {
-            return Err(Error::AddressesInvalid.into());
+            return Err(Error::from(ContainerError::AddressesNeeded).into());
         }
-        let backend = state.backend.as_mut().ok_or(Error::BackendState)?;
+        let backend = state.backend_mut()?;
         backend.unmap(request, dirty)
     }
 
     /// VFIO_IOMMU_DIRTY_PAGES: starts or stops tracking.
     ///
     /// # Errors
-    /// [`Error::BackendState`], [`Error::NoDirtyPages`], [`Error::BadMapRequest`] if a mapping is too
-    /// large for a bitmap.
+    /// [`ContainerError::NoBackend`], `MapError::NoDirtyPages`, `MapError::TooLargeForBitmap`.
     pub fn set_dirty_tracking(&self, on: bool) -> Result<()> {
         let mut state = self.state.lock();
-        let backend = state.backend.as_mut().ok_or(Error::BackendState)?;
+        let backend = state.backend_mut()?;
         backend.set_tracking(on)
     }
 
@@ -236,15 +232,14 @@ impl Container {
     /// device that has an IOMMU, that is all of each.
     ///
     /// # Errors
-    /// [`Error::BackendState`], [`Error::NoDirtyPages`], [`Error::BadMapRequest`]; and what `dirty`
-    /// says.
+    /// [`ContainerError::NoBackend`], `MapError`; and what `dirty` says.
     pub fn dirty<E: From<Error>>(
         &self,
         range: &DirtyRange,
         dirty: impl FnMut(AddrRange) -> std::result::Result<(), E>,
     ) -> std::result::Result<(), E> {
         let state = self.state.lock();
-        let backend = state.backend.as_ref().ok_or(Error::BackendState)?;
+        let backend = state.backend()?;
         backend.dirty(range, dirty)
     }
 
@@ -265,8 +260,9 @@ impl Container {
             has_child: !children.is_empty(),
         };
         if let Some(backend) = &state.backend {
-            if backend.has_invalid_addresses() {
-                return Err(Error::AddressesInvalid);
+            match backend.invalid_addresses() {
+                0 => {}
+                mappings => return Err(ContainerError::AddressesInvalid { mappings }.into()),
             }
             member.attach(backend.ioas())?;
         }
@@ -288,7 +284,7 @@ impl Container {
     /// A device of a group in here is opened. What must stay as long as it is open is returned.
     pub(crate) fn open_device(&self, device: &Arc<DeviceCore>) -> Result<Option<Binding>> {
         let state = self.state.lock();
-        let backend = state.backend.as_ref().ok_or(Error::BackendState)?;
+        let backend = state.backend()?;
         let mut claimed = state.members.iter().flat_map(|member| &member.whole);
         let own = Arc::downgrade(device);
         if claimed.any(|(claimed, _)| claimed.ptr_eq(&own)) {
@@ -301,6 +297,25 @@ impl Container {
 }
 
 impl State {
+    fn backend(&self) -> Result<&Type1> {
+        Ok(self.backend.as_ref().ok_or(ContainerError::NoBackend)?)
+    }
+
+    fn backend_mut(&mut self) -> Result<&mut Type1> {
+        Ok(self.backend.as_mut().ok_or(ContainerError::NoBackend)?)
+    }
+
+    /// A backend can be given: there is a group, and no backend yet.
+    fn expect_group_alone(&self) -> Result<(), ContainerError> {
+        if self.members.is_empty() {
+            return Err(ContainerError::NoGroup);
+        }
+        match self.backend {
+            Some(_) => Err(ContainerError::BackendSet),
+            None => Ok(()),
+        }
+    }
+
     fn has_child(&self) -> bool {
         self.members.iter().any(|member| member.has_child)
     }

@@ -9,7 +9,7 @@ use ioasid_core::{AddrRange, Prot, host::Account, memory::PageSource};
 use ioasid_iommufd::{Context, MapArgs, ObjectId};
 
 use super::Version;
-use crate::base::error::{Error, Result};
+use crate::base::error::{Error, MapError, Result};
 
 /// Mappings of a container, at most (the default of `dma_entry_limit`).
 const MAPPINGS: u32 = u16::MAX as u32;
@@ -43,7 +43,7 @@ pub struct UnmapRequest {
     pub all: bool,
     /// Nothing is unmapped, but the addresses in the program are invalid until they are updated.
     pub vaddr: bool,
-    /// Which of it is dirty is asked for, in pages of so many bytes.
+    /// Which of it is dirty is asked for, with this number of bytes for each bit.
     pub dirty: Option<u64>,
 }
 
@@ -119,8 +119,9 @@ impl Type1 {
         Ok(self.context.ioas_iova_ranges(self.ioas)?.ranges)
     }
 
-    pub(super) fn has_invalid_addresses(&self) -> bool {
-        self.invalid > 0
+    /// Mappings whose address in the program is invalid.
+    pub(super) fn invalid_addresses(&self) -> usize {
+        self.invalid
     }
 
     fn page_size(&self) -> Result<u64> {
@@ -148,51 +149,63 @@ impl Type1 {
         request: &MapRequest,
         pages: impl FnOnce() -> std::result::Result<Arc<dyn PageSource>, E>,
     ) -> std::result::Result<(), E> {
-        let MapRequest {
-            iova, vaddr, size, ..
-        } = *request;
-        if size == 0 {
-            return Err(Error::BadMapRequest.into());
-        }
-        let range = AddrRange::from_len(iova, size).ok_or(Error::RangeOverflow)?;
-        AddrRange::from_len(vaddr, size).ok_or(Error::RangeOverflow)?;
-        if (request.prot.read || request.prot.write) == request.update {
-            return Err(Error::BadMapRequest.into());
-        }
         let page_size = self.page_size()?;
-        if (size | iova | vaddr) & (page_size - 1) != 0 {
-            return Err(Error::BadMapRequest.into());
-        }
+        let range = Self::map_range(request, page_size).map_err(Error::from)?;
         let found = self.overlapping(range);
         if request.update {
-            return Ok(self.update(range, found)?);
+            return Ok(self.update(range, found).map_err(Error::from)?);
         }
-        if found.is_some() {
-            return Err(Error::MapExists.into());
+        if let Some((other, _)) = found {
+            return Err(Error::from(MapError::Exists { range, other }).into());
         }
         if self.mappings_left() == 0 {
-            return Err(Error::TooManyMaps.into());
+            let limit = MAPPINGS;
+            return Err(Error::from(MapError::TooMany { limit }).into());
         }
-        let args = MapArgs::fixed(iova, size, request.prot);
+        let args = MapArgs::fixed(request.iova, request.size, request.prot);
         let mapped = self.context.vfio_map(account, self.ioas, pages()?, args);
         mapped.map_err(Error::from)?;
-        if self.tracking && size / page_size > BITMAP_PAGES {
+        let pages = request.size / page_size;
+        if self.tracking && pages > BITMAP_PAGES {
             self.take_down(range)?;
-            return Err(Error::BadMapRequest.into());
+            return Err(Error::from(too_large_for_bitmap(pages)).into());
         }
         let mapping = Mapping {
             last: range.last(),
             invalid: false,
         };
-        self.maps.insert(iova, mapping);
+        self.maps.insert(request.iova, mapping);
         Ok(())
     }
 
+    /// The range of a mapping that is asked for.
+    fn map_range(request: &MapRequest, page_size: u64) -> Result<AddrRange, MapError> {
+        let MapRequest {
+            iova, vaddr, size, ..
+        } = *request;
+        if size == 0 {
+            return Err(MapError::Empty { iova });
+        }
+        let range = range_of(iova, size)?;
+        range_of(vaddr, size)?;
+        if (request.prot.read || request.prot.write) == request.update {
+            return Err(MapError::Permissions);
+        }
+        if (size | iova | vaddr) & (page_size - 1) != 0 {
+            return Err(MapError::Misaligned {
+                iova,
+                size,
+                page_size,
+            });
+        }
+        Ok(range)
+    }
+
     /// Gives a mapping a new address in the program. The pages stay those that it had.
-    fn update(&mut self, range: AddrRange, found: Option<(u64, Mapping)>) -> Result<()> {
-        let (start, found) = found.ok_or(Error::NoSuchMap)?;
+    fn update(&mut self, range: AddrRange, found: Option<(u64, Mapping)>) -> Result<(), MapError> {
+        let (start, found) = found.ok_or(MapError::NotFound { range })?;
         if !found.invalid || start != range.start() || found.last != range.last() {
-            return Err(Error::BadMapRequest);
+            return Err(MapError::NotInvalid { range });
         }
         if let Some(mapping) = self.maps.get_mut(&start) {
             mapping.invalid = false;
@@ -202,27 +215,33 @@ impl Type1 {
     }
 
     /// The range that an unmap is about.
-    fn unmap_range(&self, request: &UnmapRequest) -> Result<AddrRange> {
+    fn unmap_range(&self, request: &UnmapRequest, page_size: u64) -> Result<AddrRange, MapError> {
         let UnmapRequest { iova, size, .. } = *request;
-        let page_size = self.page_size()?;
+        let misaligned = MapError::Misaligned {
+            iova,
+            size,
+            page_size,
+        };
         let unaligned = |value: u64| value & (page_size - 1) != 0;
         if unaligned(iova) {
-            return Err(Error::BadMapRequest);
+            return Err(misaligned);
         }
         let range = if request.all {
             if iova != 0 || size != 0 {
-                return Err(Error::BadMapRequest);
+                return Err(MapError::RangeWithAll);
             }
             AddrRange::ALL
         } else {
-            if size == 0 || unaligned(size) {
-                return Err(Error::BadMapRequest);
+            if size == 0 {
+                return Err(MapError::Empty { iova });
             }
-            AddrRange::from_len(iova, size).ok_or(Error::RangeOverflow)?
+            if unaligned(size) {
+                return Err(misaligned);
+            }
+            range_of(iova, size)?
         };
-        let wrong_pages = |unit| !self.tracking || unit != page_size;
-        if request.dirty.is_some_and(wrong_pages) {
-            return Err(Error::BadMapRequest);
+        if let Some(given) = request.dirty {
+            self.expect_tracking(given, page_size)?;
         }
         if self.version == Version::V2 && !request.all {
             self.expect_whole(range)?;
@@ -230,14 +249,25 @@ impl Type1 {
         Ok(range)
     }
 
+    /// Dirty pages are tracked, and `given` bytes for each bit are those of a page.
+    fn expect_tracking(&self, given: u64, page_size: u64) -> Result<(), MapError> {
+        if !self.tracking {
+            return Err(MapError::NotTracking);
+        }
+        match given == page_size {
+            true => Ok(()),
+            false => Err(MapError::BitmapUnit { given, page_size }),
+        }
+    }
+
     /// No mapping lies across an edge of the range.
-    fn expect_whole(&self, range: AddrRange) -> Result<()> {
+    fn expect_whole(&self, range: AddrRange) -> Result<(), MapError> {
         let cut_before = |(start, _)| start != range.start();
         let cut_after = |(_, mapping): (u64, Mapping)| mapping.last != range.last();
         if self.at(range.start()).is_some_and(cut_before)
             || self.at(range.last()).is_some_and(cut_after)
         {
-            return Err(Error::BadMapRequest);
+            return Err(MapError::Cuts { range });
         }
         Ok(())
     }
@@ -247,7 +277,8 @@ impl Type1 {
         request: &UnmapRequest,
         mut dirty: impl FnMut(AddrRange) -> std::result::Result<(), E>,
     ) -> std::result::Result<u64, E> {
-        let range = self.unmap_range(request)?;
+        let page_size = self.page_size()?;
+        let range = self.unmap_range(request, page_size).map_err(Error::from)?;
         // A mapping that starts before the range, which only version 1 gets to, ends the search.
         let cut = self.at(range.start());
         if cut.is_some_and(|(start, _)| start < range.start()) {
@@ -259,14 +290,14 @@ impl Type1 {
             .filter_map(|(start, mapping)| AddrRange::new(*start, mapping.last))
             .collect();
         if request.vaddr {
-            return Ok(self.invalidate(&found)?);
+            return Ok(self.invalidate(&found).map_err(Error::from)?);
         }
-        let mut told = Ok(());
+        let mut reported = Ok(());
         let mut last = None;
         for mapping in &found {
             if request.dirty.is_some() {
-                told = dirty(*mapping);
-                if told.is_err() {
+                reported = dirty(*mapping);
+                if reported.is_err() {
                     break;
                 }
             }
@@ -274,10 +305,12 @@ impl Type1 {
         }
         let mut bytes = 0;
         if let (Some(first), Some(last)) = (found.first(), last) {
-            let range = AddrRange::new(first.start(), last).ok_or(Error::RangeOverflow)?;
-            bytes = self.take_down(range)?;
+            // In order, so the one ends behind the other.
+            if let Some(range) = AddrRange::new(first.start(), last) {
+                bytes = self.take_down(range)?;
+            }
         }
-        told.map(|()| bytes)
+        reported.map(|()| bytes)
     }
 
     /// Unmaps the mappings in a range that cuts none; returns the bytes.
@@ -304,13 +337,13 @@ impl Type1 {
     }
 
     /// Makes the addresses of mappings invalid, of all or of none.
-    fn invalidate(&mut self, found: &[AddrRange]) -> Result<u64> {
+    fn invalidate(&mut self, found: &[AddrRange]) -> Result<u64, MapError> {
         let is_invalid =
             |range: &AddrRange| self.maps.get(&range.start()).is_some_and(|m| m.invalid);
-        if let Some(already) = found.iter().position(is_invalid) {
-            // As Linux undoes it: those before are valid, as they were.
-            debug_assert!(already < found.len());
-            return Err(Error::BadMapRequest);
+        // As Linux undoes it: those before are valid, as they were.
+        if let Some(already) = found.iter().find(|range| is_invalid(range)) {
+            let iova = already.start();
+            return Err(MapError::AlreadyInvalid { iova });
         }
         let mut bytes = 0u64;
         for range in found {
@@ -325,33 +358,26 @@ impl Type1 {
 
     pub(super) fn set_tracking(&mut self, on: bool) -> Result<()> {
         if self.version == Version::V1 {
-            return Err(Error::NoDirtyPages);
+            return Err(MapError::NoDirtyPages.into());
         }
         if on && !self.tracking {
             let page_size = self.page_size()?;
             let pages = |(start, mapping): (&u64, &Mapping)| {
                 mapping.last.wrapping_sub(*start) / page_size + 1
             };
-            if self
-                .maps
-                .iter()
-                .map(pages)
-                .any(|pages| pages > BITMAP_PAGES)
-            {
-                return Err(Error::BadMapRequest);
+            let mut pages = self.maps.iter().map(pages);
+            if let Some(pages) = pages.find(|pages| *pages > BITMAP_PAGES) {
+                return Err(too_large_for_bitmap(pages).into());
             }
         }
         self.tracking = on;
         Ok(())
     }
 
-    pub(super) fn dirty<E: From<Error>>(
-        &self,
-        request: &DirtyRange,
-        mut dirty: impl FnMut(AddrRange) -> std::result::Result<(), E>,
-    ) -> std::result::Result<(), E> {
+    /// The range that dirty pages are asked for.
+    fn dirty_range(&self, request: &DirtyRange, unit: u64) -> Result<AddrRange, MapError> {
         if self.version == Version::V1 {
-            return Err(Error::NoDirtyPages.into());
+            return Err(MapError::NoDirtyPages);
         }
         let DirtyRange {
             iova,
@@ -359,14 +385,28 @@ impl Type1 {
             page_size,
         } = *request;
         if size == 0 {
-            return Err(Error::BadMapRequest.into());
+            return Err(MapError::Empty { iova });
         }
-        let range = AddrRange::from_len(iova, size).ok_or(Error::RangeOverflow)?;
-        let unit = self.page_size()?;
-        if page_size != unit || (iova | size) & (unit - 1) != 0 || !self.tracking {
-            return Err(Error::BadMapRequest.into());
+        let range = range_of(iova, size)?;
+        self.expect_tracking(page_size, unit)?;
+        if (iova | size) & (unit - 1) != 0 {
+            return Err(MapError::Misaligned {
+                iova,
+                size,
+                page_size: unit,
+            });
         }
         self.expect_whole(range)?;
+        Ok(range)
+    }
+
+    pub(super) fn dirty<E: From<Error>>(
+        &self,
+        request: &DirtyRange,
+        mut dirty: impl FnMut(AddrRange) -> std::result::Result<(), E>,
+    ) -> std::result::Result<(), E> {
+        let unit = self.page_size()?;
+        let range = self.dirty_range(request, unit).map_err(Error::from)?;
         for (start, mapping) in self.maps.range(range.start()..=range.last()) {
             if let Some(mapping) = AddrRange::new(*start, mapping.last) {
                 dirty(mapping)?;
@@ -374,6 +414,16 @@ impl Type1 {
         }
         Ok(())
     }
+}
+
+/// `size` bytes from `start`; some are asked for.
+fn range_of(start: u64, size: u64) -> Result<AddrRange, MapError> {
+    AddrRange::from_len(start, size).ok_or(MapError::Overflow { start, size })
+}
+
+fn too_large_for_bitmap(pages: u64) -> MapError {
+    let limit = BITMAP_PAGES;
+    MapError::TooLargeForBitmap { pages, limit }
 }
 
 impl Drop for Type1 {

@@ -8,7 +8,7 @@ use ioasid_iommufd::{BoundDevice, Context, ObjectId};
 
 use super::hardware::Hardware;
 use crate::{
-    base::error::{Error, Result},
+    base::error::{AttachError, Result},
     dma::emulated::BoundEmulated,
     model::{DefaultPasid, Passthrough},
 };
@@ -40,7 +40,8 @@ impl Binding {
     /// default PASID and claims nothing.
     ///
     /// # Errors
-    /// What binding to the context says; for a child [`Error::Exhausted`] when no PASID is left.
+    /// What binding to the context says; for a child the
+    /// [`BindError`](crate::error::BindError) when no PASID is left.
     pub(crate) fn new(
         hardware: &Arc<Hardware>,
         context: &Arc<Context>,
@@ -124,7 +125,7 @@ impl Binding {
                 Ok(attached)
             }
             BoundTo::Device(device, _) => Ok(device.attach_pasid(pt_id, pasid)?),
-            BoundTo::Emulated(_) => Err(Error::NoUserPasid),
+            BoundTo::Emulated(_) => Err(AttachError::NoUserPasids.into()),
         }
     }
 

@@ -10,21 +10,13 @@ use super::{
     irq::Interrupts, migration::Migration, registers::Registers, token::Sriov, users::Users,
 };
 use crate::{
-    base::error::{Error, Result},
+    base::{
+        abi::Feature,
+        error::{BindError, FeatureError, RegionError, Result},
+    },
     model::{DeviceModel, Migrate, Passthrough},
     pci::ConfigEffect,
 };
-
-/// A feature that can be asked for.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Feature {
-    /// The token of a physical function.
-    Token,
-    /// Low power, and the way back.
-    LowPower,
-    /// A log of the pages that the device writes.
-    DmaLog,
-}
 
 /// The parts of one device. What concerns several of them at once is here; all else is the part's own
 /// business.
@@ -81,16 +73,14 @@ impl DeviceCore {
         &self.ioeventfds
     }
 
-    /// The migration of a device that can be migrated.
+    /// The migration of a device that can be migrated, and how its model does that.
     ///
     /// # Errors
-    /// [`Error::NoFeature`].
-    pub(crate) fn migration(&self) -> Result<&Arc<Migration>> {
-        self.migrate().map(|_| &self.migration)
-    }
-
-    pub(crate) fn migrate(&self) -> Result<&dyn Migrate> {
-        self.hardware.model().migration().ok_or(Error::NoFeature)
+    /// [`FeatureError::Absent`].
+    pub(crate) fn migration(&self) -> Result<(&Arc<Migration>, &dyn Migrate), FeatureError> {
+        let model = self.hardware.model().migration();
+        let model = model.ok_or(FeatureError::Absent(Feature::Migration))?;
+        Ok((&self.migration, model))
     }
 
     pub(crate) fn dma_log(&self) -> &DmaLog {
@@ -119,20 +109,21 @@ impl DeviceCore {
         match feature {
             Feature::Token => self.sriov.has_token(),
             Feature::LowPower => !self.is_child(),
+            Feature::Migration => self.hardware.model().migration().is_some(),
             // What software copies is no DMA.
             Feature::DmaLog => !matches!(self.hardware.passthrough(), Passthrough::Emulated(_)),
         }
     }
 
     /// Writes at a file offset, with the gate held: exclusively outside BARs.
-    pub(crate) fn write(&self, offset: u64, data: &[u8]) -> Result<usize> {
+    pub(crate) fn write(&self, offset: u64, data: &[u8]) -> Result<usize, RegionError> {
         let (count, effect) = self.registers.write(offset, data)?;
         self.follow(effect);
         Ok(count)
     }
 
     /// Writes configuration space, with the gate held exclusively.
-    pub(crate) fn write_config(&self, offset: u64, data: &[u8]) -> Result<()> {
+    pub(crate) fn write_config(&self, offset: u64, data: &[u8]) -> Result<(), RegionError> {
         let effect = self.hardware.function().write_config(offset, data)?;
         self.follow(effect);
         Ok(())
@@ -162,8 +153,8 @@ impl DeviceCore {
     /// Reserves the device for its file `number`.
     ///
     /// # Errors
-    /// [`Error::BoundElsewhere`].
-    pub(super) fn reserve(&self, number: u64) -> Result<()> {
+    /// [`BindError::BoundElsewhere`].
+    pub(super) fn reserve(&self, number: u64) -> Result<(), BindError> {
         self.users.bind(number, || self.sriov.count_user(true))?;
         self.hardware.function().report_change();
         Ok(())

@@ -12,7 +12,7 @@ use ioasid_core::{AddrRange, sync::Mutex};
 use ioasid_iommu::{Device, Requests, WriteSink, WriteWatch};
 
 use crate::{
-    base::error::{Error, Result},
+    base::error::DmaLogError,
     dma::write_log::{LogRanges, WriteLog},
 };
 
@@ -31,16 +31,15 @@ impl DmaLog {
     /// Logs what `requests` of `device` write from now on; the bytes of a page of the log.
     ///
     /// # Errors
-    /// [`Error::LogState`] if there is a log, [`Error::BadLogRange`] if `ranges` has none, or pages of
-    /// no power of two.
+    /// [`DmaLogError::Started`], and as [`WriteLog::new`].
     pub(crate) fn start(
         &self,
         (device, requests): (Arc<Device>, Requests),
         ranges: LogRanges,
-    ) -> Result<u64> {
+    ) -> Result<u64, DmaLogError> {
         let mut current = self.0.lock();
         if current.is_some() {
-            return Err(Error::LogState);
+            return Err(DmaLogError::Started);
         }
         let log = Arc::new(WriteLog::new(ranges)?);
         let page_size = log.page_size();
@@ -60,12 +59,12 @@ impl DmaLog {
     /// was under way.
     ///
     /// # Errors
-    /// [`Error::LogState`] if there is no log, [`Error::BadLogRange`] if not all of `range` is watched.
-    pub(crate) fn complete(&self, range: AddrRange) -> Result<Arc<Current>> {
+    /// [`DmaLogError::NotStarted`], [`DmaLogError::NotLogged`] if not all of `range` is watched.
+    pub(crate) fn complete(&self, range: AddrRange) -> Result<Arc<Current>, DmaLogError> {
         let current = self.0.lock().clone();
-        let current = current.ok_or(Error::LogState)?;
+        let current = current.ok_or(DmaLogError::NotStarted)?;
         if !current.log.watches(range) {
-            return Err(Error::BadLogRange);
+            return Err(DmaLogError::NotLogged { range });
         }
         current.watch.flush();
         Ok(current)
@@ -76,8 +75,12 @@ impl Current {
     /// Takes what was written in `range` out of the log, as [`WriteLog::take`].
     ///
     /// # Errors
-    /// [`Error::LogSpoilt`].
-    pub(crate) fn take(&self, range: AddrRange, found: &mut dyn FnMut(AddrRange)) -> Result<()> {
+    /// [`DmaLogError::Overrun`].
+    pub(crate) fn take(
+        &self,
+        range: AddrRange,
+        found: &mut dyn FnMut(AddrRange),
+    ) -> Result<(), DmaLogError> {
         self.log.take(range, found)
     }
 }

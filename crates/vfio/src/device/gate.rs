@@ -5,7 +5,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use crate::base::error::{Error, Result};
+use crate::base::error::RegionError;
 
 /// Held shared for every access to a device, exclusively to reset it, to release it, and to change
 /// what answers.
@@ -20,15 +20,18 @@ impl Gate {
     /// As [`Gate::shared`], for a caller that the owner of the gate may itself wait for.
     ///
     /// # Errors
-    /// [`Error::MemoryDisabled`] after `patience`.
-    pub(crate) fn shared_within(&self, patience: Duration) -> Result<RwLockReadGuard<'_, ()>> {
+    /// [`RegionError::NoAnswer`] after `patience`.
+    pub(crate) fn shared_within(
+        &self,
+        patience: Duration,
+    ) -> Result<RwLockReadGuard<'_, ()>, RegionError> {
         let start = Instant::now();
         loop {
             match self.0.try_read() {
                 Ok(shared) => return Ok(shared),
                 Err(TryLockError::Poisoned(shared)) => return Ok(shared.into_inner()),
                 Err(TryLockError::WouldBlock) if start.elapsed() >= patience => {
-                    return Err(Error::MemoryDisabled);
+                    return Err(RegionError::NoAnswer { waited: patience });
                 }
                 Err(TryLockError::WouldBlock) => std::thread::sleep(Duration::from_micros(100)),
             }

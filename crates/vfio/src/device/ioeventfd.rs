@@ -15,7 +15,7 @@ use ioasid_core::{
 };
 
 use super::{region::RegionIndex, registers::Registers};
-use crate::base::error::{Error, Result};
+use crate::base::error::IoeventfdError;
 
 /// Ioeventfds of one device, at most.
 const MAX_IOEVENTFDS: usize = 1000;
@@ -72,16 +72,15 @@ impl Ioeventfds {
     /// takes that back.
     ///
     /// # Errors
-    /// [`Error::BeyondRegion`], [`Error::IoeventfdExists`], [`Error::NoIoeventfd`],
-    /// [`Error::TooManyIoeventfds`], or the error of `watch`.
+    /// [`IoeventfdError`]; the error of `watch` is one of them.
     pub(crate) fn set<W>(
         &self,
         registers: &Arc<Registers>,
         request: StoreRequest,
         watch: Option<W>,
-    ) -> Result<()>
+    ) -> Result<(), IoeventfdError>
     where
-        W: FnOnce(Arc<dyn IrqSink>) -> std::result::Result<Box<dyn EventfdWatch>, FdError>,
+        W: FnOnce(Arc<dyn IrqSink>) -> Result<Box<dyn EventfdWatch>, FdError>,
     {
         let (bar, offset) = register_of(registers, &request)?;
         let mut stores = self.0.lock();
@@ -92,9 +91,15 @@ impl Ioeventfds {
                 gone.store.active.store(false, Ordering::Release);
                 Ok(())
             }
-            (Some(_), Some(_)) => Err(Error::IoeventfdExists),
-            (None, None) => Err(Error::NoIoeventfd),
-            (None, Some(_)) if stores.len() >= MAX_IOEVENTFDS => Err(Error::TooManyIoeventfds),
+            (Some(_), Some(_)) => Err(IoeventfdError::Exists {
+                offset: request.offset,
+            }),
+            (None, None) => Err(IoeventfdError::NotFound {
+                offset: request.offset,
+            }),
+            (None, Some(_)) if stores.len() >= MAX_IOEVENTFDS => Err(IoeventfdError::TooMany {
+                limit: MAX_IOEVENTFDS,
+            }),
             (None, Some(watch)) => {
                 let store = Arc::new(Store {
                     registers: Arc::downgrade(registers),
@@ -108,7 +113,7 @@ impl Ioeventfds {
                 stores.push(Ioeventfd {
                     request,
                     store,
-                    _watch: watch.map_err(Error::Eventfd)?,
+                    _watch: watch.map_err(IoeventfdError::Eventfd)?,
                 });
                 Ok(())
             }
@@ -125,11 +130,13 @@ impl Ioeventfds {
 }
 
 /// The BAR and the offset in it of a store: 1, 2 or 4 bytes inside a BAR and not on the MSI-X table.
-fn register_of(registers: &Registers, request: &StoreRequest) -> Result<(u8, u64)> {
-    let bad = || Error::BeyondRegion;
-    let (RegionIndex::Bar(bar), offset) = RegionIndex::at(request.offset).map_err(|_| bad())?
-    else {
-        return Err(bad());
+fn register_of(registers: &Registers, request: &StoreRequest) -> Result<(u8, u64), IoeventfdError> {
+    let no_register = IoeventfdError::NoRegister {
+        offset: request.offset,
+        size: request.size,
+    };
+    let Ok((RegionIndex::Bar(bar), offset)) = RegionIndex::at(request.offset) else {
+        return Err(no_register);
     };
     let function = registers.function();
     let size = function.bar(bar).map_or(0, |bar| bar.size);
@@ -140,7 +147,7 @@ fn register_of(registers: &Registers, request: &StoreRequest) -> Result<(u8, u64
         || table.is_some_and(|msix| on_table(msix.table, msix.table_bytes()))
         || !matches!(request.size, 1 | 2 | 4)
     {
-        return Err(bad());
+        return Err(no_register);
     }
     Ok((bar, offset))
 }

@@ -10,43 +10,28 @@ use ioasid_core::{
     sync::Mutex,
 };
 
+pub use crate::base::abi::{IrqAction, IrqIndex};
 use crate::{
-    base::error::{Error, Result},
+    base::error::IrqError,
     pci::{Function, Intx, Vectors},
 };
 
 /// Number of interrupt indexes of a PCI device.
 pub const IRQ_INDEXES: u32 = 5;
 
-/// An interrupt index.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[repr(u32)]
-pub enum IrqIndex {
-    /// The wired interrupt.
-    Intx = 0,
-    /// Message signalled interrupts.
-    Msi = 1,
-    /// Message signalled interrupts with a table.
-    Msix = 2,
-    /// An uncorrectable error of the device.
-    Error = 3,
-    /// The host asks for the device back.
-    Request = 4,
-}
-
 impl IrqIndex {
     /// The index `number`.
     ///
     /// # Errors
-    /// [`Error::NoSuchIndex`] from [`IRQ_INDEXES`] on.
-    pub fn new(number: u32) -> Result<Self> {
+    /// [`IrqError::NoSuchIndex`] from [`IRQ_INDEXES`] on.
+    pub fn new(number: u32) -> Result<Self, IrqError> {
         match number {
             0 => Ok(IrqIndex::Intx),
             1 => Ok(IrqIndex::Msi),
             2 => Ok(IrqIndex::Msix),
             3 => Ok(IrqIndex::Error),
             4 => Ok(IrqIndex::Request),
-            _ => Err(Error::NoSuchIndex),
+            index => Err(IrqError::NoSuchIndex { index }),
         }
     }
 
@@ -64,12 +49,12 @@ impl IrqIndex {
     /// What IRQ_INFO says about this index.
     ///
     /// # Errors
-    /// [`Error::NoSuchIndex`] for [`IrqIndex::Error`] on a function that is not PCI Express.
-    pub fn info(self, function: &Function) -> Result<IrqInfo> {
+    /// [`IrqError::Absent`] for [`IrqIndex::Error`] on a function that is not PCI Express.
+    pub fn info(self, function: &Function) -> Result<IrqInfo, IrqError> {
         let count = self.count(function);
         let dynamic = self == IrqIndex::Msix && count > 0;
         if self == IrqIndex::Error && count == 0 {
-            return Err(Error::NoSuchIndex);
+            return Err(IrqError::Absent { index: self });
         }
         Ok(IrqInfo {
             count,
@@ -91,17 +76,6 @@ pub struct IrqInfo {
     pub automasked: bool,
     /// The set of vectors is fixed once one is enabled.
     pub no_resize: bool,
-}
-
-/// What to do with vectors.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum IrqAction {
-    /// Mask.
-    Mask,
-    /// Unmask.
-    Unmask,
-    /// Connect, disconnect or fire the trigger.
-    Trigger,
 }
 
 /// One eventfd of a request, already looked up.
@@ -164,20 +138,20 @@ enum Enabled {
     #[default]
     None,
     Intx,
-    /// With so many vectors: no more can be had while it is on.
+    /// With this number of vectors: there are no more while it is enabled.
     Msi(u32),
     /// Vectors come and go.
     Msix,
 }
 
 impl Enabled {
-    fn is(self, index: IrqIndex) -> bool {
-        matches!(
-            (self, index),
-            (Enabled::Intx, IrqIndex::Intx)
-                | (Enabled::Msi(_), IrqIndex::Msi)
-                | (Enabled::Msix, IrqIndex::Msix)
-        )
+    fn index(self) -> Option<IrqIndex> {
+        match self {
+            Enabled::None => None,
+            Enabled::Intx => Some(IrqIndex::Intx),
+            Enabled::Msi(_) => Some(IrqIndex::Msi),
+            Enabled::Msix => Some(IrqIndex::Msix),
+        }
     }
 }
 
@@ -195,63 +169,72 @@ impl Interrupts {
     /// Carries out `request` on `function`.
     ///
     /// # Errors
-    /// [`Error::BadIrqRequest`] if it does not fit the index or its state, or another index is
-    /// enabled, or MSI or MSI-X is to be enabled while the function is not in D0;
-    /// [`Error::NoSuchIrqAction`] if the index does not know the action,
-    /// [`Error::NoVectors`] if MSI or MSI-X is to be enabled with no vector, [`Error::Eventfd`] for a
-    /// bad file descriptor. The vectors of a request that fails half-way are disconnected.
-    pub fn set(&self, function: &Function, request: &SetIrqs) -> Result<()> {
-        let end = request.start.checked_add(request.count);
-        let available = request.index.count(function);
-        if request.start >= available || end.is_none_or(|end| end > available) {
-            return Err(Error::BadIrqRequest);
+    /// The [`IrqError`] of the rule that the request breaks. The vectors of a request that fails
+    /// half-way are disconnected.
+    pub fn set(&self, function: &Function, request: &SetIrqs) -> Result<(), IrqError> {
+        let &SetIrqs {
+            index,
+            action,
+            start,
+            count,
+            ..
+        } = request;
+        let end = start.checked_add(count);
+        let available = index.count(function);
+        if start >= available || end.is_none_or(|end| end > available) {
+            return Err(IrqError::NoSuchVectors {
+                index,
+                start,
+                count,
+                available,
+            });
         }
         let elements = match &request.data {
-            IrqData::None => request.count as usize,
+            IrqData::None => count as usize,
             IrqData::Bools(bools) => bools.len(),
             IrqData::Eventfds(fds) => fds.len(),
         };
-        if elements != request.count as usize {
-            return Err(Error::BadIrqRequest);
+        if elements != count as usize {
+            return Err(IrqError::DataCount { elements, count });
         }
         let mut state = self.state.lock();
-        match (request.index, request.action) {
+        match (index, action) {
             (IrqIndex::Intx, IrqAction::Trigger) => state.trigger_intx(function, request),
             (IrqIndex::Intx, action) => state.mask_intx(function, action, request),
             (IrqIndex::Msi | IrqIndex::Msix, IrqAction::Trigger) => {
                 state.trigger_vectors(function, request)
             }
             (IrqIndex::Error, IrqAction::Trigger) => {
-                set_single(&mut state.error, &request.data, request.count)
+                set_single(index, &mut state.error, &request.data, count)
             }
             (IrqIndex::Request, IrqAction::Trigger) => {
-                set_single(&mut state.request, &request.data, request.count)
+                set_single(index, &mut state.request, &request.data, count)
             }
-            _ => Err(Error::NoSuchIrqAction),
+            _ => Err(IrqError::NoSuchAction { index, action }),
         }
     }
 
     /// Lets an eventfd unmask INTx, which `watch` finds; or no eventfd any more, for `None`.
     ///
     /// # Errors
-    /// [`Error::BadIrqRequest`] while INTx is not enabled, the error of `watch`, and
-    /// [`Error::UnmaskedAlready`].
-    pub fn unmask_by<W>(&self, function: &Function, watch: Option<W>) -> Result<()>
+    /// [`IrqError::NotEnabled`], the error of `watch`, and [`IrqError::UnmaskedAlready`].
+    pub fn unmask_by<W>(&self, function: &Function, watch: Option<W>) -> Result<(), IrqError>
     where
-        W: FnOnce(Arc<dyn IrqSink>) -> std::result::Result<Box<dyn EventfdWatch>, FdError>,
+        W: FnOnce(Arc<dyn IrqSink>) -> Result<Box<dyn EventfdWatch>, FdError>,
     {
         let mut state = self.state.lock();
         if state.enabled != Enabled::Intx {
-            return Err(Error::BadIrqRequest);
+            let index = IrqIndex::Intx;
+            return Err(IrqError::NotEnabled { index });
         }
         let Some(watch) = watch else {
             state.unmask = None;
             return Ok(());
         };
         let listener = Arc::new(Unmask(Arc::clone(function.intx())));
-        let watch = watch(listener).map_err(Error::Eventfd)?;
+        let watch = watch(listener).map_err(|source| IrqError::Eventfd { vector: 0, source })?;
         if state.unmask.is_some() {
-            return Err(Error::UnmaskedAlready);
+            return Err(IrqError::UnmaskedAlready);
         }
         state.unmask = Some(watch);
         Ok(())
@@ -264,7 +247,7 @@ impl Interrupts {
         }
     }
 
-    /// Tells the user that the device had an uncorrectable error.
+    /// Reports an uncorrectable error of the device to the user.
     pub fn report_error(&self) {
         if let Some(sink) = &self.state.lock().error {
             sink.signal();
@@ -306,36 +289,35 @@ impl State {
     }
 
     /// Whether the index is on, which it can only be if none of the others is.
-    fn expect_no_other(&self, index: IrqIndex) -> Result<bool> {
-        match self.enabled {
-            Enabled::None => Ok(false),
-            enabled if enabled.is(index) => Ok(true),
-            _ => Err(Error::BadIrqRequest),
+    fn expect_no_other(&self, index: IrqIndex) -> Result<bool, IrqError> {
+        match self.enabled.index() {
+            None => Ok(false),
+            Some(enabled) if enabled == index => Ok(true),
+            Some(enabled) => Err(IrqError::OtherEnabled { index, enabled }),
         }
     }
 
-    fn trigger_intx(&mut self, function: &Function, request: &SetIrqs) -> Result<()> {
+    fn trigger_intx(&mut self, function: &Function, request: &SetIrqs) -> Result<(), IrqError> {
+        let index = IrqIndex::Intx;
         let on = self.enabled == Enabled::Intx;
         if on && request.count == 0 && matches!(request.data, IrqData::None) {
             self.disable(function);
             return Ok(());
         }
-        self.expect_no_other(IrqIndex::Intx)?;
-        if request.count != 1 {
-            return Err(Error::BadIrqRequest);
-        }
+        self.expect_no_other(index)?;
+        expect_one_vector(request)?;
         let fire = match &request.data {
             IrqData::Eventfds(fds) => {
                 let sink = match fds.first() {
                     Some(Eventfd::Sink(sink)) => Some(Arc::clone(sink)),
-                    Some(Eventfd::Unusable(error)) => return Err(Error::Eventfd(*error)),
+                    Some(Eventfd::Unusable(error)) => return Err(unusable(0, *error)),
                     Some(Eventfd::None | Eventfd::Negative) | None => None,
                 };
                 function.intx().enable(sink);
                 self.enabled = Enabled::Intx;
                 return Ok(());
             }
-            _ if !on => return Err(Error::BadIrqRequest),
+            _ if !on => return Err(IrqError::NotEnabled { index }),
             IrqData::None => true,
             IrqData::Bools(bools) => bools.first() == Some(&true),
         };
@@ -350,15 +332,17 @@ impl State {
         function: &Function,
         action: IrqAction,
         request: &SetIrqs,
-    ) -> Result<()> {
-        if self.enabled != Enabled::Intx || request.count != 1 {
-            return Err(Error::BadIrqRequest);
+    ) -> Result<(), IrqError> {
+        let index = IrqIndex::Intx;
+        if self.enabled != Enabled::Intx {
+            return Err(IrqError::NotEnabled { index });
         }
+        expect_one_vector(request)?;
         let act = match &request.data {
             IrqData::None => true,
             IrqData::Bools(bools) => bools.first() == Some(&true),
             // Unmasking by eventfd is [`Interrupts::unmask_by`]; there is no masking by one.
-            IrqData::Eventfds(_) => return Err(Error::NoSuchIrqAction),
+            IrqData::Eventfds(_) => return Err(IrqError::NoSuchAction { index, action }),
         };
         match action {
             IrqAction::Mask if act => function.intx().mask(),
@@ -368,10 +352,13 @@ impl State {
         Ok(())
     }
 
-    fn trigger_vectors(&mut self, function: &Function, request: &SetIrqs) -> Result<()> {
+    fn trigger_vectors(&mut self, function: &Function, request: &SetIrqs) -> Result<(), IrqError> {
         let index = request.index;
         let vectors = function.vectors();
-        if self.enabled.is(index) && request.count == 0 && matches!(request.data, IrqData::None) {
+        if self.enabled.index() == Some(index)
+            && request.count == 0
+            && matches!(request.data, IrqData::None)
+        {
             self.disable(function);
             return Ok(());
         }
@@ -379,7 +366,7 @@ impl State {
         let range = request.start..request.start + request.count;
         let fds = match &request.data {
             IrqData::Eventfds(fds) => fds,
-            _ if !on => return Err(Error::BadIrqRequest),
+            _ if !on => return Err(IrqError::NotEnabled { index }),
             IrqData::None => {
                 range.for_each(|vector| vectors.trigger(vector));
                 return Ok(());
@@ -401,13 +388,13 @@ impl State {
         // `__pci_enable_msix_range` looks at the count first, `__pci_enable_msi_range` at the power state.
         let asleep = !function.is_awake();
         if asleep && index == IrqIndex::Msi {
-            return Err(Error::BadIrqRequest);
+            return Err(IrqError::Asleep { index });
         }
         if range.end == 0 {
-            return Err(Error::NoVectors);
+            return Err(IrqError::NoVectors { index });
         }
         if asleep {
-            return Err(Error::BadIrqRequest);
+            return Err(IrqError::Asleep { index });
         }
         if index == IrqIndex::Msi {
             self.enabled = Enabled::Msi(range.end);
@@ -421,21 +408,36 @@ impl State {
     }
 }
 
+fn expect_one_vector(request: &SetIrqs) -> Result<(), IrqError> {
+    let (index, count) = (request.index, request.count);
+    match count {
+        1 => Ok(()),
+        _ => Err(IrqError::NotOneVector { index, count }),
+    }
+}
+
+fn unusable(vector: u32, source: FdError) -> IrqError {
+    IrqError::Eventfd { vector, source }
+}
+
 /// Connects vectors from `start` on, as far as there are any before `end`; on a bad one disconnects
 /// those of this call.
-fn connect(vectors: &Vectors, start: u32, end: u32, fds: &[Eventfd]) -> Result<()> {
+fn connect(vectors: &Vectors, start: u32, end: u32, fds: &[Eventfd]) -> Result<(), IrqError> {
     for (vector, fd) in (start..).zip(fds) {
         let error = match fd {
             Eventfd::None | Eventfd::Negative => {
                 vectors.connect(vector, None);
                 continue;
             }
-            _ if vector >= end => Error::BadIrqRequest,
+            _ if vector >= end => IrqError::BeyondEnabled {
+                vector,
+                enabled: end,
+            },
             Eventfd::Sink(sink) => {
                 vectors.connect(vector, Some(Arc::clone(sink)));
                 continue;
             }
-            Eventfd::Unusable(error) => Error::Eventfd(*error),
+            Eventfd::Unusable(error) => unusable(vector, *error),
         };
         (start..=vector).for_each(|vector| vectors.connect(vector, None));
         return Err(error);
@@ -444,23 +446,29 @@ fn connect(vectors: &Vectors, start: u32, end: u32, fds: &[Eventfd]) -> Result<(
 }
 
 /// The rules of the indexes with one trigger and no vector behind it.
-fn set_single(trigger: &mut Option<Arc<dyn IrqSink>>, data: &IrqData, count: u32) -> Result<()> {
+fn set_single(
+    index: IrqIndex,
+    trigger: &mut Option<Arc<dyn IrqSink>>,
+    data: &IrqData,
+    count: u32,
+) -> Result<(), IrqError> {
+    let no_eventfd = IrqError::NoEventfd { index };
     match data {
         IrqData::None => match (count, &trigger) {
-            (_, None) => return Err(Error::BadIrqRequest),
+            (_, None) => return Err(no_eventfd),
             (0, Some(_)) => *trigger = None,
             (_, Some(sink)) => sink.signal(),
         },
         IrqData::Bools(bools) => match (bools.first(), trigger) {
-            (None, _) => return Err(Error::BadIrqRequest),
+            (None, _) => return Err(IrqError::DataCount { elements: 0, count }),
             (Some(true), Some(sink)) => sink.signal(),
             _ => {}
         },
         IrqData::Eventfds(fds) => match fds.first() {
             Some(Eventfd::Sink(sink)) => *trigger = Some(Arc::clone(sink)),
             Some(Eventfd::None) => *trigger = None,
-            Some(Eventfd::Unusable(error)) => return Err(Error::Eventfd(*error)),
-            Some(Eventfd::Negative) | None => return Err(Error::BadIrqRequest),
+            Some(Eventfd::Unusable(error)) => return Err(unusable(0, *error)),
+            Some(Eventfd::Negative) | None => return Err(no_eventfd),
         },
     }
     Ok(())

@@ -8,7 +8,7 @@ use std::sync::{
 
 use ioasid_core::{host::IrqSink, sync::Mutex};
 
-use crate::base::error::{Error, Result};
+use crate::base::error::FeatureError;
 
 /// Whether the device may sleep.
 #[derive(Debug, Default)]
@@ -35,11 +35,11 @@ impl LowPower {
     /// Lets the device sleep.
     ///
     /// # Errors
-    /// [`Error::LowPowerAlready`].
-    pub(crate) fn enter(&self, wake: Option<Arc<dyn IrqSink>>) -> Result<()> {
+    /// [`FeatureError::LowPowerAlready`].
+    pub(crate) fn enter(&self, wake: Option<Arc<dyn IrqSink>>) -> Result<(), FeatureError> {
         let mut power = self.power.lock();
         if matches!(*power, Power::MaySleep { .. }) {
-            return Err(Error::LowPowerAlready);
+            return Err(FeatureError::LowPowerAlready);
         }
         *power = Power::MaySleep { wake };
         self.may_sleep.store(true, Ordering::Release);

@@ -11,11 +11,9 @@ use ioasid_core::sync::Mutex;
 use ioasid_iommufd::{Error as FileError, EventError, EventFile, Notify, ObjectError};
 
 use super::{gate::Gate, hardware::Hardware};
+pub use crate::base::abi::MigrationState;
 use crate::{
-    base::{
-        error::{Error, Result},
-        saved::StateError,
-    },
+    base::{error::MigrationError, saved::StateError},
     model::Migrate,
     pci::Function,
 };
@@ -24,36 +22,19 @@ use crate::{
 /// wait, and about as much of what can be under way.
 pub const MAX_STATE: usize = 8 << 20;
 
-/// What a device does about migration. The numbers are those of the ABI.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-#[repr(u32)]
-pub enum MigrationState {
-    /// A state could not be restored: only a reset ends that.
-    Error = 0,
-    /// It does no DMA, raises no interrupt and changes nothing.
-    Stop = 1,
-    /// It works.
-    #[default]
-    Running = 2,
-    /// As [`MigrationState::Stop`]; its state can be read.
-    StopCopy = 3,
-    /// As [`MigrationState::Stop`]; a state can be written.
-    Resuming = 4,
-}
-
 impl MigrationState {
     /// The state `number` that can be asked for: not ERROR, and none of those that need another
     /// ability than STOP_COPY.
     ///
     /// # Errors
-    /// [`Error::BadMigrationState`].
-    pub fn wanted(number: u32) -> Result<Self> {
+    /// [`MigrationError::NoSuchState`].
+    pub fn wanted(number: u32) -> Result<Self, MigrationError> {
         match number {
             1 => Ok(MigrationState::Stop),
             2 => Ok(MigrationState::Running),
             3 => Ok(MigrationState::StopCopy),
             4 => Ok(MigrationState::Resuming),
-            _ => Err(Error::BadMigrationState),
+            _ => Err(MigrationError::NoSuchState { number }),
         }
     }
 }
@@ -101,14 +82,20 @@ impl Progress {
         taken
     }
 
-    /// Adds bytes, as far as there is room for all of them.
-    fn put(&mut self, data: &[u8]) -> Result<()> {
-        if data.len() > MAX_STATE - self.data.len().min(MAX_STATE) {
-            return Err(Error::Exhausted("bytes of a saved state"));
+    /// Adds bytes, if there is room for all of them.
+    fn put(&mut self, data: &[u8]) -> Result<(), MigrationError> {
+        let size = self.data.len().saturating_add(data.len());
+        if size > MAX_STATE {
+            return Err(too_large(size));
         }
         self.data.extend_from_slice(data);
         Ok(())
     }
+}
+
+fn too_large(size: usize) -> MigrationError {
+    let limit = MAX_STATE;
+    MigrationError::TooLarge { size, limit }
 }
 
 impl Migration {
@@ -135,14 +122,15 @@ impl Migration {
     /// RESUMING. Nothing happens if the device is in that state already.
     ///
     /// # Errors
-    /// [`Error::NoFeature`]; [`Error::BadMigrationState`] in state ERROR; [`Error::BadDeviceState`],
-    /// with state ERROR from then on; [`Error::Exhausted`], with state STOP from then on.
+    /// [`MigrationError::InError`]; [`MigrationError::BadState`], with state ERROR from then on;
+    /// [`MigrationError::TooLarge`], with state STOP from then on.
     pub(crate) fn set_state(
         self: &Arc<Self>,
         hardware: &Hardware,
+        model: &dyn Migrate,
         wanted: MigrationState,
-    ) -> Result<Option<Arc<MigrationData>>> {
-        if !self.go_to(hardware, wanted)? {
+    ) -> Result<Option<Arc<MigrationData>>, MigrationError> {
+        if !self.go_to(hardware, model, wanted)? {
             return Ok(None);
         }
         let writable = match wanted {
@@ -158,14 +146,18 @@ impl Migration {
     }
 
     /// One arc, or two by way of STOP, or none: whether the state has changed.
-    fn go_to(&self, hardware: &Hardware, wanted: MigrationState) -> Result<bool> {
-        let model = hardware.model().migration().ok_or(Error::NoFeature)?;
+    fn go_to(
+        &self,
+        hardware: &Hardware,
+        model: &dyn Migrate,
+        wanted: MigrationState,
+    ) -> Result<bool, MigrationError> {
         let state = self.state();
         if state == wanted && state != MigrationState::Error {
             return Ok(false);
         }
         match state {
-            MigrationState::Error => return Err(Error::BadMigrationState),
+            MigrationState::Error => return Err(MigrationError::InError { to: wanted }),
             MigrationState::Stop => {}
             MigrationState::Running => model.pause(),
             MigrationState::StopCopy => {}
@@ -178,17 +170,18 @@ impl Migration {
             MigrationState::StopCopy => next.data = envelope::seal(hardware.function(), model),
             _ => {}
         }
-        if next.data.len() > MAX_STATE {
+        let size = next.data.len();
+        if size > MAX_STATE {
             // Nobody could restore it. It stays stopped.
             *self.progress.lock() = next.next(MigrationState::Stop);
-            return Err(Error::Exhausted("bytes of a saved state"));
+            return Err(too_large(size));
         }
         *self.progress.lock() = next;
         Ok(true)
     }
 
     /// Gives the device the state that was written. One that is left without a byte stays as it is.
-    fn restore(&self, hardware: &Hardware, model: &dyn Migrate) -> Result<()> {
+    fn restore(&self, hardware: &Hardware, model: &dyn Migrate) -> Result<(), MigrationError> {
         let data = std::mem::take(&mut self.progress.lock().data);
         if data.is_empty() {
             return Ok(());
@@ -201,13 +194,13 @@ impl Migration {
             set_config(function, config);
             model.load(state)
         });
-        if let Err(StateError) = restored {
+        if let Err(error) = restored {
             hardware.reset();
             set_config(function, &before);
             model.pause();
             let mut progress = self.progress.lock();
             *progress = progress.next(MigrationState::Error);
-            return Err(Error::BadDeviceState);
+            return Err(error.into());
         }
         Ok(())
     }
@@ -215,24 +208,31 @@ impl Migration {
     /// Takes the next bytes of the saved state, at most `count`; none at its end.
     ///
     /// # Errors
-    /// [`Error::BadMigrationState`] unless in STOP_COPY.
-    pub(crate) fn read(&self, count: usize) -> Result<Vec<u8>> {
+    /// [`MigrationError::OtherState`] unless in STOP_COPY.
+    pub(crate) fn read(&self, count: usize) -> Result<Vec<u8>, MigrationError> {
         let mut progress = self.progress.lock();
         match progress.state {
             MigrationState::StopCopy => Ok(progress.take(count)),
-            _ => Err(Error::BadMigrationState),
+            is => Err(MigrationError::OtherState {
+                is,
+                needed: MigrationState::StopCopy,
+            }),
         }
     }
 
     /// Adds bytes to the state that is to be restored.
     ///
     /// # Errors
-    /// [`Error::BadMigrationState`] unless in RESUMING; [`Error::Exhausted`] beyond [`MAX_STATE`].
-    pub(crate) fn write(&self, data: &[u8]) -> Result<()> {
+    /// [`MigrationError::OtherState`] unless in RESUMING; [`MigrationError::TooLarge`] beyond
+    /// [`MAX_STATE`].
+    pub(crate) fn write(&self, data: &[u8]) -> Result<(), MigrationError> {
         let mut progress = self.progress.lock();
         match progress.state {
             MigrationState::Resuming => progress.put(data),
-            _ => Err(Error::BadMigrationState),
+            is => Err(MigrationError::OtherState {
+                is,
+                needed: MigrationState::Resuming,
+            }),
         }
     }
 
@@ -257,31 +257,32 @@ pub struct MigrationData {
 
 impl MigrationData {
     /// Does something with the data, if it is still that of the device.
-    fn with<R>(
-        &self,
-        op: impl FnOnce(&mut Progress) -> Result<R>,
-    ) -> std::result::Result<R, FileError> {
+    fn with<R>(&self, op: impl FnOnce(&mut Progress) -> R) -> Result<R, FileError> {
         let migration = self.migration.upgrade().ok_or(ObjectError::Closed)?;
         let _shared = migration.gate.shared();
         let mut progress = migration.progress.lock();
         if progress.turn != self.turn {
             return Err(ObjectError::Closed.into());
         }
-        op(&mut progress).map_err(|_| FileError::NoMemory)
+        Ok(op(&mut progress))
     }
 }
 
 impl EventFile for MigrationData {
-    fn read(&self, count: usize) -> std::result::Result<Vec<u8>, FileError> {
+    fn read(&self, count: usize) -> Result<Vec<u8>, FileError> {
         match self.writable {
             true => Err(EventError::WrongMode.into()),
-            false => self.with(|progress| Ok(progress.take(count))),
+            false => self.with(|progress| progress.take(count)),
         }
     }
 
-    fn write(&self, bytes: &[u8]) -> std::result::Result<usize, FileError> {
+    fn write(&self, bytes: &[u8]) -> Result<usize, FileError> {
         match self.writable {
-            true => self.with(|progress| progress.put(bytes).map(|()| bytes.len())),
+            true => match self.with(|progress| progress.put(bytes))? {
+                Ok(()) => Ok(bytes.len()),
+                // A file of data says that there is no room as any file does.
+                Err(_) => Err(FileError::NoMemory),
+            },
             false => Err(EventError::WrongMode.into()),
         }
     }

@@ -23,9 +23,9 @@ pub(crate) mod usage;
 mod users;
 
 pub use self::{
-    core::Feature,
     ioeventfd::StoreRequest,
     migration::{MAX_STATE, MigrationData, MigrationState},
     registers::{MapRange, MapRequest},
     token::Token,
 };
+pub use crate::base::abi::Feature;

@@ -1,9 +1,6 @@
 //! The regions of a PCI device: which file offset is what.
 
-use crate::{
-    base::error::{Error, Result},
-    pci::Function,
-};
+use crate::{base::error::RegionError, pci::Function};
 
 /// Number of region indexes of a PCI device without regions of its vendor.
 pub const REGIONS: u32 = 9;
@@ -28,23 +25,23 @@ impl RegionIndex {
     /// The region `index`.
     ///
     /// # Errors
-    /// [`Error::NoSuchIndex`] from [`REGIONS`] on.
-    pub fn new(index: u32) -> Result<Self> {
+    /// [`RegionError::NoSuchIndex`] from [`REGIONS`] on.
+    pub fn new(index: u32) -> Result<Self, RegionError> {
         match index {
             0..=5 => Ok(RegionIndex::Bar(index as u8)),
             6 => Ok(RegionIndex::Rom),
             7 => Ok(RegionIndex::Config),
             8 => Ok(RegionIndex::Vga),
-            _ => Err(Error::NoSuchIndex),
+            _ => Err(RegionError::NoSuchIndex { index }),
         }
     }
 
     /// The region that the file offset lies in, and the offset inside it.
     ///
     /// # Errors
-    /// [`Error::NoSuchIndex`] past the last region.
-    pub fn at(offset: u64) -> Result<(Self, u64)> {
-        let index = u32::try_from(offset >> INDEX_SHIFT).map_err(|_| Error::NoSuchIndex)?;
+    /// [`RegionError::NoSuchIndex`] past the last region.
+    pub fn at(offset: u64) -> Result<(Self, u64), RegionError> {
+        let index = (offset >> INDEX_SHIFT) as u32;
         Ok((RegionIndex::new(index)?, offset & ((1 << INDEX_SHIFT) - 1)))
     }
 
@@ -66,8 +63,8 @@ impl RegionIndex {
     /// What REGION_INFO says of this region. `mappable` if BARs can be mapped.
     ///
     /// # Errors
-    /// [`Error::NoSuchIndex`] for VGA.
-    pub fn info(self, function: &Function, mappable: bool) -> Result<RegionInfo> {
+    /// [`RegionError::Absent`] for VGA.
+    pub fn info(self, function: &Function, mappable: bool) -> Result<RegionInfo, RegionError> {
         let (size, mmap) = match self {
             RegionIndex::Bar(index) => {
                 let size = function.bar(index).map_or(0, |bar| bar.size);
@@ -75,7 +72,10 @@ impl RegionIndex {
             }
             RegionIndex::Rom => (0, false),
             RegionIndex::Config => (function.config_size(), false),
-            RegionIndex::Vga => return Err(Error::NoSuchIndex),
+            RegionIndex::Vga => {
+                let index = self.number();
+                return Err(RegionError::Absent { index });
+            }
         };
         let holds_msix = function
             .msix()

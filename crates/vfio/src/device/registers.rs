@@ -21,7 +21,7 @@ use super::{
     region::{RegionIndex, RegionInfo},
 };
 use crate::{
-    base::error::{Error, Result},
+    base::error::RegionError,
     pci::{Bar, ConfigEffect, Function, spec::MSIX_ENTRY},
 };
 
@@ -161,13 +161,13 @@ impl Registers {
     }
 
     /// What REGION_INFO says of region `index`.
-    pub(crate) fn info(&self, index: u32) -> Result<RegionInfo> {
+    pub(crate) fn info(&self, index: u32) -> Result<RegionInfo, RegionError> {
         let mappable = self.mappable.load(Ordering::Acquire);
         RegionIndex::new(index)?.info(self.function(), mappable)
     }
 
     /// Reads at a file offset.
-    pub(crate) fn read(&self, offset: u64, data: &mut [u8]) -> Result<usize> {
+    pub(crate) fn read(&self, offset: u64, data: &mut [u8]) -> Result<usize, RegionError> {
         if data.is_empty() {
             return Ok(0);
         }
@@ -177,13 +177,17 @@ impl Registers {
                 Ok(data.len())
             }
             (RegionIndex::Bar(bar), offset) => self.read_bar(bar, offset, data),
-            (RegionIndex::Rom | RegionIndex::Vga, _) => Err(Error::NoSuchIndex),
+            (region @ (RegionIndex::Rom | RegionIndex::Vga), _) => Err(absent(region)),
         }
     }
 
     /// Writes at a file offset, with the gate held exclusively outside BARs; the bytes, and what the
     /// caller has to do then.
-    pub(crate) fn write(&self, offset: u64, data: &[u8]) -> Result<(usize, ConfigEffect)> {
+    pub(crate) fn write(
+        &self,
+        offset: u64,
+        data: &[u8],
+    ) -> Result<(usize, ConfigEffect), RegionError> {
         if data.is_empty() {
             return Ok((0, ConfigEffect::None));
         }
@@ -196,26 +200,27 @@ impl Registers {
                 let count = self.write_bar(bar, offset, data)?;
                 Ok((count, ConfigEffect::None))
             }
-            (RegionIndex::Rom | RegionIndex::Vga, _) => Err(Error::NoSuchIndex),
+            (region @ (RegionIndex::Rom | RegionIndex::Vga), _) => Err(absent(region)),
         }
     }
 
     /// Looks at an access as a whole, before any part of it is made: one to configuration space that
     /// passes its end is refused (`vfio_pci_config_rw_single`), while one to a BAR is cut short.
-    pub(crate) fn check_access(&self, offset: u64, len: u64) -> Result<()> {
+    pub(crate) fn check_access(&self, offset: u64, len: u64) -> Result<(), RegionError> {
         let size = self.function().config_size();
         match RegionIndex::at(offset) {
             Ok((RegionIndex::Config, at)) if len > 0 && at.saturating_add(len) > size => {
-                Err(Error::BeyondConfig)
+                let offset = at;
+                Err(RegionError::BeyondConfig { offset, len, size })
             }
             _ => Ok(()),
         }
     }
 
     /// The MSI-X table reads as ones.
-    fn read_bar(&self, bar: u8, offset: u64, data: &mut [u8]) -> Result<usize> {
+    fn read_bar(&self, bar: u8, offset: u64, data: &mut [u8]) -> Result<usize, RegionError> {
         let layout = self.layout(bar)?;
-        let count = clip(offset, data.len(), layout.bar.size)?;
+        let count = clip(bar, offset, data.len(), layout.bar.size)?;
         for (range, piece) in layout.pieces(offset, count, 8) {
             let at = offset + range.start as u64;
             let part = data.get_mut(range).unwrap_or_default();
@@ -231,9 +236,9 @@ impl Registers {
     }
 
     /// The MSI-X table ignores writes.
-    fn write_bar(&self, bar: u8, offset: u64, data: &[u8]) -> Result<usize> {
+    fn write_bar(&self, bar: u8, offset: u64, data: &[u8]) -> Result<usize, RegionError> {
         let layout = self.layout(bar)?;
-        let count = clip(offset, data.len(), layout.bar.size)?;
+        let count = clip(bar, offset, data.len(), layout.bar.size)?;
         for (range, piece) in layout.pieces(offset, count, layout.widest_store()) {
             let at = offset + range.start as u64;
             if let Piece::Register(_) = piece {
@@ -245,26 +250,32 @@ impl Registers {
     }
 
     /// Whether a range of the file may be mapped, and what it is.
-    pub(crate) fn map_range(&self, request: MapRequest) -> Result<MapRange> {
-        if !request.shared || !request.writable || !request.offset.is_multiple_of(PAGE) {
-            return Err(Error::NotMappable);
+    pub(crate) fn map_range(&self, request: MapRequest) -> Result<MapRange, RegionError> {
+        if !request.shared || !request.writable {
+            return Err(RegionError::PrivateMapping);
         }
-        let (region, offset) = RegionIndex::at(request.offset).map_err(|_| Error::NotMappable)?;
-        let RegionIndex::Bar(bar) = region else {
-            return Err(Error::NotMappable);
+        let not_mappable = RegionError::NotMappable {
+            offset: request.offset,
+            len: request.len,
+        };
+        if !request.offset.is_multiple_of(PAGE) {
+            return Err(not_mappable);
+        }
+        let Ok((RegionIndex::Bar(bar), offset)) = RegionIndex::at(request.offset) else {
+            return Err(not_mappable);
         };
         let info = self.info(bar.into())?;
         let pages = |bytes: u64| bytes.checked_next_multiple_of(PAGE);
-        let len = pages(request.len).ok_or(Error::NotMappable)?;
-        let end = offset.checked_add(len).ok_or(Error::NotMappable)?;
+        let len = pages(request.len).ok_or(not_mappable)?;
+        let end = offset.checked_add(len).ok_or(not_mappable)?;
         if !info.mmap || pages(info.size).is_none_or(|size| end > size) {
-            return Err(Error::NotMappable);
+            return Err(not_mappable);
         }
         Ok(MapRange { bar, offset, len })
     }
 
     /// A load from a mapping, at a file offset. Bytes behind the end of the BAR read as ones.
-    pub(crate) fn load(&self, offset: u64, data: &mut [u8]) -> Result<()> {
+    pub(crate) fn load(&self, offset: u64, data: &mut [u8]) -> Result<(), RegionError> {
         let (bar, offset, inside) = self.mapped(offset, data.len())?;
         let (registers, tail) = data.split_at_mut_checked(inside).unwrap_or_default();
         tail.fill(0xff);
@@ -273,7 +284,7 @@ impl Registers {
 
     /// A load from a mapping reaches the MSI-X table too: it reads as after a reset, masked and without
     /// addresses, since its messages are the host's.
-    fn load_bar(&self, bar: u8, offset: u64, data: &mut [u8]) -> Result<()> {
+    fn load_bar(&self, bar: u8, offset: u64, data: &mut [u8]) -> Result<(), RegionError> {
         let layout = self.layout(bar)?;
         for (range, piece) in layout.pieces(offset, data.len(), 8) {
             let at = offset + range.start as u64;
@@ -291,13 +302,13 @@ impl Registers {
     }
 
     /// A store to a mapping, at a file offset.
-    pub(crate) fn store(&self, offset: u64, data: &[u8]) -> Result<()> {
+    pub(crate) fn store(&self, offset: u64, data: &[u8]) -> Result<(), RegionError> {
         let (bar, offset, inside) = self.mapped(offset, data.len())?;
         self.store_bar(bar, offset, data.get(..inside).unwrap_or_default())
     }
 
     /// The MSI-X table ignores stores.
-    fn store_bar(&self, bar: u8, offset: u64, data: &[u8]) -> Result<()> {
+    fn store_bar(&self, bar: u8, offset: u64, data: &[u8]) -> Result<(), RegionError> {
         let layout = self.layout(bar)?;
         for (range, piece) in layout.pieces(offset, data.len(), layout.widest_store()) {
             let at = offset + range.start as u64;
@@ -309,13 +320,18 @@ impl Registers {
     }
 
     /// A store by an eventfd.
-    pub(super) fn store_by_eventfd(&self, bar: u8, offset: u64, data: &[u8]) -> Result<()> {
+    pub(super) fn store_by_eventfd(
+        &self,
+        bar: u8,
+        offset: u64,
+        data: &[u8],
+    ) -> Result<(), RegionError> {
         self.expect_answer(bar)?;
         self.store_bar(bar, offset, data)
     }
 
     /// A deferrable store to a mapping; whether the device took it.
-    pub(crate) fn enqueue(&self, offset: u64, data: &[u8; 64]) -> Result<bool> {
+    pub(crate) fn enqueue(&self, offset: u64, data: &[u8; 64]) -> Result<bool, RegionError> {
         let (bar, offset, inside) = self.mapped(offset, data.len())?;
         let model = self.hardware.model();
         let aligned = offset.is_multiple_of(64) && inside == data.len();
@@ -324,17 +340,21 @@ impl Registers {
 
     /// The BAR at a file offset, the offset in it, and how many of `len` bytes lie in it. Its memory
     /// answers.
-    fn mapped(&self, offset: u64, len: usize) -> Result<(u8, u64, usize)> {
+    fn mapped(&self, offset: u64, len: usize) -> Result<(u8, u64, usize), RegionError> {
+        let not_mapped = RegionError::NotMapped {
+            offset,
+            len: len as u64,
+        };
         let (RegionIndex::Bar(bar), offset) = RegionIndex::at(offset)? else {
-            return Err(Error::BeyondRegion);
+            return Err(not_mapped);
         };
         let info = self.info(bar.into())?;
-        let end = offset.checked_add(len as u64).ok_or(Error::BeyondRegion)?;
+        let end = offset.checked_add(len as u64).ok_or(not_mapped)?;
         if !info.mmap || end > info.size.next_multiple_of(PAGE) {
-            return Err(Error::BeyondRegion);
+            return Err(not_mapped);
         }
         if self.power.may_sleep() {
-            return Err(Error::MemoryDisabled);
+            return Err(RegionError::Asleep);
         }
         self.expect_memory()?;
         let inside = info.size.saturating_sub(offset);
@@ -362,11 +382,11 @@ impl Registers {
         table.contains(&offset) || self.is_pending_bits(bar, offset)
     }
 
-    fn layout(&self, bar: u8) -> Result<Layout> {
+    fn layout(&self, bar: u8) -> Result<Layout, RegionError> {
         let function = self.function();
         let msix = function.msix().filter(|msix| msix.bar == bar);
         Ok(Layout {
-            bar: function.bar(bar).ok_or(Error::NoSuchIndex)?,
+            bar: function.bar(bar).ok_or(absent(RegionIndex::Bar(bar)))?,
             table: msix.map_or(0..0, |msix| msix.table..msix.table + msix.table_bytes()),
         })
     }
@@ -378,26 +398,35 @@ impl Registers {
     }
 
     /// I/O ports are not memory: what enables that does not concern them.
-    fn expect_answer(&self, bar: u8) -> Result<()> {
+    fn expect_answer(&self, bar: u8) -> Result<(), RegionError> {
         match self.function().bar(bar) {
             Some(bar) if bar.is_io => Ok(()),
             _ => self.expect_memory(),
         }
     }
 
-    fn expect_memory(&self) -> Result<()> {
+    fn expect_memory(&self) -> Result<(), RegionError> {
         if self.function().memory_enabled() {
             Ok(())
         } else {
-            Err(Error::MemoryDisabled)
+            Err(RegionError::MemoryDisabled)
         }
     }
 }
 
-/// How many of `len` bytes at `offset` lie in a region of `size` bytes.
-fn clip(offset: u64, len: usize, size: u64) -> Result<usize> {
+fn absent(region: RegionIndex) -> RegionError {
+    let index = region.number();
+    RegionError::Absent { index }
+}
+
+/// How many of `len` bytes at `offset` lie in a BAR of `size` bytes.
+fn clip(bar: u8, offset: u64, len: usize, size: u64) -> Result<usize, RegionError> {
     match size.checked_sub(offset) {
-        None | Some(0) => Err(Error::BeyondRegion),
+        None | Some(0) => Err(RegionError::BeyondEnd {
+            index: bar.into(),
+            offset,
+            size,
+        }),
         Some(rest) => Ok(len.min(usize::try_from(rest).unwrap_or(usize::MAX))),
     }
 }
@@ -442,8 +471,14 @@ mod tests {
 
     #[test]
     fn regions_clip_and_end() {
-        assert_eq!(clip(0xff8, 64, 0x1000), Ok(8));
-        assert_eq!(clip(0x1000, 1, 0x1000), Err(Error::BeyondRegion));
-        assert_eq!(clip(u64::MAX, 1, 0x1000), Err(Error::BeyondRegion));
+        assert_eq!(clip(2, 0xff8, 64, 0x1000), Ok(8));
+        for offset in [0x1000, u64::MAX] {
+            let beyond = RegionError::BeyondEnd {
+                index: 2,
+                offset,
+                size: 0x1000,
+            };
+            assert_eq!(clip(2, offset, 1, 0x1000), Err(beyond));
+        }
     }
 }

@@ -12,7 +12,10 @@ use std::{
 
 use ioasid_core::sync::Mutex;
 
-use crate::base::error::{Error, Result};
+use crate::base::{
+    abi::Feature,
+    error::{FeatureError, TokenError},
+};
 
 /// The 16 bytes of a token, in the order of a UUID's text.
 pub type Token = [u8; 16];
@@ -66,26 +69,28 @@ impl Sriov {
     /// functions are not in use.
     ///
     /// # Errors
-    /// [`Error::WrongToken`], [`Error::UnneededToken`].
-    pub(crate) fn check(&self, token: Option<&Token>) -> Result<()> {
+    /// [`TokenError`].
+    pub(crate) fn check(&self, token: Option<&Token>) -> Result<(), TokenError> {
         if self.is_virtual {
             let Some(physical) = self.physical_token() else {
-                return token.map_or(Ok(()), |_| Err(Error::UnneededToken));
+                return token.map_or(Ok(()), |_| Err(TokenError::Unneeded));
             };
             return match token {
                 Some(given) if *given == physical.lock().token => Ok(()),
-                _ => Err(Error::WrongToken),
+                Some(_) => Err(TokenError::Wrong),
+                None => Err(TokenError::Missing),
             };
         }
         let Some(shared) = &self.token else {
-            return token.map_or(Ok(()), |_| Err(Error::UnneededToken));
+            return token.map_or(Ok(()), |_| Err(TokenError::Unneeded));
         };
         let mut shared = shared.lock();
         match token {
             Some(given) if shared.users == 0 => shared.token = *given,
             None if shared.users == 0 => {}
             Some(given) if *given == shared.token => {}
-            _ => return Err(Error::WrongToken),
+            Some(_) => return Err(TokenError::Wrong),
+            None => return Err(TokenError::Missing),
         }
         Ok(())
     }
@@ -98,9 +103,10 @@ impl Sriov {
     /// Sets the token.
     ///
     /// # Errors
-    /// [`Error::NoFeature`].
-    pub(crate) fn set_token(&self, token: Token) -> Result<()> {
-        let shared = self.token.as_ref().ok_or(Error::NoFeature)?;
+    /// [`FeatureError::Absent`].
+    pub(crate) fn set_token(&self, token: Token) -> Result<(), FeatureError> {
+        let shared = self.token.as_ref();
+        let shared = shared.ok_or(FeatureError::Absent(Feature::Token))?;
         shared.lock().token = token;
         Ok(())
     }

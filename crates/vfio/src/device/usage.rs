@@ -34,7 +34,7 @@ impl DeviceUse {
     /// stands for it there too.
     ///
     /// # Errors
-    /// [`Error::BoundElsewhere`](crate::Error::BoundElsewhere), or as [`Binding::new`].
+    /// [`BindError::BoundElsewhere`](crate::error::BindError::BoundElsewhere), or as [`Binding::new`].
     pub(crate) fn bind(
         core: &Arc<DeviceCore>,
         number: u64,
@@ -58,7 +58,7 @@ impl DeviceUse {
     /// if the device is bound for longer than this use.
     ///
     /// # Errors
-    /// [`Error::BoundElsewhere`](crate::Error::BoundElsewhere), or what `open` says.
+    /// [`BindError::BoundElsewhere`](crate::error::BindError::BoundElsewhere), or what `open` says.
     pub(crate) fn open(
         core: &Arc<DeviceCore>,
         number: u64,

@@ -7,7 +7,7 @@ use std::{
 
 use ioasid_core::sync::{Condvar, Mutex};
 
-use crate::base::error::{Error, Result};
+use crate::base::error::BindError;
 
 /// How often a user is asked again for a device that is to be removed.
 const REQUEST_PERIOD: Duration = Duration::from_secs(10);
@@ -44,11 +44,11 @@ impl Users {
     /// One more open file; its number.
     ///
     /// # Errors
-    /// [`Error::Gone`] while the device is being removed.
-    pub(crate) fn open(&self) -> Result<u64> {
+    /// [`BindError::Gone`] while the device is being removed.
+    pub(crate) fn open(&self) -> Result<u64, BindError> {
         let mut state = self.state.lock();
         if state.leaving {
-            return Err(Error::Gone);
+            return Err(BindError::Gone);
         }
         state.open += 1;
         Ok(self.files.fetch_add(1, Ordering::Relaxed) + 1)
@@ -63,11 +63,11 @@ impl Users {
     /// Reserves the device for the file `number`, and does `then` in the same step.
     ///
     /// # Errors
-    /// [`Error::BoundElsewhere`].
-    pub(crate) fn bind(&self, number: u64, then: impl FnOnce()) -> Result<()> {
+    /// [`BindError::BoundElsewhere`].
+    pub(crate) fn bind(&self, number: u64, then: impl FnOnce()) -> Result<(), BindError> {
         let mut state = self.state.lock();
         if state.bound.is_some() {
-            return Err(Error::BoundElsewhere);
+            return Err(BindError::BoundElsewhere);
         }
         state.bound = Some(number);
         then();
@@ -94,13 +94,13 @@ impl Users {
     /// it cannot be opened.
     ///
     /// # Errors
-    /// [`Error::Gone`] if it is being removed already, [`Error::StillOpen`] after `patience`: it can be
+    /// [`BindError::Gone`] if it is being removed already, [`BindError::StillOpen`] after `patience`: it can be
     /// opened again then.
-    pub(crate) fn withdraw(&self, patience: Duration, ask: impl Fn()) -> Result<()> {
+    pub(crate) fn withdraw(&self, patience: Duration, ask: impl Fn()) -> Result<(), BindError> {
         let start = Instant::now();
         let mut state = self.state.lock();
         if state.leaving {
-            return Err(Error::Gone);
+            return Err(BindError::Gone);
         }
         state.leaving = true;
         let mut asked: Option<Instant> = None;
@@ -109,7 +109,7 @@ impl Users {
             let left = patience.saturating_sub(now.duration_since(start));
             if left.is_zero() && asked.is_some() {
                 state.leaving = false;
-                return Err(Error::StillOpen);
+                return Err(BindError::StillOpen { open: state.open });
             }
             if asked.is_none_or(|asked| now.duration_since(asked) >= REQUEST_PERIOD) {
                 asked = Some(now);

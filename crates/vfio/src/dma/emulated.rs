@@ -16,7 +16,7 @@ use ioasid_iommufd::{
     Access, AccessError, AccessKind, AccessUser, Context, Error as IommufdError, ObjectId,
 };
 
-use crate::base::error::{Error, Result};
+use crate::base::error::{BindError, RegionError, Result};
 
 /// How an emulated device reaches the memory of its user: by copies through an access object. No
 /// IOMMU device, no PASID and no domain is behind it.
@@ -49,10 +49,10 @@ struct Copies {
 struct Copy<'a>(&'a Inner);
 
 impl<'a> Copy<'a> {
-    fn begin(inner: &'a Inner) -> Result<Self> {
+    fn begin(inner: &'a Inner) -> Result<Self, RegionError> {
         let mut copies = inner.copies.lock();
         if copies.withheld {
-            return Err(Error::NoBusMaster);
+            return Err(RegionError::NoBusMaster);
         }
         copies.under_way += 1;
         Ok(Copy(inner))
@@ -84,13 +84,16 @@ impl EmulatedDma {
     /// user's memory does: not to be called from a register access.
     ///
     /// # Errors
-    /// [`Error::NoBusMaster`] while the function must not; [`Error::NotBound`] if there is no user;
-    /// otherwise as [`Access::read`], [`NotAttached`](AccessError::NotAttached) among them.
+    /// [`RegionError::NoBusMaster`] while the function must not; [`BindError::NotBound`] if there is no
+    /// user; otherwise as [`Access::read`], [`NotAttached`](AccessError::NotAttached) among them.
     pub fn read(&self, iova: u64, dst: &mut [u8]) -> Result<()> {
         let _copy = Copy::begin(&self.inner)?;
         let access = self.inner.access.read();
         let access = access.unwrap_or_else(PoisonError::into_inner);
-        Ok(access.as_ref().ok_or(Error::NotBound)?.read(iova, dst)?)
+        Ok(access
+            .as_ref()
+            .ok_or(BindError::NotBound)?
+            .read(iova, dst)?)
     }
 
     /// Copies `src` to the address `iova` of the user's IOAS; as [`EmulatedDma::read`].
@@ -101,7 +104,10 @@ impl EmulatedDma {
         let _copy = Copy::begin(&self.inner)?;
         let access = self.inner.access.read();
         let access = access.unwrap_or_else(PoisonError::into_inner);
-        Ok(access.as_ref().ok_or(Error::NotBound)?.write(iova, src)?)
+        Ok(access
+            .as_ref()
+            .ok_or(BindError::NotBound)?
+            .write(iova, src)?)
     }
 
     /// Whether copies may begin. If not, none is under way when this returns, but for one that has been
@@ -137,10 +143,10 @@ impl EmulatedDma {
         drop(old);
     }
 
-    fn with<R>(&self, use_: impl FnOnce(&Access) -> R) -> Result<R> {
+    fn with<R>(&self, use_: impl FnOnce(&Access) -> R) -> Result<R, BindError> {
         let access = self.inner.access.read();
         let access = access.unwrap_or_else(PoisonError::into_inner);
-        Ok(use_(access.as_ref().ok_or(Error::NotBound)?))
+        Ok(use_(access.as_ref().ok_or(BindError::NotBound)?))
     }
 }
 

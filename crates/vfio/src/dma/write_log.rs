@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use ioasid_core::{AddrRange, sync::Mutex};
 use ioasid_iommu::WriteSink;
 
-use crate::base::error::{Error, Result};
+use crate::base::error::DmaLogError;
 
 /// Ranges of one log: as many as fit into a page (`LOG_MAX_RANGES`, `drivers/vfio/vfio_main.c`).
 pub const MAX_RANGES: u32 = 256;
@@ -13,7 +13,7 @@ pub const MAX_RANGES: u32 = 256;
 /// The smallest page that is told from its neighbours, in bytes: that of every page table.
 pub const MIN_PAGE: u64 = 4096;
 
-/// The largest, in bytes. Who wants larger ones gets these.
+/// The largest, in bytes. A wish for larger ones gets these.
 const MAX_PAGE: u64 = 1 << 30;
 
 /// Words of a chunk of the bitmap: 4096 pages.
@@ -31,7 +31,7 @@ pub struct LogRanges {
 }
 
 impl LogRanges {
-    /// None yet, with pages of so many bytes.
+    /// None yet, with pages of `page_size` bytes.
     pub fn new(page_size: u64) -> Self {
         LogRanges {
             page_size,
@@ -50,21 +50,25 @@ impl LogRanges {
     /// `length` bytes from `iova`.
     ///
     /// # Errors
-    /// [`Error::BadLogRange`] if they are not whole pages, [`Error::RangeOverflow`] if they reach the
-    /// end of all addresses, [`Error::BadLogRange`] if they are none or overlap others,
-    /// [`Error::TooManyLogRanges`].
-    pub fn add(&mut self, iova: u64, length: u64) -> Result<()> {
+    /// In this order: [`DmaLogError::Misaligned`], [`DmaLogError::Overflow`], [`DmaLogError::Empty`],
+    /// [`DmaLogError::Overlaps`], [`DmaLogError::TooManyRanges`].
+    pub fn add(&mut self, iova: u64, length: u64) -> Result<(), DmaLogError> {
         let rest = self.page_size.wrapping_sub(1);
         if iova & rest != 0 || length & rest != 0 {
-            return Err(Error::BadLogRange);
+            return Err(DmaLogError::Misaligned {
+                iova,
+                length,
+                page_size: self.page_size,
+            });
         }
         let range = addresses(iova, length)?;
         let before = self.ranges.range(..=range.last()).next_back();
-        if before.is_some_and(|(_, before)| before.overlaps(range)) {
-            return Err(Error::BadLogRange);
+        if let Some((_, before)) = before.filter(|(_, before)| before.overlaps(range)) {
+            let other = *before;
+            return Err(DmaLogError::Overlaps { range, other });
         }
         if self.ranges.len() >= MAX_RANGES as usize {
-            return Err(Error::TooManyLogRanges);
+            return Err(DmaLogError::TooManyRanges { limit: MAX_RANGES });
         }
         self.ranges.insert(iova, range);
         Ok(())
@@ -72,28 +76,28 @@ impl LogRanges {
 }
 
 /// `length` bytes from `iova`, which must not reach the end of all addresses.
-fn addresses(iova: u64, length: u64) -> Result<AddrRange> {
-    iova.checked_add(length).ok_or(Error::RangeOverflow)?;
-    AddrRange::from_len(iova, length).ok_or(Error::BadLogRange)
+fn addresses(iova: u64, length: u64) -> Result<AddrRange, DmaLogError> {
+    let end = iova.checked_add(length);
+    end.ok_or(DmaLogError::Overflow { iova, length })?;
+    AddrRange::from_len(iova, length).ok_or(DmaLogError::Empty { iova })
 }
 
-/// The range of a report: `length` bytes from `iova`, told in pages of `page_size` bytes.
+/// The range of a report: `length` bytes from `iova`, in pages of `page_size` bytes.
 ///
 /// # Errors
-/// [`Error::BadLogRange`] if the size of a page is no power of two from [`MIN_PAGE`] on;
-/// [`Error::RangeOverflow`] if the range reaches the end of all addresses; [`Error::BadLogRange`] if
-/// it is empty.
-pub fn report_range(iova: u64, length: u64, page_size: u64) -> Result<AddrRange> {
+/// [`DmaLogError::PageSize`] if the size of a page is no power of two from [`MIN_PAGE`] on,
+/// [`DmaLogError::Overflow`], [`DmaLogError::Empty`].
+pub fn report_range(iova: u64, length: u64, page_size: u64) -> Result<AddrRange, DmaLogError> {
     if page_size < MIN_PAGE || !page_size.is_power_of_two() {
-        return Err(Error::BadLogRange);
+        return Err(DmaLogError::PageSize { bytes: page_size });
     }
     addresses(iova, length)
 }
 
-/// The pages that a device has written since somebody looked last.
+/// The pages that a device has written since the last report.
 ///
-/// Every claim on it is exact to a page of its own size. It takes memory for what is written alone,
-/// and no more than 64 MiB: a device that writes more chunks of 4096 pages than that spoils it.
+/// Every report is exact to a page of its own size. It takes memory for what is written alone,
+/// and no more than 64 MiB: a device that writes more chunks of 4096 pages than that overruns it.
 #[derive(Debug)]
 pub struct WriteLog {
     /// Of a page.
@@ -108,17 +112,21 @@ struct Pages {
     /// By the number of their first page, divided by that of a chunk's pages.
     chunks: BTreeMap<u64, Box<[u64; WORDS]>>,
     /// Something was written that there was no room for.
-    spoilt: bool,
+    overrun: bool,
 }
 
 impl WriteLog {
     /// An empty log of what is written in `ranges`.
     ///
     /// # Errors
-    /// [`Error::BadLogRange`] if there is no range, or the size of a page is no power of two.
-    pub fn new(ranges: LogRanges) -> Result<Self> {
-        if ranges.ranges.is_empty() || !ranges.page_size.is_power_of_two() {
-            return Err(Error::BadLogRange);
+    /// [`DmaLogError::NoRange`], or [`DmaLogError::PageSize`] if the size of a page is no power of two.
+    pub fn new(ranges: LogRanges) -> Result<Self, DmaLogError> {
+        if ranges.ranges.is_empty() {
+            return Err(DmaLogError::NoRange);
+        }
+        if !ranges.page_size.is_power_of_two() {
+            let bytes = ranges.page_size;
+            return Err(DmaLogError::PageSize { bytes });
         }
         let page_size = ranges.page_size.clamp(MIN_PAGE, MAX_PAGE);
         Ok(WriteLog {
@@ -149,13 +157,17 @@ impl WriteLog {
         false
     }
 
-    /// Takes the pages in `range` that were written out of the log and tells `found` of each run of
-    /// them, in order, as far as it lies in `range`. A page of which only a part is in `range` stays
+    /// Takes the pages in `range` that were written out of the log and reports each run of them to
+    /// `found`, in order, as far as it lies in `range`. A page of which only a part is in `range` stays
     /// in the log too.
     ///
     /// # Errors
-    /// [`Error::LogSpoilt`]: nothing is known any more, all memory counts as written.
-    pub fn take(&self, range: AddrRange, found: &mut dyn FnMut(AddrRange)) -> Result<()> {
+    /// [`DmaLogError::Overrun`]: nothing is known any more, all memory counts as written.
+    pub fn take(
+        &self,
+        range: AddrRange,
+        found: &mut dyn FnMut(AddrRange),
+    ) -> Result<(), DmaLogError> {
         let (first, last) = (range.start() >> self.shift, range.last() >> self.shift);
         // Pages of which all is in the range.
         let inner = |page: u64| {
@@ -166,8 +178,8 @@ impl WriteLog {
         while next <= last / CHUNK {
             // The lock is held for one chunk at a time: engines wait for it.
             let mut pages = self.pages.lock();
-            if pages.spoilt {
-                return Err(Error::LogSpoilt);
+            if pages.overrun {
+                return Err(DmaLogError::Overrun);
             }
             let chunks = &mut pages.chunks;
             let Some((&number, chunk)) = chunks.range_mut(next..=last / CHUNK).next() else {
@@ -188,14 +200,14 @@ impl WriteLog {
                 chunks.remove(&number);
             }
             drop(pages);
-            self.tell(base, &taken, range, found);
+            self.report(base, &taken, range, found);
             next = number + 1;
         }
         Ok(())
     }
 
     /// The runs of pages in a chunk.
-    fn tell(
+    fn report(
         &self,
         base: u64,
         taken: &[u64; WORDS],
@@ -247,7 +259,7 @@ impl Pages {
                     .entry(number)
                     .or_insert_with(|| Box::new([0; WORDS])),
                 None => {
-                    self.spoilt = true;
+                    self.overrun = true;
                     return;
                 }
             };
@@ -312,11 +324,21 @@ mod tests {
     #[test]
     fn ranges_are_refused_as_the_kernel_refuses_them() {
         let mut ranges = LogRanges::new(4096);
-        assert_eq!(ranges.add(1, 4096), Err(Error::BadLogRange));
-        assert_eq!(ranges.add(0, 4097), Err(Error::BadLogRange));
-        assert_eq!(ranges.add(0, 0), Err(Error::BadLogRange));
+        for (iova, length) in [(1, 4096), (0, 4097)] {
+            let misaligned = DmaLogError::Misaligned {
+                iova,
+                length,
+                page_size: 4096,
+            };
+            assert_eq!(ranges.add(iova, length), Err(misaligned));
+        }
+        assert_eq!(ranges.add(0, 0), Err(DmaLogError::Empty { iova: 0 }));
         let last_page = u64::MAX - 4095;
-        assert_eq!(ranges.add(last_page, 4096), Err(Error::RangeOverflow));
+        let overflow = DmaLogError::Overflow {
+            iova: last_page,
+            length: 4096,
+        };
+        assert_eq!(ranges.add(last_page, 4096), Err(overflow));
         ranges.add(0x4000, 0x4000).unwrap();
         for (iova, length) in [
             (0x4000, 0x1000),
@@ -326,7 +348,10 @@ mod tests {
         ] {
             assert_eq!(
                 ranges.add(iova, length),
-                Err(Error::BadLogRange),
+                Err(DmaLogError::Overlaps {
+                    range: bytes(iova, length),
+                    other: bytes(0x4000, 0x4000),
+                }),
                 "{iova:#x}"
             );
         }
@@ -334,7 +359,10 @@ mod tests {
         for n in 2..u64::from(MAX_RANGES) {
             ranges.add(n << 20, 4096).unwrap();
         }
-        assert_eq!(ranges.add(1 << 40, 4096), Err(Error::TooManyLogRanges));
+        assert_eq!(
+            ranges.add(1 << 40, 4096),
+            Err(DmaLogError::TooManyRanges { limit: 256 })
+        );
         assert!(WriteLog::new(LogRanges::new(4096)).is_err(), "no range");
         let mut odd = LogRanges::new(0x3000);
         odd.add(0, 0).unwrap_err();
@@ -386,7 +414,7 @@ mod tests {
             log.wrote(bytes(n * chunk, 1));
         }
         let result = log.take(bytes(0, 4096), &mut |_| {});
-        assert_eq!(result, Err(Error::LogSpoilt));
+        assert_eq!(result, Err(DmaLogError::Overrun));
     }
 
     #[derive(Clone, Debug)]

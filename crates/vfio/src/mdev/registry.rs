@@ -13,10 +13,7 @@ use ioasid_core::{
 };
 
 use crate::{
-    base::{
-        error::{Error, Result},
-        uuid::Uuid,
-    },
+    base::{error::MdevError, uuid::Uuid},
     model::{DeviceModel, Passthrough},
     nodes::{device::VfioDevice, vfio::Vfio},
 };
@@ -55,8 +52,8 @@ pub trait MdevParent: Send + Sync + fmt::Debug {
     /// Makes a child. The registry has checked the UUID and the type.
     ///
     /// # Errors
-    /// [`Error::NoInstance`] if none is left after all, or what the device says.
-    fn create(&self, id: &str, uuid: Uuid) -> Result<MdevChild>;
+    /// [`MdevError::NoInstance`] if none is left after all, or what the device says.
+    fn create(&self, id: &str, uuid: Uuid) -> Result<MdevChild, MdevError>;
 
     /// The child is gone: nobody has it open and nobody can open it. Its instance is free again.
     fn remove(&self, uuid: Uuid);
@@ -108,7 +105,7 @@ struct State {
     devices: BTreeMap<Uuid, Slot>,
 }
 
-/// A UUID that is taken.
+/// A UUID that is in use.
 #[derive(Debug)]
 enum Slot {
     /// The parent of this name is making the child.
@@ -168,14 +165,15 @@ impl MdevRegistry {
     /// can be made meanwhile.
     ///
     /// # Errors
-    /// [`Error::Gone`] if there is no such parent, or it is leaving already; [`Error::StillOpen`] if
-    /// a child is in use after `patience`: the parent stays, with the children that are left.
-    pub fn remove_parent(&self, name: &str, patience: Duration) -> Result<()> {
+    /// [`MdevError::ParentGone`] if there is no such parent, or it is leaving already;
+    /// [`StillOpen`](crate::error::BindError::StillOpen) if a child is in use after `patience`: the
+    /// parent stays, with the children that are left.
+    pub fn remove_parent(&self, name: &str, patience: Duration) -> Result<(), MdevError> {
         let end = Instant::now() + patience;
         let mut state = self.state.lock();
         match state.parents.get_mut(name) {
             Some(parent) if !parent.leaving => parent.leaving = true,
-            _ => return Err(Error::Gone),
+            _ => return Err(parent_gone(name)),
         }
         while state.is_making(name) {
             state = self.made.wait(state);
@@ -186,7 +184,7 @@ impl MdevRegistry {
             .into_iter()
             .filter(|mdev| mdev.parent.name() == name)
             .map(|mdev| self.remove(mdev.uuid, end.saturating_duration_since(Instant::now())))
-            .filter(|result| *result != Err(Error::NoSuchUuid))
+            .filter(|result| !matches!(result, Err(MdevError::NotFound { .. })))
             .fold(Ok(()), Result::and);
         let mut state = self.state.lock();
         if gone.is_ok() {
@@ -201,17 +199,21 @@ impl MdevRegistry {
     /// the type `type_id`.
     ///
     /// # Errors
-    /// In this order: [`Error::NoSuchType`] (there is no such file), [`Error::BadUuid`],
-    /// [`Error::UuidExists`], [`Error::NoInstance`], [`Error::Gone`] while the parent is leaving, or
-    /// what the parent says.
-    pub fn create(&self, parent: &str, type_id: &str, text: &[u8]) -> Result<Arc<Mdev>> {
+    /// In this order: [`MdevError::NoSuchType`] (there is no such file), [`MdevError::Uuid`],
+    /// [`MdevError::Exists`], [`MdevError::NoInstance`], [`MdevError::ParentGone`] while the parent is
+    /// leaving, or what the parent says.
+    pub fn create(&self, parent: &str, type_id: &str, text: &[u8]) -> Result<Arc<Mdev>, MdevError> {
+        let no_such_type = || MdevError::NoSuchType {
+            parent: parent.to_owned(),
+            type_id: type_id.to_owned(),
+        };
         let parent = {
             let state = self.state.lock();
-            let entry = state.parents.get(parent).ok_or(Error::NoSuchType)?;
+            let entry = state.parents.get(parent).ok_or_else(no_such_type)?;
             Arc::clone(&entry.parent)
         };
         if !parent.types().iter().any(|offered| offered.id == type_id) {
-            return Err(Error::NoSuchType);
+            return Err(no_such_type());
         }
         let uuid = Uuid::from_create(text)?;
         self.reserve(&parent, type_id, uuid)?;
@@ -234,19 +236,27 @@ impl MdevRegistry {
         made
     }
 
-    /// Takes `uuid` out of circulation before the parent is asked.
-    fn reserve(&self, parent: &Arc<dyn MdevParent>, type_id: &str, uuid: Uuid) -> Result<()> {
+    /// Reserves `uuid` before the parent is asked.
+    fn reserve(
+        &self,
+        parent: &Arc<dyn MdevParent>,
+        type_id: &str,
+        uuid: Uuid,
+    ) -> Result<(), MdevError> {
         let mut state = self.state.lock();
         if state.devices.contains_key(&uuid) {
-            return Err(Error::UuidExists);
+            return Err(MdevError::Exists { uuid });
         }
         if parent.available_instances(type_id) == 0 {
-            return Err(Error::NoInstance);
+            return Err(MdevError::NoInstance {
+                parent: parent.name(),
+                type_id: type_id.to_owned(),
+            });
         }
         let name = parent.name();
         match state.parents.get(&name) {
             Some(entry) if !entry.leaving => {}
-            _ => return Err(Error::Gone),
+            _ => return Err(parent_gone(&name)),
         }
         state.devices.insert(uuid, Slot::Making(name));
         Ok(())
@@ -255,10 +265,11 @@ impl MdevRegistry {
     /// Removes a child: asks its user for it and waits until it is closed.
     ///
     /// # Errors
-    /// [`Error::NoSuchUuid`]; [`Error::StillOpen`] if it is open after `patience`: the child stays;
-    /// [`Error::Gone`] if somebody else is removing it.
-    pub fn remove(&self, uuid: Uuid, patience: Duration) -> Result<()> {
-        let mdev = self.find(uuid).ok_or(Error::NoSuchUuid)?;
+    /// [`MdevError::NotFound`]; [`StillOpen`](crate::error::BindError::StillOpen) if it is open after
+    /// `patience`: the child stays; [`Gone`](crate::error::BindError::Gone) if it is being removed by
+    /// another call.
+    pub fn remove(&self, uuid: Uuid, patience: Duration) -> Result<(), MdevError> {
+        let mdev = self.find(uuid).ok_or(MdevError::NotFound { uuid })?;
         self.vfio.remove(&mdev.device, patience)?;
         mdev.parent.remove(uuid);
         self.state.lock().devices.remove(&uuid);
@@ -277,6 +288,11 @@ impl MdevRegistry {
     pub fn list(&self) -> Vec<Arc<Mdev>> {
         self.state.lock().children().cloned().collect()
     }
+}
+
+fn parent_gone(name: &str) -> MdevError {
+    let parent = name.to_owned();
+    MdevError::ParentGone { parent }
 }
 
 impl Inspect for MdevRegistry {

@@ -13,19 +13,28 @@ use ioasid_iommu::{Device, PasidHandle, PasidPool, PasidQuota, PasidUse};
 use super::registry::{MdevChild, MdevParent, MdevType};
 use crate::{
     base::{
-        error::{Error, Result},
+        error::{BindError, DeviceError, MdevError},
         uuid::Uuid,
     },
     model::{DefaultPasid, DeviceModel, Passthrough},
 };
 
 /// Why a slot gives no child.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum SlotError {
-    /// Somebody else has it now.
+    /// Another child has it by now.
+    #[error("the slot is in use by another child")]
     Taken,
     /// The device refuses.
-    Refused(&'static str),
+    #[error("the device gives no child")]
+    Refused(#[source] DeviceError),
+}
+
+impl SlotError {
+    /// The device refuses, with an error of its own.
+    pub fn refused(error: impl std::error::Error + Send + Sync + 'static) -> Self {
+        SlotError::Refused(DeviceError::new(error))
+    }
 }
 
 /// A device with numbered slots (queues, channels), some of them set aside for children.
@@ -39,14 +48,14 @@ pub trait Slots: Inspect + Send + Sync + fmt::Debug {
     /// The type of the children.
     fn mdev_type(&self) -> MdevType;
 
-    /// Slots that were set aside for children and that nobody has.
+    /// Slots that were set aside for children and are not in use.
     fn free_slots(&self) -> Vec<usize>;
 
     /// Makes a child of a slot.
     ///
     /// # Errors
     /// [`SlotError`].
-    fn make(self: &Arc<Self>, slot: usize) -> std::result::Result<Arc<Self::Child>, SlotError>;
+    fn make(self: &Arc<Self>, slot: usize) -> Result<Arc<Self::Child>, SlotError>;
 
     /// The child is gone: gives its slot back. It answers nothing from now on.
     fn retire(&self, child: &Self::Child);
@@ -115,9 +124,10 @@ impl<D: Slots> MdevParent for SlotParent<D> {
         }
     }
 
-    fn create(&self, id: &str, uuid: Uuid) -> Result<MdevChild> {
+    fn create(&self, id: &str, uuid: Uuid) -> Result<MdevChild, MdevError> {
+        let (parent, type_id) = (self.name(), id.to_owned());
         if id != self.device.mdev_type().id {
-            return Err(Error::NoSuchType);
+            return Err(MdevError::NoSuchType { parent, type_id });
         }
         for slot in self.slots_for(uuid) {
             match self.device.make(slot) {
@@ -128,12 +138,12 @@ impl<D: Slots> MdevParent for SlotParent<D> {
                         passthrough: Passthrough::Child(child),
                     });
                 }
-                // Somebody was faster.
+                // Another child was faster.
                 Err(SlotError::Taken) => {}
-                Err(SlotError::Refused(why)) => return Err(Error::Device(why)),
+                Err(SlotError::Refused(error)) => return Err(MdevError::Device(error)),
             }
         }
-        Err(Error::NoInstance)
+        Err(MdevError::NoInstance { parent, type_id })
     }
 
     fn remove(&self, uuid: Uuid) {
@@ -178,24 +188,23 @@ impl PasidSlot {
     /// Takes a PASID that `device` can send.
     ///
     /// # Errors
-    /// [`Error::Exhausted`] if there is none.
-    pub fn bind(&self, device: &Arc<Device>) -> Result<(Arc<Device>, Pasid)> {
-        let exhausted = || Error::Exhausted("PASIDs");
-        let handle = self.pool.alloc(&self.quota).map_err(|_| exhausted())?;
-        let pasid = handle.pasid();
-        if pasid.get() >= device.max_pasids() {
-            return Err(exhausted());
+    /// [`BindError::NoPasid`], [`BindError::PasidTooLarge`].
+    pub fn bind(&self, device: &Arc<Device>) -> Result<(Arc<Device>, Pasid), BindError> {
+        let handle = self.pool.alloc(&self.quota).map_err(BindError::NoPasid)?;
+        let (pasid, limit) = (handle.pasid(), device.max_pasids());
+        if pasid.get() >= limit {
+            return Err(BindError::PasidTooLarge { pasid, limit });
         }
         *self.handle.lock() = Some(handle);
         Ok((Arc::clone(device), pasid))
     }
 
-    /// The PASID while there is one. For the host's eyes: no user can read it.
+    /// The PASID while there is one. For the host alone: no user can read it.
     pub fn pasid(&self) -> Option<Pasid> {
         self.handle.lock().as_ref().map(PasidHandle::pasid)
     }
 
-    /// Keeps the PASID from being reused while work is tagged with it.
+    /// Keeps the PASID from being reused while work carries it.
     pub fn use_token(&self) -> Option<PasidUse> {
         self.handle.lock().as_ref().map(PasidHandle::use_token)
     }

@@ -7,8 +7,8 @@ use ioasid_iommu::FaultLog;
 
 use super::{file::DeviceFile, group::VfioGroup};
 use crate::{
-    base::error::Result,
-    device::{core::DeviceCore, token::Token},
+    base::error::{BindError, RegionError, TokenError},
+    device::{Feature, Token, core::DeviceCore},
     model::{DeviceModel, Passthrough},
 };
 
@@ -108,8 +108,8 @@ impl VfioDevice {
     /// Opens it. The file can do nothing until it is bound.
     ///
     /// # Errors
-    /// [`Error::Gone`](crate::Error::Gone) while the device is being removed.
-    pub fn open(self: &Arc<Self>) -> Result<Arc<DeviceFile>> {
+    /// [`BindError::Gone`] while the device is being removed.
+    pub fn open(self: &Arc<Self>) -> Result<Arc<DeviceFile>, BindError> {
         let number = self.core.users().open()?;
         Ok(Arc::new(DeviceFile::new(Arc::clone(self), number)))
     }
@@ -134,9 +134,8 @@ impl VfioDevice {
     /// in use or not.
     ///
     /// # Errors
-    /// [`Error::BeyondConfig`](crate::Error::BeyondConfig) if the access passes the end; nothing is
-    /// written then.
-    pub fn write_config_by_host(&self, offset: u64, data: &[u8]) -> Result<()> {
+    /// [`RegionError::BeyondConfig`] if the access passes the end; nothing is written then.
+    pub fn write_config_by_host(&self, offset: u64, data: &[u8]) -> Result<(), RegionError> {
         let _exclusive = self.core.gate().exclusive();
         self.core.write_config(offset, data)
     }
@@ -147,7 +146,7 @@ impl VfioDevice {
     }
 
     /// Asks for the device back and waits until no file is open. Afterwards nobody can open it.
-    pub(super) fn withdraw(&self, patience: Duration) -> Result<()> {
+    pub(super) fn withdraw(&self, patience: Duration) -> Result<(), BindError> {
         let ask = || self.ask_for_release();
         self.core.users().withdraw(patience, ask)
     }
@@ -167,16 +166,15 @@ impl VfioDevice {
     /// functions are not in use.
     ///
     /// # Errors
-    /// [`Error::WrongToken`](crate::Error::WrongToken) if a token is needed and this is not it;
-    /// [`Error::UnneededToken`](crate::Error::UnneededToken) for one that is given to a device without
-    /// virtual or physical function.
-    pub fn check_token(&self, token: Option<&Token>) -> Result<()> {
+    /// [`TokenError::Missing`] or [`TokenError::Wrong`] if a token is needed; [`TokenError::Unneeded`] for
+    /// one that is given to a device without virtual or physical function.
+    pub fn check_token(&self, token: Option<&Token>) -> Result<(), TokenError> {
         self.core.sriov().check(token)
     }
 
     /// Whether the device can be migrated: stopped, saved and restored.
     pub fn can_migrate(&self) -> bool {
-        self.core.migrate().is_ok()
+        self.core.has(Feature::Migration)
     }
 }
 

@@ -25,7 +25,7 @@ use ioasid_iommufd::Context;
 use super::{device::VfioDevice, file::DeviceFile, name};
 use crate::{
     base::{
-        error::{Error, Result},
+        error::{GroupError, Result},
         uuid::Uuid,
     },
     container::Container,
@@ -67,9 +67,9 @@ enum Behind {
 impl Behind {
     /// Binds and attaches a device that is opened. Gives nothing if the device belongs to a container
     /// as long as its group does.
-    fn open(&self, core: &Arc<DeviceCore>) -> Result<Option<Binding>> {
+    fn open(&self, group: u32, core: &Arc<DeviceCore>) -> Result<Option<Binding>> {
         match self {
-            Behind::Nothing => Err(Error::BackendState),
+            Behind::Nothing => Err(GroupError::NoContainer { group }.into()),
             Behind::Container(container, _) => container.open_device(core),
             Behind::Iommufd(context) => {
                 let binding = core.bind(context)?;
@@ -155,15 +155,20 @@ impl VfioGroup {
     /// Opens its file.
     ///
     /// # Errors
-    /// [`Error::Gone`] if it has no device any more; [`Error::GroupBusy`] if its file is in use, or a
-    /// device is bound through a file of its own.
-    pub fn open(self: &Arc<Self>) -> Result<Arc<GroupFile>> {
+    /// [`GroupError::Gone`] if it has no device any more; [`GroupError::Open`] if its file is in use;
+    /// [`GroupError::DevicesBound`] if a device is bound through a file of its own.
+    pub fn open(self: &Arc<Self>) -> Result<Arc<GroupFile>, GroupError> {
+        let group = self.number();
         let mut state = self.state.lock();
         if state.devices.is_empty() {
-            return Err(Error::Gone);
+            return Err(GroupError::Gone { group });
         }
-        if state.users > 0 || state.bound_alone > 0 {
-            return Err(Error::GroupBusy);
+        if state.users > 0 {
+            return Err(GroupError::Open { group });
+        }
+        if state.bound_alone > 0 {
+            let devices = state.bound_alone;
+            return Err(GroupError::DevicesBound { group, devices });
         }
         state.users = 1;
         drop(state);
@@ -175,10 +180,11 @@ impl VfioGroup {
 
     /// A device of the group is to be bound through its own file: nobody can open the group's until
     /// the result is dropped.
-    pub(crate) fn bind_alone(self: &Arc<Self>) -> Result<BoundAlone> {
+    pub(crate) fn bind_alone(self: &Arc<Self>) -> Result<BoundAlone, GroupError> {
         let mut state = self.state.lock();
         if state.users > 0 {
-            return Err(Error::GroupBusy);
+            let group = self.number();
+            return Err(GroupError::Open { group });
         }
         state.bound_alone += 1;
         drop(state);
@@ -234,9 +240,9 @@ impl State {
         self.devices.values().filter_map(Weak::upgrade).collect()
     }
 
-    /// Whether devices are open by a container.
-    fn pinned(&self) -> bool {
-        self.open.values().any(|open| open.pins_group)
+    /// Devices that are open by a container.
+    fn pinned(&self) -> usize {
+        self.open.values().filter(|open| open.pins_group).count()
     }
 }
 
@@ -266,11 +272,12 @@ impl GroupFile {
     /// VFIO_GROUP_GET_STATUS.
     ///
     /// # Errors
-    /// [`Error::Gone`] if the group has no device any more.
-    pub fn status(&self) -> Result<GroupStatus> {
+    /// [`GroupError::Gone`] if the group has no device any more.
+    pub fn status(&self) -> Result<GroupStatus, GroupError> {
         let state = self.group.state.lock();
         if state.devices.is_empty() {
-            return Err(Error::Gone);
+            let group = self.group.number();
+            return Err(GroupError::Gone { group });
         }
         let container_set = !matches!(state.behind, Behind::Nothing);
         let group = &self.group.group;
@@ -283,9 +290,10 @@ impl GroupFile {
     /// Whether a container can be set, asked before it is known what file it would be.
     ///
     /// # Errors
-    /// [`Error::ContainerState`], [`Error::Gone`].
-    pub fn expect_no_container(&self) -> Result<()> {
-        self.group.state.lock().expect_no_container()
+    /// [`GroupError::ContainerSet`], [`GroupError::Gone`].
+    pub fn expect_no_container(&self) -> Result<(), GroupError> {
+        let state = self.group.state.lock();
+        state.expect_no_container(self.group.number())
     }
 
     /// VFIO_GROUP_SET_CONTAINER. With a container the DMA of the group's devices belongs to it from
@@ -293,13 +301,14 @@ impl GroupFile {
     /// claimed when it is opened.
     ///
     /// # Errors
-    /// [`Error::ContainerState`] if one is set; [`Error::Gone`]; if somebody else has the DMA
+    /// [`GroupError::ContainerSet`]; [`GroupError::Gone`]; if somebody else has the DMA
     /// [`NotOwner`](ioasid_iommufd::AttachError::NotOwner) or
     /// [`GroupBusy`](ioasid_iommufd::AttachError::GroupBusy); if the container has an IOMMU backend, what
-    /// attaching says, [`Error::IovaConflict`] and [`Error::AddressesInvalid`].
+    /// attaching says, [`ContainerError::ReservedMapped`](crate::error::ContainerError::ReservedMapped)
+    /// and [`ContainerError::AddressesInvalid`](crate::error::ContainerError::AddressesInvalid).
     pub fn set_container(&self, file: ContainerFile) -> Result<()> {
         let mut state = self.group.state.lock();
-        state.expect_no_container()?;
+        state.expect_no_container(self.group.number())?;
         state.behind = match file {
             ContainerFile::Container(container) => {
                 let presented = state.presented.is_some();
@@ -319,14 +328,18 @@ impl GroupFile {
     /// VFIO_GROUP_UNSET_CONTAINER.
     ///
     /// # Errors
-    /// [`Error::ContainerState`] if none is set, [`Error::DevicesOpen`] if devices are open by the
-    /// container. Devices that are open by an iommufd stay with it.
-    pub fn unset_container(&self) -> Result<()> {
+    /// [`GroupError::NoContainer`], [`GroupError::DevicesOpen`] if devices are open by the container.
+    /// Devices that are open by an iommufd stay with it.
+    pub fn unset_container(&self) -> Result<(), GroupError> {
+        let group = self.group.number();
         let behind = {
             let mut state = self.group.state.lock();
             match state.behind {
-                Behind::Nothing => return Err(Error::ContainerState),
-                Behind::Container(..) if state.pinned() => return Err(Error::DevicesOpen),
+                Behind::Nothing => return Err(GroupError::NoContainer { group }),
+                Behind::Container(..) if state.pinned() > 0 => {
+                    let devices = state.pinned();
+                    return Err(GroupError::DevicesOpen { group, devices });
+                }
                 _ => std::mem::take(&mut state.behind),
             }
         };
@@ -339,23 +352,26 @@ impl GroupFile {
     /// open device.
     ///
     /// # Errors
-    /// In this order: [`Error::NoSuchDevice`]; [`Error::BadDeviceOption`]; [`Error::Gone`];
-    /// [`Error::BackendState`] without a container, or before it has an IOMMU backend;
-    /// [`Error::BoundElsewhere`], and what binding and attaching to an iommufd say.
+    /// In this order: [`GroupError::NoSuchDevice`]; [`GroupError::DeviceName`];
+    /// [`BindError::Gone`](crate::error::BindError::Gone); [`GroupError::NoContainer`];
+    /// [`ContainerError::NoBackend`](crate::error::ContainerError::NoBackend);
+    /// [`BindError::BoundElsewhere`](crate::error::BindError::BoundElsewhere), and what binding and
+    /// attaching to an iommufd say.
     pub fn open_device(&self, name: &[u8]) -> Result<Arc<DeviceFile>> {
         let group = &self.group;
+        let number = group.number();
         let mut state = group.state.lock();
-        let device = state.find(name)?;
+        let device = state.find(number, name)?;
         let file = device.open()?;
         if matches!(state.behind, Behind::Nothing) {
-            return Err(Error::BackendState);
+            return Err(GroupError::NoContainer { group: number }.into());
         }
         match state.open.get_mut(&device.index()) {
             Some(open) => open.files += 1,
             None => {
                 let core = device.core();
                 let open = OpenDevice {
-                    use_: DeviceUse::open(core, file.number(), || state.behind.open(core))?,
+                    use_: DeviceUse::open(core, file.number(), || state.behind.open(number, core))?,
                     files: 1,
                     pins_group: matches!(state.behind, Behind::Container(..)),
                 };
@@ -392,17 +408,17 @@ impl Drop for GroupFile {
 }
 
 impl State {
-    fn expect_no_container(&self) -> Result<()> {
+    fn expect_no_container(&self, group: u32) -> Result<(), GroupError> {
         match self.behind {
-            Behind::Nothing if self.devices.is_empty() => Err(Error::Gone),
+            Behind::Nothing if self.devices.is_empty() => Err(GroupError::Gone { group }),
             Behind::Nothing => Ok(()),
-            _ => Err(Error::ContainerState),
+            _ => Err(GroupError::ContainerSet { group }),
         }
     }
 
     /// The device that `name` means, if its options are right. A PCI function has options, a mediated
     /// device under its UUID none.
-    fn find(&self, name: &[u8]) -> Result<Arc<VfioDevice>> {
+    fn find(&self, group: u32, name: &[u8]) -> Result<Arc<VfioDevice>> {
         for device in self.devices() {
             let own = device.bus_name();
             let address = if device.is_child() {
@@ -416,13 +432,15 @@ impl State {
             let Some(address) = address else {
                 continue;
             };
-            if let Some(token) = name::parse(address.as_bytes(), name)? {
+            let parsed = name::parse(address.as_bytes(), name).map_err(GroupError::from)?;
+            if let Some(token) = parsed {
                 let token = token.map(Uuid::to_bytes);
                 device.check_token(token.as_ref())?;
                 return Ok(device);
             }
         }
-        Err(Error::NoSuchDevice)
+        let name = String::from_utf8_lossy(name).into_owned();
+        Err(GroupError::NoSuchDevice { group, name }.into())
     }
 }
 

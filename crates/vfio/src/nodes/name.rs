@@ -1,10 +1,7 @@
 //! Names of devices as VFIO_GROUP_GET_DEVICE_FD takes them of a PCI device
 //! (`vfio_pci_core_match`, drivers/vfio/pci/vfio_pci_core.c).
 
-use crate::base::{
-    error::{Error, Result},
-    uuid::Uuid,
-};
+use crate::base::{error::DeviceNameError, uuid::Uuid};
 
 /// What a VF token is given as.
 const TOKEN: &[u8] = b"vf_token=";
@@ -15,8 +12,8 @@ const UUID: usize = 36;
 /// another device's name.
 ///
 /// # Errors
-/// [`Error::BadDeviceOption`] for anything behind the address that is not one `vf_token=UUID`.
-pub(super) fn parse(address: &[u8], text: &[u8]) -> Result<Option<Option<Uuid>>> {
+/// [`DeviceNameError`] for anything behind the address that is not one `vf_token=UUID`.
+pub(super) fn parse(address: &[u8], text: &[u8]) -> Result<Option<Option<Uuid>>, DeviceNameError> {
     let Some(mut rest) = text.strip_prefix(address) else {
         return Ok(None);
     };
@@ -30,12 +27,12 @@ pub(super) fn parse(address: &[u8], text: &[u8]) -> Result<Option<Option<Uuid>>>
         } else if rest.is_empty() {
             return Ok(Some(token));
         } else if let (None, Some(value)) = (token, rest.strip_prefix(TOKEN)) {
-            let uuid = value.get(..UUID).ok_or(Error::BadDeviceOption)?;
-            let uuid = Uuid::from_create(uuid).map_err(|_| Error::BadDeviceOption)?;
-            token = Some(uuid);
+            let uuid = value.get(..UUID).unwrap_or(value);
+            token = Some(Uuid::from_create(uuid).map_err(DeviceNameError::Token)?);
             rest = value.get(UUID..).unwrap_or_default();
         } else {
-            return Err(Error::BadDeviceOption);
+            let text = String::from_utf8_lossy(rest).into_owned();
+            return Err(DeviceNameError::Option { text });
         }
     }
 }
@@ -47,7 +44,7 @@ mod tests {
     const ADDRESS: &[u8] = b"0000:6b:01.0";
     const TOKEN_TEXT: &str = "5f2e6a9e-93a1-4f0a-9b3e-3d8f0c1b2a01";
 
-    fn parsed(text: &str) -> Result<Option<Option<Uuid>>> {
+    fn parsed(text: &str) -> Result<Option<Option<Uuid>>, DeviceNameError> {
         parse(ADDRESS, text.as_bytes())
     }
 
@@ -76,7 +73,7 @@ mod tests {
             "0000:6b:01.0 vf_token=5f2e6a9e93a1-4f0a-9b3e-3d8f0c1b2a01-xx",
             &twice,
         ] {
-            assert_eq!(parsed(text), Err(Error::BadDeviceOption), "{text}");
+            assert!(parsed(text).is_err(), "{text}");
         }
     }
 }

@@ -10,7 +10,7 @@ use ioasid_iommu::Iommu;
 
 use super::{device::VfioDevice, group::VfioGroup};
 use crate::{
-    base::error::{Error, Result},
+    base::error::BindError,
     model::{DeviceModel, Passthrough},
 };
 
@@ -32,7 +32,7 @@ impl Vfio {
 
     /// Offers a device to programs under the lowest free number. A child gets an IOMMU group of its
     /// own, so that its group number is not its parent's.
-    /// A whole device is called by its PCI address on its bus, a child by nothing.
+    /// The name of a whole device on its bus is its PCI address; a child has none.
     pub fn add(&self, model: Arc<dyn DeviceModel>, passthrough: Passthrough) -> Arc<VfioDevice> {
         let name = match &passthrough {
             Passthrough::Whole(device) => device.address().to_string(),
@@ -41,7 +41,7 @@ impl Vfio {
         self.add_named(name, model, passthrough)
     }
 
-    /// As [`Vfio::add`], of a device that is called `name` on its bus.
+    /// As [`Vfio::add`], of a device with the name `name` on its bus.
     pub fn add_named(
         &self,
         name: String,
@@ -97,9 +97,9 @@ impl Vfio {
     /// closed. New opens fail meanwhile.
     ///
     /// # Errors
-    /// [`Error::StillOpen`] if a file is open after `patience`: the device stays, and can be opened
-    /// again. [`Error::Gone`] if it is not one of these devices, or is being removed already.
-    pub fn remove(&self, device: &Arc<VfioDevice>, patience: Duration) -> Result<()> {
+    /// [`BindError::StillOpen`] if a file is open after `patience`: the device stays, and can be opened
+    /// again. [`BindError::Gone`] if it is not one of these devices, or is being removed already.
+    pub fn remove(&self, device: &Arc<VfioDevice>, patience: Duration) -> Result<(), BindError> {
         device.withdraw(patience)?;
         let mut devices = self.devices.lock();
         match devices.get(&device.index()) {
@@ -109,7 +109,7 @@ impl Vfio {
                 device.group().remove(device);
                 Ok(())
             }
-            _ => Err(Error::Gone),
+            _ => Err(BindError::Gone),
         }
     }
 }

@@ -2,29 +2,10 @@
 
 use super::{
     function::{Function, Parts},
-    layout::{Bar, MsixLayout, SriovLayout},
+    layout::{Bar, LayoutError, MsixLayout, SriovLayout},
     spec,
     vectors::Vectors,
 };
-
-/// A function cannot look like that.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-#[non_exhaustive]
-pub enum LayoutError {
-    /// The size of a BAR is no power of two of at least 16 bytes, or does not fit its width.
-    #[error("BAR {0}: the size is not a power of two in range")]
-    BarSize(u8),
-    /// There is no such BAR, or it is in use, perhaps as the upper half of a 64-bit one.
-    #[error("BAR {0} does not exist or is taken")]
-    BarTaken(u8),
-    /// The MSI-X table or pending bits lie outside their BAR, overlap, or are not 8-byte aligned;
-    /// or there are no vectors, or more than 2048.
-    #[error("the MSI-X table does not fit its BAR")]
-    Msix,
-    /// No room is left for a capability, or bytes of the device's own overlap one.
-    #[error("configuration space is full at {0:#x}")]
-    Full(usize),
-}
 
 /// Puts a [`Function`] together. Capabilities appear in the order of the calls.
 #[derive(Debug)]
@@ -125,12 +106,17 @@ impl FunctionBuilder {
             && self.bars[slot..=last].iter().all(Option::is_none)
             && !(slot > 0 && self.bars[slot - 1].is_some_and(|below| below.is_64bit));
         if !free {
-            self.error.get_or_insert(LayoutError::BarTaken(index));
+            self.error
+                .get_or_insert(LayoutError::BarTaken { bar: index });
             return self;
         }
         let limit: u64 = if bar.is_64bit { 1 << 39 } else { 1 << 31 };
         if !bar.size.is_power_of_two() || bar.size < 16 || bar.size > limit {
-            self.error.get_or_insert(LayoutError::BarSize(index));
+            self.error.get_or_insert(LayoutError::BarSize {
+                bar: index,
+                size: bar.size,
+                limit,
+            });
             return self;
         }
         let flags = bar.flags();
@@ -266,7 +252,7 @@ impl FunctionBuilder {
                 self.scratch.push(offset..end);
             }
             _ => {
-                self.error.get_or_insert(LayoutError::Full(offset));
+                self.error.get_or_insert(LayoutError::Full { offset, len });
             }
         }
         self
@@ -319,23 +305,8 @@ impl FunctionBuilder {
         let Some(msix) = self.msix else {
             return Ok(());
         };
-        let size = self
-            .bars
-            .get(usize::from(msix.bar))
-            .copied()
-            .flatten()
-            .ok_or(LayoutError::Msix)?
-            .size;
-        let table_end = msix.table.saturating_add(msix.table_bytes());
-        let pending_end = msix.pending.saturating_add(msix.pending_bytes());
-        let apart = table_end <= msix.pending || pending_end <= msix.table;
-        let aligned = (msix.table | msix.pending) & 7 == 0;
-        let counted = (1..=2048).contains(&msix.count);
-        if counted && aligned && apart && table_end.max(pending_end) <= size.min(1 << 32) {
-            Ok(())
-        } else {
-            Err(LayoutError::Msix)
-        }
+        let bar = self.bars.get(usize::from(msix.bar)).copied().flatten();
+        Ok(msix.check(bar)?)
     }
 
     /// Writes the list of standard capabilities.
@@ -413,7 +384,10 @@ impl FunctionBuilder {
                 .is_some_and(|bytes| offset + size <= end && !bytes.contains(&true))
         };
         let Some(offset) = (from.next_multiple_of(4)..end).step_by(4).find(fits) else {
-            self.error.get_or_insert(LayoutError::Full(from));
+            self.error.get_or_insert(LayoutError::Full {
+                offset: from,
+                len: size,
+            });
             return None;
         };
         self.used[offset..offset + size].fill(true);
@@ -443,7 +417,7 @@ impl FunctionBuilder {
 
 #[cfg(test)]
 mod tests {
-    use super::*;
+    use super::{super::layout::MsixError, *};
 
     fn built(builder: FunctionBuilder) -> Result<(), LayoutError> {
         builder.build().map(drop)
@@ -453,13 +427,20 @@ mod tests {
     fn a_bar_must_be_a_power_of_two_and_its_register_free() {
         let new = || FunctionBuilder::new(1, 2);
         let bad_size = new().bar(1, Bar::memory64(0x3000));
-        assert_eq!(built(bad_size), Err(LayoutError::BarSize(1)));
+        assert_eq!(
+            built(bad_size),
+            Err(LayoutError::BarSize {
+                bar: 1,
+                size: 0x3000,
+                limit: 1 << 39,
+            })
+        );
         let upper_half = new()
             .bar(0, Bar::memory64(0x1000))
             .bar(1, Bar::memory64(0x1000));
-        assert_eq!(built(upper_half), Err(LayoutError::BarTaken(1)));
+        assert_eq!(built(upper_half), Err(LayoutError::BarTaken { bar: 1 }));
         let past_the_last = new().bar(5, Bar::memory64(0x1000));
-        assert_eq!(built(past_the_last), Err(LayoutError::BarTaken(5)));
+        assert_eq!(built(past_the_last), Err(LayoutError::BarTaken { bar: 5 }));
     }
 
     #[test]
@@ -470,16 +451,26 @@ mod tests {
                 .msix(layout)
         };
         assert_eq!(built(with(MsixLayout::new(0, 0x2000, 0x3000, 9))), Ok(()));
-        for bad in [
-            MsixLayout::new(0, 0x2000, 0x2080, 9),
-            MsixLayout::new(0, 0x3ff8, 0x3000, 9),
-            MsixLayout::new(0, u64::MAX - 7, 0x3000, 9),
-            MsixLayout::new(1, 0x2000, 0x3000, 9),
-            MsixLayout::new(9, 0x2000, 0x3000, 9),
-            MsixLayout::new(0, 0x2000, 0x3000, 0),
-            MsixLayout::new(0, 0, 0x9000, 2049),
+        let beyond = |end| {
+            let size = 0x4000;
+            MsixError::BeyondBar { end, size }
+        };
+        let misaligned = MsixError::Misaligned {
+            table: 0x2004,
+            pending: 0x3000,
+        };
+        let new = MsixLayout::new;
+        for (bad, error) in [
+            (new(0, 0x2000, 0x2080, 9), MsixError::Overlap),
+            (new(0, 0x3ff8, 0x3000, 9), beyond(0x4088)),
+            (new(0, u64::MAX - 7, 0x3000, 9), beyond(u64::MAX)),
+            (new(0, 0x2004, 0x3000, 9), misaligned),
+            (new(1, 0x2000, 0x3000, 9), MsixError::NoBar { bar: 1 }),
+            (new(9, 0x2000, 0x3000, 9), MsixError::NoBar { bar: 9 }),
+            (new(0, 0x2000, 0x3000, 0), MsixError::Count { count: 0 }),
+            (new(0, 0, 0x9000, 2049), MsixError::Count { count: 2049 }),
         ] {
-            assert_eq!(built(with(bad)), Err(LayoutError::Msix), "{bad:?}");
+            assert_eq!(built(with(bad)), Err(error.into()), "{bad:?}");
         }
     }
 
@@ -489,9 +480,18 @@ mod tests {
         assert_eq!(built(builder().scratch(0x148, 4)), Ok(()));
         assert_eq!(
             built(builder().scratch(0x44, 4)),
-            Err(LayoutError::Full(0x44))
+            Err(LayoutError::Full {
+                offset: 0x44,
+                len: 4,
+            })
         );
         let past = builder().scratch(4095, 2);
-        assert_eq!(built(past), Err(LayoutError::Full(4095)));
+        assert_eq!(
+            built(past),
+            Err(LayoutError::Full {
+                offset: 4095,
+                len: 2,
+            })
+        );
     }
 }

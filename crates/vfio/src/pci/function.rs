@@ -24,10 +24,7 @@ use super::{
     vectors::Vectors,
     watch::{FunctionWatch, Watchers},
 };
-use crate::{
-    base::error::{Error, Result},
-    dma::emulated::EmulatedDma,
-};
+use crate::{base::error::RegionError, dma::emulated::EmulatedDma};
 
 /// What a write to configuration space asks for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -254,8 +251,8 @@ impl Function {
     /// Reads configuration space as a program sees it.
     ///
     /// # Errors
-    /// [`Error::BeyondConfig`] if the access passes the end.
-    pub fn read_config(&self, offset: u64, data: &mut [u8]) -> Result<()> {
+    /// [`RegionError::BeyondConfig`] if the access passes the end.
+    pub fn read_config(&self, offset: u64, data: &mut [u8]) -> Result<(), RegionError> {
         let config = self.config.lock();
         let from = self.config_range(offset, data.len())?;
         data.copy_from_slice(&config.values[from.clone()]);
@@ -277,8 +274,8 @@ impl Function {
     /// may wait for that, so it is not for a thread that a request needs in order to end.
     ///
     /// # Errors
-    /// [`Error::BeyondConfig`] if the access passes the end; nothing is written then.
-    pub fn write_config(&self, offset: u64, data: &[u8]) -> Result<ConfigEffect> {
+    /// [`RegionError::BeyondConfig`] if the access passes the end; nothing is written then.
+    pub fn write_config(&self, offset: u64, data: &[u8]) -> Result<ConfigEffect, RegionError> {
         let followers = self.master.change();
         let mut config = self.config.lock();
         let range = self.config_range(offset, data.len())?;
@@ -475,11 +472,15 @@ impl Function {
         self.watchers.report();
     }
 
-    fn config_range(&self, offset: u64, len: usize) -> Result<Range<usize>> {
-        let start = usize::try_from(offset).map_err(|_| Error::BeyondConfig)?;
+    fn config_range(&self, offset: u64, len: usize) -> Result<Range<usize>, RegionError> {
+        let start = usize::try_from(offset).unwrap_or(usize::MAX);
         match start.checked_add(len) {
             Some(end) if end <= self.writable.len() => Ok(start..end),
-            _ => Err(Error::BeyondConfig),
+            _ => Err(RegionError::BeyondConfig {
+                offset,
+                len: len as u64,
+                size: self.config_size(),
+            }),
         }
     }
 }

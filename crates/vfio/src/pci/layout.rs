@@ -1,4 +1,4 @@
-//! Where what a function has lies: BARs, the MSI-X table, virtual functions.
+//! Where what a function has lies: BARs, the MSI-X table, virtual functions; and what cannot be so.
 
 use super::spec;
 
@@ -93,6 +93,31 @@ impl MsixLayout {
         }
     }
 
+    /// Whether the table and its pending bits fit into `bar`.
+    ///
+    /// # Errors
+    /// The first rule that is broken.
+    pub(super) fn check(&self, bar: Option<Bar>) -> Result<(), MsixError> {
+        let bar = bar.ok_or(MsixError::NoBar { bar: self.bar })?;
+        let (table, pending) = (self.table, self.pending);
+        let table_end = table.saturating_add(self.table_bytes());
+        let pending_end = pending.saturating_add(self.pending_bytes());
+        if !(1..=2048).contains(&self.count) {
+            return Err(MsixError::Count { count: self.count });
+        }
+        if (table | pending) & 7 != 0 {
+            return Err(MsixError::Misaligned { table, pending });
+        }
+        if table_end > pending && pending_end > table {
+            return Err(MsixError::Overlap);
+        }
+        let (end, size) = (table_end.max(pending_end), bar.size);
+        if end > size.min(1 << 32) {
+            return Err(MsixError::BeyondBar { end, size });
+        }
+        Ok(())
+    }
+
     /// Bytes of the table.
     pub const fn table_bytes(&self) -> u64 {
         self.count as u64 * spec::MSIX_ENTRY
@@ -117,4 +142,74 @@ pub struct SriovLayout {
     pub device: u16,
     /// Their BARs: each takes the size for every one of them.
     pub bars: [Option<Bar>; 6],
+}
+
+/// A function cannot look like that.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum LayoutError {
+    /// The size of a BAR is no power of two of at least 16 bytes, or does not fit its width.
+    #[error("BAR {bar} cannot have {size:#x} bytes: a power of two from 16 to {limit:#x}")]
+    BarSize {
+        /// The BAR.
+        bar: u8,
+        /// Bytes asked for.
+        size: u64,
+        /// The most for a BAR of its width.
+        limit: u64,
+    },
+    /// There is no such BAR, or it is in use, perhaps as the upper half of a 64-bit one.
+    #[error("BAR {bar} does not exist or is in use")]
+    BarTaken {
+        /// The BAR.
+        bar: u8,
+    },
+    /// The MSI-X table or its pending bits cannot lie there.
+    #[error(transparent)]
+    Msix(#[from] MsixError),
+    /// No room is left for a capability, or bytes of the device's own overlap one.
+    #[error("configuration space has no room for {len} bytes at {offset:#x}")]
+    Full {
+        /// Offset of the first byte.
+        offset: usize,
+        /// Bytes asked for.
+        len: usize,
+    },
+}
+
+/// The MSI-X table and its pending bits cannot lie there.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum MsixError {
+    /// There is no such BAR.
+    #[error("the MSI-X table is in BAR {bar}, which does not exist")]
+    NoBar {
+        /// The BAR.
+        bar: u8,
+    },
+    /// There are no vectors, or more than 2048.
+    #[error("MSI-X cannot have {count} vectors: 1 to 2048")]
+    Count {
+        /// Vectors asked for.
+        count: u16,
+    },
+    /// An offset is no multiple of 8 bytes.
+    #[error(
+        "the MSI-X table at {table:#x} and its pending bits at {pending:#x} must be multiples of 8"
+    )]
+    Misaligned {
+        /// Offset of the table.
+        table: u64,
+        /// Offset of the pending bits.
+        pending: u64,
+    },
+    /// Table and pending bits overlap.
+    #[error("the MSI-X table and its pending bits overlap")]
+    Overlap,
+    /// They do not end inside of the BAR, and of the first 4 GiB.
+    #[error("the MSI-X table and its pending bits end at {end:#x}, in a BAR of {size:#x} bytes")]
+    BeyondBar {
+        /// One past the last byte.
+        end: u64,
+        /// Bytes of the BAR.
+        size: u64,
+    },
 }

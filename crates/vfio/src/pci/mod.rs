@@ -19,9 +19,9 @@ mod sriov;
 mod vectors;
 mod watch;
 
-pub use builder::{FunctionBuilder, LayoutError};
+pub use builder::FunctionBuilder;
 pub use function::{ConfigEffect, Function};
 pub use intx::Intx;
-pub use layout::{Bar, MsixLayout, SriovLayout};
+pub use layout::{Bar, LayoutError, MsixError, MsixLayout, SriovLayout};
 pub use vectors::Vectors;
 pub use watch::FunctionWatch;

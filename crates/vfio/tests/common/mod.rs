@@ -10,7 +10,8 @@ use std::sync::{
 use ioasid_core::{Pasid, sync::Mutex};
 use ioasid_iommu::{Device, DeviceConfig, Iommu, IommuConfig, PasidHandle, PasidQuota};
 use ioasid_vfio::{
-    DefaultPasid, DeviceModel, Error, Passthrough, Vfio, VfioDevice,
+    DefaultPasid, DeviceModel, Passthrough, Vfio, VfioDevice,
+    error::BindError,
     pci::{Bar, Function, FunctionBuilder, MsixLayout},
 };
 
@@ -119,11 +120,9 @@ impl Child {
 }
 
 impl DefaultPasid for Child {
-    fn bind(&self) -> Result<(Arc<Device>, Pasid), Error> {
+    fn bind(&self) -> Result<(Arc<Device>, Pasid), BindError> {
         let pool = self.iommu.pasids();
-        let handle = pool
-            .alloc(&self.quota)
-            .map_err(|_| Error::Exhausted("PASIDs"))?;
+        let handle = pool.alloc(&self.quota).map_err(BindError::NoPasid)?;
         let pasid = handle.pasid();
         *self.pasid.lock() = Some(handle);
         Ok((Arc::clone(&self.parent), pasid))

@@ -72,8 +72,11 @@ fn count_0_disables_and_off_refuses_everything_but_eventfds() {
     let (function, irqs) = (function(), Interrupts::default());
     let off = trigger(IrqIndex::Msix, 0, 0, IrqData::None);
     let fire = trigger(IrqIndex::Msix, 0, 1, IrqData::None);
-    assert_eq!(irqs.set(&function, &off), Err(Error::BadIrqRequest));
-    assert_eq!(irqs.set(&function, &fire), Err(Error::BadIrqRequest));
+    let refused = Err(IrqError::NotEnabled {
+        index: IrqIndex::Msix,
+    });
+    assert_eq!(irqs.set(&function, &off), refused);
+    assert_eq!(irqs.set(&function, &fire), refused);
     let counter = CountingIrq::new();
     irqs.set(&function, &msix(3, &[sink(&counter)])).unwrap();
     assert!(irqs.msix_enabled());
@@ -81,7 +84,9 @@ fn count_0_disables_and_off_refuses_everything_but_eventfds() {
     assert!(!irqs.msix_enabled());
     function.vectors().signal(3);
     assert_eq!(counter.count(), 0);
-    assert_eq!(irqs.set(&function, &msix(0, &[])), Err(Error::NoVectors));
+    let index = IrqIndex::Msix;
+    let no_vectors = Err(IrqError::NoVectors { index });
+    assert_eq!(irqs.set(&function, &msix(0, &[])), no_vectors);
 }
 
 #[test]
@@ -90,13 +95,13 @@ fn a_bad_eventfd_disconnects_the_vectors_of_its_request_only() {
     let counter = CountingIrq::new();
     let bad = || Eventfd::Unusable(FdError::NotOpen);
     let request = msix(0, &[sink(&counter), bad()]);
-    let refused = Err(Error::Eventfd(FdError::NotOpen));
-    assert_eq!(irqs.set(&function, &request), refused);
+    let refused = |vector| Err(unusable(vector, FdError::NotOpen));
+    assert_eq!(irqs.set(&function, &request), refused(1));
     assert!(!irqs.msix_enabled(), "nothing was enabled before");
     let all = [(); 4].map(|()| sink(&counter));
     irqs.set(&function, &msix(0, &all)).unwrap();
     let request = msix(1, &[sink(&counter), bad(), sink(&counter)]);
-    assert_eq!(irqs.set(&function, &request), refused);
+    assert_eq!(irqs.set(&function, &request), refused(2));
     assert!(irqs.msix_enabled());
     for vector in 0..4 {
         function.vectors().signal(vector);
@@ -114,12 +119,16 @@ fn intx_msi_and_msix_exclude_each_other() {
     for on in indexes {
         irqs.set(&function, &trigger(on, 0, 1, data())).unwrap();
         for other in indexes.into_iter().filter(|other| *other != on) {
+            let excluded = Err(IrqError::OtherEnabled {
+                index: other,
+                enabled: on,
+            });
             for data in [data(), IrqData::None] {
                 let refused = irqs.set(&function, &trigger(other, 0, 1, data));
-                assert_eq!(refused, Err(Error::BadIrqRequest), "{on:?} {other:?}");
+                assert_eq!(refused, excluded, "{on:?} {other:?}");
             }
             let off = trigger(other, 0, 0, IrqData::None);
-            assert_eq!(irqs.set(&function, &off), Err(Error::BadIrqRequest));
+            assert_eq!(irqs.set(&function, &off), excluded);
         }
         irqs.set(&function, &trigger(on, 0, 0, IrqData::None))
             .unwrap();
@@ -135,11 +144,13 @@ fn intx_is_enabled_swapped_fired_masked_and_disabled() {
         irqs.set(&function, &SetIrqs { action, ..request })
     };
     let fd = |fd| IrqData::Eventfds(vec![fd]);
-    let bad = Err(Error::BadIrqRequest);
+    let index = IrqIndex::Intx;
+    let off = Err(IrqError::NotEnabled { index });
+    let not_one = Err(IrqError::NotOneVector { index, count: 0 });
     use IrqAction::{Mask, Trigger, Unmask};
-    assert_eq!(set(Trigger, 0, IrqData::None), bad, "it is off");
-    assert_eq!(set(Trigger, 1, IrqData::None), bad);
-    assert_eq!(set(Mask, 1, IrqData::None), bad);
+    assert_eq!(set(Trigger, 0, IrqData::None), not_one);
+    assert_eq!(set(Trigger, 1, IrqData::None), off);
+    assert_eq!(set(Mask, 1, IrqData::None), off);
     let (old, new) = (CountingIrq::new(), CountingIrq::new());
     set(Trigger, 1, fd(Eventfd::None)).unwrap();
     set(Trigger, 1, IrqData::None).unwrap();
@@ -156,14 +167,18 @@ fn intx_is_enabled_swapped_fired_masked_and_disabled() {
     assert_eq!(new.count(), 1);
     set(Unmask, 1, IrqData::Bools(vec![true])).unwrap();
     assert_eq!(new.count(), 2);
-    assert_eq!(set(Mask, 0, IrqData::None), bad);
+    assert_eq!(set(Mask, 0, IrqData::None), not_one);
     let by_eventfd = set(Mask, 1, fd(sink(&new)));
-    assert_eq!(by_eventfd, Err(Error::NoSuchIrqAction));
+    let no_such = IrqError::NoSuchAction {
+        index,
+        action: Mask,
+    };
+    assert_eq!(by_eventfd, Err(no_such));
     let closed = fd(Eventfd::Unusable(FdError::NotOpen));
-    let refused = Err(Error::Eventfd(FdError::NotOpen));
+    let refused = Err(unusable(0, FdError::NotOpen));
     assert_eq!(set(Trigger, 1, closed), refused);
     set(Trigger, 0, IrqData::None).unwrap();
-    assert_eq!(set(Unmask, 1, IrqData::None), bad);
+    assert_eq!(set(Unmask, 1, IrqData::None), off);
 }
 
 #[test]
@@ -181,14 +196,15 @@ fn one_eventfd_unmasks_intx() {
     };
     let none: Option<fn(Arc<dyn IrqSink>) -> Answer> = None;
     let off = irqs.unmask_by(&function, none);
-    assert_eq!(off, Err(Error::BadIrqRequest));
+    let index = IrqIndex::Intx;
+    assert_eq!(off, Err(IrqError::NotEnabled { index }));
     let counter = CountingIrq::new();
     let data = IrqData::Eventfds(vec![sink(&counter)]);
     irqs.set(&function, &trigger(IrqIndex::Intx, 0, 1, data))
         .unwrap();
     irqs.unmask_by(&function, Some(watch)).unwrap();
     let second = irqs.unmask_by(&function, Some(watch));
-    assert_eq!(second, Err(Error::UnmaskedAlready));
+    assert_eq!(second, Err(IrqError::UnmaskedAlready));
     function.intx().set(true);
     heard.lock().take().unwrap().signal();
     assert_eq!(counter.count(), 2);
@@ -206,9 +222,14 @@ fn msi_keeps_the_vectors_that_it_was_enabled_with() {
         let data = IrqData::Eventfds(fds);
         irqs.set(&function, &trigger(IrqIndex::Msi, start, count, data))
     };
-    assert_eq!(msi(0, vec![]), Err(Error::NoVectors));
+    let index = IrqIndex::Msi;
+    assert_eq!(msi(0, vec![]), Err(IrqError::NoVectors { index }));
     msi(0, vec![sink(&counters[0]), sink(&counters[1])]).unwrap();
-    assert_eq!(msi(2, vec![sink(&counters[2])]), Err(Error::BadIrqRequest));
+    let beyond = Err(IrqError::BeyondEnabled {
+        vector: 2,
+        enabled: 2,
+    });
+    assert_eq!(msi(2, vec![sink(&counters[2])]), beyond);
     msi(2, vec![Eventfd::None]).unwrap();
     for vector in 0..8 {
         function.vectors().signal(vector);
@@ -216,7 +237,7 @@ fn msi_keeps_the_vectors_that_it_was_enabled_with() {
     assert_eq!(counters[0].count(), 4, "the low bits of the number");
     assert_eq!(counters[1].count(), 4);
     let mixed = vec![sink(&counters[1]), sink(&counters[2])];
-    assert_eq!(msi(1, mixed), Err(Error::BadIrqRequest));
+    assert_eq!(msi(1, mixed), beyond);
     function.vectors().signal(1);
     assert_eq!(counters[1].count(), 4, "the failed request took it away");
 }
@@ -224,25 +245,31 @@ fn msi_keeps_the_vectors_that_it_was_enabled_with() {
 #[test]
 fn ranges_past_the_last_vector_and_missing_actions_are_refused() {
     let (function, irqs) = (function(), Interrupts::default());
-    for (index, start, count) in [
-        (IrqIndex::Msix, 4, 0),
-        (IrqIndex::Msix, 0, 5),
-        (IrqIndex::Msix, u32::MAX, 2),
-        (IrqIndex::Intx, 0, 0),
-        (IrqIndex::Msi, 0, 0),
-        (IrqIndex::Error, 1, 0),
-        (IrqIndex::Request, 0, 2),
+    for (index, start, count, available) in [
+        (IrqIndex::Msix, 4, 0, 4),
+        (IrqIndex::Msix, 0, 5, 4),
+        (IrqIndex::Msix, u32::MAX, 2, 4),
+        (IrqIndex::Intx, 0, 0, 0),
+        (IrqIndex::Msi, 0, 0, 0),
+        (IrqIndex::Error, 1, 0, 1),
+        (IrqIndex::Request, 0, 2, 1),
     ] {
         let request = trigger(index, start, count, IrqData::None);
         let found = irqs.set(&function, &request);
-        assert_eq!(found, Err(Error::BadIrqRequest), "{request:?}");
+        let none = IrqError::NoSuchVectors {
+            index,
+            start,
+            count,
+            available,
+        };
+        assert_eq!(found, Err(none));
     }
     for index in [IrqIndex::Msix, IrqIndex::Error, IrqIndex::Request] {
         for action in [IrqAction::Mask, IrqAction::Unmask] {
             let request = trigger(index, 0, 1, IrqData::None);
             let request = SetIrqs { action, ..request };
             let found = irqs.set(&function, &request);
-            assert_eq!(found, Err(Error::NoSuchIrqAction));
+            assert_eq!(found, Err(IrqError::NoSuchAction { index, action }));
         }
     }
 }
@@ -252,7 +279,10 @@ fn single_triggers_connect_fire_and_go() {
     let (function, irqs) = (function(), Interrupts::default());
     let request = |data, count| trigger(IrqIndex::Request, 0, count, data);
     let set = |data, count| irqs.set(&function, &request(data, count));
-    assert_eq!(set(IrqData::None, 1), Err(Error::BadIrqRequest));
+    let no_eventfd = Err(IrqError::NoEventfd {
+        index: IrqIndex::Request,
+    });
+    assert_eq!(set(IrqData::None, 1), no_eventfd);
     let fd = |fd: Eventfd| IrqData::Eventfds(vec![fd]);
     let counter = CountingIrq::new();
     set(fd(sink(&counter)), 1).unwrap();
@@ -262,8 +292,12 @@ fn single_triggers_connect_fire_and_go() {
     irqs.request_release();
     irqs.report_error();
     assert_eq!(counter.count(), 3);
-    assert_eq!(set(IrqData::Bools(vec![]), 0), Err(Error::BadIrqRequest));
-    assert_eq!(set(fd(Eventfd::Negative), 1), Err(Error::BadIrqRequest));
+    let no_data = IrqError::DataCount {
+        elements: 0,
+        count: 0,
+    };
+    assert_eq!(set(IrqData::Bools(vec![]), 0), Err(no_data));
+    assert_eq!(set(fd(Eventfd::Negative), 1), no_eventfd);
     set(fd(Eventfd::None), 1).unwrap();
     set(IrqData::Bools(vec![true]), 1).unwrap();
     set(fd(sink(&counter)), 1).unwrap();
@@ -339,11 +373,17 @@ fn messages_cannot_be_enabled_in_d3_and_stay_enabled_over_it() {
     set_power(&function, 3);
     for index in [IrqIndex::Msi, IrqIndex::Msix] {
         let refused = irqs.set(&function, &request(index));
-        assert_eq!(refused, Err(Error::BadIrqRequest));
+        assert_eq!(refused, Err(IrqError::Asleep { index }));
     }
     let none = |index| trigger(index, 0, 0, IrqData::Eventfds(Vec::new()));
     let refused = [IrqIndex::Msi, IrqIndex::Msix].map(|index| irqs.set(&function, &none(index)));
-    assert_eq!(refused, [Err(Error::BadIrqRequest), Err(Error::NoVectors)]);
+    let asleep = IrqError::Asleep {
+        index: IrqIndex::Msi,
+    };
+    let no_vectors = IrqError::NoVectors {
+        index: IrqIndex::Msix,
+    };
+    assert_eq!(refused, [Err(asleep), Err(no_vectors)]);
     irqs.set(&function, &request(IrqIndex::Intx)).unwrap();
     irqs.clear(&function);
     set_power(&function, 0);

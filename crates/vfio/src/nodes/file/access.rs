@@ -23,14 +23,13 @@ impl DeviceFile {
     /// of bytes, which is less than asked for at the end of a BAR.
     ///
     /// # Errors
-    /// `Error::NotBound`, `Error::NoSuchIndex`, `Error::BeyondRegion`,
-    /// `Error::BeyondConfig`, `Error::MemoryDisabled`.
+    /// `BindError::NotBound`, `RegionError`.
     pub fn read(&self, offset: u64, data: &mut [u8]) -> Result<usize> {
         let registers = self.registers();
         let _shared = registers.gate().shared();
         self.expect_bound()?;
         registers.power().wake();
-        registers.read(offset, data)
+        Ok(registers.read(offset, data)?)
     }
 
     /// Writes at the file offset `offset`; as [`DeviceFile::read`].
@@ -42,7 +41,7 @@ impl DeviceFile {
         let write = || {
             self.expect_bound()?;
             self.wake();
-            self.core().write(offset, data)
+            Ok(self.core().write(offset, data)?)
         };
         if registers::is_register(offset) {
             let _shared = gate.shared();
@@ -57,20 +56,20 @@ impl DeviceFile {
     /// passes its end is refused (`vfio_pci_config_rw_single`), while one to a BAR is cut short.
     ///
     /// # Errors
-    /// `Error::NotBound`, `Error::BeyondConfig`.
+    /// `BindError::NotBound`, `RegionError::BeyondConfig`.
     pub fn check_access(&self, offset: u64, len: u64) -> Result<()> {
         self.expect_bound()?;
-        self.registers().check_access(offset, len)
+        Ok(self.registers().check_access(offset, len)?)
     }
 
     /// Whether a range of the file may be mapped, and what it is. The page of an MSI-X table may.
     ///
     /// # Errors
-    /// `Error::NotBound`; `Error::NotMappable` for a region without the flag MMAP, a range past
-    /// its page-rounded end, a private mapping, or a file that is open for reading alone.
+    /// `BindError::NotBound`; `RegionError::NotMappable` for a region without the flag MMAP, a range past
+    /// its page-rounded end; `RegionError::PrivateMapping`.
     pub fn mmap_check(&self, request: MapRequest) -> Result<MapRange> {
         self.expect_bound()?;
-        self.registers().map_range(request)
+        Ok(self.registers().map_range(request)?)
     }
 
     /// One load of a program from a mapping, at the file offset `offset`: 1, 2, 4, 8, 16, 32 or 64
@@ -79,13 +78,13 @@ impl DeviceFile {
     /// Bytes past the end of a BAR that is smaller than its page read as ones.
     ///
     /// # Errors
-    /// `Error::NotBound` once the file is closed, `Error::MemoryDisabled` while the memory of the
-    /// device does not answer or the program lets it sleep, `Error::BeyondRegion` outside of what can
-    /// be mapped: SIGBUS. Nothing has been read then.
+    /// `BindError::NotBound` once the file is closed, `RegionError::MemoryDisabled` while the memory
+    /// of the device does not answer, `RegionError::Asleep` while the program lets it sleep,
+    /// `RegionError::NotMapped` outside of what can be mapped: SIGBUS. Nothing has been read then.
     pub fn mapped_read(&self, offset: u64, data: &mut [u8]) -> Result<()> {
         let _shared = self.core().gate().shared();
         self.expect_bound()?;
-        self.registers().load(offset, data)
+        Ok(self.registers().load(offset, data)?)
     }
 
     /// As [`DeviceFile::mapped_read`], by DMA of a device. Nobody answers while the device is being
@@ -93,11 +92,11 @@ impl DeviceFile {
     /// completion timeout of PCI Express.
     ///
     /// # Errors
-    /// As [`DeviceFile::mapped_read`]; `Error::MemoryDisabled` if nobody answers.
+    /// As [`DeviceFile::mapped_read`]; `RegionError::NoAnswer`.
     pub fn dma_read(&self, offset: u64, data: &mut [u8]) -> Result<()> {
         let _shared = self.core().gate().shared_within(COMPLETION_TIMEOUT)?;
         self.expect_bound()?;
-        self.registers().load(offset, data)
+        Ok(self.registers().load(offset, data)?)
     }
 
     /// One store of a program to a mapping, likewise. 64 aligned bytes on a BAR with wide stores
@@ -108,7 +107,7 @@ impl DeviceFile {
     pub fn mapped_write(&self, offset: u64, data: &[u8]) -> Result<()> {
         let _shared = self.core().gate().shared();
         self.expect_bound()?;
-        self.registers().store(offset, data)
+        Ok(self.registers().store(offset, data)?)
     }
 
     /// As [`DeviceFile::mapped_write`], by DMA of a device, as for [`DeviceFile::dma_read`].
@@ -118,7 +117,7 @@ impl DeviceFile {
     pub fn dma_write(&self, offset: u64, data: &[u8]) -> Result<()> {
         let _shared = self.core().gate().shared_within(COMPLETION_TIMEOUT)?;
         self.expect_bound()?;
-        self.registers().store(offset, data)
+        Ok(self.registers().store(offset, data)?)
     }
 
     /// One deferrable store of a program to a mapping (`ENQCMD`, `ENQCMDS`); whether the device took
@@ -129,6 +128,6 @@ impl DeviceFile {
     pub fn mapped_enqueue(&self, offset: u64, data: &[u8; 64]) -> Result<bool> {
         let _shared = self.core().gate().shared();
         self.expect_bound()?;
-        self.registers().enqueue(offset, data)
+        Ok(self.registers().enqueue(offset, data)?)
     }
 }

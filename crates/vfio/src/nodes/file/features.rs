@@ -10,7 +10,7 @@ use ioasid_core::{
 
 use super::DeviceFile;
 use crate::{
-    base::error::{Error, Result},
+    base::error::{FeatureError, Result},
     device::{Feature, MigrationData, MigrationState, StoreRequest, Token},
     dma::write_log::LogRanges,
 };
@@ -24,10 +24,10 @@ impl DeviceFile {
     /// Sets the token that users of the virtual functions must know.
     ///
     /// # Errors
-    /// [`Error::NotBound`], [`Error::NoFeature`] if it is no physical function.
+    /// `BindError::NotBound`, [`FeatureError::Absent`] if it is no physical function.
     pub fn set_token(&self, token: Token) -> Result<()> {
         self.expect_bound()?;
-        self.core().sriov().set_token(token)
+        Ok(self.core().sriov().set_token(token)?)
     }
 
     /// Lets the device sleep while the program does not use it: mappings of its BARs fault. Its next
@@ -35,13 +35,13 @@ impl DeviceFile {
     /// afterwards.
     ///
     /// # Errors
-    /// [`Error::NotBound`], [`Error::NoFeature`] of a child, [`Error::LowPowerAlready`].
+    /// `BindError::NotBound`, [`FeatureError::Absent`] of a child, [`FeatureError::LowPowerAlready`].
     pub fn enter_low_power(&self, wake: Option<Arc<dyn IrqSink>>) -> Result<()> {
         let core = self.core();
         let _exclusive = core.gate().exclusive();
         self.expect_bound()?;
         if !self.has_feature(Feature::LowPower) {
-            return Err(Error::NoFeature);
+            return Err(FeatureError::Absent(Feature::LowPower).into());
         }
         core.registers().power().enter(wake)?;
         // The host takes it from D0 to sleep and back, whatever state the program has put it into.
@@ -52,7 +52,7 @@ impl DeviceFile {
     /// Ends that. Nothing to do if the device may not sleep.
     ///
     /// # Errors
-    /// [`Error::NotBound`].
+    /// `BindError::NotBound`.
     pub fn exit_low_power(&self) -> Result<()> {
         let _exclusive = self.core().gate().exclusive();
         self.expect_bound()?;
@@ -70,16 +70,14 @@ impl DeviceFile {
     /// takes that back.
     ///
     /// # Errors
-    /// [`Error::NotBound`]; [`Error::BeyondRegion`] for a store of 8 bytes, outside of the BARs or on
-    /// the MSI-X table; [`Error::IoeventfdExists`]; [`Error::NoIoeventfd`] if there is none to take
-    /// back, [`Error::TooManyIoeventfds`], or the error of `watch`.
+    /// `BindError::NotBound`, `IoeventfdError`; the error of `watch` is one of the latter.
     pub fn store_by_eventfd<W>(&self, request: StoreRequest, watch: Option<W>) -> Result<()>
     where
         W: FnOnce(Arc<dyn IrqSink>) -> std::result::Result<Box<dyn EventfdWatch>, FdError>,
     {
         self.expect_bound()?;
         let core = self.core();
-        core.ioeventfds().set(core.registers(), request, watch)
+        Ok(core.ioeventfds().set(core.registers(), request, watch)?)
     }
 
     /// Whether the device can be migrated: stopped, saved and restored.
@@ -90,11 +88,12 @@ impl DeviceFile {
     /// Where its migration stands.
     ///
     /// # Errors
-    /// [`Error::NotBound`], [`Error::NoFeature`].
+    /// `BindError::NotBound`, [`FeatureError::Absent`].
     pub fn migration_state(&self) -> Result<MigrationState> {
         let _shared = self.core().gate().shared();
         self.expect_bound()?;
-        Ok(self.core().migration()?.state())
+        let (migration, _) = self.core().migration()?;
+        Ok(migration.state())
     }
 
     /// Takes the device to `wanted`, by way of STOP if need be. May wait for DMA that is under way.
@@ -102,10 +101,9 @@ impl DeviceFile {
     /// write in RESUMING. Nothing happens if the device is in that state already.
     ///
     /// # Errors
-    /// [`Error::NotBound`], [`Error::NoFeature`]; [`Error::BadMigrationState`] in state ERROR;
-    /// [`Error::BadDeviceState`] if what was written is no state of such a device, which is in
-    /// state ERROR then; [`Error::Exhausted`] if its state is larger than
-    /// [`MAX_STATE`](crate::device::MAX_STATE): it is in STOP then.
+    /// `BindError::NotBound`, [`FeatureError::Absent`]; `MigrationError::InError` in state ERROR;
+    /// `MigrationError::BadState` if what was written is no state of such a device, which is in
+    /// state ERROR then; `MigrationError::TooLarge`: it is in STOP then.
     pub fn set_migration_state(
         &self,
         wanted: MigrationState,
@@ -113,38 +111,43 @@ impl DeviceFile {
         let core = self.core();
         let _exclusive = core.gate().exclusive();
         self.expect_bound()?;
-        core.migration()?.set_state(core.hardware(), wanted)
+        let (migration, model) = core.migration()?;
+        Ok(migration.set_state(core.hardware(), model, wanted)?)
     }
 
     /// Takes the next bytes of the saved state, at most `count`; none at its end.
     ///
     /// # Errors
-    /// [`Error::NotBound`], [`Error::NoFeature`]; [`Error::BadMigrationState`] unless in STOP_COPY.
+    /// `BindError::NotBound`, [`FeatureError::Absent`]; `MigrationError::OtherState` unless in
+    /// STOP_COPY.
     pub fn read_migration(&self, count: usize) -> Result<Vec<u8>> {
         let _shared = self.core().gate().shared();
         self.expect_bound()?;
-        self.core().migration()?.read(count)
+        let (migration, _) = self.core().migration()?;
+        Ok(migration.read(count)?)
     }
 
     /// Adds bytes to the state that is to be restored.
     ///
     /// # Errors
-    /// [`Error::NotBound`], [`Error::NoFeature`]; [`Error::BadMigrationState`] unless in RESUMING;
-    /// [`Error::Exhausted`] beyond [`MAX_STATE`](crate::device::MAX_STATE).
+    /// `BindError::NotBound`, [`FeatureError::Absent`]; `MigrationError::OtherState` unless in
+    /// RESUMING; `MigrationError::TooLarge`.
     pub fn write_migration(&self, data: &[u8]) -> Result<()> {
         let _shared = self.core().gate().shared();
         self.expect_bound()?;
-        self.core().migration()?.write(data)
+        let (migration, _) = self.core().migration()?;
+        Ok(migration.write(data)?)
     }
 
     /// Bytes that are left to read in STOP_COPY; otherwise the most that there will be.
     ///
     /// # Errors
-    /// [`Error::NotBound`], [`Error::NoFeature`].
+    /// `BindError::NotBound`, [`FeatureError::Absent`].
     pub fn migration_size(&self) -> Result<u64> {
         let _shared = self.core().gate().shared();
         self.expect_bound()?;
-        Ok(self.core().migration()?.size())
+        let (migration, _) = self.core().migration()?;
+        Ok(migration.size())
     }
 
     /// Logs from now on which pages the device writes; returns the size of a page of the log, in
@@ -152,21 +155,22 @@ impl DeviceFile {
     /// is missed any more. It goes on over a reset, and ends when the file is closed.
     ///
     /// # Errors
-    /// [`Error::NotBound`], [`Error::NoFeature`] of an emulated device, [`Error::LogState`] if there
-    /// is a log, [`Error::BadLogRange`] if `ranges` has none, or pages of no power of two.
+    /// `BindError::NotBound`, [`FeatureError::Absent`] of an emulated device,
+    /// `DmaLogError::Started` if there is a log, `DmaLogError::NoRange`, or
+    /// `DmaLogError::PageSize` for pages of no power of two.
     pub fn start_dma_log(&self, ranges: LogRanges) -> Result<u64> {
         // Nothing is attached meanwhile.
         let _state = self.state.lock();
         self.expect_bound()?;
         let requester = self.core().hardware().requester();
-        let requester = requester.ok_or(Error::NoFeature)?;
-        self.core().dma_log().start(requester, ranges)
+        let requester = requester.ok_or(FeatureError::Absent(Feature::DmaLog))?;
+        Ok(self.core().dma_log().start(requester, ranges)?)
     }
 
     /// Ends the log. Nothing to do if there is none.
     ///
     /// # Errors
-    /// [`Error::NotBound`].
+    /// `BindError::NotBound`.
     pub fn stop_dma_log(&self) -> Result<()> {
         self.expect_bound()?;
         self.core().dma_log().stop();
@@ -177,14 +181,14 @@ impl DeviceFile {
     /// of the log but within `range`, and takes it out of the log. Waits for the DMA that is under way.
     ///
     /// # Errors
-    /// [`Error::NotBound`]; [`Error::LogState`] if there is no log; [`Error::BadLogRange`] if not all of
-    /// `range` is watched; [`Error::LogSpoilt`].
+    /// `BindError::NotBound`; `DmaLogError::NotStarted` if there is no log;
+    /// `DmaLogError::NotLogged` if not all of `range` is watched; `DmaLogError::Overrun`.
     pub fn report_dma_log(&self, range: AddrRange, found: &mut dyn FnMut(AddrRange)) -> Result<()> {
         let state = self.state.lock();
         self.expect_bound()?;
         let log = self.core().dma_log().complete(range)?;
         // What is done with it may take as long as it likes.
         drop(state);
-        log.take(range, found)
+        Ok(log.take(range, found)?)
     }
 }

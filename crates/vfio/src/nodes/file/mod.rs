@@ -20,7 +20,7 @@ use super::{
     group::{BoundAlone, VfioGroup},
 };
 use crate::{
-    base::error::{Error, Result},
+    base::error::{AttachError, BindError, Error, Result},
     device::{
         binding::Binding,
         core::DeviceCore,
@@ -103,20 +103,20 @@ impl DeviceFile {
     /// its parent's driver is busy: it gets its default PASID.
     ///
     /// # Errors
-    /// In this order: [`Error::AlreadyBound`], also if it was opened through its group;
-    /// [`Error::GroupBusy`]; the error of `context`; [`Error::BoundElsewhere`];
-    /// what binding to the context says, for a whole device
-    /// [`NotOwner`](ioasid_iommufd::AttachError::NotOwner) while a driver of the host or a stranger owns
-    /// its DMA, for a child [`Error::Exhausted`] when no PASID is left.
+    /// In this order: [`BindError::AlreadyBound`], also if it was opened through its group;
+    /// [`GroupError::Open`](crate::error::GroupError::Open); the error of `context`;
+    /// [`BindError::BoundElsewhere`]; what binding to the context says, for a whole device
+    /// [`NotOwner`](ioasid_iommufd::AttachError::NotOwner) while a driver of the host or somebody else owns
+    /// its DMA, for a child [`BindError::NoPasid`].
     pub fn bind_with<E: From<Error>>(
         &self,
         context: impl FnOnce() -> std::result::Result<Arc<Context>, E>,
     ) -> std::result::Result<ObjectId, E> {
-        self.state.lock().expect_unbound()?;
-        let alone = self.device.group().bind_alone()?;
+        self.state.lock().expect_unbound().map_err(Error::from)?;
+        let alone = self.device.group().bind_alone().map_err(Error::from)?;
         let context = context()?;
         let mut state = self.state.lock();
-        state.expect_unbound()?;
+        state.expect_unbound().map_err(Error::from)?;
         let core = self.device.core();
         let (use_, id) = DeviceUse::bind(core, self.number, &context)?;
         *state = State::Bound(Bound {
@@ -141,14 +141,14 @@ impl DeviceFile {
     /// returns the id of the page table. `pasid` is one of the user's choice.
     ///
     /// # Errors
-    /// [`Error::NotBound`], [`Error::NoUserPasid`] for a PASID on a child, or
+    /// [`BindError::NotBound`], [`AttachError::NoUserPasids`] for a PASID on a child, or
     /// [`Error::Iommufd`]. What was attached stays attached.
     pub fn attach(&self, pt_id: ObjectId, pasid: Option<u32>) -> Result<ObjectId> {
         let state = self.state.lock();
         let bound = state.binding()?;
         match pasid {
             None => bound.attach(pt_id),
-            Some(_) if self.device.is_child() => Err(Error::NoUserPasid),
+            Some(_) if self.device.is_child() => Err(AttachError::NoUserPasids.into()),
             Some(pasid) => bound.attach_pasid(pt_id, pasid),
         }
     }
@@ -156,13 +156,13 @@ impl DeviceFile {
     /// Detaches. Nothing is attached: nothing to do.
     ///
     /// # Errors
-    /// [`Error::NotBound`], or [`Error::NoUserPasid`] for a PASID on a child.
+    /// [`BindError::NotBound`], or [`AttachError::NoUserPasids`] for a PASID on a child.
     pub fn detach(&self, pasid: Option<u32>) -> Result<()> {
         let state = self.state.lock();
         let bound = state.binding()?;
         match pasid {
             None => bound.detach(),
-            Some(_) if self.device.is_child() => return Err(Error::NoUserPasid),
+            Some(_) if self.device.is_child() => return Err(AttachError::NoUserPasids.into()),
             Some(pasid) => bound.detach_pasid(pasid),
         }
         Ok(())
@@ -171,7 +171,7 @@ impl DeviceFile {
     /// What the device has.
     ///
     /// # Errors
-    /// [`Error::NotBound`].
+    /// [`BindError::NotBound`].
     pub fn info(&self) -> Result<DeviceInfo> {
         self.expect_bound()?;
         Ok(DeviceInfo {
@@ -185,36 +185,36 @@ impl DeviceFile {
     /// What the region `index` is.
     ///
     /// # Errors
-    /// [`Error::NotBound`], or [`Error::NoSuchIndex`].
+    /// [`BindError::NotBound`], or that of the index.
     pub fn region_info(&self, index: u32) -> Result<RegionInfo> {
         self.expect_bound()?;
-        self.core().registers().info(index)
+        Ok(self.core().registers().info(index)?)
     }
 
     /// What the interrupt index `index` is.
     ///
     /// # Errors
-    /// [`Error::NotBound`], or [`Error::NoSuchIndex`].
+    /// [`BindError::NotBound`], or that of the index.
     pub fn irq_info(&self, index: u32) -> Result<IrqInfo> {
         self.expect_bound()?;
-        IrqIndex::new(index)?.info(self.core().hardware().function())
+        Ok(IrqIndex::new(index)?.info(self.core().hardware().function())?)
     }
 
     /// Connects, disconnects or fires interrupts.
     ///
     /// # Errors
-    /// [`Error::NotBound`], or as [`Interrupts::set`](crate::irq::Interrupts::set).
+    /// [`BindError::NotBound`], or as [`Interrupts::set`](crate::irq::Interrupts::set).
     pub fn set_irqs(&self, request: &SetIrqs) -> Result<()> {
         let core = self.core();
         let _shared = core.gate().shared();
         self.expect_bound()?;
-        core.interrupts().set(core.hardware().function(), request)
+        Ok(core.interrupts().set(core.hardware().function(), request)?)
     }
 
     /// Lets an eventfd unmask the wired interrupt.
     ///
     /// # Errors
-    /// [`Error::NotBound`], or as [`Interrupts::unmask_by`](crate::irq::Interrupts::unmask_by).
+    /// [`BindError::NotBound`], or as [`Interrupts::unmask_by`](crate::irq::Interrupts::unmask_by).
     pub fn unmask_by<W>(&self, watch: Option<W>) -> Result<()>
     where
         W: FnOnce(Arc<dyn IrqSink>) -> std::result::Result<Box<dyn EventfdWatch>, FdError>,
@@ -222,15 +222,15 @@ impl DeviceFile {
         let core = self.core();
         let _shared = core.gate().shared();
         self.expect_bound()?;
-        core.interrupts()
-            .unmask_by(core.hardware().function(), watch)
+        let function = core.hardware().function();
+        Ok(core.interrupts().unmask_by(function, watch)?)
     }
 
     /// Resets the device's registers and stops its DMA. Configuration space, BARs, interrupts and
     /// attachments are kept.
     ///
     /// # Errors
-    /// [`Error::NotBound`].
+    /// [`BindError::NotBound`].
     pub fn reset(&self) -> Result<()> {
         let _exclusive = self.core().gate().exclusive();
         self.expect_bound()?;
@@ -278,29 +278,29 @@ impl DeviceFile {
     }
 
     /// Asked under the gate, the answer holds as long as the gate is held.
-    fn expect_bound(&self) -> Result<()> {
+    fn expect_bound(&self) -> Result<(), BindError> {
         if self.is_bound() {
             Ok(())
         } else {
-            Err(Error::NotBound)
+            Err(BindError::NotBound)
         }
     }
 }
 
 impl State {
-    fn expect_unbound(&self) -> Result<()> {
+    fn expect_unbound(&self) -> Result<(), BindError> {
         match self {
             State::Unbound => Ok(()),
-            State::Bound(_) | State::Grouped(_) => Err(Error::AlreadyBound),
-            State::Closed => Err(Error::NotBound),
+            State::Bound(_) | State::Grouped(_) => Err(BindError::AlreadyBound),
+            State::Closed => Err(BindError::NotBound),
         }
     }
 
     /// The device, bound by its own file.
-    fn binding(&self) -> Result<&Binding> {
+    fn binding(&self) -> Result<&Binding, BindError> {
         match self {
-            State::Bound(bound) => bound.use_.binding().ok_or(Error::NotBound),
-            State::Unbound | State::Grouped(_) | State::Closed => Err(Error::NotBound),
+            State::Bound(bound) => bound.use_.binding().ok_or(BindError::NotBound),
+            State::Unbound | State::Grouped(_) | State::Closed => Err(BindError::NotBound),
         }
     }
 }

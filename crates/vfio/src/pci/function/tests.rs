@@ -170,7 +170,11 @@ fn without_express_there_are_256_bytes() {
     assert_eq!(function.config_size(), 256);
     assert_eq!(
         function.read_config(252, &mut [0; 5]),
-        Err(Error::BeyondConfig)
+        Err(RegionError::BeyondConfig {
+            offset: 252,
+            len: 5,
+            size: 256,
+        })
     );
     assert_eq!(read::<2>(&function, 6), [0, 0], "no capability list");
 }

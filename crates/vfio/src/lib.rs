@@ -122,7 +122,7 @@ pub use base::{
 };
 pub use container::Container;
 pub use device::{
-    Feature, MapRange, MapRequest, MigrationState, StoreRequest, Token,
+    Feature, MapRange, MapRequest, MigrationState, StoreRequest, Token, UserPasid, UserPasids,
     irq::{self, Eventfd, IrqAction, IrqData, IrqIndex, IrqInfo, SetIrqs},
     region::{self, RegionIndex, RegionInfo},
 };

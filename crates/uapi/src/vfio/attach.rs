@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use ioasid_core::host::{Caller, FdError};
 use ioasid_iommufd::{Context, ObjectId};
-use ioasid_vfio::DeviceFile;
+use ioasid_vfio::{DeviceFile, UserPasid};
 
 use super::copy;
 use crate::{Errno, Program, spec::vfio as spec};
@@ -28,7 +28,7 @@ pub(super) fn bind(file: &DeviceFile, arg: u64, program: &dyn Program) -> Result
     Ok(0)
 }
 
-/// What knows of no tokens refuses one unseen.
+/// A device that knows of no tokens refuses one before it is read.
 fn check_token(
     file: &DeviceFile,
     request: &spec::BindIommufd,
@@ -55,19 +55,12 @@ fn context(fd: i32, program: &dyn Program) -> Result<Arc<Context>, Errno> {
 pub(super) fn attach(file: &DeviceFile, arg: u64, program: &dyn Program) -> Result<u64, Errno> {
     use spec::AttachIommufdPt;
     let request: AttachIommufdPt = copy::standard(program, arg, AttachIommufdPt::MIN)?;
-    if request.flags & !AttachIommufdPt::PASID != 0 {
-        return Err(Errno::EINVAL);
-    }
-    let mut pasid = None;
-    if request.flags & AttachIommufdPt::PASID != 0 {
-        pasid = Some(pasid_behind(
-            file,
-            request.argsz,
-            AttachIommufdPt::MIN,
-            arg,
-            program,
-        )?);
-    }
+    let head = Head {
+        argsz: request.argsz,
+        flags: request.flags,
+        min: AttachIommufdPt::MIN,
+    };
+    let pasid = pasid(file, &head, arg, program)?;
     let id = file.attach(ObjectId::from_raw(request.pt_id), pasid)?;
     let answer = copy::offset(arg, PT_ID).and_then(|at| write_id(program, at, id));
     // An attachment that the program does not learn of is no attachment.
@@ -80,41 +73,49 @@ pub(super) fn attach(file: &DeviceFile, arg: u64, program: &dyn Program) -> Resu
 pub(super) fn detach(file: &DeviceFile, arg: u64, program: &dyn Program) -> Result<u64, Errno> {
     use spec::DetachIommufdPt;
     let request: DetachIommufdPt = copy::standard(program, arg, DetachIommufdPt::MIN)?;
-    if request.flags & !DetachIommufdPt::PASID != 0 {
-        return Err(Errno::EINVAL);
-    }
-    let mut pasid = None;
-    if request.flags & DetachIommufdPt::PASID != 0 {
-        pasid = Some(pasid_behind(
-            file,
-            request.argsz,
-            DetachIommufdPt::MIN,
-            arg,
-            program,
-        )?);
-    }
+    let head = Head {
+        argsz: request.argsz,
+        flags: request.flags,
+        min: DetachIommufdPt::MIN,
+    };
+    let pasid = pasid(file, &head, arg, program)?;
     file.detach(pasid)?;
     Ok(0)
 }
 
-/// The PASID that follows the first `min` bytes of a struct. A child has none for programs, which shows
-/// before the size of the struct, and that before the bytes.
-fn pasid_behind(
-    file: &DeviceFile,
+/// What the structs of both requests begin with.
+struct Head {
     argsz: u32,
+    flags: u32,
+    /// Bytes before the PASID.
     min: usize,
+}
+
+/// The flag of both requests: there is a PASID.
+const PASID: u32 = spec::AttachIommufdPt::PASID;
+const _: () = assert!(PASID == spec::DetachIommufdPt::PASID);
+
+/// The PASID that a request is about, if it is not the device itself. That the device takes none of its
+/// user's choice shows before the size of the struct, and that before the bytes.
+fn pasid(
+    file: &DeviceFile,
+    head: &Head,
     arg: u64,
     program: &dyn Program,
-) -> Result<u32, Errno> {
-    if file.device().is_child() {
-        return Err(Errno::EOPNOTSUPP);
-    }
-    let mut pasid = [0; 4];
-    if (argsz as usize) < min + pasid.len() {
+) -> Result<Option<UserPasid>, Errno> {
+    if head.flags & !PASID != 0 {
         return Err(Errno::EINVAL);
     }
-    Caller::read(program, copy::offset(arg, min as u64)?, &mut pasid)?;
-    Ok(u32::from_ne_bytes(pasid))
+    if head.flags & PASID == 0 {
+        return Ok(None);
+    }
+    let pasids = file.user_pasids()?;
+    let mut number = [0; 4];
+    if (head.argsz as usize) < head.min + number.len() {
+        return Err(Errno::EINVAL);
+    }
+    Caller::read(program, copy::offset(arg, head.min as u64)?, &mut number)?;
+    Ok(Some(pasids.pasid(u32::from_ne_bytes(number))))
 }
 
 // The PASID comes last in both.

@@ -97,7 +97,7 @@ impl Member {
 }
 
 fn attach(device: &Binding, ioas: ObjectId) -> Result<()> {
-    match device.attach(ioas) {
+    match device.attach(ioas, None) {
         Ok(_) => Ok(()),
         // What the device reserves is in the way of a mapping.
         Err(Error::Iommufd(error)) if error.is_range_conflict() => {
@@ -322,7 +322,7 @@ impl State {
 
     fn detach(&self) {
         for (_, device) in self.members.iter().flat_map(|member| &member.whole) {
-            device.detach();
+            device.detach(None);
         }
     }
 }

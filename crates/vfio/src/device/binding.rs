@@ -8,7 +8,7 @@ use ioasid_iommufd::{BoundDevice, Context, ObjectId};
 
 use super::hardware::Hardware;
 use crate::{
-    base::error::{AttachError, Result},
+    base::error::Result,
     dma::emulated::BoundEmulated,
     model::{DefaultPasid, Passthrough},
 };
@@ -79,70 +79,65 @@ impl Binding {
     }
 
     /// Attaches to the IOAS or page table `pt_id`, or to another one than before; an emulated device
-    /// to an IOAS alone. The id of the page table, or of that IOAS.
-    pub(crate) fn attach(&self, pt_id: ObjectId) -> Result<ObjectId> {
-        match &self.bound {
-            BoundTo::Device(device, itself) => {
-                let mut itself = itself.lock();
-                if *itself == Itself::AsPasid0 {
-                    // In its own way.
-                    return Ok(device.attach_first(pt_id, 0)?);
-                }
-                let attached = device.attach(pt_id)?;
-                *itself = Itself::Plain;
-                Ok(attached)
-            }
+    /// to an IOAS alone. The id of the page table, or of that IOAS. `pasid` is for a device that takes
+    /// PASIDs of its user's choice.
+    pub(crate) fn attach(&self, pt_id: ObjectId, pasid: Option<UserPasid>) -> Result<ObjectId> {
+        let (device, itself) = match &self.bound {
+            BoundTo::Device(device, itself) => (device, itself),
             BoundTo::Emulated(emulated) => {
                 emulated.attach(pt_id)?;
-                Ok(pt_id)
+                return Ok(pt_id);
             }
+        };
+        if let Some(UserPasid(pasid @ 1..)) = pasid {
+            return Ok(device.attach_pasid(pt_id, pasid)?);
         }
+        let way = Itself::attached_by(pasid);
+        let mut itself = itself.lock();
+        let attached = match (way, *itself) {
+            // Each of the two ways replaces what it has attached itself, and finds the other's in use.
+            (Itself::Plain, Itself::AsPasid0) => return Ok(device.attach_first(pt_id, 0)?),
+            (Itself::AsPasid0, Itself::AsPasid0) => device.replace(pt_id, 0)?,
+            (Itself::AsPasid0, _) => device.attach_first(pt_id, 0)?,
+            _ => device.attach(pt_id)?,
+        };
+        *itself = way;
+        Ok(attached)
     }
 
-    pub(crate) fn detach(&self) {
-        match &self.bound {
-            BoundTo::Device(device, itself) => {
-                let mut itself = itself.lock();
-                if *itself == Itself::Plain {
-                    device.detach();
-                    *itself = Itself::Detached;
-                }
-            }
-            BoundTo::Emulated(emulated) => emulated.detach(),
+    /// Detaches what was attached in the same way. Nothing is: nothing to do.
+    pub(crate) fn detach(&self, pasid: Option<UserPasid>) {
+        let (device, itself) = match &self.bound {
+            BoundTo::Device(device, itself) => (device, itself),
+            BoundTo::Emulated(emulated) => return emulated.detach(),
+        };
+        if let Some(UserPasid(pasid @ 1..)) = pasid {
+            return device.detach_pasid(pasid);
         }
-    }
-
-    /// Attaches a PASID of the user's choice.
-    pub(crate) fn attach_pasid(&self, pt_id: ObjectId, pasid: u32) -> Result<ObjectId> {
-        match &self.bound {
-            BoundTo::Device(device, itself) if pasid == 0 => {
-                let mut itself = itself.lock();
-                if *itself == Itself::AsPasid0 {
-                    return Ok(device.replace(pt_id, 0)?);
-                }
-                let attached = device.attach_first(pt_id, 0)?;
-                *itself = Itself::AsPasid0;
-                Ok(attached)
-            }
-            BoundTo::Device(device, _) => Ok(device.attach_pasid(pt_id, pasid)?),
-            BoundTo::Emulated(_) => Err(AttachError::NoUserPasids.into()),
-        }
-    }
-
-    pub(crate) fn detach_pasid(&self, pasid: u32) {
-        match &self.bound {
-            BoundTo::Device(device, itself) if pasid == 0 => {
-                let mut itself = itself.lock();
-                if *itself == Itself::AsPasid0 {
-                    device.detach();
-                    *itself = Itself::Detached;
-                }
-            }
-            BoundTo::Device(device, _) => device.detach_pasid(pasid),
-            BoundTo::Emulated(_) => {}
+        let mut itself = itself.lock();
+        if *itself == Itself::attached_by(pasid) {
+            device.detach();
+            *itself = Itself::Detached;
         }
     }
 }
+
+/// A device takes PASIDs of its user's choice. [`DeviceFile::user_pasids`](crate::DeviceFile::user_pasids)
+/// says so, for a whole device: a mediated one has a default PASID, or none.
+#[derive(Clone, Copy, Debug)]
+pub struct UserPasids(pub(super) ());
+
+impl UserPasids {
+    /// The PASID `number`. As the kernel counts, 0 is the device itself; a number that no device can
+    /// send is found out by the attach.
+    pub const fn pasid(self, number: u32) -> UserPasid {
+        UserPasid(number)
+    }
+}
+
+/// A PASID that the user of a device has chosen.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct UserPasid(u32);
 
 /// What is bound. Dropping it detaches it.
 #[derive(Debug)]
@@ -165,4 +160,14 @@ enum Itself {
     Plain,
     /// As PASID 0.
     AsPasid0,
+}
+
+impl Itself {
+    /// The way of an attach without a PASID of 1 or more.
+    const fn attached_by(pasid: Option<UserPasid>) -> Self {
+        match pasid {
+            None => Itself::Plain,
+            Some(_) => Itself::AsPasid0,
+        }
+    }
 }

@@ -6,13 +6,21 @@ use ioasid_iommu::{FaultLog, FaultSink};
 use ioasid_iommufd::Context;
 
 use super::{
-    binding::Binding, dma_log::DmaLog, gate::Gate, hardware::Hardware, ioeventfd::Ioeventfds,
-    irq::Interrupts, migration::Migration, registers::Registers, token::Sriov, users::Users,
+    binding::{Binding, UserPasids},
+    dma_log::DmaLog,
+    gate::Gate,
+    hardware::Hardware,
+    ioeventfd::Ioeventfds,
+    irq::Interrupts,
+    migration::Migration,
+    registers::Registers,
+    token::Sriov,
+    users::Users,
 };
 use crate::{
     base::{
         abi::Feature,
-        error::{BindError, FeatureError, RegionError, Result},
+        error::{AttachError, BindError, FeatureError, RegionError, Result},
     },
     model::{DeviceModel, Migrate, Passthrough},
     pci::ConfigEffect,
@@ -102,6 +110,17 @@ impl DeviceCore {
     /// Whether it is a mediated device: a child with a default PASID, or an emulated one.
     pub(crate) fn is_child(&self) -> bool {
         !matches!(self.hardware.passthrough(), Passthrough::Whole(_))
+    }
+
+    /// Whether PASIDs of the user's choice can be attached: this is decided here alone.
+    ///
+    /// # Errors
+    /// [`AttachError::NoUserPasids`] of a mediated device.
+    pub(crate) fn user_pasids(&self) -> Result<UserPasids, AttachError> {
+        match self.is_child() {
+            true => Err(AttachError::NoUserPasids),
+            false => Ok(UserPasids(())),
+        }
     }
 
     /// Whether the device has a feature.

@@ -23,6 +23,7 @@ pub(crate) mod usage;
 mod users;
 
 pub use self::{
+    binding::{UserPasid, UserPasids},
     ioeventfd::StoreRequest,
     migration::{MAX_STATE, MigrationData, MigrationState},
     registers::{MapRange, MapRequest},

@@ -73,7 +73,7 @@ impl Behind {
             Behind::Container(container, _) => container.open_device(core),
             Behind::Iommufd(context) => {
                 let binding = core.bind(context)?;
-                binding.attach(context.vfio_ioas()?)?;
+                binding.attach(context.vfio_ioas()?, None)?;
                 Ok(Some(binding))
             }
         }

@@ -22,7 +22,7 @@ use super::{
 use crate::{
     base::error::{AttachError, BindError, Error, Result},
     device::{
-        binding::Binding,
+        binding::{Binding, UserPasid, UserPasids},
         core::DeviceCore,
         irq::{self, IrqIndex, IrqInfo, SetIrqs},
         region::{self, RegionInfo},
@@ -137,34 +137,29 @@ impl DeviceFile {
         }
     }
 
-    /// Attaches the device to the IOAS or page table `pt_id`, or to another one than before, and
-    /// returns the id of the page table. `pasid` is one of the user's choice.
+    /// Whether PASIDs of the user's choice can be attached to the device, asked before one is known.
     ///
     /// # Errors
-    /// [`BindError::NotBound`], [`AttachError::NoUserPasids`] for a PASID on a child, or
-    /// [`Error::Iommufd`]. What was attached stays attached.
-    pub fn attach(&self, pt_id: ObjectId, pasid: Option<u32>) -> Result<ObjectId> {
-        let state = self.state.lock();
-        let bound = state.binding()?;
-        match pasid {
-            None => bound.attach(pt_id),
-            Some(_) if self.device.is_child() => Err(AttachError::NoUserPasids.into()),
-            Some(pasid) => bound.attach_pasid(pt_id, pasid),
-        }
+    /// [`AttachError::NoUserPasids`] of a mediated device.
+    pub fn user_pasids(&self) -> Result<UserPasids, AttachError> {
+        self.core().user_pasids()
+    }
+
+    /// Attaches the device, or a PASID of the user's choice, to the IOAS or page table `pt_id`, or to
+    /// another one than before; returns the id of the page table.
+    ///
+    /// # Errors
+    /// [`BindError::NotBound`] or [`Error::Iommufd`]. What was attached stays attached.
+    pub fn attach(&self, pt_id: ObjectId, pasid: Option<UserPasid>) -> Result<ObjectId> {
+        self.state.lock().binding()?.attach(pt_id, pasid)
     }
 
     /// Detaches. Nothing is attached: nothing to do.
     ///
     /// # Errors
-    /// [`BindError::NotBound`], or [`AttachError::NoUserPasids`] for a PASID on a child.
-    pub fn detach(&self, pasid: Option<u32>) -> Result<()> {
-        let state = self.state.lock();
-        let bound = state.binding()?;
-        match pasid {
-            None => bound.detach(),
-            Some(_) if self.device.is_child() => return Err(AttachError::NoUserPasids.into()),
-            Some(pasid) => bound.detach_pasid(pasid),
-        }
+    /// [`BindError::NotBound`].
+    pub fn detach(&self, pasid: Option<UserPasid>) -> Result<(), BindError> {
+        self.state.lock().binding()?.detach(pasid);
         Ok(())
     }
 

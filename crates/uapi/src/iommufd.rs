@@ -16,7 +16,7 @@ use ioasid_iommufd::Context;
 use crate::{
     Errno, Program,
     spec::iommufd as spec,
-    table::{Row, Support},
+    table::{self, File, Row},
 };
 
 mod call;
@@ -33,35 +33,7 @@ pub use call::Call;
 type Handler = fn(&Call<'_>) -> Result<u64, Errno>;
 
 /// One ioctl of `/dev/iommu`.
-#[derive(Clone, Copy, Debug)]
-pub struct Command {
-    /// The number, from [`spec::BASE`].
-    pub nr: u32,
-    /// The kernel's name, without `IOMMU_`.
-    pub name: &'static str,
-    /// Bytes of the struct as Linux 7.2 knows it.
-    pub size: usize,
-    /// The least size that a program may have.
-    pub min_size: usize,
-    /// Whether it does what Linux does.
-    pub support: Support,
-    run: Handler,
-}
-
-impl Command {
-    /// The same, of which a part is refused.
-    const fn partial(self) -> Self {
-        Command {
-            support: Support::Partial,
-            ..self
-        }
-    }
-
-    /// The whole request number.
-    pub const fn request(&self) -> u32 {
-        spec::TYPE << 8 | self.nr
-    }
-}
+pub type Command = table::Command<Handler>;
 
 /// A command whose struct never grew.
 const fn command<T>(nr: u32, name: &'static str, run: Handler) -> Command {
@@ -70,14 +42,7 @@ const fn command<T>(nr: u32, name: &'static str, run: Handler) -> Command {
 
 /// A command whose struct grew from `min_size`.
 const fn grown<T>(nr: u32, name: &'static str, min_size: usize, run: Handler) -> Command {
-    Command {
-        nr,
-        name,
-        size: size_of::<T>(),
-        min_size,
-        support: Support::Yes,
-        run,
-    }
+    Command::with::<T>(spec::TYPE << 8 | nr, name, min_size, run)
 }
 
 /// Every ioctl of Linux 7.2, by number and without gaps from [`spec::BASE`].
@@ -136,7 +101,7 @@ pub fn extended_ioctl(
     program: &dyn Program,
 ) -> Result<u64, Errno> {
     let command = extension.command();
-    if cmd & 0xff != command.nr {
+    if cmd & 0xff != command.request & 0xff {
         return ioctl(context, cmd, arg, program);
     }
     extension.run(&Call::read(context, command, cmd, arg, program)?)
@@ -147,11 +112,13 @@ fn not_here(_: &Call<'_>) -> Result<u64, Errno> {
     Err(Errno::ENOTTY)
 }
 
-/// The commands of a VFIO container.
-pub(crate) fn container_rows() -> impl Iterator<Item = Row> {
-    container::rows()
+/// As documents show them, with those of a VFIO container.
+pub(crate) fn rows() -> impl Iterator<Item = Row> {
+    table::rows(File::Iommufd, COMMANDS).chain(container::rows())
 }
 
+/// The table has no gaps, so a number is an index. Whether the rest of the request is right too shows
+/// when the struct's size has been read.
 fn find(cmd: u32) -> Option<&'static Command> {
     let index = (cmd & 0xff).checked_sub(spec::BASE)?;
     COMMANDS.get(usize::try_from(index).ok()?)
@@ -159,7 +126,7 @@ fn find(cmd: u32) -> Option<&'static Command> {
 
 /// The kernel's name of the ioctl `cmd`, without `IOMMU_`, for messages.
 pub fn command_name(cmd: u32) -> Option<&'static str> {
-    let command = find(cmd).filter(|command| command.request() == cmd)?;
+    let command = find(cmd).filter(|command| command.request == cmd)?;
     Some(command.name)
 }
 
@@ -177,7 +144,7 @@ pub fn ioctl(
         return container::ioctl(context, cmd, arg, program);
     };
     let call = Call::read(context, command, cmd, arg, program)?;
-    (command.run)(&call)
+    (command.handler)(&call)
 }
 
 #[cfg(test)]
@@ -188,13 +155,13 @@ mod tests {
     fn the_table_is_dense_and_its_structs_fit_the_buffer() {
         for (index, command) in COMMANDS.iter().enumerate() {
             assert_eq!(
-                command.nr as usize,
+                command.request as usize & 0xff,
                 spec::BASE as usize + index,
                 "{}",
                 command.name
             );
             assert!(command.min_size <= command.size && command.size <= call::MAX_SIZE);
-            assert_eq!(command_name(command.request()), Some(command.name));
+            assert_eq!(command_name(command.request), Some(command.name));
         }
     }
 }

@@ -1,4 +1,7 @@
-//! Every ioctl that a program may send to one of our files, in one list: what `docs/ioctls.md` shows.
+//! The shape of every table of ioctls, and all of them in one list: what `docs/ioctls.md` shows.
+//!
+//! Each kind of file has a table of [`Command`]s, one a line: number, name, struct, handler. What a
+//! handler gets is the kind's own business, and so is the order of its checks.
 
 use crate::{iommufd, vfio};
 
@@ -39,7 +42,74 @@ pub enum File {
     Device,
 }
 
-/// One ioctl.
+/// One ioctl of a kind of file, carried out by an `H`.
+#[derive(Clone, Copy, Debug)]
+pub struct Command<H> {
+    /// The whole request number.
+    pub request: u32,
+    /// The kernel's name, without the prefix that all of its kind share.
+    pub name: &'static str,
+    /// Bytes of the struct as Linux 7.2 knows it; 0 if the argument is no struct.
+    pub size: usize,
+    /// The least bytes of it that a program may have.
+    pub min_size: usize,
+    /// Whether it does what Linux does.
+    pub support: Support,
+    pub(crate) handler: H,
+}
+
+impl<H: Copy> Command<H> {
+    /// A command whose argument is a number, or none.
+    pub(crate) const fn plain(request: u32, name: &'static str, handler: H) -> Self {
+        Command {
+            request,
+            name,
+            size: 0,
+            min_size: 0,
+            support: Support::Yes,
+            handler,
+        }
+    }
+
+    /// A command with a `T`, of which a program may have as little as `min_size` bytes.
+    pub(crate) const fn with<T>(
+        request: u32,
+        name: &'static str,
+        min_size: usize,
+        handler: H,
+    ) -> Self {
+        Command {
+            size: size_of::<T>(),
+            min_size,
+            ..Command::plain(request, name, handler)
+        }
+    }
+
+    /// The same, of which a part is refused.
+    pub(crate) const fn partial(self) -> Self {
+        Command {
+            support: Support::Partial,
+            ..self
+        }
+    }
+}
+
+/// The command `request` of a table.
+pub(crate) fn find<H>(table: &'static [Command<H>], request: u32) -> Option<&'static Command<H>> {
+    table.iter().find(|command| command.request == request)
+}
+
+/// A table as documents show it.
+pub(crate) fn rows<H>(file: File, table: &'static [Command<H>]) -> impl Iterator<Item = Row> {
+    table.iter().map(move |command| Row {
+        file,
+        request: command.request,
+        name: command.name,
+        support: command.support,
+    })
+}
+
+/// One ioctl, as documents show it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Row {
     /// What it is for.
@@ -77,16 +147,24 @@ impl File {
 
 /// Every ioctl, by kind and number.
 pub fn ioctls() -> Vec<Row> {
-    let iommufd = iommufd::COMMANDS.iter().map(|command| Row {
-        file: File::Iommufd,
-        request: command.request(),
-        name: command.name,
-        support: command.support,
-    });
-    let mut rows: Vec<Row> = iommufd.chain(iommufd::container_rows()).collect();
+    let mut rows: Vec<Row> = iommufd::rows().collect();
     rows.extend(vfio::container::rows());
     rows.extend(vfio::group::rows());
     rows.extend(vfio::rows());
     rows.sort_by_key(|row| (row.file, row.request));
     rows
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_table_has_each_number_once() {
+        let rows = ioctls();
+        for pair in rows.windows(2) {
+            let key = |row: &Row| (row.file, row.request);
+            assert!(key(&pair[0]) < key(&pair[1]), "{pair:?}");
+        }
+    }
 }

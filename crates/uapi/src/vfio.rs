@@ -11,7 +11,7 @@ use ioasid_vfio::DeviceFile;
 use crate::{
     Errno, Program,
     spec::vfio as spec,
-    table::{File, Row, Support},
+    table::{self, File, Row, Support},
 };
 
 mod attach;
@@ -29,68 +29,115 @@ pub use container::ioctl as container_ioctl;
 pub use feature::check_feature;
 pub use group::ioctl as group_ioctl;
 
-/// One ioctl of a device file.
+/// What a command works on, and the function that carries it out.
 #[derive(Clone, Copy)]
-struct Command {
-    /// The whole request number.
-    number: u32,
-    /// The kernel's name, without `VFIO_DEVICE_`.
-    name: &'static str,
-    support: Support,
-    run: Handler,
+struct Handler {
+    needs: Needs,
+    run: Run,
 }
 
-impl Command {
-    /// The same, of which a part is refused.
-    const fn partial(self) -> Self {
-        Command {
-            support: Support::Partial,
-            ..self
-        }
-    }
+type Run = fn(&DeviceFile, u64, &dyn Program) -> Result<u64, Errno>;
+
+/// The file that a command works on.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Needs {
+    /// Any, bound or not.
+    AnyFile,
+    /// One that is bound, by itself or through its group.
+    Bound,
+    /// One that is bound by itself: what is attached is otherwise the container's business.
+    BoundAlone,
 }
 
-type Handler = fn(&DeviceFile, u64, &dyn Program) -> Result<u64, Errno>;
+type Command = table::Command<Handler>;
 
-/// The ioctls of a bound device file. BIND is here too, and alone works before.
+/// The ioctls of a device file.
 const COMMANDS: &[Command] = &[
-    command(spec::DEVICE_GET_INFO, "GET_INFO", info::device),
-    command(
+    command::<spec::DeviceInfo>(
+        spec::DEVICE_GET_INFO,
+        "GET_INFO",
+        spec::DeviceInfo::MIN,
+        info::device,
+    ),
+    command::<spec::RegionInfo>(
         spec::DEVICE_GET_REGION_INFO,
         "GET_REGION_INFO",
+        spec::RegionInfo::MIN,
         info::region,
     ),
-    command(spec::DEVICE_GET_IRQ_INFO, "GET_IRQ_INFO", info::irq),
-    command(spec::DEVICE_SET_IRQS, "SET_IRQS", irqs::set),
-    command(spec::DEVICE_RESET, "RESET", reset),
-    command(
+    command::<spec::IrqInfo>(
+        spec::DEVICE_GET_IRQ_INFO,
+        "GET_IRQ_INFO",
+        spec::IrqInfo::MIN,
+        info::irq,
+    ),
+    command::<spec::IrqSet>(
+        spec::DEVICE_SET_IRQS,
+        "SET_IRQS",
+        spec::IrqSet::MIN,
+        irqs::set,
+    ),
+    Command::plain(spec::DEVICE_RESET, "RESET", bound(reset)),
+    command::<spec::HotReset>(
         spec::DEVICE_GET_PCI_HOT_RESET_INFO,
         "GET_PCI_HOT_RESET_INFO",
+        spec::HotReset::MIN,
         hot_reset_info,
     ),
-    command(spec::DEVICE_PCI_HOT_RESET, "PCI_HOT_RESET", hot_reset),
-    command(spec::DEVICE_IOEVENTFD, "IOEVENTFD", ioeventfd::set),
-    command(spec::DEVICE_FEATURE, "FEATURE", feature::feature).partial(),
-    command(spec::DEVICE_BIND_IOMMUFD, "BIND_IOMMUFD", attach::bind),
-    command(
+    command::<spec::HotReset>(
+        spec::DEVICE_PCI_HOT_RESET,
+        "PCI_HOT_RESET",
+        spec::HotReset::MIN,
+        hot_reset,
+    ),
+    command::<spec::Ioeventfd>(
+        spec::DEVICE_IOEVENTFD,
+        "IOEVENTFD",
+        spec::Ioeventfd::MIN,
+        ioeventfd::set,
+    ),
+    command::<spec::Feature>(
+        spec::DEVICE_FEATURE,
+        "FEATURE",
+        spec::Feature::MIN,
+        feature::feature,
+    )
+    .partial(),
+    Command::with::<spec::BindIommufd>(
+        spec::DEVICE_BIND_IOMMUFD,
+        "BIND_IOMMUFD",
+        spec::BindIommufd::MIN,
+        Handler {
+            needs: Needs::AnyFile,
+            run: attach::bind,
+        },
+    ),
+    Command::with::<spec::AttachIommufdPt>(
         spec::DEVICE_ATTACH_IOMMUFD_PT,
         "ATTACH_IOMMUFD_PT",
-        attach::attach,
+        spec::AttachIommufdPt::MIN,
+        bound_alone(attach::attach),
     ),
-    command(
+    Command::with::<spec::DetachIommufdPt>(
         spec::DEVICE_DETACH_IOMMUFD_PT,
         "DETACH_IOMMUFD_PT",
-        attach::detach,
+        spec::DetachIommufdPt::MIN,
+        bound_alone(attach::detach),
     ),
 ];
 
-const fn command(number: u32, name: &'static str, run: Handler) -> Command {
-    Command {
-        number,
-        name,
-        support: Support::Yes,
-        run,
-    }
+const fn command<T>(request: u32, name: &'static str, min_size: usize, run: Run) -> Command {
+    Command::with::<T>(request, name, min_size, bound(run))
+}
+
+const fn bound(run: Run) -> Handler {
+    let needs = Needs::Bound;
+    Handler { needs, run }
+}
+
+const fn bound_alone(run: Run) -> Handler {
+    let needs = Needs::BoundAlone;
+    Handler { needs, run }
 }
 
 /// Commands of Linux that no device here has (`include/uapi/linux/vfio.h`).
@@ -101,28 +148,18 @@ const MISSING: &[(u32, &str)] = &[
 
 /// As documents show them.
 pub(crate) fn rows() -> impl Iterator<Item = Row> {
-    let row = |request, name, support| Row {
+    let missing = MISSING.iter().map(|(request, name)| Row {
         file: File::Device,
-        request,
+        request: *request,
         name,
-        support,
-    };
-    let there = COMMANDS
-        .iter()
-        .map(move |command| row(command.number, command.name, command.support));
-    let missing = MISSING
-        .iter()
-        .map(move |(request, name)| row(*request, name, Support::No));
-    there.chain(missing)
-}
-
-fn find(number: u32) -> Option<&'static Command> {
-    COMMANDS.iter().find(|command| command.number == number)
+        support: Support::No,
+    });
+    table::rows(File::Device, COMMANDS).chain(missing)
 }
 
 /// The kernel's name of the device ioctl `cmd`, without `VFIO_DEVICE_`, for messages.
 pub fn command_name(cmd: u32) -> Option<&'static str> {
-    find(cmd).map(|command| command.name)
+    table::find(COMMANDS, cmd).map(|command| command.name)
 }
 
 /// Runs the ioctl `cmd` with the argument `arg` on `file`, for `program`.
@@ -135,23 +172,20 @@ pub fn device_ioctl(
     arg: u64,
     program: &dyn Program,
 ) -> Result<u64, Errno> {
-    if cmd != spec::DEVICE_BIND_IOMMUFD && !file.is_bound() {
-        return Err(Errno::EINVAL);
-    }
-    // What is attached is the container's business.
-    let own_file_only = matches!(
-        cmd,
-        spec::DEVICE_ATTACH_IOMMUFD_PT | spec::DEVICE_DETACH_IOMMUFD_PT
-    );
-    if own_file_only && file.is_of_group() {
-        return Err(Errno::ENOTTY);
-    }
-    if cmd != spec::DEVICE_BIND_IOMMUFD {
-        // An unknown command is a use of the device too.
+    let command = table::find(COMMANDS, cmd);
+    // An unknown command is refused as one of a bound file, and is a use of the device too.
+    let needs = command.map_or(Needs::Bound, |command| command.handler.needs);
+    if needs != Needs::AnyFile {
+        if !file.is_bound() {
+            return Err(Errno::EINVAL);
+        }
+        if needs == Needs::BoundAlone && file.is_of_group() {
+            return Err(Errno::ENOTTY);
+        }
         file.wake();
     }
-    let command = find(cmd).ok_or(Errno::ENOTTY)?;
-    (command.run)(file, arg, program)
+    let command = command.ok_or(Errno::ENOTTY)?;
+    (command.handler.run)(file, arg, program)
 }
 
 /// Looks at an access of `len` bytes as a whole, for a caller that makes it in parts.

@@ -221,7 +221,7 @@ impl Machine {
         let size = size_of::<T>() as u32;
         args.as_mut_bytes()[..4].copy_from_slice(&size.to_ne_bytes());
         self.put(ARGS, &args);
-        let result = self.raw(command.unwrap().request(), ARGS);
+        let result = self.raw(command.unwrap().request, ARGS);
         (result, self.get(ARGS))
     }
 

@@ -38,7 +38,7 @@ impl<'a> Call<'a> {
         let mut size = [0; 4];
         program.read(arg, &mut size)?;
         let user_size = u32::from_ne_bytes(size) as usize;
-        if command.request() != cmd {
+        if command.request != cmd {
             return Err(Errno::ENOTTY);
         }
         if user_size < command.min_size {

@@ -17,37 +17,41 @@ use super::{
 use crate::{
     Errno, Program,
     spec::container as spec,
-    table::{File, Row, Support},
+    table::{self, File, Row},
 };
 
 type Handler = fn(&Container<'_>) -> Result<u64, Errno>;
 
+type Command = table::Command<Handler>;
+
 /// The commands, by number.
-const COMMANDS: &[(u32, &str, Handler)] = &[
-    (spec::GET_API_VERSION, "GET_API_VERSION", |_| {
+const COMMANDS: &[Command] = &[
+    Command::plain(spec::GET_API_VERSION, "GET_API_VERSION", |_| {
         Ok(spec::API_VERSION)
     }),
-    (spec::CHECK_EXTENSION, "CHECK_EXTENSION", |call| {
+    Command::plain(spec::CHECK_EXTENSION, "CHECK_EXTENSION", |call| {
         call.check_extension()
     }),
-    (spec::SET_IOMMU, "SET_IOMMU", |call| call.set_iommu()),
-    (spec::IOMMU_GET_INFO, "IOMMU_GET_INFO", |call| {
-        call.get_info()
-    }),
-    (spec::IOMMU_MAP_DMA, "IOMMU_MAP_DMA", |call| call.map_dma()),
-    (spec::IOMMU_UNMAP_DMA, "IOMMU_UNMAP_DMA", |call| {
+    Command::plain(spec::SET_IOMMU, "SET_IOMMU", |call| call.set_iommu()),
+    Command::with::<spec::Info>(
+        spec::IOMMU_GET_INFO,
+        "IOMMU_GET_INFO",
+        spec::INFO_MIN,
+        |call| call.get_info(),
+    ),
+    command::<spec::DmaMap>(spec::IOMMU_MAP_DMA, "IOMMU_MAP_DMA", |call| call.map_dma()),
+    command::<spec::DmaUnmap>(spec::IOMMU_UNMAP_DMA, "IOMMU_UNMAP_DMA", |call| {
         call.unmap_dma()
     }),
 ];
 
+const fn command<T>(request: u32, name: &'static str, handler: Handler) -> Command {
+    Command::with::<T>(request, name, size_of::<T>(), handler)
+}
+
 /// As documents show them. What Linux does not know on this file either is not among them.
 pub(super) fn rows() -> impl Iterator<Item = Row> {
-    COMMANDS.iter().map(|(request, name, _)| Row {
-        file: File::CompatContainer,
-        request: *request,
-        name,
-        support: Support::Yes,
-    })
+    table::rows(File::CompatContainer, COMMANDS)
 }
 
 /// Runs the command `cmd`.
@@ -57,9 +61,8 @@ pub(super) fn ioctl(
     arg: u64,
     program: &dyn Program,
 ) -> Result<u64, Errno> {
-    let command = COMMANDS.iter().find(|(number, ..)| *number == cmd);
-    let (_, _, run) = command.ok_or(Errno::ENOTTY)?;
-    run(&Container {
+    let command = table::find(COMMANDS, cmd).ok_or(Errno::ENOTTY)?;
+    (command.handler)(&Container {
         context,
         arg,
         program,

@@ -18,7 +18,7 @@ use super::copy;
 use crate::{
     Errno, Program,
     spec::container as spec,
-    table::{File, Row, Support},
+    table::{self, File, Row},
 };
 
 mod bitmap;
@@ -27,31 +27,32 @@ use bitmap::DirtyBits;
 
 type Handler = fn(&Container, u64, &dyn Program) -> Result<u64, Errno>;
 
+type Command = table::Command<Handler>;
+
 /// The commands that work on any container, by number.
-const COMMANDS: &[(u32, &str, Handler)] = &[
-    (spec::GET_API_VERSION, "GET_API_VERSION", |_, _, _| {
+const COMMANDS: &[Command] = &[
+    Command::plain(spec::GET_API_VERSION, "GET_API_VERSION", |_, _, _| {
         Ok(spec::API_VERSION)
     }),
-    (spec::CHECK_EXTENSION, "CHECK_EXTENSION", check_extension),
-    (spec::SET_IOMMU, "SET_IOMMU", set_iommu),
+    Command::plain(spec::CHECK_EXTENSION, "CHECK_EXTENSION", check_extension),
+    Command::plain(spec::SET_IOMMU, "SET_IOMMU", set_iommu),
 ];
 
 /// The commands of the type 1 backend, by number.
-const TYPE1: &[(u32, &str, Handler)] = &[
-    (spec::IOMMU_GET_INFO, "IOMMU_GET_INFO", info),
-    (spec::IOMMU_MAP_DMA, "IOMMU_MAP_DMA", map),
-    (spec::IOMMU_UNMAP_DMA, "IOMMU_UNMAP_DMA", unmap),
-    (spec::IOMMU_DIRTY_PAGES, "IOMMU_DIRTY_PAGES", dirty_pages),
+const TYPE1: &[Command] = &[
+    Command::with::<spec::Info>(spec::IOMMU_GET_INFO, "IOMMU_GET_INFO", spec::INFO_MIN, info),
+    command::<spec::DmaMap>(spec::IOMMU_MAP_DMA, "IOMMU_MAP_DMA", map),
+    command::<spec::DmaUnmap>(spec::IOMMU_UNMAP_DMA, "IOMMU_UNMAP_DMA", unmap),
+    command::<spec::DirtyBitmap>(spec::IOMMU_DIRTY_PAGES, "IOMMU_DIRTY_PAGES", dirty_pages),
 ];
+
+const fn command<T>(request: u32, name: &'static str, handler: Handler) -> Command {
+    Command::with::<T>(request, name, size_of::<T>(), handler)
+}
 
 /// As documents show them.
 pub(crate) fn rows() -> impl Iterator<Item = Row> {
-    COMMANDS.iter().chain(TYPE1).map(|(request, name, _)| Row {
-        file: File::Container,
-        request: *request,
-        name,
-        support: Support::Yes,
-    })
+    table::rows(File::Container, COMMANDS).chain(table::rows(File::Container, TYPE1))
 }
 
 /// Runs the ioctl `cmd` with the argument `arg` on a container, for `program`.
@@ -64,18 +65,14 @@ pub fn ioctl(
     arg: u64,
     program: &dyn Program,
 ) -> Result<u64, Errno> {
-    let find = |commands: &[(u32, &str, Handler)]| {
-        let found = commands.iter().find(|(number, ..)| *number == cmd);
-        found.map(|(_, _, run)| *run)
-    };
-    if let Some(run) = find(COMMANDS) {
-        return run(container, arg, program);
+    if let Some(command) = table::find(COMMANDS, cmd) {
+        return (command.handler)(container, arg, program);
     }
     if container.version().is_none() {
         return Err(Errno::EINVAL);
     }
-    let run = find(TYPE1).ok_or(Errno::ENOTTY)?;
-    run(container, arg, program)
+    let command = table::find(TYPE1, cmd).ok_or(Errno::ENOTTY)?;
+    (command.handler)(container, arg, program)
 }
 
 fn check_extension(container: &Container, arg: u64, _: &dyn Program) -> Result<u64, Errno> {
@@ -210,11 +207,11 @@ fn unmap(container: &Container, arg: u64, program: &dyn Program) -> Result<u64, 
         vaddr: has(spec::UNMAP_VADDR),
         dirty: bits.as_ref().map(DirtyBits::page_size),
     };
-    let tell = |mapping: AddrRange| match &bits {
+    let set_bits = |mapping: AddrRange| match &bits {
         Some(bits) => bits.set(mapping),
         None => Ok(()),
     };
-    args.size = container.unmap::<Errno>(&request, tell)?;
+    args.size = container.unmap::<Errno>(&request, set_bits)?;
     copy::write_back(program, arg, &args, SIZE)?;
     Ok(0)
 }
@@ -245,6 +242,8 @@ fn dirty_pages(container: &Container, arg: u64, program: &dyn Program) -> Result
             };
             container.dirty::<Errno>(&range, |mapping| bits.set(mapping))?;
         }
+        // The flags are one of three numbers: none, several or others are refused alike
+        // (`vfio_iommu_type1_dirty_pages`).
         _ => return Err(Errno::EINVAL),
     }
     Ok(0)

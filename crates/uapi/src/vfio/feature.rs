@@ -81,7 +81,7 @@ pub(super) fn feature(file: &DeviceFile, arg: u64, program: &dyn Program) -> Res
     Ok(0)
 }
 
-/// Whether a feature that can be set alone, with so many bytes of data, is to be set; otherwise the
+/// Whether a feature that can be set alone, with `bytes` of data, is to be set; otherwise the
 /// program only asks whether it can be.
 fn settable(request: &Feature, bytes: usize) -> Result<bool, Errno> {
     check_feature(request, Feature::SET, bytes)
@@ -98,8 +98,8 @@ fn check_flags(request: &Feature) -> Result<(), Errno> {
     Ok(())
 }
 
-/// Whether a feature with which `possible` can be done ([`Feature::GET`], [`Feature::SET`]), with so many
-/// bytes of data, is to be got or set; otherwise the program only asks whether it can be
+/// Whether a feature with which `possible` can be done ([`Feature::GET`], [`Feature::SET`]), with `bytes`
+/// of data, is to be got or set; otherwise the program only asks whether it can be
 /// (`vfio_check_feature`, `include/linux/vfio.h`).
 ///
 /// # Errors
@@ -125,6 +125,7 @@ fn wakeup(data: u64, program: &dyn Program) -> Result<Arc<dyn IrqSink>, Errno> {
     Caller::read(program, data, entry.as_mut_bytes())?;
     match entry.wakeup_eventfd {
         fd @ 0.. => Ok(program.eventfd(fd)?),
+        // A program that wants no eventfd has a feature of its own for that.
         _ => Err(Errno::EINVAL),
     }
 }

@@ -7,33 +7,35 @@ use super::copy;
 use crate::{
     Errno, Program,
     spec::group as spec,
-    table::{File, Row, Support},
+    table::{self, File, Row},
 };
 
 type Handler = fn(&GroupFile, u64, &dyn Program) -> Result<u64, Errno>;
 
+type Command = table::Command<Handler>;
+
 /// The commands, by number.
-const COMMANDS: &[(u32, &str, Handler)] = &[
-    (spec::GET_STATUS, "GET_STATUS", status),
-    (spec::SET_CONTAINER, "SET_CONTAINER", set_container),
-    (spec::UNSET_CONTAINER, "UNSET_CONTAINER", |group, _, _| {
+const COMMANDS: &[Command] = &[
+    command::<spec::GroupStatus>(spec::GET_STATUS, "GET_STATUS", status),
+    command::<i32>(spec::SET_CONTAINER, "SET_CONTAINER", set_container),
+    Command::plain(spec::UNSET_CONTAINER, "UNSET_CONTAINER", |group, _, _| {
         group.unset_container()?;
         Ok(0)
     }),
-    (spec::GET_DEVICE_FD, "GET_DEVICE_FD", device_fd),
+    // A text, up to a 0.
+    Command::plain(spec::GET_DEVICE_FD, "GET_DEVICE_FD", device_fd),
 ];
+
+const fn command<T>(request: u32, name: &'static str, handler: Handler) -> Command {
+    Command::with::<T>(request, name, size_of::<T>(), handler)
+}
 
 /// Bytes of a name with the 0 behind it, at most (`PAGE_SIZE`).
 const NAME: usize = 4096;
 
 /// As documents show them.
 pub(crate) fn rows() -> impl Iterator<Item = Row> {
-    COMMANDS.iter().map(|(request, name, _)| Row {
-        file: File::Group,
-        request: *request,
-        name,
-        support: Support::Yes,
-    })
+    table::rows(File::Group, COMMANDS)
 }
 
 /// Runs the ioctl `cmd` with the argument `arg` on an open group, for `program`.
@@ -41,9 +43,8 @@ pub(crate) fn rows() -> impl Iterator<Item = Row> {
 /// # Errors
 /// What the kernel would answer.
 pub fn ioctl(group: &GroupFile, cmd: u32, arg: u64, program: &dyn Program) -> Result<u64, Errno> {
-    let command = COMMANDS.iter().find(|(number, ..)| *number == cmd);
-    let (_, _, run) = command.ok_or(Errno::ENOTTY)?;
-    run(group, arg, program)
+    let command = table::find(COMMANDS, cmd).ok_or(Errno::ENOTTY)?;
+    (command.handler)(group, arg, program)
 }
 
 fn status(group: &GroupFile, arg: u64, program: &dyn Program) -> Result<u64, Errno> {

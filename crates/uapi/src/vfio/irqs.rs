@@ -25,6 +25,7 @@ pub(super) fn set(file: &DeviceFile, arg: u64, program: &dyn Program) -> Result<
         IrqSet::ACTION_MASK => IrqAction::Mask,
         IrqSet::ACTION_UNMASK => IrqAction::Unmask,
         IrqSet::ACTION_TRIGGER => IrqAction::Trigger,
+        // None of the actions, or several: the index has no handler for that.
         _ => return Err(Errno::ENOTTY),
     };
     if let (IrqIndex::Intx, IrqAction::Unmask, Numbers::Eventfds(fds)) = (index, action, &numbers)
@@ -74,6 +75,8 @@ fn numbers(header: &IrqSet, arg: u64, program: &dyn Program) -> Result<Numbers, 
         IrqSet::DATA_NONE => return Ok(Numbers::None),
         IrqSet::DATA_BOOL => 1,
         IrqSet::DATA_EVENTFD => 4,
+        // The data is of one kind: two kinds at once are refused, as none
+        // (`vfio_set_irqs_validate_and_prepare`).
         _ => return Err(Errno::EINVAL),
     };
     let len = header.count as usize * element;

@@ -1,5 +1,8 @@
-//! The flat memory of a program.
+//! What the programs of several tests have: a flat memory, and devices.
 #![allow(clippy::unwrap_used, reason = "a test may panic")]
+#![allow(dead_code, reason = "each test uses its part")]
+
+pub(crate) mod device;
 
 use std::ops::Range;
 

@@ -37,9 +37,9 @@ fn a_known_number_in_another_request_is_enotty_after_the_size_was_read() {
     let m = Machine::new();
     let address = zeroed(&m, 64, DATA);
     for command in COMMANDS {
-        let direction = 0xc000_0000 | command.request();
-        let other_type = command.nr | 0x4100;
-        for request in [direction, other_type, command.request() | 0x8_0000] {
+        let direction = 0xc000_0000 | command.request;
+        let other_type = command.request & 0xff | 0x4100;
+        for request in [direction, other_type, command.request | 0x8_0000] {
             assert_eq!(
                 m.at(request, address),
                 Err(Errno::ENOTTY),
@@ -56,7 +56,7 @@ fn sizes_are_checked_in_the_kernels_order() {
     let m = Machine::new();
     let end = READ_ONLY;
     for command in COMMANDS {
-        let run = |address| m.at(command.request(), address);
+        let run = |address| m.at(command.request, address);
         let name = command.name;
         for bad in [0, BASE - 1, BASE + SIZE as u64 - 3, u64::MAX, u64::MAX - 3] {
             assert_eq!(run(bad), Err(Errno::EFAULT), "{name}: size");
@@ -72,7 +72,7 @@ fn sizes_are_checked_in_the_kernels_order() {
         let cut = BASE + SIZE as u64 - 4;
         let address = zeroed(&m, command.size, end);
         assert_eq!(
-            m.at(command.request(), cut),
+            m.at(command.request, cut),
             Err(Errno::EINVAL),
             "{name}: read-only zeros"
         );

@@ -198,7 +198,7 @@ pub(crate) struct Machine {
 /// The request number of a command.
 pub(crate) fn request(name: &str) -> u32 {
     let command = COMMANDS.iter().find(|command| command.name == name);
-    command.expect("a command").request()
+    command.expect("a command").request
 }
 
 impl Machine {

@@ -37,7 +37,7 @@ struct Shot {
 }
 
 fn shot() -> impl Strategy<Value = Shot> {
-    let known = (0..COMMANDS.len()).prop_map(|at| COMMANDS[at].request());
+    let known = (0..COMMANDS.len()).prop_map(|at| COMMANDS[at].request);
     let request = prop_oneof![
         12 => known,
         1 => any::<u32>(),
@@ -117,7 +117,7 @@ fn fire(m: &Machine, devices: &[BoundDevice; 3], shot: Shot) {
     }
     let command = COMMANDS
         .iter()
-        .find(|command| command.request() == shot.request);
+        .find(|command| command.request == shot.request);
     let size = match (shot.size, command) {
         (0, Some(command)) => command.size as u32,
         (size, _) => size,

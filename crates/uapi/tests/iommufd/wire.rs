@@ -146,7 +146,7 @@ fn numbers_sizes_and_least_sizes_are_the_kernels() {
     assert_eq!(COMMANDS.len(), theirs.len());
     for (command, (number, size, last)) in COMMANDS.iter().zip(theirs) {
         assert_eq!(
-            (command.nr, command.size),
+            (command.request & 0xff, command.size),
             (number, size),
             "{}",
             command.name

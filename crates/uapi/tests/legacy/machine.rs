@@ -4,26 +4,27 @@
 use std::sync::Arc;
 
 use ioasid_core::{
-    AddrRange, Pasid, Prot,
+    AddrRange, Prot,
     host::{Caller, FdError, IrqSink},
     memory::{Extent, MemoryGone, OwnPages, PageSource, PinError},
     spa::SpaSpace,
     sync::Mutex,
 };
-use ioasid_iommu::{Device, DeviceConfig, Iommu, IommuConfig, PasidError};
+use ioasid_iommu::{Device, DeviceConfig, Iommu, IommuConfig};
 use ioasid_iommufd::Context;
 use ioasid_uapi::{
     Errno, Program,
     vfio::{container_ioctl, group_ioctl},
 };
 use ioasid_vfio::{
-    Container, ContainerFile, DefaultPasid, DeviceFile, DeviceModel, GroupFile, Passthrough, Vfio,
-    VfioDevice,
-    error::BindError,
-    pci::{Bar, Function, FunctionBuilder, MsixLayout},
+    Container, ContainerFile, DeviceFile, GroupFile, Passthrough, Vfio, VfioDevice,
+    pci::{Bar, FunctionBuilder, MsixLayout},
 };
 
-use crate::common::{BASE, FlatMemory, SIZE};
+use crate::common::{
+    BASE, FlatMemory, SIZE,
+    device::{Child, Model},
+};
 
 pub(crate) const PDEV: &str = "0000:6b:01.0";
 pub(crate) const UUID: &str = "5f2e6a9e-93a1-4f0a-9b3e-3d8f0c1b2a01";
@@ -142,48 +143,14 @@ impl Program for TestProgram {
     }
 }
 
-#[derive(Debug)]
-struct Model(Function);
-
-impl Model {
-    fn new() -> Arc<Self> {
-        let function = FunctionBuilder::new(0x1b36, 0x0005)
-            .bar(0, Bar::memory64(0x4000))
-            .express()
-            .msix(MsixLayout::new(0, 0x2000, 0x3000, 1))
-            .build()
-            .unwrap();
-        Arc::new(Model(function))
-    }
-}
-
-impl DeviceModel for Model {
-    fn function(&self) -> &Function {
-        &self.0
-    }
-
-    fn read(&self, _bar: u8, _offset: u64, data: &mut [u8]) {
-        data.fill(0);
-    }
-
-    fn write(&self, _bar: u8, _offset: u64, _data: &[u8]) {}
-
-    fn reset(&self) {}
-}
-
-/// A child of a device, with PASID 5.
-#[derive(Debug)]
-struct Child(Arc<Device>);
-
-impl DefaultPasid for Child {
-    fn bind(&self) -> Result<(Arc<Device>, Pasid), BindError> {
-        let pasid = Pasid::new(5).ok_or(BindError::NoPasid(PasidError::Exhausted))?;
-        Ok((Arc::clone(&self.0), pasid))
-    }
-
-    fn quiesce(&self) {}
-
-    fn unbind(&self) {}
+/// A device with a vector.
+fn model() -> Arc<Model> {
+    let function = FunctionBuilder::new(0x1b36, 0x0005)
+        .bar(0, Bar::memory64(0x4000))
+        .express()
+        .msix(MsixLayout::new(0, 0x2000, 0x3000, 1))
+        .build();
+    Arc::new(Model::new(function.unwrap()))
 }
 
 pub(crate) struct Machine {
@@ -206,9 +173,9 @@ impl Machine {
         };
         let (dma, parent) = (add(PDEV), add("0000:6a:01.0"));
         let vfio = Vfio::new(&iommu);
-        let whole = vfio.add(Model::new(), Passthrough::Whole(Arc::clone(&dma)));
+        let whole = vfio.add(model(), Passthrough::Whole(Arc::clone(&dma)));
         let passthrough = Passthrough::Child(Arc::new(Child(parent)));
-        let child = vfio.add_named(UUID.to_owned(), Model::new(), passthrough);
+        let child = vfio.add_named(UUID.to_owned(), model(), passthrough);
         Machine {
             group: whole.group().open().unwrap(),
             child_group: child.group().open().unwrap(),

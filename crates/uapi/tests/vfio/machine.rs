@@ -4,24 +4,25 @@
 use std::sync::Arc;
 
 use ioasid_core::{
-    Pasid,
     host::{Caller, CountingIrq, EventfdWatch, FdError, IrqSink},
     memory::{MemoryGone, PageSource, PinError},
     sync::Mutex,
 };
-use ioasid_iommu::{Device, DeviceConfig, Iommu, IommuConfig, PasidError};
+use ioasid_iommu::{Device, DeviceConfig, Iommu, IommuConfig};
 use ioasid_iommufd::Context;
 use ioasid_uapi::{Errno, Program, vfio::device_ioctl};
 use ioasid_vfio::{
-    DefaultPasid, DeviceFile, DeviceModel, EmulatedDma, Migrate, Passthrough, StateError, Vfio,
-    error::BindError,
+    DeviceFile, EmulatedDma, Passthrough, Vfio,
     pci::{
-        Bar, Function, FunctionBuilder, MsixLayout, SriovLayout,
+        Bar, FunctionBuilder, MsixLayout, SriovLayout,
         spec::{DEVCAP2_ATOMIC_32, DEVCAP2_ATOMIC_128},
     },
 };
 
-use crate::common::{BASE, FlatMemory};
+use crate::common::{
+    BASE, FlatMemory,
+    device::{Child, Model},
+};
 
 /// A `/dev/iommu` file.
 pub(crate) const IOMMUFD: i32 = 3;
@@ -37,7 +38,7 @@ pub(crate) struct TestProgram {
     pub(crate) memory: FlatMemory,
     pub(crate) context: Arc<Context>,
     pub(crate) eventfds: [Arc<CountingIrq>; 4],
-    /// Who listens to eventfds.
+    /// What listens to eventfds.
     pub(crate) listeners: Mutex<Vec<(i32, Arc<dyn IrqSink>)>>,
 }
 
@@ -106,106 +107,36 @@ impl Program for TestProgram {
     }
 }
 
-/// BAR 0 with MSI-X, BAR 2 that swallows stores. Perhaps it can be migrated.
-#[derive(Debug)]
-struct Model(Function, Stores, bool);
-
-/// Stores that a model has seen: BAR, offset, bytes.
-type Stores = Mutex<Vec<(u8, u64, Vec<u8>)>>;
-
-impl Model {
-    fn new() -> Arc<Self> {
-        Self::plain(false)
-    }
-
-    fn plain(moves: bool) -> Arc<Self> {
-        let function = FunctionBuilder::new(0x1b36, 0x0005)
-            .bar(0, Bar::memory64(0x4000))
-            .bar(2, Bar::memory64(0x4000).with_wide_stores())
-            .express()
-            .msix(MsixLayout::new(0, 0x2000, 0x3000, 4))
-            .build()
-            .unwrap();
-        Arc::new(Model(function, Stores::default(), moves))
-    }
-
-    /// One with all kinds of interrupts, that completes atomic operations and can have virtual
-    /// functions.
-    fn rich() -> Arc<Self> {
-        let function = FunctionBuilder::new(0x1b36, 0x0005)
-            .bar(0, Bar::memory64(0x4000))
-            .bar(2, Bar::memory64(0x4000))
-            .intx()
-            .express()
-            .atomics(DEVCAP2_ATOMIC_32 | DEVCAP2_ATOMIC_128)
-            .msi(2)
-            .msix(MsixLayout::new(0, 0x2000, 0x3000, 4))
-            .sriov(SriovLayout {
-                total: 4,
-                offset: 1,
-                stride: 1,
-                device: 6,
-                bars: [None; 6],
-            })
-            .build()
-            .unwrap();
-        Arc::new(Model(function, Stores::default(), false))
-    }
+/// BAR 0 with MSI-X, BAR 2 with wide stores.
+fn plain() -> Model {
+    let function = FunctionBuilder::new(0x1b36, 0x0005)
+        .bar(0, Bar::memory64(0x4000))
+        .bar(2, Bar::memory64(0x4000).with_wide_stores())
+        .express()
+        .msix(MsixLayout::new(0, 0x2000, 0x3000, 4))
+        .build();
+    Model::new(function.unwrap())
 }
 
-impl DeviceModel for Model {
-    fn function(&self) -> &Function {
-        &self.0
-    }
-
-    fn read(&self, _bar: u8, _offset: u64, data: &mut [u8]) {
-        data.fill(0x5a);
-    }
-
-    fn write(&self, bar: u8, offset: u64, data: &[u8]) {
-        self.1.lock().push((bar, offset, data.to_vec()));
-        assert!(matches!(data.len(), 1 | 2 | 4 | 8 | 64));
-        assert!(offset.is_multiple_of(data.len() as u64));
-    }
-
-    fn reset(&self) {}
-
-    fn migration(&self) -> Option<&dyn Migrate> {
-        self.2.then_some(self)
-    }
-}
-
-/// Without a state of its own.
-impl Migrate for Model {
-    fn pause(&self) {}
-
-    fn resume(&self) {}
-
-    fn save(&self) -> Vec<u8> {
-        Vec::new()
-    }
-
-    fn load(&self, state: &[u8]) -> Result<(), StateError> {
-        match state {
-            [] => Ok(()),
-            _ => Err(StateError),
-        }
-    }
-}
-
-/// A child of a device, with PASID 5.
-#[derive(Debug)]
-struct Child(Arc<Device>);
-
-impl DefaultPasid for Child {
-    fn bind(&self) -> Result<(Arc<Device>, Pasid), BindError> {
-        let pasid = Pasid::new(5).ok_or(BindError::NoPasid(PasidError::Exhausted))?;
-        Ok((Arc::clone(&self.0), pasid))
-    }
-
-    fn quiesce(&self) {}
-
-    fn unbind(&self) {}
+/// One with all kinds of interrupts, that completes atomic operations and can have virtual functions.
+fn rich() -> Model {
+    let function = FunctionBuilder::new(0x1b36, 0x0005)
+        .bar(0, Bar::memory64(0x4000))
+        .bar(2, Bar::memory64(0x4000))
+        .intx()
+        .express()
+        .atomics(DEVCAP2_ATOMIC_32 | DEVCAP2_ATOMIC_128)
+        .msi(2)
+        .msix(MsixLayout::new(0, 0x2000, 0x3000, 4))
+        .sriov(SriovLayout {
+            total: 4,
+            offset: 1,
+            stride: 1,
+            device: 6,
+            bars: [None; 6],
+        })
+        .build();
+    Model::new(function.unwrap())
 }
 
 /// One program with one open file of one device.
@@ -220,12 +151,12 @@ pub(crate) struct Machine {
 impl Machine {
     /// With a whole device that has more than others.
     pub(crate) fn rich() -> Self {
-        Self::of(Model::rich(), |dma| Passthrough::Whole(Arc::clone(dma)))
+        Self::of(rich(), |dma| Passthrough::Whole(Arc::clone(dma)))
     }
 
     /// What was stored to the device since the last time.
     pub(crate) fn stores(&self) -> Vec<(u8, u64, Vec<u8>)> {
-        std::mem::take(&mut self.model.1.lock())
+        std::mem::take(&mut self.model.stores.lock())
     }
 
     /// With a whole device.
@@ -235,7 +166,7 @@ impl Machine {
 
     /// With a whole device that can be migrated, and a program with no free descriptor.
     pub(crate) fn movable() -> Self {
-        Self::of(Model::plain(true), |dma| {
+        Self::of(plain().that_moves(), |dma| {
             Passthrough::Whole(Arc::clone(dma))
         })
     }
@@ -251,10 +182,11 @@ impl Machine {
     }
 
     fn new(passthrough: impl FnOnce(&Arc<Device>) -> Passthrough) -> Self {
-        Self::of(Model::new(), passthrough)
+        Self::of(plain(), passthrough)
     }
 
-    fn of(model: Arc<Model>, passthrough: impl FnOnce(&Arc<Device>) -> Passthrough) -> Self {
+    fn of(model: Model, passthrough: impl FnOnce(&Arc<Device>) -> Passthrough) -> Self {
+        let model = Arc::new(model);
         let iommu = Iommu::new(IommuConfig::default());
         let config = DeviceConfig::new("0000:6b:01.0".parse().unwrap());
         let dma = iommu.add_device(config).unwrap();

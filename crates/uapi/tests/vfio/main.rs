@@ -260,7 +260,7 @@ fn an_emulated_device_is_an_access_object_to_iommufd() {
     let iommufd = |name: &str, words: &[u32]| {
         let command = COMMANDS.iter().find(|command| command.name == name);
         machine.program.put(BASE, words);
-        let request = command.unwrap().request();
+        let request = command.unwrap().request;
         ioasid_uapi::iommufd::ioctl(context, request, BASE, &machine.program)
     };
     let info = [40, 0, id, 0, 0, 0, 0, 0, 0, 0];

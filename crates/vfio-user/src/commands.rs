@@ -14,11 +14,11 @@ use ioasid_vfio::{
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
 use crate::{
-    error::{Error, Result},
+    error::{Error, MessageError, Result},
     payload,
     spec::{DmaMap, DmaUnmap, MAX_DATA_XFER_SIZE, RegionAccess, RegionIoFds, SmallWrite, command},
     vm::Vm,
-    wire::Message,
+    wire::{MAX_FDS, Message},
 };
 
 /// Most vectors of one SET_IRQS: those of MSI-X (PCI local bus specification 3.0, 6.8.2).
@@ -36,24 +36,31 @@ pub(crate) struct Target {
     pub(crate) vm: Arc<Vm>,
 }
 
+/// `bytes` are not what a command needs.
+pub(crate) fn size(bytes: usize, needed: usize) -> Error {
+    MessageError::Size { bytes, needed }.into()
+}
+
 /// A payload that is nothing but a `T`.
 pub(crate) fn whole<T: FromBytes + KnownLayout + Immutable>(payload: &[u8]) -> Result<T> {
-    T::read_from_bytes(payload).map_err(|_| Error::Size)
+    let whole = T::read_from_bytes(payload).ok();
+    whole.ok_or(size(payload.len(), size_of::<T>()))
 }
 
 /// A `T`, and what follows it.
 pub(crate) fn prefix<T: FromBytes + KnownLayout + Immutable>(payload: &[u8]) -> Result<(T, &[u8])> {
-    T::read_from_prefix(payload).map_err(|_| Error::Size)
+    let prefix = T::read_from_prefix(payload).ok();
+    prefix.ok_or(size(payload.len(), size_of::<T>()))
 }
 
 /// The payload is a struct of at least `size` bytes, and so says the size that it begins with: that of
 /// the struct itself, or the room that there is for the answer.
-fn expect_argsz(payload: &[u8], size: usize) -> Result<()> {
+fn expect_argsz(payload: &[u8], needed: usize) -> Result<()> {
     let (argsz, _) = prefix::<u32>(payload)?;
-    if payload.len() < size || (argsz as usize) < size {
-        return Err(Error::Size);
+    match payload.len().min(argsz as usize) {
+        bytes if bytes < needed => Err(size(bytes, needed)),
+        _ => Ok(()),
     }
-    Ok(())
 }
 
 /// Whether the command may wait for DMA of the device to end, for which its client may be needed.
@@ -73,7 +80,8 @@ impl Target {
     /// allocates nothing once `reply` has had room for one.
     pub(crate) fn execute(&self, message: &mut Message, reply: &mut Vec<u8>) -> Result<()> {
         if message.descriptors.too_many {
-            return Err(Error::Descriptors);
+            let limit = MAX_FDS;
+            return Err(MessageError::TooManyDescriptors { limit }.into());
         }
         match message.header.command {
             command::REGION_READ => self.region_read(&message.payload, reply),
@@ -102,20 +110,18 @@ impl Target {
             command::DEVICE_FEATURE => self.feature(payload),
             command::MIG_DATA_READ => self.migration_read(&payload),
             command::MIG_DATA_WRITE => self.migration_write(&payload),
-            command::VERSION => Err(Error::OutOfTurn),
-            _ => Err(Error::Command),
+            command::VERSION => Err(MessageError::OutOfTurn.into()),
+            number => Err(MessageError::Command { number }.into()),
         }
     }
 
     fn dma_map(&self, payload: &[u8], fds: Vec<ReceivedFd>) -> Result<Vec<u8>> {
         let (request, _) = prefix::<DmaMap>(payload)?;
         expect_argsz(payload, size_of::<DmaMap>())?;
-        let mut fds = fds.into_iter();
-        let (fd, more) = (fds.next(), fds.next());
-        if more.is_some() {
-            return Err(Error::Descriptors);
+        if fds.len() > 1 {
+            return Err(descriptors(fds.len(), 1));
         }
-        self.vm.map(self.number, &request, fd)?;
+        self.vm.map(self.number, &request, fds.into_iter().next())?;
         Ok(Vec::new())
     }
 
@@ -176,8 +182,12 @@ impl Target {
     fn region_io_fds(&self, payload: &[u8]) -> Result<Vec<u8>> {
         let (request, _) = prefix::<RegionIoFds>(payload)?;
         expect_argsz(payload, size_of::<RegionIoFds>())?;
-        if request.flags != 0 || request.index >= REGIONS {
-            return Err(Error::Value);
+        let (flags, index) = (request.flags, request.index);
+        if flags != 0 {
+            return Err(field("flags", flags.into()));
+        }
+        if index >= REGIONS {
+            return Err(field("index", index.into()));
         }
         let reply = RegionIoFds {
             argsz: size_of::<RegionIoFds>() as u32,
@@ -206,14 +216,14 @@ impl Target {
             // More vectors than there can be are refused without a look at their data.
             let count = request.count.min(MAX_VECTORS);
             if !fds.is_empty() && fds.len() != request.count as usize {
-                return Err(Error::Descriptors);
+                return Err(descriptors(fds.len(), request.count as usize));
             }
             for index in 0..count as i32 {
                 let number = if fds.is_empty() { -1 } else { index };
                 payload.extend(number.to_ne_bytes());
             }
         } else if !fds.is_empty() {
-            return Err(Error::Descriptors);
+            return Err(descriptors(fds.len(), 0));
         }
         let len = payload.len();
         set_argsz(&mut payload, len);
@@ -228,11 +238,7 @@ impl Target {
         let here = reply.len();
         reply.resize(here + count, 0);
         let data = reply.get_mut(here..).unwrap_or_default();
-        // An access that passes the end of a region is no access of a device's driver.
-        if self.file.read(at, data)? != count {
-            return Err(Error::Value);
-        }
-        Ok(())
+        expect_all(self.file.read(at, data)?, count)
     }
 
     fn region_write(&self, payload: &[u8], reply: &mut Vec<u8>) -> Result<()> {
@@ -245,12 +251,9 @@ impl Target {
     fn write(&self, access: &RegionAccess, data: &[u8]) -> Result<()> {
         let (at, count) = place(access)?;
         if data.len() != count {
-            return Err(Error::Size);
+            return Err(size(data.len(), count));
         }
-        if self.file.write(at, data)? != count {
-            return Err(Error::Value);
-        }
-        Ok(())
+        expect_all(self.file.write(at, data)?, count)
     }
 
     /// The writes that were done are counted; the first that fails ends them.
@@ -258,13 +261,15 @@ impl Target {
         let (count, rest) = prefix::<u64>(payload)?;
         let (writes, after) = rest.as_chunks::<{ size_of::<SmallWrite>() }>();
         if !after.is_empty() || u64::try_from(writes.len()) != Ok(count) {
-            return Err(Error::Size);
+            let needed = usize::try_from(count).unwrap_or(usize::MAX);
+            let needed = needed.saturating_mul(size_of::<SmallWrite>());
+            return Err(size(rest.len(), needed));
         }
         let mut done = 0_u64;
         for bytes in writes {
             let write: SmallWrite = whole(bytes)?;
             let data = write.data.get(..write.access.count as usize);
-            let result = data.ok_or(Error::TooMuch);
+            let result = data.ok_or(too_much(write.access.count.into(), write.data.len() as u64));
             match result.and_then(|data| self.write(&write.access, data)) {
                 Ok(()) => done += 1,
                 Err(error) if done == 0 => return Err(error),
@@ -276,7 +281,7 @@ impl Target {
 
     fn reset(&self, payload: &[u8]) -> Result<Vec<u8>> {
         if !payload.is_empty() {
-            return Err(Error::Size);
+            return Err(size(payload.len(), 0));
         }
         self.ioctl(ioctl::DEVICE_RESET, Vec::new(), Vec::new())
     }
@@ -286,8 +291,11 @@ impl Target {
     fn feature(&self, mut payload: Vec<u8>) -> Result<Vec<u8>> {
         let (request, _) = prefix::<Feature>(&payload)?;
         let argsz = request.argsz as usize;
-        if argsz < Feature::MIN || payload.len() > MAX_FEATURE {
-            return Err(Error::Size);
+        if argsz < Feature::MIN {
+            return Err(size(argsz, Feature::MIN));
+        }
+        if payload.len() > MAX_FEATURE {
+            return Err(size(payload.len(), MAX_FEATURE));
         }
         let feature = request.flags & Feature::NUMBER;
         if matches!(
@@ -323,13 +331,34 @@ pub(crate) fn feature_reply(request: &Feature, data: &[u8]) -> Vec<u8> {
     reply
 }
 
+fn descriptors(given: usize, expected: usize) -> Error {
+    MessageError::Descriptors { given, expected }.into()
+}
+
+fn field(field: &'static str, value: u64) -> Error {
+    MessageError::Field { field, value }.into()
+}
+
+/// More bytes than one access moves.
+pub(crate) fn too_much(bytes: u64, limit: u64) -> Error {
+    MessageError::TooMuch { bytes, limit }.into()
+}
+
+/// An access that passes the end of a region is no access of a device's driver.
+fn expect_all(done: usize, bytes: usize) -> Result<()> {
+    match done == bytes {
+        true => Ok(()),
+        false => Err(MessageError::BeyondRegion { bytes, done }.into()),
+    }
+}
+
 /// The device file's offset of an access, and its bytes.
 fn place(access: &RegionAccess) -> Result<(u64, usize)> {
     if access.count > MAX_DATA_XFER_SIZE {
-        return Err(Error::TooMuch);
+        return Err(too_much(access.count.into(), MAX_DATA_XFER_SIZE.into()));
     }
     if access.offset >> INDEX_SHIFT != 0 {
-        return Err(Error::Value);
+        return Err(field("offset", access.offset));
     }
     let region = RegionIndex::new(access.region)?;
     Ok((region.offset() + access.offset, access.count as usize))

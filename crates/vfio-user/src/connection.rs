@@ -17,12 +17,12 @@ use ioasid_vfio::VfioDevice;
 
 use crate::{
     commands::{Target, may_wait},
-    error::Error,
+    error::{Error, MessageError},
     peer::Peer,
     spec::{Header, command},
     version::{Agreement, negotiate},
     vm::Vm,
-    wire::{Broken, Incoming, Message, Receiver, Sender, clear},
+    wire::{Broken, Incoming, MAX_PAYLOAD, Message, Receiver, Sender, clear},
 };
 
 /// How long a client may take to say VERSION.
@@ -52,7 +52,7 @@ pub(crate) fn serve(
     let target = match open(device, number, &opened) {
         Ok(target) => target,
         Err(error) => {
-            tracing::warn!(device = device.name(), %error, "the device cannot be had");
+            tracing::warn!(device = device.name(), %error, "the device cannot be opened");
             reply_error(&peer, header, error)?;
             return Ok(());
         }
@@ -84,7 +84,7 @@ impl Drop for Ending {
     }
 }
 
-/// The first message. A client that begins otherwise is told so.
+/// The first message. A client that begins otherwise gets an error.
 fn handshake(
     receiver: &mut Receiver,
     peer: &Peer,
@@ -99,7 +99,7 @@ fn handshake(
     let agreement = if header.is_reply() == Some(false) && header.command == command::VERSION {
         negotiate(&message.payload, device.can_migrate())
     } else {
-        Err(Error::OutOfTurn)
+        Err(MessageError::OutOfTurn.into())
     };
     match agreement {
         Ok(agreement) => Ok(Some((header, agreement))),
@@ -110,17 +110,29 @@ fn handshake(
     }
 }
 
-/// The header of a message that was not read for its size, and why. It is told to the sender, unless
-/// that answers something with it.
+/// The header of a message that was not read for its size, and why. The sender gets the error, unless
+/// the message is itself an answer.
 fn unread(incoming: Incoming) -> Result<Option<(Header, Error)>, Broken> {
     let (header, error) = match incoming {
         Incoming::Message => return Ok(None),
-        Incoming::TooLong(header) => (header, Error::TooLong),
-        Incoming::TooShort(header) => (header, Error::Size),
+        Incoming::TooLong(header) => (
+            header,
+            MessageError::TooLong {
+                bytes: header.size as usize,
+                limit: Header::SIZE + MAX_PAYLOAD,
+            },
+        ),
+        Incoming::TooShort(header) => (
+            header,
+            MessageError::Size {
+                bytes: header.size as usize,
+                needed: Header::SIZE,
+            },
+        ),
     };
     match header.is_reply() {
         Some(true) => Err(Broken::Nonsense("an answer of another size")),
-        _ => Ok(Some((header, error))),
+        _ => Ok(Some((header, error.into()))),
     }
 }
 
@@ -179,7 +191,13 @@ impl Connection {
                 (Some((header, error)), _) => self.answer(header, Err(error), &mut reply)?,
                 (None, Some(true)) => self.peer.deliver(std::mem::take(&mut message))?,
                 (None, Some(false)) => self.accept(&mut message, &mut reply)?,
-                (None, None) => self.answer(header, Err(Error::Value), &mut reply)?,
+                (None, None) => {
+                    let error = MessageError::Field {
+                        field: "flags",
+                        value: header.flags.into(),
+                    };
+                    self.answer(header, Err(error.into()), &mut reply)?;
+                }
             }
         }
     }

@@ -14,8 +14,8 @@ use ioasid_vfio::{
 use zerocopy::IntoBytes;
 
 use crate::{
-    commands::{Target, feature_reply, prefix, whole},
-    error::{Error, Result},
+    commands::{Target, feature_reply, prefix, size, too_much, whole},
+    error::Result,
     spec::{LoggingControl, LoggingReport, MAX_DATA_XFER_SIZE},
 };
 
@@ -53,7 +53,8 @@ impl Target {
         }
         let (ranges, after) = rest.as_chunks::<{ size_of::<DmaLoggingRange>() }>();
         if !after.is_empty() || ranges.len() != control.num_ranges as usize {
-            return Err(Error::Size);
+            let needed = control.num_ranges as usize * size_of::<DmaLoggingRange>();
+            return Err(size(rest.len(), needed));
         }
         let mut wanted = LogRanges::new(control.page_size);
         for bytes in ranges {
@@ -68,7 +69,7 @@ impl Target {
         Ok(feature_reply(request, &data))
     }
 
-    /// The bitmap follows the struct. If the client has no room for it, it is told how much there has
+    /// The bitmap follows the struct. If the client has no room for it, the reply says how much there has
     /// to be, and the log stays what it is.
     fn report_log(&self, request: &Feature, data: &[u8]) -> Result<Vec<u8>> {
         let (report, _) = prefix::<LoggingReport>(data)?;
@@ -77,7 +78,7 @@ impl Target {
         let bits = ((report.length - 1) >> shift) + 1;
         let bytes = bits.div_ceil(64) * 8;
         if bytes > u64::from(MAX_DATA_XFER_SIZE) {
-            return Err(Error::TooMuch);
+            return Err(too_much(bytes, MAX_DATA_XFER_SIZE.into()));
         }
         let full = Feature::MIN + size_of::<LoggingReport>() + bytes as usize;
         if (request.argsz as usize) < full {

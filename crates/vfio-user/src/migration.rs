@@ -10,8 +10,8 @@ use ioasid_vfio::MigrationState;
 use zerocopy::IntoBytes;
 
 use crate::{
-    commands::{Target, feature_reply, prefix, whole},
-    error::{Error, Result},
+    commands::{Target, feature_reply, prefix, size, too_much, whole},
+    error::Result,
     spec::{MAX_DATA_XFER_SIZE, MigData},
 };
 
@@ -58,10 +58,11 @@ impl Target {
         self.expect_migratable()?;
         let room = (request.argsz as usize).checked_sub(size_of::<MigData>());
         if request.size > MAX_DATA_XFER_SIZE {
-            return Err(Error::TooMuch);
+            return Err(too_much(request.size.into(), MAX_DATA_XFER_SIZE.into()));
         }
         if room.is_none_or(|room| room < request.size as usize) {
-            return Err(Error::Size);
+            let needed = size_of::<MigData>() + request.size as usize;
+            return Err(size(request.argsz as usize, needed));
         }
         // The state is what bounds the reply, not what the client would have room for.
         let data = self.file.read_migration(request.size as usize)?;
@@ -78,10 +79,13 @@ impl Target {
         let (request, data) = prefix::<MigData>(payload)?;
         self.expect_migratable()?;
         if request.size > MAX_DATA_XFER_SIZE {
-            return Err(Error::TooMuch);
+            return Err(too_much(request.size.into(), MAX_DATA_XFER_SIZE.into()));
         }
-        if request.argsz as usize != payload.len() || request.size as usize != data.len() {
-            return Err(Error::Size);
+        if request.argsz as usize != payload.len() {
+            return Err(size(payload.len(), request.argsz as usize));
+        }
+        if request.size as usize != data.len() {
+            return Err(size(data.len(), request.size as usize));
         }
         self.file.write_migration(data)?;
         Ok(Vec::new())

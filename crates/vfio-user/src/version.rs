@@ -4,10 +4,11 @@
 //! client may read it into the buffer that it sent from.
 
 use serde::Deserialize;
-use zerocopy::{FromBytes, IntoBytes};
+use zerocopy::IntoBytes;
 
 use crate::{
-    error::{Error, Result},
+    commands::prefix,
+    error::{MessageError, Result},
     spec::{MAJOR, MAX_DATA_XFER_SIZE, MINOR, Version},
     wire::MAX_FDS,
 };
@@ -42,18 +43,24 @@ pub(crate) struct Agreement {
 
 /// Answers a client's proposal; `migratable` says whether the device can be migrated.
 pub(crate) fn negotiate(payload: &[u8], migratable: bool) -> Result<Agreement> {
-    let (version, text) = Version::read_from_prefix(payload).map_err(|_| Error::Size)?;
+    let (version, text) = prefix::<Version>(payload)?;
     if version.major != MAJOR {
-        return Err(Error::Version);
+        let major = version.major;
+        return Err(MessageError::Version { major }.into());
     }
     if text.len() > MAX_TEXT {
-        return Err(Error::TooLong);
+        let (bytes, limit) = (text.len(), MAX_TEXT);
+        return Err(MessageError::TooLong { bytes, limit }.into());
     }
     let proposal = proposal(text)?.capabilities;
     let most = u64::from(MAX_DATA_XFER_SIZE);
     let max_transfer = proposal.max_data_xfer_size.unwrap_or(most).min(most);
     if max_transfer == 0 {
-        return Err(Error::Value);
+        return Err(MessageError::Field {
+            field: "max_data_xfer_size",
+            value: 0,
+        }
+        .into());
     }
     let own = Version {
         major: MAJOR,
@@ -73,7 +80,8 @@ fn proposal(text: &[u8]) -> Result<Proposal> {
     if text.is_empty() {
         return Ok(Proposal::default());
     }
-    serde_json::from_slice(text).map_err(|_| Error::Value)
+    let proposal = serde_json::from_slice(text);
+    Ok(proposal.map_err(|error| MessageError::Json(error.into()))?)
 }
 
 /// The text of the reply, at most as long as `request`. What is missed least goes first where not all of
@@ -128,6 +136,7 @@ fn fitting(offers: &[String], request: &[u8]) -> Option<Vec<u8>> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::error::Error;
 
     fn request(minor: u16, text: &str) -> Vec<u8> {
         let version = Version { major: 0, minor };
@@ -220,20 +229,35 @@ mod tests {
 
     #[test]
     fn what_makes_no_sense_is_refused() {
-        assert_eq!(negotiate(&[0; 3], true), Err(Error::Size));
-        assert_eq!(negotiate(&[1, 0, 0, 0], true), Err(Error::Version));
+        let refused = |payload: &[u8]| match negotiate(payload, true) {
+            Err(Error::Message(error)) => error,
+            other => panic!("{other:?}"),
+        };
+        let size = MessageError::Size {
+            bytes: 3,
+            needed: 4,
+        };
+        assert_eq!(refused(&[0; 3]), size);
+        let version = MessageError::Version { major: 1 };
+        assert_eq!(refused(&[1, 0, 0, 0]), version);
         for text in ["{", "[1]x", "\u{0}\u{0}", r#"{"capabilities":7}"#] {
-            assert_eq!(
-                negotiate(&request(0, text), true),
-                Err(Error::Value),
-                "{text}"
-            );
+            let error = refused(&request(0, text));
+            assert!(matches!(error, MessageError::Json(_)), "{text}: {error}");
         }
         let deep = "[".repeat(4000);
-        assert_eq!(negotiate(&request(0, &deep), true), Err(Error::Value));
+        let error = refused(&request(0, &deep));
+        assert!(matches!(error, MessageError::Json(_)), "{error}");
         let long = " ".repeat(5000);
-        assert_eq!(negotiate(&request(0, &long), true), Err(Error::TooLong));
+        let too_long = MessageError::TooLong {
+            bytes: 5000,
+            limit: MAX_TEXT,
+        };
+        assert_eq!(refused(&request(0, &long)), too_long);
         let none = r#"{"capabilities":{"max_data_xfer_size":0}}"#;
-        assert_eq!(negotiate(&request(0, none), true), Err(Error::Value));
+        let nothing = MessageError::Field {
+            field: "max_data_xfer_size",
+            value: 0,
+        };
+        assert_eq!(refused(&request(0, none)), nothing);
     }
 }

@@ -27,7 +27,7 @@ use ioasid_iommu::ReservedRegion;
 use ioasid_iommufd::{Context, MapArgs, ObjectId};
 
 use crate::{
-    error::{Error, Result},
+    error::{MapError, Result},
     memory::SocketMemory,
     peer::{Hurry, Peer},
     spec::{DmaMap, DmaUnmap, MAX_DMA_MAPS},
@@ -48,8 +48,8 @@ pub(crate) struct Vm {
     changed: Condvar,
     /// Mappings of memory without a descriptor: only with some a client can be asked for bytes.
     remote: AtomicU64,
-    /// It was said that a file of the VM's memory is not mapped.
-    told: AtomicBool,
+    /// It was reported that a file of the VM's memory is not mapped.
+    reported: AtomicBool,
 }
 
 #[derive(Debug, Default)]
@@ -72,7 +72,7 @@ struct Mapping {
     prot: Prot,
     memory: What,
     /// Numbers of connections, at least one.
-    holders: BTreeSet<u64>,
+    users: BTreeSet<u64>,
 }
 
 /// What is mapped, as far as two mappings are compared.
@@ -113,7 +113,7 @@ impl Vm {
             state: Mutex::default(),
             changed: Condvar::new(),
             remote: AtomicU64::new(0),
-            told: AtomicBool::new(false),
+            reported: AtomicBool::new(false),
         })
     }
 
@@ -144,7 +144,7 @@ impl Vm {
     /// A connection leaves: everything that it alone holds is unmapped.
     pub(crate) fn leave(&self, number: u64) {
         let mut state = self.state.lock();
-        let held = |mapping: &Mapping| mapping.holders.contains(&number);
+        let held = |mapping: &Mapping| mapping.users.contains(&number);
         let held: Vec<_> = state.mappings.values().filter(|m| held(m)).collect();
         let starts: Vec<u64> = held.iter().map(|mapping| mapping.range.start()).collect();
         for start in starts {
@@ -177,16 +177,20 @@ impl Vm {
         let way = request.flags & !(DmaMap::READ | DmaMap::WRITE);
         match (way, &fd) {
             (0, _) | (DmaMap::MMAP | DmaMap::FILE_IO, Some(_)) if access != 0 => {}
-            _ => return Err(Error::Value),
+            _ => {
+                let flags = request.flags;
+                return Err(MapError::Flags { flags }.into());
+            }
         }
         let prot = Prot {
             read: access & DmaMap::READ != 0,
             write: access & DmaMap::WRITE != 0,
         };
-        let range = AddrRange::from_len(request.address, request.size).ok_or(Error::Value)?;
+        let range = range_of(request.address, request.size)?;
         // A whole device's DMA never reaches it, and any device of the VM may be the next to come.
-        if range.overlaps(ReservedRegion::msi_window().range) {
-            return Err(Error::Value);
+        let window = ReservedRegion::msi_window().range;
+        if range.overlaps(window) {
+            return Err(MapError::Reserved { range, window }.into());
         }
         let wanted = self.wanted(request, fd)?;
         let until = Instant::now() + PATIENCE;
@@ -194,11 +198,12 @@ impl Vm {
         loop {
             let maps = state.members.get(&number).map_or(0, |member| member.maps);
             if maps >= MAX_DMA_MAPS {
-                return Err(Error::TooManyMaps);
+                let limit = MAX_DMA_MAPS;
+                return Err(MapError::TooMany { limit }.into());
             }
             match state.in_the_way(range, number) {
                 InTheWay::Nothing => break,
-                InTheWay::Own => return Err(Error::Mapped),
+                InTheWay::Own => return Err(MapError::Exists { range }.into()),
                 InTheWay::Others => {}
             }
             if self.share(&mut state, number, range, prot, &wanted) {
@@ -206,7 +211,7 @@ impl Vm {
             }
             let left = until.checked_duration_since(Instant::now());
             let left = left.filter(|left| !left.is_zero());
-            let left = left.ok_or(Error::MappedDifferently)?;
+            let left = left.ok_or(MapError::Different { range })?;
             state = self.changed.wait_timeout(state, left);
         }
         self.insert(&mut state, number, range, prot, wanted)
@@ -227,7 +232,7 @@ impl Vm {
         if !fd.has_path() {
             return Err(FdError::WrongType.into());
         }
-        if !self.told.swap(true, Ordering::Relaxed) {
+        if !self.reported.swap(true, Ordering::Relaxed) {
             tracing::warn!(
                 vm = self.name,
                 "the VM's memory is a file that is neither a memfd nor on tmpfs or hugetlbfs: it is not \
@@ -259,7 +264,7 @@ impl Vm {
         if let What::Socket(memory) = &mapping.memory {
             memory.add(number, &member.peer);
         }
-        mapping.holders.insert(number);
+        mapping.users.insert(number);
         member.maps += 1;
         true
     }
@@ -272,7 +277,7 @@ impl Vm {
         prot: Prot,
         wanted: Wanted,
     ) -> Result<()> {
-        let member = state.members.get_mut(&number).ok_or(Error::OutOfTurn)?;
+        let member = state.members.get_mut(&number).ok_or(MapError::Left)?;
         let len = range.len_saturating();
         let (memory, pages): (_, Arc<dyn PageSource>) = match wanted {
             Wanted::File(id, offset, pages) => (What::File(id, offset), pages),
@@ -292,7 +297,7 @@ impl Vm {
             range,
             prot,
             memory,
-            holders: BTreeSet::from([number]),
+            users: BTreeSet::from([number]),
         };
         state.mappings.insert(range.start(), mapping);
         Ok(())
@@ -303,25 +308,32 @@ impl Vm {
     /// the VM holds them still.
     pub(crate) fn unmap(&self, number: u64, request: &DmaUnmap) -> Result<()> {
         if request.flags & DmaUnmap::DIRTY != 0 {
-            return Err(Error::NotSupported);
+            return Err(MapError::NoDirtyPages.into());
         }
-        if request.flags & !DmaUnmap::ALL != 0 {
-            return Err(Error::Value);
+        let &DmaUnmap {
+            flags,
+            address,
+            size,
+            ..
+        } = request;
+        if flags & !DmaUnmap::ALL != 0 {
+            return Err(MapError::Flags { flags }.into());
         }
-        let range = match request.flags & DmaUnmap::ALL != 0 {
-            true if (request.address, request.size) == (0, 0) => AddrRange::ALL,
-            true => return Err(Error::Value),
-            false => AddrRange::from_len(request.address, request.size).ok_or(Error::Value)?,
+        let range = match flags & DmaUnmap::ALL != 0 {
+            true if (address, size) == (0, 0) => AddrRange::ALL,
+            true => return Err(MapError::Range { address, size }.into()),
+            false => range_of(address, size)?,
         };
         let mut state = self.state.lock();
-        let held = |mapping: &&Mapping| mapping.holders.contains(&number);
+        let held = |mapping: &&Mapping| mapping.users.contains(&number);
         let mine: Vec<AddrRange> = state
             .overlapping(range)
             .filter(held)
             .map(|m| m.range)
             .collect();
-        if mine.iter().any(|mapped| !range.covers(*mapped)) {
-            return Err(Error::Cuts);
+        if let Some(mapping) = mine.iter().find(|mapped| !range.covers(**mapped)) {
+            let mapping = *mapping;
+            return Err(MapError::Cuts { range, mapping }.into());
         }
         let result = mine
             .iter()
@@ -336,18 +348,18 @@ impl Vm {
         let Some(mapping) = state.mappings.get_mut(&start) else {
             return Ok(());
         };
-        if mapping.holders.len() == 1 {
+        if mapping.users.len() == 1 {
             let len = mapping.range.len_saturating();
             self.context.ioas_unmap(self.ioas, start, len)?;
         }
-        mapping.holders.remove(&number);
+        mapping.users.remove(&number);
         if let What::Socket(memory) = &mapping.memory {
             memory.remove(number);
-            if mapping.holders.is_empty() {
+            if mapping.users.is_empty() {
                 self.remote.fetch_sub(1, Ordering::AcqRel);
             }
         }
-        if mapping.holders.is_empty() {
+        if mapping.users.is_empty() {
             state.mappings.remove(&start);
         }
         if let Some(member) = state.members.get_mut(&number) {
@@ -355,6 +367,10 @@ impl Vm {
         }
         Ok(())
     }
+}
+
+fn range_of(address: u64, size: u64) -> Result<AddrRange, MapError> {
+    AddrRange::from_len(address, size).ok_or(MapError::Range { address, size })
 }
 
 /// What a new mapping would overlap.
@@ -370,7 +386,7 @@ impl State {
     fn in_the_way(&self, range: AddrRange, number: u64) -> InTheWay {
         let mut found = InTheWay::Nothing;
         for mapping in self.overlapping(range) {
-            if mapping.holders.contains(&number) {
+            if mapping.users.contains(&number) {
                 return InTheWay::Own;
             }
             found = InTheWay::Others;
@@ -406,7 +422,7 @@ impl Inspect for Vm {
                 .with("iova", mapping.range.to_string())
                 .with("prot", mapping.prot.to_string())
                 .with("memory", memory)
-                .with("holders", mapping.holders.len());
+                .with("holders", mapping.users.len());
             Value::Node(node)
         });
         Node::new()

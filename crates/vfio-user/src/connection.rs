@@ -217,7 +217,7 @@ impl Connection {
             line = self.room.wait(line);
         }
         if !line.busy {
-            // Whoever ends the connection waits for it: it is busy only once it will work.
+            // The end of the connection waits for it: it is busy only once it will work.
             let second = line.second()?;
             let this = Arc::clone(self);
             let submitted = second.submit(Box::new(move || this.work_off()));
@@ -235,7 +235,7 @@ impl Connection {
         loop {
             let mut line = self.line.lock();
             let Some(mut message) = line.waiting.pop_front() else {
-                // Whoever finds it idle starts it again.
+                // The next command that finds it idle starts it again.
                 line.busy = false;
                 return;
             };

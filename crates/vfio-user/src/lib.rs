@@ -18,7 +18,7 @@
 //! What never lives here: a register, an errno number, or a system call that reaches another process.
 //!
 //! This crate is a boundary between VMs. Whatever a client sends is bounded before it costs anything,
-//! and costs that client alone: its threads, its windows, its descriptors. An error is told by the
+//! and costs that client alone: its threads, its windows, its descriptors. An error is reported by the
 //! errno that the ioctl would have, and the message after it begins where it should. When a client is
 //! gone, in whatever way, its device is released and pristine before the next one is taken.
 #![forbid(unsafe_code)]

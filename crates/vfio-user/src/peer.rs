@@ -218,7 +218,7 @@ impl Peer {
         Hurry(self)
     }
 
-    /// The client is gone: whoever waits for it waits no more.
+    /// The client is gone: those that wait for it wait no more.
     pub(crate) fn close(&self) {
         self.asked.lock().closed = true;
         self.answered.notify_all();

@@ -124,7 +124,7 @@ impl Server {
     /// A server without devices, for a machine whose memory has system physical addresses in `space`.
     ///
     /// # Errors
-    /// What the operating system says when no pipe can be had.
+    /// What the operating system says when it gives no pipe.
     pub fn new(space: Arc<SpaSpace>, new_context: NewContext) -> io::Result<Self> {
         let (stop, stop_now) = io::pipe()?;
         Ok(Server {
@@ -145,7 +145,7 @@ impl Server {
     /// client at a time, the next one waits.
     ///
     /// # Errors
-    /// What the operating system says when no thread can be had.
+    /// What the operating system says when it gives no thread.
     pub fn export(&self, export: Export) -> io::Result<()> {
         let Export {
             name,
@@ -215,11 +215,11 @@ impl Drop for Server {
 
 impl Shared {
     fn accept(self: &Arc<Self>, listener: &UnixListener, port: &Port) {
-        let mut told = false;
+        let mut reported = false;
         loop {
             // Not even a connection is taken then: its descriptors would come on top.
             let full = port.closer.is_full();
-            if full && !std::mem::replace(&mut told, true) {
+            if full && !std::mem::replace(&mut reported, true) {
                 tracing::warn!(
                     device = port.name,
                     "no more clients are taken: earlier ones have sent too many descriptors that \
@@ -247,7 +247,7 @@ impl Shared {
             if full {
                 continue;
             }
-            told = false;
+            reported = false;
             let stream = match listener.accept() {
                 Ok((stream, _)) => stream,
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => continue,

@@ -182,7 +182,7 @@ mod tests {
                     assert!(offered.max_msg_fds.is_some_and(|most| most >= 9), "{named}");
                     let multiple = rest.contains("write_multiple");
                     assert_eq!(offered.write_multiple, multiple.then_some(true), "{named}");
-                    // A client that is told none takes the default.
+                    // A client that gets none takes the default.
                     let transfer = offered.max_data_xfer_size.unwrap_or(1 << 20);
                     assert_eq!(transfer, u64::from(MAX_DATA_XFER_SIZE), "{named}");
                 }

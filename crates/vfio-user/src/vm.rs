@@ -33,8 +33,8 @@ use crate::{
     spec::{DmaMap, DmaUnmap, MAX_DMA_MAPS},
 };
 
-/// How long a mapping waits for another device of the VM to unmap what is in its way: a client tells
-/// its devices about a change one after the other.
+/// How long a mapping waits for another device of the VM to unmap what is in its way: a client reports
+/// a change to its devices one after the other.
 const PATIENCE: Duration = Duration::from_secs(1);
 
 /// The address space of one VM, while any of its devices is connected.

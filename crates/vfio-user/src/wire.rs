@@ -108,7 +108,7 @@ pub(crate) enum Broken {
     /// The client has closed it, or does not speak in time.
     #[error("the client is gone")]
     Closed,
-    /// What came in is no message: nobody can tell where the next one starts.
+    /// What came in is no message: where the next one starts is unknown.
     #[error("no message of vfio-user came in: {0}")]
     Nonsense(&'static str),
     /// The operating system said no.
@@ -270,7 +270,7 @@ fn read(
     }
 }
 
-/// The sending side, for any thread. A client that does not read blocks whoever sends to it, and
+/// The sending side, for any thread. A client that does not read blocks those that send to it, and
 /// these threads serve it alone.
 #[derive(Debug)]
 pub(crate) struct Sender {
@@ -340,7 +340,7 @@ impl Sender {
         Ok(())
     }
 
-    /// Ends the connection in both directions: whoever reads or sends is woken.
+    /// Ends the connection in both directions: threads that read or send are woken.
     pub(crate) fn shut_down(&self) {
         let _ = self.socket.shutdown(std::net::Shutdown::Both);
     }

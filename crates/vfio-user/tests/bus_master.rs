@@ -129,15 +129,15 @@ struct Direct {
 }
 
 impl Direct {
-    fn new(stage: &Stage, kind: Kind) -> Self {
-        let exports = stage.machine.exports();
+    fn new(fixture: &Fixture, kind: Kind) -> Self {
+        let exports = fixture.machine.exports();
         let export = exports.iter().find(|export| export.name == kind.name());
         let file = export.unwrap().device.open().unwrap();
-        let context = stage.machine.new_context();
+        let context = fixture.machine.new_context();
         file.bind(&context).unwrap();
         let ioas = context.ioas_alloc().unwrap();
         file.attach(ioas, None).unwrap();
-        let pages = OwnPages::new(stage.machine.iommu().space(), RAM as usize).unwrap();
+        let pages = OwnPages::new(fixture.machine.iommu().space(), RAM as usize).unwrap();
         let irq = CountingIrq::new();
         let vector = u32::from(kind.is_dsa());
         let request = SetIrqs {
@@ -215,8 +215,8 @@ struct Socket {
 }
 
 impl Socket {
-    fn new(stage: &Stage, kind: Kind, shared: bool) -> Self {
-        let mut vmm = stage.connect(kind.name());
+    fn new(fixture: &Fixture, kind: Kind, shared: bool) -> Self {
+        let mut vmm = fixture.connect(kind.name());
         let ram = shared.then(|| memfd(RAM));
         vmm.map(ram.as_ref(), 0, 0, RAM).unwrap();
         if !shared {
@@ -345,7 +345,7 @@ fn queue(client: &mut dyn Client, kind: Kind) {
     client.write(0, CHANNEL_STRIDE + chan::DMACOUNT, &count.to_le_bytes());
 }
 
-/// How many copies have told that they are done.
+/// How many copies have reported that they are done.
 fn done(client: &mut dyn Client, kind: Kind) -> u64 {
     if kind.is_dsa() {
         let records = client.peek(RECORDS, 64 * COPIES);
@@ -424,7 +424,7 @@ struct Stopped {
     /// Copies that had ended.
     finished: u64,
     /// Interrupts that had come.
-    told: u64,
+    reported: u64,
 }
 
 /// Rounds that catch the device at work, with `then` while it is kept from issuing requests.
@@ -443,15 +443,15 @@ fn rounds(
         queue(client, kind);
         wait_for(client, kind, round % 3);
         off.set(client, true);
-        let told = expect_silence(client);
+        let reported = expect_silence(client);
         let finished = done(client, kind);
         caught += u32::from(finished < COPIES);
         round += 1;
-        then(client, Stopped { finished, told });
+        then(client, Stopped { finished, reported });
     }
 }
 
-/// The scene of this file: what is queued waits, and goes on where it stopped.
+/// What every test of this file shows: what is queued waits, and goes on where it stopped.
 fn waits_and_goes_on(client: &mut dyn Client, kind: Kind) {
     for off in [Off::Master, Off::Sleep] {
         rounds(client, kind, off, &mut |client, _| {
@@ -459,7 +459,7 @@ fn waits_and_goes_on(client: &mut dyn Client, kind: Kind) {
             expect_all(client, kind);
         });
     }
-    // Nothing is told twice, and nothing is left out.
+    // Nothing is reported twice, and nothing is left out.
     bring_up(client, kind);
     client.interrupts();
     queue(client, kind);
@@ -477,11 +477,11 @@ fn interrupts_of(kind: Kind, finished: u64) -> u64 {
     }
 }
 
-/// Waits until `wanted` interrupts have come, of which `told` have been counted, and sees that no more
+/// Waits until `wanted` interrupts have come, of which `reported` have been counted, and sees that no more
 /// than these do.
-fn wait_for_interrupts(client: &mut dyn Client, kind: Kind, told: u64, wanted: u64) {
+fn wait_for_interrupts(client: &mut dyn Client, kind: Kind, reported: u64, wanted: u64) {
     let deadline = Instant::now() + PATIENCE;
-    let mut count = told;
+    let mut count = reported;
     while count < wanted {
         assert!(Instant::now() < deadline, "{kind:?}: {count} interrupts");
         count += client.interrupts();
@@ -512,7 +512,7 @@ fn ends(client: &mut dyn Client, kind: Kind) {
         // Interrupts of what had ended waited, each to its end; a reset has forgotten those.
         if !resets {
             let wanted = interrupts_of(kind, stopped.finished);
-            wait_for_interrupts(client, kind, stopped.told, wanted);
+            wait_for_interrupts(client, kind, stopped.reported, wanted);
         }
         // What was dropped comes no more; the records of what had ended stay.
         expect_silence(client);
@@ -520,48 +520,48 @@ fn ends(client: &mut dyn Client, kind: Kind) {
     });
 }
 
-fn stage() -> Stage {
-    Stage::of(&EVERY_KIND.parse().unwrap())
+fn fixture() -> Fixture {
+    Fixture::of(&EVERY_KIND.parse().unwrap())
 }
 
 #[test]
 fn by_a_device_file_what_is_queued_waits_and_goes_on() {
-    let stage = stage();
+    let fixture = fixture();
     for kind in KINDS {
-        waits_and_goes_on(&mut Direct::new(&stage, kind), kind);
+        waits_and_goes_on(&mut Direct::new(&fixture, kind), kind);
     }
 }
 
 #[test]
 fn over_a_socket_with_shared_memory_what_is_queued_waits_and_goes_on() {
-    let stage = stage();
+    let fixture = fixture();
     for kind in KINDS {
-        waits_and_goes_on(&mut Socket::new(&stage, kind, true), kind);
+        waits_and_goes_on(&mut Socket::new(&fixture, kind, true), kind);
     }
 }
 
 #[test]
 fn over_a_socket_with_private_memory_what_is_queued_waits_and_goes_on() {
-    let stage = stage();
+    let fixture = fixture();
     for kind in [Kind::DsaChild, Kind::Ioat] {
-        waits_and_goes_on(&mut Socket::new(&stage, kind, false), kind);
+        waits_and_goes_on(&mut Socket::new(&fixture, kind, false), kind);
     }
 }
 
 #[test]
 fn drains_suspends_resets_and_unmaps_end_meanwhile() {
-    let stage = stage();
+    let fixture = fixture();
     for kind in KINDS {
-        ends(&mut Direct::new(&stage, kind), kind);
-        ends(&mut Socket::new(&stage, kind, true), kind);
+        ends(&mut Direct::new(&fixture, kind), kind);
+        ends(&mut Socket::new(&fixture, kind, true), kind);
     }
 }
 
 #[test]
 fn a_device_that_must_not_issue_anything_is_paused_and_moved() {
-    let stage = stage();
+    let fixture = fixture();
     for kind in KINDS {
-        let mut client = Socket::new(&stage, kind, true);
+        let mut client = Socket::new(&fixture, kind, true);
         bring_up(&mut client, kind);
         queue(&mut client, kind);
         Off::Master.set(&mut client, true);

@@ -28,19 +28,19 @@ fn region(index: u32) -> RegionInfo {
 
 #[test]
 fn a_version_is_0_0_with_capabilities_and_not_longer_than_the_request() {
-    let stage = Stage::new();
-    let mut vmm = Vmm::new(stage.stream(PDEV));
+    let fixture = Fixture::new();
+    let mut vmm = Vmm::new(fixture.stream(PDEV));
     let text = vmm.version();
     assert!(text.starts_with("{\"capabilities\":{"), "{text}");
     assert!(text.contains("\"write_multiple\":true"), "{text}");
-    assert!(stage.is_bound(PDEV), "VERSION takes the device");
+    assert!(fixture.is_bound(PDEV), "VERSION takes the device");
     assert_eq!(vmm.try_version(), Err(EINVAL), "only the first message");
 }
 
 #[test]
 fn a_bare_version_gets_a_bare_answer() {
-    let stage = Stage::new();
-    let mut vmm = Vmm::new(stage.stream(PDEV));
+    let fixture = Fixture::new();
+    let mut vmm = Vmm::new(fixture.stream(PDEV));
     let version = Version { major: 0, minor: 0 };
     let reply = vmm.call(command::VERSION, version.as_bytes()).unwrap();
     assert_eq!(reply, version.as_bytes());
@@ -48,7 +48,7 @@ fn a_bare_version_gets_a_bare_answer() {
 
 #[test]
 fn whoever_does_not_begin_with_a_version_is_told_so_and_loses_the_connection() {
-    let stage = Stage::new();
+    let fixture = Fixture::new();
     let openings: [(u16, &[u8]); 4] = [
         (command::DEVICE_RESET, &[]),
         (command::VERSION, &[]),
@@ -56,11 +56,11 @@ fn whoever_does_not_begin_with_a_version_is_told_so_and_loses_the_connection() {
         (command::VERSION, &[0, 0, 0, 0, b'x', 0]),
     ];
     for (opening, payload) in openings {
-        let mut vmm = Vmm::new(stage.stream(PDEV));
+        let mut vmm = Vmm::new(fixture.stream(PDEV));
         assert_eq!(vmm.call(opening, payload), Err(EINVAL));
         assert!(vmm.is_over());
     }
-    let mut vmm = stage.connect(PDEV);
+    let mut vmm = fixture.connect(PDEV);
     assert!(
         vmm.call(command::DEVICE_RESET, &[]).is_ok(),
         "the next one is served"
@@ -69,8 +69,8 @@ fn whoever_does_not_begin_with_a_version_is_told_so_and_loses_the_connection() {
 
 #[test]
 fn the_device_its_regions_and_its_interrupts_are_described() {
-    let stage = Stage::new();
-    let mut vmm = stage.connect(PDEV);
+    let fixture = Fixture::new();
+    let mut vmm = fixture.connect(PDEV);
     let request = [32_u32, 0, 0, 0];
     let reply = vmm.call(command::DEVICE_GET_INFO, request.as_bytes());
     let [argsz, flags, regions, irqs] = <[u32; 4]>::read_from_bytes(&reply.unwrap()).unwrap();
@@ -121,8 +121,8 @@ fn the_device_its_regions_and_its_interrupts_are_described() {
 
 #[test]
 fn no_region_has_parts_behind_descriptors() {
-    let stage = Stage::new();
-    let mut vmm = stage.connect(PDEV);
+    let fixture = Fixture::new();
+    let mut vmm = fixture.connect(PDEV);
     let request = RegionIoFds {
         argsz: 64,
         index: 0,
@@ -152,8 +152,8 @@ fn no_region_has_parts_behind_descriptors() {
 
 #[test]
 fn regions_are_read_and_written_within_their_bounds() {
-    let stage = Stage::new();
-    let mut vmm = stage.connect(PDEV);
+    let fixture = Fixture::new();
+    let mut vmm = fixture.connect(PDEV);
     assert_eq!(vmm.read(CONFIG, 0, 4).unwrap(), [0x86, 0x80, 0x25, 0x0b]);
     vmm.write(CONFIG, 4, &[0, 0]).unwrap();
     assert_eq!(vmm.read(0, 0, 4), Err(EIO), "memory is off");
@@ -194,8 +194,8 @@ fn regions_are_read_and_written_within_their_bounds() {
 
 #[test]
 fn posted_writes_keep_their_order_and_have_no_reply() {
-    let stage = Stage::new();
-    let mut vmm = stage.connect(PDEV);
+    let fixture = Fixture::new();
+    let mut vmm = fixture.connect(PDEV);
     vmm.switch_on();
     let gencfg = 0x80;
     for value in 0..100_u32 {
@@ -208,8 +208,8 @@ fn posted_writes_keep_their_order_and_have_no_reply() {
 
 #[test]
 fn several_small_writes_are_one_message() {
-    let stage = Stage::new();
-    let mut vmm = stage.connect(PDEV);
+    let fixture = Fixture::new();
+    let mut vmm = fixture.connect(PDEV);
     vmm.switch_on();
     let write = |offset, count, value: u32| SmallWrite {
         access: RegionAccess {
@@ -265,8 +265,8 @@ fn has_fired(fd: &impl AsFd) -> bool {
 
 #[test]
 fn interrupts_come_by_the_eventfds_that_came_along() {
-    let stage = Stage::new();
-    let mut vmm = stage.connect(PDEV);
+    let fixture = Fixture::new();
+    let mut vmm = fixture.connect(PDEV);
     let trigger = IrqSet::DATA_EVENTFD | IrqSet::ACTION_TRIGGER;
     let events: Vec<_> = (0..2)
         .map(|_| eventfd(0, EventfdFlags::CLOEXEC).unwrap())
@@ -299,8 +299,8 @@ fn interrupts_come_by_the_eventfds_that_came_along() {
 
 #[test]
 fn interrupt_requests_that_do_not_fit_are_refused() {
-    let stage = Stage::new();
-    let mut vmm = stage.connect(PDEV);
+    let fixture = Fixture::new();
+    let mut vmm = fixture.connect(PDEV);
     let trigger = IrqSet::DATA_EVENTFD | IrqSet::ACTION_TRIGGER;
     let event = eventfd(0, EventfdFlags::CLOEXEC).unwrap();
     let file = memfd(4096);
@@ -344,8 +344,8 @@ fn interrupt_requests_that_do_not_fit_are_refused() {
 
 #[test]
 fn a_reset_clears_the_registers() {
-    let stage = Stage::new();
-    let mut vmm = stage.connect(PDEV);
+    let fixture = Fixture::new();
+    let mut vmm = fixture.connect(PDEV);
     vmm.switch_on();
     vmm.write(0, 0x80, &3_u32.to_le_bytes()).unwrap();
     assert_eq!(vmm.call(command::DEVICE_RESET, &[]), Ok(Vec::new()));
@@ -355,8 +355,8 @@ fn a_reset_clears_the_registers() {
 
 #[test]
 fn features_that_there_are_not_are_enotty() {
-    let stage = Stage::new();
-    let mut vmm = stage.connect(PDEV);
+    let fixture = Fixture::new();
+    let mut vmm = fixture.connect(PDEV);
     for number in [0, 11, 77, 0xffff] {
         for action in [Feature::PROBE | Feature::GET, Feature::GET, Feature::SET] {
             let request = Feature {
@@ -380,8 +380,8 @@ fn features_that_there_are_not_are_enotty() {
 
 #[test]
 fn commands_that_a_client_does_not_send_are_enotty() {
-    let stage = Stage::new();
-    let mut vmm = stage.connect(PDEV);
+    let fixture = Fixture::new();
+    let mut vmm = fixture.connect(PDEV);
     for number in [
         0,
         14,
@@ -400,8 +400,8 @@ fn commands_that_a_client_does_not_send_are_enotty() {
 
 #[test]
 fn a_message_longer_than_any_is_refused_and_read_to_its_end() {
-    let stage = Stage::new();
-    let mut vmm = stage.connect(PDEV);
+    let fixture = Fixture::new();
+    let mut vmm = fixture.connect(PDEV);
     let id = vmm.start(command::REGION_WRITE, &vec![0; 4 << 20], &[]);
     assert_eq!(vmm.reply(id), Err(EMSGSIZE));
     assert!(vmm.call(command::DEVICE_RESET, &[]).is_ok());
@@ -409,8 +409,8 @@ fn a_message_longer_than_any_is_refused_and_read_to_its_end() {
 
 #[test]
 fn a_message_in_pieces_is_one_message() {
-    let stage = Stage::new();
-    let mut vmm = stage.connect(PDEV);
+    let fixture = Fixture::new();
+    let mut vmm = fixture.connect(PDEV);
     let header = Header {
         id: 77,
         command: command::DEVICE_RESET,
@@ -425,8 +425,8 @@ fn a_message_in_pieces_is_one_message() {
 
 #[test]
 fn more_descriptors_than_a_message_may_bring_are_refused_and_none_stays_open() {
-    let stage = Stage::new();
-    let mut vmm = stage.connect(PDEV);
+    let fixture = Fixture::new();
+    let mut vmm = fixture.connect(PDEV);
     let event = eventfd(0, EventfdFlags::CLOEXEC).unwrap();
     let open = || std::fs::read_dir("/proc/self/fd").unwrap().count();
     let before = open();
@@ -445,8 +445,8 @@ fn more_descriptors_than_a_message_may_bring_are_refused_and_none_stays_open() {
 
 #[test]
 fn mappings_that_make_no_sense_are_refused() {
-    let stage = Stage::new();
-    let mut vmm = stage.connect(PDEV);
+    let fixture = Fixture::new();
+    let mut vmm = fixture.connect(PDEV);
     let ram = memfd(1 << 20);
     let good = DmaMap {
         argsz: 32,
@@ -527,8 +527,8 @@ fn mappings_that_make_no_sense_are_refused() {
 
 #[test]
 fn an_unmap_takes_whole_mappings_and_may_find_none() {
-    let stage = Stage::new();
-    let mut vmm = stage.connect(PDEV);
+    let fixture = Fixture::new();
+    let mut vmm = fixture.connect(PDEV);
     let ram = memfd(1 << 20);
     for at in 0..16 {
         vmm.map(Some(&ram), at << 16, at << 16, 1 << 16).unwrap();
@@ -560,8 +560,8 @@ fn an_unmap_takes_whole_mappings_and_may_find_none() {
 
 #[test]
 fn registers_of_a_portal_take_64_bytes_as_one_store() {
-    let stage = Stage::new();
-    let mut vmm = stage.connect(MDEV1);
+    let fixture = Fixture::new();
+    let mut vmm = fixture.connect(MDEV1);
     vmm.bring_up_child();
     let ram = memfd(1 << 20);
     vmm.map(Some(&ram), 0, 0, 1 << 20).unwrap();

@@ -9,10 +9,10 @@ use rustix::io::Errno;
 
 #[test]
 fn a_confined_server_serves_and_can_open_nothing() {
-    let stage = Stage::new();
+    let fixture = Fixture::new();
     // Clients and their memory are of this process too: they are there before.
-    let (ram, mut vmm) = (memfd(4 << 20), Vmm::new(stage.stream(MDEV1)));
-    let mut private = Vmm::new(stage.stream(MDEV2));
+    let (ram, mut vmm) = (memfd(4 << 20), Vmm::new(fixture.stream(MDEV1)));
+    let mut private = Vmm::new(fixture.stream(MDEV2));
     ioasid_host::prepare_received().unwrap();
     ioasid_host::confine().unwrap();
     assert_eq!(
@@ -37,7 +37,7 @@ fn a_confined_server_serves_and_can_open_nothing() {
     }
     private.unmap(0, 1 << 20).unwrap();
     drop((vmm, private));
-    stage.released(MDEV1);
-    stage.released(MDEV2);
-    stage.server.stop();
+    fixture.released(MDEV1);
+    fixture.released(MDEV2);
+    fixture.server.stop();
 }

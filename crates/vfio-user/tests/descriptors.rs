@@ -38,8 +38,8 @@ struct Neighbour {
 }
 
 impl Neighbour {
-    fn new(stage: &Stage, device: &str) -> Self {
-        let (mut vmm, ram) = (stage.connect(device), memfd(MIB));
+    fn new(fixture: &Fixture, device: &str) -> Self {
+        let (mut vmm, ram) = (fixture.connect(device), memfd(MIB));
         vmm.map(Some(&ram), 0, 0, MIB).unwrap();
         vmm.bring_up_child();
         Neighbour { vmm, ram }
@@ -142,15 +142,15 @@ fn descriptors_that_hang_delay_nobody_and_are_bounded() {
 }
 
 fn in_whatever_message(hanging: &mut Hanging, bad: &OwnedFd) {
-    let stage = Stage::new();
-    let mut neighbour = Neighbour::new(&stage, MDEV2);
+    let fixture = Fixture::new();
+    let mut neighbour = Neighbour::new(&fixture, MDEV2);
     let good = [
         memfd(MIB),
         eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK).unwrap(),
     ];
     let rows = rows(&good, bad);
     for number in (0..=19).chain([u16::MAX]) {
-        let mut vmm = stage.connect(MDEV1);
+        let mut vmm = fixture.connect(MDEV1);
         for row in &rows {
             // Whatever the answer is, the next one comes.
             let _ = vmm.call_with(number, &payload(number, row.len()), row);
@@ -158,18 +158,18 @@ fn in_whatever_message(hanging: &mut Hanging, bad: &OwnedFd) {
             vmm.read(7, 0, 4).unwrap();
         }
         drop(vmm);
-        stage.released(MDEV1);
+        fixture.released(MDEV1);
         neighbour.works();
         let_go(hanging, MDEV1);
     }
     for row in &rows {
-        outside_of_commands(&stage, row);
-        stage.released(MDEV1);
+        outside_of_commands(&fixture, row);
+        fixture.released(MDEV1);
         neighbour.works();
         let_go(hanging, MDEV1);
     }
-    unread(&stage, &[bad.as_fd()]);
-    Neighbour::new(&stage, MDEV1).works();
+    unread(&fixture, &[bad.as_fd()]);
+    Neighbour::new(&fixture, MDEV1).works();
     let_go(hanging, MDEV1);
 }
 
@@ -184,7 +184,7 @@ fn let_go(hanging: &mut Hanging, device: &str) {
 }
 
 /// Where a message is none that can be carried out: each connection but the last ends by it.
-fn outside_of_commands(stage: &Stage, row: &[BorrowedFd<'_>]) {
+fn outside_of_commands(fixture: &Fixture, row: &[BorrowedFd<'_>]) {
     let header = |size, flags| Header {
         id: 7,
         command: command::DEVICE_GET_INFO,
@@ -193,23 +193,23 @@ fn outside_of_commands(stage: &Stage, row: &[BorrowedFd<'_>]) {
         error: 0,
     };
     // Instead of VERSION, with it, and never: in the middle of a header, and of a message.
-    let mut vmm = Vmm::new(stage.stream(MDEV1));
+    let mut vmm = Vmm::new(fixture.stream(MDEV1));
     vmm.start(command::DEVICE_GET_INFO, &[0; 16], row);
     assert!(vmm.receive().is_some() && vmm.is_over());
-    let mut vmm = Vmm::new(stage.stream(MDEV1));
+    let mut vmm = Vmm::new(fixture.stream(MDEV1));
     assert!(vmm.call_with(command::VERSION, &[0; 4], row).is_ok());
     drop(vmm);
     for size in [40, 4 << 20] {
-        let mut vmm = stage.connect(MDEV1);
+        let mut vmm = fixture.connect(MDEV1);
         vmm.send(header(size, 0), &[], row);
         drop(vmm);
     }
     // An answer to nothing.
-    let mut vmm = stage.connect(MDEV1);
+    let mut vmm = fixture.connect(MDEV1);
     vmm.send(header(16, Header::REPLY), &[], row);
     assert!(vmm.is_over());
     // Too long, too short, and of no type; with a part of the next one.
-    let mut vmm = stage.connect(MDEV1);
+    let mut vmm = fixture.connect(MDEV1);
     vmm.send(header(4 << 20, 0), &[], row);
     vmm.stream.write_all(&vec![0; (4 << 20) - 16]).unwrap();
     assert_eq!(vmm.reply(7), Err(EMSGSIZE));
@@ -221,8 +221,8 @@ fn outside_of_commands(stage: &Stage, row: &[BorrowedFd<'_>]) {
 }
 
 /// What waits for a command that waits for the client, and what is never read at all.
-fn unread(stage: &Stage, row: &[BorrowedFd<'_>]) {
-    let mut vmm = stage.connect(MDEV1);
+fn unread(fixture: &Fixture, row: &[BorrowedFd<'_>]) {
+    let mut vmm = fixture.connect(MDEV1);
     vmm.ram = vec![0; 1 << 20];
     vmm.map(None, 0, 0, MIB).unwrap();
     vmm.bring_up_child();
@@ -238,18 +238,18 @@ fn unread(stage: &Stage, row: &[BorrowedFd<'_>]) {
         vmm.start_with(command::DEVICE_GET_INFO, Header::NO_REPLY, &[16; 16], row);
     }
     drop(vmm);
-    stage.released(MDEV1);
+    fixture.released(MDEV1);
 }
 
 /// Far more than a client could need, until its server wants no more of them.
 fn in_a_flood(hanging: Hanging, bad: Arc<OwnedFd>) {
-    let stage = Stage::new();
-    let mut neighbour = Neighbour::new(&stage, MDEV1);
+    let fixture = Fixture::new();
+    let mut neighbour = Neighbour::new(&fixture, MDEV1);
     let open = || std::fs::read_dir("/proc/self/fd").unwrap().count();
     let before = open();
     // The longest rows that can be sent.
     let row = vec![bad.as_fd(); 253];
-    let mut vmm = stage.connect(MDEV2);
+    let mut vmm = fixture.connect(MDEV2);
     let mut sent = 0;
     loop {
         vmm.start(command::DEVICE_GET_INFO, &[16; 16], &row);
@@ -263,10 +263,10 @@ fn in_a_flood(hanging: Hanging, bad: Arc<OwnedFd>) {
     assert!(open() < before + 2048, "what waits to be closed is bounded");
     eventually("few threads", || closers(MDEV2) <= CLOSERS);
     // The next client of that socket waits, and no other.
-    let mut next = Vmm::new(stage.stream(MDEV2));
+    let mut next = Vmm::new(fixture.stream(MDEV2));
     neighbour.works();
     drop(hanging);
     next.version();
     drop(next);
-    Neighbour::new(&stage, MDEV2).works();
+    Neighbour::new(&fixture, MDEV2).works();
 }

@@ -105,9 +105,9 @@ fn copy(
 
 #[test]
 fn a_copy_marks_the_pages_of_its_destination_and_record_and_nothing_else() {
-    let stage = Stage::new();
+    let fixture = Fixture::new();
     for whole in [false, true] {
-        let mut vmm = stage.connect(if whole { PDEV } else { MDEV1 });
+        let mut vmm = fixture.connect(if whole { PDEV } else { MDEV1 });
         let ram = memfd(RAM);
         vmm.map(Some(&ram), 0, 0, RAM).unwrap();
         match whole {
@@ -151,16 +151,16 @@ fn a_copy_marks_the_pages_of_its_destination_and_record_and_nothing_else() {
         vmm.call(command::DEVICE_RESET, &[]).unwrap();
         assert_eq!(report(&mut vmm, 0, RAM, PAGE), Ok(BTreeSet::new()));
         drop(vmm);
-        stage.released(if whole { PDEV } else { MDEV1 });
-        let mut vmm = stage.connect(if whole { PDEV } else { MDEV1 });
+        fixture.released(if whole { PDEV } else { MDEV1 });
+        let mut vmm = fixture.connect(if whole { PDEV } else { MDEV1 });
         assert_eq!(report(&mut vmm, 0, RAM, PAGE), Err(EINVAL));
     }
 }
 
 #[test]
 fn writes_by_messages_are_logged_too() {
-    let stage = Stage::new();
-    let mut vmm = stage.connect(MDEV1);
+    let fixture = Fixture::new();
+    let mut vmm = fixture.connect(MDEV1);
     vmm.ram = noise(MIB as usize, 5);
     vmm.ram[0x40] = 0;
     vmm.map(None, 0, 0, MIB).unwrap();
@@ -178,10 +178,10 @@ fn writes_by_messages_are_logged_too() {
 
 #[test]
 fn the_log_of_one_device_is_not_that_of_its_neighbour() {
-    let stage = Stage::new();
+    let fixture = Fixture::new();
     let ram = memfd(RAM);
     let mut clients = [MDEV1, PDEV, MDEV2].map(|name| {
-        let mut vmm = stage.connect(name);
+        let mut vmm = fixture.connect(name);
         vmm.map(Some(&ram), 0, 0, RAM).unwrap();
         match name {
             PDEV => vmm.bring_up_whole(),
@@ -201,8 +201,8 @@ fn the_log_of_one_device_is_not_that_of_its_neighbour() {
 
 #[test]
 fn a_log_is_asked_for_in_the_kernels_way() {
-    let stage = Stage::new();
-    let mut vmm = stage.connect(MDEV1);
+    let fixture = Fixture::new();
+    let mut vmm = fixture.connect(MDEV1);
     let probe = Feature::PROBE;
     for (number, possible) in [
         (START, Feature::SET),
@@ -283,8 +283,8 @@ fn a_log_is_asked_for_in_the_kernels_way() {
 
 #[test]
 fn a_report_without_room_says_how_much_it_needs_and_keeps_the_log() {
-    let stage = Stage::new();
-    let mut vmm = stage.connect(MDEV1);
+    let fixture = Fixture::new();
+    let mut vmm = fixture.connect(MDEV1);
     let ram = memfd(RAM);
     vmm.map(Some(&ram), 0, 0, RAM).unwrap();
     vmm.bring_up_child();
@@ -313,8 +313,8 @@ fn a_report_without_room_says_how_much_it_needs_and_keeps_the_log() {
 /// A client that copies memory which a device writes: it has all of it in the end.
 #[test]
 fn what_is_copied_by_reports_is_what_is_there() {
-    let stage = Stage::new();
-    let mut vmm = stage.connect(MDEV1);
+    let fixture = Fixture::new();
+    let mut vmm = fixture.connect(MDEV1);
     let ram = memfd(RAM);
     vmm.map(Some(&ram), 0, 0, RAM).unwrap();
     vmm.bring_up_child();

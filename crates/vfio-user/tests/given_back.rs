@@ -22,8 +22,8 @@ fn resident() -> u64 {
 
 /// A client comes, maps `maps` pages `distance` bytes from each other, and leaves. How much memory there
 /// was in between.
-fn visit(stage: &Stage, ram: Option<&OwnedFd>, maps: usize, distance: u64) -> u64 {
-    let mut vmm = stage.connect(PDEV);
+fn visit(fixture: &Fixture, ram: Option<&OwnedFd>, maps: usize, distance: u64) -> u64 {
+    let mut vmm = fixture.connect(PDEV);
     for number in 0..maps as u64 {
         let request = DmaMap {
             argsz: 32,
@@ -39,16 +39,16 @@ fn visit(stage: &Stage, ram: Option<&OwnedFd>, maps: usize, distance: u64) -> u6
     let most = resident();
     drop(vmm);
     // The next one is taken when nothing of this one is left.
-    drop(stage.connect(PDEV));
-    stage.released(PDEV);
+    drop(fixture.connect(PDEV));
+    fixture.released(PDEV);
     most
 }
 
 #[test]
 fn memory_of_mappings_is_given_back() {
-    let stage = Stage::new();
+    let fixture = Fixture::new();
     let ram = memfd(256 * PAGE);
-    visit(&stage, Some(&ram), 10, 2 * PAGE);
+    visit(&fixture, Some(&ram), 10, 2 * PAGE);
     let before = resident();
     // Side by side, and each in table pages of its own; private memory has fewer windows.
     let patterns = [
@@ -57,7 +57,7 @@ fn memory_of_mappings_is_given_back() {
         (None, 16_000, 2 * PAGE),
     ];
     for (ram, maps, distance) in patterns {
-        let most = visit(&stage, ram, maps, distance);
+        let most = visit(&fixture, ram, maps, distance);
         assert!(most > 2 * before, "{maps} mappings take {most} bytes");
         let after = resident();
         assert!(after <= 2 * before, "{before} bytes before, {after} after");

@@ -70,8 +70,8 @@ const WORK: u64 = 0x1_0000;
 const RECORD: u64 = 0x40;
 
 /// VM 2, and the parents' drivers.
-struct Scene {
-    stage: Stage,
+struct Bystanders {
+    fixture: Fixture,
     ram: OwnedFd,
     memory: Vec<u8>,
     queue: Vmm,
@@ -83,12 +83,12 @@ struct Scene {
     parents: Vec<JoinHandle<()>>,
 }
 
-impl Scene {
+impl Bystanders {
     fn new() -> Self {
-        let stage = Stage::of(&MACHINE.parse().unwrap());
+        let fixture = Fixture::of(&MACHINE.parse().unwrap());
         let ram = memfd(OTHERS);
         poke(&ram, 0, &noise(OTHERS as usize, 77));
-        let (mut queue, mut channel) = (stage.connect(MDEV2), stage.connect(CHANNEL2));
+        let (mut queue, mut channel) = (fixture.connect(MDEV2), fixture.connect(CHANNEL2));
         for vmm in [&mut queue, &mut channel] {
             vmm.map(Some(&ram), 0, 0, OTHERS).unwrap();
         }
@@ -100,11 +100,11 @@ impl Scene {
         }
         let stop = Arc::new(AtomicBool::new(false));
         let jobs = Arc::new(AtomicU64::new(0));
-        let mut scene = Scene {
+        let mut bystanders = Bystanders {
             memory: Vec::new(),
             registers: Vec::new(),
-            parents: parents(&stage, &stop, &jobs),
-            stage,
+            parents: parents(&fixture, &stop, &jobs),
+            fixture,
             ram,
             queue,
             channel,
@@ -112,16 +112,16 @@ impl Scene {
             stop,
             jobs,
         };
-        scene.works();
-        scene.memory = peek(&scene.ram, WORK, (OTHERS - WORK) as usize);
-        scene.registers = scene.look();
-        scene
+        bystanders.works();
+        bystanders.memory = peek(&bystanders.ram, WORK, (OTHERS - WORK) as usize);
+        bystanders.registers = bystanders.look();
+        bystanders
     }
 
     /// VM 1, with its queue ready for work.
     fn hostile(&self) -> (Vmm, OwnedFd) {
         let ram = memfd(OWN);
-        let mut vmm = self.stage.connect(MDEV1);
+        let mut vmm = self.fixture.connect(MDEV1);
         vmm.map(Some(&ram), 0, 0, OWN).unwrap();
         vmm.bring_up_child();
         (vmm, ram)
@@ -174,13 +174,13 @@ impl Scene {
         for parent in self.parents.drain(..) {
             parent.join().expect("the parent's work");
         }
-        for (_, host) in self.stage.machine.host_drivers::<dsa::Host>() {
+        for (_, host) in self.fixture.machine.host_drivers::<dsa::Host>() {
             for queue in host.queues() {
                 let counts = queue.counts();
                 assert_eq!((counts.errors, counts.faults), (0, 0));
             }
         }
-        for (_, host) in self.stage.machine.host_drivers::<ioat::Host>() {
+        for (_, host) in self.fixture.machine.host_drivers::<ioat::Host>() {
             for channel in host.channels() {
                 assert_eq!(channel.counts().errors, 0);
             }
@@ -188,16 +188,20 @@ impl Scene {
     }
 }
 
-impl Drop for Scene {
+impl Drop for Bystanders {
     fn drop(&mut self) {
         self.stop.store(true, Ordering::Release);
     }
 }
 
 /// The parents' own drivers at work, each copy checked.
-fn parents(stage: &Stage, stop: &Arc<AtomicBool>, jobs: &Arc<AtomicU64>) -> Vec<JoinHandle<()>> {
-    let (_, dsa) = stage.machine.host_drivers::<dsa::Host>().next().unwrap();
-    let (_, ioat) = stage.machine.host_drivers::<ioat::Host>().next().unwrap();
+fn parents(
+    fixture: &Fixture,
+    stop: &Arc<AtomicBool>,
+    jobs: &Arc<AtomicU64>,
+) -> Vec<JoinHandle<()>> {
+    let (_, dsa) = fixture.machine.host_drivers::<dsa::Host>().next().unwrap();
+    let (_, ioat) = fixture.machine.host_drivers::<ioat::Host>().next().unwrap();
     let (queue, channel) = (
         Arc::clone(&dsa.queues()[0]),
         Arc::clone(&ioat.channels()[0]),
@@ -273,8 +277,8 @@ fn elsewhere() -> impl Iterator<Item = u64> {
 
 #[test]
 fn a_forged_pasid_leads_to_the_own_memory() {
-    let scene = Scene::new();
-    let (mut vmm, ram) = scene.hostile();
+    let bystanders = Bystanders::new();
+    let (mut vmm, ram) = bystanders.hostile();
     for pasid in (0..32).chain([0xf_fffe, 0xf_ffff]) {
         for privileged in [false, true] {
             let forged = |descriptor| Descriptor {
@@ -290,13 +294,13 @@ fn a_forged_pasid_leads_to_the_own_memory() {
             assert_ne!(run(&mut vmm, &ram, outside), Status::Success as u8);
         }
     }
-    scene.unharmed();
+    bystanders.unharmed();
 }
 
 #[test]
 fn addresses_outside_the_own_memory_are_page_faults_of_the_own_descriptor() {
-    let scene = Scene::new();
-    let (mut vmm, ram) = scene.hostile();
+    let bystanders = Bystanders::new();
+    let (mut vmm, ram) = bystanders.hostile();
     for at in elsewhere() {
         let fault = Status::PageFault as u8;
         let fill = Descriptor::fill(at, 0x66, 4096, RECORD);
@@ -310,13 +314,13 @@ fn addresses_outside_the_own_memory_are_page_faults_of_the_own_descriptor() {
     let across = Descriptor::fill(OWN - 4096, 0x66, 8192, RECORD);
     assert_eq!(run(&mut vmm, &ram, across), Status::PageFault as u8);
     assert_eq!(peek(&ram, 0x4000, 4096), [0; 4096], "nothing was read");
-    scene.unharmed();
+    bystanders.unharmed();
 }
 
 #[test]
 fn lists_and_completion_records_outside_are_errors_of_the_own_queue() {
-    let scene = Scene::new();
-    let (mut vmm, ram) = scene.hostile();
+    let bystanders = Bystanders::new();
+    let (mut vmm, ram) = bystanders.hostile();
     for at in elsewhere() {
         let batch = Descriptor::batch(at, 4, RECORD);
         let status = run(&mut vmm, &ram, batch);
@@ -337,13 +341,13 @@ fn lists_and_completion_records_outside_are_errors_of_the_own_queue() {
         });
         vmm.write(0, reg::SWERR, &3_u64.to_le_bytes()).unwrap();
     }
-    scene.unharmed();
+    bystanders.unharmed();
 }
 
 #[test]
 fn a_forged_interrupt_handle_fires_nobody_elses_interrupt() {
-    let scene = Scene::new();
-    let (mut vmm, ram) = scene.hostile();
+    let bystanders = Bystanders::new();
+    let (mut vmm, ram) = bystanders.hostile();
     for handle in (0..64).chain([0x7fff, 0x8000, 0xffff]) {
         let mut descriptor = Descriptor::new(Opcode::Noop, RECORD);
         descriptor.flags.set_request_interrupt(true);
@@ -352,13 +356,13 @@ fn a_forged_interrupt_handle_fires_nobody_elses_interrupt() {
         let refused = Status::InterruptHandle as u8;
         assert!(status == refused || handle < 9, "{handle}: {status:#x}");
     }
-    scene.unharmed();
+    bystanders.unharmed();
 }
 
 #[test]
 fn nothing_behind_the_own_bars_is_reached() {
-    let scene = Scene::new();
-    let (mut vmm, _ram) = scene.hostile();
+    let bystanders = Bystanders::new();
+    let (mut vmm, _ram) = bystanders.hostile();
     for region in 0..12 {
         let request = RegionInfo {
             argsz: 32,
@@ -390,13 +394,13 @@ fn nothing_behind_the_own_bars_is_reached() {
         vmm.post(0, offset, &u64::MAX.to_le_bytes());
     }
     vmm.read32(0);
-    scene.unharmed();
+    bystanders.unharmed();
 }
 
 #[test]
 fn commands_reach_the_own_queue_alone() {
-    let scene = Scene::new();
-    let (mut vmm, ram) = scene.hostile();
+    let bystanders = Bystanders::new();
+    let (mut vmm, ram) = bystanders.hostile();
     for code in 0..32_u32 {
         for operand in [0, 1, 2, 3, 7, 0x1_0000, 0x1_0002, 0xf_ffff] {
             vmm.submit(Descriptor::memory_move(
@@ -416,13 +420,13 @@ fn commands_reach_the_own_queue_alone() {
     vmm.bring_up_child();
     let fill = Descriptor::fill(0x2000, 1, 64, RECORD);
     assert_eq!(run(&mut vmm, &ram, fill), Status::Success as u8);
-    scene.unharmed();
+    bystanders.unharmed();
 }
 
 #[test]
 fn nonsense_in_configuration_and_interrupts_is_the_own_loss() {
-    let scene = Scene::new();
-    let (mut vmm, ram) = scene.hostile();
+    let bystanders = Bystanders::new();
+    let (mut vmm, ram) = bystanders.hostile();
     for (seed, offset) in (0..4096).step_by(2).enumerate() {
         let bytes = noise(4, seed as u64);
         let _ = vmm.write(CONFIG, offset, bytes.get(..1 + seed % 4).unwrap());
@@ -441,32 +445,32 @@ fn nonsense_in_configuration_and_interrupts_is_the_own_loss() {
     vmm.bring_up_child();
     let fill = Descriptor::fill(0x2000, 1, 64, RECORD);
     assert_eq!(run(&mut vmm, &ram, fill), Status::Success as u8);
-    scene.unharmed();
+    bystanders.unharmed();
 }
 
 #[test]
 fn a_flood_holds_up_nobody_else() {
-    let mut scene = Scene::new();
-    let (mut vmm, ram) = scene.hostile();
+    let mut bystanders = Bystanders::new();
+    let (mut vmm, ram) = bystanders.hostile();
     for round in 0..4000_u64 {
         let large = Descriptor::memory_move(0x8_0000, 0x1000, 0x4_0000, RECORD);
         let astray = Descriptor::fill(2 * OWN, 0x66, 4096, RECORD);
         vmm.submit(if round % 2 == 0 { large } else { astray });
         if round % 500 == 0 {
-            scene.works();
+            bystanders.works();
         }
     }
     vmm.bring_up_child();
     let fill = Descriptor::fill(0x2000, 1, 64, RECORD);
     assert_eq!(run(&mut vmm, &ram, fill), Status::Success as u8);
-    scene.unharmed();
+    bystanders.unharmed();
 }
 
 #[test]
 fn a_channel_reaches_the_own_memory_alone() {
-    let scene = Scene::new();
+    let bystanders = Bystanders::new();
     let ram = memfd(OWN);
-    let mut vmm = scene.stage.connect(CHANNEL1);
+    let mut vmm = bystanders.fixture.connect(CHANNEL1);
     vmm.map(Some(&ram), 0, 0, OWN).unwrap();
     let failed = |vmm: &mut Vmm| {
         let mut error = Vec::new();
@@ -493,5 +497,5 @@ fn a_channel_reaches_the_own_memory_alone() {
     }
     run_link(&mut vmm, &ram, Link::fill(0x1000, 0x55, 4096));
     eventually("work of its own", || peek(&ram, 0x1000, 1) == [0x55]);
-    scene.unharmed();
+    bystanders.unharmed();
 }

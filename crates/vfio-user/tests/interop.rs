@@ -28,8 +28,8 @@ fn command(client: &mut Client, command: Command) {
 
 #[test]
 fn the_client_of_the_crate_vfio_user_drives_a_device() {
-    let stage = Stage::new();
-    let mut client = Client::new(&stage.path(MDEV1)).unwrap();
+    let fixture = Fixture::new();
+    let mut client = Client::new(&fixture.path(MDEV1)).unwrap();
     assert_eq!(client.region(0).unwrap().size, reg::BAR0_SIZE);
     assert!(client.region(0).unwrap().sparse_areas.is_empty());
     let mut id = [0; 4];
@@ -72,14 +72,14 @@ fn the_client_of_the_crate_vfio_user_drives_a_device() {
     client.dma_unmap(0, 4 * MIB).unwrap();
     client.reset().unwrap();
     client.shutdown().unwrap();
-    stage.released(MDEV1);
+    fixture.released(MDEV1);
 }
 
 #[test]
 fn it_comes_back_after_it_was_gone() {
-    let stage = Stage::new();
+    let fixture = Fixture::new();
     for _ in 0..20 {
-        let client = Client::new(&stage.path(PDEV)).unwrap();
+        let client = Client::new(&fixture.path(PDEV)).unwrap();
         drop(client);
     }
 }

@@ -15,8 +15,8 @@ const MIB: u64 = 1 << 20;
 const RAM: u64 = 32 * MIB;
 
 /// A client of the mediated device with memory, and an eventfd on the vector of completions.
-fn client(stage: &Stage) -> (Vmm, OwnedFd, OwnedFd) {
-    let mut vmm = stage.connect(MDEV1);
+fn client(fixture: &Fixture) -> (Vmm, OwnedFd, OwnedFd) {
+    let mut vmm = fixture.connect(MDEV1);
     let ram = memfd(RAM);
     vmm.map(Some(&ram), 0, 0, RAM).unwrap();
     let irq = listen_to(&mut vmm, 1);
@@ -52,7 +52,7 @@ fn submit(vmm: &mut Vmm, ram: &OwnedFd) {
 
 #[test]
 fn a_running_queue_moves_between_two_servers_and_every_descriptor_completes_once() {
-    let (here, there) = (Stage::new(), Stage::new());
+    let (here, there) = (Fixture::new(), Fixture::new());
     let mut moved = 0;
     // From the queue as it is filled to the queue as it is nearly empty.
     for round in 0..12_u64 {
@@ -107,7 +107,7 @@ fn a_running_queue_moves_between_two_servers_and_every_descriptor_completes_once
             let from = 64 * n as usize;
             assert!(peek(&copied, to, 500_000) == data[from..from + 500_000]);
         }
-        // Whoever stays behind does nothing more.
+        // What stays behind does nothing more.
         let before = peek(&ram, 0, RAM as usize);
         drop(source);
         here.released(MDEV1);
@@ -120,8 +120,8 @@ fn a_running_queue_moves_between_two_servers_and_every_descriptor_completes_once
 
 #[test]
 fn the_states_have_the_arcs_of_stop_copy_alone() {
-    let stage = Stage::new();
-    let (mut vmm, ..) = client(&stage);
+    let fixture = Fixture::new();
+    let (mut vmm, ..) = client(&fixture);
     let flags = feature(&mut vmm, Feature::MIGRATION, Feature::GET, &[]).unwrap();
     assert_eq!(flags, 1_u64.to_ne_bytes());
     for number in [1, 2, 9] {
@@ -154,8 +154,8 @@ fn the_states_have_the_arcs_of_stop_copy_alone() {
 
 #[test]
 fn a_truncated_altered_or_foreign_state_is_refused_and_a_reset_helps() {
-    let stage = Stage::new();
-    let (mut vmm, ram, _irq) = client(&stage);
+    let fixture = Fixture::new();
+    let (mut vmm, ram, _irq) = client(&fixture);
     vmm.bring_up_child();
     go(&mut vmm, STOP_COPY).unwrap();
     let good = read_all(&mut vmm);
@@ -192,7 +192,7 @@ fn a_truncated_altered_or_foreign_state_is_refused_and_a_reset_helps() {
     assert_eq!(vmm.read32(reg::CMDSTS), 0);
 }
 
-static STAGE: LazyLock<Stage> = LazyLock::new(Stage::new);
+static STAGE: LazyLock<Fixture> = LazyLock::new(Fixture::new);
 
 /// A state that was saved in the middle of work.
 static SAVED: LazyLock<Vec<u8>> = LazyLock::new(|| {

@@ -23,13 +23,13 @@ const KIB: u64 = 1 << 10;
 const MIB: u64 = 1 << 20;
 const RAM: u64 = 16 * MIB;
 
-fn stages() -> [Stage; 2] {
-    [0, 1].map(|_| Stage::of(&EVERY_KIND.parse().unwrap()))
+fn stages() -> [Fixture; 2] {
+    [0, 1].map(|_| Fixture::of(&EVERY_KIND.parse().unwrap()))
 }
 
 /// A VM with a device, and an eventfd on each of its first vectors.
-fn client(stage: &Stage, device: &str, vectors: u32) -> (Vmm, OwnedFd, Vec<OwnedFd>) {
-    let mut vmm = stage.connect(device);
+fn client(fixture: &Fixture, device: &str, vectors: u32) -> (Vmm, OwnedFd, Vec<OwnedFd>) {
+    let mut vmm = fixture.connect(device);
     let ram = memfd(RAM);
     vmm.map(Some(&ram), 0, 0, RAM).unwrap();
     let irqs = (0..vectors).map(|vector| listen_to(&mut vmm, vector));
@@ -333,14 +333,14 @@ fn devices_with_private_memory_move_in_the_middle_of_a_descriptor() {
 }
 
 /// A VM whose memory the server has to ask for.
-fn private(stage: &Stage, device: &str) -> Vmm {
-    let mut vmm = stage.connect(device);
+fn private(fixture: &Fixture, device: &str) -> Vmm {
+    let mut vmm = fixture.connect(device);
     vmm.ram = vec![0; PART as usize];
     vmm.map(None, 0, 0, PART).unwrap();
     vmm
 }
 
-static STAGE: LazyLock<Stage> = LazyLock::new(|| Stage::of(&EVERY_KIND.parse().unwrap()));
+static STAGE: LazyLock<Fixture> = LazyLock::new(|| Fixture::of(&EVERY_KIND.parse().unwrap()));
 
 /// States that were saved in the middle of work.
 static SAVED: LazyLock<Vec<(&str, Vec<u8>)>> = LazyLock::new(|| {

@@ -10,7 +10,7 @@ use ioasid_vfio_user::spec::{Header, command};
 use proptest::prelude::*;
 use zerocopy::IntoBytes;
 
-static STAGE: LazyLock<Stage> = LazyLock::new(Stage::new);
+static STAGE: LazyLock<Fixture> = LazyLock::new(Fixture::new);
 
 /// One message: its header may lie about anything, and its payload is made of numbers that matter.
 #[derive(Clone, Debug)]
@@ -112,11 +112,11 @@ proptest! {
 
     #[test]
     fn raw_bytes_do_not_stop_the_server(bytes in proptest::collection::vec(any::<u8>(), 0..400)) {
-        let stage = Stage::new();
-        let mut stream = stage.stream(MDEV2);
+        let fixture = Fixture::new();
+        let mut stream = fixture.stream(MDEV2);
         let _ = stream.write_all(&bytes);
         drop(stream);
-        let mut next = stage.connect(MDEV2);
+        let mut next = fixture.connect(MDEV2);
         prop_assert!(next.call(command::DEVICE_RESET, &[]).is_ok());
     }
 }

@@ -13,8 +13,8 @@ use zerocopy::IntoBytes;
 const MIB: u64 = 1 << 20;
 
 /// A client with `len` bytes of private memory that the device can reach.
-fn private(stage: &Stage, len: usize) -> Vmm {
-    let mut vmm = stage.connect(MDEV1);
+fn private(fixture: &Fixture, len: usize) -> Vmm {
+    let mut vmm = fixture.connect(MDEV1);
     vmm.ram = noise(len, 9);
     vmm.map(None, 0, 0, len as u64).unwrap();
     vmm.bring_up_child();
@@ -33,8 +33,8 @@ fn status(vmm: &mut Vmm, at: usize) -> u8 {
 
 #[test]
 fn dma_to_private_memory_goes_by_messages() {
-    let stage = Stage::new();
-    let mut vmm = private(&stage, 4 << 20);
+    let fixture = Fixture::new();
+    let mut vmm = private(&fixture, 4 << 20);
     vmm.ram[0x40..0x60].fill(0);
     let expected = vmm.ram[0x1000..0x1000 + (1 << 20) + 77].to_vec();
     let size = expected.len() as u32;
@@ -45,8 +45,8 @@ fn dma_to_private_memory_goes_by_messages() {
 
 #[test]
 fn registers_are_read_while_a_dma_message_is_open() {
-    let stage = Stage::new();
-    let mut vmm = private(&stage, 4 << 20);
+    let fixture = Fixture::new();
+    let mut vmm = private(&fixture, 4 << 20);
     vmm.ram[0x40..0x60].fill(0);
     vmm.answers = false;
     vmm.submit(Descriptor::memory_move(2 * MIB, 0x1000, 4096, 0x40));
@@ -68,8 +68,8 @@ fn registers_are_read_while_a_dma_message_is_open() {
 
 #[test]
 fn an_unmap_does_not_wait_for_a_client_that_waits_for_it() {
-    let stage = Stage::new();
-    let mut vmm = private(&stage, 4 << 20);
+    let fixture = Fixture::new();
+    let mut vmm = private(&fixture, 4 << 20);
     vmm.answers = false;
     vmm.submit(Descriptor::memory_move(2 * MIB, 0x1000, 4096, 0x40));
     while vmm.asked.is_empty() {
@@ -86,8 +86,8 @@ fn an_unmap_does_not_wait_for_a_client_that_waits_for_it() {
 
 #[test]
 fn a_reset_does_not_wait_for_a_client_that_waits_for_it() {
-    let stage = Stage::new();
-    let mut vmm = private(&stage, 4 << 20);
+    let fixture = Fixture::new();
+    let mut vmm = private(&fixture, 4 << 20);
     vmm.answers = false;
     for slot in 1..10 {
         vmm.submit(Descriptor::memory_move(2 * MIB, 0x1000, 4096, 0x40 * slot));
@@ -103,8 +103,8 @@ fn a_reset_does_not_wait_for_a_client_that_waits_for_it() {
 
 #[test]
 fn commands_behind_a_slow_one_keep_their_order() {
-    let stage = Stage::new();
-    let mut vmm = private(&stage, 4 << 20);
+    let fixture = Fixture::new();
+    let mut vmm = private(&fixture, 4 << 20);
     vmm.answers = false;
     vmm.submit(Descriptor::memory_move(2 * MIB, 0x1000, 4096, 0x40));
     while vmm.asked.is_empty() {
@@ -135,10 +135,10 @@ fn commands_behind_a_slow_one_keep_their_order() {
 
 #[test]
 fn a_client_that_dies_without_an_answer_is_cleaned_up_after() {
-    let stage = Stage::new();
+    let fixture = Fixture::new();
     for _ in 0..10 {
-        stage.released(MDEV1);
-        let mut vmm = private(&stage, 4 << 20);
+        fixture.released(MDEV1);
+        let mut vmm = private(&fixture, 4 << 20);
         vmm.answers = false;
         for slot in 1..10 {
             vmm.submit(Descriptor::memory_move(
@@ -152,8 +152,8 @@ fn a_client_that_dies_without_an_answer_is_cleaned_up_after() {
             assert_eq!(vmm.read32(reg::VERSION), 0x100);
         }
     }
-    stage.released(MDEV1);
-    let mut vmm = private(&stage, 1 << 20);
+    fixture.released(MDEV1);
+    let mut vmm = private(&fixture, 1 << 20);
     vmm.ram[0x40..0x60].fill(0);
     vmm.submit(Descriptor::fill(0x1000, 7, 64, 0x40));
     assert_eq!(status(&mut vmm, 0x40), 1);
@@ -161,7 +161,7 @@ fn a_client_that_dies_without_an_answer_is_cleaned_up_after() {
 
 #[test]
 fn answers_that_do_not_fit_end_the_connection_and_only_it() {
-    let stage = Stage::new();
+    let fixture = Fixture::new();
     let forgeries: [fn(&mut Header, &mut Vec<u8>); 5] = [
         |header, _| header.id ^= 1,
         |header, _| header.command = command::DMA_WRITE,
@@ -170,8 +170,8 @@ fn answers_that_do_not_fit_end_the_connection_and_only_it() {
         |_, payload| payload[0] ^= 0xff,
     ];
     for forge in forgeries {
-        stage.released(MDEV1);
-        let mut vmm = private(&stage, 4 << 20);
+        fixture.released(MDEV1);
+        let mut vmm = private(&fixture, 4 << 20);
         vmm.answers = false;
         vmm.submit(Descriptor::memory_move(2 * MIB, 0x1000, 4096, 0x40));
         while vmm.asked.is_empty() {
@@ -190,13 +190,13 @@ fn answers_that_do_not_fit_end_the_connection_and_only_it() {
         vmm.send(header, &payload, &[]);
         assert!(vmm.is_over());
     }
-    private(&stage, 1 << 20);
+    private(&fixture, 1 << 20);
 }
 
 #[test]
 fn an_error_is_a_fault_of_that_descriptor() {
-    let stage = Stage::new();
-    let mut vmm = private(&stage, 4 << 20);
+    let fixture = Fixture::new();
+    let mut vmm = private(&fixture, 4 << 20);
     let records = memfd(MIB);
     vmm.map(Some(&records), 0, 1 << 32, MIB).unwrap();
     vmm.answers = false;
@@ -218,8 +218,8 @@ fn an_error_is_a_fault_of_that_descriptor() {
 
 #[test]
 fn read_only_memory_is_not_written() {
-    let stage = Stage::new();
-    let mut vmm = stage.connect(MDEV1);
+    let fixture = Fixture::new();
+    let mut vmm = fixture.connect(MDEV1);
     vmm.ram = noise(1 << 20, 1);
     let before = vmm.ram.clone();
     let rom = DmaMap {
@@ -240,9 +240,9 @@ fn read_only_memory_is_not_written() {
 
 #[test]
 fn both_devices_of_a_vm_reach_its_private_memory_even_when_one_is_gone() {
-    let stage = Stage::new();
-    let mut first = private(&stage, 4 << 20);
-    let mut second = stage.connect(PDEV);
+    let fixture = Fixture::new();
+    let mut first = private(&fixture, 4 << 20);
+    let mut second = fixture.connect(PDEV);
     second.ram = vec![3; 4 << 20];
     second.map(None, 0, 0, 4 * MIB).unwrap();
     first.unmap(0, 4 * MIB).unwrap();
@@ -255,10 +255,10 @@ fn both_devices_of_a_vm_reach_its_private_memory_even_when_one_is_gone() {
 
 #[test]
 fn a_client_that_refuses_for_one_device_may_answer_for_another() {
-    let stage = Stage::new();
-    let mut first = private(&stage, 4 << 20);
+    let fixture = Fixture::new();
+    let mut first = private(&fixture, 4 << 20);
     first.answers = false;
-    let mut second = stage.connect(PDEV);
+    let mut second = fixture.connect(PDEV);
     second.ram = noise(4 << 20, 2);
     second.map(None, 0, 0, 4 * MIB).unwrap();
     second.bring_up_whole();
@@ -277,13 +277,13 @@ fn a_client_that_refuses_for_one_device_may_answer_for_another() {
         }
     });
     assert_eq!(status(&mut second, 0x40), 1);
-    stage.server.stop();
+    fixture.server.stop();
     refusal.join().unwrap();
 }
 
 #[test]
 fn a_file_of_an_ordinary_file_system_is_memory_that_the_client_is_asked_for() {
-    let stage = Stage::new();
+    let fixture = Fixture::new();
     let file = tempfile::tempfile_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
     file.set_len(4 << 20).unwrap();
     let file: OwnedFd = file.into();
@@ -291,11 +291,11 @@ fn a_file_of_an_ordinary_file_system_is_memory_that_the_client_is_asked_for() {
         eprintln!("skipped: the target directory is on tmpfs");
         return;
     }
-    let mut vmm = stage.connect(MDEV1);
+    let mut vmm = fixture.connect(MDEV1);
     vmm.ram = noise(4 << 20, 4);
     // Like QEMU, with an offset in the file, and once for each device.
     vmm.map(Some(&file), MIB, 0, 3 * MIB).unwrap();
-    let mut other = stage.connect(PDEV);
+    let mut other = fixture.connect(PDEV);
     other.map(Some(&file), MIB, 0, 3 * MIB).unwrap();
     vmm.bring_up_child();
     vmm.ram[0x40..0x60].fill(0);

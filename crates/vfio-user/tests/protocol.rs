@@ -14,8 +14,8 @@ use zerocopy::IntoBytes;
 
 #[test]
 fn a_header_that_makes_no_sense_is_refused_and_the_next_message_follows_it() {
-    let stage = Stage::new();
-    let mut vmm = stage.connect(PDEV);
+    let fixture = Fixture::new();
+    let mut vmm = fixture.connect(PDEV);
     let mut wrong = |header: Header| {
         vmm.send(header, &[], &[]);
         assert_eq!(vmm.reply(header.id), Err(EINVAL), "{header:?}");
@@ -39,7 +39,7 @@ fn a_header_that_makes_no_sense_is_refused_and_the_next_message_follows_it() {
     }
     drop(vmm);
     for size in [15, 16] {
-        let mut vmm = stage.connect(PDEV);
+        let mut vmm = fixture.connect(PDEV);
         let header = Header {
             size,
             flags: Header::REPLY,
@@ -49,14 +49,14 @@ fn a_header_that_makes_no_sense_is_refused_and_the_next_message_follows_it() {
         vmm.send(header, &[], &[]);
         assert!(vmm.is_over(), "an answer to nothing");
     }
-    stage.connect(PDEV);
+    fixture.connect(PDEV);
 }
 
 #[test]
 fn the_interrupt_window_is_no_devices_memory() {
-    let stage = Stage::new();
+    let fixture = Fixture::new();
     for device in [PDEV, MDEV1, MDEV2] {
-        let mut vmm = stage.connect(device);
+        let mut vmm = fixture.connect(device);
         let ram = memfd(4 << 20);
         for (address, size) in [
             (0xfee0_0000, 0x1000),
@@ -77,8 +77,8 @@ fn the_interrupt_window_is_no_devices_memory() {
 
 #[test]
 fn a_file_may_be_said_to_be_one_that_can_be_mapped() {
-    let stage = Stage::new();
-    let mut vmm = stage.connect(MDEV1);
+    let fixture = Fixture::new();
+    let mut vmm = fixture.connect(MDEV1);
     vmm.bring_up_child();
     let ram = memfd(1 << 20);
     for (place, way) in [(1, DmaMap::MMAP), (2, DmaMap::FILE_IO)] {
@@ -101,8 +101,8 @@ fn a_file_may_be_said_to_be_one_that_can_be_mapped() {
 
 #[test]
 fn room_that_is_too_small_for_the_answer_is_refused_before_anything_is_done() {
-    let stage = Stage::new();
-    let mut vmm = stage.connect(PDEV);
+    let fixture = Fixture::new();
+    let mut vmm = fixture.connect(PDEV);
     let ram = memfd(1 << 20);
     vmm.map(Some(&ram), 0, 0, 1 << 20).unwrap();
     let unmap = DmaUnmap {
@@ -144,10 +144,10 @@ fn room_that_is_too_small_for_the_answer_is_refused_before_anything_is_done() {
         assert_eq!(call(&large[..large.len() - 1]), Err(EINVAL));
         if number != command::DMA_UNMAP {
             let reply = call(&large).unwrap();
-            let told = reply
+            let stated = reply
                 .first_chunk()
                 .map_or(size, |bytes| u32::from_ne_bytes(*bytes));
-            assert_eq!(told, size, "{number}");
+            assert_eq!(stated, size, "{number}");
         }
     }
     assert_eq!(

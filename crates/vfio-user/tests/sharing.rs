@@ -18,8 +18,8 @@ fn node<'a>(node: &'a Node, name: &str) -> &'a Value {
 }
 
 /// Connections and mappings of each VM that is there.
-fn vms(stage: &Stage) -> Vec<(String, u64, usize)> {
-    let tree = stage.server.inspect();
+fn vms(fixture: &Fixture) -> Vec<(String, u64, usize)> {
+    let tree = fixture.server.inspect();
     let Value::List(vms) = node(&tree, "vms") else {
         panic!("a list")
     };
@@ -42,27 +42,27 @@ fn vms(stage: &Stage) -> Vec<(String, u64, usize)> {
         .collect()
 }
 
-fn pinned(stage: &Stage) -> u64 {
-    stage.machine.ledger().pinned(0)
+fn pinned(fixture: &Fixture) -> u64 {
+    fixture.machine.ledger().pinned(0)
 }
 
 #[test]
 fn two_devices_of_a_vm_share_one_mapping_and_one_domain() {
-    let stage = Stage::new();
-    let domains = stage.machine.iommu().domains().len();
+    let fixture = Fixture::new();
+    let domains = fixture.machine.iommu().domains().len();
     let ram = memfd(4 * MIB);
-    let mut mdev = stage.connect(MDEV1);
-    let mut pdev = stage.connect(PDEV);
+    let mut mdev = fixture.connect(MDEV1);
+    let mut pdev = fixture.connect(PDEV);
     assert_eq!(
-        stage.machine.iommu().domains().len(),
+        fixture.machine.iommu().domains().len(),
         domains + 1,
         "one for both"
     );
     for vmm in [&mut mdev, &mut pdev] {
         vmm.map(Some(&ram), 0, 0, 4 * MIB).unwrap();
     }
-    assert_eq!(vms(&stage), [("vm1".to_owned(), 2, 1)]);
-    assert_eq!(pinned(&stage), 4 * MIB, "pinned once");
+    assert_eq!(vms(&fixture), [("vm1".to_owned(), 2, 1)]);
+    assert_eq!(pinned(&fixture), 4 * MIB, "pinned once");
     let bytes = noise(5000, 3);
     poke(&ram, 0x1000, &bytes);
     mdev.bring_up_child();
@@ -78,37 +78,37 @@ fn two_devices_of_a_vm_share_one_mapping_and_one_domain() {
     );
     // It stays until the last one lets go of it.
     mdev.unmap(0, 4 * MIB).unwrap();
-    assert_eq!(pinned(&stage), 4 * MIB);
+    assert_eq!(pinned(&fixture), 4 * MIB);
     pdev.unmap(0, 4 * MIB).unwrap();
-    assert_eq!(pinned(&stage), 0);
+    assert_eq!(pinned(&fixture), 0);
     drop((mdev, pdev));
-    eventually("the end of the VM", || vms(&stage).is_empty());
+    eventually("the end of the VM", || vms(&fixture).is_empty());
     eventually("the end of its domain", || {
-        stage.machine.iommu().domains().len() == domains
+        fixture.machine.iommu().domains().len() == domains
     });
 }
 
 #[test]
 fn what_another_device_of_the_vm_has_mapped_differently_is_refused() {
-    let stage = Stage::new();
+    let fixture = Fixture::new();
     let (ram, other) = (memfd(4 * MIB), memfd(4 * MIB));
-    let mut mdev = stage.connect(MDEV1);
-    let mut pdev = stage.connect(PDEV);
+    let mut mdev = fixture.connect(MDEV1);
+    let mut pdev = fixture.connect(PDEV);
     mdev.map(Some(&ram), 0, 0, 2 * MIB).unwrap();
     assert_eq!(pdev.map(Some(&other), 0, 0, 2 * MIB), Err(EEXIST));
     assert_eq!(pdev.map(Some(&ram), MIB, 0, 2 * MIB), Err(EEXIST));
     assert_eq!(pdev.map(Some(&ram), 0, 0, MIB), Err(EEXIST));
     assert_eq!(pdev.map(None, 0, 0, 2 * MIB), Err(EEXIST));
     pdev.map(Some(&ram), 0, 0, 2 * MIB).unwrap();
-    assert_eq!(vms(&stage), [("vm1".to_owned(), 2, 1)]);
+    assert_eq!(vms(&fixture), [("vm1".to_owned(), 2, 1)]);
 }
 
 #[test]
 fn a_change_that_reaches_the_devices_one_after_the_other_succeeds() {
-    let stage = Stage::new();
+    let fixture = Fixture::new();
     let ram = memfd(4 * MIB);
-    let mut mdev = stage.connect(MDEV1);
-    let mut pdev = stage.connect(PDEV);
+    let mut mdev = fixture.connect(MDEV1);
+    let mut pdev = fixture.connect(PDEV);
     mdev.map(Some(&ram), 0, 0, 2 * MIB).unwrap();
     pdev.map(Some(&ram), 0, 0, 2 * MIB).unwrap();
     let changer = std::thread::spawn(move || {
@@ -121,21 +121,21 @@ fn a_change_that_reaches_the_devices_one_after_the_other_succeeds() {
     pdev.unmap(0, 2 * MIB).unwrap();
     let (_mdev, ram) = changer.join().unwrap();
     pdev.map(Some(&ram), 0, 0, MIB).unwrap();
-    assert_eq!(vms(&stage), [("vm1".to_owned(), 2, 1)]);
+    assert_eq!(vms(&fixture), [("vm1".to_owned(), 2, 1)]);
 }
 
 #[test]
 fn a_vm_reaches_its_own_memory_alone() {
-    let stage = Stage::new();
+    let fixture = Fixture::new();
     let (own, other) = (memfd(4 * MIB), memfd(4 * MIB));
     poke(&own, 0, &noise(4 << 20, 1));
     poke(&other, 0, &noise(4 << 20, 2));
     let before = peek(&own, 0, 4 << 20);
-    let mut vm1 = stage.connect(MDEV1);
-    let mut vm2 = stage.connect(MDEV2);
+    let mut vm1 = fixture.connect(MDEV1);
+    let mut vm2 = fixture.connect(MDEV2);
     vm1.map(Some(&own), 0, 0, 4 * MIB).unwrap();
     vm2.map(Some(&other), 0, 0, MIB).unwrap();
-    assert_eq!(vms(&stage).len(), 2);
+    assert_eq!(vms(&fixture).len(), 2);
     vm2.bring_up_child();
     let mut record = 0x40;
     for beyond in [MIB, 2 * MIB, 1 << 40] {
@@ -149,9 +149,9 @@ fn a_vm_reaches_its_own_memory_alone() {
 
 #[test]
 fn whoever_has_the_device_keeps_it_and_the_next_one_waits() {
-    let stage = Stage::new();
-    let first = stage.connect(PDEV);
-    let mut second = Vmm::new(stage.stream(PDEV));
+    let fixture = Fixture::new();
+    let first = fixture.connect(PDEV);
+    let mut second = Vmm::new(fixture.stream(PDEV));
     let id = second.start(command::VERSION, &[0; 4], &[]);
     let wait = Some(Duration::from_millis(100));
     second.stream.set_read_timeout(wait).unwrap();
@@ -164,34 +164,34 @@ fn whoever_has_the_device_keeps_it_and_the_next_one_waits() {
 
 #[test]
 fn a_device_that_a_program_has_is_busy() {
-    let stage = Stage::new();
-    let exports = stage.machine.exports();
+    let fixture = Fixture::new();
+    let exports = fixture.machine.exports();
     let device = &exports
         .iter()
         .find(|export| export.name == PDEV)
         .unwrap()
         .device;
     let file = device.open().unwrap();
-    file.bind(&stage.machine.new_context()).unwrap();
-    let mut vmm = Vmm::new(stage.stream(PDEV));
+    file.bind(&fixture.machine.new_context()).unwrap();
+    let mut vmm = Vmm::new(fixture.stream(PDEV));
     assert!(vmm.try_version().is_err());
     assert!(vmm.is_over());
     file.close();
-    stage.connect(PDEV);
+    fixture.connect(PDEV);
 }
 
 #[test]
 fn a_client_that_dies_in_the_middle_of_dma_leaves_a_pristine_queue() {
-    let stage = Stage::new();
+    let fixture = Fixture::new();
     let ram = memfd(8 * MIB);
     let pristine = {
-        let mut vmm = stage.connect(MDEV1);
+        let mut vmm = fixture.connect(MDEV1);
         vmm.switch_on();
         vmm.read(0, 0, 0x1000).unwrap()
     };
     for round in 0..20 {
-        stage.released(MDEV1);
-        let mut vmm = stage.connect(MDEV1);
+        fixture.released(MDEV1);
+        let mut vmm = fixture.connect(MDEV1);
         vmm.map(Some(&ram), 0, 0, 8 * MIB).unwrap();
         vmm.bring_up_child();
         for slot in 0..16 {
@@ -206,10 +206,10 @@ fn a_client_that_dies_in_the_middle_of_dma_leaves_a_pristine_queue() {
             std::io::Write::write_all(&mut &stream, &[9; 7]).unwrap();
         }
     }
-    stage.released(MDEV1);
-    eventually("the end of the VM", || vms(&stage).is_empty());
-    assert_eq!(pinned(&stage), 0);
-    let mut vmm = stage.connect(MDEV1);
+    fixture.released(MDEV1);
+    eventually("the end of the VM", || vms(&fixture).is_empty());
+    assert_eq!(pinned(&fixture), 0);
+    let mut vmm = fixture.connect(MDEV1);
     vmm.switch_on();
     assert_eq!(vmm.read(0, 0, 0x1000).unwrap(), pristine);
     let ram = memfd(MIB);
@@ -221,9 +221,9 @@ fn a_client_that_dies_in_the_middle_of_dma_leaves_a_pristine_queue() {
 
 #[test]
 fn a_thousand_mappings_of_one_file_need_one_descriptor() {
-    let stage = Stage::new();
+    let fixture = Fixture::new();
     let ram = memfd(64 * MIB);
-    let mut vmm = stage.connect(PDEV);
+    let mut vmm = fixture.connect(PDEV);
     let open = || std::fs::read_dir("/proc/self/fd").unwrap().count();
     let before = open();
     for page in 0..1000 {
@@ -236,12 +236,12 @@ fn a_thousand_mappings_of_one_file_need_one_descriptor() {
 
 #[test]
 fn a_server_that_stops_lets_go_of_every_device() {
-    let stage = Stage::new();
-    let mut vmm = stage.connect(PDEV);
+    let fixture = Fixture::new();
+    let mut vmm = fixture.connect(PDEV);
     let id = vmm.start(command::DEVICE_RESET, &[], &[]);
-    let silent = stage.stream(MDEV1);
-    stage.server.stop();
-    assert!(!stage.is_bound(PDEV));
+    let silent = fixture.stream(MDEV1);
+    fixture.server.stop();
+    assert!(!fixture.is_bound(PDEV));
     assert!(vmm.reply(id).is_ok(), "what was sent was carried out");
     assert!(vmm.is_over());
     drop(silent);
@@ -249,11 +249,11 @@ fn a_server_that_stops_lets_go_of_every_device() {
 
 #[test]
 fn memory_of_64_gib_is_mapped_by_its_windows() {
-    let stage = Stage::new();
+    let fixture = Fixture::new();
     let ram = memfd(64 << 30);
-    let mut vmm = stage.connect(PDEV);
+    let mut vmm = fixture.connect(PDEV);
     vmm.map(Some(&ram), 0, 1 << 32, 64 << 30).unwrap();
-    assert_eq!(pinned(&stage), 64 << 30);
+    assert_eq!(pinned(&fixture), 64 << 30);
     vmm.bring_up_whole();
     let last = (1_u64 << 32) + (64 << 30) - 4096;
     vmm.submit(Descriptor::fill(last, 0x11, 4096, last - 0x1000));

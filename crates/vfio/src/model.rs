@@ -34,7 +34,7 @@ pub trait DeviceModel: Send + Sync + fmt::Debug {
 
     /// A deferrable memory write of 64 aligned bytes at `offset` of BAR `bar` (`ENQCMD`, `ENQCMDS`:
     /// PCI Express base specification, 2.2.9.3). It is answered at once: whether the device took it.
-    /// Otherwise the program is told to try again. By default there is nothing that takes one.
+    /// Otherwise the program has to try again. By default there is nothing that takes one.
     ///
     /// Bytes 0..=3 are what the processor made of them: PASID in bits 0..=19, privilege in bit 31.
     fn enqueue(&self, _bar: u8, _offset: u64, _data: &[u8; 64]) -> bool {

@@ -43,7 +43,7 @@ fn steps() -> impl Strategy<Value = Vec<Step>> {
     prop::collection::vec(step, 1..60)
 }
 
-/// Why the lists refuse something, as far as they tell causes apart.
+/// Why the lists refuse something, as far as they distinguish causes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Refusal {
     Invalid,

@@ -107,7 +107,7 @@ impl<'a> Call<'a> {
     }
 
     /// Copies the struct back that names a new object. If the program does not get it, nobody knows the
-    /// id, and the object goes again, as in the kernel.
+    /// id, and the object is destroyed, as in the kernel.
     pub fn reply_new<T: IntoBytes + Immutable>(
         &self,
         reply: &T,
@@ -120,7 +120,7 @@ impl<'a> Call<'a> {
         replied
     }
 
-    /// Data of the program for whoever stands behind a device's IOMMU.
+    /// Data of the program for what is behind a device's IOMMU.
     pub fn user_data(&self, kind: u32, address: u64, len: u32) -> UserData<'_> {
         UserData::new(self.program, kind, address, len)
     }

@@ -147,7 +147,7 @@ impl Container<'_> {
             self.cut(ioas, &args)?;
             self.context.vfio_unmap(ioas, args.iova, args.size)?
         };
-        // What was unmapped before an error is told as well.
+        // What was unmapped before an error is reported as well.
         args.size = bytes;
         self.write(0, args.as_bytes())?;
         result?;

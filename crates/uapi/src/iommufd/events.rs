@@ -39,19 +39,19 @@ pub(super) fn veventq_alloc(call: &Call<'_>) -> Result<u64, Errno> {
     })
 }
 
-/// Gives the program the descriptor of a new object, and tells it. If either fails, nothing is left.
+/// Gives the program the descriptor of a new object, in its reply. If either fails, nothing is left.
 fn install<T: IntoBytes + Immutable>(
     call: &Call<'_>,
     id: ObjectId,
     file: Arc<dyn EventFile>,
     mut reply: impl FnMut(u32) -> T,
 ) -> Result<u64, Errno> {
-    // A descriptor that the program has cannot be taken back: whether it can be told comes first.
-    let told = call.reply(&reply(0)).and_then(|_| {
+    // A descriptor that the program has cannot be taken back: whether the reply arrives comes first.
+    let replied = call.reply(&reply(0)).and_then(|_| {
         let program = call.program();
         Ok(program.install_event_file(Arc::clone(&file), true)?)
     });
-    match told {
+    match replied {
         Ok(fd) => call.reply(&reply(fd.cast_unsigned())),
         Err(error) => {
             file.closed();

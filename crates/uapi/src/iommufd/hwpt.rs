@@ -77,7 +77,7 @@ pub(super) fn hw_info(call: &Call<'_>) -> Result<u64, Errno> {
         (info.pasid_privileged, spec::HW_CAP_PCI_PASID_PRIV),
         (!info.ats, spec::HW_CAP_PCI_ATS_NOT_SUPPORTED),
     ];
-    let told = capabilities.iter().filter(|(told, _)| *told);
-    args.out_capabilities = told.fold(0, |bits, (_, bit)| bits | bit);
+    let present = capabilities.iter().filter(|(present, _)| *present);
+    args.out_capabilities = present.fold(0, |bits, (_, bit)| bits | bit);
     call.reply(&args)
 }

@@ -11,7 +11,7 @@ pub(super) fn invalidate(call: &Call<'_>) -> Result<u64, Errno> {
         Ok(Invalidated { done, result }) => (done, result.map_err(Errno::from)),
         Err(error) => (0, Err(error)),
     };
-    // How far it came is told in any case.
+    // How far it came is reported in any case.
     args.entry_num = done;
     call.reply(&args)?;
     result.map(|()| 0)

@@ -40,11 +40,11 @@ fn without_a_descriptor_there_is_no_queue() {
     let args = spec::FaultAlloc::default();
     assert_eq!(m.result("FAULT_QUEUE_ALLOC", args), Err(Errno::EMFILE));
     m.program.give_descriptors(1);
-    // A program that cannot be told gets no descriptor either.
+    // A program that cannot get the reply gets no descriptor either.
     m.put(READ_ONLY - 8, &16u32.to_ne_bytes());
     m.put(READ_ONLY - 4, &[0; 4]);
-    let told = m.at(request("FAULT_QUEUE_ALLOC"), READ_ONLY - 8);
-    assert_eq!(told, Err(Errno::EFAULT));
+    let refused = m.at(request("FAULT_QUEUE_ALLOC"), READ_ONLY - 8);
+    assert_eq!(refused, Err(Errno::EFAULT));
     let (result, reply) = m.run("FAULT_QUEUE_ALLOC", args);
     assert_eq!((result, reply.out_fault_id), (Ok(0), 1), "nothing is left");
 }

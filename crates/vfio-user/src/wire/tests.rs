@@ -22,7 +22,7 @@ fn message(id: u16, payload: usize) -> Vec<u8> {
     bytes
 }
 
-/// One send, with so many descriptors.
+/// One send, with this number of descriptors.
 fn send(socket: &UnixStream, bytes: &[u8], fds: usize) {
     let fd: BorrowedFd<'_> = socket.as_fd();
     let fds = vec![fd; fds];
@@ -36,7 +36,7 @@ fn send(socket: &UnixStream, bytes: &[u8], fds: usize) {
     assert_eq!(sent, bytes.len());
 }
 
-/// The next message must be this one, with so many descriptors.
+/// The next message must be this one, with this number of descriptors.
 fn expect(receiver: &mut Receiver, id: u16, payload: usize, fds: usize) {
     let mut received = Message::default();
     let what = receiver.receive(&mut received).unwrap();

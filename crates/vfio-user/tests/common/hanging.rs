@@ -33,7 +33,7 @@ const HANG: u8 = 2;
 /// Where the process that serves the file is to connect to.
 const SOCKET: &str = "IOASID_HANGING_FILE";
 
-/// A file whose server answers nothing. Dropping it ends the server, and then whoever waits for it.
+/// A file whose server answers nothing. Dropping it ends the server, and then those that wait for it.
 ///
 /// No process can be started while it is open: what is closed before `exec` waits as well.
 pub struct Hanging {
@@ -93,15 +93,15 @@ impl Hanging {
 
     /// How many requests wait for the server: those that it has read, and not answered.
     pub fn waiting(&mut self) -> usize {
-        self.tell(LOOK)
+        self.ask(LOOK)
     }
 
     /// From now on it answers, also those that wait already; or it does not.
     pub fn set_answering(&mut self, answering: bool) {
-        self.tell(if answering { ANSWER } else { HANG });
+        self.ask(if answering { ANSWER } else { HANG });
     }
 
-    fn tell(&mut self, what: u8) -> usize {
+    fn ask(&mut self, what: u8) -> usize {
         self.socket.write_all(&[what]).unwrap();
         let mut count = [0; 8];
         self.socket.read_exact(&mut count).unwrap();
@@ -111,7 +111,7 @@ impl Hanging {
 
 impl Drop for Hanging {
     fn drop(&mut self) {
-        // Its end is the end of the file system: all that wait are told so.
+        // Its end is the end of the file system: all that wait learn of it.
         let _ = self.process.kill();
         let _ = self.process.wait();
     }
@@ -175,12 +175,12 @@ fn answer(
             PollFd::new(&*socket, PollFlags::IN),
         ];
         poll(&mut fds, None)?;
-        let (asked, told) = (!fds[0].revents().is_empty(), !fds[1].revents().is_empty());
+        let (asked, ordered) = (!fds[0].revents().is_empty(), !fds[1].revents().is_empty());
         if asked {
             let len = device.read(&mut request)?;
             waiting.push(request[..len.min(64)].to_vec());
         }
-        if told {
+        if ordered {
             let mut what = [0];
             socket.read_exact(&mut what)?;
             answering = what == [ANSWER] || answering && what != [HANG];
@@ -188,7 +188,7 @@ fn answer(
         for request in waiting.extract_if(.., |request| answering || is_news(request)) {
             reply(&mut device, &request)?;
         }
-        if told {
+        if ordered {
             socket.write_all(&waiting.len().to_ne_bytes())?;
         }
     }

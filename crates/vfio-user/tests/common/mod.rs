@@ -1,4 +1,4 @@
-//! What the tests share: a machine with its server, and a client that says exactly what it is told to.
+//! What the tests share: a machine with its server, and a client that says exactly what a test wants.
 #![allow(clippy::unwrap_used, reason = "a test may panic")]
 #![allow(dead_code, reason = "each test binary uses its own part")]
 #![allow(unreachable_pub, reason = "shared by several test binaries")]
@@ -115,16 +115,16 @@ pub const EMSGSIZE: u32 = 90;
 pub const EOPNOTSUPP: u32 = 95;
 
 /// A machine and its server.
-pub struct Stage {
+pub struct Fixture {
     pub machine: Arc<Machine>,
     pub server: Server,
     pub dir: tempfile::TempDir,
 }
 
-impl Stage {
+impl Fixture {
     /// The default machine.
     pub fn new() -> Self {
-        Stage::of(&MachineFile::default_machine())
+        Fixture::of(&MachineFile::default_machine())
     }
 
     pub fn of(file: &MachineFile) -> Self {
@@ -144,7 +144,7 @@ impl Stage {
             };
             server.export(export).unwrap();
         }
-        Stage {
+        Fixture {
             machine,
             server,
             dir,

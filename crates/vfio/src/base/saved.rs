@@ -72,7 +72,7 @@ impl<'a> Reader<'a> {
     /// Bytes as they are.
     ///
     /// # Errors
-    /// [`StateError`] if so many are not left, as for every field.
+    /// [`StateError`] if that many are not left, as for every field.
     pub fn array<const N: usize>(&mut self) -> Result<[u8; N], StateError> {
         let (array, rest) = self.0.split_first_chunk().ok_or(StateError)?;
         self.0 = rest;
@@ -82,7 +82,7 @@ impl<'a> Reader<'a> {
     /// The next `len` bytes.
     ///
     /// # Errors
-    /// [`StateError`] if so many are not left.
+    /// [`StateError`] if that many are not left.
     pub fn bytes(&mut self, len: usize) -> Result<&'a [u8], StateError> {
         let (bytes, rest) = self.0.split_at_checked(len).ok_or(StateError)?;
         self.0 = rest;

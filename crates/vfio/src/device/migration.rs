@@ -313,7 +313,7 @@ fn set_config(function: &Function, config: &[u8]) {
     let _ = function.write_config(0, config);
 }
 
-/// What is around a model's state: who made it, how long it is, and configuration space.
+/// What is around a model's state: what made it, how long it is, and configuration space.
 mod envelope {
     use super::{Function, MAX_STATE, Migrate, StateError};
     use crate::base::saved::{Reader, Writer, expect};

@@ -1,7 +1,7 @@
 //! The token that a physical function of SR-IOV shares with the users of its virtual functions
 //! (`vfio_pci_core_match_token_uuid`, `drivers/vfio/pci/vfio_pci_core.c`).
 //!
-//! Who has the physical function can harm whoever has a virtual one, so both must know the same 16
+//! The user of the physical function can harm those of the virtual ones, so all must know the same 16
 //! bytes. The token outlives the files: it is the physical function's as long as that exists.
 
 use std::{

@@ -12,7 +12,7 @@ use crate::base::error::BindError;
 /// How often a user is asked again for a device that is to be removed.
 const REQUEST_PERIOD: Duration = Duration::from_secs(10);
 
-/// Who uses a device.
+/// The users of a device.
 #[derive(Debug, Default)]
 pub(crate) struct Users {
     state: Mutex<State>,
@@ -94,8 +94,8 @@ impl Users {
     /// it cannot be opened.
     ///
     /// # Errors
-    /// [`BindError::Gone`] if it is being removed already, [`BindError::StillOpen`] after `patience`: it can be
-    /// opened again then.
+    /// [`BindError::Gone`] if it is being removed already, [`BindError::StillOpen`] after `patience`:
+    /// it can be opened again then.
     pub(crate) fn withdraw(&self, patience: Duration, ask: impl Fn()) -> Result<(), BindError> {
         let start = Instant::now();
         let mut state = self.state.lock();

@@ -10,7 +10,7 @@ use crate::base::error::DmaLogError;
 /// Ranges of one log: as many as fit into a page (`LOG_MAX_RANGES`, `drivers/vfio/vfio_main.c`).
 pub const MAX_RANGES: u32 = 256;
 
-/// The smallest page that is told from its neighbours, in bytes: that of every page table.
+/// The smallest page of a log, in bytes: that of every page table.
 pub const MIN_PAGE: u64 = 4096;
 
 /// The largest, in bytes. A wish for larger ones gets these.

@@ -210,7 +210,7 @@ impl Function {
 
     /// Whether the function may issue memory requests and interrupt messages: `PCI_COMMAND.MASTER` is
     /// set and the power state is D0. What it issues otherwise is withheld; an engine that has something
-    /// to do asks first, and is told of a change by [`Function::on_bus_master`].
+    /// to do asks first, and learns of a change by [`Function::on_bus_master`].
     pub fn bus_master(&self) -> bool {
         self.master.is_on()
     }

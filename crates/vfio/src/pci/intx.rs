@@ -5,7 +5,7 @@ use std::{fmt, sync::Arc};
 
 use ioasid_core::{host::IrqSink, sync::Mutex};
 
-/// INTx of one function: a level that the device asserts, and who listens to it.
+/// INTx of one function: a level that the device asserts, and the eventfd that it signals.
 ///
 /// Firing masks it, until the program unmasks it; if the device still asserts it then, it fires again.
 /// While `PCI_COMMAND.INTX_DISABLE` is set it stays masked and says nothing.

@@ -102,7 +102,7 @@ impl Master {
         } else {
             self.on.store(false, Ordering::Release);
             followers.set_requests(false);
-            // What a message told of is in memory.
+            // What a message reports is in memory.
             vectors.close(WITHHOLD_PATIENCE);
         }
         for listener in &followers.listeners {

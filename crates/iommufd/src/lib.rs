@@ -2,21 +2,22 @@
 //!
 //! The rooms, from the lowest; a path between them only ever points down:
 //! * `base`: ids and their uses, errors, flags, files of events, data of programs.
-//! * `space`: I/O address spaces: *areas* and the pages behind them, pinned while a domain needs them;
-//!   which addresses are mapped, reserved or allowed; the domains that areas are written to; which pages
-//!   were written ([`DirtyRequest`]); how much memory each program has locked ([`MemoryLedger`]).
-//! * `hardware`: bound devices and the IOMMU in front of them ([`HwOps`], [`HwInfo`]), page tables as
-//!   programs name them, virtual IOMMUs ([`Viommu`]), their events and queues, page requests.
-//! * `file`: one open `/dev/iommu` file ([`Context`]): its objects by id, what is attached to what, and
-//!   how all of it goes. A back end keeps objects of its own there ([`ForeignObject`]).
+//! * `space`: I/O address spaces: *areas* and the pages behind them, pinned while a domain needs
+//!   them; which addresses are mapped, reserved or allowed; the domains that areas are written to;
+//!   which pages were written ([`DirtyRequest`]); how much memory each program has locked
+//!   ([`MemoryLedger`]).
+//! * `hardware`: bound devices and the IOMMU in front of them ([`HwOps`], [`HwInfo`]), page tables
+//!   as programs name them, virtual IOMMUs ([`Viommu`]), their events and queues, page requests.
+//! * `file`: one open `/dev/iommu` file ([`Context`]): its objects by id, what is attached to what,
+//!   and how all of it goes. A back end keeps objects of its own there ([`ForeignObject`]).
 //! * `handles`: what is held outside and keeps the file: [`BoundDevice`], [`Access`], an
 //!   [`EventFile`], [`Mapped`] memory.
 //! * `commands`: every command on the file, one file for each family.
 //!
 //! What never lives here: the layout of ioctl structs and errno numbers (the `uapi` crate; only the
-//! records that programs read from event files are made here), any back end's types and data, and any
-//! notion of a mediated device: a child is a `device + PASID`, and the presence of the PASID alone
-//! decides how it is attached.
+//! records that programs read from event files are made here), any back end's types and data, and
+//! any notion of a mediated device: a child is a `device + PASID`, and the presence of the PASID
+//! alone decides how it is attached.
 //!
 //! Two invariants hold. *Destroy never fails*: an object that nothing uses can always go, and
 //! everything goes with the file. *One address space, one table*: page tables of an IOAS whose

@@ -6,8 +6,8 @@ use ioasid_core::{host::FdError, memory::PageSource};
 
 use super::error::Error;
 
-/// Called when an [`EventFile`] becomes readable or stops being so. Must not block and must not call
-/// the file back.
+/// Called when an [`EventFile`] becomes readable or stops being so. Must not block and must not
+/// call the file back.
 pub type Notify = Arc<dyn Fn() + Send + Sync>;
 
 /// A file that a program reads events from, and may write answers to.
@@ -19,7 +19,8 @@ pub trait EventFile: Any + Send + Sync + Debug {
     /// Takes whole events of at most `count` bytes together.
     ///
     /// # Errors
-    /// [`PartialRecord`](crate::EventError::PartialRecord), [`ReadTooShort`](crate::EventError::ReadTooShort): nothing was taken.
+    /// [`PartialRecord`](crate::EventError::PartialRecord),
+    /// [`ReadTooShort`](crate::EventError::ReadTooShort): nothing was taken.
     /// [`NotReadable`](crate::EventError::NotReadable) if
     /// this kind of file has no events.
     fn read(&self, count: usize) -> Result<Vec<u8>, Error>;
@@ -27,15 +28,17 @@ pub trait EventFile: Any + Send + Sync + Debug {
     /// Takes answers; returns the bytes of those that were good, up to the first that was not.
     ///
     /// # Errors
-    /// [`PartialRecord`](crate::EventError::PartialRecord), [`NoSuchAnswer`](crate::EventError::NoSuchAnswer) or [`NoSuchFault`](crate::EventError::NoSuchFault) if the
-    /// first is not good, [`NotWritable`](crate::EventError::NotWritable) if this kind of file takes no answers.
+    /// [`PartialRecord`](crate::EventError::PartialRecord),
+    /// [`NoSuchAnswer`](crate::EventError::NoSuchAnswer) or
+    /// [`NoSuchFault`](crate::EventError::NoSuchFault) if the first is not good,
+    /// [`NotWritable`](crate::EventError::NotWritable) if this kind of file takes no answers.
     fn write(&self, bytes: &[u8]) -> Result<usize, Error>;
 
     /// Whether a read would give an event.
     fn is_readable(&self) -> bool;
 
-    /// Calls `notify` on every change of [`EventFile::is_readable`] from now on, in place of what was
-    /// called before.
+    /// Calls `notify` on every change of [`EventFile::is_readable`] from now on, in place of what
+    /// was called before.
     fn set_notify(&self, notify: Notify);
 
     /// The last descriptor is gone: the object behind the file can be destroyed now. Calling it

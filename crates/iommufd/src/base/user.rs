@@ -63,8 +63,8 @@ impl<'a> UserData<'a> {
     /// Writes the struct back, as much of it as the program has.
     ///
     /// # Errors
-    /// [`UserDataError::WrongType`]; [`UserDataError::Length`] if what the program has is shorter than
-    /// `min` or longer than `bytes`; [`UserDataError::Unreadable`].
+    /// [`UserDataError::WrongType`]; [`UserDataError::Length`] if what the program has is shorter
+    /// than `min` or longer than `bytes`; [`UserDataError::Unreadable`].
     pub fn write(&self, kind: u32, bytes: &[u8], min: usize) -> Result<(), Error> {
         self.check_kind(kind)?;
         let part = bytes.get(..self.len);
@@ -118,8 +118,8 @@ impl<'a> UserArray<'a> {
     /// `entries` entries of `entry_len` bytes each at `address` in the program.
     ///
     /// # Errors
-    /// [`UserDataError::BadArray`] if there are entries and the address is 0, an entry has no byte or
-    /// more than [`UserArray::MAX_ENTRY`], or there are more than [`UserArray::MAX_ENTRIES`].
+    /// [`UserDataError::BadArray`] if there are entries and the address is 0, an entry has no byte
+    /// or more than [`UserArray::MAX_ENTRY`], or there are more than [`UserArray::MAX_ENTRIES`].
     pub fn new(
         memory: &'a dyn Caller,
         kind: u32,

@@ -1,7 +1,7 @@
 //! The commands on an open `/dev/iommu` file: one list, and a file for each family of them.
 //!
-//! A command looks objects up and lets them do it; what takes more than a lookup is a function of its
-//! family, which is given what it needs of the file.
+//! A command looks objects up and lets them do it; what takes more than a lookup is a function of
+//! its family, which is given what it needs of the file.
 
 use std::sync::Arc;
 
@@ -37,6 +37,9 @@ use crate::{
         ioas::{CopyArgs, IovaRanges, MapArgs},
     },
 };
+
+#[cfg(doc)]
+use crate::{AllocError, AttachError, CutError, DirtyError, MemoryLedger, MmapError, RangeError};
 
 mod device;
 mod hw_queue;

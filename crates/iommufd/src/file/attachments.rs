@@ -20,6 +20,7 @@ use crate::{
         id::{ObjectId, Use},
     },
     hardware::{
+        attach_point::{AttachPoint, Slot},
         device::{DeviceObject, GroupKey},
         fault::{Handle, PageFault, Reported},
         hw::{Target, TargetKind},
@@ -38,9 +39,6 @@ pub(crate) enum Change {
     /// Whichever fits: what VFIO makes of the two.
     AttachOrReplace,
 }
-
-/// A group (or child) at one PASID (or none).
-type Slot = (GroupKey, Option<Pasid>);
 
 /// What one group (or child) is attached to at one PASID (or none).
 #[derive(Debug)]
@@ -64,13 +62,8 @@ pub(crate) struct Attachments {
 impl Attachments {
     /// The rule that keeps PASIDs that a program chose and page tables that were not made for them
     /// apart. A child is not concerned: no program chose its PASID.
-    fn check_pasids(
-        &self,
-        slot: Slot,
-        device: ObjectId,
-        hwpt: HwptFlags,
-    ) -> Result<(), AttachError> {
-        let (group, pasid) = slot;
+    fn check_pasids(&self, at: AttachPoint<'_>, hwpt: HwptFlags) -> Result<(), AttachError> {
+        let (group, pasid) = at.slot();
         if matches!(group, GroupKey::Child(_)) {
             return Ok(());
         }
@@ -88,19 +81,15 @@ impl Attachments {
         if fits {
             Ok(())
         } else {
+            let device = at.device().id();
             Err(AttachError::NotForPasids { device })
         }
     }
 
-    /// The checks of a page table for one slot: by the rules of all IOMMUs, then by the device's.
-    fn check(
-        &self,
-        slot: Slot,
-        device: &DeviceObject,
-        hwpt: &Hwpt,
-        target: &Target,
-    ) -> Result<(), Error> {
-        self.check_pasids(slot, device.id(), hwpt.flags())?;
+    /// The checks of a page table for one point: by the rules of all IOMMUs, then by the device's.
+    fn check(&self, at: AttachPoint<'_>, hwpt: &Hwpt, target: &Target) -> Result<(), Error> {
+        let device = at.device();
+        self.check_pasids(at, hwpt.flags())?;
         let mismatch =
             if hwpt.flags().contains(HwptFlags::DIRTY_TRACKING) && !device.ops().supports_dirty() {
                 Some(Mismatch::DirtyTracking)
@@ -114,44 +103,45 @@ impl Attachments {
         if let Some(mismatch) = mismatch {
             return Err(AttachError::from(mismatch).into());
         }
-        if let Some(pasid) = slot.1
+        if let Some(pasid) = at.pasid()
             && pasid.get() >= device.device().max_pasids()
         {
             return Err(device.no_such_pasid(pasid.get()).into());
         }
-        device.ops().check_attach(slot.1, target)
+        device.ops().check_attach(at.pasid(), target)
     }
 
     /// A handle for a new attachment, known to what takes its page requests.
-    fn new_handle(&mut self, pasid: Option<Pasid>, device: &DeviceObject, hwpt: &Hwpt) -> Handle {
+    fn new_handle(&mut self, at: AttachPoint<'_>, hwpt: &Hwpt) -> Handle {
         self.last_handle += 1;
         let handle = Handle(self.last_handle);
         if let Some(faults) = hwpt.faults() {
             let reported = Reported {
                 handle,
-                device: device.id(),
-                pasid,
+                device: at.device().id(),
+                pasid: at.pasid(),
             };
-            for member in device.device().group().devices() {
-                faults.enter(member.address(), device.route(pasid), reported);
+            let source = at.source();
+            for member in source.device.group().devices() {
+                faults.enter(member.address(), source.pasid, reported);
             }
         }
         handle
     }
 }
 
-fn already_attached(device: &DeviceObject, pasid: Option<Pasid>) -> Error {
+fn already_attached(at: AttachPoint<'_>) -> Error {
     AttachError::Attached {
-        device: device.id(),
-        pasid: pasid.map(Pasid::get),
+        device: at.device().id(),
+        pasid: at.pasid().map(Pasid::get),
     }
     .into()
 }
 
-fn nothing_to_replace(device: &DeviceObject, pasid: Option<Pasid>) -> Error {
+fn nothing_to_replace(at: AttachPoint<'_>) -> Error {
     AttachError::NothingToReplace {
-        device: device.id(),
-        pasid: pasid.map(Pasid::get),
+        device: at.device().id(),
+        pasid: at.pasid().map(Pasid::get),
     }
     .into()
 }
@@ -184,21 +174,21 @@ fn target(hwpt: &Hwpt, device: &DeviceObject) -> Target {
 }
 
 impl Attachments {
-    /// Attaches a device, or a PASID of it, to the IOAS or page table `pt_id`; returns the page table.
+    /// Attaches a device, or a PASID of it, to the IOAS or page table `pt_id`; returns the page
+    /// table.
     pub(crate) fn attach(
         &mut self,
         tables: &PageTables<'_>,
-        device: &Arc<DeviceObject>,
-        pasid: Option<Pasid>,
+        at: AttachPoint<'_>,
         pt_id: ObjectId,
         change: Change,
     ) -> Result<ObjectId, Error> {
         match attachable(tables.objects, pt_id)? {
             Object::Hwpt(hwpt) => {
-                self.attach_hwpt(tables, device, pasid, &hwpt, change)?;
+                self.attach_hwpt(tables, at, &hwpt, change)?;
                 Ok(hwpt.id())
             }
-            Object::Ioas(ioas) => self.attach_ioas(tables, device, pasid, &ioas, change),
+            Object::Ioas(ioas) => self.attach_ioas(tables, at, &ioas, change),
             _ => Err(AttachError::NotAttachable(pt_id).into()),
         }
     }
@@ -207,36 +197,35 @@ impl Attachments {
     fn attach_ioas(
         &mut self,
         tables: &PageTables<'_>,
-        device: &Arc<DeviceObject>,
-        pasid: Option<Pasid>,
+        at: AttachPoint<'_>,
         ioas: &Arc<Ioas>,
         change: Change,
     ) -> Result<ObjectId, Error> {
         for hwpt in tables.automatic_of(ioas) {
-            match self.attach_hwpt(tables, device, pasid, &hwpt, change) {
+            match self.attach_hwpt(tables, at, &hwpt, change) {
                 Ok(()) => return Ok(hwpt.id()),
                 Err(error) if error.is_mismatch() => {}
                 Err(error) => return Err(error),
             }
         }
-        let slot = (device.group_key(), pasid);
-        let reserved = device.reserved(pasid);
-        let at = self.slots.get(&slot);
-        let attached = at.is_some_and(|at| at.devices.contains(&device.id()));
-        let stays = attached && at.is_some_and(|at| at.hwpt.ioas().id() == ioas.id());
+        let device = at.device().id();
+        let old = self.slots.get(&at.slot());
+        let old = old.filter(|old| old.devices.contains(&device));
+        let stays = old.is_some_and(|old| old.hwpt.ioas().id() == ioas.id());
         match change {
-            Change::Attach if attached => return Err(already_attached(device, pasid)),
-            Change::Replace if !attached => return Err(nothing_to_replace(device, pasid)),
+            Change::Attach if old.is_some() => return Err(already_attached(at)),
+            Change::Replace if old.is_none() => return Err(nothing_to_replace(at)),
             _ => {}
         }
         // The reserved ranges come before the pages: a map in their way is the first error seen.
+        let reserved = at.reserved();
         let reserves = !reserved.is_empty() && !stays;
         if reserves {
-            ioas.reserve(device.id(), reserved)?;
+            ioas.reserve(device, reserved)?;
         }
-        let attached = self.attach_new(tables, device, pasid, ioas, change);
+        let attached = self.attach_new(tables, at, ioas, change);
         if attached.is_err() && reserves {
-            ioas.unreserve(device.id());
+            ioas.unreserve(device);
         }
         attached
     }
@@ -245,15 +234,13 @@ impl Attachments {
     fn attach_new(
         &mut self,
         tables: &PageTables<'_>,
-        device: &Arc<DeviceObject>,
-        pasid: Option<Pasid>,
+        at: AttachPoint<'_>,
         ioas: &Arc<Ioas>,
         change: Change,
     ) -> Result<ObjectId, Error> {
-        let slot = (device.group_key(), pasid);
-        self.check_pasids(slot, device.id(), HwptFlags::NONE)?;
-        let hwpt = tables.make_automatic(ioas, device)?;
-        let attached = self.attach_hwpt(tables, device, pasid, &hwpt, change);
+        self.check_pasids(at, HwptFlags::NONE)?;
+        let hwpt = tables.make_automatic(ioas, at.device())?;
+        let attached = self.attach_hwpt(tables, at, &hwpt, change);
         tables.discard_if_unused(&hwpt);
         attached.map(|()| hwpt.id())
     }
@@ -262,34 +249,32 @@ impl Attachments {
     fn attach_hwpt(
         &mut self,
         tables: &PageTables<'_>,
-        device: &Arc<DeviceObject>,
-        pasid: Option<Pasid>,
+        at: AttachPoint<'_>,
         hwpt: &Arc<Hwpt>,
         change: Change,
     ) -> Result<(), Error> {
-        let slot = (device.group_key(), pasid);
-        let id = device.id();
-        match self.slots.get(&slot) {
-            Some(at) if at.devices.contains(&id) => match change {
-                Change::Attach => Err(already_attached(device, pasid)),
-                _ => self.replace(tables, slot, device, hwpt),
+        let id = at.device().id();
+        match self.slots.get(&at.slot()) {
+            Some(old) if old.devices.contains(&id) => match change {
+                Change::Attach => Err(already_attached(at)),
+                Change::Replace | Change::AttachOrReplace => self.replace(tables, at, hwpt),
             },
-            _ if change == Change::Replace => Err(nothing_to_replace(device, pasid)),
-            Some(at) if at.hwpt.id() != hwpt.id() => Err(AttachError::GroupElsewhere {
-                attached: at.hwpt.id(),
+            _ if change == Change::Replace => Err(nothing_to_replace(at)),
+            Some(old) if old.hwpt.id() != hwpt.id() => Err(AttachError::GroupElsewhere {
+                attached: old.hwpt.id(),
                 wanted: hwpt.id(),
             }
             .into()),
             Some(_) => {
                 // The group is there already: only the device's own reserved ranges are new.
                 failpoint::allocation()?;
-                hwpt.ioas().reserve(id, device.reserved(pasid))?;
-                if let Some(at) = self.slots.get_mut(&slot) {
-                    at.devices.insert(id);
+                hwpt.ioas().reserve(id, at.reserved())?;
+                if let Some(attachment) = self.slots.get_mut(&at.slot()) {
+                    attachment.devices.insert(id);
                 }
                 Ok(())
             }
-            None => self.attach_group(tables.objects, slot, device, hwpt),
+            None => self.attach_group(tables.objects, at, hwpt),
         }
     }
 
@@ -297,44 +282,42 @@ impl Attachments {
     fn attach_group(
         &mut self,
         objects: &Objects,
-        slot: Slot,
-        device: &Arc<DeviceObject>,
+        at: AttachPoint<'_>,
         hwpt: &Arc<Hwpt>,
     ) -> Result<(), Error> {
-        let pasid = slot.1;
+        let device = at.device();
         let used = objects.use_of(hwpt.id())?;
-        hwpt.ioas().reserve(device.id(), device.reserved(pasid))?;
+        hwpt.ioas().reserve(device.id(), at.reserved())?;
         let target = target(hwpt, device);
-        let attached = self.attach_domain(slot, device, hwpt, &target);
+        let attached = self.attach_domain(at, hwpt, &target);
         let handle = attached.inspect_err(|_| {
-            if device.reserves(pasid) {
+            if at.reserves() {
                 hwpt.ioas().unreserve(device.id());
             }
         })?;
-        device.ops().attached(pasid, Some(&target));
-        let at = Attachment {
+        device.ops().attached(at.pasid(), Some(&target));
+        let attachment = Attachment {
             hwpt: Arc::clone(hwpt),
             _used: used,
             handle,
             reporter: device.id(),
             devices: BTreeSet::from([device.id()]),
         };
-        self.slots.insert(slot, at);
+        self.slots.insert(at.slot(), attachment);
         Ok(())
     }
 
     /// Attaches the domain of a page table; all or nothing.
     fn attach_domain(
         &mut self,
-        slot: Slot,
-        device: &DeviceObject,
+        at: AttachPoint<'_>,
         hwpt: &Hwpt,
         target: &Target,
     ) -> Result<Handle, Error> {
-        self.check(slot, device, hwpt, target)?;
+        self.check(at, hwpt, target)?;
         failpoint::allocation()?;
-        let handle = self.new_handle(slot.1, device, hwpt);
-        let attached = device.attach_domain(slot.1, hwpt.target());
+        let handle = self.new_handle(at, hwpt);
+        let attached = at.attach(hwpt.target());
         attached.inspect_err(|_| leave_faults(hwpt, handle))?;
         Ok(handle)
     }
@@ -343,36 +326,37 @@ impl Attachments {
     fn replace(
         &mut self,
         tables: &PageTables<'_>,
-        slot: Slot,
-        device: &Arc<DeviceObject>,
+        at: AttachPoint<'_>,
         hwpt: &Arc<Hwpt>,
     ) -> Result<(), Error> {
-        let Some(at) = self.slots.get(&slot) else {
+        let Some(before) = self.slots.get(&at.slot()) else {
             return Ok(());
         };
-        let (old, old_handle, devices) = (Arc::clone(&at.hwpt), at.handle, at.devices.clone());
+        let (old, old_handle) = (Arc::clone(&before.hwpt), before.handle);
+        let devices = before.devices.clone();
         if old.id() == hwpt.id() {
             return Ok(());
         }
         let used = tables.objects.use_of(hwpt.id())?;
-        let pasid = slot.1;
-        let moves = device.reserves(pasid) && old.ioas().id() != hwpt.ioas().id();
+        let device = at.device();
+        let moves = at.reserves() && old.ioas().id() != hwpt.ioas().id();
         let unreserve = |ioas: &Ioas| devices.iter().for_each(|id| ioas.unreserve(*id));
         let target = target(hwpt, device);
         let mut change = || {
             if moves {
                 for id in &devices {
                     if let Ok(device) = tables.objects.device(*id) {
-                        hwpt.ioas().reserve(*id, device.reserved(pasid))?;
+                        let reserved = AttachPoint::at(&device, at.pasid()).reserved();
+                        hwpt.ioas().reserve(*id, reserved)?;
                     }
                 }
             }
-            self.check(slot, device, hwpt, &target)?;
+            self.check(at, hwpt, &target)?;
             failpoint::allocation()?;
-            let handle = self.new_handle(pasid, device, hwpt);
+            let handle = self.new_handle(at, hwpt);
             // Two page tables on one domain: nothing changes for the device.
             if !Arc::ptr_eq(old.target(), hwpt.target()) {
-                let replaced = device.replace_domain(pasid, hwpt.target());
+                let replaced = at.replace(hwpt.target());
                 replaced.inspect_err(|_| leave_faults(hwpt, handle))?;
             }
             Ok(handle)
@@ -383,43 +367,38 @@ impl Attachments {
             }
         })?;
         leave_faults(&old, old_handle);
-        device.ops().attached(pasid, Some(&target));
+        device.ops().attached(at.pasid(), Some(&target));
         if moves {
             unreserve(old.ioas());
         }
-        if let Some(at) = self.slots.get_mut(&slot) {
-            at.hwpt = Arc::clone(hwpt);
-            at._used = used;
-            at.handle = handle;
-            at.reporter = device.id();
+        if let Some(attachment) = self.slots.get_mut(&at.slot()) {
+            attachment.hwpt = Arc::clone(hwpt);
+            attachment._used = used;
+            attachment.handle = handle;
+            attachment.reporter = device.id();
         }
         tables.discard_if_unused(&old);
         Ok(())
     }
 
-    /// Detaches a device, or a PASID of it, if it is attached; returns after the barrier.
-    pub(crate) fn detach(
-        &mut self,
-        tables: &PageTables<'_>,
-        device: &DeviceObject,
-        pasid: Option<Pasid>,
-    ) {
-        let slot = (device.group_key(), pasid);
-        let Some(at) = self.slots.get_mut(&slot) else {
+    /// Detaches what is attached, if anything; returns after the barrier.
+    pub(crate) fn detach(&mut self, tables: &PageTables<'_>, at: AttachPoint<'_>) {
+        let device = at.device();
+        let Some(attachment) = self.slots.get_mut(&at.slot()) else {
             return;
         };
-        if !at.devices.remove(&device.id()) {
+        if !attachment.devices.remove(&device.id()) {
             return;
         }
-        let hwpt = Arc::clone(&at.hwpt);
-        if at.devices.is_empty()
-            && let Some(at) = self.slots.remove(&slot)
+        let hwpt = Arc::clone(&attachment.hwpt);
+        if attachment.devices.is_empty()
+            && let Some(last) = self.slots.remove(&at.slot())
         {
-            device.detach_domain(pasid);
-            leave_faults(&hwpt, at.handle);
-            device.ops().attached(pasid, None);
+            at.detach();
+            leave_faults(&hwpt, last.handle);
+            device.ops().attached(at.pasid(), None);
         }
-        if device.reserves(pasid) {
+        if at.reserves() {
             hwpt.ioas().unreserve(device.id());
         }
         tables.discard_if_unused(&hwpt);
@@ -431,14 +410,15 @@ impl Attachments {
         let slots = self.slots.keys().filter(|slot| slot.0 == group);
         let pasids: Vec<Option<Pasid>> = slots.map(|slot| slot.1).collect();
         for pasid in pasids {
-            self.detach(tables, device, pasid);
+            self.detach(tables, AttachPoint::at(device, pasid));
         }
     }
 
-    /// What the device, or a PASID of it, is attached to.
-    pub(crate) fn attached(&self, device: &DeviceObject, pasid: Option<Pasid>) -> Option<ObjectId> {
-        let at = self.slots.get(&(device.group_key(), pasid))?;
-        at.devices.contains(&device.id()).then(|| at.hwpt.id())
+    /// The page table that is attached.
+    pub(crate) fn attached(&self, at: AttachPoint<'_>) -> Option<ObjectId> {
+        let attachment = self.slots.get(&at.slot())?;
+        let attached = attachment.devices.contains(&at.device().id());
+        attached.then(|| attachment.hwpt.id())
     }
 
     /// Reports a page request of a device whose DMA is a back end's own to the fault queue of what

@@ -18,8 +18,8 @@ pub(crate) fn destroy(context: &Context, id: ObjectId) -> Result<(), Error> {
     Ok(())
 }
 
-/// Takes away what a device has on a virtual IOMMU: its number there goes before the device. The id of
-/// that object stays taken.
+/// Takes away what a device has on a virtual IOMMU: its number there goes before the device. The id
+/// of that object stays taken.
 pub(crate) fn retire_vdevice(context: &Context, vdevice: ObjectId) {
     let removed = context.objects().lock().retire(vdevice);
     if let Some(removed) = removed {

@@ -19,7 +19,8 @@ use crate::{
 /// One open `/dev/iommu` file: an object table and the commands on it.
 ///
 /// Every command may be called from any thread. The checks of a command come in the kernel's order,
-/// but for those that need only the ioctl struct: the caller that decodes the struct makes them first.
+/// but for those that need only the ioctl struct: the caller that decodes the struct makes them
+/// first.
 #[derive(Debug)]
 pub struct Context {
     iommu: Arc<Iommu>,

@@ -10,9 +10,9 @@ use crate::{
     space::{access::AccessObject, ioas::Ioas},
 };
 
-/// An object that a back end keeps in the object table: it has an id, and goes by DESTROY or with the
-/// file, like every other object. What it is, is the back end's business. When it is taken out of the
-/// table it is dropped, with no lock held: it may hold bound devices.
+/// An object that a back end keeps in the object table: it has an id, and goes by DESTROY or with
+/// the file, like every other object. What it is, is the back end's business. When it is taken out
+/// of the table it is dropped, with no lock held: it may hold bound devices.
 pub trait ForeignObject: Any + Send + Sync + fmt::Debug {}
 
 /// What an id stands for.

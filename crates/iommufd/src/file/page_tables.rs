@@ -180,8 +180,8 @@ impl PageTables<'_> {
         Ok(NewHwpt::new(id, hwpt, used))
     }
 
-    /// The domain for a page table of the program's on `parent`. No such table is walked for DMA yet:
-    /// routes that lead here are blocked.
+    /// The domain for a page table of the program's on `parent`. No such table is walked for DMA
+    /// yet: routes that lead here are blocked.
     fn nested_target(&self, parent: &PagingTable) -> Result<Arc<Domain>, Error> {
         self.alloc_domain(DomainConfig {
             kind: DomainKind::Blocked,
@@ -200,8 +200,8 @@ impl PageTables<'_> {
     }
 }
 
-/// A page table object that is not in the table yet: if it never comes there, its part of the domain
-/// is given back.
+/// A page table object that is not in the table yet: if it never comes there, its part of the
+/// domain is given back.
 struct NewHwpt {
     hwpt: Arc<Hwpt>,
     uses: Vec<Use>,

@@ -1,7 +1,8 @@
 //! The object table: one space of ids for all types.
 //!
-//! An entry has the uses that its object makes of other objects: they end when the object leaves the
-//! table. So an object that is in use cannot be destroyed, and one that nothing uses always can.
+//! An entry has the uses that its object makes of other objects: they end when the object leaves
+//! the table. So an object that is in use cannot be destroyed, and one that nothing uses always
+//! can.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -125,7 +126,8 @@ impl Table {
         Ok(removed)
     }
 
-    /// Takes an object out whatever uses it; its id names nothing from now on and is not used again.
+    /// Takes an object out whatever uses it; its id names nothing from now on and is not used
+    /// again.
     pub(crate) fn retire(&mut self, id: ObjectId) -> Option<Removed> {
         let removed = self.take(id);
         if let Some(entry) = self.entries.get_mut(&id) {
@@ -159,8 +161,8 @@ impl Table {
     }
 }
 
-/// The object table of a file. Its lock is held for lookups and bookkeeping only, inside every other
-/// lock.
+/// The object table of a file. Its lock is held for lookups and bookkeeping only, inside every
+/// other lock.
 #[derive(Debug, Default)]
 pub(crate) struct Objects(Mutex<Table>);
 

@@ -1,11 +1,11 @@
-//! Access objects: memory of an IOAS for software that needs no page table - an emulated device whose
-//! "DMA" is copied by software, or a queue that hardware reads by physical address.
+//! Access objects: memory of an IOAS for software that needs no page table - an emulated device
+//! whose "DMA" is copied by software, or a queue that hardware reads by physical address.
 //!
-//! An access object has an id in the object table like everything else, is attached to one IOAS at a
-//! time, and either copies bytes ([`Access::read`], [`Access::write`]) or pins pages
+//! An access object has an id in the object table like everything else, is attached to one IOAS at
+//! a time, and either copies bytes ([`Access::read`], [`Access::write`]) or pins pages
 //! ([`Access::pin`]). A pin keeps system physical addresses valid until it is dropped; an UNMAP of
-//! the area asks its user to drop it ([`AccessUser::unmap`](crate::AccessUser::unmap)) and waits for
-//! that, with a limit. (drivers/iommu/iommufd/device.c, second half.)
+//! the area asks its user to drop it ([`AccessUser::unmap`](crate::AccessUser::unmap)) and waits
+//! for that, with a limit. (drivers/iommu/iommufd/device.c, second half.)
 
 use std::{fmt, sync::Arc};
 
@@ -23,8 +23,8 @@ use crate::{
     },
 };
 
-/// An access object of a [`Context`]. Dropping it detaches and takes the object away; pins are to be
-/// dropped before.
+/// An access object of a [`Context`]. Dropping it detaches and takes the object away; pins are to
+/// be dropped before.
 pub struct Access {
     context: Arc<Context>,
     object: Arc<AccessObject>,
@@ -127,7 +127,8 @@ impl Access {
     /// In the kernel's order: [`AccessError::CopiesOnly`], [`AccessError::Empty`],
     /// [`AccessError::Overflow`], [`AccessError::NotAttached`]; then area by area
     /// [`AccessError::Leaving`], [`AccessError::DevicePages`], [`AccessError::Permission`],
-    /// [`AccessError::PartialPage`], [`Error::Pin`], and [`AccessError::NotMapped`] where there is none.
+    /// [`AccessError::PartialPage`], [`Error::Pin`], and [`AccessError::NotMapped`] where there is
+    /// none.
     pub fn pin(&self, iova: u64, len: u64, write: bool) -> Result<PinnedPages, Error> {
         if !self.object.pins() {
             return Err(AccessError::CopiesOnly(self.id()).into());
@@ -139,8 +140,8 @@ impl Access {
     /// Copies `dst.len()` bytes from `iova`.
     ///
     /// # Errors
-    /// [`AccessError::Empty`], [`AccessError::Overflow`], [`AccessError::NotAttached`], then area by
-    /// area [`AccessError::Leaving`], [`AccessError::DevicePages`], [`AccessError::Permission`],
+    /// [`AccessError::Empty`], [`AccessError::Overflow`], [`AccessError::NotAttached`], then area
+    /// by area [`AccessError::Leaving`], [`AccessError::DevicePages`], [`AccessError::Permission`],
     /// [`AccessError::MemoryGone`], and [`AccessError::NotMapped`]. What comes before is copied.
     pub fn read(&self, iova: u64, dst: &mut [u8]) -> Result<(), Error> {
         let mut rest = dst;

@@ -16,7 +16,7 @@ use crate::{
         context::Context,
         object::Object,
     },
-    hardware::{device::DeviceObject, hw::HwOps},
+    hardware::{attach_point::AttachPoint, device::DeviceObject, hw::HwOps},
 };
 
 /// A device, or one default-PASID child of a device, bound to a [`Context`]. Dropping it detaches
@@ -73,104 +73,99 @@ impl BoundDevice {
     ///
     /// # Errors
     /// [`ObjectError::Missing`](crate::ObjectError::Missing), [`Error::Range`],
-    /// [`AttachError::NotAttachable`], [`AttachError::Incompatible`], [`AttachError::GroupElsewhere`],
+    /// [`AttachError::NotAttachable`], [`AttachError::Incompatible`],
+    /// [`AttachError::GroupElsewhere`],
     /// [`AttachError::NotForPasids`], and those of pinning. What was attached before stays.
     pub fn attach(&self, pt_id: ObjectId) -> Result<ObjectId, Error> {
-        self.change(None, pt_id, Change::AttachOrReplace)
+        self.change(self.itself(), pt_id, Change::AttachOrReplace)
     }
 
     /// Attaches the device, or a PASID that the program chose, where nothing is attached; returns
     /// the page table. As the kernel counts, PASID 0 is the device itself.
     ///
     /// # Errors
-    /// [`AttachError::Attached`] if it is attached, and those of [`BoundDevice::attach`] and
+    /// [`AttachError::Attached`], and those of [`BoundDevice::attach`] and
     /// [`BoundDevice::attach_pasid`].
     pub fn attach_first(&self, pt_id: ObjectId, pasid: u32) -> Result<ObjectId, Error> {
-        let pasid = self.chosen(pasid)?;
-        self.change(pasid, pt_id, Change::Attach)
+        self.change(self.at(pasid)?, pt_id, Change::Attach)
     }
 
     /// Replaces what the device, or a PASID, is attached to. As the kernel counts, PASID 0 is the
     /// device itself.
     ///
     /// # Errors
-    /// [`AttachError::NothingToReplace`], and those of [`BoundDevice::attach_first`]. What was attached
-    /// before stays.
+    /// [`AttachError::NothingToReplace`], and those of [`BoundDevice::attach_first`]. What was
+    /// attached before stays.
     pub fn replace(&self, pt_id: ObjectId, pasid: u32) -> Result<ObjectId, Error> {
-        let pasid = self.chosen(pasid)?;
-        self.change(pasid, pt_id, Change::Replace)
+        self.change(self.at(pasid)?, pt_id, Change::Replace)
     }
 
-    fn chosen(&self, pasid: u32) -> Result<Option<Pasid>, Error> {
-        match pasid {
-            0 => Ok(None),
-            _ if self.object.child().is_some() => Err(AttachError::NoPasids(self.id()).into()),
-            _ => match Pasid::new(pasid) {
-                Some(pasid) => Ok(Some(pasid)),
-                None => Err(self.object.no_such_pasid(pasid).into()),
-            },
-        }
-    }
-
-    /// Attaches a PASID that the program chose, or replaces what was attached there. Only page
-    /// tables made with [`HwptFlags::PASID`](crate::HwptFlags::PASID) will do, at the device's own
-    /// attachment (if any) as well.
+    /// Attaches a PASID that the program chose, or replaces what was attached there: VFIO's attach,
+    /// which keeps a number for each PASID. Only page tables made with
+    /// [`HwptFlags::PASID`](crate::HwptFlags::PASID) will do, at the device's own attachment (if
+    /// any) as well.
     ///
     /// # Errors
     /// [`AttachError::NoPasids`] for a child, [`AttachError::NoSuchPasid`] for 0,
     /// [`AttachError::PasidSpace`] for 2^31 and more, and those of [`BoundDevice::attach`].
     pub fn attach_pasid(&self, pt_id: ObjectId, pasid: u32) -> Result<ObjectId, Error> {
-        if self.object.child().is_some() {
-            return Err(AttachError::NoPasids(self.id()).into());
-        }
-        if pasid > i32::MAX as u32 {
-            return Err(AttachError::PasidSpace(pasid).into());
-        }
-        let Some(pasid) = Pasid::new(pasid) else {
-            attachable(self.context.objects(), pt_id)?;
-            return Err(self.object.no_such_pasid(pasid).into());
+        let at = match self.at(pasid) {
+            Ok(at) if at.pasid().is_some() => at,
+            Err(error @ AttachError::NoPasids(_)) => return Err(error.into()),
+            Ok(_) | Err(_) => {
+                if pasid > i32::MAX as u32 {
+                    return Err(AttachError::PasidSpace(pasid).into());
+                }
+                // The page table is looked up before the PASID.
+                attachable(self.context.objects(), pt_id)?;
+                return Err(self.object.no_such_pasid(pasid).into());
+            }
         };
-        self.change(Some(pasid), pt_id, Change::AttachOrReplace)
+        self.change(at, pt_id, Change::AttachOrReplace)
     }
 
     /// Detaches; returns when no DMA through the old page table is in flight. Not attached: nothing
     /// to do.
     pub fn detach(&self) {
-        self.leave(None);
+        self.leave(self.itself());
     }
 
     /// Detaches a PASID that the program chose; as [`BoundDevice::detach`].
     pub fn detach_pasid(&self, pasid: u32) {
-        if let Some(pasid) = Pasid::new(pasid) {
-            self.leave(Some(pasid));
+        if let Ok(at) = self.at(pasid)
+            && at.pasid().is_some()
+        {
+            self.leave(at);
         }
     }
 
     /// The page table that the device is attached to, by itself or at `pasid`.
     pub fn attached(&self, pasid: Option<Pasid>) -> Option<ObjectId> {
         let attachments = self.context.attachments.lock();
-        attachments.attached(&self.object, pasid)
+        attachments.attached(AttachPoint::at(&self.object, pasid))
+    }
+
+    fn itself(&self) -> AttachPoint<'_> {
+        AttachPoint::itself(&self.object)
+    }
+
+    fn at(&self, pasid: u32) -> Result<AttachPoint<'_>, AttachError> {
+        AttachPoint::of(&self.object, pasid)
     }
 
     fn change(
         &self,
-        pasid: Option<Pasid>,
+        at: AttachPoint<'_>,
         pt_id: ObjectId,
         change: Change,
     ) -> Result<ObjectId, Error> {
         let mut attachments = self.context.attachments.lock();
-        attachments.attach(
-            &self.context.page_tables(),
-            &self.object,
-            pasid,
-            pt_id,
-            change,
-        )
+        attachments.attach(&self.context.page_tables(), at, pt_id, change)
     }
 
-    fn leave(&self, pasid: Option<Pasid>) {
+    fn leave(&self, at: AttachPoint<'_>) {
         let mut attachments = self.context.attachments.lock();
-        attachments.detach(&self.context.page_tables(), &self.object, pasid);
+        attachments.detach(&self.context.page_tables(), at);
     }
 }
 

@@ -1,4 +1,5 @@
-//! The file of a queue: what a program holds of a fault queue, and of the events of a virtual IOMMU.
+//! The file of a queue: what a program holds of a fault queue, and of the events of a virtual
+//! IOMMU.
 //!
 //! As long as it is open it uses the queue's object and the context.
 

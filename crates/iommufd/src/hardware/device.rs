@@ -3,17 +3,14 @@
 use std::{fmt, sync::Arc};
 
 use ioasid_core::{
-    AddrRange, Pasid,
+    Pasid,
     inspect::{Inspect, Node},
     sync::Mutex,
 };
-use ioasid_iommu::{Device, DmaOwnership, DmaSource, Domain, FaultSink, ReservedKind};
+use ioasid_iommu::{Device, DmaOwnership, FaultSink};
 
 use super::{hw::HwOps, hw_info::HwInfo};
-use crate::base::{
-    error::{AttachError, Error},
-    id::ObjectId,
-};
+use crate::base::{error::AttachError, id::ObjectId};
 
 /// What attachments are kept under: a group, whose devices stand on one page table, or one
 /// default-PASID child, which is a group of its own.
@@ -101,56 +98,9 @@ impl DeviceObject {
         }
     }
 
-    /// The PASID of the DMA that an attachment is about. From here on a child is a PASID of its
-    /// device like any other.
-    pub(crate) fn route(&self, pasid: Option<Pasid>) -> Option<Pasid> {
-        self.child.or(pasid)
-    }
-
-    /// Whether mappings must stay away from the device's reserved regions: only if the DMA has no
-    /// PASID.
-    pub(crate) fn reserves(&self, pasid: Option<Pasid>) -> bool {
-        self.route(pasid).is_none()
-    }
-
-    /// What mappings must stay away from.
-    pub(crate) fn reserved(&self, pasid: Option<Pasid>) -> Vec<AddrRange> {
-        if !self.reserves(pasid) {
-            return Vec::new();
-        }
-        let regions = self.device.reserved_regions().iter();
-        regions
-            .filter(|region| region.kind != ReservedKind::DirectRelaxable)
-            .map(|region| region.range)
-            .collect()
-    }
-
-    /// The DMA that an attachment is about.
-    fn source(&self, pasid: Option<Pasid>) -> DmaSource {
-        DmaSource::new(&self.device, self.route(pasid))
-    }
-
-    /// Attaches the group, or the PASID, to `domain`.
-    pub(crate) fn attach_domain(
-        &self,
-        pasid: Option<Pasid>,
-        domain: &Arc<Domain>,
-    ) -> Result<(), Error> {
-        Ok(self.source(pasid).attach_group(domain, &self.faults)?)
-    }
-
-    /// Replaces the domain that the group, or the PASID, is attached to.
-    pub(crate) fn replace_domain(
-        &self,
-        pasid: Option<Pasid>,
-        domain: &Arc<Domain>,
-    ) -> Result<(), Error> {
-        Ok(self.source(pasid).replace(domain, &self.faults)?)
-    }
-
-    /// Detaches the group, or the PASID; returns after the barrier.
-    pub(crate) fn detach_domain(&self, pasid: Option<Pasid>) {
-        self.source(pasid).detach();
+    /// Takes the faults of its attachments.
+    pub(crate) fn faults(&self) -> &Arc<dyn FaultSink> {
+        &self.faults
     }
 
     /// The device cannot send `pasid`.

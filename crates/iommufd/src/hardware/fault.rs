@@ -1,7 +1,7 @@
 //! Fault queues: page requests that a program answers (drivers/iommu/iommufd/eventq.c).
 //!
-//! A request waits in the queue until it is read, and then, under a cookie, for its answer. Both end
-//! with the attachment that it came through: a detach or replace answers
+//! A request waits in the queue until it is read, and then, under a cookie, for its answer. Both
+//! end with the attachment that it came through: a detach or replace answers
 //! [`PageResponse::Invalid`], so no device waits for an answer that cannot come.
 //!
 //! Every request here is a group of its own.

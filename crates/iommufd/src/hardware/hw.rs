@@ -50,7 +50,8 @@ pub trait HwOps: Any + Send + Sync + Debug {
         true
     }
 
-    /// The domain for a page table of an IOAS. `flags` are good by the rules that all IOMMUs share, without
+    /// The domain for a page table of an IOAS. `flags` are good by the rules that all IOMMUs share,
+    /// without
     /// [`HwptFlags::FAULT_ID_VALID`].
     ///
     /// # Errors

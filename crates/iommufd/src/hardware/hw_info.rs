@@ -2,11 +2,10 @@
 //!
 //! | capability | advertised |
 //! | --- | --- |
-//! | first-stage or second-stage translation, 4 levels, 2 MiB and 1 GiB leaves | as the device's page tables are |
-//! | dirty tracking, PASIDs and their features, page requests | as the device is configured |
-//! | ATS | of a device that keeps translations |
-//! | device TLBs | yes |
-//! | nested translation, virtual command interface, interrupt remapping, pass-through | no |
+//! | first-stage or second-stage translation, 4 levels, 2 MiB and 1 GiB leaves | as the device's
+//! page tables are | | dirty tracking, PASIDs and their features, page requests | as the device is
+//! configured | | ATS | of a device that keeps translations | | device TLBs | yes | | nested
+//! translation, virtual command interface, interrupt remapping, pass-through | no |
 
 use ioasid_iommu::{Device, TableFormat};
 

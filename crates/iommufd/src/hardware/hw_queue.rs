@@ -1,5 +1,5 @@
-//! Hardware queues of a virtual IOMMU: rings in the memory of a guest that hardware reads by physical
-//! address (drivers/iommu/iommufd/viommu.c).
+//! Hardware queues of a virtual IOMMU: rings in the memory of a guest that hardware reads by
+//! physical address (drivers/iommu/iommufd/viommu.c).
 //!
 //! An access object of the file's own pins the ring and locks its area, so that no UNMAP takes the
 //! memory away below the hardware.

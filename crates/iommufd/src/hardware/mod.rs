@@ -3,6 +3,7 @@
 //!
 //! Objects know each other, and nothing of the file that they are kept in.
 
+pub(crate) mod attach_point;
 pub(crate) mod device;
 pub(crate) mod fault;
 pub(crate) mod hw;

@@ -9,8 +9,8 @@ use crate::base::id::ObjectId;
 
 /// The user of an [`Access`](crate::Access).
 pub trait AccessUser: Send + Sync + fmt::Debug {
-    /// Drops every [`PinnedPages`] that has an address in `range`, before it returns. New pins there
-    /// are refused from now on. Called with no lock held, from any thread.
+    /// Drops every [`PinnedPages`] that has an address in `range`, before it returns. New pins
+    /// there are refused from now on. Called with no lock held, from any thread.
     fn unmap(&self, range: AddrRange);
 }
 

@@ -2,8 +2,8 @@
 //!
 //! A domain has one dirty bit per leaf, but several page table objects may stand on it, and each
 //! reads and clears for itself. So an object that clears the domain's bits hands what it found to
-//! the others: the [`DirtyLedger`] holds, for each object that tracks, what was written and is not in
-//! the domain's bits any more.
+//! the others: the [`DirtyLedger`] holds, for each object that tracks, what was written and is not
+//! in the domain's bits any more.
 
 use std::collections::BTreeMap;
 

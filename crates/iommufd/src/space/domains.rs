@@ -4,8 +4,8 @@
 //! agree share one: an automatic page table and one made by hand, for a whole device and for a
 //! child, in any order. Only what changes the table itself is such an attribute. That a program may
 //! nest on its page table, or attach it to PASIDs, is a property of the object and divides nothing.
-//! So one map is one write, one unmap is one barrier, and the table's memory is there once. A domain
-//! is made for the first object that needs it and goes with the last.
+//! So one map is one write, one unmap is one barrier, and the table's memory is there once. A
+//! domain is made for the first object that needs it and goes with the last.
 
 use std::{fmt, sync::Arc};
 
@@ -41,8 +41,8 @@ pub(crate) struct Attributes {
 }
 
 impl Attributes {
-    /// What the page table `hwpt` with `flags` needs, where the device's IOMMU wants `paging` and can
-    /// track dirty pages or not.
+    /// What the page table `hwpt` with `flags` needs, where the device's IOMMU wants `paging` and
+    /// can track dirty pages or not.
     pub(crate) fn new(
         hwpt: ObjectId,
         paging: &PagingConfig,

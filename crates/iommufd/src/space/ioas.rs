@@ -17,7 +17,7 @@ use super::{
     access::AccessObject,
     area::{Area, Part, fill, take_down},
     domains::Tables,
-    iova::{IovaSpace, Owner},
+    iova::{IovaSpace, Owner, ReservedRange},
 };
 use crate::base::{
     error::{Error, MapError, OptionError, RangeError},
@@ -265,7 +265,11 @@ impl Ioas {
     }
 
     /// Keeps `ranges` unmapped for a device attached by its RID.
-    pub(crate) fn reserve(&self, device: ObjectId, ranges: Vec<AddrRange>) -> Result<(), Error> {
+    pub(crate) fn reserve(
+        &self,
+        device: ObjectId,
+        ranges: Vec<ReservedRange>,
+    ) -> Result<(), Error> {
         let _change = self.change.lock();
         self.state
             .lock()

@@ -27,14 +27,11 @@ pub(crate) enum Owner {
     Permanent(u64),
 }
 
-impl Owner {
-    fn reserved_by(self) -> ReservedBy {
-        match self {
-            Owner::Device(device) => ReservedBy::Device(device),
-            Owner::Domain(domain) => ReservedBy::Domain(domain),
-            Owner::Permanent(_) => ReservedBy::BackEnd,
-        }
-    }
+/// A range that must stay unmapped, and why.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct ReservedRange {
+    pub(crate) range: AddrRange,
+    pub(crate) by: ReservedBy,
 }
 
 #[derive(Debug)]
@@ -47,7 +44,7 @@ struct Entry<T> {
 #[derive(Debug)]
 pub(crate) struct IovaSpace<T> {
     areas: BTreeMap<u64, Entry<T>>,
-    owners: BTreeMap<Owner, Vec<AddrRange>>,
+    owners: BTreeMap<Owner, Vec<ReservedRange>>,
     /// The union of what the owners reserve.
     reserved: RangeInclusiveSet<u64>,
     /// Ranges that must stay mappable. Empty: no promise, and mappings may go anywhere.
@@ -155,11 +152,9 @@ impl<T> IovaSpace<T> {
         if !self.reserved.overlaps(&span(range)) {
             return None;
         }
-        let mut owners = self.owners.iter();
-        owners.find_map(|(owner, ranges)| {
-            let reserved = ranges.iter().find(|reserved| reserved.overlaps(range))?;
-            Some((*reserved, owner.reserved_by()))
-        })
+        let mut reserved = self.owners.values().flatten();
+        let found = reserved.find(|reserved| reserved.range.overlaps(range))?;
+        Some((found.range, found.by))
     }
 
     /// Adds an area that [`IovaSpace::check`] or [`IovaSpace::find`] approved.
@@ -169,7 +164,8 @@ impl<T> IovaSpace<T> {
         self.mapped = self.mapped.saturating_add(range.len_saturating());
     }
 
-    /// Lets the area that starts at `start` end at `last`, inside it, and gives the rest to `right`.
+    /// Lets the area that starts at `start` end at `last`, inside it, and gives the rest to
+    /// `right`.
     pub(crate) fn split(&mut self, start: u64, last: u64, right: T) {
         if let Some(entry) = self.areas.get_mut(&start) {
             let rest = Entry {
@@ -211,19 +207,25 @@ impl<T> IovaSpace<T> {
     /// As for [`IovaSpace::reserve`].
     pub(crate) fn reserve_permanently(&mut self, range: AddrRange) -> Result<(), Error> {
         self.permanent += 1;
-        self.reserve(Owner::Permanent(self.permanent), vec![range])
+        let by = ReservedBy::BackEnd;
+        let owner = Owner::Permanent(self.permanent);
+        self.reserve(owner, vec![ReservedRange { range, by }])
     }
 
     /// Reserves `ranges` for `owner`, all or none. An owner that has reserved before keeps that.
     ///
     /// # Errors
     /// [`RangeError::Mapped`] or [`RangeError::Allowed`] if that is in the way.
-    pub(crate) fn reserve(&mut self, owner: Owner, ranges: Vec<AddrRange>) -> Result<(), Error> {
+    pub(crate) fn reserve(
+        &mut self,
+        owner: Owner,
+        ranges: Vec<ReservedRange>,
+    ) -> Result<(), Error> {
         if ranges.is_empty() || self.owners.contains_key(&owner) {
             return Ok(());
         }
-        for range in &ranges {
-            let (reserved, by) = (*range, owner.reserved_by());
+        for ReservedRange { range, by } in &ranges {
+            let (reserved, by) = (*range, *by);
             if let Some(area) = self.highest_in(*range) {
                 return Err(RangeError::Mapped { reserved, area, by }.into());
             }
@@ -232,7 +234,8 @@ impl<T> IovaSpace<T> {
             }
             failpoint::allocation()?;
         }
-        self.reserved.extend(ranges.iter().copied().map(span));
+        let spans = ranges.iter().map(|reserved| span(reserved.range));
+        self.reserved.extend(spans);
         self.owners.insert(owner, ranges);
         self.searches.clear();
         Ok(())
@@ -241,8 +244,8 @@ impl<T> IovaSpace<T> {
     /// Gives back what `owner` reserved.
     pub(crate) fn unreserve(&mut self, owner: Owner) {
         if self.owners.remove(&owner).is_some() {
-            let ranges = self.owners.values().flatten().copied();
-            self.reserved = ranges.map(span).collect();
+            let ranges = self.owners.values().flatten();
+            self.reserved = ranges.map(|reserved| span(reserved.range)).collect();
             self.searches.clear();
         }
     }
@@ -283,14 +286,14 @@ impl<T> IovaSpace<T> {
         gaps.filter_map(|gap| addr_range(&gap)).collect()
     }
 
-    /// A free address for `len` bytes whose own address is `address`: so aligned that leaves can be as
-    /// large as the memory allows, and the lowest such one if `address` is that of a page. An offset in
-    /// its page is set in the IOVA as the kernel sets it, bit by bit in the first address of each gap
-    /// (`iopt_alloc_iova`).
+    /// A free address for `len` bytes whose own address is `address`: so aligned that leaves can be
+    /// as large as the memory allows, and the lowest such one if `address` is that of a page. An
+    /// offset in its page is set in the IOVA as the kernel sets it, bit by bit in the first address
+    /// of each gap (`iopt_alloc_iova`).
     ///
     /// # Errors
-    /// [`MapError::Overflow`] for lengths no alignment can be computed of, [`MapError::Misaligned`] if
-    /// memory and page table cannot agree, [`MapError::NoSpace`].
+    /// [`MapError::Overflow`] for lengths no alignment can be computed of, [`MapError::Misaligned`]
+    /// if memory and page table cannot agree, [`MapError::NoSpace`].
     pub(crate) fn find(&mut self, address: u64, len: u64, alignment: u64) -> Result<u64, MapError> {
         if len == 0 || len >= u64::MAX / 2 {
             return Err(MapError::Overflow { start: 0, len });
@@ -410,8 +413,8 @@ struct Shape {
 }
 
 impl Shape {
-    /// Whether [`Shape::place`] never goes down as `from` goes up, so that the first fit is the lowest:
-    /// not where bits of the offset are set above the alignment.
+    /// Whether [`Shape::place`] never goes down as `from` goes up, so that the first fit is the
+    /// lowest: not where bits of the offset are set above the alignment.
     fn is_monotonic(self) -> bool {
         self.offset == 0 || self.offset == self.alignment
     }

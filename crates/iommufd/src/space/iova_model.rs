@@ -1,12 +1,16 @@
-//! The IOVA bookkeeping against a model of plain lists: a chosen address is the one that the kernel's
-//! search comes to, whatever was mapped, unmapped, reserved and allowed before. For whole pages that is
-//! the lowest that fits.
+//! The IOVA bookkeeping against a model of plain lists: a chosen address is the one that the
+//! kernel's search comes to, whatever was mapped, unmapped, reserved and allowed before. For whole
+//! pages that is the lowest that fits.
 
 use ioasid_core::{AddrRange, memory::PAGE_SIZE};
+use ioasid_iommu::ReservedKind;
 use proptest::prelude::*;
 
-use super::{HUGE_PAGE, IovaSpace, Owner};
-use crate::base::{error::MapError, id::ObjectId};
+use super::{HUGE_PAGE, IovaSpace, Owner, ReservedRange};
+use crate::base::{
+    error::{MapError, ReservedBy},
+    id::ObjectId,
+};
 
 /// Everything happens in the first pages of the space, so that it is crowded.
 const PAGES: u64 = 48;
@@ -88,6 +92,20 @@ impl Model {
         self.areas.iter().any(|area| area.overlaps(range))
     }
 
+    /// Whether a fixed mapping of `range` is refused for what is in its way, and for nothing else.
+    fn agrees(&self, range: AddrRange, checked: Result<AddrRange, MapError>) -> bool {
+        match checked {
+            Err(MapError::Reserved { reserved, by, .. }) => {
+                reserved.overlaps(range) && self.reserved.contains(&(owner_of(by), reserved))
+            }
+            Err(MapError::Exists { mapped, .. }) => {
+                let exists = mapped.overlaps(range) && self.areas.contains(&mapped);
+                exists && !self.is_reserved(range)
+            }
+            other => other == Ok(range) && !self.is_reserved(range) && !self.is_mapped(range),
+        }
+    }
+
     /// Tries the start of every gap, from the lowest.
     fn find(&self, address: u64, len: u64, alignment: u64) -> Result<u64, MapError> {
         let mut unit = len.next_power_of_two().min(HUGE_PAGE);
@@ -126,6 +144,21 @@ impl Model {
     }
 }
 
+fn reserved_range(number: u32, range: AddrRange) -> ReservedRange {
+    let by = ReservedBy::Device {
+        device: ObjectId::from_raw(number),
+        kind: ReservedKind::Reserved,
+    };
+    ReservedRange { range, by }
+}
+
+fn owner_of(by: ReservedBy) -> Owner {
+    match by {
+        ReservedBy::Device { device, .. } => Owner::Device(device),
+        other => panic!("only devices reserve here, not {other}"),
+    }
+}
+
 fn owner(number: u32) -> Owner {
     Owner::Device(ObjectId::from_raw(number))
 }
@@ -142,23 +175,7 @@ proptest! {
                 Step::MapAt { page, pages: count } => {
                     let range = pages(page, count);
                     let checked = space.check(range.start(), range.len_saturating(), PAGE_SIZE);
-                    match checked {
-                        Err(MapError::Reserved { reserved, by, .. }) => {
-                            let is = |(owner, range): &(Owner, AddrRange)| {
-                                (owner.reserved_by(), *range) == (by, reserved)
-                            };
-                            prop_assert!(reserved.overlaps(range));
-                            prop_assert!(model.reserved.iter().any(is));
-                        }
-                        Err(MapError::Exists { mapped, .. }) => {
-                            prop_assert!(!model.is_reserved(range) && mapped.overlaps(range));
-                            prop_assert!(model.areas.contains(&mapped));
-                        }
-                        other => {
-                            prop_assert!(!model.is_reserved(range) && !model.is_mapped(range));
-                            prop_assert_eq!(other, Ok(range));
-                        }
-                    }
+                    prop_assert!(model.agrees(range, checked), "{range}: {checked:?}");
                     if checked.is_ok() {
                         space.insert(range, ());
                         model.areas.push(range);
@@ -184,7 +201,8 @@ proptest! {
                     let taken = model.reserved.iter().any(|(other, _)| *other == owner(number));
                     let blocked = model.is_mapped(range)
                         || model.allowed.is_some_and(|allowed| allowed.overlaps(range));
-                    let reserved = space.reserve(owner(number), vec![range]);
+                    let reserved = reserved_range(number, range);
+                    let reserved = space.reserve(owner(number), vec![reserved]);
                     if !taken && blocked {
                         let conflict = reserved.is_err_and(|error| error.is_range_conflict());
                         prop_assert!(conflict);

@@ -93,8 +93,8 @@ impl MemoryLedger {
         counters.users.get(&user).copied().unwrap_or(0)
     }
 
-    /// How many MAPs, however often copied, have pinned the system physical addresses `page`, wholly
-    /// or in part: the pins that a page of a program has.
+    /// How many MAPs, however often copied, have pinned the system physical addresses `page`,
+    /// wholly or in part: the pins that a page of a program has.
     pub fn pins(&self, page: AddrRange) -> usize {
         let pages: Vec<Arc<Pages>> = {
             let counters = self.counters.lock();

@@ -301,8 +301,8 @@ impl Run {
             .is_some_and(|rest| len <= rest)
     }
 
-    /// Calls `copy` with each extent that has bytes of the range, the offset in its registration and
-    /// the bytes, in order.
+    /// Calls `copy` with each extent that has bytes of the range, the offset in its registration
+    /// and the bytes, in order.
     fn each(
         &self,
         offset: u64,

@@ -1,4 +1,4 @@
-//! Memory of an IOAS for who needs no page table.
+//! Memory of an IOAS for software that needs no page table.
 
 use std::sync::{Arc, Mutex};
 
@@ -119,7 +119,7 @@ fn a_page_is_pinned_once_however_many_hold_it() {
     let holder = Arc::<Holder>::default();
     let access = pinning(&m, &holder);
     access.attach(ioas).unwrap();
-    assert_eq!(m.context.pins_of(page), 0, "nobody needs it");
+    assert_eq!(m.context.pins_of(page), 0, "nothing needs it");
     holder.hold(&access, 0x2000, PAGE);
     holder.hold(&access, 0x1000, 2 * PAGE);
     assert_eq!(m.context.pins_of(page), 1);

@@ -298,7 +298,7 @@ fn dropping_a_device_detaches_it_everywhere() {
     drop(pdev);
     assert_eq!(m.routes(), [(mdev.device().address(), Some(pasid(5)))]);
     assert_eq!(m.context.hw_info(id), Err(ObjectError::Missing(id).into()));
-    assert!(device.use_dma_api().is_ok(), "the group is nobody's again");
+    assert!(device.use_dma_api().is_ok(), "the group has no owner again");
     assert_eq!(
         m.context.destroy(hwpt),
         Err(ObjectError::InUse(hwpt).into())

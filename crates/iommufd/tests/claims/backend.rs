@@ -20,7 +20,7 @@ pub const KIND: u32 = 7;
 /// Bytes of a page that a virtual IOMMU lends its owner.
 pub const LENT: u64 = PAGE;
 
-/// What stands in front of a device.
+/// The IOMMU in front of a device.
 #[derive(Debug)]
 pub struct Toy {
     pub instance: u64,
@@ -191,7 +191,7 @@ impl ViommuOps for ToyViommu {
 }
 
 /// A machine with one device behind the back end, an IOAS, and a page table to nest on.
-pub struct Scene {
+pub struct Setup {
     pub m: Machine,
     pub toy: Arc<Toy>,
     pub device: BoundDevice,
@@ -200,7 +200,7 @@ pub struct Scene {
     pub program: Program,
 }
 
-pub fn scene() -> Scene {
+pub fn setup() -> Setup {
     let m = machine();
     let toy = Toy::new(0);
     let device = m.device(1);
@@ -211,7 +211,7 @@ pub fn scene() -> Scene {
     let ioas = m.ioas();
     let args = HwptAlloc::new(device.id(), ioas).with_flags(HwptFlags::NEST_PARENT);
     let parent = m.context.hwpt_alloc(args).unwrap();
-    Scene {
+    Setup {
         m,
         toy,
         device,
@@ -221,7 +221,7 @@ pub fn scene() -> Scene {
     }
 }
 
-impl Scene {
+impl Setup {
     /// `len` bytes of the program's data of the back end's type.
     pub fn data(&self, len: u32) -> UserData<'_> {
         UserData::new(&self.program, KIND, 0x100, len)
@@ -254,6 +254,6 @@ impl Scene {
 }
 
 /// Whether an id names nothing.
-pub fn is_unknown(s: &Scene, id: ObjectId) -> bool {
+pub fn is_unknown(s: &Setup, id: ObjectId) -> bool {
     s.m.context.destroy(id) == Err(ObjectError::Missing(id).into())
 }

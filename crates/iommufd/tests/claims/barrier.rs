@@ -56,7 +56,7 @@ fn assert_silent(pages: &OwnPages, offset: usize) {
     }
 }
 
-fn scene() -> (Machine, BoundDevice, BoundDevice, ObjectId, OwnPages) {
+fn setup() -> (Machine, BoundDevice, BoundDevice, ObjectId, OwnPages) {
     let m = machine();
     let (pdev, mdev) = (m.pdev(1), m.mdev(2, 5));
     let ioas = m.ioas();
@@ -68,7 +68,7 @@ fn scene() -> (Machine, BoundDevice, BoundDevice, ObjectId, OwnPages) {
 
 #[test]
 fn one_unmap_silences_the_device_and_the_child() {
-    let (m, pdev, mdev, ioas, pages) = scene();
+    let (m, pdev, mdev, ioas, pages) = setup();
     while_both_write(&pdev, &mdev, || {
         for _ in 0..ROUNDS {
             wait_for_write(&pages, 0);
@@ -85,7 +85,7 @@ fn one_unmap_silences_the_device_and_the_child() {
 
 #[test]
 fn detaching_one_silences_it_and_leaves_the_other() {
-    let (m, pdev, mdev, ioas, pages) = scene();
+    let (m, pdev, mdev, ioas, pages) = setup();
     while_both_write(&pdev, &mdev, || {
         for _ in 0..ROUNDS {
             wait_for_write(&pages, 64);
@@ -108,7 +108,7 @@ fn detaching_one_silences_it_and_leaves_the_other() {
 
 #[test]
 fn replacing_moves_writes_from_one_address_space_to_the_other() {
-    let (m, pdev, mdev, ioas, pages) = scene();
+    let (m, pdev, mdev, ioas, pages) = setup();
     let other = m.ioas();
     let elsewhere = m.map(other, IOVA, PAGE);
     while_both_write(&pdev, &mdev, || {

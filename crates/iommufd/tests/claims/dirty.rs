@@ -1,4 +1,4 @@
-//! Dirty tracking: by whoever wrote, for whoever asks.
+//! Dirty tracking: whichever device wrote, whichever page table asks.
 
 use ioasid_core::AddrRange;
 use ioasid_iommufd::{

@@ -16,9 +16,9 @@ use ioasid_iommufd::{
 
 use crate::{backend::*, machine::*};
 
-/// What a program, the machine and the host can see of a scene. Page-table memory that was taken
+/// What a program, the machine and the host can see of it. Page-table memory that was taken
 /// once may stay for the next mapping.
-fn seen(s: &Scene) -> impl PartialEq + Debug + use<> {
+fn seen(s: &Setup) -> impl PartialEq + Debug + use<> {
     let context = &s.m.context;
     let domains = s.m.iommu.domains();
     let domains = domains.iter().map(|domain| {
@@ -57,7 +57,7 @@ fn seen(s: &Scene) -> impl PartialEq + Debug + use<> {
 
 /// Does `step` with its first allocation failing, then its second and so on, until it has none left;
 /// returns how many there were, and what it gave at last.
-fn sweep<T: Debug>(s: &Scene, step: impl Fn() -> Result<T, Error>) -> (u32, T) {
+fn sweep<T: Debug>(s: &Setup, step: impl Fn() -> Result<T, Error>) -> (u32, T) {
     let before = seen(s);
     for nth in 1.. {
         let (result, left) = counting_down(nth, &step);
@@ -74,8 +74,8 @@ fn sweep<T: Debug>(s: &Scene, step: impl Fn() -> Result<T, Error>) -> (u32, T) {
 }
 
 /// Closes the file. What a failed command still used would stay.
-fn close(s: Scene) {
-    let Scene { m, device, .. } = s;
+fn close(s: Setup) {
+    let Setup { m, device, .. } = s;
     drop(device);
     m.context.close();
     let left = (1..40).map(ObjectId::from_raw);
@@ -91,7 +91,7 @@ fn source(pages: &OwnPages) -> Arc<OwnPages> {
 
 #[test]
 fn what_fails_in_an_address_space_leaves_nothing() {
-    let s = scene();
+    let s = setup();
     let context = &s.m.context;
     assert_eq!(s.device.attach(s.parent), Ok(s.parent));
     let (n, other) = sweep(&s, || context.ioas_alloc());
@@ -128,7 +128,7 @@ fn what_fails_in_an_address_space_leaves_nothing() {
 
 #[test]
 fn what_fails_on_the_way_to_a_page_table_leaves_nothing() {
-    let s = scene();
+    let s = setup();
     let context = &s.m.context;
     let ioas = s.m.ioas();
     s.m.map(ioas, 0x1000, 4 * PAGE);
@@ -176,7 +176,7 @@ fn what_fails_on_the_way_to_a_page_table_leaves_nothing() {
 
 #[test]
 fn what_fails_for_a_guest_leaves_nothing() {
-    let s = scene();
+    let s = setup();
     let context = &s.m.context;
     s.map(0x1_0000, 4 * PAGE);
     assert_eq!(s.device.attach(s.parent), Ok(s.parent));
@@ -224,7 +224,7 @@ fn what_fails_for_a_guest_leaves_nothing() {
 
 #[test]
 fn what_fails_with_an_access_object_leaves_nothing() {
-    let s = scene();
+    let s = setup();
     let context = &s.m.context;
     s.map(0x1000, PAGE);
     s.map(0x2000, 2 * PAGE);
@@ -242,7 +242,7 @@ fn what_fails_with_an_access_object_leaves_nothing() {
 
 #[test]
 fn nothing_that_ends_something_can_fail() {
-    let s = scene();
+    let s = setup();
     s.map(0x1000, PAGE);
     assert_eq!(s.device.attach(s.parent), Ok(s.parent));
     let all = || {

@@ -119,7 +119,7 @@ fn the_pasid_of_a_child_stays_its_parents_secret() {
 }
 
 #[test]
-fn without_a_queue_there_is_nobody_to_ask() {
+fn without_a_queue_no_page_request_is_taken() {
     let m = machine();
     let (device, ioas) = (m.pdev(1), m.ioas());
     device.attach(ioas).unwrap();
@@ -250,25 +250,25 @@ fn a_hundred_requests_end_with_the_file() {
 }
 
 #[test]
-fn whoever_watches_a_queue_is_told() {
+fn a_listener_is_called_when_a_queue_changes() {
     let m = machine();
     let (device, ioas) = (m.pdev(1), m.ioas());
     let q = queue(&m, &device, ioas, HwptFlags::NONE);
     device.attach(q.hwpt).unwrap();
-    let told = Arc::new(AtomicUsize::new(0));
-    let counted = Arc::clone(&told);
+    let calls = Arc::new(AtomicUsize::new(0));
+    let counted = Arc::clone(&calls);
     q.file.set_notify(Arc::new(move || {
         counted.fetch_add(1, Ordering::Relaxed);
     }));
     let _waiting = ask(&device, None, 0x1000).unwrap();
-    assert_eq!(told.load(Ordering::Relaxed), 1);
+    assert_eq!(calls.load(Ordering::Relaxed), 1);
     q.file.read(RECORD).unwrap();
-    assert_eq!(told.load(Ordering::Relaxed), 2, "empty again");
+    assert_eq!(calls.load(Ordering::Relaxed), 2, "empty again");
 }
 
 #[test]
 fn requests_of_a_back_end_go_where_the_device_is_attached() {
-    let s = backend::scene();
+    let s = backend::setup();
     let context = &s.m.context;
     let (id, file) = context.fault_queue_alloc().unwrap();
     let nested = |parent| {
@@ -294,7 +294,7 @@ fn requests_of_a_back_end_go_where_the_device_is_attached() {
     s.device.attach(s.parent).unwrap();
     assert_eq!(report(None), Ok(()));
     let invalid = [PageResponse::Invalid; 2];
-    assert_eq!(*answers.lock().unwrap(), invalid, "nobody to ask");
+    assert_eq!(*answers.lock().unwrap(), invalid, "no queue takes it");
     let nested = nested(s.parent);
     s.device.attach(nested).unwrap();
     report(Some(1)).unwrap();

@@ -21,16 +21,16 @@ fn account(process: u64) -> Account {
     }
 }
 
-struct Scene {
+struct Setup {
     m: Machine,
     ledger: Arc<MemoryLedger>,
 }
 
-fn scene(limits: Limits) -> Scene {
+fn setup(limits: Limits) -> Setup {
     let iommu = Iommu::new(IommuConfig::default());
     let ledger = MemoryLedger::new(limits);
     let context = Context::with_ledger(&iommu, &ledger);
-    Scene {
+    Setup {
         m: Machine { iommu, context },
         ledger,
     }
@@ -62,7 +62,7 @@ impl PageSource for File {
     }
 }
 
-impl Scene {
+impl Setup {
     fn map(&self, process: u64, ioas: ObjectId, iova: u64, len: u64) -> Result<u64, Error> {
         let pages = Arc::new(File(self.m.pages(len)));
         let args = MapArgs::fixed(iova, len, Prot::RW);
@@ -73,7 +73,7 @@ impl Scene {
 
 #[test]
 fn memory_counts_from_its_first_use_to_the_last_and_once() {
-    let s = scene(Limits::Counted);
+    let s = setup(Limits::Counted);
     let (one, two) = (s.m.ioas(), s.m.ioas());
     s.map(7, one, 0x1000, 3 * PAGE).unwrap();
     assert_eq!(s.ledger.pinned(7), 0, "no page table needs it");
@@ -101,7 +101,7 @@ fn memory_counts_from_its_first_use_to_the_last_and_once() {
 
 #[test]
 fn with_the_option_the_limit_is_the_processs_own() {
-    let s = scene(Limits::Enforced);
+    let s = setup(Limits::Enforced);
     s.m.context.set_rlimit_per_process(true).unwrap();
     let device = s.m.pdev(1);
     let ioas = s.m.ioas();
@@ -119,7 +119,7 @@ fn with_the_option_the_limit_is_the_processs_own() {
 
 #[test]
 fn a_map_over_the_limit_leaves_nothing() {
-    let s = scene(Limits::Enforced);
+    let s = setup(Limits::Enforced);
     let (device, ioas) = (s.m.pdev(1), s.m.ioas());
     device.attach(ioas).unwrap();
     let over = Err(Error::Pin(PinError::NoMemory));
@@ -134,7 +134,7 @@ fn a_map_over_the_limit_leaves_nothing() {
 
 #[test]
 fn an_attach_over_the_limit_leaves_nothing() {
-    let s = scene(Limits::Enforced);
+    let s = setup(Limits::Enforced);
     let (device, ioas) = (s.m.pdev(1), s.m.ioas());
     s.map(7, ioas, 0x1_0000, 3 * PAGE).unwrap();
     s.map(7, ioas, 0x2_0000, 3 * PAGE).unwrap();
@@ -145,7 +145,7 @@ fn an_attach_over_the_limit_leaves_nothing() {
 
 #[test]
 fn mappings_of_files_can_become_another_processs() {
-    let s = scene(Limits::Counted);
+    let s = setup(Limits::Counted);
     s.m.context.set_rlimit_per_process(true).unwrap();
     let (one, two) = (s.m.ioas(), s.m.ioas());
     let device = s.m.pdev(1);
@@ -166,7 +166,7 @@ fn mappings_of_files_can_become_another_processs() {
 
 #[test]
 fn who_may_not_lock_as_much_does_not_get_it() {
-    let s = scene(Limits::Enforced);
+    let s = setup(Limits::Enforced);
     s.m.context.set_rlimit_per_process(true).unwrap();
     let (ioas, device) = (s.m.ioas(), s.m.pdev(1));
     device.attach(ioas).unwrap();

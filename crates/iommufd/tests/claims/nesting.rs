@@ -11,7 +11,7 @@ use crate::{backend::*, machine::*};
 
 #[test]
 fn a_nested_page_table_uses_its_parent_and_no_other_command_knows_it() {
-    let s = scene();
+    let s = setup();
     let context = &s.m.context;
     s.program.put(0x100, &77u32.to_ne_bytes());
     let nested = s.nested(s.parent, HwptFlags::NONE).unwrap();
@@ -47,7 +47,7 @@ fn a_nested_page_table_uses_its_parent_and_no_other_command_knows_it() {
 
 #[test]
 fn nested_page_tables_are_refused_in_the_kernels_order() {
-    let s = scene();
+    let s = setup();
     let context = &s.m.context;
     let dirty = HwptFlags::DIRTY_TRACKING;
     assert_matches!(
@@ -80,7 +80,7 @@ fn nested_page_tables_are_refused_in_the_kernels_order() {
 
 #[test]
 fn what_a_back_end_refuses_leaves_the_old_attachment() {
-    let s = scene();
+    let s = setup();
     let nested = s.nested(s.parent, HwptFlags::NONE).unwrap();
     s.device.attach(s.parent).unwrap();
     *s.toy.refuses.lock().unwrap() = Some(Refusal::NoMemory);
@@ -96,7 +96,7 @@ fn what_a_back_end_refuses_leaves_the_old_attachment() {
 
 #[test]
 fn attach_and_replace_each_need_their_side() {
-    let s = scene();
+    let s = setup();
     assert_matches!(
         s.device.replace(s.parent, 0),
         Err(Error::Attach(AttachError::NothingToReplace { .. }))
@@ -149,7 +149,7 @@ fn attach_and_replace_each_need_their_side() {
 
 #[test]
 fn invalidation_tells_how_far_it_came() {
-    let s = scene();
+    let s = setup();
     let context = &s.m.context;
     let nested = s.nested(s.parent, HwptFlags::NONE).unwrap();
     s.program.put(0x200, &1u32.to_ne_bytes());
@@ -173,7 +173,7 @@ fn invalidation_tells_how_far_it_came() {
 
 #[test]
 fn entries_longer_than_known_must_end_in_zeros() {
-    let s = scene();
+    let s = setup();
     let nested = s.nested(s.parent, HwptFlags::NONE).unwrap();
     let long = UserArray::new(&s.program, KIND, 0x200, 8, 2).unwrap();
     assert_eq!(s.m.context.hwpt_invalidate(nested, &long).done, 2);

@@ -188,7 +188,10 @@ fn devices_say_what_they_can_do() {
     );
     assert_eq!((ecap >> 46 & 1, ecap >> 47 & 1), (0, 1), "first stage");
     let info = m.context.hw_info(child.id()).unwrap();
-    assert_eq!(info.max_pasid_log2, 0, "nobody chooses PASIDs at a child");
+    assert_eq!(
+        info.max_pasid_log2, 0,
+        "no program chooses PASIDs at a child"
+    );
 }
 
 #[test]

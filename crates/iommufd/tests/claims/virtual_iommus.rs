@@ -13,7 +13,7 @@ use crate::{backend::*, machine::*};
 
 #[test]
 fn virtual_iommus_are_refused_in_the_kernels_order() {
-    let s = scene();
+    let s = setup();
     let context = &s.m.context;
     let args = s.viommu_args();
     let alloc = |args| context.viommu_alloc(args);
@@ -80,7 +80,7 @@ fn virtual_iommus_are_refused_in_the_kernels_order() {
 
 #[test]
 fn a_device_has_one_number_and_a_number_one_device() {
-    let s = scene();
+    let s = setup();
     let context = &s.m.context;
     let bind = |number, instance| {
         let device = s.m.device(number);
@@ -118,7 +118,7 @@ fn a_device_has_one_number_and_a_number_one_device() {
 
 #[test]
 fn the_number_of_a_device_that_goes_stays_taken_as_an_id() {
-    let s = scene();
+    let s = setup();
     let viommu = s.viommu();
     let context = &s.m.context;
     let vdevice = context.vdevice_alloc(viommu, s.device.id(), 5).unwrap();
@@ -137,7 +137,7 @@ fn the_number_of_a_device_that_goes_stays_taken_as_an_id() {
 
 #[test]
 fn nested_on_a_virtual_iommu_needs_the_device_to_have_a_number_there() {
-    let s = scene();
+    let s = setup();
     let context = &s.m.context;
     let viommu = s.viommu();
     let nested = s.nested(viommu, HwptFlags::NONE).unwrap();
@@ -164,7 +164,7 @@ fn nested_on_a_virtual_iommu_needs_the_device_to_have_a_number_there() {
 
 #[test]
 fn another_iommu_is_nothing_to_nest_on() {
-    let s = scene();
+    let s = setup();
     let viommu = s.viommu();
     let device = s.m.device(3);
     let context = &s.m.context;
@@ -176,7 +176,7 @@ fn another_iommu_is_nothing_to_nest_on() {
     assert_matches!(alloc, Err(Error::Alloc(AllocError::OtherIommu { .. })));
 }
 
-fn queue(s: &Scene, viommu: ObjectId, depth: u32) -> (ObjectId, Arc<dyn EventFile>) {
+fn queue(s: &Setup, viommu: ObjectId, depth: u32) -> (ObjectId, Arc<dyn EventFile>) {
     let args = VeventqAlloc {
         viommu,
         kind: KIND,
@@ -187,7 +187,7 @@ fn queue(s: &Scene, viommu: ObjectId, depth: u32) -> (ObjectId, Arc<dyn EventFil
 
 #[test]
 fn there_is_one_queue_for_each_type_of_event() {
-    let s = scene();
+    let s = setup();
     let context = &s.m.context;
     let viommu = s.viommu();
     let args = VeventqAlloc {
@@ -233,7 +233,7 @@ fn there_is_one_queue_for_each_type_of_event() {
 
 #[test]
 fn events_go_to_the_queue_of_their_type() {
-    let s = scene();
+    let s = setup();
     let viommu = s.viommu();
     let (id, file) = queue(&s, viommu, 2);
     let viommu = s.m.context.viommu(viommu).unwrap();
@@ -260,7 +260,7 @@ fn events_go_to_the_queue_of_their_type() {
 
 #[test]
 fn an_open_file_of_events_keeps_the_objects_of_a_closed_context() {
-    let s = scene();
+    let s = setup();
     let viommu = s.viommu();
     let (_, file) = queue(&s, viommu, 2);
     drop(s.device);
@@ -271,7 +271,7 @@ fn an_open_file_of_events_keeps_the_objects_of_a_closed_context() {
     assert!(s.m.domains().is_empty());
 }
 
-fn hw_queue(s: &Scene, viommu: ObjectId, index: u32) -> HwQueueAlloc {
+fn hw_queue(s: &Setup, viommu: ObjectId, index: u32) -> HwQueueAlloc {
     let _ = s;
     HwQueueAlloc {
         viommu,
@@ -284,7 +284,7 @@ fn hw_queue(s: &Scene, viommu: ObjectId, index: u32) -> HwQueueAlloc {
 
 #[test]
 fn a_hardware_queue_locks_its_area_and_takes_an_id_for_its_access() {
-    let s = scene();
+    let s = setup();
     let context = &s.m.context;
     let viommu = s.viommu();
     let args = hw_queue(&s, viommu, 0);
@@ -314,7 +314,7 @@ fn a_hardware_queue_locks_its_area_and_takes_an_id_for_its_access() {
 
 #[test]
 fn hardware_queues_are_refused_in_the_kernels_order() {
-    let s = scene();
+    let s = setup();
     let context = &s.m.context;
     let viommu = s.viommu();
     let args = hw_queue(&s, viommu, 0);
@@ -377,7 +377,7 @@ fn hardware_queues_are_refused_in_the_kernels_order() {
 
 #[test]
 fn a_hardware_queue_outlives_what_needs_it() {
-    let s = scene();
+    let s = setup();
     let context = &s.m.context;
     let viommu = s.viommu();
     s.map(0x10_0000, PAGE);
@@ -394,7 +394,7 @@ fn a_hardware_queue_outlives_what_needs_it() {
 
 #[test]
 fn a_file_that_closes_takes_everything_with_it() {
-    let s = scene();
+    let s = setup();
     let context = &s.m.context;
     let viommu = s.viommu();
     let pages: OwnPages = s.map(0x10_0000, PAGE);
@@ -414,7 +414,7 @@ fn a_file_that_closes_takes_everything_with_it() {
 
 #[test]
 fn pages_of_a_virtual_iommu_are_mapped_whole_shared_and_not_executable() {
-    let s = scene();
+    let s = setup();
     let context = &s.m.context;
     let args = ViommuAlloc {
         data: s.data(8),

@@ -5,7 +5,8 @@ use crate::base::id::ObjectId;
 /// Why an object was not made.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum AllocError {
-    /// What HWPT_ALLOC or VIOMMU_ALLOC is to build on does not exist, or cannot be built on (EINVAL).
+    /// What HWPT_ALLOC or VIOMMU_ALLOC is to build on does not exist, or cannot be built on
+    /// (EINVAL).
     #[error("object {0} is nothing to build a page table or virtual IOMMU on")]
     NotAParent(ObjectId),
     /// A flag that is unknown, or that this device or its IOMMU does not support (EOPNOTSUPP).
@@ -14,8 +15,8 @@ pub enum AllocError {
     /// A page table that is to be nested needs data of its own (EOPNOTSUPP).
     #[error("a nested page table needs data that describes it")]
     NoData,
-    /// A type of data, page table, virtual IOMMU, event or queue that the device's IOMMU does not have
-    /// (EOPNOTSUPP).
+    /// A type of data, page table, virtual IOMMU, event or queue that the device's IOMMU does not
+    /// have (EOPNOTSUPP).
     #[error("the device's IOMMU has nothing of the type {0}")]
     TypeNotSupported(u32),
     /// Data for the page table is missing, or there where it must not be (EINVAL).

@@ -41,8 +41,8 @@ pub enum AttachError {
         /// The PASID, if not the device itself.
         pasid: Option<u32>,
     },
-    /// The IOMMU refuses the domain: it is attached, reset or used by a driver (EBUSY), or the domain
-    /// does not suit it (EINVAL).
+    /// The IOMMU refuses the domain: it is attached, reset or used by a driver (EBUSY), or the
+    /// domain does not suit it (EINVAL).
     #[error("the IOMMU refuses the page table: {0}")]
     Iommu(#[source] ioasid_iommu::AttachError),
     /// A replace where nothing is attached (EINVAL).
@@ -71,7 +71,10 @@ pub enum AttachError {
         device: ObjectId,
     },
     /// The PASID is 0 or beyond what the device has (EINVAL).
-    #[error("PASID {pasid} is not one of the device's, which are 1 to {}", max_pasids.saturating_sub(1))]
+    #[error(
+        "PASID {pasid} is not one of the device's, which are 1 to {}",
+        max_pasids.saturating_sub(1)
+    )]
     NoSuchPasid {
         /// The PASID.
         pasid: u32,

@@ -1,4 +1,5 @@
-//! Files of events: fault queues, events of virtual IOMMUs, and what else a program reads or writes.
+//! Files of events: fault queues, events of virtual IOMMUs, and what else a program reads or
+//! writes.
 
 /// Why a read or write of a file of events was refused.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]

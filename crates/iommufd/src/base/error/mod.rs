@@ -1,9 +1,10 @@
 //! Everything that can be refused, by subject: one enum a subject, one variant a cause, with the
 //! values that the rule was about.
 //!
-//! The errno in each doc line is what a program sees. The numbers themselves live in the `uapi` crate
-//! alone, as matches without a `_` arm: an enum that gets a cause does not compile there until the
-//! cause has its errno. So none of them is `#[non_exhaustive]`, and code outside can rely on that:
+//! The errno in each doc line is what a program sees. The numbers themselves live in the `uapi`
+//! crate alone, as matches without a `_` arm: an enum that gets a cause does not compile there
+//! until the cause has its errno. So none of them is `#[non_exhaustive]`, and code outside can rely
+//! on that:
 //!
 //! ```
 //! use ioasid_iommufd::MmapError;
@@ -130,8 +131,8 @@ impl Error {
         }
     }
 
-    /// Whether a mapping or an allowed range, and a range that must stay unmapped, are in each other's
-    /// way.
+    /// Whether a mapping or an allowed range, and a range that must stay unmapped, are in each
+    /// other's way.
     pub fn is_range_conflict(&self) -> bool {
         match self {
             Error::Range(error) => error.is_conflict(),
@@ -161,4 +162,56 @@ pub enum Refusal {
     /// EFAULT.
     #[error("the IOMMU refuses the address")]
     Fault,
+}
+
+#[cfg(test)]
+mod tests {
+    use std::error::Error as _;
+
+    use ioasid_core::{AddrRange, memory::MemoryGone};
+    use ioasid_iommu::ReservedKind;
+
+    use super::*;
+    use crate::base::id::ObjectId;
+
+    fn range(start: u64, last: u64) -> AddrRange {
+        AddrRange::new(start, last).unwrap()
+    }
+
+    #[test]
+    fn a_refused_mapping_says_what_is_in_the_way_and_whose_it_is() {
+        let error = Error::from(MapError::Reserved {
+            range: range(0xfee0_0000, 0xfee0_0fff),
+            reserved: range(0xfee0_0000, 0xfeef_ffff),
+            by: ReservedBy::Device {
+                device: ObjectId::from_raw(3),
+                kind: ReservedKind::Msi,
+            },
+        });
+        let sentence = error.to_string();
+        assert!(
+            sentence.ends_with("which is the interrupt window of device 3"),
+            "{sentence}"
+        );
+    }
+
+    #[test]
+    fn an_attach_says_at_which_pasid() {
+        let attached = |pasid| {
+            let device = ObjectId::from_raw(3);
+            AttachError::Attached { device, pasid }.to_string()
+        };
+        let sentence = "device 3 is attached already: detach or replace it";
+        assert_eq!(attached(None), sentence);
+        let sentence = "device 3 is attached at PASID 7 already: detach or replace it";
+        assert_eq!(attached(Some(7)), sentence);
+    }
+
+    #[test]
+    fn the_cause_below_stays_the_source() {
+        let gone = MemoryGone { done: 4 };
+        let error = Error::from(AccessError::MemoryGone(gone));
+        let source = error.source().and_then(|source| source.downcast_ref());
+        assert_eq!(source, Some(&gone));
+    }
 }

@@ -3,6 +3,7 @@
 use std::fmt;
 
 use ioasid_core::{AddrRange, DomainId};
+use ioasid_iommu::ReservedKind;
 
 use crate::base::id::ObjectId;
 
@@ -10,7 +11,12 @@ use crate::base::id::ObjectId;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ReservedBy {
     /// A device attached by its RID: its interrupt window and the like.
-    Device(ObjectId),
+    Device {
+        /// The device object.
+        device: ObjectId,
+        /// What the device or its IOMMU does there.
+        kind: ReservedKind,
+    },
     /// A page table that cannot translate the whole space.
     Domain(DomainId),
     /// A back end, for good.
@@ -20,9 +26,18 @@ pub enum ReservedBy {
 impl fmt::Display for ReservedBy {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            ReservedBy::Device(device) => write!(f, "device {device}"),
-            ReservedBy::Domain(domain) => write!(f, "the page table of domain {}", domain.get()),
-            ReservedBy::BackEnd => f.write_str("the IOMMU"),
+            ReservedBy::Device { device, kind } => {
+                let what = match kind {
+                    ReservedKind::Direct | ReservedKind::DirectRelaxable => "a one-to-one mapping",
+                    ReservedKind::Reserved => "a reserved region",
+                    ReservedKind::Msi | ReservedKind::SoftwareMsi => "the interrupt window",
+                };
+                write!(f, "{what} of device {device}")
+            }
+            ReservedBy::Domain(domain) => {
+                write!(f, "outside the page table of domain {}", domain.get())
+            }
+            ReservedBy::BackEnd => f.write_str("reserved by the IOMMU"),
         }
     }
 }
@@ -53,7 +68,7 @@ pub enum MapError {
     #[error("a mapping must be readable or writeable")]
     NoPermission,
     /// The range meets a reserved range (EINVAL).
-    #[error("the range {range} meets {reserved}, which {by} reserves")]
+    #[error("the range {range} meets {reserved}, which is {by}")]
     Reserved {
         /// What was to be mapped.
         range: AddrRange,
@@ -87,8 +102,8 @@ pub enum MapError {
     /// The pages were given read-only (EPERM).
     #[error("the pages were mapped read-only and cannot be mapped writeable")]
     ReadOnlyPages,
-    /// A page table refuses: something is mapped there (EEXIST), the memory is not aligned to what it
-    /// needs (EINVAL), or it cannot hold the addresses (ERANGE).
+    /// A page table refuses: something is mapped there (EEXIST), the memory is not aligned to what
+    /// it needs (EINVAL), or it cannot hold the addresses (ERANGE).
     #[error("a page table of the IOAS refuses the mapping: {0}")]
     Table(#[source] ioasid_iommu::MapError),
     /// A mapping of some IOAS comes from a process or a device, not from a file, so it cannot be
@@ -216,7 +231,7 @@ pub enum RangeError {
         range: AddrRange,
     },
     /// A mapping stands where a range must stay unmapped (EADDRINUSE).
-    #[error("{by} needs {reserved} unmapped, where {area} is mapped")]
+    #[error("{reserved} is {by} and must stay unmapped, but {area} is mapped")]
     Mapped {
         /// The range to reserve.
         reserved: AddrRange,
@@ -226,7 +241,7 @@ pub enum RangeError {
         by: ReservedBy,
     },
     /// A range that must stay unmapped was promised to stay mappable (EADDRINUSE).
-    #[error("{by} needs {reserved} unmapped, which meets an allowed range")]
+    #[error("{reserved} is {by} and must stay unmapped, but an allowed range meets it")]
     Allowed {
         /// The range to reserve.
         reserved: AddrRange,
@@ -239,8 +254,8 @@ pub enum RangeError {
         /// The range to allow.
         range: AddrRange,
     },
-    /// Mappings are not aligned as a page table, an access object or pages without large leaves need
-    /// (EADDRINUSE).
+    /// Mappings are not aligned as a page table, an access object or pages without large leaves
+    /// need (EADDRINUSE).
     #[error("a mapping of the IOAS is not aligned to {alignment:#x}, as is needed now")]
     MisalignedAreas {
         /// What is needed, in bytes.
@@ -249,8 +264,8 @@ pub enum RangeError {
 }
 
 impl RangeError {
-    /// Whether mappings or allowed ranges and reserved ranges are in each other's way, or mappings are
-    /// not aligned as is needed.
+    /// Whether mappings or allowed ranges and reserved ranges are in each other's way, or mappings
+    /// are not aligned as is needed.
     pub(super) fn is_conflict(&self) -> bool {
         match self {
             RangeError::Mapped { .. }

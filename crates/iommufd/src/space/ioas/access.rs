@@ -108,7 +108,8 @@ impl Ioas {
         write: bool,
         copy: &mut CopyPart<'_>,
     ) -> Result<(), Error> {
-        // The memory may block, and with it maps and unmaps of this IOAS: it is of the same program.
+        // The memory may block, and with it maps and unmaps of this IOAS: it is of the same
+        // program.
         let _change = self.change.lock();
         self.walk(range, write, &mut |area, offset, len, _| {
             failpoint::allocation()?;

@@ -8,22 +8,24 @@ use ioasid_iommu::{Domain, DomainConfig};
 
 use super::Ioas;
 use crate::{
-    base::error::{AttachError, Error, Mismatch, RangeError},
+    base::error::{AttachError, Error, Mismatch, RangeError, ReservedBy},
     space::{
         area::fill,
         domains::{Attributes, IoasDomain, smallest_leaf},
-        iova::Owner,
+        iova::{Owner, ReservedRange},
     },
 };
 
 /// What `domain` cannot translate.
-fn outside(domain: &Domain) -> Vec<AddrRange> {
+fn outside(domain: &Domain) -> Vec<ReservedRange> {
     let aperture = domain.aperture();
     let below = aperture.start().checked_sub(1);
     let above = aperture.last().checked_add(1);
     let below = below.and_then(|last| AddrRange::new(0, last));
     let above = above.and_then(|start| AddrRange::new(start, u64::MAX));
-    below.into_iter().chain(above).collect()
+    let by = ReservedBy::Domain(domain.id());
+    let ranges = below.into_iter().chain(above);
+    ranges.map(|range| ReservedRange { range, by }).collect()
 }
 
 impl Ioas {

@@ -85,8 +85,8 @@ impl Ioas {
         self.unmap(AddrRange::ALL)
     }
 
-    /// Takes pages that their exporter has taken back out of every domain; returns after the barrier.
-    /// The areas stay, and lead nowhere.
+    /// Takes pages that their exporter has taken back out of every domain; returns after the
+    /// barrier. The areas stay, and lead nowhere.
     pub(crate) fn revoke(&self, pages: &Arc<Pages>) {
         let _change = self.change.lock();
         let (areas, domains) = {
@@ -110,8 +110,8 @@ impl Ioas {
     ///
     /// # Errors
     /// [`CutError::Changing`] while the area is about to go, [`CutError::DevicePages`],
-    /// [`CutError::Misaligned`], [`CutError::InUse`] if an access object holds pages of the area, or if
-    /// it is in a page table with leaves that may be large.
+    /// [`CutError::Misaligned`], [`CutError::InUse`] if an access object holds pages of the area,
+    /// or if it is in a page table with leaves that may be large.
     pub(crate) fn cut_after(&self, last: u64) -> Result<(), Error> {
         let _change = self.change.lock();
         let mut state = self.state.lock();

@@ -11,6 +11,8 @@
 
 #[path = "../vfio_user/client.rs"]
 mod client;
+#[path = "../vfio_user/phrases.rs"]
+mod phrases;
 #[path = "../vfio_user/steps.rs"]
 mod steps;
 
@@ -28,7 +30,8 @@ use ioasid_core::host::StdSpawner;
 use ioasid_machine::{ExportedDevice, Machine, MachineFile};
 use ioasid_vfio_user::{Export, Server, listen, spec::command};
 use libfuzzer_sys::{fuzz_mutator, fuzz_target, fuzzer_mutate};
-use steps::{After, Belongings, MEMORY, PHRASES, STEP, play};
+use phrases::PHRASES;
+use steps::{After, Belongings, MEMORY, STEP, play};
 
 /// Devices of every kind, each in a VM of its own.
 const MACHINE: &str = r#"

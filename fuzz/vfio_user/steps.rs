@@ -21,32 +21,32 @@ pub(crate) const MEMORY: u64 = 1 << 20;
 const PRIVATE: u64 = 1 << 21;
 
 /// What a step is: the low five bits of its first byte. The others are [`Damage`].
-const MAP: u8 = 0;
-const MAP_PRIVATE: u8 = 1;
-const UNMAP: u8 = 2;
-const INFO: u8 = 3;
-const SET_IRQS: u8 = 4;
-const READ: u8 = 5;
-const WRITE: u8 = 6;
-const WRITE_MULTI: u8 = 7;
-const CONFIG: u8 = 8;
-const DSA_COMMAND: u8 = 9;
-const DSA_SUBMIT: u8 = 10;
-const IOAT_START: u8 = 11;
-const POKE: u8 = 12;
-const RESET: u8 = 13;
-const FEATURE: u8 = 14;
-const STATE: u8 = 15;
-const STATE_READ: u8 = 16;
-const STATE_WRITE: u8 = 17;
-const OTHER: u8 = 18;
-const SYNC: u8 = 19;
+pub(crate) const MAP: u8 = 0;
+pub(crate) const MAP_PRIVATE: u8 = 1;
+pub(crate) const UNMAP: u8 = 2;
+pub(crate) const INFO: u8 = 3;
+pub(crate) const SET_IRQS: u8 = 4;
+pub(crate) const READ: u8 = 5;
+pub(crate) const WRITE: u8 = 6;
+pub(crate) const WRITE_MULTI: u8 = 7;
+pub(crate) const CONFIG: u8 = 8;
+pub(crate) const DSA_COMMAND: u8 = 9;
+pub(crate) const DSA_SUBMIT: u8 = 10;
+pub(crate) const IOAT_START: u8 = 11;
+pub(crate) const POKE: u8 = 12;
+pub(crate) const RESET: u8 = 13;
+pub(crate) const FEATURE: u8 = 14;
+pub(crate) const STATE: u8 = 15;
+pub(crate) const STATE_READ: u8 = 16;
+pub(crate) const STATE_WRITE: u8 = 17;
+pub(crate) const OTHER: u8 = 18;
+pub(crate) const SYNC: u8 = 19;
 const FORGED_REPLY: u8 = 20;
-const LEAVE: u8 = 21;
-const LOG: u8 = 22;
+pub(crate) const LEAVE: u8 = 21;
+pub(crate) const LOG: u8 = 22;
 
 /// Three bits of the first byte.
-const NO_REPLY: u8 = 4;
+pub(crate) const NO_REPLY: u8 = 4;
 const CUT: u8 = 5;
 const SIZE_LIES: u8 = 6;
 const FLAGS_LIE: u8 = 7;
@@ -575,101 +575,3 @@ fn send(client: &mut Client<'_>, message: Message<'_>, step: &[u8; STEP]) {
         _ => client.command(command, 0, &payload, &fds),
     }
 }
-
-/// Rows of steps that lead somewhere: what a mutation puts in.
-pub(crate) const PHRASES: &[&[[u8; STEP]]] = &[
-    // Memory: a file, private memory, and away with it.
-    &[[MAP, 0, 0, 0, 0, 0, 0, 0]],
-    &[[MAP_PRIVATE, 160, 2, 0, 0, 0, 0, 0]],
-    &[[UNMAP, 0, 0, 0, 0, 0, 0, 0]],
-    &[[UNMAP, 160, 2, 0, 0, 0, 0, 0], [UNMAP, 0, 6, 2, 0, 0, 0, 0]],
-    // A child of a DSA that works, with interrupts.
-    &[
-        [MAP, 0, 0, 0, 0, 0, 0, 0],
-        [CONFIG, 0, 0, 0, 0, 0, 0, 0],
-        [DSA_COMMAND, 3, 0, 0, 0, 0, 0, 0],
-        [DSA_COMMAND, 1, 0, 0, 0, 0, 0, 0],
-        [DSA_COMMAND, 6, 0, 0, 0, 0, 0, 0],
-        [SET_IRQS, 2, 0, 0, 0, 2, 0, 0],
-        [DSA_SUBMIT, 0, 0, 1, 2, 8, 2, 0],
-        [SYNC, 0, 0, 0, 0, 0, 0, 0],
-    ],
-    // A whole DSA: a group with a queue and an engine.
-    &[
-        [CONFIG, 0, 0, 0, 0, 0, 0, 0],
-        [WRITE, 0, 0, 0x60, 3, 1, 0, 0],
-        [WRITE, 0, 0x20, 0x60, 3, 3, 0, 0],
-        [WRITE, 0, 0, 0x70, 2, 16, 0, 0],
-        [WRITE, 0, 8, 0x70, 2, 0xa1, 0, 0],
-        [WRITE, 0, 12, 0x70, 2, 0xb5, 0, 0],
-        [DSA_COMMAND, 1, 0, 0, 0, 0, 0, 0],
-        [DSA_COMMAND, 6, 0, 0, 0, 0, 0, 0],
-    ],
-    // Work, also for private memory and in a batch.
-    &[
-        [DSA_SUBMIT, 3, 0, 1, 2, 8, 4, 0],
-        [DSA_SUBMIT | NO_REPLY << 5, 6, 0, 2, 2, 8, 4, 0],
-    ],
-    &[
-        [DSA_SUBMIT, 0, 0, 161, 160, 162, 2, 0],
-        [SYNC, 0, 0, 0, 0, 0, 0, 0],
-    ],
-    &[
-        [POKE, 0, 0, 0, 2, 8, 2, 0],
-        [POKE, 3, 0, 2, 2, 8, 2, 0],
-        [DSA_SUBMIT, 8, 0, 1, 0, 0, 8, 0],
-    ],
-    // An I/OAT channel.
-    &[
-        [MAP, 0, 0, 0, 0, 0, 0, 0],
-        [CONFIG, 0, 0, 0, 0, 0, 0, 0],
-        [POKE, 0, 0, 1, 2, 8, 2, 0],
-        [IOAT_START, 0, 0, 4, 1, 0, 0, 0],
-        [SYNC, 0, 0, 0, 0, 0, 0, 0],
-    ],
-    // Interrupts of every kind, and masks.
-    &[
-        [SET_IRQS, 2, 0, 0, 0, 1, 0, 0],
-        [SET_IRQS, 2, 0, 0, 2, 1, 0, 0],
-        [SET_IRQS, 0, 0, 0, 0, 1, 0, 0],
-        [SET_IRQS, 0, 0, 0, 4, 1, 0, 0],
-        [SET_IRQS, 2, 0, 0, 2, 0, 0, 0],
-    ],
-    &[
-        [INFO, 0, 0, 0, 0, 0, 0, 0],
-        [INFO, 1, 7, 0, 0, 0, 0, 0],
-        [INFO, 2, 0, 0, 0, 0, 0, 0],
-        [INFO, 3, 2, 0, 0, 0, 0, 0],
-    ],
-    &[
-        [READ, 0, 0x10, 0, 3, 0, 0, 0],
-        [READ, 130, 0, 0, 2, 0, 0, 0],
-    ],
-    &[[WRITE_MULTI, 3, 0, 0x80, 4, 0, 2, 1]],
-    &[[RESET, 0, 0, 0, 0, 0, 0, 0]],
-    &[[CONFIG, 6, 0, 0, 0, 0, 0, 0], [CONFIG, 0, 0, 0, 0, 0, 0, 0]],
-    // Low power and tokens; migration.
-    &[
-        [FEATURE, 3, 2, 0, 0, 0, 0, 0],
-        [FEATURE, 5, 2, 0, 0, 0, 0, 0],
-        [FEATURE, 1, 1, 0, 8, 0, 0, 0],
-        [FEATURE, 9, 1, 0, 8, 0, 0, 0],
-    ],
-    &[
-        [STATE, 3, 0, 0, 0, 0, 0, 0],
-        [STATE_READ, 4, 1, 0, 0, 0, 0, 0],
-        [STATE, 4, 0, 0, 0, 0, 0, 0],
-        [STATE_WRITE, 0, 0, 0, 0, 0, 0, 0],
-        [STATE, 1, 0, 0, 0, 0, 0, 0],
-        [STATE, 2, 0, 0, 0, 0, 0, 0],
-    ],
-    &[[STATE, 1, 0, 0, 0, 0, 0, 0], [STATE, 2, 0, 0, 0, 0, 0, 0]],
-    // A log of DMA.
-    &[
-        [LOG, 0, 0, 0, 0, 1, 0, 0],
-        [LOG, 4, 0, 0, 0, 0, 0, 0],
-        [LOG, 3, 0, 0, 0, 0, 0, 0],
-    ],
-    &[[OTHER, 14, 0, 0, 0, 0, 0, 0]],
-    &[[LEAVE, 0, 0, 0, 0, 0, 0, 0]],
-];

@@ -32,7 +32,6 @@ const LARGEST_WINDOW: u64 = 16 << 20;
 
 /// A step that was just done.
 #[derive(Clone, Debug)]
-#[non_exhaustive]
 pub enum Step<'a> {
     /// The VM has an IOAS.
     Opened {

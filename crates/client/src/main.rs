@@ -132,7 +132,6 @@ fn describe(step: &Step<'_>) -> String {
             address,
         } => format!("{role} faults at {address:#x}: status {:#04x}", status.0),
         Step::Detached { role } => format!("detached the {role}"),
-        other => format!("{other:?}"),
     }
 }
 

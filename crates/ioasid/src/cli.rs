@@ -38,7 +38,7 @@ pub(crate) enum Verb {
     Inspect(InspectArgs),
     /// Create, list and remove mediated devices of a running machine.
     Mdev(MdevArgs),
-    /// Show the scene: one parent, three queues, two VMs, and check every claim.
+    /// Show one parent device with three queues and two VMs at work, and check every claim.
     Demo(DemoArgs),
     /// The child side of `run`.
     #[command(name = "__launch", hide = true)]

@@ -75,7 +75,7 @@ impl Guest {
     }
 
     /// Gives an order that must succeed.
-    pub(crate) fn tell(&mut self, order: &Order) -> Result<Answer> {
+    pub(crate) fn request(&mut self, order: &Order) -> Result<Answer> {
         match self.ask(order)? {
             Answer::Failed { sentence, .. } => bail!("{}: {sentence}", self.name),
             answer => Ok(answer),
@@ -84,7 +84,7 @@ impl Guest {
 
     /// Gives an order whose answer is a number.
     pub(crate) fn number(&mut self, order: &Order) -> Result<u64> {
-        match self.tell(order)? {
+        match self.request(order)? {
             Answer::Number(number) => Ok(number),
             other => bail!("{}: expected a number, not {other:?}", self.name),
         }
@@ -92,7 +92,7 @@ impl Guest {
 
     /// Whether memory holds the pattern of `seed`.
     pub(crate) fn holds(&mut self, iova: u64, len: u64, seed: u64) -> Result<bool> {
-        match self.tell(&Order::Check { iova, len, seed })? {
+        match self.request(&Order::Check { iova, len, seed })? {
             Answer::Difference(difference) => Ok(difference.is_none()),
             other => bail!("{}: expected a comparison, not {other:?}", self.name),
         }
@@ -118,7 +118,7 @@ impl Guest {
         len: u32,
         pasid: u32,
     ) -> Result<(u8, u32, u64)> {
-        match self.tell(&Order::Job {
+        match self.request(&Order::Job {
             which,
             to,
             from,
@@ -136,7 +136,7 @@ impl Guest {
 
     /// Ends the VM in good order.
     pub(crate) fn exit(mut self) -> Result<()> {
-        self.tell(&Order::Exit)?;
+        self.request(&Order::Exit)?;
         let status = self.child.wait()?;
         if !status.success() {
             bail!("{} ended with {status}", self.name);

@@ -1,15 +1,15 @@
-//! The scene, live: one parent device with three queues, two VMs, three address spaces.
+//! `ioasid demo`: one parent device with three queues, two VMs, three address spaces.
 //!
 //! The machine lives in this process; each VM is a process of its own that joined it through
-//! `ioasid run --join` and uses the ABI alone. The picture of domains and routes is read from the
-//! IOMMU itself; every claim is checked, and says what was done.
+//! `ioasid run --join` and uses the ABI alone. Domains and routes are read from the IOMMU
+//! itself; every claim is checked, and says what was done.
 
 mod claims;
 mod guest;
 mod order;
+mod output;
 pub(crate) mod parent;
-mod picture;
-mod screen;
+mod snapshot;
 pub(crate) mod vm;
 
 use std::{
@@ -27,9 +27,9 @@ use ioasid_supervisor::ControlServer;
 use crate::{cli::DemoArgs, view::View};
 use guest::Guest;
 use order::{Order, Which};
+use output::{Outcome, Output};
 use parent::Parent;
-use picture::Camera;
-use screen::{Outcome, Screen};
+use snapshot::Snapshots;
 
 /// IOVA of each VM's memory.
 const MEMORY: u64 = 4 << 30;
@@ -45,25 +45,25 @@ const PDEV_RECORDS: u64 = 4096;
 /// `ioasid demo`: 0 if every claim holds.
 pub(crate) fn run(args: &DemoArgs) -> Result<u8> {
     let start = Instant::now();
-    let mut screen = Screen::new(args.json);
-    screen.title(
+    let mut output = Output::new(args.json);
+    output.title(
         "ioasid demo: one parent device, three queues, two VMs",
         &[
             "No IOMMU, no accelerator, no kernel module: the machine is in this process,",
             "each VM is a process that uses /dev/iommu and /dev/vfio as on real hardware.",
         ],
     );
-    let mut scene = Scene::set_up(&mut screen)?;
-    claims::check(&mut scene, &mut screen)?;
-    scene.take_down(&mut screen)?;
-    Ok(u8::from(screen.finish(start.elapsed().as_secs_f64()) > 0))
+    let mut demo = Demo::set_up(&mut output)?;
+    claims::check(&mut demo, &mut output)?;
+    demo.take_down(&mut output)?;
+    Ok(u8::from(output.finish(start.elapsed().as_secs_f64()) > 0))
 }
 
-/// Everything that is on stage.
-struct Scene {
+/// The running machine and what uses it.
+struct Demo {
     machine: Arc<Machine>,
     server: ControlServer,
-    camera: Camera,
+    snapshots: Snapshots,
     parent: Parent,
     vm1: Guest,
     vm2: Option<Guest>,
@@ -82,12 +82,12 @@ struct History {
     vm1_table_pages: [u64; 2],
 }
 
-impl Scene {
-    fn set_up(screen: &mut Screen) -> Result<Self> {
+impl Demo {
+    fn set_up(output: &mut Output) -> Result<Self> {
         let machine = Machine::build("demo", &MachineFile::default_machine(), &StdSpawner)?;
         let socket = std::env::temp_dir().join(format!("ioasid-demo-{}.sock", std::process::id()));
         let server = ControlServer::start(View::of(&machine), socket)?;
-        let mut camera = Camera::new(machine.iommu().clone());
+        let mut snapshots = Snapshots::new(machine.iommu().clone());
         let mut history = History::default();
 
         let (parent_address, host) = machine
@@ -105,59 +105,59 @@ impl Scene {
             .find(|address| *address != parent_address)
             .context("the machine has no second device")?;
         history.domains.push(machine.iommu().paging_domains());
-        screen.step(
+        output.step(
             "The parent's driver works on queue 0, through the DMA API",
-            &camera.take(),
+            &snapshots.take(),
         );
 
         let mut vm1 = Guest::start(server.path(), "vm1").context("starting VM1")?;
-        vm1.tell(&Order::Open).context(
+        vm1.request(&Order::Open).context(
             "VM1 cannot use /dev/iommu. `ioasid run` needs user and mount namespaces (or root) \
              and seccomp notification; see docs/limits.md",
         )?;
-        vm1.tell(&Order::Map {
+        vm1.request(&Order::Map {
             iova: MEMORY,
             len: MEMORY_LEN,
         })?;
-        vm1.tell(&Order::Map {
+        vm1.request(&Order::Map {
             iova: RECORDS,
             len: RECORDS_LEN,
         })?;
         history.vm1_page_tables[0] = vm1.number(&Order::Attach(Which::Mdev))?;
         history.domains.push(machine.iommu().paging_domains());
         history.vm1_table_pages[0] = newest(machine.iommu())?.table_pages();
-        screen.step(
+        output.step(
             "VM1 attaches its mediated device: queue 1 of the parent",
-            &camera.take(),
+            &snapshots.take(),
         );
 
         history.vm1_page_tables[1] = vm1.number(&Order::Attach(Which::Pdev))?;
         history.domains.push(machine.iommu().paging_domains());
         history.vm1_table_pages[1] = newest(machine.iommu())?.table_pages();
-        screen.step(
+        output.step(
             "VM1 attaches a whole device to the same address space",
-            &camera.take(),
+            &snapshots.take(),
         );
 
         let mut vm2 = Guest::start(server.path(), "vm2").context("starting VM2")?;
         set_up_vm2(&mut vm2)?;
         history.domains.push(machine.iommu().paging_domains());
-        screen.step(
+        output.step(
             "VM2 attaches its mediated device: queue 2 of the parent",
-            &camera.take(),
+            &snapshots.take(),
         );
 
         for (which, first) in [(Which::Mdev, 0), (Which::Pdev, PDEV_RECORDS)] {
-            vm1.tell(&Order::BringUp {
+            vm1.request(&Order::BringUp {
                 which,
                 records: RECORDS,
                 first,
             })?;
         }
-        Ok(Scene {
+        Ok(Demo {
             machine,
             server,
-            camera,
+            snapshots,
             parent,
             vm1,
             vm2: Some(vm2),
@@ -168,21 +168,21 @@ impl Scene {
     }
 
     /// Every VM leaves; the parent's domain is what remains.
-    fn take_down(mut self, screen: &mut Screen) -> Result<()> {
+    fn take_down(mut self, output: &mut Output) -> Result<()> {
         self.vm1.exit()?;
         if let Some(vm2) = self.vm2.take() {
             vm2.exit()?;
         }
         let iommu = self.machine.iommu().clone();
-        settle("the domains of both VMs to go", || {
+        wait_for("the domains of both VMs to go", || {
             iommu.paging_domains() == 1
         })?;
-        screen.step("Both VMs have left", &self.camera.take());
-        screen.heading("Afterwards");
+        output.step("Both VMs have left", &self.snapshots.take());
+        output.heading("Afterwards");
         let mut counts = self.history.domains.clone();
         counts.push(iommu.paging_domains());
         let shown: Vec<_> = counts.iter().map(usize::to_string).collect();
-        screen.claim(Outcome {
+        output.claim(Outcome {
             claim: "A domain comes with the first attach that needs it, goes with the last",
             result: verdict(
                 counts == [1, 2, 2, 3, 1],
@@ -193,7 +193,7 @@ impl Scene {
             ),
         });
         let work = self.parent.stop();
-        screen.claim(Outcome {
+        output.claim(Outcome {
             claim: "The parent's own driver worked through all of it, without a single fault",
             result: verdict(
                 work.jobs > 0 && work.errors == 0 && work.faults == 0,
@@ -211,15 +211,15 @@ impl Scene {
         self.vm2.as_mut().context("VM2 is not running")
     }
 
-    /// The domain with a route of `device` and, as `tagged` says, with or without a PASID.
-    fn domain_of(&self, device: PciAddress, tagged: bool, skip: usize) -> Result<Arc<Domain>> {
+    /// The domain with a route of `device` and, as `with_pasid` says, with or without a PASID.
+    fn domain_of(&self, device: PciAddress, with_pasid: bool, skip: usize) -> Result<Arc<Domain>> {
         let mut domains = self.machine.iommu().domains();
         domains.retain(|domain| {
             domain.kind().is_paging()
                 && domain
                     .attachments()
                     .iter()
-                    .any(|(found, pasid)| *found == device && pasid.is_some() == tagged)
+                    .any(|(found, pasid)| *found == device && pasid.is_some() == with_pasid)
         });
         domains.sort_by_key(|domain| domain.id());
         domains
@@ -245,17 +245,17 @@ impl Scene {
 
 /// VM2 from nothing to ready: memory, records, its mediated device.
 fn set_up_vm2(vm2: &mut Guest) -> Result<()> {
-    vm2.tell(&Order::Open)?;
-    vm2.tell(&Order::Map {
+    vm2.request(&Order::Open)?;
+    vm2.request(&Order::Map {
         iova: MEMORY,
         len: MEMORY_LEN,
     })?;
-    vm2.tell(&Order::Map {
+    vm2.request(&Order::Map {
         iova: RECORDS,
         len: RECORDS_LEN,
     })?;
-    vm2.tell(&Order::Attach(Which::Mdev))?;
-    vm2.tell(&Order::BringUp {
+    vm2.request(&Order::Attach(Which::Mdev))?;
+    vm2.request(&Order::BringUp {
         which: Which::Mdev,
         records: RECORDS,
         first: 0,
@@ -279,7 +279,7 @@ fn verdict(holds: bool, text: String) -> Result<String, String> {
 }
 
 /// Waits for something that another process or thread brings about.
-fn settle(what: impl fmt::Display, mut done: impl FnMut() -> bool) -> Result<()> {
+fn wait_for(what: impl fmt::Display, mut done: impl FnMut() -> bool) -> Result<()> {
     let deadline = Instant::now() + Duration::from_secs(60);
     while !done() {
         ensure!(Instant::now() < deadline, "waited 60 s for {what}");

@@ -30,13 +30,15 @@ pub(crate) fn main() -> Result<()> {
     for line in std::io::stdin().lock().lines() {
         let order: Order = serde_json::from_str(&line.context("reading an order")?)?;
         let exit = matches!(order, Order::Exit);
-        let answer = guest.obey(order).unwrap_or_else(|error| Answer::Failed {
-            errno: error
-                .chain()
-                .find_map(|cause| cause.downcast_ref::<passthrough_client::Error>())
-                .and_then(passthrough_client::Error::errno),
-            sentence: format!("{error:#}"),
-        });
+        let answer = guest
+            .carry_out(order)
+            .unwrap_or_else(|error| Answer::Failed {
+                errno: error
+                    .chain()
+                    .find_map(|cause| cause.downcast_ref::<passthrough_client::Error>())
+                    .and_then(passthrough_client::Error::errno),
+                sentence: format!("{error:#}"),
+            });
         let mut out = std::io::stdout().lock();
         serde_json::to_writer(&mut out, &answer)?;
         writeln!(out)?;
@@ -96,7 +98,7 @@ impl Guest {
         Ok((area, offset))
     }
 
-    fn obey(&mut self, order: Order) -> Result<Answer> {
+    fn carry_out(&mut self, order: Order) -> Result<Answer> {
         match order {
             Order::Open => {
                 self.vm = Some(Vm::open()?);

@@ -13,10 +13,10 @@ use ioasid_vfio::DeviceModel as _;
 
 use super::Check;
 use crate::demo::{
-    MEMORY, MEMORY_LEN, Scene,
+    Demo, MEMORY, MEMORY_LEN,
     guest::Guest,
     order::{Order, Which},
-    set_up_vm2, settle, verdict,
+    set_up_vm2, verdict, wait_for,
 };
 
 /// These claims, in order.
@@ -60,24 +60,24 @@ const INTERRUPT_WINDOW: u64 = 0xfee0_0000;
 /// Page fault on a write, in a completion record.
 const FAULT_ON_WRITE: u8 = 0x83;
 
-fn other_address(scene: &mut Scene) -> Result<Result<String, String>> {
-    let vm2 = scene.vm2()?;
-    vm2.tell(&Order::Map {
+fn other_address(demo: &mut Demo) -> Result<Result<String, String>> {
+    let vm2 = demo.vm2()?;
+    vm2.request(&Order::Map {
         iova: EXTRA,
         len: 4096,
     })?;
-    vm2.tell(&Order::Pattern {
+    vm2.request(&Order::Pattern {
         iova: EXTRA,
         len: 4096,
         seed: 55,
     })?;
     let mut jobs = Vec::new();
     for which in [Which::Mdev, Which::Pdev] {
-        jobs.push(scene.vm1.job(which, EXTRA, MEMORY, 4096)?);
+        jobs.push(demo.vm1.job(which, EXTRA, MEMORY, 4096)?);
     }
-    let vm2 = scene.vm2()?;
+    let vm2 = demo.vm2()?;
     let untouched = vm2.holds(EXTRA, 4096, 55)?;
-    vm2.tell(&Order::Unmap {
+    vm2.request(&Order::Unmap {
         iova: EXTRA,
         len: 4096,
     })?;
@@ -91,31 +91,31 @@ fn other_address(scene: &mut Scene) -> Result<Result<String, String>> {
     ))
 }
 
-fn forged_pasid(scene: &mut Scene) -> Result<Result<String, String>> {
-    let victim = scene.vm2_domain()?;
+fn forged_pasid(demo: &mut Demo) -> Result<Result<String, String>> {
+    let victim = demo.vm2_domain()?;
     let pasid = victim
         .attachments()
         .into_iter()
         .find_map(|(_, pasid)| pasid);
     let pasid = pasid.context("VM2 has no PASID")?.get();
     for (seed, vm1) in [(11, true), (22, false)] {
-        let vm = if vm1 { &mut scene.vm1 } else { scene.vm2()? };
-        vm.tell(&Order::Pattern {
+        let vm = if vm1 { &mut demo.vm1 } else { demo.vm2()? };
+        vm.request(&Order::Pattern {
             iova: MEMORY,
             len: 4096,
             seed,
         })?;
-        vm.tell(&Order::Pattern {
+        vm.request(&Order::Pattern {
             iova: TARGET,
             len: 4096,
             seed: seed + 1,
         })?;
     }
-    let job = scene
+    let job = demo
         .vm1
         .forged_job(Which::Mdev, TARGET, MEMORY, 4096, pasid)?;
-    let own = scene.vm1.holds(TARGET, 4096, 11)?;
-    let other = scene.vm2()?.holds(TARGET, 4096, 23)?;
+    let own = demo.vm1.holds(TARGET, 4096, 11)?;
+    let other = demo.vm2()?.holds(TARGET, 4096, 23)?;
     Ok(verdict(
         job.0 == 1 && own && other,
         format!("VM1 put VM2's PASID {pasid} into a descriptor: the bytes landed in VM1"),
@@ -123,10 +123,10 @@ fn forged_pasid(scene: &mut Scene) -> Result<Result<String, String>> {
 }
 
 /// The parent's group and queue tables, as its own driver sees them.
-fn parent_tables(scene: &Scene) -> Result<Vec<u8>> {
-    let dsa = scene
+fn parent_tables(demo: &Demo) -> Result<Vec<u8>> {
+    let dsa = demo
         .machine
-        .device::<DsaDevice>(scene.parent_address)
+        .device::<DsaDevice>(demo.parent_address)
         .context("the parent is gone")?;
     let mut offsets = [0; 8];
     dsa.read(0, 0x60, &mut offsets);
@@ -153,9 +153,9 @@ fn parent_tables(scene: &Scene) -> Result<Vec<u8>> {
     Ok(tables)
 }
 
-fn registers(scene: &mut Scene) -> Result<Result<String, String>> {
-    let before = parent_tables(scene)?;
-    let vm1 = &mut scene.vm1;
+fn registers(demo: &mut Demo) -> Result<Result<String, String>> {
+    let before = parent_tables(demo)?;
+    let vm1 = &mut demo.vm1;
     let which = Which::Mdev;
     let offsets = vm1.number(&Order::ReadRegister {
         which,
@@ -168,16 +168,16 @@ fn registers(scene: &mut Scene) -> Result<Result<String, String>> {
         .chain((groups..groups + 128).step_by(4))
         .chain((queues..queues + 256).step_by(4));
     for offset in offsets {
-        vm1.tell(&Order::WriteRegister {
+        vm1.request(&Order::WriteRegister {
             which,
             offset,
             value: 0xffff_ffff,
         })?;
         writes += 1;
     }
-    let after = parent_tables(scene)?;
-    let vm1 = scene.vm1.job(Which::Mdev, TARGET, MEMORY, 4096)?;
-    let vm2 = scene.vm2()?.job(Which::Mdev, TARGET, MEMORY, 4096)?;
+    let after = parent_tables(demo)?;
+    let vm1 = demo.vm1.job(Which::Mdev, TARGET, MEMORY, 4096)?;
+    let vm2 = demo.vm2()?.job(Which::Mdev, TARGET, MEMORY, 4096)?;
     Ok(verdict(
         before == after && vm1.0 == 1 && vm2.0 == 1,
         format!(
@@ -187,33 +187,33 @@ fn registers(scene: &mut Scene) -> Result<Result<String, String>> {
     ))
 }
 
-fn commands(scene: &mut Scene) -> Result<Result<String, String>> {
+fn commands(demo: &mut Demo) -> Result<Result<String, String>> {
     const DRAIN_ALL: u8 = 3;
     const ABORT_ALL: u8 = 4;
     const RESET_DEVICE: u8 = 5;
-    let before = scene.parent.work();
+    let before = demo.parent.work();
     let which = Which::Mdev;
     for command in [DRAIN_ALL, ABORT_ALL, RESET_DEVICE] {
-        let code = scene.vm1.number(&Order::Command {
+        let code = demo.vm1.number(&Order::Command {
             which,
             command,
             operand: 0,
         })?;
         ensure!(code == 0, "command {command} ended with error {code:#04x}");
         // Neither the other VM nor the pdev was touched: no bring-up is needed.
-        let vm2 = scene.vm2()?.job(Which::Mdev, TARGET, MEMORY, 4096)?;
-        let pdev = scene.vm1.job(Which::Pdev, TARGET, MEMORY, 4096)?;
+        let vm2 = demo.vm2()?.job(Which::Mdev, TARGET, MEMORY, 4096)?;
+        let pdev = demo.vm1.job(Which::Pdev, TARGET, MEMORY, 4096)?;
         if (vm2.0, pdev.0) != (1, 1) {
             return Ok(Err(format!("command {command} stopped somebody else")));
         }
     }
-    let busy = scene.parent.work();
-    scene.vm1.tell(&Order::BringUpAgain(which))?;
-    let again = scene.vm1.job(which, TARGET, MEMORY, 4096)?;
-    settle("the parent driver to go on", || {
-        scene.parent.work().jobs > busy.jobs
+    let busy = demo.parent.work();
+    demo.vm1.request(&Order::BringUpAgain(which))?;
+    let again = demo.vm1.job(which, TARGET, MEMORY, 4096)?;
+    wait_for("the parent driver to go on", || {
+        demo.parent.work().jobs > busy.jobs
     })?;
-    let after = scene.parent.work();
+    let after = demo.parent.work();
     Ok(verdict(
         again.0 == 1 && after.errors == before.errors,
         format!(
@@ -224,19 +224,19 @@ fn commands(scene: &mut Scene) -> Result<Result<String, String>> {
     ))
 }
 
-fn interrupt_window(scene: &mut Scene) -> Result<Result<String, String>> {
+fn interrupt_window(demo: &mut Demo) -> Result<Result<String, String>> {
     let (iova, len) = (INTERRUPT_WINDOW, 4096);
-    let vm2 = scene.vm2()?;
+    let vm2 = demo.vm2()?;
     let unmapped = vm2.job(Which::Mdev, iova, MEMORY, 64)?;
-    vm2.tell(&Order::Map { iova, len })?;
-    vm2.tell(&Order::Pattern {
+    vm2.request(&Order::Map { iova, len })?;
+    vm2.request(&Order::Pattern {
         iova: MEMORY,
         len: 4096,
         seed: 9,
     })?;
     let mapped = vm2.job(Which::Mdev, iova, MEMORY, 4096)?;
     let landed = vm2.holds(iova, 4096, 9)?;
-    vm2.tell(&Order::Unmap { iova, len: 4096 })?;
+    vm2.request(&Order::Unmap { iova, len: 4096 })?;
     Ok(verdict(
         unmapped == (FAULT_ON_WRITE, 0, iova) && mapped.0 == 1 && landed,
         format!(
@@ -245,23 +245,20 @@ fn interrupt_window(scene: &mut Scene) -> Result<Result<String, String>> {
     ))
 }
 
-fn untagged(scene: &mut Scene) -> Result<Result<String, String>> {
-    scene.vm1.tell(&Order::Pattern {
+fn untagged(demo: &mut Demo) -> Result<Result<String, String>> {
+    demo.vm1.request(&Order::Pattern {
         iova: TARGET,
         len: 4096,
         seed: 71,
     })?;
-    let source = scene.parent.buffer(4096)?;
-    let parent = scene
-        .parent
-        .queue()
-        .memory_move(TARGET, source.iova(), 4096);
-    scene.parent.forgive(1);
-    let untouched = scene.vm1.holds(TARGET, 4096, 71)?;
-    let device = scene
+    let source = demo.parent.buffer(4096)?;
+    let parent = demo.parent.queue().memory_move(TARGET, source.iova(), 4096);
+    demo.parent.forgive(1);
+    let untouched = demo.vm1.holds(TARGET, 4096, 71)?;
+    let device = demo
         .machine
         .iommu()
-        .device(scene.parent_address)
+        .device(demo.parent_address)
         .context("the parent is gone")?;
     let unused = Pasid::new(device.max_pasids() - 1).context("the parent has no PASIDs")?;
     let mut port = device.port();
@@ -294,23 +291,23 @@ fn memory_of(vm: &Guest) -> Result<File> {
     anyhow::bail!("no memory file of the VM in {fds}")
 }
 
-fn killed(scene: &mut Scene) -> Result<Result<String, String>> {
+fn killed(demo: &mut Demo) -> Result<Result<String, String>> {
     const COPY: u32 = 1 << 20;
-    let iommu = scene.machine.iommu().clone();
-    let before = scene.parent.work();
-    let mut vm2 = scene.vm2.take().context("VM2 is not running")?;
-    let old = scene
+    let iommu = demo.machine.iommu().clone();
+    let before = demo.parent.work();
+    let mut vm2 = demo.vm2.take().context("VM2 is not running")?;
+    let old = demo
         .vm2_domain()?
         .attachments()
         .into_iter()
         .find_map(|(_, pasid)| pasid);
     let memory = memory_of(&vm2)?;
-    vm2.tell(&Order::Pattern {
+    vm2.request(&Order::Pattern {
         iova: MEMORY,
         len: COPY.into(),
         seed: 13,
     })?;
-    vm2.tell(&Order::Flood {
+    vm2.request(&Order::Flood {
         which: Which::Mdev,
         to: TARGET,
         from: MEMORY,
@@ -319,7 +316,7 @@ fn killed(scene: &mut Scene) -> Result<Result<String, String>> {
     let domains = iommu.paging_domains();
     let start = Instant::now();
     let status = vm2.kill()?;
-    settle("VM2's domain to go", || {
+    wait_for("VM2's domain to go", || {
         iommu.paging_domains() == domains - 1
     })?;
     let released = start.elapsed();
@@ -333,16 +330,16 @@ fn killed(scene: &mut Scene) -> Result<Result<String, String>> {
     memory.read_exact_at(&mut found, half)?;
     let quiet = found.iter().all(|byte| *byte == 0);
     // The queue is pristine: the next VM finds it as the first one did.
-    let mut next = Guest::start(scene.server.path(), "vm2")?;
+    let mut next = Guest::start(demo.server.path(), "vm2")?;
     set_up_vm2(&mut next)?;
     let job = next.job(Which::Mdev, TARGET, MEMORY, 4096)?;
-    scene.vm2 = Some(next);
-    let new = scene
+    demo.vm2 = Some(next);
+    let new = demo
         .vm2_domain()?
         .attachments()
         .into_iter()
         .find_map(|(_, pasid)| pasid);
-    let after = scene.parent.work();
+    let after = demo.parent.work();
     let number = |pasid: Option<Pasid>| pasid.map_or(0, Pasid::get);
     Ok(verdict(
         quiet && job.0 == 1 && after.errors == before.errors && !status.success(),

@@ -15,7 +15,7 @@ use ioasid_iommu::{
 };
 
 use super::Check;
-use crate::demo::{Scene, verdict};
+use crate::demo::{Demo, verdict};
 
 /// These claims, in order.
 pub(crate) const CLAIMS: &[(&str, Check)] = &[
@@ -67,7 +67,7 @@ impl Bench {
     }
 }
 
-fn as_library(_: &mut Scene) -> Result<Result<String, String>> {
+fn as_library(_: &mut Demo) -> Result<Result<String, String>> {
     const DOMAINS: u32 = 9;
     let bench = Bench::new()?;
     let mut memories = Vec::new();
@@ -101,7 +101,7 @@ fn as_library(_: &mut Scene) -> Result<Result<String, String>> {
     ))
 }
 
-fn unmap_races(_: &mut Scene) -> Result<Result<String, String>> {
+fn unmap_races(_: &mut Demo) -> Result<Result<String, String>> {
     const RACES: u32 = 2_000;
     let bench = Bench::new()?;
     let domain = bench.domain()?;
@@ -147,7 +147,7 @@ fn unmap_races(_: &mut Scene) -> Result<Result<String, String>> {
     ))
 }
 
-fn model(_: &mut Scene) -> Result<Result<String, String>> {
+fn model(_: &mut Demo) -> Result<Result<String, String>> {
     const STEPS: u64 = 40_000;
     const DOMAINS: usize = 4;
     const PAGES: u64 = 16;

@@ -1,4 +1,4 @@
-//! The claims, each checked against the running scene: what was done, and what was found.
+//! The claims, each checked against the running demo: what was done, and what was found.
 
 mod isolation;
 mod library;
@@ -7,28 +7,28 @@ mod sharing;
 use anyhow::Result;
 
 use super::{
-    Scene,
-    screen::{Outcome, Screen},
+    Demo,
+    output::{Outcome, Output},
 };
 
 /// A check: `Ok` is what was done and measured, `Err` what was wrong instead.
-type Check = fn(&mut Scene) -> Result<Result<String, String>>;
+type Check = fn(&mut Demo) -> Result<Result<String, String>>;
 
-/// Checks every claim, in an order in which each finds the scene as it needs it.
-pub(crate) fn check(scene: &mut Scene, screen: &mut Screen) -> Result<()> {
-    screen.heading("One device, several address spaces");
-    all(scene, screen, sharing::CLAIMS);
-    screen.heading("One VM cannot reach another, nor the parent");
-    all(scene, screen, isolation::CLAIMS);
-    screen.heading("The layers below");
-    all(scene, screen, library::CLAIMS);
+/// Checks every claim, in an order in which each finds the demo as it needs it.
+pub(crate) fn check(demo: &mut Demo, output: &mut Output) -> Result<()> {
+    output.heading("One device, several address spaces");
+    all(demo, output, sharing::CLAIMS);
+    output.heading("One VM cannot reach another, nor the parent");
+    all(demo, output, isolation::CLAIMS);
+    output.heading("The layers below");
+    all(demo, output, library::CLAIMS);
     Ok(())
 }
 
-fn all(scene: &mut Scene, screen: &mut Screen, claims: &[(&'static str, Check)]) {
+fn all(demo: &mut Demo, output: &mut Output, claims: &[(&'static str, Check)]) {
     for (claim, check) in claims {
-        let result = check(scene).unwrap_or_else(|error| Err(format!("{error:#}")));
-        screen.claim(Outcome { claim, result });
+        let result = check(demo).unwrap_or_else(|error| Err(format!("{error:#}")));
+        output.claim(Outcome { claim, result });
     }
 }
 

@@ -1,4 +1,4 @@
-//! What the scene is for: one parent on several domains at once, one domain for both devices of a
+//! What the demo is for: one parent on several domains at once, one domain for both devices of a
 //! VM.
 
 use std::time::Instant;
@@ -7,9 +7,9 @@ use anyhow::{Result, ensure};
 
 use super::Check;
 use crate::demo::{
-    MEMORY, MEMORY_LEN, Scene,
+    Demo, MEMORY, MEMORY_LEN,
     order::{Answer, Order, Which},
-    screen::bytes,
+    output::bytes,
     verdict,
 };
 
@@ -58,38 +58,38 @@ const HALF: u64 = MEMORY_LEN as u64 / 2;
 /// Where the claims of this file map extra memory.
 const EXTRA: u64 = 16 << 30;
 
-fn three_domains(scene: &mut Scene) -> Result<Result<String, String>> {
+fn three_domains(demo: &mut Demo) -> Result<Result<String, String>> {
     let mut routes = Vec::new();
-    for domain in scene.machine.iommu().domains() {
+    for domain in demo.machine.iommu().domains() {
         for (device, pasid) in domain.attachments() {
-            if device == scene.parent_address {
+            if device == demo.parent_address {
                 routes.push((domain.id(), pasid.is_some()));
             }
         }
     }
     routes.sort();
     routes.dedup();
-    let tagged = routes.iter().filter(|(_, tagged)| *tagged).count();
+    let with_pasid = routes.iter().filter(|(_, with_pasid)| *with_pasid).count();
     Ok(verdict(
-        routes.len() == 3 && tagged == 2,
+        routes.len() == 3 && with_pasid == 2,
         format!(
-            "{} routes of {}, {tagged} of them with a PASID",
+            "{} routes of {}, {with_pasid} of them with a PASID",
             routes.len(),
-            scene.parent_address
+            demo.parent_address
         ),
     ))
 }
 
-fn one_domain(scene: &mut Scene) -> Result<Result<String, String>> {
-    let [first, second] = scene.history.vm1_page_tables;
-    let [alone, both] = scene.history.vm1_table_pages;
-    let domain = scene.vm1_domain()?;
+fn one_domain(demo: &mut Demo) -> Result<Result<String, String>> {
+    let [first, second] = demo.history.vm1_page_tables;
+    let [alone, both] = demo.history.vm1_table_pages;
+    let domain = demo.vm1_domain()?;
     let routes = domain.attachments();
     let expected = routes.len() == 2
-        && routes.contains(&(scene.pdev_address, None))
+        && routes.contains(&(demo.pdev_address, None))
         && routes
             .iter()
-            .any(|(device, pasid)| *device == scene.parent_address && pasid.is_some());
+            .any(|(device, pasid)| *device == demo.parent_address && pasid.is_some());
     Ok(verdict(
         first == second && alone == both && expected,
         format!(
@@ -99,13 +99,13 @@ fn one_domain(scene: &mut Scene) -> Result<Result<String, String>> {
     ))
 }
 
-fn routes(scene: &mut Scene) -> Result<Result<String, String>> {
+fn routes(demo: &mut Demo) -> Result<Result<String, String>> {
     let mut text = Vec::new();
     let mut wrong = 0;
-    for domain in [scene.vm1_domain()?, scene.vm2_domain()?] {
+    for domain in [demo.vm1_domain()?, demo.vm2_domain()?] {
         for (device, pasid) in domain.attachments() {
             // A whole device without a number is the RID; a child is its parent's RID with one.
-            wrong += usize::from(pasid.is_some() != (device == scene.parent_address));
+            wrong += usize::from(pasid.is_some() != (device == demo.parent_address));
             text.push(match pasid {
                 Some(pasid) => format!("({device}, PASID {pasid})"),
                 None => format!("({device}, -)"),
@@ -118,17 +118,17 @@ fn routes(scene: &mut Scene) -> Result<Result<String, String>> {
     ))
 }
 
-fn same_iova(scene: &mut Scene) -> Result<Result<String, String>> {
+fn same_iova(demo: &mut Demo) -> Result<Result<String, String>> {
     // The DMA API chooses the address; the VMs map theirs at the same one.
-    let source = scene.parent.buffer(4096)?;
-    let buffer = scene.parent.buffer(4096)?;
+    let source = demo.parent.buffer(4096)?;
+    let buffer = demo.parent.buffer(4096)?;
     let iova = buffer.iova();
     source.memory().write(0, &[0xd0; 4096]);
     let mut found = Vec::new();
     for (seed, vm1) in [(101, true), (202, false)] {
-        let vm = if vm1 { &mut scene.vm1 } else { scene.vm2()? };
-        vm.tell(&Order::Map { iova, len: 4096 })?;
-        vm.tell(&Order::Pattern {
+        let vm = if vm1 { &mut demo.vm1 } else { demo.vm2()? };
+        vm.request(&Order::Map { iova, len: 4096 })?;
+        vm.request(&Order::Pattern {
             iova: MEMORY,
             len: 4096,
             seed,
@@ -140,14 +140,11 @@ fn same_iova(scene: &mut Scene) -> Result<Result<String, String>> {
             job.0
         );
     }
-    scene
-        .parent
-        .queue()
-        .memory_move(iova, source.iova(), 4096)?;
+    demo.parent.queue().memory_move(iova, source.iova(), 4096)?;
     for (seed, vm1) in [(101, true), (202, false)] {
-        let vm = if vm1 { &mut scene.vm1 } else { scene.vm2()? };
+        let vm = if vm1 { &mut demo.vm1 } else { demo.vm2()? };
         found.push(vm.holds(iova, 4096, seed)?);
-        vm.tell(&Order::Unmap { iova, len: 4096 })?;
+        vm.request(&Order::Unmap { iova, len: 4096 })?;
     }
     let mut parent = [0; 4096];
     buffer.memory().read(0, &mut parent);
@@ -158,35 +155,35 @@ fn same_iova(scene: &mut Scene) -> Result<Result<String, String>> {
     ))
 }
 
-fn dma_api(scene: &mut Scene) -> Result<Result<String, String>> {
-    let source = scene.parent.buffer(64 << 10)?;
+fn dma_api(demo: &mut Demo) -> Result<Result<String, String>> {
+    let source = demo.parent.buffer(64 << 10)?;
     source.memory().write(0, &[0x3c; 64 << 10]);
-    let target = scene.parent.buffer(64 << 10)?;
+    let target = demo.parent.buffer(64 << 10)?;
     let (from, to) = (source.iova(), target.iova());
-    scene.parent.queue().memory_move(to, from, 64 << 10)?;
+    demo.parent.queue().memory_move(to, from, 64 << 10)?;
     let mut found = vec![0; 64 << 10];
     target.memory().read(0, &mut found);
     let copied = found.iter().all(|byte| *byte == 0x3c);
     // Unmapped, the same address is nothing any more.
     drop(target);
-    let stale = scene.parent.queue().memory_move(to, from, 4096);
-    scene.parent.forgive(1);
+    let stale = demo.parent.queue().memory_move(to, from, 4096);
+    demo.parent.forgive(1);
     Ok(verdict(
         copied && stale.is_err(),
         format!("a job at IOVA {to:#x} of its own allocator; after the unmap the same job faults"),
     ))
 }
 
-fn together(scene: &mut Scene) -> Result<Result<String, String>> {
+fn together(demo: &mut Demo) -> Result<Result<String, String>> {
     const LEN: u64 = 16 << 20;
-    let before = scene.parent.work();
+    let before = demo.parent.work();
     let start = Instant::now();
-    scene.vm1.tell(&Order::Pattern {
+    demo.vm1.request(&Order::Pattern {
         iova: MEMORY,
         len: LEN,
         seed: 1,
     })?;
-    scene.vm2()?.tell(&Order::Pattern {
+    demo.vm2()?.request(&Order::Pattern {
         iova: MEMORY,
         len: LEN,
         seed: 2,
@@ -197,12 +194,12 @@ fn together(scene: &mut Scene) -> Result<Result<String, String>> {
         from: MEMORY,
         len: LEN,
     };
-    scene.vm2()?.send(&copy(Which::Mdev))?;
+    demo.vm2()?.send(&copy(Which::Mdev))?;
     let mut copies = Vec::new();
     for which in [Which::Mdev, Which::Pdev] {
-        copies.push(scene.vm1.tell(&copy(which))?);
+        copies.push(demo.vm1.request(&copy(which))?);
     }
-    copies.push(scene.vm2()?.receive()?);
+    copies.push(demo.vm2()?.receive()?);
     let mut descriptors = 0;
     for answer in copies {
         match answer {
@@ -217,8 +214,8 @@ fn together(scene: &mut Scene) -> Result<Result<String, String>> {
         }
     }
     let whole =
-        scene.vm1.holds(MEMORY + HALF, LEN, 1)? && scene.vm2()?.holds(MEMORY + HALF, LEN, 2)?;
-    let after = scene.parent.work();
+        demo.vm1.holds(MEMORY + HALF, LEN, 1)? && demo.vm2()?.holds(MEMORY + HALF, LEN, 2)?;
+    let after = demo.parent.work();
     let jobs = after.jobs - before.jobs;
     Ok(verdict(
         whole && jobs > 0 && after.errors == before.errors,
@@ -231,23 +228,23 @@ fn together(scene: &mut Scene) -> Result<Result<String, String>> {
     ))
 }
 
-fn normal_domain(scene: &mut Scene) -> Result<Result<String, String>> {
+fn normal_domain(demo: &mut Demo) -> Result<Result<String, String>> {
     const LEN: usize = 1 << 20;
-    let domain = scene.vm2_domain()?;
+    let domain = demo.vm2_domain()?;
     let before = domain.mapped_bytes();
     let len = LEN as u64;
-    let vm2 = scene.vm2()?;
-    vm2.tell(&Order::Map {
+    let vm2 = demo.vm2()?;
+    vm2.request(&Order::Map {
         iova: EXTRA,
         len: LEN,
     })?;
     // The same pages at a second address, by IOAS_COPY.
-    vm2.tell(&Order::CopyMapping {
+    vm2.request(&Order::CopyMapping {
         from: EXTRA,
         to: EXTRA + len,
         len,
     })?;
-    vm2.tell(&Order::Pattern {
+    vm2.request(&Order::Pattern {
         iova: MEMORY,
         len,
         seed: 7,
@@ -284,24 +281,24 @@ fn normal_domain(scene: &mut Scene) -> Result<Result<String, String>> {
     ))
 }
 
-fn one_unmap(scene: &mut Scene) -> Result<Result<String, String>> {
-    let domain = scene.vm1_domain()?;
+fn one_unmap(demo: &mut Demo) -> Result<Result<String, String>> {
+    let domain = demo.vm1_domain()?;
     let before = domain.pte_writes();
-    scene.vm1.tell(&Order::Map {
+    demo.vm1.request(&Order::Map {
         iova: EXTRA,
         len: 4096,
     })?;
     let writes = domain.pte_writes() - before;
     let mut statuses = Vec::new();
     for which in [Which::Mdev, Which::Pdev] {
-        statuses.push(scene.vm1.job(which, EXTRA, MEMORY, 4096)?);
+        statuses.push(demo.vm1.job(which, EXTRA, MEMORY, 4096)?);
     }
-    scene.vm1.tell(&Order::Unmap {
+    demo.vm1.request(&Order::Unmap {
         iova: EXTRA,
         len: 4096,
     })?;
     for which in [Which::Mdev, Which::Pdev] {
-        statuses.push(scene.vm1.job(which, EXTRA, MEMORY, 4096)?);
+        statuses.push(demo.vm1.job(which, EXTRA, MEMORY, 4096)?);
     }
     let fault =
         |(status, done, address): (u8, u32, u64)| status == 0x83 && done == 0 && address == EXTRA;
@@ -319,38 +316,38 @@ fn one_unmap(scene: &mut Scene) -> Result<Result<String, String>> {
     ))
 }
 
-fn detach(scene: &mut Scene) -> Result<Result<String, String>> {
+fn detach(demo: &mut Demo) -> Result<Result<String, String>> {
     const ROUNDS: usize = 5;
-    let before = scene.parent.work();
-    let domain = scene.vm1_domain()?;
+    let before = demo.parent.work();
+    let domain = demo.vm1_domain()?;
     for _ in 0..ROUNDS {
-        scene.vm1.tell(&Order::Detach(Which::Pdev))?;
-        let job = scene.vm1.job(Which::Mdev, MEMORY + HALF, MEMORY, 4096)?;
+        demo.vm1.request(&Order::Detach(Which::Pdev))?;
+        let job = demo.vm1.job(Which::Mdev, MEMORY + HALF, MEMORY, 4096)?;
         ensure!(
             job.0 == 1,
             "the mediated device stopped with the whole one: {:#04x}",
             job.0
         );
-        scene.vm1.tell(&Order::Attach(Which::Pdev))?;
-        scene.vm1.tell(&Order::BringUp {
+        demo.vm1.request(&Order::Attach(Which::Pdev))?;
+        demo.vm1.request(&Order::BringUp {
             which: Which::Pdev,
             records: crate::demo::RECORDS,
             first: crate::demo::PDEV_RECORDS,
         })?;
-        let job = scene.vm1.job(Which::Pdev, MEMORY + HALF, MEMORY, 4096)?;
+        let job = demo.vm1.job(Which::Pdev, MEMORY + HALF, MEMORY, 4096)?;
         ensure!(
             job.0 == 1,
             "the whole device did not come back: {:#04x}",
             job.0
         );
     }
-    let same = scene.vm1_domain()?.id() == domain.id();
-    let vm2 = scene.vm2()?.job(Which::Mdev, MEMORY + HALF, MEMORY, 4096)?;
-    let after = scene.parent.work();
+    let same = demo.vm1_domain()?.id() == domain.id();
+    let vm2 = demo.vm2()?.job(Which::Mdev, MEMORY + HALF, MEMORY, 4096)?;
+    let after = demo.parent.work();
     // The DMA domain still maps what the driver uses.
-    let dma = scene.machine.iommu().domains().into_iter();
+    let dma = demo.machine.iommu().domains().into_iter();
     let dma = dma
-        .filter(|d| d.attachments().contains(&(scene.parent_address, None)))
+        .filter(|d| d.attachments().contains(&(demo.parent_address, None)))
         .count();
     Ok(verdict(
         same && vm2.0 == 1 && dma == 1 && after.errors == before.errors,

@@ -4,7 +4,7 @@ use std::io::{IsTerminal as _, Write as _};
 
 use serde_json::json;
 
-use super::picture::Picture;
+use super::snapshot::Snapshot;
 
 /// A style that a terminal may show.
 #[derive(Clone, Copy, Debug)]
@@ -27,7 +27,7 @@ pub(crate) struct Outcome {
 
 /// Where the demo prints: a terminal or pipe, or one JSON object at the end.
 #[derive(Debug)]
-pub(crate) struct Screen {
+pub(crate) struct Output {
     colour: bool,
     json: bool,
     steps: Vec<serde_json::Value>,
@@ -37,12 +37,12 @@ pub(crate) struct Screen {
 /// Columns that a line may take.
 const WIDTH: usize = 80;
 
-impl Screen {
-    /// A screen on standard output.
+impl Output {
+    /// A output on standard output.
     pub(crate) fn new(json: bool) -> Self {
         let plain = std::env::var_os("NO_COLOR").is_some_and(|value| !value.is_empty())
             || std::env::var_os("TERM").is_some_and(|term| term == "dumb");
-        Screen {
+        Output {
             colour: !json && !plain && std::io::stdout().is_terminal(),
             json,
             steps: Vec::new(),
@@ -80,8 +80,8 @@ impl Screen {
         }
     }
 
-    /// A step of the scene with the picture after it.
-    pub(crate) fn step(&mut self, title: &str, picture: &Picture) {
+    /// A step of the demo with the snapshot after it.
+    pub(crate) fn step(&mut self, title: &str, snapshot: &Snapshot) {
         self.line("");
         let number = self.steps.len() + 1;
         self.line(&format!(
@@ -89,7 +89,7 @@ impl Screen {
             self.styled(Style::Accent, &format!("{number:2}")),
             self.styled(Style::Bold, title)
         ));
-        for row in &picture.rows {
+        for row in &snapshot.rows {
             let marker = if row.is_new {
                 self.styled(Style::Accent, ">")
             } else {
@@ -112,7 +112,7 @@ impl Screen {
                 }
             }
         }
-        let rows: Vec<_> = picture
+        let rows: Vec<_> = snapshot
             .rows
             .iter()
             .map(|row| {

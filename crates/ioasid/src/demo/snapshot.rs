@@ -1,4 +1,4 @@
-//! The picture of the scene: domains and the routes that stand on them, read from the IOMMU.
+//! Domains and the routes that stand on them at one moment, read from the IOMMU.
 
 use std::{collections::BTreeSet, sync::Arc};
 
@@ -20,35 +20,35 @@ pub(crate) struct Row {
     pub(crate) mapped_bytes: u64,
     /// The routes, as `parent` or `parent + PASID 1`.
     pub(crate) routes: Vec<String>,
-    /// Not in the picture before.
+    /// Not in an earlier snapshot.
     pub(crate) is_new: bool,
 }
 
 /// The domains at one moment.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub(crate) struct Picture {
+pub(crate) struct Snapshot {
     /// In the order of their creation.
     pub(crate) rows: Vec<Row>,
 }
 
-/// Takes pictures and remembers which domains it has seen.
+/// Takes snapshots and remembers which domains it has seen.
 #[derive(Debug)]
-pub(crate) struct Camera {
+pub(crate) struct Snapshots {
     iommu: Arc<Iommu>,
     seen: Vec<DomainId>,
 }
 
-impl Camera {
-    /// A camera on `iommu`.
+impl Snapshots {
+    /// Snapshots of `iommu`.
     pub(crate) fn new(iommu: Arc<Iommu>) -> Self {
-        Camera {
+        Snapshots {
             iommu,
             seen: Vec::new(),
         }
     }
 
     /// The domains that hold a page table, as of now.
-    pub(crate) fn take(&mut self) -> Picture {
+    pub(crate) fn take(&mut self) -> Snapshot {
         let mut domains = self.iommu.domains();
         domains.retain(|domain| domain.kind().is_paging());
         domains.sort_by_key(|domain| domain.id());
@@ -86,6 +86,6 @@ impl Camera {
                 }
             })
             .collect();
-        Picture { rows }
+        Snapshot { rows }
     }
 }

@@ -5,7 +5,7 @@
 //! reason, in `conformance/SUITE-KERNEL.toml`; a run that differs from that, either way, fails.
 //!
 //! One run: [`xtask::fetch`] brings the sources, [`headers`] and [`build`] make the programs, [`hugepages`]
-//! lends them memory, [`stage`] puts them where an unprivileged user can run them, [`launch`] runs
+//! lends them memory, [`installation`] puts them where an unprivileged user can run them, [`launch`] runs
 //! one, [`tap`] reads what it says, [`expect`] compares and [`report`] prints.
 
 mod arguments;
@@ -14,10 +14,10 @@ mod device;
 mod expect;
 mod headers;
 mod hugepages;
+mod installation;
 mod launch;
 mod listing;
 mod report;
-mod stage;
 mod tap;
 mod vfio;
 
@@ -33,6 +33,7 @@ use anyhow::{Context, Result, bail};
 pub(crate) use arguments::{Conformance, Suite};
 use expect::{Expectations, Host};
 use hugepages::Hugepages;
+use installation::Installation;
 use launch::{Limits, Outcome, Signals};
 use tap::Run;
 use xtask::{
@@ -81,7 +82,7 @@ pub(crate) fn run(arguments: &Conformance) -> Result<bool> {
         );
     }
 
-    let stage = stage::Stage::new(&[&ioasid, &program])?;
+    let installed = Installation::new(&[&ioasid, &program])?;
     println!(
         "conformance: {} of Linux {}, {} of {} tests, {} build, as {}",
         suite.name(),
@@ -93,7 +94,7 @@ pub(crate) fn run(arguments: &Conformance) -> Result<bool> {
         } else {
             "dynamic"
         },
-        stage.user(),
+        installed.user(),
     );
 
     let signals = Signals::watch()?;
@@ -113,7 +114,7 @@ pub(crate) fn run(arguments: &Conformance) -> Result<bool> {
         if arguments.runs > 1 {
             println!("\n-- run {number} of {}", arguments.runs);
         }
-        let mut command = stage.command(&ioasid, &options, &program);
+        let mut command = installed.command(&ioasid, &options, &program);
         if chosen.len() < all.len() {
             command.args(chosen.iter().flat_map(|name| ["-r", name]));
         }

@@ -20,8 +20,9 @@ use super::{
     device::{Device, PROGRAMS, SRIOV},
     expect::{self, Expectations, Host},
     hugepages::Hugepages,
+    installation::Installation,
     launch::{self, Ended, Limits, Outcome, Signals},
-    listing, report, stage,
+    listing, report,
     tap::{Counts, Run},
 };
 use xtask::{
@@ -78,11 +79,11 @@ pub(super) fn run(arguments: &Conformance) -> Result<bool> {
         .map(|name| programs.join(name))
         .collect();
     files.extend(paths.iter().map(PathBuf::as_path));
-    let stage = stage::Stage::new(&files)?;
+    let installed = Installation::new(&files)?;
     println!(
         "conformance: vfio of Linux {}, as {}",
         source.version,
-        stage.user()
+        installed.user()
     );
     let signals = Signals::watch()?;
     let hugepages = Hugepages::lend(&cache, !arguments.no_hugepages)?;
@@ -91,7 +92,7 @@ pub(super) fn run(arguments: &Conformance) -> Result<bool> {
 
     let mut runner = Runner {
         arguments,
-        stage: &stage,
+        installed: &installed,
         ioasid: &ioasid,
         limits: Limits {
             time: Duration::from_secs(arguments.timeout),
@@ -142,7 +143,7 @@ pub(super) fn run(arguments: &Conformance) -> Result<bool> {
 
 struct Runner<'a> {
     arguments: &'a Conformance,
-    stage: &'a stage::Stage,
+    installed: &'a Installation,
     ioasid: &'a Path,
     /// The folder with the programs.
     programs: &'a Path,
@@ -226,14 +227,14 @@ impl Runner<'_> {
 
     /// Runs `program` with `options` on the device.
     fn program(&self, kind: &Kind, program: &str, options: &[&str]) -> Result<Ended> {
-        let machine = self.stage.place_of(&kind.machine);
+        let machine = self.installed.place_of(&kind.machine);
         let machine = machine
             .to_str()
             .context("the temporary folder's name is not UTF-8")?;
         let mut run = vec!["--machine", machine];
         run.extend(self.arguments.run_option.iter().map(String::as_str));
         let path = self.programs.join(program);
-        let mut command = self.stage.command(self.ioasid, &run, &path);
+        let mut command = self.installed.command(self.ioasid, &run, &path);
         // The test of many devices takes as many as there are.
         let addresses = kind.device.addresses();
         let count = match program.contains("init_perf") {

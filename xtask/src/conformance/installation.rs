@@ -1,4 +1,4 @@
-//! A place where an unprivileged user can run the programs, and the command that makes it so.
+//! A folder where an unprivileged user can run the programs, and the command that makes it so.
 
 use std::{
     env, fs,
@@ -20,36 +20,36 @@ const KEPT: [&str; 4] = ["PATH", "TERM", "RUST_LOG", "RUST_BACKTRACE"];
 /// A temporary folder with copies of the programs. A home folder of mode 0700, where a build
 /// usually is, keeps another user out.
 #[derive(Debug)]
-pub(crate) struct Stage {
+pub(crate) struct Installation {
     folder: TempDir,
     privileged: bool,
 }
 
-impl Stage {
-    /// A stage with copies of `programs`.
+impl Installation {
+    /// A folder with copies of `programs`.
     pub(crate) fn new(programs: &[&Path]) -> Result<Self> {
         let folder = tempfile::Builder::new()
             .prefix("ioasid-conformance-")
             .tempdir()
             .context("making a temporary folder")?;
-        let stage = Self {
+        let installed = Self {
             folder,
             privileged: geteuid().is_root(),
         };
-        set_mode(stage.folder.path(), 0o755)?;
+        set_mode(installed.folder.path(), 0o755)?;
         for program in programs {
-            let copy = stage.place_of(program);
+            let copy = installed.place_of(program);
             fs::copy(program, &copy).with_context(|| format!("copying {}", program.display()))?;
             set_mode(&copy, 0o755)?;
         }
-        let home = stage.home();
+        let home = installed.home();
         fs::create_dir(&home).with_context(|| format!("making {}", home.display()))?;
         set_mode(&home, 0o700)?;
-        if stage.privileged {
+        if installed.privileged {
             chown(&home, Some(NOBODY), Some(NOBODY))
                 .with_context(|| format!("giving {} away", home.display()))?;
         }
-        Ok(stage)
+        Ok(installed)
     }
 
     /// Who runs the programs, in words.

@@ -45,9 +45,12 @@ const fn grown<T>(nr: u32, name: &'static str, min_size: usize, run: Handler) ->
     Command::with::<T>(spec::TYPE << 8 | nr, name, min_size, run)
 }
 
+/// The number of IOMMU_DESTROY.
+const DESTROY: u32 = 0x80;
+
 /// Every ioctl of Linux 7.2, by number and without gaps from [`spec::BASE`].
 pub const COMMANDS: &[Command] = &[
-    command::<spec::Destroy>(0x80, "DESTROY", object::destroy),
+    command::<spec::Destroy>(DESTROY, "DESTROY", object::destroy),
     command::<spec::IoasAlloc>(0x81, "IOAS_ALLOC", ioas::alloc),
     command::<spec::IoasAllowIovas>(0x82, "IOAS_ALLOW_IOVAS", ioas::allow_iovas),
     command::<spec::IoasCopy>(0x83, "IOAS_COPY", ioas::copy),
@@ -128,6 +131,11 @@ fn find(cmd: u32) -> Option<&'static Command> {
 pub fn command_name(cmd: u32) -> Option<&'static str> {
     let command = find(cmd).filter(|command| command.request == cmd)?;
     Some(command.name)
+}
+
+/// Whether the ioctl `cmd` is IOMMU_DESTROY.
+pub fn is_destroy(cmd: u32) -> bool {
+    find(cmd).is_some_and(|command| command.nr == DESTROY && command.request() == cmd)
 }
 
 /// Runs the ioctl `cmd` with the argument `arg` on `context`, for `program`.

@@ -17,7 +17,7 @@ use rustix::{
 
 use super::terminals::Terminals;
 use crate::{
-    placeholder,
+    entries::placeholder,
     wire::{NodeName, Placeholder},
 };
 
@@ -25,7 +25,7 @@ use crate::{
 const OURS: [&str; 3] = ["iommu", "ioasid", "vfio"];
 
 /// Covers `/dev` and returns the files that stand for our nodes.
-pub(super) fn build(nodes: &[String], groups: &[u32]) -> io::Result<Vec<Placeholder>> {
+pub(crate) fn build(nodes: &[String], groups: &[u32]) -> io::Result<Vec<Placeholder>> {
     let dev = Path::new("/dev");
     let terminals = Terminals::new(dev);
     let host = cover(dev)?;
@@ -40,7 +40,7 @@ pub(super) fn build(nodes: &[String], groups: &[u32]) -> io::Result<Vec<Placehol
             entry.file_type()?,
         )?;
     }
-    terminals.settle(&host.path, dev);
+    terminals.provide(&host.path, dev);
 
     make_directory(&dev.join("vfio"))?;
     make_directory(&dev.join("vfio/devices"))?;
@@ -67,16 +67,16 @@ pub(super) fn build(nodes: &[String], groups: &[u32]) -> io::Result<Vec<Placehol
 }
 
 /// The covered directory, still reachable.
-pub(super) struct Covered {
+pub(crate) struct Covered {
     /// A path that leads to it, as long as this lives.
-    pub(super) path: PathBuf,
+    pub(crate) path: PathBuf,
     directory: OwnedFd,
 }
 
 impl Covered {
     /// Makes it the working directory, for a process that has no `/proc` of its own: a path that leads to
     /// it is `.` then.
-    pub(super) fn enter(mut self) -> io::Result<Self> {
+    pub(crate) fn enter(mut self) -> io::Result<Self> {
         rustix::process::fchdir(&self.directory)?;
         self.path = PathBuf::from(".");
         Ok(self)
@@ -84,7 +84,7 @@ impl Covered {
 }
 
 /// A copy of the mounts at `path`, not mounted anywhere yet.
-pub(super) fn copy_mounts(path: &Path) -> io::Result<OwnedFd> {
+pub(crate) fn copy_mounts(path: &Path) -> io::Result<OwnedFd> {
     let flags = OpenTreeFlags::OPEN_TREE_CLONE
         | OpenTreeFlags::OPEN_TREE_CLOEXEC
         | OpenTreeFlags::AT_RECURSIVE;
@@ -93,7 +93,7 @@ pub(super) fn copy_mounts(path: &Path) -> io::Result<OwnedFd> {
 
 /// Mounts an empty tmpfs over `target`: mode 755 and not sticky, since the kernel refuses to open
 /// other people's nodes for writing in a sticky directory.
-pub(super) fn cover(target: &Path) -> io::Result<Covered> {
+pub(crate) fn cover(target: &Path) -> io::Result<Covered> {
     let directory = rustix::fs::open(
         target,
         OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC,
@@ -117,7 +117,7 @@ pub(super) fn cover(target: &Path) -> io::Result<Covered> {
 ///
 /// What vanished meanwhile, or may not be bound, stays away: a program misses a node then, not
 /// its start.
-pub(super) fn bring(host: &Path, target: &Path, kind: FileType) -> io::Result<()> {
+pub(crate) fn bring(host: &Path, target: &Path, kind: FileType) -> io::Result<()> {
     let result = if kind.is_symlink() {
         fs::read_link(host).and_then(|link| symlink(link, target))
     } else if kind.is_dir() {
@@ -159,7 +159,7 @@ fn make_mount_point(target: &Path, kind: FileType) -> io::Result<()> {
 }
 
 /// Makes a directory that everybody may search, whatever the umask says.
-pub(super) fn make_directory(path: &Path) -> io::Result<()> {
+pub(crate) fn make_directory(path: &Path) -> io::Result<()> {
     fs::create_dir(path)?;
     fs::set_permissions(path, Permissions::from_mode(0o755))
 }

@@ -2,12 +2,11 @@
 
 use std::{fs, io};
 
-use super::{EXIT_FAILED, EXIT_NOT_EXECUTABLE, EXIT_NOT_FOUND};
-use crate::wire::WireError;
+use super::words::{EXIT_FAILED, EXIT_NOT_EXECUTABLE, EXIT_NOT_FOUND};
+use crate::{entries::sysfs_tree::InvalidEntry, wire::WireError};
 
 /// Why a program could not be started.
 #[derive(Debug, thiserror::Error)]
-#[non_exhaustive]
 pub enum LaunchError {
     /// The hidden verb was called by something else than this crate.
     #[error("this verb is for ioasid's own use")]
@@ -30,9 +29,12 @@ pub enum LaunchError {
     /// `/sys` could not be built.
     #[error("cannot build /sys for the program: {0}")]
     Sys(#[source] io::Error),
+    /// What was mounted on `/sys` could not be covered.
+    #[error("{0}")]
+    Covered(#[source] io::Error),
     /// An entry of the description is not a path below `/sys`.
-    #[error("the machine describes a sysfs entry that cannot be: {0}")]
-    SysEntry(String),
+    #[error(transparent)]
+    SysEntry(#[from] InvalidEntry),
     /// The filter was refused.
     #[error("{}", filter_sentence(.0))]
     Filter(#[source] io::Error),

@@ -17,15 +17,18 @@
 mod dev;
 mod error;
 mod namespace;
+pub(crate) mod preload;
 pub(crate) mod remount;
+mod stand_in;
 mod sysfs;
 mod terminals;
+pub(crate) mod words;
 
 use std::{
     ffi::OsString,
     io::{self, Write},
     os::{
-        fd::{AsFd, OwnedFd, RawFd},
+        fd::AsFd,
         unix::{net::UnixStream, process::CommandExt},
     },
     path::{Path, PathBuf},
@@ -33,44 +36,17 @@ use std::{
 };
 
 pub use error::LaunchError;
-use rustix::{
-    event::{PollFd, PollFlags},
-    io::Errno,
-};
+pub use words::{EXIT_FAILED, EXIT_NOT_EXECUTABLE, EXIT_NOT_FOUND, LINGER, VERB};
+use words::{NAMESPACES_IF_ALLOWED, NO_NAMESPACES, REMOUNT, descriptor};
 
 use crate::{
-    filter,
-    listener::Listener,
-    preload, sys,
+    calls::{
+        filter,
+        greeting::{ANSWER, QUESTION, REQUEST},
+    },
+    system::process::greeting_ioctl,
     wire::{Attach, Channel, Description, Mmio, Mode, REPLY_BYTES, Release},
 };
-
-/// The hidden verb.
-pub const VERB: &str = "__launch";
-
-/// After the descriptor: namespaces if they can be had, or never.
-pub(crate) const NAMESPACES_IF_ALLOWED: &str = "auto";
-pub(crate) const NO_NAMESPACES: &str = "no-namespaces";
-
-/// Instead of a descriptor: keep answering a listener whose machine is gone.
-pub const LINGER: &str = "--linger";
-
-/// Instead of a descriptor: mount a sysfs for a program that runs already.
-const REMOUNT: &str = "--sysfs";
-
-/// Exit status: we failed ourselves.
-pub const EXIT_FAILED: u8 = 125;
-/// Exit status: the program was found and could not be executed.
-pub const EXIT_NOT_EXECUTABLE: u8 = 126;
-/// Exit status: there is no such program.
-pub const EXIT_NOT_FOUND: u8 = 127;
-
-/// The greeting's request number: our type byte, with a number that no ioctl of Linux has.
-pub(crate) const GREETING: u32 = filter::TYPE_BYTE | 0xfe;
-/// What the launcher writes into the greeting.
-pub(crate) const GREETING_QUESTION: [u8; 8] = *b"ioasid ?";
-/// What the session answers.
-pub(crate) const GREETING_ANSWER: [u8; 8] = *b"ioasid !";
 
 /// Runs the hidden verb: `args` are the words after it, `FD MODE PROGRAM [ARG...]`.
 ///
@@ -80,7 +56,7 @@ pub fn main(args: impl IntoIterator<Item = OsString>) -> ExitCode {
     let mut args = args.into_iter();
     let first = args.next();
     if first.as_ref().is_some_and(|word| word == LINGER) {
-        return linger(args.next());
+        return stand_in::main(args.next());
     }
     if first.as_ref().is_some_and(|word| word == REMOUNT) {
         return remount::main(args.next());
@@ -107,7 +83,7 @@ fn launch(
     let mut channel = Channel::new(UnixStream::from(descriptor(socket)?));
     let description: Description = channel.receive(REPLY_BYTES)?;
 
-    let mode = settle(&description, mode)?;
+    let mode = build_directories(&description, mode)?;
     let limit = rustix::process::getrlimit(rustix::process::Resource::Nofile).current;
     let scope = filter::Scope {
         base: filter::base(limit),
@@ -131,7 +107,10 @@ fn launch(
 }
 
 /// Builds `/dev` and `/sys`, if this host lets us.
-fn settle(description: &Description, mode: Option<OsString>) -> Result<Mode, LaunchError> {
+fn build_directories(
+    description: &Description,
+    mode: Option<OsString>,
+) -> Result<Mode, LaunchError> {
     let mode = mode.as_ref().and_then(|mode| mode.to_str());
     let reason = match mode {
         Some(NAMESPACES_IF_ALLOWED) => namespace::refusal(),
@@ -150,16 +129,6 @@ fn settle(description: &Description, mode: Option<OsString>) -> Result<Mode, Lau
     Ok(Mode::Namespaces { placeholders, sys })
 }
 
-/// The inherited socket, which the program must not inherit.
-fn descriptor(word: Option<OsString>) -> Result<OwnedFd, LaunchError> {
-    let number: Option<RawFd> = word.and_then(|w| w.to_str()?.parse().ok());
-    let fd = number
-        .and_then(|n| sys::inherited(n).ok())
-        .ok_or(LaunchError::Usage)?;
-    rustix::io::fcntl_setfd(&fd, rustix::io::FdFlags::CLOEXEC).map_err(|_| LaunchError::Usage)?;
-    Ok(fd)
-}
-
 /// A working directory under `/dev` or `/sys` is the covered one now: look it up again.
 fn return_to(directory: Option<PathBuf>) {
     if let Some(path) = directory
@@ -173,9 +142,9 @@ fn return_to(directory: Option<PathBuf>) {
 }
 
 fn greet() -> Result<(), LaunchError> {
-    let mut buffer = GREETING_QUESTION;
-    match sys::greeting_ioctl(GREETING, &mut buffer) {
-        Ok(_) if buffer == GREETING_ANSWER => Ok(()),
+    let mut buffer = QUESTION;
+    match greeting_ioctl(REQUEST, &mut buffer) {
+        Ok(_) if buffer == ANSWER => Ok(()),
         Ok(_) => Err(LaunchError::NoMemoryAccess(
             io::ErrorKind::InvalidData.into(),
         )),
@@ -203,48 +172,5 @@ fn execute(
         Err(LaunchError::NotFound(name))
     } else {
         Err(LaunchError::NotExecutable(name, error))
-    }
-}
-
-/// Answers for a machine that is gone, until the last process of the tree is: without this, every
-/// filtered call of a daemon that outlives `ioasid run` would fail with ENOSYS. Its own files
-/// keep working; ours are dead.
-fn linger(word: Option<OsString>) -> ExitCode {
-    let Ok(fd) = descriptor(word) else {
-        return ExitCode::from(EXIT_FAILED);
-    };
-    let Ok(listener) = Listener::new(fd) else {
-        return ExitCode::from(EXIT_FAILED);
-    };
-    // The terminal and the pipes of whoever started the program are not ours to keep open.
-    if let Ok(null) = std::fs::OpenOptions::new()
-        .read(true)
-        .write(true)
-        .open("/dev/null")
-    {
-        let _ = rustix::stdio::dup2_stdin(&null);
-        let _ = rustix::stdio::dup2_stdout(&null);
-        let _ = rustix::stdio::dup2_stderr(&null);
-    }
-    let _ = rustix::process::setsid();
-    loop {
-        let mut fds = [PollFd::new(&listener, PollFlags::IN)];
-        match rustix::event::poll(&mut fds, None) {
-            Ok(_) | Err(Errno::INTR) => {}
-            Err(_) => return ExitCode::from(EXIT_FAILED),
-        }
-        let events = fds[0].revents();
-        if events.contains(PollFlags::IN) {
-            match listener.receive() {
-                Ok(Some(request)) if request.nr == libc::SYS_ioctl => {
-                    listener.fail(request.id, Errno::NODEV.raw_os_error());
-                }
-                Ok(Some(request)) => listener.proceed(request.id),
-                Ok(None) => {}
-                Err(_) => return ExitCode::from(EXIT_FAILED),
-            }
-        } else if events.intersects(PollFlags::HUP | PollFlags::ERR | PollFlags::NVAL) {
-            return ExitCode::SUCCESS;
-        }
     }
 }

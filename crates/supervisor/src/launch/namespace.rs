@@ -9,19 +9,18 @@ use rustix::{
     thread::UnshareFlags,
 };
 
-use super::{LaunchError, dev::cover};
-use crate::sys;
+use super::{dev::cover, error::LaunchError};
+use crate::system::process::{in_a_child, unshare};
 
 /// Enters the namespaces and cuts our mounts off from the host's.
 ///
 /// Root gets a mount namespace alone. Anybody else, and a root without CAP_SYS_ADMIN, gets a user
 /// namespace too, in which uid and gid are what they are outside.
-pub(super) fn enter() -> Result<(), LaunchError> {
-    let alone = geteuid().is_root() && sys::unshare(UnshareFlags::NEWNS).is_ok();
+pub(crate) fn enter() -> Result<(), LaunchError> {
+    let alone = geteuid().is_root() && unshare(UnshareFlags::NEWNS).is_ok();
     if !alone {
         let (uid, gid) = (geteuid().as_raw(), getegid().as_raw());
-        sys::unshare(UnshareFlags::NEWUSER | UnshareFlags::NEWNS)
-            .map_err(LaunchError::UserNamespace)?;
+        unshare(UnshareFlags::NEWUSER | UnshareFlags::NEWNS).map_err(LaunchError::UserNamespace)?;
         // Without this the kernel lets nobody unprivileged write a gid map.
         write("/proc/self/setgroups", "deny")?;
         write("/proc/self/uid_map", &format!("{uid} {uid} 1"))?;
@@ -39,8 +38,8 @@ pub(super) fn enter() -> Result<(), LaunchError> {
 ///
 /// A child goes first: some hosts give a user namespace and refuse everything in it, and who has
 /// entered one cannot leave it.
-pub(super) fn refusal() -> Option<String> {
-    let tried = sys::in_a_child(|| {
+pub(crate) fn refusal() -> Option<String> {
+    let tried = in_a_child(|| {
         enter().and_then(|()| {
             cover(Path::new("/dev"))
                 .map(drop)

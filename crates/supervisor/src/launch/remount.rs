@@ -5,7 +5,6 @@
 
 use std::{
     ffi::OsString,
-    io,
     os::{
         fd::{AsFd, AsRawFd, OwnedFd},
         unix::net::UnixStream,
@@ -23,9 +22,14 @@ use rustix::{
 };
 use serde::{Deserialize, Serialize};
 
-use super::{REMOUNT, VERB, descriptor, dev::cover, sysfs};
+use super::{
+    dev::{Covered, cover},
+    error::LaunchError,
+    sysfs,
+    words::{EXIT_FAILED, REMOUNT, VERB, descriptor},
+};
 use crate::{
-    sys,
+    system::process::inherit,
     view::SysfsEntry,
     wire::{Channel, REPLY_BYTES, REQUEST_BYTES, WireError},
 };
@@ -67,7 +71,7 @@ pub(crate) fn mount_sysfs(
         .args([VERB, REMOUNT, &theirs.as_raw_fd().to_string()])
         .stdin(Stdio::null())
         .stdout(Stdio::null());
-    sys::inherit(&mut command, OwnedFd::from(theirs));
+    inherit(&mut command, OwnedFd::from(theirs));
     let mut child = command.spawn()?;
     // The command keeps the other end open.
     drop(command);
@@ -86,9 +90,9 @@ pub(crate) fn mount_sysfs(
 }
 
 /// The process that does it: `word` is the descriptor of the socket.
-pub(super) fn main(word: Option<OsString>) -> ExitCode {
+pub(crate) fn main(word: Option<OsString>) -> ExitCode {
     let Ok(socket) = descriptor(word) else {
-        return ExitCode::from(super::EXIT_FAILED);
+        return ExitCode::from(EXIT_FAILED);
     };
     let mut channel = Channel::new(UnixStream::from(socket));
     let answered = channel.receive(REPLY_BYTES).and_then(|order: Order| {
@@ -100,7 +104,7 @@ pub(super) fn main(word: Option<OsString>) -> ExitCode {
     });
     match answered {
         Ok(()) => ExitCode::SUCCESS,
-        Err(_) => ExitCode::from(super::EXIT_FAILED),
+        Err(_) => ExitCode::from(EXIT_FAILED),
     }
 }
 
@@ -135,11 +139,11 @@ fn place(order: &Order) -> Result<(), Errno> {
 
 fn over(entries: &[SysfsEntry]) -> Outcome {
     let covered = cover(Path::new("/sys"))
-        .and_then(super::dev::Covered::enter)
-        .map_err(|error: io::Error| error.to_string());
-    let filled = covered.and_then(|host| sysfs::fill(&host, entries).map_err(|e| e.to_string()));
-    match filled {
+        .and_then(Covered::enter)
+        .map_err(LaunchError::Covered);
+    match covered.and_then(|host| sysfs::fill(&host, entries)) {
         Ok(device) => Outcome::Done(device),
-        Err(reason) => Outcome::Bare(reason),
+        // The process that asked is another one: it gets the sentence.
+        Err(error) => Outcome::Bare(error.to_string()),
     }
 }

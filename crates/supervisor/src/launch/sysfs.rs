@@ -20,11 +20,11 @@ use rustix::{
 };
 
 use super::{
-    LaunchError,
     dev::{Covered, bring, copy_mounts, cover, make_directory},
+    error::LaunchError,
 };
 use crate::{
-    entries::{Tree, plant, write_file},
+    entries::sysfs_tree::{Tree, plant, write_file},
     view::SysfsEntry,
 };
 
@@ -33,7 +33,7 @@ const SYS: &str = "/sys";
 
 /// Covers `/sys` and returns the device number of what it is covered with. Does nothing if there is
 /// nothing to add.
-pub(super) fn build(entries: &[SysfsEntry]) -> Result<Option<u64>, LaunchError> {
+pub(crate) fn build(entries: &[SysfsEntry]) -> Result<Option<u64>, LaunchError> {
     if entries.is_empty() {
         return Ok(None);
     }
@@ -57,8 +57,8 @@ fn keep(mounts: &OwnedFd) -> io::Result<()> {
 }
 
 /// Fills what `host` is covered with; returns its device number.
-pub(super) fn fill(host: &Covered, entries: &[SysfsEntry]) -> Result<u64, LaunchError> {
-    let tree = plant(entries).map_err(|path| LaunchError::SysEntry(path.0))?;
+pub(crate) fn fill(host: &Covered, entries: &[SysfsEntry]) -> Result<u64, LaunchError> {
+    let tree = plant(entries)?;
     mirror(Some(&host.path), Path::new(SYS), &tree).map_err(LaunchError::Sys)?;
     Ok(fs::metadata(SYS).map_err(LaunchError::Sys)?.dev())
 }

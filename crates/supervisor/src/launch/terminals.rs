@@ -32,14 +32,14 @@ const NODE: &str = "ptmx";
 const VIEW: &str = ".host";
 
 /// What has to be known before `/dev` is covered.
-pub(super) struct Terminals {
-    /// A copy of the mounts at `/dev`; `None` if there is nothing to settle.
+pub(crate) struct Terminals {
+    /// A copy of the mounts at `/dev`; `None` if there is nothing to do.
     view: Option<OwnedFd>,
 }
 
 impl Terminals {
     /// Looks at the host's `/dev`.
-    pub(super) fn new(dev: &Path) -> Self {
+    pub(crate) fn new(dev: &Path) -> Self {
         let node = dev.join(NODE);
         let is_node = fs::symlink_metadata(&node).is_ok_and(|m| m.file_type().is_char_device());
         // A link goes on working, and what the user cannot open on the host is not to be opened here.
@@ -55,7 +55,7 @@ impl Terminals {
 
     /// Makes terminals work in `dev`, which has everything else of the `host`'s. A program without them
     /// starts, too.
-    pub(super) fn settle(self, host: &Path, dev: &Path) {
+    pub(crate) fn provide(self, host: &Path, dev: &Path) {
         let Some(view) = self.view else {
             return;
         };

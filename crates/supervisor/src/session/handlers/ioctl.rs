@@ -1,0 +1,74 @@
+//! `ioctl` on files of the machine.
+
+use ioasid_host::ProcessError;
+use ioasid_uapi::{self as uapi, Errno};
+
+use super::ioctl_caller::{IoctlCaller, Named, keep};
+use crate::session::{
+    answer::{Answer, Outcome, Pending},
+    descriptors::object::Object,
+    identity::Identity,
+    state::State,
+};
+
+pub(crate) fn ioctl(
+    state: &mut State,
+    call: Pending<'_>,
+    (fd, request, argument): (i32, u32, u64),
+) -> Outcome {
+    let Some(identity) = state.bound(call, fd)? else {
+        if let Err(error @ ProcessError::Denied(_)) = call.process.descriptors_are_open() {
+            state.program.warn_of_closed_memory(&error);
+        }
+        return Ok(Answer::Proceed);
+    };
+    state.descriptors.report_number(fd);
+    let mappings = &mut state.descriptors.mappings;
+    if !mappings.is_empty() && uapi::iommufd::is_destroy(request) {
+        mappings.forget_unmapped(identity);
+    }
+    let (mut result, mut named) = carry_out(state, call, identity, request, argument);
+    // It failed for a descriptor that is no file of the machine yet, before anything was done.
+    if result.is_err()
+        && let Some(not_bound) = named.not_bound
+        && state.bound(call, not_bound)?.is_some()
+    {
+        (result, named) = carry_out(state, call, identity, request, argument);
+    }
+    if result.is_ok() && !named.promises.is_empty() {
+        keep(&mut state.descriptors, call, named.promises)?;
+    }
+    result.map(Answer::Value)
+}
+
+/// An ioctl on a file of the machine, and what came of the descriptors that its argument names.
+fn carry_out(
+    state: &State,
+    call: Pending<'_>,
+    identity: Identity,
+    request: u32,
+    argument: u64,
+) -> (Result<u64, Errno>, Named) {
+    let files = &state.descriptors.files;
+    let Some(file) = files.get(identity) else {
+        return (Err(Errno::EBADF), Named::default());
+    };
+    let numbers = state.descriptors.numbers();
+    let program = IoctlCaller::new(call.process, files, numbers, argument);
+    let result = match &file.object {
+        Object::Iommufd(context) => match state.machine.view.extension() {
+            Some(extension) => {
+                uapi::iommufd::extended_ioctl(extension, context, request, argument, &program)
+            }
+            None => uapi::iommufd::ioctl(context, request, argument, &program),
+        },
+        Object::Device(device) => uapi::vfio::device_ioctl(device, request, argument, &program),
+        Object::Container(container) => {
+            uapi::vfio::container_ioctl(container, request, argument, &program)
+        }
+        Object::Group(group) => uapi::vfio::group_ioctl(group, request, argument, &program),
+        Object::Event(_) | Object::FailNth(_) | Object::Attribute(_) => Err(Errno::ENOTTY),
+    };
+    let named = program.finish(result.is_ok());
+    (result, named)
+}

@@ -1,0 +1,88 @@
+//! The device files that are mapped, and one access to their registers.
+//!
+//! Which register is meant follows from the address alone: what file the program has mapped there now.
+
+use std::{
+    collections::HashMap,
+    fmt::Write as _,
+    sync::{Arc, Mutex, MutexGuard, PoisonError, Weak},
+};
+
+use ioasid_host::Process;
+use ioasid_preload::call::{Kind, Shape};
+use ioasid_uapi::Errno;
+use ioasid_vfio::DeviceFile;
+
+use crate::session::identity::Identity;
+
+/// The open device files that some process has mapped, for threads beside the session's.
+#[derive(Debug, Default)]
+pub(crate) struct Mapped {
+    files: Mutex<HashMap<Identity, Weak<DeviceFile>>>,
+}
+
+impl Mapped {
+    fn files(&self) -> MutexGuard<'_, HashMap<Identity, Weak<DeviceFile>>> {
+        self.files.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(crate) fn insert(&self, identity: Identity, file: &Arc<DeviceFile>) {
+        let mut files = self.files();
+        files.retain(|_, file| file.strong_count() > 0);
+        files.insert(identity, Arc::downgrade(file));
+    }
+
+    /// The file with this inode.
+    pub(crate) fn get(&self, identity: Identity) -> Option<Arc<DeviceFile>> {
+        self.files().get(&identity).and_then(Weak::upgrade)
+    }
+}
+
+/// Carries out one access of `process`: loaded bytes are in `data` then, stored ones were; for an enqueue
+/// its first word says whether it is to be tried again.
+///
+/// # Errors
+/// EFAULT if the address is no register (as for any memory that is not mapped), and what the
+/// device says if it does not answer. Nothing has been done then.
+pub(crate) fn carry_out(
+    process: &Process,
+    mapped: &Mapped,
+    address: u64,
+    shape: Shape,
+    data: &mut [u8; 64],
+) -> Result<(), Errno> {
+    let place = process.mapped_file(address).ok_or(Errno::EFAULT)?;
+    let file = mapped.get(place.identity).ok_or(Errno::EFAULT)?;
+    let allowed = match shape.kind {
+        Kind::Load => place.readable,
+        Kind::Store | Kind::Enqueue => place.writable,
+        Kind::Refuse | Kind::Share | Kind::Await | Kind::Node => false,
+    };
+    if !allowed || place.left < shape.size as u64 - 1 {
+        return Err(Errno::EFAULT);
+    }
+    let bytes = data.get_mut(..shape.size).unwrap_or_default();
+    match shape.kind {
+        Kind::Load => file.mapped_read(place.offset, bytes)?,
+        Kind::Store => file.mapped_write(place.offset, bytes)?,
+        _ => {
+            let taken = file.mapped_enqueue(place.offset, data)?;
+            *data = [0; 64];
+            data[0] = (!taken).into();
+        }
+    }
+    Ok(())
+}
+
+/// Logs that an instruction on a register is not emulated.
+pub(crate) fn report_instruction(process: i32, address: u64, code: &[u8]) {
+    let mut bytes = String::new();
+    for byte in code {
+        let _ = write!(bytes, " {byte:02x}");
+    }
+    tracing::warn!(
+        process,
+        "an instruction on a mapped register at {address:#x} is not emulated and raises its signal; \
+         it begins with{bytes}"
+    );
+}

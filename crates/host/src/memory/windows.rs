@@ -68,15 +68,17 @@ impl Windows {
     /// Gives `backing`, which has its permits, a range whose start is `phase` modulo 1 GiB.
     ///
     /// # Errors
-    /// [`PinError::NoMemory`] if the space is full or there is no memory for the registration.
+    /// [`PinError::NoMemory`] if the space is full, or the backing has no bytes.
     pub(crate) fn register(
         &self,
         backing: Arc<dyn Backing>,
         phase: u64,
     ) -> Result<Arc<SpaRange>, PinError> {
         let registered = self.space.register(backing, phase);
-        registered
-            .map(Arc::new)
-            .map_err(|_refused: RegisterError| PinError::NoMemory)
+        registered.map(Arc::new).map_err(|error| match error {
+            RegisterError::SpaceFull { .. }
+            | RegisterError::BadSize { .. }
+            | RegisterError::NoMemory(_) => PinError::NoMemory,
+        })
     }
 }

@@ -12,6 +12,7 @@ use ioasid_core::{
     inspect::{Inspect, Node},
     sync::{Mutex, MutexGuard},
 };
+use ioasid_engine::ChildUnit;
 use ioasid_iommu::Device;
 use ioasid_vfio::{
     DefaultPasid, DeviceModel,
@@ -23,13 +24,13 @@ use ioasid_vfio::{
 };
 
 use crate::{
-    claim::QueueClaim,
-    commands::{Identity, Plan},
+    commands::{self, Identity, Plan},
     config::{Error, MAX_BATCH_SHIFT, QueueType, Role},
     device::{DsaDevice, function, portal_store},
     front::Front,
     queue::Store,
     registers::{self, Registers},
+    schedule,
     spec::{
         Cmd, Command, CommandError, GroupConfig, WqConfig, WqState,
         command::queue_bits,
@@ -49,11 +50,8 @@ const DEFAULT_PRIORITY: u8 = 10;
 /// One queue of a parent as a device of its own.
 #[derive(Debug)]
 pub struct DsaChild {
-    parent: Arc<DsaDevice>,
+    queue: ChildUnit<DsaDevice>,
     front: Arc<Front>,
-    queue: usize,
-    /// `None` once the child has been removed.
-    claim: Mutex<Option<QueueClaim>>,
     view: Arc<Mutex<View>>,
     /// The default PASID: not the user's to see or to reset.
     pasid: PasidSlot,
@@ -101,17 +99,15 @@ impl DsaChild {
         if parent.device().max_pasids() == 0 {
             return Err(Error::Config("the parent cannot send PASIDs"));
         }
-        let tlb = parent.shared.tlb().is_some();
+        let tlb = parent.pool.tlb().is_some();
         let function = function(1, VECTORS, parent.device(), tlb, Role::Alone)
             .map_err(|_| Error::Config("the PCI function cannot be laid out"))?;
         let claim = parent.claim_queue(queue, QueueType::Mdev)?;
         let front = Arc::new(Front::of_child(function));
-        parent.shared.follow(&front);
+        front.function().on_bus_master(parent.pool.on_bus_master());
         Ok(Arc::new(DsaChild {
-            parent: Arc::clone(parent),
+            queue: ChildUnit::new(claim),
             front,
-            queue,
-            claim: Mutex::new(Some(claim)),
             view: Arc::default(),
             pasid: PasidSlot::new(&parent.pasids),
         }))
@@ -119,12 +115,12 @@ impl DsaChild {
 
     /// The parent.
     pub fn parent(&self) -> &Arc<DsaDevice> {
-        &self.parent
+        self.queue.parent()
     }
 
     /// Index of its queue in the parent.
     pub fn queue(&self) -> usize {
-        self.queue
+        self.queue.index()
     }
 
     /// The default PASID, while the child is bound. For the host's eyes: no user can read it.
@@ -138,19 +134,19 @@ impl DsaChild {
 
     /// Gives the queue back; the child answers nothing from now on.
     pub(crate) fn retire(&self) {
-        let claim = self.claim.lock().take();
-        drop(claim);
+        self.queue.retire();
     }
 
     /// The queue as a set, while it is the child's.
     pub(crate) fn set(&self) -> u64 {
-        self.claim.lock().as_ref().map_or(0, QueueClaim::set)
+        let set = self.queue.if_claimed(|claim| 1 << claim.index());
+        set.unwrap_or(0)
     }
 
     fn stop(&self) {
         let set = self.set();
         if set != 0 {
-            self.parent.shared.stop_queues(set);
+            commands::stop(&self.parent().pool, set);
         }
     }
 
@@ -164,7 +160,7 @@ impl DsaChild {
     fn usage(&self, view: &View) -> WqUse {
         let fixed = WqUse::new()
             .with_dedicated(true)
-            .with_block_on_fault(self.parent.abilities().block_on_fault)
+            .with_block_on_fault(self.parent().abilities().block_on_fault)
             .with_priority(DEFAULT_PRIORITY);
         WqUse::from_bits(fixed.into_bits() | view.user_bits)
     }
@@ -179,7 +175,7 @@ impl DsaChild {
         let device_enabled = state.enabled;
         let queue = state
             .queues
-            .get_mut(self.queue)
+            .get_mut(self.queue())
             .ok_or(CommandError::InvalidQueue)?;
         if queue.state() == WqState::Enabled {
             return Err(CommandError::QueueEnabled);
@@ -202,13 +198,13 @@ impl DsaChild {
             .with_pasid(pasid.pasid().get())
             .with_pasid_en(true)
             .with_privileged(true);
-        queue.config.limits = limits(&self.parent);
+        queue.config.limits = limits(self.parent());
         let identity = Identity {
             front: Arc::clone(&self.front),
             index: 0,
             pasid_use: Some(pasid),
         };
-        let enabled = queue.enable(device_enabled, self.parent.abilities(), identity);
+        let enabled = queue.enable(device_enabled, self.parent().abilities(), identity);
         if enabled.is_err() {
             queue.disable();
         }
@@ -229,11 +225,11 @@ impl Registers for DsaChild {
     }
 
     fn general_capabilities(&self) -> GenCap {
-        self.parent.capabilities().with_config_en(false)
+        self.parent().capabilities().with_config_en(false)
     }
 
     fn queue_capabilities(&self) -> u64 {
-        let size = self.parent.queues().get(self.queue);
+        let size = self.parent().queues().get(self.queue());
         WqCap::new()
             .with_total_wq_size(size.map_or(0, |queue| queue.size))
             .with_num_wqs(1)
@@ -281,16 +277,16 @@ impl Registers for DsaChild {
         if queue != 0 {
             return 0;
         }
-        let size = self.parent.queues().get(self.queue);
-        let state = self.parent.shared.lock();
-        let Some(status) = state.queues.get(self.queue).map(|queue| queue.status()) else {
+        let size = self.parent().queues().get(self.queue());
+        let state = self.parent().pool.lock();
+        let Some(status) = state.queues.get(self.queue()).map(|queue| queue.status()) else {
             return 0;
         };
         let config = WqConfig {
             size: size.map_or(0, |queue| queue.size),
             threshold: 0,
             usage: self.usage(&self.view.lock()),
-            limits: limits(&self.parent),
+            limits: limits(self.parent()),
         };
         config.dword(index, status)
     }
@@ -299,10 +295,10 @@ impl Registers for DsaChild {
         if queue != 0 || index != 2 {
             return;
         }
-        let state = self.parent.shared.lock();
+        let state = self.parent().pool.lock();
         let disabled = state
             .queues
-            .get(self.queue)
+            .get(self.queue())
             .is_some_and(|queue| queue.state() == WqState::Disabled);
         if disabled {
             self.view.lock().user_bits = value & USER_BITS;
@@ -314,8 +310,7 @@ impl Registers for DsaChild {
         let operand = cmd.operand();
         let view = Arc::clone(&self.view);
         let front = Arc::clone(&self.front);
-        let shared = &self.parent.shared;
-        shared.command(&self.front, cmd, |state| {
+        commands::start(&self.parent().pool, &self.front, cmd, |state| {
             let command = registers::decode(cmd, DsaChild::capabilities());
             let command = command.ok_or(CommandError::InvalidCommand)?;
             if set == 0 {
@@ -384,9 +379,10 @@ impl DeviceModel for DsaChild {
             0 => registers::write(self, offset, data),
             2 if self.set() != 0 => {
                 if let Some(descriptor) = portal_store(&self.front, offset, data) {
-                    let shared = &self.parent.shared;
+                    let pool = &self.parent().pool;
+                    let queue = self.queue();
                     // A posted store has no answer.
-                    let _ = shared.submit(self.queue, &self.front, descriptor, Store::Posted);
+                    let _ = schedule::submit(pool, queue, &self.front, descriptor, Store::Posted);
                 }
             }
             _ => {}
@@ -407,7 +403,7 @@ impl DeviceModel for DsaChild {
 
 impl DefaultPasid for DsaChild {
     fn bind(&self) -> Result<(Arc<Device>, Pasid), BindError> {
-        self.pasid.bind(self.parent.device())
+        self.pasid.bind(self.parent().device())
     }
 
     fn quiesce(&self) {
@@ -425,8 +421,8 @@ impl Inspect for DsaChild {
     fn inspect(&self) -> Node {
         let (enabled, pasid) = (self.view.lock().enabled, self.pasid());
         let mut node = Node::new()
-            .with("parent", self.parent.device().address().to_string())
-            .with("queue", self.queue)
+            .with("parent", self.parent().device().address().to_string())
+            .with("queue", self.queue())
             .with("enabled", enabled)
             .with("errors", self.front.errors());
         if let Some(pasid) = pasid {

@@ -1,38 +1,47 @@
-//! Who has a queue for itself.
+//! Claims of queues.
 
-use std::sync::Arc;
+use ioasid_engine::{Claim, ClaimError, Claimable};
 
-use crate::device::DsaDevice;
+use crate::{
+    commands,
+    config::{Error, QueueType},
+    device::DsaDevice,
+};
 
 /// A queue that one owner has for itself. Dropping it stops the queue: it is aborted, disabled and
 /// free when that returns.
-#[derive(Debug)]
-pub struct QueueClaim {
-    pub(crate) device: Arc<DsaDevice>,
-    pub(crate) index: usize,
+pub type QueueClaim = Claim<DsaDevice>;
+
+impl Claimable for DsaDevice {
+    type Owner = QueueType;
+
+    fn with_owner<R>(
+        &self,
+        queue: usize,
+        op: impl FnOnce(&mut Option<QueueType>) -> R,
+    ) -> Option<R> {
+        let mut state = self.pool.lock();
+        state
+            .queues
+            .get_mut(queue)
+            .map(|queue| op(&mut queue.claim))
+    }
+
+    fn release(&self, queue: usize) {
+        commands::stop(&self.pool, 1 << queue);
+        self.pool.change(|state| {
+            if let Some(queue) = state.queues.get_mut(queue) {
+                queue.claim = None;
+            }
+        });
+    }
 }
 
-impl QueueClaim {
-    /// The device.
-    pub fn device(&self) -> &Arc<DsaDevice> {
-        &self.device
-    }
-
-    /// The queue's index.
-    pub fn index(&self) -> usize {
-        self.index
-    }
-
-    /// The queue as a set.
-    pub(crate) const fn set(&self) -> u64 {
-        1 << self.index
-    }
-}
-
-impl Drop for QueueClaim {
-    fn drop(&mut self) {
-        let shared = &self.device.shared;
-        shared.stop_queues(self.set());
-        shared.change(|state| state.queues[self.index].claim = None);
+impl From<ClaimError<QueueType>> for Error {
+    fn from(error: ClaimError<QueueType>) -> Self {
+        match error {
+            ClaimError::NoUnit(queue) => Error::NoQueue(queue),
+            ClaimError::Busy { unit: index, owner } => Error::QueueBusy { index, owner },
+        }
     }
 }

@@ -1,5 +1,5 @@
 //! Commands on queues and on the whole device. Each takes effect at once, may have to wait for
-//! descriptors to end, and then stores its result: [`Shared::command`].
+//! descriptors to end, and then stores its result: [`start`].
 //!
 //! A command with nothing to wait for has its result before the store to CMD returns. Drivers that
 //! poll CMDSTS for some tens of microseconds only, and on a host with fewer processors than threads,
@@ -12,10 +12,10 @@ use ioasid_iommu::PasidUse;
 
 use crate::{
     config::MAX_BATCH_SHIFT,
-    engine::Shared,
     exec::Terms,
     front::Front,
     queue::Queue,
+    schedule::Pool,
     session::Session,
     spec::{Cmd, CommandError, GroupConfig, WqConfig, WqState, tables::WqUse},
     state::{Pending, State, Then},
@@ -106,50 +106,60 @@ impl Plan {
     }
 }
 
-impl Shared {
-    /// Runs command `cmd` of the owner of `front`: `plan` checks it and says what it does. Ignored
-    /// while another one of that owner is running.
-    pub(crate) fn command(
-        &self,
-        front: &Arc<Front>,
-        cmd: Cmd,
-        plan: impl FnOnce(&mut State) -> Result<Plan, CommandError>,
-    ) {
-        if !front.begin_command(cmd) {
-            return;
-        }
-        self.change(|state| {
-            let (waits, then) = match plan(state) {
-                Ok(plan) => {
-                    state.close(plan.close);
-                    state.abort(plan.abort, plan.only);
-                    (state.marks(plan.drain, plan.only), plan.then)
-                }
-                Err(error) => (
-                    Vec::new(),
-                    Box::new(move |_: &mut State| Err(error)) as Then,
-                ),
-            };
-            state.pending.push(Pending {
-                front: Arc::clone(front),
-                request_interrupt: cmd.request_interrupt(),
-                waits,
-                then,
-            });
-        });
+/// Starts command `cmd` of the owner of `front`: `plan` checks it and says what it does. Ignored while
+/// another one of that owner is running.
+pub(crate) fn start(
+    pool: &Pool,
+    front: &Arc<Front>,
+    cmd: Cmd,
+    plan: impl FnOnce(&mut State) -> Result<Plan, CommandError>,
+) {
+    if !front.begin_command(cmd) {
+        return;
     }
+    pool.change(|state| {
+        let (waits, then) = match plan(state) {
+            Ok(plan) => {
+                state.close(plan.close);
+                state.abort(plan.abort, plan.only);
+                (state.marks(plan.drain, plan.only), plan.then)
+            }
+            Err(error) => (
+                Vec::new(),
+                Box::new(move |_: &mut State| Err(error)) as Then,
+            ),
+        };
+        state.pending.push(Pending {
+            front: Arc::clone(front),
+            request_interrupt: cmd.request_interrupt(),
+            waits,
+            then,
+        });
+    });
+}
 
-    /// Aborts and disables the queues in `set` and waits: when it returns, none of their
-    /// descriptors can touch memory. Not a command; for whoever owns the device or a child.
-    pub(crate) fn stop_queues(&self, set: u64) {
-        let marks = self.change(|state| {
-            state.close(set);
-            state.abort(set, None);
-            state.marks(set, None)
-        });
-        self.wait_until(|state| state.passed(&marks));
-        self.change(|state| state.disable(set));
-    }
+/// Aborts and disables the queues in `set` and waits: when it returns, none of their descriptors can
+/// touch memory, and no interrupt of the time before is about to be raised. Not a command: the device
+/// or a child is reset, or a queue is given back.
+pub(crate) fn stop(pool: &Pool, set: u64) {
+    let marks = pool.change(|state| {
+        state.close(set);
+        state.abort(set, None);
+        state.marks(set, None)
+    });
+    pool.wait_until_quiet(|state| state.passed(&marks));
+    pool.change(|state| state.disable(set));
+}
+
+/// Stops the queues in `set` where they are, and waits until nothing of them goes on.
+pub(crate) fn pause(pool: &Pool, set: u64) {
+    set_paused(pool, set, true);
+    pool.wait_until_quiet(|state| state.is_quiet(set));
+}
+
+/// Stops the queues in `set` where they are, or lets them go on.
+pub(crate) fn set_paused(pool: &Pool, set: u64, paused: bool) {
+    pool.change(|state| state.set_paused(set, paused));
 }
 
 impl State {

@@ -1,5 +1,7 @@
 //! What a device is made of, and what can go wrong with it.
 
+use ioasid_engine::driver::{BindError, JobTimeout};
+
 use crate::spec::CommandError;
 
 /// Most queues of one device: what fits the tables of this model.
@@ -100,7 +102,6 @@ pub enum QueueType {
 
 /// Why a device, a child or a driver could not be had.
 #[derive(Debug, thiserror::Error)]
-#[non_exhaustive]
 pub enum Error {
     /// The configuration asks for something this model does not have (EINVAL).
     #[error("invalid DSA configuration: {0}")]
@@ -116,21 +117,18 @@ pub enum Error {
         /// What has it.
         owner: QueueType,
     },
-    /// The device has a driver of the host (EBUSY).
-    #[error("the device has a driver")]
-    Driven,
+    /// A driver of the host cannot have it (EBUSY, EPERM).
+    #[error(transparent)]
+    Bind(#[from] BindError),
     /// An engine thread could not be started (EAGAIN).
     #[error("cannot start an engine")]
     Engine(#[source] std::io::Error),
     /// A command of the parent's driver failed (EIO).
     #[error("the device refused a command: {0}")]
     Command(#[from] CommandError),
-    /// The DMA API is not to be had: somebody else owns the device (EBUSY, EPERM).
-    #[error(transparent)]
-    Ownership(#[from] ioasid_iommu::OwnershipError),
     /// A buffer could not be mapped for the device (ENOMEM).
     #[error("cannot map a buffer for the device: {0}")]
-    Buffer(String),
+    Buffer(#[from] ioasid_iommu::DmaMapError),
     /// A job did not succeed (EIO).
     #[error("the device ended a job with status {status:#04x} after {completed} bytes")]
     Job {
@@ -144,4 +142,10 @@ pub enum Error {
     /// A job did not end in time (ETIMEDOUT).
     #[error("the device did not complete a job in time")]
     Timeout,
+}
+
+impl From<JobTimeout> for Error {
+    fn from(JobTimeout: JobTimeout) -> Self {
+        Error::Timeout
+    }
 }

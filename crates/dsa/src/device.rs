@@ -1,8 +1,9 @@
 //! The whole device: its register file, its portals, and who may have which of its queues.
 
-use std::sync::{Arc, atomic::AtomicBool};
+use std::sync::Arc;
 
-use ioasid_core::{Pasid, host::Spawner, sync::MutexGuard};
+use ioasid_core::{Pasid, host::Spawner};
+use ioasid_engine::{EnginePool, Locked, driver::DriverSlot};
 use ioasid_iommu::{Device, Iommu, PasidPool, Requests};
 use ioasid_vfio::{
     DeviceModel, Migrate,
@@ -11,15 +12,15 @@ use ioasid_vfio::{
 
 use crate::{
     claim::QueueClaim,
-    commands::{Abilities, Identity, Plan},
+    commands::{self, Abilities, Identity, Plan},
     config::{
         DsaConfig, Error, MAX_BATCH_SHIFT, MAX_ENGINES, MAX_QUEUES, MAX_TRANSFER_SHIFT,
         QueueConfig, QueueType, Role,
     },
-    engine::Shared,
     front::Front,
     queue::{Refused, Store},
     registers::{self, Registers},
+    schedule::{self, Pool},
     spec::{
         Cmd, Command, CommandError, Descriptor, WqState,
         command::queue_bits,
@@ -35,11 +36,11 @@ use crate::{
 /// A software Intel DSA. Engines run while it lives; dropping it ends them and waits for them.
 #[derive(Debug)]
 pub struct DsaDevice {
-    pub(crate) shared: Arc<Shared>,
+    pub(crate) pool: Arc<Pool>,
     pub(crate) front: Arc<Front>,
     pub(crate) pasids: Arc<PasidPool>,
-    /// A driver of the host has it.
-    pub(crate) driven: AtomicBool,
+    /// The host's own driver, if it has one.
+    pub(crate) driver: DriverSlot,
     queues: Vec<QueueConfig>,
     engines: usize,
     max_transfer_shift: u8,
@@ -82,34 +83,26 @@ impl DsaDevice {
         function.issues(&device, Requests::All);
         let front = Arc::new(Front::new(function));
         let state = State::new(Arc::clone(&front), queues.len(), engines);
-        let shared = Shared::new(Arc::clone(&device), state, device_tlb);
-        shared.follow(&front);
+        let pool = EnginePool::new(device, state, device_tlb);
+        front.function().on_bus_master(pool.on_bus_master());
         let this = Arc::new(DsaDevice {
-            shared,
+            pool,
             front,
             pasids: Arc::clone(iommu.pasids()),
-            driven: AtomicBool::new(false),
+            driver: DriverSlot::default(),
             queues,
             engines,
             max_transfer_shift,
             role,
         });
-        for index in 0..engines {
-            let shared = Arc::clone(&this.shared);
-            let name = format!("dsa {} engine {index}", device.address());
-            this.shared.lock().engines += 1;
-            let started = spawner.spawn(&name, Box::new(move || shared.engine(index)));
-            if let Err(error) = started {
-                this.shared.lock().engines -= 1;
-                return Err(Error::Engine(error));
-            }
-        }
+        let started = this.pool.start(engines, "dsa", spawner);
+        started.map_err(Error::Engine)?;
         Ok(this)
     }
 
     /// The device that its DMA is tagged as.
     pub fn device(&self) -> &Arc<Device> {
-        &self.shared.device
+        self.pool.device()
     }
 
     /// Its queues as configured at the start.
@@ -161,17 +154,7 @@ impl DsaDevice {
         index: usize,
         owner: QueueType,
     ) -> Result<QueueClaim, Error> {
-        let mut state = self.shared.lock();
-        let queue = state.queues.get_mut(index).ok_or(Error::NoQueue(index))?;
-        if let Some(owner) = queue.claim {
-            return Err(Error::QueueBusy { index, owner });
-        }
-        queue.claim = Some(owner);
-        drop(state);
-        Ok(QueueClaim {
-            device: Arc::clone(self),
-            index,
-        })
+        Ok(QueueClaim::new(self, index, owner)?)
     }
 
     /// Whether the device's own registers reach queue `index`.
@@ -221,11 +204,11 @@ impl DsaDevice {
         if !Self::open_queue(&self.state(), queue) {
             return Err(Refused::NotEnabled);
         }
-        self.shared.submit(queue, &self.front, descriptor, store)
+        schedule::submit(&self.pool, queue, &self.front, descriptor, store)
     }
 
-    pub(crate) fn state(&self) -> MutexGuard<'_, State> {
-        self.shared.lock()
+    pub(crate) fn state(&self) -> Locked<'_, State> {
+        self.pool.lock()
     }
 
     /// The plan of a command that names queues by bits.
@@ -265,7 +248,7 @@ impl Registers for DsaDevice {
             .with_num_wqs(self.queues.len() as u8)
             .with_shared_mode(self.device().max_pasids() > 0)
             .with_dedicated_mode(true)
-            .with_wq_ats_support(self.shared.tlb().is_some())
+            .with_wq_ats_support(self.pool.tlb().is_some())
             .with_priority(true)
             .with_occupancy(true)
             .with_wq_prs_support(self.device().supports_page_requests())
@@ -343,7 +326,7 @@ impl Registers for DsaDevice {
         let operand = cmd.operand();
         let front = Arc::clone(&self.front);
         let bus_master = self.front.function().bus_master();
-        self.shared.command(&self.front, cmd, move |state| {
+        commands::start(&self.pool, &self.front, cmd, move |state| {
             let all = state.all_queues();
             let command = registers::decode(cmd, Command::capabilities());
             match command.ok_or(CommandError::InvalidCommand)? {
@@ -429,8 +412,8 @@ impl DeviceModel for DsaDevice {
 
     fn reset(&self) {
         let all = self.state().all_queues();
-        self.shared.stop_queues(all);
-        self.shared.change(|state| {
+        commands::stop(&self.pool, all);
+        self.pool.change(|state| {
             state.reset_device();
             state.set_paused(all, false);
         });
@@ -447,11 +430,11 @@ impl DeviceModel for DsaDevice {
 impl Drop for DsaDevice {
     fn drop(&mut self) {
         let all = self.state().all_queues();
-        self.shared.change(|state| {
+        self.pool.change(|state| {
             state.close(all);
             state.abort(all, None);
         });
-        self.shared.stop();
+        self.pool.stop();
     }
 }
 

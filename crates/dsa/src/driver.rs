@@ -10,13 +10,15 @@ use std::{
 };
 
 use ioasid_core::{
-    host::{CountingIrq, IrqSink},
     inspect::{Inspect, Node},
-    statistics::{JobCounts, JobEnd, JobStatistics, Latency},
+    statistics::{JobCounts, JobEnd, Latency},
     sync::{Condvar, Mutex},
 };
+use ioasid_engine::driver::{Bound, Jobs, PendingJob};
 use ioasid_iommu::{CoherentBuffer, DmaApi};
 use ioasid_vfio::DeviceModel;
+
+pub use ioasid_engine::driver::BindError;
 
 use crate::{
     claim::QueueClaim,
@@ -33,8 +35,6 @@ use crate::{
 
 /// How long the driver waits for a command.
 const COMMAND_TIMEOUT: Duration = Duration::from_secs(10);
-/// How long the driver waits for a job.
-const JOB_TIMEOUT: Duration = Duration::from_secs(30);
 /// `PCI_COMMAND`: memory and bus mastering.
 const PCI_COMMAND: u64 = 4;
 const PCI_COMMAND_MEMORY_MASTER: u16 = 0x6;
@@ -44,26 +44,23 @@ const PCI_COMMAND_MEMORY_MASTER: u16 = 0x6;
 #[derive(Debug)]
 pub struct HostDriver {
     device: Arc<DsaDevice>,
-    dma: DmaApi,
+    bound: Bound,
 }
+
+/// A job under way, by the slot of its completion record.
+pub type Ticket = PendingJob<usize>;
 
 impl HostDriver {
     /// Takes the device: claims it for the DMA API, puts all its queues and engines into one group,
     /// gives each queue its entries and enables the device.
     ///
     /// # Errors
-    /// [`Error::Driven`] if the device has a driver; [`Error::Ownership`] if a user has it;
+    /// [`Error::Bind`] if the device has a driver, or if a user has it;
     /// [`Error::Command`] if it refuses.
     pub fn probe(device: &Arc<DsaDevice>) -> Result<Arc<Self>, Error> {
-        if device.driven.swap(true, Ordering::AcqRel) {
-            return Err(Error::Driven);
-        }
-        let dma = device.device().use_dma_api().inspect_err(|_| {
-            device.driven.store(false, Ordering::Release);
-        })?;
         let this = HostDriver {
             device: Arc::clone(device),
-            dma,
+            bound: device.driver.bind(device.device())?,
         };
         let command = PCI_COMMAND_MEMORY_MASTER.to_le_bytes();
         // Offset 4 of configuration space exists, and the bits ask for no reset.
@@ -94,7 +91,7 @@ impl HostDriver {
 
     /// The DMA API: buffers that jobs can name.
     pub fn dma(&self) -> &DmaApi {
-        &self.dma
+        self.bound.dma()
     }
 
     /// Takes queue `index` for this driver and enables it.
@@ -104,23 +101,19 @@ impl HostDriver {
     pub fn open_queue(self: &Arc<Self>, index: usize) -> Result<HostQueue, Error> {
         let claim = self.device.claim_queue(index, QueueType::Kernel)?;
         let slots = usize::from(self.device.queues()[index].size);
-        let records = self
-            .dma
-            .alloc_coherent(slots * RECORD_SIZE)
-            .map_err(|error| Error::Buffer(error.to_string()))?;
-        let completions = CountingIrq::new();
+        let records = self.dma().alloc_coherent(slots * RECORD_SIZE)?;
+        let jobs = Jobs::default();
         let vector = index as u16 + 1;
         let vectors = self.device.function().vectors();
-        vectors.connect(vector.into(), Some(completions.clone() as Arc<dyn IrqSink>));
+        vectors.connect(vector.into(), Some(jobs.sink()));
         let queue = HostQueue {
             driver: Arc::clone(self),
             index,
             vector,
             records,
-            completions,
             slots: Mutex::new((0..slots).rev().collect()),
             freed: Condvar::new(),
-            statistics: Mutex::default(),
+            jobs,
             _claim: claim,
         };
         self.command(Command::EnableWq, index as u32)?;
@@ -170,7 +163,6 @@ impl Drop for HostDriver {
         // The device is the driver's own: it cannot refuse, and a command that does not end leaves
         // nothing to do here.
         let _ = self.command(Command::ResetDevice, 0);
-        self.device.driven.store(false, Ordering::Release);
     }
 }
 
@@ -195,20 +187,11 @@ pub struct HostQueue {
     records: CoherentBuffer,
     index: usize,
     vector: u16,
-    completions: Arc<CountingIrq>,
+    jobs: Jobs,
     /// Record slots that are free.
     slots: Mutex<Vec<usize>>,
     freed: Condvar,
-    statistics: Mutex<JobStatistics>,
     driver: Arc<HostDriver>,
-}
-
-/// A job under way.
-#[derive(Debug)]
-#[must_use = "a job is waited for"]
-pub struct Ticket {
-    slot: usize,
-    submitted: Instant,
 }
 
 impl HostQueue {
@@ -241,10 +224,10 @@ impl HostQueue {
         descriptor.flags.set_request_record(true);
         let descriptor = descriptor.with_interrupt(self.vector);
         let portal = self.index as u64 * PORTAL_STRIDE;
-        let submitted = Instant::now();
+        let ticket = Ticket::now(slot);
         fence(Ordering::Release);
         self.driver.device.write(2, portal, &descriptor.to_bytes());
-        Ticket { slot, submitted }
+        ticket
     }
 
     /// Waits for the completion interrupt of a job and gives its record.
@@ -252,33 +235,25 @@ impl HostQueue {
     /// # Errors
     /// [`Error::Timeout`]; the job's slot is not used again then.
     pub fn wait(&self, ticket: Ticket) -> Result<CompletionRecord, Error> {
-        let offset = ticket.slot * RECORD_SIZE;
-        let deadline = ticket.submitted + JOB_TIMEOUT;
-        loop {
-            let seen = self.completions.count();
+        let offset = ticket.key * RECORD_SIZE;
+        let ((), latency) = self.jobs.wait(&ticket, |_| {
             let mut status = [0];
             self.records.memory().read(offset, &mut status);
-            if status[0] != 0 {
-                break;
-            }
-            if !self.completions.wait_past(seen, deadline) {
-                return Err(Error::Timeout);
-            }
-        }
+            (status[0] != 0).then_some(())
+        })?;
         // The status was written last.
         fence(Ordering::Acquire);
-        let latency = ticket.submitted.elapsed();
         let mut bytes = [0; RECORD_SIZE];
         self.records.memory().read(offset, &mut bytes);
         let record = CompletionRecord::from_bytes(&bytes);
-        self.slots.lock().push(ticket.slot);
+        self.slots.lock().push(ticket.key);
         self.freed.notify_one();
         let end = match record.status & !FAULT_ON_WRITE {
             _ if record.succeeded() => JobEnd::Done,
             status if status == Status::PageFault as u8 => JobEnd::Fault,
             _ => JobEnd::Failed,
         };
-        self.statistics.lock().add(end, latency);
+        self.jobs.count(end, latency);
         Ok(record)
     }
 
@@ -346,12 +321,12 @@ impl HostQueue {
 
     /// Jobs so far.
     pub fn counts(&self) -> JobCounts {
-        self.statistics.lock().counts
+        self.jobs.counts()
     }
 
     /// Times from the store to the portal to the completed wait.
     pub fn latency(&self) -> Latency {
-        self.statistics.lock().latency.clone()
+        self.jobs.latency()
     }
 }
 
@@ -365,6 +340,6 @@ impl Drop for HostQueue {
 impl Inspect for HostQueue {
     fn inspect(&self) -> Node {
         let node = Node::new().with("queue", self.index);
-        self.statistics.lock().inspect_into(node)
+        self.jobs.inspect_into(node)
     }
 }

@@ -28,7 +28,7 @@ impl Inspect for DsaDevice {
             .with("errors", self.front.errors())
             .with("queues", Value::List(queues))
             .with("function", self.front.function().inspect());
-        if let Some(tlb) = self.shared.tlb() {
+        if let Some(tlb) = self.pool.tlb() {
             node.set("tlb", tlb.inspect());
         }
         node

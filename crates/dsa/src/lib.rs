@@ -7,9 +7,10 @@
 //!   removes them by UUID.
 //! * [`driver`]: the parent's own driver, through registers, portals and the DMA API.
 //!
-//! Inside, a store to a portal puts a descriptor into a `queue`; an `engine` thread takes it and
-//! `exec`utes it, step by step, through a guarded DMA port; a `front` takes what its owner may see of
-//! errors, command results and interrupts, and an `event_log` what of it goes to memory.
+//! Inside, a store to a portal puts a descriptor into a `queue`; an engine ([`ioasid_engine`]) takes it
+//! from the `schedule` as a `job` and `exec`utes it, step by step, through a guarded DMA port; a `front`
+//! takes what its owner may see of errors, command results and interrupts, and an `event_log` what of
+//! it goes to memory.
 //!
 //! What never lives here: page tables, attachments, anything that knows which address space a PASID
 //! leads to. The device tags its DMA, and that is all.
@@ -50,16 +51,17 @@ mod commands;
 mod config;
 mod device;
 pub mod driver;
-mod engine;
 mod event_log;
 mod exec;
 mod front;
 mod inspect;
+mod job;
 mod mdev;
 mod migration;
 mod queue;
 mod registers;
 mod saved;
+mod schedule;
 mod session;
 pub mod spec;
 mod state;
@@ -71,5 +73,5 @@ pub use config::{
     QueueType, Role,
 };
 pub use device::DsaDevice;
-pub use driver::{HostDriver, HostQueue};
+pub use driver::{BindError, HostDriver, HostQueue};
 pub use mdev::{DsaParent, TYPE_1DWQ};

@@ -33,7 +33,7 @@ impl Slots for DsaDevice {
     }
 
     fn free_slots(&self) -> Vec<usize> {
-        let state = self.shared.lock();
+        let state = self.pool.lock();
         let queues = self.queues().iter().zip(&state.queues).enumerate();
         queues
             .filter(|(_, (made, queue))| made.mdev && queue.claim.is_none())

@@ -16,9 +16,9 @@ use ioasid_vfio::{
 
 use crate::{
     child::{DsaChild, View},
+    commands::{pause, set_paused},
     config::MAX_ENGINES,
     device::DsaDevice,
-    engine::Shared,
     exec::Execution,
     queue::{Queue, SUSPENDED_LIMIT},
     registers::Registers,
@@ -55,31 +55,19 @@ fn abilities(magic: &[u8; 8], file: &dyn Registers, open: u64) -> Vec<u8> {
     out.finish()
 }
 
-impl Shared {
-    /// Stops the queues in `set` where they are.
-    fn pause(&self, set: u64) {
-        self.set_paused(set, true);
-        self.wait_until(|state| state.is_quiet(set));
-    }
-
-    fn set_paused(&self, set: u64, paused: bool) {
-        self.change(|state| state.set_paused(set, paused));
-    }
-}
-
 impl Migrate for DsaChild {
     fn pause(&self) {
-        self.parent().shared.pause(self.set());
+        pause(&self.parent().pool, self.set());
     }
 
     fn resume(&self) {
-        self.parent().shared.set_paused(self.set(), false);
+        set_paused(&self.parent().pool, self.set(), false);
     }
 
     fn save(&self) -> Vec<u8> {
         let mut out = Writer::default();
         out.bytes(&abilities(CHILD, self, 1));
-        let state = self.parent().shared.lock();
+        let state = self.parent().pool.lock();
         self.view().save(&mut out);
         Registers::front(self).save(&mut out);
         match state.queues.get(self.queue()) {
@@ -100,8 +88,8 @@ impl Migrate for DsaChild {
             front.check_log(0).map_err(|_| StateError)?;
         }
         let queue_enabled = from.bool()?;
-        let shared = &self.parent().shared;
-        shared.change(|state: &mut State| {
+        let pool = &self.parent().pool;
+        pool.change(|state: &mut State| {
             if queue_enabled {
                 self.enable_queue(state, &view).map_err(|_| StateError)?;
                 let index = self.queue();
@@ -121,11 +109,11 @@ impl Migrate for DsaChild {
 
 impl Migrate for DsaDevice {
     fn pause(&self) {
-        self.shared.pause(self.open_queues());
+        pause(&self.pool, self.open_queues());
     }
 
     fn resume(&self) {
-        self.shared.set_paused(self.open_queues(), false);
+        set_paused(&self.pool, self.open_queues(), false);
     }
 
     fn save(&self) -> Vec<u8> {
@@ -133,7 +121,7 @@ impl Migrate for DsaDevice {
         let mut out = Writer::default();
         out.bytes(&abilities(WHOLE, self, open));
         Registers::front(self).save(&mut out);
-        let state = self.shared.lock();
+        let state = self.pool.lock();
         for group in &state.groups {
             for index in GROUP_QUADWORDS {
                 out.u64(group.quadword(index));
@@ -159,7 +147,7 @@ impl Migrate for DsaDevice {
         let mut from = Reader::behind(&abilities(WHOLE, self, open), state)?;
         let front = Registers::front(self);
         let running = front.load(&mut from)?;
-        self.shared.change(|state| {
+        self.pool.change(|state| {
             for group in &mut state.groups {
                 for index in GROUP_QUADWORDS {
                     *group.quadword_mut(index).ok_or(StateError)? = from.u64()?;

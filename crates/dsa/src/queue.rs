@@ -9,8 +9,9 @@ use ioasid_core::Pasid;
 
 use crate::{
     config::QueueType,
-    exec::{Effects, Execution},
-    session::{Session, Task},
+    exec::{Counts, Execution},
+    job::Task,
+    session::Session,
     spec::{
         Descriptor, Opcode, WqConfig, WqState,
         tables::{WqStatus, WqUse},
@@ -75,6 +76,8 @@ pub(crate) enum Store {
 pub(crate) enum Refused {
     /// The queue is full: a posted store is dropped, and nobody is told.
     Full,
+    /// There is no such queue.
+    NoQueue,
     /// The queue is not enabled, or about to be disabled.
     NotEnabled,
     /// Stores of this kind are not for this kind of queue.
@@ -281,14 +284,8 @@ impl Queue {
             pasid: session.pasid,
             remote: false,
         });
-        Some(Task {
-            queue,
-            sequence,
-            session,
-            execution: Execution::new(descriptor),
-            done: false,
-            logs: false,
-        })
+        let execution = Execution::new(descriptor);
+        Some(Task::new(queue, sequence, session, execution))
     }
 
     /// Whether everything that is under way is suspended.
@@ -322,14 +319,8 @@ impl Queue {
             pasid: session.pasid,
             remote: false,
         });
-        self.ready.push_back(Task {
-            queue,
-            sequence,
-            session,
-            execution,
-            done: false,
-            logs: false,
-        });
+        let task = Task::new(queue, sequence, session, execution);
+        self.ready.push_back(task);
         Ok(())
     }
 
@@ -351,12 +342,12 @@ impl Queue {
     }
 
     /// Adds what a descriptor did to the books.
-    pub(crate) fn account(&mut self, effects: &Effects) {
+    pub(crate) const fn account(&mut self, counts: Counts) {
         let stats = &mut self.stats;
-        stats.bytes += effects.bytes;
-        stats.ended += effects.ended;
-        stats.failed += effects.failed;
-        stats.faults += effects.faults;
+        stats.bytes += counts.bytes;
+        stats.ended += counts.ended;
+        stats.failed += counts.failed;
+        stats.faults += counts.faults;
     }
 
     /// The engine gave the descriptor up for another queue's turn. Given back if it was aborted.

@@ -8,10 +8,7 @@ use std::sync::{
 use ioasid_core::Pasid;
 use ioasid_iommu::PasidUse;
 
-use crate::{
-    exec::{Execution, Terms},
-    front::Front,
-};
+use crate::{exec::Terms, front::Front};
 
 /// What descriptors may do and in whose name. A dedicated queue has one for each time that it is
 /// enabled; a shared queue has one for each PASID besides. Every accepted descriptor holds one, and
@@ -71,17 +68,4 @@ impl Session {
     pub(crate) fn aborted(&self) -> bool {
         self.aborted.load(Ordering::Acquire)
     }
-}
-
-/// A descriptor under way.
-#[derive(Debug)]
-pub(crate) struct Task {
-    pub(crate) queue: usize,
-    pub(crate) sequence: u64,
-    pub(crate) session: Arc<Session>,
-    pub(crate) execution: Execution,
-    /// The descriptor has ended; its errors may have to be logged still.
-    pub(crate) done: bool,
-    /// Errors have to be logged.
-    pub(crate) logs: bool,
 }

@@ -4,11 +4,12 @@
 use std::{fmt, sync::Arc};
 
 use ioasid_core::Pasid;
+use ioasid_engine::Interrupt;
 
 use crate::{
     front::{Front, MiscInterrupt},
+    job::Task,
     queue::{Mark, Queue},
-    session::Task,
     spec::{CommandError, GroupConfig},
 };
 
@@ -38,8 +39,18 @@ impl fmt::Debug for Pending {
     }
 }
 
-/// Interrupts to raise once the lock is free.
-pub(crate) type Raised = Vec<(Arc<Front>, MiscInterrupt)>;
+/// The interrupt of a command that has ended.
+#[derive(Debug)]
+pub(crate) struct CommandInterrupt {
+    front: Arc<Front>,
+    interrupt: MiscInterrupt,
+}
+
+impl Interrupt for CommandInterrupt {
+    fn raise(self) {
+        self.front.raise(self.interrupt);
+    }
+}
 
 /// The state of a device that its queues share.
 #[derive(Debug)]
@@ -51,16 +62,8 @@ pub(crate) struct State {
     pub(crate) groups: Vec<GroupConfig>,
     pub(crate) queues: Vec<Queue>,
     pub(crate) pending: Vec<Pending>,
-    /// Interrupts of commands that are about to be raised.
-    pub(crate) raising: usize,
     /// The queue whose turn it is, for each engine.
     turns: Vec<usize>,
-    /// Engines that wait for work.
-    pub(crate) idle_engines: usize,
-    /// Engine threads that have not ended.
-    pub(crate) engines: usize,
-    /// The device is going: engines end.
-    pub(crate) stopping: bool,
 }
 
 impl State {
@@ -71,11 +74,7 @@ impl State {
             groups: vec![GroupConfig::default(); engines],
             queues: (0..queues).map(|_| Queue::new()).collect(),
             pending: Vec::new(),
-            raising: 0,
             turns: vec![0; engines],
-            idle_engines: 0,
-            engines: 0,
-            stopping: false,
         }
     }
 
@@ -98,7 +97,7 @@ impl State {
     /// time up to its credit, then it is the next one's turn; when no queue with work has credit
     /// left, all of them get a new share, weighted by priority. A queue never waits while its
     /// engines are idle, and none can starve another.
-    pub(crate) fn next(&mut self, engine: usize) -> Option<Task> {
+    pub(crate) fn next_task(&mut self, engine: usize) -> Option<Task> {
         if !self.may_issue() {
             return None;
         }
@@ -208,10 +207,9 @@ impl State {
         }
     }
 
-    /// Whether nothing of the queues in `set` is on an engine or a worker, and no interrupt of a
-    /// command is on its way.
+    /// Whether nothing of the queues in `set` is on an engine or a worker.
     pub(crate) fn is_quiet(&self, set: u64) -> bool {
-        self.raising == 0 && self.indexes(set).all(|index| self.queues[index].is_quiet())
+        self.indexes(set).all(|index| self.queues[index].is_quiet())
     }
 
     /// Disables the queues in `set`, which are idle.
@@ -237,14 +235,15 @@ impl State {
     }
 
     /// Ends the commands whose descriptors have ended.
-    pub(crate) fn settle(&mut self) -> Raised {
+    pub(crate) fn end_commands(&mut self) -> Vec<CommandInterrupt> {
         self.drop_withheld();
-        let mut raised = Raised::new();
+        let mut raised = Vec::new();
         while let Some(at) = self.pending.iter().position(|c| self.passed(&c.waits)) {
             let command = self.pending.remove(at);
             let result = (command.then)(self);
-            let interrupt = command.front.end_command(result, command.request_interrupt);
-            raised.push((command.front, interrupt));
+            let front = command.front;
+            let interrupt = front.end_command(result, command.request_interrupt);
+            raised.push(CommandInterrupt { front, interrupt });
         }
         raised
     }
@@ -291,7 +290,7 @@ mod tests {
     fn shares(state: &mut State, costs: &[u64]) -> Vec<u64> {
         let mut shares = vec![0; costs.len()];
         for turn in 0..3000 {
-            let task = state.next(turn % 2).expect("there is work");
+            let task = state.next_task(turn % 2).expect("there is work");
             let cost = costs[task.queue];
             shares[task.queue] += cost;
             state.charge(task.queue, cost);
@@ -326,7 +325,7 @@ mod tests {
             let mut waits: Vec<u64> = (0..1000)
                 .map(|round| {
                     for _ in 0..round % 7 {
-                        let task = state.next(0).expect("the flood");
+                        let task = state.next_task(0).expect("the flood");
                         state.charge(task.queue, GUARD);
                         state.queues[task.queue].end(task.sequence, false);
                     }
@@ -334,7 +333,7 @@ mod tests {
                     state.queues[0].accept(job, Store::Posted).unwrap();
                     let mut moved = 0;
                     loop {
-                        let task = state.next(0).expect("both have work");
+                        let task = state.next_task(0).expect("both have work");
                         let own = task.queue == 0;
                         let cost = if own { 4096 } else { GUARD };
                         state.charge(task.queue, cost);
@@ -368,9 +367,9 @@ mod tests {
         state.groups[0].engines = 1;
         state.groups[1].queues = 2;
         state.groups[1].engines = 2;
-        assert_eq!(state.next(0).unwrap().queue, 0);
-        assert_eq!(state.next(1).unwrap().queue, 1);
+        assert_eq!(state.next_task(0).unwrap().queue, 0);
+        assert_eq!(state.next_task(1).unwrap().queue, 1);
         state.groups[1].engines = 0;
-        assert!(state.next(1).is_none());
+        assert!(state.next_task(1).is_none());
     }
 }

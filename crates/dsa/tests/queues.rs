@@ -12,7 +12,7 @@ use ioasid_core::{
     inspect::{Inspect, Value},
 };
 use ioasid_dsa::{
-    DsaConfig, Error, HostDriver, QueueType,
+    BindError, DsaConfig, Error, HostDriver, QueueType,
     spec::{
         Command, CommandError, Descriptor, Opcode, Status,
         command::queue_operand,
@@ -534,7 +534,10 @@ fn the_parents_driver_moves_bytes_through_the_dma_api() {
     let device = add_device(&iommu, "0000:6a:01.0");
     let dsa = new_dsa(&iommu, &device, DsaConfig::with_queues(4));
     let driver = HostDriver::probe(&dsa).unwrap();
-    assert!(matches!(HostDriver::probe(&dsa), Err(Error::Driven)));
+    assert!(matches!(
+        HostDriver::probe(&dsa),
+        Err(Error::Bind(BindError::Driven))
+    ));
     let queue = driver.open_queue(0).unwrap();
     assert!(matches!(driver.open_queue(0), Err(Error::QueueBusy { .. })));
     let (from, to) = (

@@ -30,7 +30,8 @@ use ioasid_vfio::{
 use crate::{
     config::{ChannelOwner, MAX_TRANSFER_SHIFT},
     exec::{Ending, Execution, Terms},
-    front::{Front, Interrupt},
+    front::{Front, Message},
+    job::Task,
     spec::{ChanCmd, ChanCtrl, ChanErr, ChanSts, ChannelStatus, registers as reg},
 };
 
@@ -67,22 +68,6 @@ pub(crate) enum Place {
     Engine,
     /// On its client's worker, or on the way there.
     Worker,
-}
-
-/// A descriptor on an engine or on a worker.
-#[derive(Debug)]
-pub(crate) struct Task {
-    pub(crate) channel: usize,
-    pub(crate) tag: Arc<Tag>,
-    pub(crate) execution: Execution,
-    aborted: Arc<AtomicBool>,
-}
-
-impl Task {
-    /// Whether it should end as soon as it can, without a trace.
-    pub(crate) fn aborted(&self) -> bool {
-        self.aborted.load(Ordering::Acquire)
-    }
 }
 
 /// What happened in a channel since the device was made.
@@ -132,8 +117,6 @@ pub(crate) struct Channel {
     interrupt_waits: bool,
     /// Stopped to be migrated: the doorbell is heard, and nothing goes on.
     paused: bool,
-    /// Interrupts that engines and workers are about to raise.
-    raising: usize,
     pub(crate) place: Place,
     /// A descriptor that an engine has given up for another channel's turn.
     held: Option<Execution>,
@@ -174,7 +157,6 @@ impl Channel {
             resetting: None,
             interrupt_waits: false,
             paused: false,
-            raising: 0,
             place: Place::Rest,
             held: None,
             aborted: Arc::default(),
@@ -223,7 +205,7 @@ impl Channel {
     }
 
     /// Writes the bits in `mask` of the register at `register`.
-    pub(crate) fn write(&mut self, register: u64, value: u64, mask: u64) -> Interrupt {
+    pub(crate) fn write(&mut self, register: u64, value: u64, mask: u64) -> Option<Message> {
         let merged = |old: u64| old & !mask | value & mask;
         match register {
             reg::CHANCTRL => return self.set_control((value & mask) as u16, mask as u16),
@@ -247,7 +229,7 @@ impl Channel {
         None
     }
 
-    fn set_control(&mut self, value: u16, mask: u16) -> Interrupt {
+    fn set_control(&mut self, value: u16, mask: u16) -> Option<Message> {
         let kept = mask & ChanCtrl::KEPT;
         let old = self.control.into_bits();
         self.control = ChanCtrl::from_bits(old & !kept | value & kept);
@@ -265,7 +247,7 @@ impl Channel {
     }
 
     /// An interrupt of the channel: now, or when it is rearmed.
-    fn interrupt(&mut self) -> Interrupt {
+    fn interrupt(&mut self) -> Option<Message> {
         if self.control.int_disable() {
             self.interrupt_waits = true;
             return None;
@@ -273,7 +255,10 @@ impl Channel {
         self.control.set_int_disable(true);
         let tag = self.tag.as_ref()?;
         let vector = tag.front.attend(tag.index)?;
-        Some((Arc::clone(&tag.front), vector))
+        Some(Message {
+            front: Arc::clone(&tag.front),
+            vector,
+        })
     }
 
     fn set_chain(&mut self, address: u64) {
@@ -307,7 +292,7 @@ impl Channel {
         }
     }
 
-    fn command(&mut self, command: ChanCmd) -> Interrupt {
+    fn command(&mut self, command: ChanCmd) -> Option<Message> {
         use ChannelStatus::{Active, Armed, Done, Suspended};
         let [reset, suspend, resume] = [
             ChanCmd::new().with_reset(true),
@@ -358,7 +343,7 @@ impl Channel {
     }
 
     /// On no engine and no worker.
-    fn rests(&self) -> bool {
+    pub(crate) fn rests(&self) -> bool {
         matches!(self.place, Place::Rest | Place::Ready)
     }
 
@@ -419,23 +404,8 @@ impl Channel {
         Ok(())
     }
 
-    /// Whether nothing of the channel goes on, interrupts included.
-    pub(crate) fn is_quiet(&self) -> bool {
-        self.rests() && self.raising == 0
-    }
-
-    /// An interrupt is about to be raised by whoever calls [`Channel::raised`] then.
-    pub(crate) const fn raises(&mut self) {
-        self.raising += 1;
-    }
-
-    /// It has been raised.
-    pub(crate) const fn raised(&mut self) {
-        self.raising = self.raising.saturating_sub(1);
-    }
-
     /// Stops for an error that is not a descriptor's.
-    fn halt(&mut self, error: ChanErr) -> Interrupt {
+    fn halt(&mut self, error: ChanErr) -> Option<Message> {
         self.error = ChanErr::from_bits(self.error.into_bits() | error.into_bits());
         self.abort();
         self.status = ChannelStatus::Halted;
@@ -465,12 +435,7 @@ impl Channel {
         let held = self.held.take();
         let execution = held.unwrap_or_else(|| Execution::new(self.terms()));
         self.place = Place::Engine;
-        Some(Task {
-            channel,
-            tag,
-            execution,
-            aborted: Arc::clone(&self.aborted),
-        })
+        Some(Task::new(channel, tag, execution, &self.aborted))
     }
 
     /// What the next descriptor is begun with.
@@ -489,20 +454,14 @@ impl Channel {
     }
 
     /// The engine gives the descriptor up for another channel's turn.
-    pub(crate) fn hold(&mut self, task: Task) {
+    pub(crate) fn hold(&mut self, execution: Execution) {
         self.place = Place::Rest;
-        if task.aborted() {
-            drop(task);
-            self.stats.aborted += 1;
-            self.finish_reset();
-        } else {
-            self.held = Some(task.execution);
-            self.follow_bus_master();
-        }
+        self.held = Some(execution);
+        self.follow_bus_master();
     }
 
     /// The descriptor has ended, unless it was aborted. Its task is gone already.
-    pub(crate) fn end(&mut self, ending: Option<&Ending>) -> Interrupt {
+    pub(crate) fn end(&mut self, ending: Option<&Ending>) -> Option<Message> {
         self.place = Place::Rest;
         let Some(ending) = ending else {
             self.stats.aborted += 1;
@@ -563,7 +522,6 @@ impl Channel {
         let old = std::mem::replace(self, Channel::new(tag));
         self.claim = old.claim;
         self.paused = old.paused;
-        self.raising = old.raising;
         self.stats = old.stats;
         if reset == Reset::Channel {
             self.control = old.control.with_int_disable(false);

@@ -9,8 +9,8 @@ use std::sync::Arc;
 use ioasid_core::{
     Pasid,
     inspect::{Inspect, Node},
-    sync::Mutex,
 };
+use ioasid_engine::ChildUnit;
 use ioasid_iommu::Device;
 use ioasid_vfio::{
     DefaultPasid, DeviceModel, Migrate,
@@ -22,9 +22,10 @@ use ioasid_vfio::{
 use crate::{
     channel::{Channel, Tag},
     config::{ChannelOwner, Error},
-    device::{ChannelClaim, IoatDevice},
+    device::IoatDevice,
     front::Front,
     registers::{self, Registers},
+    schedule,
     spec::registers::CHANNEL_STRIDE,
 };
 
@@ -37,11 +38,8 @@ pub type IoatParent = SlotParent<IoatDevice>;
 /// One channel of a parent as a device of its own.
 #[derive(Debug)]
 pub struct IoatChild {
-    parent: Arc<IoatDevice>,
+    channel: ChildUnit<IoatDevice>,
     front: Arc<Front>,
-    channel: usize,
-    /// `None` once the child has been removed.
-    claim: Mutex<Option<ChannelClaim>>,
     pasid: PasidSlot,
 }
 
@@ -64,25 +62,23 @@ impl IoatChild {
         }
         let front = Front::new(1, parent.device())
             .map_err(|_| Error::Config("the PCI function cannot be laid out"))?;
-        parent.shared.follow(&front);
+        front.function().on_bus_master(parent.pool.on_bus_master());
         let claim = parent.claim_channel(channel, ChannelOwner::Mdev)?;
         Ok(Arc::new(IoatChild {
-            parent: Arc::clone(parent),
+            channel: ChildUnit::new(claim),
             front,
-            channel,
-            claim: Mutex::new(Some(claim)),
             pasid: PasidSlot::new(&parent.pasids),
         }))
     }
 
     /// The parent.
     pub fn parent(&self) -> &Arc<IoatDevice> {
-        &self.parent
+        self.channel.parent()
     }
 
     /// Index of its channel in the parent.
     pub fn channel(&self) -> usize {
-        self.channel
+        self.channel.index()
     }
 
     /// The default PASID, while the child is bound. For the host's eyes: no user can read it.
@@ -92,10 +88,10 @@ impl IoatChild {
 
     /// Resets the channel and lets it work in the name of the child, or of nobody. Waits until
     /// nothing of the time before is under way.
-    fn retag(&self, tag: Option<Arc<Tag>>) {
-        if let Some(claim) = &*self.claim.lock() {
-            claim.retag(tag);
-        }
+    fn retag(&self, tag: Option<&Arc<Tag>>) {
+        self.channel.if_claimed(|claim| {
+            claim.device().assign_channel(claim.index(), tag);
+        });
     }
 }
 
@@ -109,9 +105,9 @@ impl Registers for IoatChild {
     }
 
     fn channel_image(&self, _index: usize) -> [u8; CHANNEL_STRIDE as usize] {
-        let state = self.parent.shared.lock();
+        let state = self.parent().pool.lock();
         // Once its channel has gone to another child, this one shows nothing of it.
-        match state.channels.get(self.channel) {
+        match state.channels.get(self.channel()) {
             Some(channel) if self.owns(channel) => channel.image(),
             _ => Channel::new(None).image(),
         }
@@ -122,7 +118,7 @@ impl Registers for IoatChild {
             true => channel.write(register, value, mask),
             false => None,
         };
-        self.parent.shared.change(self.channel, own);
+        schedule::change(&self.parent().pool, self.channel(), own);
     }
 }
 
@@ -153,9 +149,8 @@ impl DeviceModel for IoatChild {
     }
 
     fn reset(&self) {
-        if let Some(claim) = &*self.claim.lock() {
-            claim.stop();
-        }
+        self.channel
+            .if_claimed(|claim| claim.device().reset_channel(claim.index()));
         self.front.reset();
     }
 
@@ -166,12 +161,12 @@ impl DeviceModel for IoatChild {
 
 impl DefaultPasid for IoatChild {
     fn bind(&self) -> Result<(Arc<Device>, Pasid), BindError> {
-        let (device, pasid) = self.pasid.bind(self.parent.device())?;
-        self.retag(Some(Arc::new(Tag {
+        let (device, pasid) = self.pasid.bind(self.parent().device())?;
+        self.retag(Some(&Arc::new(Tag {
             front: Arc::clone(&self.front),
             index: 0,
             pasid: Some(pasid),
-            parent: Some(Arc::clone(&self.parent.front)),
+            parent: Some(Arc::clone(&self.parent().front)),
             _pasid_use: self.pasid.use_token(),
         })));
         Ok((device, pasid))
@@ -190,8 +185,8 @@ impl DefaultPasid for IoatChild {
 impl Inspect for IoatChild {
     fn inspect(&self) -> Node {
         let mut node = Node::new()
-            .with("parent", self.parent.device().address().to_string())
-            .with("channel", self.channel);
+            .with("parent", self.parent().device().address().to_string())
+            .with("channel", self.channel());
         if let Some(pasid) = self.pasid() {
             node.set("default_pasid", pasid.get());
         }
@@ -226,7 +221,6 @@ impl Slots for IoatDevice {
     }
 
     fn retire(&self, child: &IoatChild) {
-        let claim = child.claim.lock().take();
-        drop(claim);
+        child.channel.retire();
     }
 }

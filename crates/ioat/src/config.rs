@@ -1,5 +1,7 @@
 //! What a device is made of, and what can go wrong with it.
 
+use ioasid_engine::driver::{BindError, JobTimeout};
+
 use crate::spec::ChanErr;
 
 /// Most channels of one device: what fits the registers of this model.
@@ -54,7 +56,6 @@ pub enum ChannelOwner {
 
 /// Why a device, a child or a driver could not be had.
 #[derive(Debug, thiserror::Error)]
-#[non_exhaustive]
 pub enum Error {
     /// The configuration asks for something this model does not have (EINVAL).
     #[error("invalid I/OAT configuration: {0}")]
@@ -70,22 +71,25 @@ pub enum Error {
         /// What has it.
         owner: ChannelOwner,
     },
-    /// The device has a driver of the host (EBUSY).
-    #[error("the device has a driver")]
-    Driven,
+    /// A driver of the host cannot have it (EBUSY, EPERM).
+    #[error(transparent)]
+    Bind(#[from] BindError),
     /// An engine thread could not be started (EAGAIN).
     #[error("cannot start an engine")]
     Engine(#[source] std::io::Error),
-    /// The DMA API is not to be had: somebody else owns the device (EBUSY, EPERM).
-    #[error(transparent)]
-    Ownership(#[from] ioasid_iommu::OwnershipError),
     /// A buffer could not be mapped for the device (ENOMEM).
     #[error("cannot map a buffer for the device: {0}")]
-    Buffer(String),
+    Buffer(#[from] ioasid_iommu::DmaMapError),
     /// A job did not succeed (EIO).
     #[error("the channel halted at a job: CHANERR {:#x}", .0.into_bits())]
     Job(ChanErr),
     /// The device did not do what it was asked for in time (ETIMEDOUT).
     #[error("the device did not answer in time")]
     Timeout,
+}
+
+impl From<JobTimeout> for Error {
+    fn from(JobTimeout: JobTimeout) -> Self {
+        Error::Timeout
+    }
 }

@@ -1,31 +1,33 @@
 //! The whole device: its register file, and who may have which of its channels.
 
-use std::sync::{Arc, atomic::AtomicBool};
+use std::sync::Arc;
 
 use ioasid_core::{
     host::Spawner,
     inspect::{Inspect, Node, Value},
 };
+use ioasid_engine::{EnginePool, driver::DriverSlot};
 use ioasid_iommu::{Device, Iommu, PasidPool, Requests};
 use ioasid_vfio::{DeviceModel, Migrate, pci::Function};
 
 use crate::{
     channel::{Channel, Reset, Tag},
+    claim::ChannelClaim,
     config::{ChannelConfig, ChannelOwner, Error, IoatConfig, MAX_CHANNELS, MAX_ENGINES},
-    engine::Shared,
     front::Front,
     registers::{self, Registers},
+    schedule::{self, Pool, State},
     spec::{ChannelStatus, registers::CHANNEL_STRIDE},
 };
 
 /// A software I/OAT device. Engines run while it lives; dropping it ends them and waits for them.
 #[derive(Debug)]
 pub struct IoatDevice {
-    pub(crate) shared: Arc<Shared>,
+    pub(crate) pool: Arc<Pool>,
     pub(crate) front: Arc<Front>,
     pub(crate) pasids: Arc<PasidPool>,
-    /// A driver of the host has it.
-    pub(crate) driven: AtomicBool,
+    /// The host's own driver, if it has one.
+    pub(crate) driver: DriverSlot,
     channels: Vec<ChannelConfig>,
     engines: usize,
 }
@@ -53,32 +55,26 @@ impl IoatDevice {
             .map_err(|_| Error::Config("the PCI function cannot be laid out"))?;
         front.function().issues(&device, Requests::All);
         let made = (0..channels.len()).map(|index| Channel::new(Some(own_tag(&front, index))));
-        let shared = Shared::new(Arc::clone(&device), made.collect());
-        shared.follow(&front);
+        let state = State::new(made.collect());
+        // The function has no ATS, so the engines keep no translations.
+        let pool = EnginePool::new(device, state, false);
+        front.function().on_bus_master(pool.on_bus_master());
         let this = Arc::new(IoatDevice {
-            shared,
+            pool,
             front,
             pasids: Arc::clone(iommu.pasids()),
-            driven: AtomicBool::new(false),
+            driver: DriverSlot::default(),
             channels,
             engines,
         });
-        for index in 0..engines {
-            let shared = Arc::clone(&this.shared);
-            let name = format!("ioat {} engine {index}", device.address());
-            this.shared.lock().engines += 1;
-            let started = spawner.spawn(&name, Box::new(move || shared.engine()));
-            if let Err(error) = started {
-                this.shared.lock().engines -= 1;
-                return Err(Error::Engine(error));
-            }
-        }
+        let started = this.pool.start(engines, "ioat", spawner);
+        started.map_err(Error::Engine)?;
         Ok(this)
     }
 
     /// The device that its DMA is tagged as.
     pub fn device(&self) -> &Arc<Device> {
-        &self.shared.device
+        self.pool.device()
     }
 
     /// Its channels as configured at the start.
@@ -101,28 +97,33 @@ impl IoatDevice {
         index: usize,
         owner: ChannelOwner,
     ) -> Result<ChannelClaim, Error> {
-        let mut state = self.shared.lock();
-        let channel = state.channels.get_mut(index);
-        let channel = channel.ok_or(Error::NoChannel(index))?;
-        if let Some(owner) = channel.claim {
-            return Err(Error::ChannelBusy { index, owner });
-        }
-        channel.claim = Some(owner);
-        drop(state);
-        let claim = ChannelClaim {
-            device: Arc::clone(self),
-            index,
-        };
+        let claim = ChannelClaim::new(self, index, owner)?;
         match owner {
-            ChannelOwner::Mdev => claim.retag(None),
-            ChannelOwner::Kernel => claim.stop(),
+            ChannelOwner::Mdev => self.assign_channel(index, None),
+            ChannelOwner::Kernel => self.reset_channel(index),
         }
         Ok(claim)
     }
 
+    /// Resets a channel and waits until nothing of it is under way.
+    pub(crate) fn reset_channel(&self, index: usize) {
+        schedule::reset(&self.pool, |other, _| other == index);
+    }
+
+    /// The same, and says in whose name the channel works from now on.
+    pub(crate) fn assign_channel(&self, index: usize, tag: Option<&Arc<Tag>>) {
+        schedule::reset(&self.pool, |other, channel| {
+            let own = other == index;
+            if own {
+                channel.tag = tag.map(Arc::clone);
+            }
+            own
+        });
+    }
+
     /// Channels that were set aside for children and that nobody has.
     pub(crate) fn free_channels(&self) -> Vec<usize> {
-        let state = self.shared.lock();
+        let state = self.pool.lock();
         let channels = self.channels.iter().zip(&state.channels).enumerate();
         channels
             .filter(|(_, (made, channel))| made.mdev && channel.claim.is_none())
@@ -132,7 +133,7 @@ impl IoatDevice {
 }
 
 /// The name in which the device's own owner uses channel `index`.
-fn own_tag(front: &Arc<Front>, index: usize) -> Arc<Tag> {
+pub(crate) fn own_tag(front: &Arc<Front>, index: usize) -> Arc<Tag> {
     Arc::new(Tag {
         front: Arc::clone(front),
         index,
@@ -157,7 +158,7 @@ impl Registers for IoatDevice {
     }
 
     fn channel_image(&self, index: usize) -> [u8; CHANNEL_STRIDE as usize] {
-        let state = self.shared.lock();
+        let state = self.pool.lock();
         let channel = state.channels.get(index).filter(|channel| is_open(channel));
         match channel {
             Some(channel) => channel.image(),
@@ -167,7 +168,7 @@ impl Registers for IoatDevice {
     }
 
     fn write_channel(&self, index: usize, register: u64, value: u64, mask: u64) {
-        self.shared.change(index, |channel| match is_open(channel) {
+        schedule::change(&self.pool, index, |channel| match is_open(channel) {
             true => channel.write(register, value, mask),
             false => None,
         });
@@ -193,7 +194,7 @@ impl DeviceModel for IoatDevice {
     }
 
     fn reset(&self) {
-        self.shared.reset(|_, channel| is_open(channel));
+        schedule::reset(&self.pool, |_, channel| is_open(channel));
         self.front.reset();
     }
 
@@ -205,16 +206,16 @@ impl DeviceModel for IoatDevice {
 impl Drop for IoatDevice {
     fn drop(&mut self) {
         // Without waiting for a client: what is on a worker ends there.
-        for channel in &mut self.shared.lock().channels {
+        for channel in &mut self.pool.lock().channels {
             channel.begin_reset(Reset::Everything);
         }
-        self.shared.stop();
+        self.pool.stop();
     }
 }
 
 impl Inspect for IoatDevice {
     fn inspect(&self) -> Node {
-        let state = self.shared.lock();
+        let state = self.pool.lock();
         let channels: Vec<Value> = state
             .channels
             .iter()
@@ -259,50 +260,4 @@ fn inspect_channel(channel: &Channel, made: &ChannelConfig) -> Node {
         .with("aborted", stats.aborted)
         .with("bytes", stats.bytes)
         .with("faults", stats.faults)
-}
-
-/// A channel that one owner has for itself. Dropping it stops the channel: nothing of it is under
-/// way and it is free when that returns.
-#[derive(Debug)]
-pub struct ChannelClaim {
-    device: Arc<IoatDevice>,
-    index: usize,
-}
-
-impl ChannelClaim {
-    /// The device.
-    pub fn device(&self) -> &Arc<IoatDevice> {
-        &self.device
-    }
-
-    /// The channel's index.
-    pub fn index(&self) -> usize {
-        self.index
-    }
-
-    /// Resets the channel and waits until nothing of it is under way.
-    pub(crate) fn stop(&self) {
-        self.device.shared.reset(|index, _| index == self.index);
-    }
-
-    /// The same, and says in whose name the channel works from now on.
-    pub(crate) fn retag(&self, tag: Option<Arc<Tag>>) {
-        self.device.shared.reset(|index, channel| {
-            let own = index == self.index;
-            if own {
-                channel.tag.clone_from(&tag);
-            }
-            own
-        });
-    }
-}
-
-impl Drop for ChannelClaim {
-    fn drop(&mut self) {
-        self.stop();
-        if let Some(channel) = self.device.shared.lock().channels.get_mut(self.index) {
-            channel.tag = Some(own_tag(&self.device.front, self.index));
-            channel.claim = None;
-        }
-    }
 }

@@ -5,34 +5,32 @@
 //! when the completion word names it or one after it. A job that fails halts the channel: the driver
 //! gives that job its error, clears it and starts a new chain at the next one.
 
-use std::{
-    sync::{
-        Arc,
-        atomic::{Ordering, fence},
-    },
-    time::{Duration, Instant},
+use std::sync::{
+    Arc,
+    atomic::{Ordering, fence},
 };
 
 use ioasid_core::{
-    host::{CountingIrq, IrqSink},
     inspect::{Inspect, Node},
-    statistics::{JobCounts, JobEnd, JobStatistics, Latency},
+    statistics::{JobCounts, JobEnd, Latency},
     sync::{Condvar, Mutex, MutexGuard},
 };
+use ioasid_engine::driver::{Bound, Jobs, PendingJob};
 use ioasid_iommu::{CoherentBuffer, DmaApi};
 use ioasid_vfio::DeviceModel;
 
+pub use ioasid_engine::driver::BindError;
+
 use crate::{
+    claim::ChannelClaim,
     config::{ChannelOwner, Error},
-    device::{ChannelClaim, IoatDevice},
+    device::IoatDevice,
     spec::{
         ChanCmd, ChanCtrl, ChanErr, ChanSts, ChannelStatus, DESCRIPTOR_SIZE, Descriptor, IntrCtrl,
         registers::{self as reg, CHANNEL_STRIDE},
     },
 };
 
-/// How long the driver waits for a job.
-const JOB_TIMEOUT: Duration = Duration::from_secs(30);
 /// `PCI_COMMAND`: memory and bus mastering.
 const PCI_COMMAND: u64 = 4;
 const PCI_COMMAND_MEMORY_MASTER: u16 = 0x6;
@@ -45,24 +43,21 @@ const COMPLETION: u64 = RING * DESCRIPTOR_SIZE as u64;
 #[derive(Debug)]
 pub struct HostDriver {
     device: Arc<IoatDevice>,
-    dma: DmaApi,
+    bound: Bound,
 }
+
+/// A job under way, by its number.
+pub type Ticket = PendingJob<u64>;
 
 impl HostDriver {
     /// Takes the device: claims it for the DMA API and lets each channel use its own vector.
     ///
     /// # Errors
-    /// [`Error::Driven`] if the device has a driver; [`Error::Ownership`] if a user has it.
+    /// [`Error::Bind`] if the device has a driver, or if a user has it.
     pub fn probe(device: &Arc<IoatDevice>) -> Result<Arc<Self>, Error> {
-        if device.driven.swap(true, Ordering::AcqRel) {
-            return Err(Error::Driven);
-        }
-        let dma = device.device().use_dma_api().inspect_err(|_| {
-            device.driven.store(false, Ordering::Release);
-        })?;
         let this = HostDriver {
             device: Arc::clone(device),
-            dma,
+            bound: device.driver.bind(device.device())?,
         };
         let command = PCI_COMMAND_MEMORY_MASTER.to_le_bytes();
         // Offset 4 of configuration space exists, and the bits ask for no reset.
@@ -81,7 +76,7 @@ impl HostDriver {
 
     /// The DMA API: buffers that jobs can name.
     pub fn dma(&self) -> &DmaApi {
-        &self.dma
+        self.bound.dma()
     }
 
     /// Takes channel `index` for this driver and starts it.
@@ -90,21 +85,17 @@ impl HostDriver {
     /// [`Error::NoChannel`], [`Error::ChannelBusy`], [`Error::Buffer`].
     pub fn open_channel(self: &Arc<Self>, index: usize) -> Result<HostChannel, Error> {
         let claim = self.device.claim_channel(index, ChannelOwner::Kernel)?;
-        let memory = self
-            .dma
-            .alloc_coherent(COMPLETION as usize + 64)
-            .map_err(|error| Error::Buffer(error.to_string()))?;
-        let completions = CountingIrq::new();
+        let memory = self.dma().alloc_coherent(COMPLETION as usize + 64)?;
+        let jobs = Jobs::default();
         let vectors = self.device.function().vectors();
-        vectors.connect(index as u32, Some(completions.clone() as Arc<dyn IrqSink>));
+        vectors.connect(index as u32, Some(jobs.sink()));
         let channel = HostChannel {
             _claim: claim,
             memory,
             index,
-            completions,
             ring: Mutex::new(Ring::default()),
             freed: Condvar::new(),
-            statistics: Mutex::default(),
+            jobs,
             driver: Arc::clone(self),
         };
         channel.write64(reg::CHANCMP, channel.memory.iova() + COMPLETION);
@@ -116,7 +107,6 @@ impl HostDriver {
 impl Drop for HostDriver {
     fn drop(&mut self) {
         self.device.write(0, reg::INTRCTRL, &[0]);
-        self.device.driven.store(false, Ordering::Release);
     }
 }
 
@@ -143,19 +133,10 @@ pub struct HostChannel {
     _claim: ChannelClaim,
     memory: CoherentBuffer,
     index: usize,
-    completions: Arc<CountingIrq>,
+    jobs: Jobs,
     ring: Mutex<Ring>,
     freed: Condvar,
-    statistics: Mutex<JobStatistics>,
     driver: Arc<HostDriver>,
-}
-
-/// A job under way.
-#[derive(Debug)]
-#[must_use = "a job is waited for"]
-pub struct Ticket {
-    number: u64,
-    submitted: Instant,
 }
 
 impl HostChannel {
@@ -238,9 +219,9 @@ impl HostChannel {
         let place = (number % RING) as usize * DESCRIPTOR_SIZE;
         self.memory.memory().write(place, &descriptor.to_bytes());
         ring.head += 1;
-        let submitted = Instant::now();
+        let ticket = Ticket::now(number);
         self.ring_doorbell(&ring);
-        Ticket { number, submitted }
+        ticket
     }
 
     /// Takes the completion word in: what has ended, and what has failed.
@@ -288,25 +269,17 @@ impl HostChannel {
     /// # Errors
     /// [`Error::Job`] if it did not succeed, [`Error::Timeout`].
     pub fn wait(&self, ticket: Ticket) -> Result<(), Error> {
-        let deadline = ticket.submitted + JOB_TIMEOUT;
-        let error = loop {
-            let seen = self.completions.count();
+        let (error, latency) = self.jobs.wait(&ticket, |number| {
             // Rearmed before the look: what comes after it interrupts.
             self.arm();
-            if let Some(error) = self.take(&mut self.ring.lock(), ticket.number) {
-                break error;
-            }
-            if !self.completions.wait_past(seen, deadline) {
-                return Err(Error::Timeout);
-            }
-        };
+            self.take(&mut self.ring.lock(), *number)
+        })?;
         let end = match error {
             error if error.into_bits() == 0 => JobEnd::Done,
             error if error.read_data() || error.write_data() => JobEnd::Fault,
             _ => JobEnd::Failed,
         };
-        let latency = ticket.submitted.elapsed();
-        self.statistics.lock().add(end, latency);
+        self.jobs.count(end, latency);
         match end {
             JobEnd::Done => Ok(()),
             _ => Err(Error::Job(error)),
@@ -339,12 +312,12 @@ impl HostChannel {
 
     /// Jobs so far.
     pub fn counts(&self) -> JobCounts {
-        self.statistics.lock().counts
+        self.jobs.counts()
     }
 
     /// Times from the doorbell to the completed wait.
     pub fn latency(&self) -> Latency {
-        self.statistics.lock().latency.clone()
+        self.jobs.latency()
     }
 }
 
@@ -360,6 +333,6 @@ impl Drop for HostChannel {
 impl Inspect for HostChannel {
     fn inspect(&self) -> Node {
         let node = Node::new().with("channel", self.index);
-        self.statistics.lock().inspect_into(node)
+        self.jobs.inspect_into(node)
     }
 }

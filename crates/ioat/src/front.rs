@@ -4,6 +4,7 @@
 use std::sync::Arc;
 
 use ioasid_core::sync::Mutex;
+use ioasid_engine::Interrupt;
 use ioasid_iommu::Device;
 use ioasid_vfio::{
     model::StateError,
@@ -32,7 +33,17 @@ struct Registers {
 }
 
 /// An interrupt that is to be raised once no lock is held: whose, and its vector.
-pub(crate) type Interrupt = Option<(Arc<Front>, u32)>;
+#[derive(Debug)]
+pub(crate) struct Message {
+    pub(crate) front: Arc<Front>,
+    pub(crate) vector: u32,
+}
+
+impl Interrupt for Message {
+    fn raise(self) {
+        self.front.function.vectors().signal(self.vector);
+    }
+}
 
 impl Front {
     pub(crate) fn new(channels: usize, device: &Device) -> Result<Arc<Self>, LayoutError> {
@@ -56,11 +67,6 @@ impl Front {
         } else {
             interrupts.master_int_en().then_some(0)
         }
-    }
-
-    /// Raises `vector`. Call it without holding a lock.
-    pub(crate) fn raise(&self, vector: u32) {
-        self.function.vectors().signal(vector);
     }
 
     /// Channel `index` is attended to.

@@ -8,9 +8,10 @@
 //!   and removes them by UUID.
 //! * [`driver`]: the parent's own driver, through registers, descriptors and the DMA API.
 //!
-//! Inside, `channel` is the state of a channel: registers, chain, what is under way. An `engine`
-//! thread takes one descriptor of it after another and `exec`utes it, step by step, through a
-//! guarded DMA port; a `front` takes what its owner may see of interrupts.
+//! Inside, `channel` is the state of a channel: registers, chain, what is under way. An engine
+//! ([`ioasid_engine`]) takes one descriptor of it after another from the `schedule` as a `job` and
+//! `exec`utes it, step by step, through a guarded DMA port; a `front` takes what its owner may see of
+//! interrupts.
 //!
 //! What never lives here: page tables, attachments, anything that knows which address space a PASID
 //! leads to. The device tags its DMA, and that is all.
@@ -46,19 +47,22 @@
 
 mod channel;
 mod child;
+mod claim;
 mod config;
 mod device;
 pub mod driver;
-mod engine;
 mod exec;
 mod front;
+mod job;
 mod migration;
 mod registers;
+mod schedule;
 pub mod spec;
 
 pub use child::{IoatChild, IoatParent, TYPE_1CHAN};
+pub use claim::ChannelClaim;
 pub use config::{
     ChannelConfig, ChannelOwner, Error, IoatConfig, MAX_CHANNELS, MAX_ENGINES, MAX_TRANSFER_SHIFT,
 };
-pub use device::{ChannelClaim, IoatDevice};
-pub use driver::{HostChannel, HostDriver};
+pub use device::IoatDevice;
+pub use driver::{BindError, HostChannel, HostDriver};

@@ -15,9 +15,9 @@ use crate::{
     child::IoatChild,
     config::MAX_TRANSFER_SHIFT,
     device::{IoatDevice, is_open},
-    engine::{Shared, State},
     front::Front,
     registers::{Registers, capabilities},
+    schedule::{self, Pool, State},
     spec::registers::VERSION as HARDWARE_VERSION,
 };
 
@@ -29,7 +29,7 @@ const VERSION: u32 = 2;
 /// One owner's part of a device.
 struct Part<'a> {
     magic: &'static [u8; 8],
-    shared: &'a Shared,
+    pool: &'a Pool,
     front: &'a Front,
     /// Channels of that owner, by their index in the device.
     channels: Vec<usize>,
@@ -37,13 +37,13 @@ struct Part<'a> {
 
 impl IoatChild {
     fn part(&self) -> Part<'_> {
-        let shared = &*self.parent().shared;
-        let state = shared.lock();
+        let pool = &*self.parent().pool;
+        let state = pool.lock();
         let channel = state.channels.get(self.channel());
         let own = channel.is_some_and(|channel| self.owns(channel));
         Part {
             magic: CHILD,
-            shared,
+            pool,
             front: self.front(),
             channels: own.then_some(self.channel()).into_iter().collect(),
         }
@@ -53,12 +53,12 @@ impl IoatChild {
 impl IoatDevice {
     /// Channels that belong to mediated devices are not part of the whole device.
     fn part(&self) -> Part<'_> {
-        let state = self.shared.lock();
+        let state = self.pool.lock();
         let channels = state.channels.iter().enumerate();
         let open = channels.filter(|(_, channel)| is_open(channel));
         Part {
             magic: WHOLE,
-            shared: &self.shared,
+            pool: &self.pool,
             front: self.front(),
             channels: open.map(|(index, _)| index).collect(),
         }
@@ -85,7 +85,7 @@ impl Part<'_> {
 
     fn set_paused(&self, paused: bool) {
         for index in &self.channels {
-            self.shared.change(*index, |channel| {
+            schedule::change(self.pool, *index, |channel| {
                 channel.set_paused(paused);
                 None
             });
@@ -94,14 +94,14 @@ impl Part<'_> {
 
     fn pause(&self) {
         self.set_paused(true);
-        self.shared
-            .wait_until(|state| self.each(state).all(Channel::is_quiet));
+        self.pool
+            .wait_until_quiet(|state| self.each(state).all(Channel::rests));
     }
 
     fn save(&self) -> Vec<u8> {
         let mut out = Writer::default();
         out.bytes(&self.abilities());
-        let state = self.shared.lock();
+        let state = self.pool.lock();
         self.front.save(&mut out);
         self.each(&state).for_each(|channel| channel.save(&mut out));
         out.finish()
@@ -112,7 +112,7 @@ impl Part<'_> {
         // A child that has lost its channel takes nothing.
         expect(!self.channels.is_empty())?;
         self.front.load(&mut from, self.channels.len())?;
-        let mut state = self.shared.lock();
+        let mut state = self.pool.lock();
         for index in &self.channels {
             let channel = state.channels.get_mut(*index).ok_or(StateError)?;
             channel.load(&mut from)?;

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use common::{new_ioat, new_iommu, noise};
 use ioasid_core::statistics::JobCounts;
 use ioasid_ioat::{
-    Error, HostChannel, HostDriver,
+    BindError, Error, HostChannel, HostDriver,
     spec::{ChanErr, Descriptor},
 };
 
@@ -117,7 +117,10 @@ fn a_device_has_one_driver_at_a_time() {
     let iommu = new_iommu();
     let ioat = new_ioat(&iommu, "0000:6a:01.0", 1);
     let driver = HostDriver::probe(&ioat).unwrap();
-    assert!(matches!(HostDriver::probe(&ioat), Err(Error::Driven)));
+    assert!(matches!(
+        HostDriver::probe(&ioat),
+        Err(Error::Bind(BindError::Driven))
+    ));
     drop(driver);
     let driver = HostDriver::probe(&ioat).unwrap();
     drop(driver.open_channel(0).unwrap());

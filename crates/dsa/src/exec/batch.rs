@@ -2,13 +2,13 @@
 
 use std::collections::VecDeque;
 
+use ioasid_engine::Halt;
 use ioasid_iommu::{DmaGuard, Fault};
 
 use super::{
-    Effects, Halt, Terms,
     ending::Ending,
-    fault_of,
     operation::{Operation, check},
+    terms::{Effects, Terms},
 };
 use crate::spec::{CompletionRecord, Descriptor, Status, descriptor::DESCRIPTOR_SIZE};
 
@@ -100,7 +100,7 @@ impl Batch {
                     && let Some(fault) = self.fetch(count, guard, terms)?
                 {
                     guard.report(&fault);
-                    effects.faults += 1;
+                    effects.counts.faults += 1;
                     let ended = self.completed();
                     return Ok(Ending::fault(Status::BatchPageFault, &fault, ended, None));
                 }
@@ -150,7 +150,7 @@ impl Batch {
             .wrapping_add(self.fetched * DESCRIPTOR_SIZE as u64);
         let fault = match guard.read_on(from, &mut self.buffer, &mut self.filled) {
             Ok(()) => None,
-            Err(stop) => Some(fault_of(stop)?),
+            Err(stop) => Some(Halt::or_fault(stop)?),
         };
         let whole = self.filled as usize / DESCRIPTOR_SIZE * DESCRIPTOR_SIZE;
         if let Some(fault) = fault

@@ -1,14 +1,15 @@
 //! How a descriptor ends: completion record, then interrupt; or the error register.
 
+use ioasid_core::Access;
+use ioasid_engine::Halt;
 use ioasid_iommu::{DmaGuard, Fault, Stop};
 
-use super::{Effects, Halt, Terms, fault_of};
+use super::terms::{Effects, Terms};
 use crate::spec::{
     CompletionRecord, Descriptor, Event, Status,
     completion::{FAULT_ON_WRITE, RECORD_SIZE},
     registers::{SwError, SwErrorInfo},
 };
-use ioasid_core::Access;
 
 /// The end of one descriptor; resumable, and the same bytes however often it is resumed.
 #[derive(Clone, Copy, Debug)]
@@ -78,18 +79,18 @@ impl Ending {
                 // A record lies in one page, so all of it is what could not be reached.
                 let fault = Fault {
                     iova: descriptor.record_addr,
-                    ..fault_of(stop)?
+                    ..Halt::or_fault(stop)?
                 };
                 guard.report(&fault);
-                effects.faults += 1;
+                effects.counts.faults += 1;
                 effects.errors.push(self.event(descriptor, Some(&fault)));
                 reached = false;
             }
         } else if !usable && !self.succeeded() {
             effects.errors.push(self.event(descriptor, None));
         }
-        effects.ended += 1;
-        effects.failed += u64::from(!reached || !self.succeeded());
+        effects.counts.ended += 1;
+        effects.counts.failed += u64::from(!reached || !self.succeeded());
         if reached && flags.request_interrupt() && terms.permits(descriptor.int_handle) {
             effects.interrupts.push(descriptor.int_handle);
         }

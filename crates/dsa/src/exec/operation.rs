@@ -1,8 +1,13 @@
 //! One descriptor that is not a batch.
 
+use ioasid_engine::Halt;
 use ioasid_iommu::{Direction, DmaGuard, Stop};
 
-use super::{Effects, Halt, Terms, crc::Crc, ending::Ending, fault_of};
+use super::{
+    crc::Crc,
+    ending::Ending,
+    terms::{Effects, Terms},
+};
 use crate::spec::{
     Descriptor, Flags, Opcode, Status,
     descriptor::{CRC_BYPASS_INVERSION, CRC_BYPASS_REFLECTION, CRC_READ_SEED},
@@ -126,7 +131,7 @@ impl Operation {
                 Phase::Run(work) => {
                     let before = self.done;
                     let outcome = work.run(&self.descriptor, &mut self.done, self.index, guard);
-                    effects.bytes += self.done - before;
+                    effects.counts.bytes += self.done - before;
                     match outcome {
                         Outcome::Done(ending) => Phase::End(ending),
                         Outcome::Stopped(stop) => self.stopped(stop, guard, terms, effects)?,
@@ -148,13 +153,13 @@ impl Operation {
         terms: &Terms,
         effects: &mut Effects,
     ) -> Result<Phase, Halt> {
-        let fault = fault_of(stop)?;
+        let fault = Halt::or_fault(stop)?;
         let waits = self.descriptor.flags.block_on_fault() && terms.page_requests && !self.denied;
         if waits && fault.reason.is_recoverable() {
             return Err(Halt::Page(fault));
         }
         guard.report(&fault);
-        effects.faults += 1;
+        effects.counts.faults += 1;
         let completed = u32::try_from(self.done).unwrap_or(u32::MAX);
         let mut ending = Ending::fault(Status::PageFault, &fault, completed, self.index);
         if matches!(self.phase, Phase::Run(Work::Move)) {

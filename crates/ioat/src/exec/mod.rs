@@ -12,24 +12,14 @@ use std::sync::{
     atomic::{AtomicU16, Ordering},
 };
 
-use ioasid_core::{Access, host::Worker};
+use ioasid_core::Access;
+use ioasid_engine::Halt;
 use ioasid_iommu::{DmaGuard, Stop};
 
 use self::parity::Parity;
 use crate::spec::{
     ChanCtrl, ChanErr, ChanSts, ChannelStatus, Control, DESCRIPTOR_SIZE, Descriptor, Opcode,
 };
-
-/// Why a step ended before its descriptor did. It is resumed by another step.
-#[derive(Debug)]
-pub(crate) enum Halt {
-    /// The guard has moved as many bytes as it may: take a new one.
-    Budget,
-    /// The owner's function must not issue requests: go on when it may.
-    Withheld,
-    /// Memory that may block: go on on this worker.
-    Remote(Arc<dyn Worker>),
-}
 
 /// Where a descriptor is and what its channel's registers say when it is begun.
 #[derive(Clone, Debug)]
@@ -156,15 +146,12 @@ impl Execution {
         match done {
             Ok(()) => {}
             Err(Failure::Error(error)) => self.fail(error),
-            Err(Failure::Stopped(Stop::Fault(fault))) => {
+            Err(Failure::Stopped(stop)) => {
+                let fault = Halt::or_fault(stop)?;
                 guard.report(&fault);
                 self.faulted = true;
                 self.fail(self.error_of(fault.access));
             }
-            Err(Failure::Stopped(Stop::Remote(worker))) => return Err(Halt::Remote(worker)),
-            Err(Failure::Stopped(Stop::Withheld)) => return Err(Halt::Withheld),
-            // Whatever else may stop an operation asks to try again under a new guard.
-            Err(Failure::Stopped(_)) => return Err(Halt::Budget),
         }
         Ok(())
     }

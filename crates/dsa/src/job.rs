@@ -1,0 +1,148 @@
+//! A descriptor on an engine or on its client's worker.
+
+use std::{mem, sync::Arc};
+
+use ioasid_engine::{Halt, Job, JobId, Place};
+use ioasid_iommu::{DmaPort, Stop};
+
+use crate::{
+    exec::{Counts, Effects, Execution, Terms},
+    session::Session,
+};
+
+/// A descriptor under way.
+#[derive(Debug)]
+pub(crate) struct Task {
+    pub(crate) queue: usize,
+    pub(crate) sequence: u64,
+    pub(crate) session: Arc<Session>,
+    pub(crate) execution: Execution,
+    /// Those of the session, with the vectors that its client may name now.
+    terms: Terms,
+    /// The descriptor has ended; its errors may have to be logged still.
+    done: bool,
+    /// Errors have to be logged.
+    logs: bool,
+    /// What it has done since it was last accounted for.
+    counts: Counts,
+}
+
+impl Task {
+    pub(crate) fn new(
+        queue: usize,
+        sequence: u64,
+        session: Arc<Session>,
+        execution: Execution,
+    ) -> Self {
+        Task {
+            queue,
+            sequence,
+            terms: session.terms,
+            session,
+            execution,
+            done: false,
+            logs: false,
+            counts: Counts::default(),
+        }
+    }
+
+    /// What it has done since this was last called.
+    pub(crate) fn take_counts(&mut self) -> Counts {
+        mem::take(&mut self.counts)
+    }
+}
+
+impl Job for Task {
+    fn id(&self) -> JobId {
+        JobId {
+            unit: self.queue,
+            number: self.sequence,
+        }
+    }
+
+    fn aborted(&self) -> bool {
+        self.session.aborted()
+    }
+
+    fn begin(&mut self) {
+        if self.terms.shared {
+            self.terms.vectors = self.session.front.vectors_of(self.session.pasid);
+        }
+    }
+
+    fn step(&mut self, port: &mut DmaPort, place: Place) -> Result<(), Halt> {
+        let session = &*self.session;
+        let mut effects = Effects::default();
+        let result = if self.done {
+            Ok(())
+        } else {
+            let mut guard = match place {
+                Place::Engine if self.terms.ats => port.enter(session.pasid),
+                Place::Engine => port.enter_untranslated(session.pasid),
+                Place::Worker => port.enter_blocking(session.pasid),
+            };
+            self.execution.step(&mut guard, &self.terms, &mut effects)
+        };
+        self.logs |= !effects.errors.is_empty();
+        deliver(session, &mut effects);
+        self.counts.add(effects.counts);
+        self.done = result.is_ok();
+        if self.logs {
+            // What halted the descriptor halts it again where the log can be reached.
+            write_log(session, port, place)?;
+            self.logs = false;
+        }
+        result
+    }
+}
+
+/// Delivers what a step caused outside of memory; no guard and no lock is held.
+fn deliver(session: &Session, effects: &mut Effects) {
+    let front = &session.front;
+    for mut event in effects.errors.drain(..) {
+        event.error.info.set_wq_idx_valid(true);
+        event.error.info.set_wq_idx(session.index);
+        front.raise(front.log(event));
+    }
+    for vector in effects.interrupts.drain(..) {
+        front.interrupt(vector);
+    }
+}
+
+/// Writes what waits for the event log of the session's owner.
+///
+/// # Errors
+/// [`Halt::Remote`]: where it has to be done. [`Halt::Withheld`]: it has to wait.
+fn write_log(session: &Session, port: &mut DmaPort, place: Place) -> Result<(), Halt> {
+    let front = &session.front;
+    while let Some((slot, pasid)) = front.begin_entry(session.pasid) {
+        let bytes = slot.event.to_bytes();
+        let mut done = 0;
+        let stop = loop {
+            let mut guard = match place {
+                Place::Engine => port.enter(pasid),
+                Place::Worker => port.enter_blocking(pasid),
+            };
+            let rest = bytes.get(done as usize..).unwrap_or_default();
+            let transfer = guard.write(slot.address.wrapping_add(done), rest);
+            done += transfer.done;
+            match transfer.stop {
+                Some(Stop::Budget) => {}
+                stop => break stop,
+            }
+        };
+        match stop {
+            None => front.raise(front.end_entry()),
+            Some(Stop::Remote(worker)) if place == Place::Engine => {
+                front.put_off_entry();
+                return Err(Halt::Remote(worker));
+            }
+            Some(Stop::Withheld) => {
+                front.put_off_entry();
+                return Err(Halt::Withheld);
+            }
+            Some(_) => front.raise(front.abandon_log()),
+        }
+    }
+    Ok(())
+}

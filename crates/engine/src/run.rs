@@ -1,0 +1,178 @@
+//! The life of an engine, and of a job on it.
+//!
+//! A job that
+//!
+//! * has moved the bytes of one guard goes back to its unit, and others get their turn;
+//! * needs memory that may block moves to its client's worker, which runs the rest of it;
+//! * wants a page that is missing is parked until its page request is answered;
+//! * belongs to a function that must not issue requests goes back to its unit, which has no work
+//!   until it may.
+
+use std::sync::Arc;
+
+use ioasid_core::{
+    host::{Worker, hand_over},
+    sync::MutexGuard,
+};
+use ioasid_iommu::{DmaPort, Fault, PageResponse};
+
+use crate::{
+    pool::{EnginePool, State},
+    schedule::{Halt, Job, Place, Schedule},
+};
+
+impl<S: Schedule> EnginePool<S> {
+    /// The life of engine `index`.
+    pub(crate) fn engine(self: &Arc<Self>, index: usize) {
+        let mut port = match self.tlb() {
+            Some(tlb) => self.device().port_with_tlb(tlb),
+            None => self.device().port(),
+        };
+        let mut state = self.state();
+        while !state.stopping {
+            match state.schedule.next(index) {
+                Some(job) => {
+                    drop(state);
+                    self.execute(job, &mut port, Place::Engine);
+                    state = self.state();
+                }
+                None => {
+                    state.idle += 1;
+                    state = self.work.wait(state);
+                    state.idle -= 1;
+                }
+            }
+        }
+        drop(state);
+        // The port goes first: whoever waits for the engines finds none of their slots left.
+        drop(port);
+        self.engine_ends();
+    }
+
+    /// Executes `job` as far as it goes at `place`.
+    fn execute(self: &Arc<Self>, mut job: S::Job, port: &mut DmaPort, place: Place) {
+        job.begin();
+        let result = loop {
+            if job.aborted() {
+                break Ok(());
+            }
+            match job.step(port, place) {
+                // An engine has other units; a worker stops for a pause alone.
+                Err(Halt::Budget) if place == Place::Worker && !self.is_paused(&job) => {}
+                result => break result,
+            }
+        };
+        match result {
+            Ok(()) => self.conclude(job, port, place),
+            Err(halt) => self.leave(self.state(), job, place, halt),
+        }
+    }
+
+    /// Ends a job whose steps are done.
+    fn conclude(self: &Arc<Self>, mut job: S::Job, port: &mut DmaPort, place: Place) {
+        loop {
+            let locked = (place == Place::Engine).then(|| self.state());
+            let result = match job.aborted() {
+                true => Ok(()),
+                false => job.conclude(port, place),
+            };
+            let mut state = locked.unwrap_or_else(|| self.state());
+            match result {
+                Ok(()) => {
+                    state.schedule.account(&mut job, place);
+                    return self.end(state, job, Some(place));
+                }
+                Err(Halt::Budget) => {}
+                Err(halt) => return self.leave(state, job, place, halt),
+            }
+        }
+    }
+
+    /// The job is not done, and goes on elsewhere or later.
+    fn leave(
+        self: &Arc<Self>,
+        mut state: MutexGuard<'_, State<S>>,
+        mut job: S::Job,
+        place: Place,
+        halt: Halt,
+    ) {
+        state.schedule.account(&mut job, place);
+        match halt {
+            Halt::Budget => self.put_back(state, job, place, false),
+            Halt::Withheld => self.put_back(state, job, place, true),
+            Halt::Remote(worker) => {
+                state.schedule.make_remote(&job);
+                drop(state);
+                self.hand_over(job, &worker);
+            }
+            Halt::Page(fault) => self.park(state, job, place, &fault),
+        }
+    }
+
+    fn put_back(
+        &self,
+        mut state: MutexGuard<'_, State<S>>,
+        job: S::Job,
+        place: Place,
+        withheld: bool,
+    ) {
+        match state.schedule.put_back(job, withheld) {
+            Ok(true) => self.release(state, Some(place)),
+            Ok(false) => {}
+            Err(job) => self.end(state, job, Some(place)),
+        }
+    }
+
+    /// The job is done, or cut short.
+    fn end(&self, mut state: MutexGuard<'_, State<S>>, job: S::Job, place: Option<Place>) {
+        state.schedule.end(job);
+        self.release(state, place);
+    }
+
+    fn is_paused(&self, job: &S::Job) -> bool {
+        self.state().schedule.is_paused(job.id().unit)
+    }
+
+    /// Parks `job` and asks for the page that it misses.
+    fn park(
+        self: &Arc<Self>,
+        mut state: MutexGuard<'_, State<S>>,
+        job: S::Job,
+        place: Place,
+        fault: &Fault,
+    ) {
+        let id = job.id();
+        // Parked before asking: the answer may come from within the request.
+        match state.schedule.park(job) {
+            Ok(true) => self.release(state, Some(place)),
+            Ok(false) => drop(state),
+            Err(job) => return self.end(state, job, Some(place)),
+        }
+        let pool = Arc::downgrade(self);
+        let on_answer = move |response| {
+            if let Some(pool) = pool.upgrade() {
+                let denied = response != PageResponse::Success;
+                pool.change(|schedule| schedule.unpark(id, denied));
+            }
+        };
+        let asked = self.device().request_page(fault, Box::new(on_answer));
+        if asked.is_err() {
+            // Nobody answers such requests.
+            self.change(|schedule| schedule.unpark(id, true));
+        }
+    }
+
+    /// Lets `worker` execute the rest of `job`.
+    fn hand_over(self: &Arc<Self>, job: S::Job, worker: &Arc<dyn Worker>) {
+        let run = |(pool, job): (Arc<Self>, S::Job)| {
+            let mut port = pool.device().port();
+            pool.execute(job, &mut port, Place::Worker);
+        };
+        // Its client is gone: the job ends without a trace in memory.
+        let lost = |(pool, mut job): (Arc<Self>, S::Job)| {
+            job.lost();
+            pool.end(pool.state(), job, Some(Place::Worker));
+        };
+        hand_over(worker, (Arc::clone(self), job), run, lost);
+    }
+}

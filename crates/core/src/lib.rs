@@ -9,6 +9,7 @@
 //! * [`failpoint`]: allocations that can be made to fail, to show that nothing is left behind.
 //! * [`host`]: traits that an operating system (or a test) implements: interrupt sinks, workers.
 //! * [`inspect`]: the tree of named values that each floor fills for itself.
+//! * [`regmap`]: register files: which registers an access of any width touches.
 //! * [`statistics`]: what a driver counts of its jobs, and how long they took.
 //! * [`sync`]: locks, atomics and threads, replaceable by a model checker's. [`lock_order`]: in which
 //!   order locks are taken, checked in debug builds.
@@ -26,6 +27,7 @@ pub mod inspect;
 pub mod lock_order;
 pub mod memory;
 pub mod range;
+pub mod regmap;
 pub mod spa;
 pub mod statistics;
 pub mod sync;

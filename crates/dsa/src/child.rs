@@ -258,7 +258,7 @@ impl Registers for DsaChild {
         })
     }
 
-    fn group_config(&self, group: u64, index: u64) -> u64 {
+    fn group_config(&self, group: usize, index: u64) -> u64 {
         let config = GroupConfig {
             queues: 1,
             engines: 1,
@@ -271,9 +271,9 @@ impl Registers for DsaChild {
         }
     }
 
-    fn set_group_config(&self, _group: u64, _index: u64, _value: u64, _mask: u64) {}
+    fn set_group_config(&self, _group: usize, _index: u64, _value: u64, _mask: u64) {}
 
-    fn queue_config(&self, queue: u64, index: u64) -> u32 {
+    fn queue_config(&self, queue: usize, index: u64) -> u32 {
         if queue != 0 {
             return 0;
         }
@@ -291,7 +291,7 @@ impl Registers for DsaChild {
         config.dword(index, status)
     }
 
-    fn set_queue_config(&self, queue: u64, index: u64, value: u32) {
+    fn set_queue_config(&self, queue: usize, index: u64, value: u32) {
         if queue != 0 || index != 2 {
             return;
         }

@@ -279,8 +279,7 @@ impl Registers for DsaDevice {
         })
     }
 
-    fn group_config(&self, group: u64, index: u64) -> u64 {
-        let group = usize::try_from(group).unwrap_or(usize::MAX);
+    fn group_config(&self, group: usize, index: u64) -> u64 {
         let state = self.state();
         state
             .groups
@@ -288,8 +287,7 @@ impl Registers for DsaDevice {
             .map_or(0, |group| group.quadword(index))
     }
 
-    fn set_group_config(&self, group: u64, index: u64, value: u64, mask: u64) {
-        let group = usize::try_from(group).unwrap_or(usize::MAX);
+    fn set_group_config(&self, group: usize, index: u64, value: u64, mask: u64) {
         let mut state = self.state();
         if !state.enabled
             && let Some(group) = state.groups.get_mut(group)
@@ -299,15 +297,13 @@ impl Registers for DsaDevice {
         }
     }
 
-    fn queue_config(&self, queue: u64, index: u64) -> u32 {
-        let queue = usize::try_from(queue).unwrap_or(usize::MAX);
+    fn queue_config(&self, queue: usize, index: u64) -> u32 {
         let state = self.state();
         let queue = state.queues.get(queue);
         queue.map_or(0, |queue| queue.config.dword(index, queue.status()))
     }
 
-    fn set_queue_config(&self, queue: u64, index: u64, value: u32) {
-        let queue = usize::try_from(queue).unwrap_or(usize::MAX);
+    fn set_queue_config(&self, queue: usize, index: u64, value: u32) {
         let mut state = self.state();
         // The size is fixed while the device is enabled, and a size is no way into a locked queue.
         let allowed = match index {

@@ -318,17 +318,15 @@ impl Front {
         }
     }
 
-    pub(crate) fn msix_permission(&self, vector: u64) -> u64 {
+    pub(crate) fn msix_permission(&self, vector: usize) -> u64 {
         let registers = self.registers.lock();
-        let index = usize::try_from(vector).unwrap_or(usize::MAX);
-        registers.msix_permissions.get(index).copied().unwrap_or(0)
+        registers.msix_permissions.get(vector).copied().unwrap_or(0)
     }
 
     /// The permission table restricts the clients of shared queues; a dedicated queue has one client.
-    pub(crate) fn set_msix_permission(&self, vector: u64, value: u64) {
+    pub(crate) fn set_msix_permission(&self, vector: usize, value: u64) {
         let mut registers = self.registers.lock();
-        let index = usize::try_from(vector).unwrap_or(usize::MAX);
-        if let Some(entry) = registers.msix_permissions.get_mut(index) {
+        if let Some(entry) = registers.msix_permissions.get_mut(vector) {
             *entry = value;
         }
     }

@@ -1,20 +1,17 @@
-//! BAR0 as dwords: what an owner's register file has in common, whoever the owner is.
+//! BAR0: what an owner's register file has in common, whoever the owner is.
+
+use ioasid_core::regmap::split;
 
 use crate::{
     front::Front,
     spec::{
         Cmd, Command, Opcode,
-        registers::{self as reg, DeviceState, GenCap, GenStatus, TableOffsets},
-        tables::{GRPCFG_SIZE, WQCFG_SIZE},
+        map::{Area, GROUP_ENTRY, PERMISSION_ENTRY, QUEUE_ENTRY, REGISTERS, Reg},
+        registers::{self as reg, DeviceState, GenCap, GenStatus, TableOffsets, VERSION_VALUE},
     },
 };
 
-/// Second quadword of EVLCFG.
-const EVLCFG_HIGH: u64 = reg::EVLCFG + 8;
-/// High dword of EVLSTATUS.
-const EVLSTATUS_HIGH: u64 = reg::EVLSTATUS + 4;
-
-/// One owner's registers. Offsets are multiples of 4.
+/// One owner's registers.
 pub(crate) trait Registers {
     /// Status registers, interrupts.
     fn front(&self) -> &Front;
@@ -25,172 +22,33 @@ pub(crate) trait Registers {
     fn command_capabilities(&self) -> u32;
     fn status(&self) -> GenStatus;
     /// Quadword `index` of the entry of group `group`.
-    fn group_config(&self, group: u64, index: u64) -> u64;
+    fn group_config(&self, group: usize, index: u64) -> u64;
     /// Changes the bits in `mask` of that quadword.
-    fn set_group_config(&self, group: u64, index: u64, value: u64, mask: u64);
+    fn set_group_config(&self, group: usize, index: u64, value: u64, mask: u64);
     /// Dword `index` of the entry of queue `queue`.
-    fn queue_config(&self, queue: u64, index: u64) -> u32;
-    fn set_queue_config(&self, queue: u64, index: u64, value: u32);
+    fn queue_config(&self, queue: usize, index: u64) -> u32;
+    fn set_queue_config(&self, queue: usize, index: u64, value: u32);
     /// Starts a command.
     fn command(&self, cmd: Cmd);
 }
 
-/// What a dword of BAR0 belongs to.
-enum Place {
-    Register(u64),
-    Group {
-        group: u64,
-        quadword: u64,
-        high: bool,
-    },
-    Queue {
-        queue: u64,
-        dword: u64,
-    },
-    MsixPermission {
-        vector: u64,
-        high: bool,
-    },
-}
-
-fn place(offset: u64) -> Place {
-    match offset {
-        reg::GRPCFG..reg::WQCFG => {
-            let at = offset - reg::GRPCFG;
-            Place::Group {
-                group: at / GRPCFG_SIZE,
-                quadword: at % GRPCFG_SIZE / 8,
-                high: !at.is_multiple_of(8),
-            }
-        }
-        reg::WQCFG..reg::MSIXPERM => {
-            let at = offset - reg::WQCFG;
-            Place::Queue {
-                queue: at / WQCFG_SIZE,
-                dword: at % WQCFG_SIZE / 4,
-            }
-        }
-        reg::MSIXPERM..reg::MSIX_TABLE => {
-            let at = offset - reg::MSIXPERM;
-            Place::MsixPermission {
-                vector: at / 8,
-                high: !at.is_multiple_of(8),
-            }
-        }
-        offset => Place::Register(offset),
-    }
-}
-
-/// Half of a quadword.
-const fn half(value: u64, high: bool) -> u32 {
-    (if high { value >> 32 } else { value }) as u32
-}
-
-/// A dword as half of a quadword, and its mask.
-const fn as_half(value: u32, high: bool) -> (u64, u64) {
-    if high {
-        ((value as u64) << 32, u64::MAX << 32)
-    } else {
-        (value as u64, u32::MAX as u64)
-    }
-}
-
-fn read_dword(file: &dyn Registers, offset: u64) -> u32 {
-    let offset = match place(offset) {
-        Place::Register(offset) => offset,
-        Place::Group {
-            group,
-            quadword,
-            high,
-        } => return half(file.group_config(group, quadword), high),
-        Place::Queue { queue, dword } => return file.queue_config(queue, dword),
-        Place::MsixPermission { vector, high } => {
-            return half(file.front().msix_permission(vector), high);
-        }
-    };
-    let (base, high) = (offset & !7, offset & 4 != 0);
-    let front = file.front();
-    match base {
-        reg::VERSION if !high => reg::VERSION_VALUE,
-        reg::GENCAP => half(file.general_capabilities().into_bits(), high),
-        reg::WQCAP => half(file.queue_capabilities(), high),
-        reg::GRPCAP => half(file.group_capabilities(), high),
-        reg::ENGCAP => half(file.engine_capabilities(), high),
-        reg::OPCAP => half(Opcode::capabilities(), high),
-        reg::OFFSETS => half(table_offsets().into_bits() as u64, high),
-        reg::GENCFG if !high => front.general(),
-        reg::GENCTRL if !high => front.control().into_bits(),
-        reg::GENSTS if !high => file.status().into_bits(),
-        reg::INTCAUSE if !high => front.cause().into_bits(),
-        reg::CMDSTS if !high => front.command_status().into_bits(),
-        reg::CMDCAP if !high => file.command_capabilities(),
-        reg::SWERR..reg::SWERR_END => half(front.error().quadword((base - reg::SWERR) / 8), high),
-        reg::EVLCFG | EVLCFG_HIGH => {
-            let index = (base - reg::EVLCFG) / 8;
-            half(front.with_log(|log| log.config(index)), high)
-        }
-        reg::EVLSTATUS => half(front.with_log(|log| log.status()), high),
-        _ => 0,
-    }
-}
-
-/// Whether the general configuration can be changed.
-fn disabled(file: &dyn Registers) -> bool {
-    file.status().state() == DeviceState::Disabled
-}
-
-fn write_dword(file: &dyn Registers, offset: u64, value: u32) {
-    match place(offset) {
-        Place::Group {
-            group,
-            quadword,
-            high,
-        } => {
-            let (value, mask) = as_half(value, high);
-            file.set_group_config(group, quadword, value, mask);
-        }
-        Place::Queue { queue, dword } => file.set_queue_config(queue, dword, value),
-        Place::MsixPermission { vector, high } => {
-            let (value, mask) = as_half(value, high);
-            let old = file.front().msix_permission(vector);
-            file.front()
-                .set_msix_permission(vector, old & !mask | value);
-        }
-        Place::Register(reg::GENCFG) if disabled(file) => file.front().set_general(value),
-        Place::Register(reg::GENCTRL) => file.front().set_control(value),
-        Place::Register(reg::INTCAUSE) => file.front().clear_cause(value),
-        Place::Register(reg::CMD) => file.command(Cmd::from_bits(value)),
-        Place::Register(reg::SWERR) => file.front().clear_error(value),
-        Place::Register(offset @ reg::EVLCFG..reg::EVLSTATUS) if disabled(file) => {
-            let (value, mask) = as_half(value, offset & 4 != 0);
-            let index = (offset - reg::EVLCFG) / 8;
-            file.front()
-                .with_log(|log| log.set_config(index, value, mask));
-        }
-        Place::Register(reg::EVLSTATUS) => file.front().with_log(|log| log.set_head(value)),
-        Place::Register(EVLSTATUS_HIGH) => file.front().with_log(|log| log.clear_pending(value)),
-        Place::Register(_) => {}
-    }
-}
-
-/// Reads 1, 2, 4 or 8 naturally aligned bytes of BAR0; anything else reads as far as it goes.
+/// Reads any bytes of BAR0.
 pub(crate) fn read(file: &dyn Registers, offset: u64, data: &mut [u8]) {
-    for (byte, at) in data.iter_mut().zip(offset..) {
-        *byte = 0;
-        if at >= reg::BAR0_SIZE {
-            return;
+    for (offset, part) in split(offset, data.len(), Area::UNIT) {
+        let data = data.get_mut(part).unwrap_or_default();
+        match Area::of(offset) {
+            Area::Registers(at) => REGISTERS.read(at, data, |reg| read_register(file, reg)),
+            Area::Group(group, at) => {
+                GROUP_ENTRY.read(at, data, |index| file.group_config(group, index));
+            }
+            Area::Queue(queue, at) => {
+                QUEUE_ENTRY.read(at, data, |index| file.queue_config(queue, index).into());
+            }
+            Area::Permission(vector, at) => {
+                PERMISSION_ENTRY.read(at, data, |()| file.front().msix_permission(vector));
+            }
+            Area::Nothing => data.fill(0),
         }
-    }
-    let mut at = offset;
-    let mut rest = data;
-    while !rest.is_empty() {
-        let bytes = read_dword(file, at & !3).to_le_bytes();
-        let from = (at & 3) as usize;
-        let len = rest.len().min(4 - from);
-        let (now, later) = rest.split_at_mut(len);
-        now.copy_from_slice(&bytes[from..from + len]);
-        rest = later;
-        at += len as u64;
     }
 }
 
@@ -200,9 +58,86 @@ pub(crate) fn write(file: &dyn Registers, offset: u64, data: &[u8]) {
     let (dwords, _) = data.as_chunks::<4>();
     if offset.is_multiple_of(4) {
         for (dword, at) in dwords.iter().zip((offset..).step_by(4)) {
-            write_dword(file, at, u32::from_le_bytes(*dword));
+            write_dword(file, at, dword);
         }
     }
+}
+
+fn write_dword(file: &dyn Registers, offset: u64, data: &[u8; 4]) {
+    match Area::of(offset) {
+        Area::Registers(at) => {
+            REGISTERS.write(at, data, |reg, value, mask| {
+                write_register(file, reg, value, mask);
+            });
+        }
+        Area::Group(group, at) => {
+            GROUP_ENTRY.write(at, data, |index, value, mask| {
+                file.set_group_config(group, index, value, mask);
+            });
+        }
+        Area::Queue(queue, at) => {
+            QUEUE_ENTRY.write(at, data, |index, value, _| {
+                file.set_queue_config(queue, index, value as u32);
+            });
+        }
+        Area::Permission(vector, at) => {
+            PERMISSION_ENTRY.write(at, data, |(), value, mask| {
+                let old = file.front().msix_permission(vector);
+                let new = old & !mask | value;
+                file.front().set_msix_permission(vector, new);
+            });
+        }
+        Area::Nothing => {}
+    }
+}
+
+fn read_register(file: &dyn Registers, reg: Reg) -> u64 {
+    let front = file.front();
+    match reg {
+        Reg::Version => VERSION_VALUE.into(),
+        Reg::GenCap => file.general_capabilities().into_bits(),
+        Reg::WqCap => file.queue_capabilities(),
+        Reg::GroupCap => file.group_capabilities(),
+        Reg::EngineCap => file.engine_capabilities(),
+        Reg::OpCap => Opcode::capabilities(),
+        Reg::Offsets => table_offsets().into_bits() as u64,
+        Reg::GenConfig => front.general().into(),
+        Reg::GenCtrl => front.control().into_bits().into(),
+        Reg::GenStatus => file.status().into_bits().into(),
+        Reg::IntCause => front.cause().into_bits().into(),
+        Reg::Cmd => 0,
+        Reg::CmdStatus => front.command_status().into_bits().into(),
+        Reg::CmdCap => file.command_capabilities().into(),
+        Reg::SwError(index) => front.error().quadword(index),
+        Reg::EventLogConfig(index) => front.with_log(|log| log.config(index)),
+        Reg::EventLogHead => front.with_log(|log| log.status()),
+        Reg::EventLogTail => front.with_log(|log| log.status() >> 32),
+    }
+}
+
+/// Writes the bits in `mask` of a register; those of `value` are 0 elsewhere.
+fn write_register(file: &dyn Registers, reg: Reg, value: u64, mask: u64) {
+    let front = file.front();
+    let low = value as u32;
+    match reg {
+        Reg::GenConfig if disabled(file) => front.set_general(low),
+        Reg::GenCtrl => front.set_control(low),
+        Reg::IntCause => front.clear_cause(low),
+        Reg::Cmd => file.command(Cmd::from_bits(low)),
+        // The bits that can be cleared are in the low dword.
+        Reg::SwError(0) => front.clear_error(low),
+        Reg::EventLogConfig(index) if disabled(file) => {
+            front.with_log(|log| log.set_config(index, value, mask));
+        }
+        Reg::EventLogHead => front.with_log(|log| log.set_head(low)),
+        Reg::EventLogTail => front.with_log(|log| log.clear_pending(low)),
+        _ => {}
+    }
+}
+
+/// Whether the general configuration can be changed.
+fn disabled(file: &dyn Registers) -> bool {
+    file.status().state() == DeviceState::Disabled
 }
 
 /// Where the tables lie.

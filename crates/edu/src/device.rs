@@ -12,7 +12,7 @@ use ioasid_vfio::{
     pci::{Bar, Function, FunctionBuilder, Intx, LayoutError, Vectors},
 };
 
-use crate::spec::{self, offset};
+use crate::spec::{self, REGISTERS, Register};
 
 /// The device cannot be made.
 #[derive(Debug, thiserror::Error)]
@@ -124,60 +124,20 @@ impl DeviceModel for Edu {
     }
 
     fn read(&self, _bar: u8, offset: u64, data: &mut [u8]) {
-        data.fill(0);
-        let state = self.core.state.lock();
-        let registers = &state.registers;
-        let value = match offset {
-            offset::IDENTIFICATION => spec::IDENTIFICATION.into(),
-            offset::LIVENESS => registers.liveness.into(),
-            offset::FACTORIAL => registers.factorial.into(),
-            offset::STATUS => registers.status().into(),
-            offset::INTERRUPT_STATUS => registers.interrupts.into(),
-            offset::DMA_SOURCE => registers.source,
-            offset::DMA_DESTINATION => registers.destination,
-            offset::DMA_COUNT => registers.count,
-            offset::DMA_COMMAND => registers.command,
-            _ => 0,
-        };
         if is_access(offset, data.len()) {
-            data.iter_mut()
-                .zip(value.to_le_bytes())
-                .for_each(|(to, from)| *to = from);
+            let state = self.core.state.lock();
+            REGISTERS.read(offset, data, |register| state.registers.read(register));
+        } else {
+            data.fill(0);
         }
     }
 
     fn write(&self, _bar: u8, offset: u64, data: &[u8]) {
-        if !is_access(offset, data.len()) {
-            return;
-        }
-        let long = data
-            .iter()
-            .rev()
-            .fold(0, |value, byte| value << 8 | u64::from(*byte));
-        let short = (long & u64::from(u32::MAX)) as u32;
-        let mut state = self.core.state.lock();
-        let registers = &mut state.registers;
-        let idle = registers.command & spec::DMA_START == 0;
-        match offset {
-            offset::LIVENESS => registers.liveness = !short,
-            offset::FACTORIAL if registers.operand.is_none() => {
-                registers.operand = Some(short);
-                self.core.changed.notify_all();
-            }
-            offset::STATUS => registers.tell_factorial = short & spec::TELL_FACTORIAL != 0,
-            offset::INTERRUPT_RAISE => self.core.raise(registers, short),
-            offset::INTERRUPT_ACKNOWLEDGE => {
-                registers.interrupts &= !short;
-                self.core.intx.set(registers.interrupts != 0);
-            }
-            offset::DMA_SOURCE if idle => registers.source = long,
-            offset::DMA_DESTINATION if idle => registers.destination = long,
-            offset::DMA_COUNT if idle => registers.count = long,
-            offset::DMA_COMMAND if idle => {
-                registers.command = long;
-                self.core.changed.notify_all();
-            }
-            _ => {}
+        if is_access(offset, data.len()) {
+            let mut state = self.core.state.lock();
+            REGISTERS.write(offset, data, |register, value, _| {
+                self.core.write(&mut state.registers, register, value);
+            });
         }
     }
 
@@ -197,12 +157,29 @@ impl DeviceModel for Edu {
     }
 }
 
-/// Whether registers take accesses like this one.
+/// Whether registers take accesses like this one: from their start, of 4 bytes, those of transfers of 8
+/// too. The upper half of a register that 4 bytes are written to becomes 0.
 fn is_access(offset: u64, bytes: usize) -> bool {
-    bytes == 4 || (bytes == 8 && offset >= offset::DMA_SOURCE)
+    let register = REGISTERS.starting_at(offset);
+    register.is_some_and(|register| bytes == 4 || bytes as u64 == register.width)
 }
 
 impl Registers {
+    fn read(&self, register: Register) -> u64 {
+        match register {
+            Register::Identification => spec::IDENTIFICATION.into(),
+            Register::Liveness => self.liveness.into(),
+            Register::Factorial => self.factorial.into(),
+            Register::Status => self.status().into(),
+            Register::InterruptStatus => self.interrupts.into(),
+            Register::InterruptRaise | Register::InterruptAcknowledge => 0,
+            Register::DmaSource => self.source,
+            Register::DmaDestination => self.destination,
+            Register::DmaCount => self.count,
+            Register::DmaCommand => self.command,
+        }
+    }
+
     fn status(&self) -> u32 {
         let computing = self.operand.map_or(0, |_| spec::COMPUTING);
         let tell = if self.tell_factorial {
@@ -242,6 +219,33 @@ impl Transfer {
 }
 
 impl Core {
+    /// Writes a register of the device, whose thread may have to do something then.
+    fn write(&self, registers: &mut Registers, register: Register, value: u64) {
+        let short = value as u32;
+        let idle = registers.command & spec::DMA_START == 0;
+        match register {
+            Register::Liveness => registers.liveness = !short,
+            Register::Factorial if registers.operand.is_none() => {
+                registers.operand = Some(short);
+                self.changed.notify_all();
+            }
+            Register::Status => registers.tell_factorial = short & spec::TELL_FACTORIAL != 0,
+            Register::InterruptRaise => self.raise(registers, short),
+            Register::InterruptAcknowledge => {
+                registers.interrupts &= !short;
+                self.intx.set(registers.interrupts != 0);
+            }
+            Register::DmaSource if idle => registers.source = value,
+            Register::DmaDestination if idle => registers.destination = value,
+            Register::DmaCount if idle => registers.count = value,
+            Register::DmaCommand if idle => {
+                registers.command = value;
+                self.changed.notify_all();
+            }
+            _ => {}
+        }
+    }
+
     fn run(&self) {
         let mut state = self.state.lock();
         while !state.gone {

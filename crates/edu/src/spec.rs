@@ -1,5 +1,7 @@
 //! The registers of the device (docs/specs/edu.rst of QEMU).
 
+use ioasid_core::regmap::{RegMap, Register as Entry};
+
 /// Vendor id.
 pub const VENDOR: u16 = 0x1234;
 /// Device id.
@@ -36,6 +38,52 @@ pub mod offset {
     /// [`DMA_START`](super::DMA_START) and its like.
     pub const DMA_COMMAND: u64 = 0x98;
 }
+
+/// A register.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Register {
+    /// [`offset::IDENTIFICATION`].
+    Identification,
+    /// [`offset::LIVENESS`].
+    Liveness,
+    /// [`offset::FACTORIAL`].
+    Factorial,
+    /// [`offset::STATUS`].
+    Status,
+    /// [`offset::INTERRUPT_STATUS`].
+    InterruptStatus,
+    /// [`offset::INTERRUPT_RAISE`].
+    InterruptRaise,
+    /// [`offset::INTERRUPT_ACKNOWLEDGE`].
+    InterruptAcknowledge,
+    /// [`offset::DMA_SOURCE`].
+    DmaSource,
+    /// [`offset::DMA_DESTINATION`].
+    DmaDestination,
+    /// [`offset::DMA_COUNT`].
+    DmaCount,
+    /// [`offset::DMA_COMMAND`].
+    DmaCommand,
+}
+
+/// The registers of BAR 0.
+pub static REGISTERS: RegMap<Register> = RegMap::new(&[
+    Entry::read_only(offset::IDENTIFICATION, 4, Register::Identification),
+    Entry::read_write(offset::LIVENESS, 4, Register::Liveness),
+    Entry::read_write(offset::FACTORIAL, 4, Register::Factorial),
+    Entry::read_write(offset::STATUS, 4, Register::Status),
+    Entry::read_only(offset::INTERRUPT_STATUS, 4, Register::InterruptStatus),
+    Entry::write_only(offset::INTERRUPT_RAISE, 4, Register::InterruptRaise),
+    Entry::write_only(
+        offset::INTERRUPT_ACKNOWLEDGE,
+        4,
+        Register::InterruptAcknowledge,
+    ),
+    Entry::read_write(offset::DMA_SOURCE, 8, Register::DmaSource),
+    Entry::read_write(offset::DMA_DESTINATION, 8, Register::DmaDestination),
+    Entry::read_write(offset::DMA_COUNT, 8, Register::DmaCount),
+    Entry::read_write(offset::DMA_COMMAND, 8, Register::DmaCommand),
+]);
 
 /// Version 1.0 of the device.
 pub const IDENTIFICATION: u32 = 0x0100_00ed;

@@ -32,7 +32,9 @@ use crate::{
     exec::{Ending, Execution, Terms},
     front::{Front, Message},
     job::Task,
-    spec::{ChanCmd, ChanCtrl, ChanErr, ChanSts, ChannelStatus, registers as reg},
+    spec::{
+        ChanCmd, ChanCtrl, ChanErr, ChanSts, ChannelStatus, map::Chan, registers::COMPATIBILITY,
+    },
 };
 
 /// In whose name a channel works. Every descriptor under way holds it, and with it the PASID.
@@ -180,51 +182,46 @@ impl Channel {
             .wrapping_sub(self.processed)
     }
 
-    /// The channel's registers as bytes.
-    pub(crate) fn image(&self) -> [u8; reg::CHANNEL_STRIDE as usize] {
-        let mut image = [0; reg::CHANNEL_STRIDE as usize];
-        let mut put = |at: u64, bytes: &[u8]| {
-            let at = at as usize;
-            image[at..at + bytes.len()].copy_from_slice(bytes);
-        };
-        let command = ChanCmd::new().with_reset(self.resetting());
-        put(reg::CHANCTRL, &self.control.into_bits().to_le_bytes());
-        put(reg::DMA_COMP, &reg::COMPATIBILITY.to_le_bytes());
-        put(reg::CHANCMD, &[command.into_bits()]);
-        let count = self.target.load(Ordering::Relaxed);
-        put(reg::DMACOUNT, &count.to_le_bytes());
-        let status = ChanSts::at(self.completed, self.status);
-        put(reg::CHANSTS, &status.into_bits().to_le_bytes());
-        put(reg::CHAINADDR, &self.chain.to_le_bytes());
-        put(reg::CHANCMP, &self.completion.to_le_bytes());
-        put(reg::CDAR, &self.next.to_le_bytes());
-        put(reg::CHANERR, &self.error.into_bits().to_le_bytes());
-        put(reg::CHANERRMSK, &self.mask.into_bits().to_le_bytes());
-        put(reg::DCACTRL, &self.dca.to_le_bytes());
-        image
+    /// The value of a register.
+    pub(crate) fn read(&self, register: Chan) -> u64 {
+        match register {
+            Chan::Ctrl => self.control.into_bits().into(),
+            Chan::Compatibility => COMPATIBILITY.into(),
+            Chan::Cmd => {
+                let command = ChanCmd::new().with_reset(self.resetting());
+                command.into_bits().into()
+            }
+            Chan::DmaCount => self.target.load(Ordering::Relaxed).into(),
+            Chan::Status => ChanSts::at(self.completed, self.status).into_bits(),
+            Chan::ChainAddr => self.chain,
+            Chan::CompletionAddr => self.completion,
+            Chan::CurrentAddr => self.next,
+            Chan::Error => self.error.into_bits().into(),
+            Chan::ErrorMask => self.mask.into_bits().into(),
+            Chan::DcaCtrl => self.dca.into(),
+        }
     }
 
-    /// Writes the bits in `mask` of the register at `register`.
-    pub(crate) fn write(&mut self, register: u64, value: u64, mask: u64) -> Option<Message> {
-        let merged = |old: u64| old & !mask | value & mask;
+    /// Writes the bits in `mask` of a register; those of `value` are 0 elsewhere.
+    pub(crate) fn write(&mut self, register: Chan, value: u64, mask: u64) -> Option<Message> {
+        let merged = |old: u64| old & !mask | value;
         match register {
-            reg::CHANCTRL => return self.set_control((value & mask) as u16, mask as u16),
-            reg::CHANCMD => return self.command(ChanCmd::from_bits((value & mask) as u8)),
-            reg::DMACOUNT => {
+            Chan::Ctrl => return self.set_control(value as u16, mask as u16),
+            Chan::Cmd => return self.command(ChanCmd::from_bits(value as u8)),
+            Chan::DmaCount => {
                 let count = merged(self.target.load(Ordering::Relaxed).into());
                 self.doorbell(count as u16);
             }
-            reg::CHAINADDR => self.set_chain(merged(self.chain)),
-            reg::CHANCMP => self.completion = merged(self.completion),
-            reg::CHANERR => {
-                let cleared = (value & mask) as u32;
-                self.error = ChanErr::from_bits(self.error.into_bits() & !cleared);
+            Chan::ChainAddr => self.set_chain(merged(self.chain)),
+            Chan::CompletionAddr => self.completion = merged(self.completion),
+            Chan::Error => {
+                self.error = ChanErr::from_bits(self.error.into_bits() & !(value as u32));
             }
-            reg::CHANERRMSK => {
+            Chan::ErrorMask => {
                 self.mask = ChanErr::from_bits(merged(self.mask.into_bits().into()) as u32);
             }
-            reg::DCACTRL => self.dca = merged(self.dca.into()) as u32,
-            _ => {}
+            Chan::DcaCtrl => self.dca = merged(self.dca.into()) as u32,
+            Chan::Compatibility | Chan::Status | Chan::CurrentAddr => {}
         }
         None
     }

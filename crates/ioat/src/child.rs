@@ -26,7 +26,7 @@ use crate::{
     front::Front,
     registers::{self, Registers},
     schedule,
-    spec::registers::CHANNEL_STRIDE,
+    spec::map::Chan,
 };
 
 /// The type of a child with one channel.
@@ -104,16 +104,16 @@ impl Registers for IoatChild {
         1
     }
 
-    fn channel_image(&self, _index: usize) -> [u8; CHANNEL_STRIDE as usize] {
+    fn read_channel(&self, _index: usize, read: impl FnOnce(&Channel)) {
         let state = self.parent().pool.lock();
         // Once its channel has gone to another child, this one shows nothing of it.
         match state.channels.get(self.channel()) {
-            Some(channel) if self.owns(channel) => channel.image(),
-            _ => Channel::new(None).image(),
+            Some(channel) if self.owns(channel) => read(channel),
+            _ => read(&Channel::new(None)),
         }
     }
 
-    fn write_channel(&self, _index: usize, register: u64, value: u64, mask: u64) {
+    fn write_channel(&self, _index: usize, register: Chan, value: u64, mask: u64) {
         let own = |channel: &mut Channel| match self.owns(channel) {
             true => channel.write(register, value, mask),
             false => None,

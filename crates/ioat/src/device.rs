@@ -17,7 +17,7 @@ use crate::{
     front::Front,
     registers::{self, Registers},
     schedule::{self, Pool, State},
-    spec::{ChannelStatus, registers::CHANNEL_STRIDE},
+    spec::{ChannelStatus, map::Chan},
 };
 
 /// A software I/OAT device. Engines run while it lives; dropping it ends them and waits for them.
@@ -157,17 +157,17 @@ impl Registers for IoatDevice {
         self.channels.len()
     }
 
-    fn channel_image(&self, index: usize) -> [u8; CHANNEL_STRIDE as usize] {
+    fn read_channel(&self, index: usize, read: impl FnOnce(&Channel)) {
         let state = self.pool.lock();
         let channel = state.channels.get(index).filter(|channel| is_open(channel));
         match channel {
-            Some(channel) => channel.image(),
+            Some(channel) => read(channel),
             // A locked channel looks as after power-up.
-            None => Channel::new(None).image(),
+            None => read(&Channel::new(None)),
         }
     }
 
-    fn write_channel(&self, index: usize, register: u64, value: u64, mask: u64) {
+    fn write_channel(&self, index: usize, register: Chan, value: u64, mask: u64) {
         schedule::change(&self.pool, index, |channel| match is_open(channel) {
             true => channel.write(register, value, mask),
             false => None,

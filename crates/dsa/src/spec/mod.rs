@@ -8,6 +8,7 @@ pub mod command;
 pub mod completion;
 pub mod descriptor;
 pub mod event_log;
+pub mod map;
 pub mod registers;
 pub mod tables;
 

@@ -4,6 +4,7 @@
 //! and the names of Linux `drivers/dma/ioat/{registers,hw}.h`.
 
 pub mod descriptor;
+pub mod map;
 pub mod registers;
 
 pub use descriptor::{Control, DESCRIPTOR_SIZE, Descriptor, Opcode};

@@ -27,7 +27,7 @@ use crate::{
     commands::{self, Identity, Plan},
     config::{Error, MAX_BATCH_SHIFT, QueueType, Role},
     device::{DsaDevice, function, portal_store},
-    front::Front,
+    endpoint::Endpoint,
     queue::Store,
     registers::{self, Registers},
     schedule,
@@ -51,13 +51,13 @@ const DEFAULT_PRIORITY: u8 = 10;
 #[derive(Debug)]
 pub struct DsaChild {
     queue: ChildUnit<DsaDevice>,
-    front: Arc<Front>,
+    endpoint: Arc<Endpoint>,
     view: Arc<Mutex<View>>,
     /// The default PASID: not the user's to see or to reset.
     pasid: PasidSlot,
 }
 
-/// What the child's user sees and nobody else.
+/// What the child's user alone sees.
 #[derive(Debug, Default)]
 pub(crate) struct View {
     enabled: bool,
@@ -103,11 +103,13 @@ impl DsaChild {
         let function = function(1, VECTORS, parent.device(), tlb, Role::Alone)
             .map_err(|_| Error::Config("the PCI function cannot be laid out"))?;
         let claim = parent.claim_queue(queue, QueueType::Mdev)?;
-        let front = Arc::new(Front::of_child(function));
-        front.function().on_bus_master(parent.pool.on_bus_master());
+        let endpoint = Arc::new(Endpoint::of_child(function));
+        endpoint
+            .function()
+            .on_bus_master(parent.pool.on_bus_master());
         Ok(Arc::new(DsaChild {
             queue: ChildUnit::new(claim),
-            front,
+            endpoint,
             view: Arc::default(),
             pasid: PasidSlot::new(&parent.pasids),
         }))
@@ -123,7 +125,7 @@ impl DsaChild {
         self.queue.index()
     }
 
-    /// The default PASID, while the child is bound. For the host's eyes: no user can read it.
+    /// The default PASID, while the child is bound. For the host alone: no user can read it.
     pub fn pasid(&self) -> Option<Pasid> {
         self.pasid.pasid()
     }
@@ -200,7 +202,7 @@ impl DsaChild {
             .with_privileged(true);
         queue.config.limits = limits(self.parent());
         let identity = Identity {
-            front: Arc::clone(&self.front),
+            endpoint: Arc::clone(&self.endpoint),
             index: 0,
             pasid_use: Some(pasid),
         };
@@ -220,8 +222,8 @@ fn limits(parent: &DsaDevice) -> WqLimits {
 }
 
 impl Registers for DsaChild {
-    fn front(&self) -> &Front {
-        &self.front
+    fn endpoint(&self) -> &Endpoint {
+        &self.endpoint
     }
 
     fn general_capabilities(&self) -> GenCap {
@@ -309,8 +311,8 @@ impl Registers for DsaChild {
         let set = self.set();
         let operand = cmd.operand();
         let view = Arc::clone(&self.view);
-        let front = Arc::clone(&self.front);
-        commands::start(&self.parent().pool, &self.front, cmd, |state| {
+        let endpoint = Arc::clone(&self.endpoint);
+        commands::start(&self.parent().pool, &self.endpoint, cmd, |state| {
             let command = registers::decode(cmd, DsaChild::capabilities());
             let command = command.ok_or(CommandError::InvalidCommand)?;
             if set == 0 {
@@ -324,11 +326,11 @@ impl Registers for DsaChild {
             };
             match command {
                 Command::EnableDevice if enabled => Err(CommandError::DeviceEnabled),
-                Command::EnableDevice if !self.front.function().bus_master() => {
+                Command::EnableDevice if !self.endpoint.function().bus_master() => {
                     Err(CommandError::BusMaster)
                 }
                 Command::EnableDevice => {
-                    front.check_log(0)?;
+                    endpoint.check_log(0)?;
                     view.lock().enabled = true;
                     Ok(Plan::nothing())
                 }
@@ -341,7 +343,7 @@ impl Registers for DsaChild {
                 Command::AbortAll => Ok(Plan::abort(set)),
                 Command::ResetDevice => Ok(Plan::abort_and_disable(set).and(move |_| {
                     *view.lock() = View::default();
-                    front.reset();
+                    endpoint.reset();
                     Ok(())
                 })),
                 Command::EnableWq if operand != 0 => Err(CommandError::InvalidQueue),
@@ -364,7 +366,7 @@ impl Registers for DsaChild {
 
 impl DeviceModel for DsaChild {
     fn function(&self) -> &Function {
-        self.front.function()
+        self.endpoint.function()
     }
 
     fn read(&self, bar: u8, offset: u64, data: &mut [u8]) {
@@ -378,11 +380,12 @@ impl DeviceModel for DsaChild {
         match bar {
             0 => registers::write(self, offset, data),
             2 if self.set() != 0 => {
-                if let Some(descriptor) = portal_store(&self.front, offset, data) {
+                if let Some(descriptor) = portal_store(&self.endpoint, offset, data) {
                     let pool = &self.parent().pool;
                     let queue = self.queue();
                     // A posted store has no answer.
-                    let _ = schedule::submit(pool, queue, &self.front, descriptor, Store::Posted);
+                    let _ =
+                        schedule::submit(pool, queue, &self.endpoint, descriptor, Store::Posted);
                 }
             }
             _ => {}
@@ -392,7 +395,7 @@ impl DeviceModel for DsaChild {
     fn reset(&self) {
         self.stop();
         *self.view.lock() = View::default();
-        self.front.reset();
+        self.endpoint.reset();
         self.resume();
     }
 
@@ -408,7 +411,7 @@ impl DefaultPasid for DsaChild {
 
     fn quiesce(&self) {
         // An abort, not a drain: a descriptor may wait for a page that only the user could give.
-        // Its page request is answered when the PASID is detached, and finds nobody.
+        // Its page request is answered when the PASID is detached, and has no effect then.
         self.stop();
     }
 
@@ -424,7 +427,7 @@ impl Inspect for DsaChild {
             .with("parent", self.parent().device().address().to_string())
             .with("queue", self.queue())
             .with("enabled", enabled)
-            .with("errors", self.front.errors());
+            .with("errors", self.endpoint.errors());
         if let Some(pasid) = pasid {
             node.set("default_pasid", pasid.get());
         }

@@ -12,8 +12,8 @@ use ioasid_iommu::PasidUse;
 
 use crate::{
     config::MAX_BATCH_SHIFT,
+    endpoint::Endpoint,
     exec::Terms,
-    front::Front,
     queue::Queue,
     schedule::Pool,
     session::Session,
@@ -106,15 +106,15 @@ impl Plan {
     }
 }
 
-/// Starts command `cmd` of the owner of `front`: `plan` checks it and says what it does. Ignored while
+/// Starts command `cmd` of the owner of `endpoint`: `plan` checks it and says what it does. Ignored while
 /// another one of that owner is running.
 pub(crate) fn start(
     pool: &Pool,
-    front: &Arc<Front>,
+    endpoint: &Arc<Endpoint>,
     cmd: Cmd,
     plan: impl FnOnce(&mut State) -> Result<Plan, CommandError>,
 ) {
-    if !front.begin_command(cmd) {
+    if !endpoint.begin_command(cmd) {
         return;
     }
     pool.change(|state| {
@@ -122,7 +122,7 @@ pub(crate) fn start(
             Ok(plan) => {
                 state.close(plan.close);
                 state.abort(plan.abort, plan.only);
-                (state.marks(plan.drain, plan.only), plan.then)
+                (state.drain_points(plan.drain, plan.only), plan.then)
             }
             Err(error) => (
                 Vec::new(),
@@ -130,7 +130,7 @@ pub(crate) fn start(
             ),
         };
         state.pending.push(Pending {
-            front: Arc::clone(front),
+            endpoint: Arc::clone(endpoint),
             request_interrupt: cmd.request_interrupt(),
             waits,
             then,
@@ -142,12 +142,12 @@ pub(crate) fn start(
 /// touch memory, and no interrupt of the time before is about to be raised. Not a command: the device
 /// or a child is reset, or a queue is given back.
 pub(crate) fn stop(pool: &Pool, set: u64) {
-    let marks = pool.change(|state| {
+    let points = pool.change(|state| {
         state.close(set);
         state.abort(set, None);
-        state.marks(set, None)
+        state.drain_points(set, None)
     });
-    pool.wait_until_quiet(|state| state.passed(&marks));
+    pool.wait_until_quiet(|state| state.passed(&points));
     pool.change(|state| state.disable(set));
 }
 
@@ -218,7 +218,7 @@ impl State {
 
 /// The name in which a queue is enabled.
 pub(crate) struct Identity {
-    pub(crate) front: Arc<Front>,
+    pub(crate) endpoint: Arc<Endpoint>,
     /// Queue index as the owner counts.
     pub(crate) index: u8,
     /// Keeps the PASID of the configuration from being reused.
@@ -266,7 +266,7 @@ impl Queue {
             return Err(CommandError::BlockOnFault);
         }
         let pasid = match usage.pasid_en() {
-            // The clients of a shared queue are told apart by their PASIDs.
+            // The clients of a shared queue are distinguished by their PASIDs.
             false if shared => return Err(CommandError::PasidEnable),
             false => None,
             true if shared => None,
@@ -287,14 +287,14 @@ impl Queue {
             max_batch: 1 << limits.max_batch_shift(),
             block_on_fault: usage.block_on_fault(),
             page_requests: usage.block_on_fault() && !usage.prs_disable(),
-            vectors: identity.front.vectors(),
+            vectors: identity.endpoint.vectors(),
             shared,
             privileged: usage.privileged(),
             max_pasids: abilities.max_pasids,
             ats: !usage.ats_disable(),
         };
         self.session = Some(Session::new(
-            identity.front,
+            identity.endpoint,
             identity.index,
             pasid,
             identity.pasid_use,

@@ -20,8 +20,8 @@ pub struct DsaConfig {
     pub queues: Vec<QueueConfig>,
     /// Engines, each a thread, 1..=[`MAX_ENGINES`].
     pub engines: usize,
-    /// Whether the engines keep translations (ATS): queues may turn that off, and whoever takes a
-    /// translation away tells the device and waits.
+    /// Whether the engines keep translations (ATS): queues may turn that off, and the
+    /// IOMMU invalidates a translation and waits before it takes it away.
     pub device_tlb: bool,
     /// The largest transfer of one descriptor as a power of two, at most [`MAX_TRANSFER_SHIFT`].
     pub max_transfer_shift: u8,
@@ -35,9 +35,9 @@ pub enum Role {
     /// A function of its own.
     #[default]
     Alone,
-    /// A physical function that can have so many virtual ones, each a DSA with a queue.
+    /// A physical function with virtual ones, each a DSA with a queue.
     Physical {
-        /// How many.
+        /// Most virtual functions.
         total: u16,
     },
     /// A virtual function.
@@ -50,7 +50,7 @@ impl Role {
 }
 
 impl DsaConfig {
-    /// `queues` queues of 32 entries for whoever drives the device, and two engines that keep
+    /// `queues` queues of 32 entries for the driver of the device, and two engines that keep
     /// translations.
     pub fn with_queues(queues: usize) -> Self {
         DsaConfig {
@@ -100,7 +100,7 @@ pub enum QueueType {
     Mdev,
 }
 
-/// Why a device, a child or a driver could not be had.
+/// Why a device, a child or a driver could not be made, or a job not be done.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// The configuration asks for something this model does not have (EINVAL).

@@ -1,4 +1,4 @@
-//! The whole device: its register file, its portals, and who may have which of its queues.
+//! The whole device: its register file, its portals, and the owners of its queues.
 
 use std::sync::Arc;
 
@@ -17,7 +17,7 @@ use crate::{
         DsaConfig, Error, MAX_BATCH_SHIFT, MAX_ENGINES, MAX_QUEUES, MAX_TRANSFER_SHIFT,
         QueueConfig, QueueType, Role,
     },
-    front::Front,
+    endpoint::Endpoint,
     queue::{Refused, Store},
     registers::{self, Registers},
     schedule::{self, Pool},
@@ -37,7 +37,7 @@ use crate::{
 #[derive(Debug)]
 pub struct DsaDevice {
     pub(crate) pool: Arc<Pool>,
-    pub(crate) front: Arc<Front>,
+    pub(crate) endpoint: Arc<Endpoint>,
     pub(crate) pasids: Arc<PasidPool>,
     /// The host's own driver, if it has one.
     pub(crate) driver: DriverSlot,
@@ -81,13 +81,13 @@ impl DsaDevice {
         let function = function(queues.len(), queues.len() + 1, &device, device_tlb, role)
             .map_err(|_| Error::Config("the PCI function cannot be laid out"))?;
         function.issues(&device, Requests::All);
-        let front = Arc::new(Front::new(function));
-        let state = State::new(Arc::clone(&front), queues.len(), engines);
+        let endpoint = Arc::new(Endpoint::new(function));
+        let state = State::new(Arc::clone(&endpoint), queues.len(), engines);
         let pool = EnginePool::new(device, state, device_tlb);
-        front.function().on_bus_master(pool.on_bus_master());
+        endpoint.function().on_bus_master(pool.on_bus_master());
         let this = Arc::new(DsaDevice {
             pool,
-            front,
+            endpoint,
             pasids: Arc::clone(iommu.pasids()),
             driver: DriverSlot::default(),
             queues,
@@ -100,7 +100,7 @@ impl DsaDevice {
         Ok(this)
     }
 
-    /// The device that its DMA is tagged as.
+    /// The device behind the IOMMU whose DMA it does.
     pub fn device(&self) -> &Arc<Device> {
         self.pool.device()
     }
@@ -177,11 +177,11 @@ impl DsaDevice {
         state: &mut State,
         bus_master: bool,
     ) -> Result<(), CommandError> {
-        self.front.check_log(self.abilities().max_pasids)?;
+        self.endpoint.check_log(self.abilities().max_pasids)?;
         state.enable_device(bus_master, self.total_size())
     }
 
-    /// Enables queue `index` for whoever has the device. The state's lock is held.
+    /// Enables queue `index` for the owner of the whole device. The state's lock is held.
     pub(crate) fn enable_queue(&self, state: &mut State, index: usize) -> Result<(), CommandError> {
         if !Self::open_queue(state, index) {
             return Err(CommandError::InvalidQueue);
@@ -190,7 +190,7 @@ impl DsaDevice {
         let queue = state.queues.get_mut(index);
         let queue = queue.ok_or(CommandError::InvalidQueue)?;
         let identity = Identity {
-            front: Arc::clone(&self.front),
+            endpoint: Arc::clone(&self.endpoint),
             index: index as u8,
             pasid_use: None,
         };
@@ -200,11 +200,11 @@ impl DsaDevice {
     /// A store to the portals.
     fn submit(&self, offset: u64, data: &[u8], store: Store) -> Result<(), Refused> {
         let queue = usize::try_from(offset / PORTAL_STRIDE).unwrap_or(usize::MAX);
-        let descriptor = portal_store(&self.front, offset, data).ok_or(Refused::NotEnabled)?;
+        let descriptor = portal_store(&self.endpoint, offset, data).ok_or(Refused::NotEnabled)?;
         if !Self::open_queue(&self.state(), queue) {
             return Err(Refused::NotEnabled);
         }
-        schedule::submit(&self.pool, queue, &self.front, descriptor, store)
+        schedule::submit(&self.pool, queue, &self.endpoint, descriptor, store)
     }
 
     pub(crate) fn state(&self) -> Locked<'_, State> {
@@ -234,8 +234,8 @@ impl DsaDevice {
 }
 
 impl Registers for DsaDevice {
-    fn front(&self) -> &Front {
-        &self.front
+    fn endpoint(&self) -> &Endpoint {
+        &self.endpoint
     }
 
     fn general_capabilities(&self) -> GenCap {
@@ -320,9 +320,9 @@ impl Registers for DsaDevice {
 
     fn command(&self, cmd: Cmd) {
         let operand = cmd.operand();
-        let front = Arc::clone(&self.front);
-        let bus_master = self.front.function().bus_master();
-        commands::start(&self.pool, &self.front, cmd, move |state| {
+        let endpoint = Arc::clone(&self.endpoint);
+        let bus_master = self.endpoint.function().bus_master();
+        commands::start(&self.pool, &self.endpoint, cmd, move |state| {
             let all = state.all_queues();
             let command = registers::decode(cmd, Command::capabilities());
             match command.ok_or(CommandError::InvalidCommand)? {
@@ -339,7 +339,7 @@ impl Registers for DsaDevice {
                 Command::AbortAll => Ok(Plan::abort(all)),
                 Command::ResetDevice => Ok(Plan::abort_and_disable(all).and(move |state| {
                     state.reset_device();
-                    front.reset();
+                    endpoint.reset();
                     Ok(())
                 })),
                 Command::EnableWq => {
@@ -373,7 +373,7 @@ impl Registers for DsaDevice {
 
 impl DeviceModel for DsaDevice {
     fn function(&self) -> &Function {
-        self.front.function()
+        self.endpoint.function()
     }
 
     fn read(&self, bar: u8, offset: u64, data: &mut [u8]) {
@@ -413,7 +413,7 @@ impl DeviceModel for DsaDevice {
             state.reset_device();
             state.set_paused(all, false);
         });
-        self.front.reset();
+        self.endpoint.reset();
     }
 
     fn migration(&self) -> Option<&dyn Migrate> {
@@ -436,11 +436,11 @@ impl Drop for DsaDevice {
 
 /// The descriptor in a store to a portal page, if it is a submission: one store of 64 aligned bytes
 /// to a page that exists (the interrupt message store's two do not), with bus mastering on.
-pub(crate) fn portal_store(front: &Front, offset: u64, data: &[u8]) -> Option<Descriptor> {
+pub(crate) fn portal_store(endpoint: &Endpoint, offset: u64, data: &[u8]) -> Option<Descriptor> {
     let bytes: &[u8; DESCRIPTOR_SIZE] = data.try_into().ok()?;
     let page = offset % PORTAL_STRIDE / PORTAL_PAGE;
     let aligned = offset.is_multiple_of(DESCRIPTOR_SIZE as u64);
-    (page < 2 && aligned && front.function().bus_master()).then(|| Descriptor::from_bytes(bytes))
+    (page < 2 && aligned && endpoint.function().bus_master()).then(|| Descriptor::from_bytes(bytes))
 }
 
 /// The PCI function of a DSA with `queues` portals and `vectors` MSI-X vectors.
@@ -493,14 +493,14 @@ pub(crate) fn function(
     builder.build()
 }
 
-/// A front that belongs to no device, for tests of the parts.
+/// An endpoint that belongs to no device, for tests of the parts.
 #[cfg(test)]
-pub(crate) fn test_front() -> Arc<Front> {
+pub(crate) fn test_endpoint() -> Arc<Endpoint> {
     let function = FunctionBuilder::new(reg::VENDOR, reg::DEVICE)
         .bar(0, Bar::memory64(reg::BAR0_SIZE))
         .msix(MsixLayout::new(0, reg::MSIX_TABLE, reg::MSIX_PBA, 2))
         .build();
     let function = function.expect("a layout that fits");
     let _ = function.write_config(4, &[6]);
-    Arc::new(Front::new(function))
+    Arc::new(Endpoint::new(function))
 }

@@ -48,7 +48,7 @@ pub struct HostDriver {
 }
 
 /// A job under way, by the slot of its completion record.
-pub type Ticket = PendingJob<usize>;
+pub type Job = PendingJob<usize>;
 
 impl HostDriver {
     /// Takes the device: claims it for the DMA API, puts all its queues and engines into one group,
@@ -207,7 +207,7 @@ impl HostQueue {
 
     /// Stores a descriptor to the portal. Its record address, completion flags and interrupt are
     /// the driver's; waits while as many jobs are under way as the queue has entries.
-    pub fn submit(&self, mut descriptor: Descriptor) -> Ticket {
+    pub fn submit(&self, mut descriptor: Descriptor) -> Job {
         let slot = {
             let mut slots = self.slots.lock();
             loop {
@@ -224,19 +224,19 @@ impl HostQueue {
         descriptor.flags.set_request_record(true);
         let descriptor = descriptor.with_interrupt(self.vector);
         let portal = self.index as u64 * PORTAL_STRIDE;
-        let ticket = Ticket::now(slot);
+        let job = Job::now(slot);
         fence(Ordering::Release);
         self.driver.device.write(2, portal, &descriptor.to_bytes());
-        ticket
+        job
     }
 
     /// Waits for the completion interrupt of a job and gives its record.
     ///
     /// # Errors
     /// [`Error::Timeout`]; the job's slot is not used again then.
-    pub fn wait(&self, ticket: Ticket) -> Result<CompletionRecord, Error> {
-        let offset = ticket.key * RECORD_SIZE;
-        let ((), latency) = self.jobs.wait(&ticket, |_| {
+    pub fn wait(&self, job: Job) -> Result<CompletionRecord, Error> {
+        let offset = job.key * RECORD_SIZE;
+        let ((), latency) = self.jobs.wait(&job, |_| {
             let mut status = [0];
             self.records.memory().read(offset, &mut status);
             (status[0] != 0).then_some(())
@@ -246,7 +246,7 @@ impl HostQueue {
         let mut bytes = [0; RECORD_SIZE];
         self.records.memory().read(offset, &mut bytes);
         let record = CompletionRecord::from_bytes(&bytes);
-        self.slots.lock().push(ticket.key);
+        self.slots.lock().push(job.key);
         self.freed.notify_one();
         let end = match record.status & !FAULT_ON_WRITE {
             _ if record.succeeded() => JobEnd::Done,
@@ -262,8 +262,8 @@ impl HostQueue {
     /// # Errors
     /// [`Error::Job`] if it does not succeed, [`Error::Timeout`].
     pub fn run(&self, descriptor: Descriptor) -> Result<CompletionRecord, Error> {
-        let ticket = self.submit(descriptor);
-        let record = self.wait(ticket)?;
+        let job = self.submit(descriptor);
+        let record = self.wait(job)?;
         if record.succeeded() {
             Ok(record)
         } else {

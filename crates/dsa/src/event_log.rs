@@ -23,7 +23,7 @@ pub(crate) struct EventLog {
     config: EventLogConfig,
     status: EventLogStatus,
     waiting: VecDeque<Event>,
-    /// Somebody writes the first of them.
+    /// An engine or a worker writes the first of them.
     writing: bool,
 }
 
@@ -141,7 +141,7 @@ impl EventLog {
         due
     }
 
-    /// The caller cannot write it now; somebody will.
+    /// The caller cannot write it now; another one will.
     pub(crate) const fn put_off(&mut self) {
         self.writing = false;
     }

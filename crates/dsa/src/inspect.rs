@@ -25,9 +25,9 @@ impl Inspect for DsaDevice {
             .with("address", self.device().address().to_string())
             .with("enabled", enabled)
             .with("engines", self.engines())
-            .with("errors", self.front.errors())
+            .with("errors", self.endpoint.errors())
             .with("queues", Value::List(queues))
-            .with("function", self.front.function().inspect());
+            .with("function", self.endpoint.function().inspect());
         if let Some(tlb) = self.pool.tlb() {
             node.set("tlb", tlb.inspect());
         }

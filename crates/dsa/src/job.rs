@@ -66,7 +66,7 @@ impl Job for Task {
 
     fn begin(&mut self) {
         if self.terms.shared {
-            self.terms.vectors = self.session.front.vectors_of(self.session.pasid);
+            self.terms.vectors = self.session.endpoint.vectors_of(self.session.pasid);
         }
     }
 
@@ -98,14 +98,14 @@ impl Job for Task {
 
 /// Delivers what a step caused outside of memory; no guard and no lock is held.
 fn deliver(session: &Session, effects: &mut Effects) {
-    let front = &session.front;
+    let endpoint = &session.endpoint;
     for mut event in effects.errors.drain(..) {
         event.error.info.set_wq_idx_valid(true);
         event.error.info.set_wq_idx(session.index);
-        front.raise(front.log(event));
+        endpoint.raise(endpoint.log(event));
     }
     for vector in effects.interrupts.drain(..) {
-        front.interrupt(vector);
+        endpoint.interrupt(vector);
     }
 }
 
@@ -114,8 +114,8 @@ fn deliver(session: &Session, effects: &mut Effects) {
 /// # Errors
 /// [`Halt::Remote`]: where it has to be done. [`Halt::Withheld`]: it has to wait.
 fn write_log(session: &Session, port: &mut DmaPort, place: Place) -> Result<(), Halt> {
-    let front = &session.front;
-    while let Some((slot, pasid)) = front.begin_entry(session.pasid) {
+    let endpoint = &session.endpoint;
+    while let Some((slot, pasid)) = endpoint.begin_entry(session.pasid) {
         let bytes = slot.event.to_bytes();
         let mut done = 0;
         let stop = loop {
@@ -132,16 +132,16 @@ fn write_log(session: &Session, port: &mut DmaPort, place: Place) -> Result<(), 
             }
         };
         match stop {
-            None => front.raise(front.end_entry()),
+            None => endpoint.raise(endpoint.end_entry()),
             Some(Stop::Remote(worker)) if place == Place::Engine => {
-                front.put_off_entry();
+                endpoint.put_off_entry();
                 return Err(Halt::Remote(worker));
             }
             Some(Stop::Withheld) => {
-                front.put_off_entry();
+                endpoint.put_off_entry();
                 return Err(Halt::Withheld);
             }
-            Some(_) => front.raise(front.abandon_log()),
+            Some(_) => endpoint.raise(endpoint.abandon_log()),
         }
     }
     Ok(())

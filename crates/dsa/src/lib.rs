@@ -1,5 +1,5 @@
 //! Floor 5: a software Intel DSA (8086:0b25): a device that copies, fills and compares memory, with
-//! several work queues, each of which can belong to somebody else.
+//! several work queues, each of which can belong to another owner.
 //!
 //! * [`spec`]: the hardware interface as types. No behaviour.
 //! * [`DsaDevice`]: the whole device, as its own driver or a program with the whole device sees it.
@@ -8,12 +8,12 @@
 //! * [`driver`]: the parent's own driver, through registers, portals and the DMA API.
 //!
 //! Inside, a store to a portal puts a descriptor into a `queue`; an engine ([`ioasid_engine`]) takes it
-//! from the `schedule` as a `job` and `exec`utes it, step by step, through a guarded DMA port; a `front`
-//! takes what its owner may see of errors, command results and interrupts, and an `event_log` what of
-//! it goes to memory.
+//! from the `schedule` as a `job` and `exec`utes it, step by step, through a guarded DMA port. An
+//! `endpoint` is the PCI function of one owner: it shows that owner's errors, command results and
+//! interrupts, and an `event_log` holds what of them goes to memory.
 //!
 //! What never lives here: page tables, attachments, anything that knows which address space a PASID
-//! leads to. The device tags its DMA, and that is all.
+//! leads to. The device gives its DMA a PASID, and that is all.
 //!
 //! Invariants:
 //! * Descriptors complete on engines (or on their client's worker), never inside the portal store.
@@ -51,9 +51,9 @@ mod commands;
 mod config;
 mod device;
 pub mod driver;
+mod endpoint;
 mod event_log;
 mod exec;
-mod front;
 mod inspect;
 mod job;
 mod mdev;

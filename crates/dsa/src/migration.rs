@@ -33,7 +33,7 @@ const WHOLE: &[u8; 8] = b"dsa-dev\0";
 const VERSION: u32 = 1;
 /// Descriptors under way of one queue: those that are suspended, and one on each engine.
 const MOST_UNDER_WAY: usize = SUSPENDED_LIMIT + MAX_ENGINES;
-/// The same for a shared queue, which may have so many of each client.
+/// The same for a shared queue, which may have as many of each client.
 const MOST_UNDER_WAY_SHARED: usize = 4096;
 /// Dwords of WQCFG that software writes.
 const QUEUE_DWORDS: u64 = 4;
@@ -69,7 +69,7 @@ impl Migrate for DsaChild {
         out.bytes(&abilities(CHILD, self, 1));
         let state = self.parent().pool.lock();
         self.view().save(&mut out);
-        Registers::front(self).save(&mut out);
+        Registers::endpoint(self).save(&mut out);
         match state.queues.get(self.queue()) {
             Some(queue) => queue.save(&mut out),
             None => out.bool(false),
@@ -82,10 +82,10 @@ impl Migrate for DsaChild {
         expect(self.set() != 0)?;
         let view = View::load(&mut from)?;
         let enabled = view.is_enabled();
-        let front = Registers::front(self);
-        let running = front.load(&mut from)?;
+        let endpoint = Registers::endpoint(self);
+        let running = endpoint.load(&mut from)?;
         if enabled {
-            front.check_log(0).map_err(|_| StateError)?;
+            endpoint.check_log(0).map_err(|_| StateError)?;
         }
         let queue_enabled = from.bool()?;
         let pool = &self.parent().pool;
@@ -120,7 +120,7 @@ impl Migrate for DsaDevice {
         let open = self.open_queues();
         let mut out = Writer::default();
         out.bytes(&abilities(WHOLE, self, open));
-        Registers::front(self).save(&mut out);
+        Registers::endpoint(self).save(&mut out);
         let state = self.pool.lock();
         for group in &state.groups {
             for index in GROUP_QUADWORDS {
@@ -145,8 +145,8 @@ impl Migrate for DsaDevice {
     fn load(&self, state: &[u8]) -> Result<(), StateError> {
         let open = self.open_queues();
         let mut from = Reader::behind(&abilities(WHOLE, self, open), state)?;
-        let front = Registers::front(self);
-        let running = front.load(&mut from)?;
+        let endpoint = Registers::endpoint(self);
+        let running = endpoint.load(&mut from)?;
         self.pool.change(|state| {
             for group in &mut state.groups {
                 for index in GROUP_QUADWORDS {

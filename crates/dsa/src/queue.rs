@@ -19,7 +19,7 @@ use crate::{
 };
 
 /// Descriptors of one queue that are neither in the queue nor on an engine: they wait for a page or
-/// run on their client's worker. A queue that has so many gets no further engine time, and no
+/// run on their client's worker. A queue with this many gets no further engine time, and no
 /// queue can use up the page requests of the device. In a shared queue the limit is each client's.
 pub(crate) const SUSPENDED_LIMIT: usize = 32;
 
@@ -64,7 +64,7 @@ struct Running {
 /// How a descriptor was stored to a portal.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Store {
-    /// By a store that nobody answers (`MOVDIR64B`): for dedicated queues.
+    /// By a store without an answer (`MOVDIR64B`): for dedicated queues.
     Posted,
     /// By one that is answered (`ENQCMD`): for shared queues, which a limited portal fills up to the
     /// threshold only.
@@ -74,7 +74,7 @@ pub(crate) enum Store {
 /// Why a descriptor was not accepted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Refused {
-    /// The queue is full: a posted store is dropped, and nobody is told.
+    /// The queue is full: a posted store is dropped silently.
     Full,
     /// There is no such queue.
     NoQueue,
@@ -88,7 +88,7 @@ pub(crate) enum Refused {
 
 /// Everything that a queue accepted before a moment, perhaps of one PASID only.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Mark {
+pub(crate) struct DrainPoint {
     pub(crate) queue: usize,
     sequence: u64,
     pub(crate) only: Option<Pasid>,
@@ -98,7 +98,7 @@ pub(crate) struct Mark {
 #[derive(Debug)]
 pub(crate) struct Queue {
     pub(crate) config: WqConfig,
-    /// Who has the queue for itself.
+    /// The owner that has the queue for itself.
     pub(crate) claim: Option<QueueType>,
     pub(crate) session: Option<Arc<Session>>,
     /// Of a shared queue: the clients that have submitted something.
@@ -108,7 +108,7 @@ pub(crate) struct Queue {
     /// Stopped to be migrated: accepts descriptors, and nothing goes on.
     pub(crate) paused: bool,
     waiting: VecDeque<Waiting>,
-    /// Under way, given up by their engine for the moment, to be resumed first.
+    /// Under way, given up by their engine for the moment, resumed first.
     ready: VecDeque<Task>,
     /// Under way, waiting for the answer to a page request.
     parked: BTreeMap<u64, Task>,
@@ -227,7 +227,7 @@ impl Queue {
     /// Whether the function of the queue's owner may issue requests.
     pub(crate) fn may_issue(&self) -> bool {
         let session = self.session.as_ref();
-        session.is_none_or(|session| session.front.function().bus_master())
+        session.is_none_or(|session| session.endpoint.function().bus_master())
     }
 
     /// The descriptor that starts next. Descriptors of one client start in order; in a shared queue,
@@ -341,7 +341,7 @@ impl Queue {
         });
     }
 
-    /// Adds what a descriptor did to the books.
+    /// Adds what a descriptor did to the statistics.
     pub(crate) const fn account(&mut self, counts: Counts) {
         let stats = &mut self.stats;
         stats.bytes += counts.bytes;
@@ -443,20 +443,20 @@ impl Queue {
         self.stats.aborted += dropped as u64;
     }
 
-    /// The mark that [`Queue::passed`] compares with: everything accepted so far, perhaps of one
+    /// The drain point that [`Queue::passed`] compares with: everything accepted so far, perhaps of one
     /// PASID only, is before it.
-    pub(crate) const fn mark(&self, queue: usize, only: Option<Pasid>) -> Mark {
-        Mark {
+    pub(crate) const fn drain_point(&self, queue: usize, only: Option<Pasid>) -> DrainPoint {
+        DrainPoint {
             queue,
             sequence: self.next_sequence,
             only,
         }
     }
 
-    /// Whether every descriptor before `mark` is done.
-    pub(crate) fn passed(&self, mark: &Mark) -> bool {
+    /// Whether every descriptor before `point` is done.
+    pub(crate) fn passed(&self, point: &DrainPoint) -> bool {
         let after = |sequence: u64, pasid: Option<Pasid>| {
-            sequence >= mark.sequence || (mark.only.is_some() && pasid != mark.only)
+            sequence >= point.sequence || (point.only.is_some() && pasid != point.only)
         };
         let running = self.running.iter();
         if !running
@@ -465,12 +465,12 @@ impl Queue {
         {
             return false;
         }
-        match mark.only {
-            // In the order of their numbers: the first one tells.
+        match point.only {
+            // In the order of their numbers: the first one decides.
             None => self
                 .waiting
                 .front()
-                .is_none_or(|w| w.sequence >= mark.sequence),
+                .is_none_or(|w| w.sequence >= point.sequence),
             Some(_) => self
                 .waiting
                 .iter()
@@ -492,13 +492,13 @@ impl Queue {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{device::test_front, exec::Terms};
+    use crate::{device::test_endpoint, exec::Terms};
 
     fn queue(size: u16) -> Queue {
         let mut queue = Queue::new();
         queue.config.size = size;
         queue.session = Some(Session::new(
-            test_front(),
+            test_endpoint(),
             0,
             None,
             None,
@@ -543,13 +543,13 @@ mod tests {
             .accept(Descriptor::new(Opcode::Noop, 0), Store::Posted)
             .unwrap();
         let first = queue.take(0).unwrap();
-        let mark = queue.mark(0, None);
+        let point = queue.drain_point(0, None);
         queue
             .accept(Descriptor::new(Opcode::Noop, 0), Store::Posted)
             .unwrap();
-        assert!(!queue.passed(&mark));
+        assert!(!queue.passed(&point));
         queue.end(first.sequence, false);
-        assert!(queue.passed(&mark), "later descriptors do not count");
+        assert!(queue.passed(&point), "later descriptors do not count");
     }
 
     #[test]

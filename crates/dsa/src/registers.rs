@@ -1,9 +1,9 @@
-//! BAR0: what an owner's register file has in common, whoever the owner is.
+//! BAR0: what the register files of the whole device and of its children have in common.
 
 use ioasid_core::regmap::split;
 
 use crate::{
-    front::Front,
+    endpoint::Endpoint,
     spec::{
         Cmd, Command, Opcode,
         map::{Area, GROUP_ENTRY, PERMISSION_ENTRY, QUEUE_ENTRY, REGISTERS, Reg},
@@ -14,7 +14,7 @@ use crate::{
 /// One owner's registers.
 pub(crate) trait Registers {
     /// Status registers, interrupts.
-    fn front(&self) -> &Front;
+    fn endpoint(&self) -> &Endpoint;
     fn general_capabilities(&self) -> GenCap;
     fn queue_capabilities(&self) -> u64;
     fn group_capabilities(&self) -> u64;
@@ -45,7 +45,7 @@ pub(crate) fn read(file: &dyn Registers, offset: u64, data: &mut [u8]) {
                 QUEUE_ENTRY.read(at, data, |index| file.queue_config(queue, index).into());
             }
             Area::Permission(vector, at) => {
-                PERMISSION_ENTRY.read(at, data, |()| file.front().msix_permission(vector));
+                PERMISSION_ENTRY.read(at, data, |()| file.endpoint().msix_permission(vector));
             }
             Area::Nothing => data.fill(0),
         }
@@ -82,9 +82,9 @@ fn write_dword(file: &dyn Registers, offset: u64, data: &[u8; 4]) {
         }
         Area::Permission(vector, at) => {
             PERMISSION_ENTRY.write(at, data, |(), value, mask| {
-                let old = file.front().msix_permission(vector);
+                let old = file.endpoint().msix_permission(vector);
                 let new = old & !mask | value;
-                file.front().set_msix_permission(vector, new);
+                file.endpoint().set_msix_permission(vector, new);
             });
         }
         Area::Nothing => {}
@@ -92,7 +92,7 @@ fn write_dword(file: &dyn Registers, offset: u64, data: &[u8; 4]) {
 }
 
 fn read_register(file: &dyn Registers, reg: Reg) -> u64 {
-    let front = file.front();
+    let endpoint = file.endpoint();
     match reg {
         Reg::Version => VERSION_VALUE.into(),
         Reg::GenCap => file.general_capabilities().into_bits(),
@@ -101,36 +101,36 @@ fn read_register(file: &dyn Registers, reg: Reg) -> u64 {
         Reg::EngineCap => file.engine_capabilities(),
         Reg::OpCap => Opcode::capabilities(),
         Reg::Offsets => table_offsets().into_bits() as u64,
-        Reg::GenConfig => front.general().into(),
-        Reg::GenCtrl => front.control().into_bits().into(),
+        Reg::GenConfig => endpoint.general().into(),
+        Reg::GenCtrl => endpoint.control().into_bits().into(),
         Reg::GenStatus => file.status().into_bits().into(),
-        Reg::IntCause => front.cause().into_bits().into(),
+        Reg::IntCause => endpoint.cause().into_bits().into(),
         Reg::Cmd => 0,
-        Reg::CmdStatus => front.command_status().into_bits().into(),
+        Reg::CmdStatus => endpoint.command_status().into_bits().into(),
         Reg::CmdCap => file.command_capabilities().into(),
-        Reg::SwError(index) => front.error().quadword(index),
-        Reg::EventLogConfig(index) => front.with_log(|log| log.config(index)),
-        Reg::EventLogHead => front.with_log(|log| log.status()),
-        Reg::EventLogTail => front.with_log(|log| log.status() >> 32),
+        Reg::SwError(index) => endpoint.error().quadword(index),
+        Reg::EventLogConfig(index) => endpoint.with_log(|log| log.config(index)),
+        Reg::EventLogHead => endpoint.with_log(|log| log.status()),
+        Reg::EventLogTail => endpoint.with_log(|log| log.status() >> 32),
     }
 }
 
 /// Writes the bits in `mask` of a register; those of `value` are 0 elsewhere.
 fn write_register(file: &dyn Registers, reg: Reg, value: u64, mask: u64) {
-    let front = file.front();
+    let endpoint = file.endpoint();
     let low = value as u32;
     match reg {
-        Reg::GenConfig if disabled(file) => front.set_general(low),
-        Reg::GenCtrl => front.set_control(low),
-        Reg::IntCause => front.clear_cause(low),
+        Reg::GenConfig if disabled(file) => endpoint.set_general(low),
+        Reg::GenCtrl => endpoint.set_control(low),
+        Reg::IntCause => endpoint.clear_cause(low),
         Reg::Cmd => file.command(Cmd::from_bits(low)),
         // The bits that can be cleared are in the low dword.
-        Reg::SwError(0) => front.clear_error(low),
+        Reg::SwError(0) => endpoint.clear_error(low),
         Reg::EventLogConfig(index) if disabled(file) => {
-            front.with_log(|log| log.set_config(index, value, mask));
+            endpoint.with_log(|log| log.set_config(index, value, mask));
         }
-        Reg::EventLogHead => front.with_log(|log| log.set_head(low)),
-        Reg::EventLogTail => front.with_log(|log| log.clear_pending(low)),
+        Reg::EventLogHead => endpoint.with_log(|log| log.set_head(low)),
+        Reg::EventLogTail => endpoint.with_log(|log| log.clear_pending(low)),
         _ => {}
     }
 }

@@ -4,7 +4,7 @@
 use ioasid_engine::{EnginePool, Job as _, JobId, Place, Schedule, Wanted};
 
 use crate::{
-    front::Front,
+    endpoint::Endpoint,
     job::Task,
     queue::{Refused, Store},
     spec::{
@@ -25,7 +25,7 @@ impl Schedule for State {
         self.next_task(engine)
     }
 
-    fn settle(&mut self) -> Vec<CommandInterrupt> {
+    fn after_change(&mut self) -> Vec<CommandInterrupt> {
         self.end_commands()
     }
 
@@ -93,15 +93,15 @@ impl Schedule for State {
     }
 }
 
-/// Takes a descriptor that was stored to the portal of `queue` by the owner of `front`. Never executes
+/// Takes a descriptor that was stored to the portal of `queue` through `endpoint`. Never executes
 /// it: that is the engines' part.
 ///
 /// # Errors
-/// [`Refused`], which is reported in SWERR where nobody else answers.
+/// [`Refused`], which is reported in SWERR where the store has no answer.
 pub(crate) fn submit(
     pool: &Pool,
     queue: usize,
-    front: &Front,
+    endpoint: &Endpoint,
     descriptor: Descriptor,
     store: Store,
 ) -> Result<(), Refused> {
@@ -125,8 +125,8 @@ pub(crate) fn submit(
         Err(Refused::BadPasid) => Status::RecordFault as u8,
         _ => return accepted,
     };
-    front.raise(
-        front.report(SwError {
+    endpoint.raise(
+        endpoint.report(SwError {
             info: SwErrorInfo::new()
                 .with_desc_valid(true)
                 .with_wq_idx_valid(true)

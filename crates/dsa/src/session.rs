@@ -8,15 +8,15 @@ use std::sync::{
 use ioasid_core::Pasid;
 use ioasid_iommu::PasidUse;
 
-use crate::{exec::Terms, front::Front};
+use crate::{endpoint::Endpoint, exec::Terms};
 
 /// What descriptors may do and in whose name. A dedicated queue has one for each time that it is
 /// enabled; a shared queue has one for each PASID besides. Every accepted descriptor holds one, and
 /// with it the PASID.
 #[derive(Debug)]
 pub(crate) struct Session {
-    /// Who gets errors and interrupts.
-    pub(crate) front: Arc<Front>,
+    /// Where errors and interrupts go.
+    pub(crate) endpoint: Arc<Endpoint>,
     /// Queue index as that owner counts.
     pub(crate) index: u8,
     pub(crate) pasid: Option<Pasid>,
@@ -27,14 +27,14 @@ pub(crate) struct Session {
 
 impl Session {
     pub(crate) fn new(
-        front: Arc<Front>,
+        endpoint: Arc<Endpoint>,
         index: u8,
         pasid: Option<Pasid>,
         pasid_use: Option<PasidUse>,
         terms: Terms,
     ) -> Arc<Self> {
         Arc::new(Session {
-            front,
+            endpoint,
             index,
             pasid,
             pasid_use,
@@ -51,7 +51,7 @@ impl Session {
     /// The same rights in the address space of another PASID.
     pub(crate) fn in_name_of(&self, pasid: Option<Pasid>) -> Arc<Self> {
         Session::new(
-            Arc::clone(&self.front),
+            Arc::clone(&self.endpoint),
             self.index,
             pasid,
             self.pasid_use.clone(),

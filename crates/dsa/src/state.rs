@@ -7,9 +7,9 @@ use ioasid_core::Pasid;
 use ioasid_engine::Interrupt;
 
 use crate::{
-    front::{Front, MiscInterrupt},
+    endpoint::{Endpoint, MiscInterrupt},
     job::Task,
-    queue::{Mark, Queue},
+    queue::{DrainPoint, Queue},
     spec::{CommandError, GroupConfig},
 };
 
@@ -24,10 +24,10 @@ pub(crate) type Then = Box<dyn FnOnce(&mut State) -> Result<(), CommandError> + 
 
 /// A command that waits for descriptors to end.
 pub(crate) struct Pending {
-    pub(crate) front: Arc<Front>,
+    pub(crate) endpoint: Arc<Endpoint>,
     pub(crate) request_interrupt: bool,
     /// What has to end first.
-    pub(crate) waits: Vec<Mark>,
+    pub(crate) waits: Vec<DrainPoint>,
     pub(crate) then: Then,
 }
 
@@ -42,13 +42,13 @@ impl fmt::Debug for Pending {
 /// The interrupt of a command that has ended.
 #[derive(Debug)]
 pub(crate) struct CommandInterrupt {
-    front: Arc<Front>,
+    endpoint: Arc<Endpoint>,
     interrupt: MiscInterrupt,
 }
 
 impl Interrupt for CommandInterrupt {
     fn raise(self) {
-        self.front.raise(self.interrupt);
+        self.endpoint.raise(self.interrupt);
     }
 }
 
@@ -56,7 +56,7 @@ impl Interrupt for CommandInterrupt {
 #[derive(Debug)]
 pub(crate) struct State {
     /// Of the device itself.
-    front: Arc<Front>,
+    endpoint: Arc<Endpoint>,
     /// Enabled by its driver.
     pub(crate) enabled: bool,
     pub(crate) groups: Vec<GroupConfig>,
@@ -67,9 +67,9 @@ pub(crate) struct State {
 }
 
 impl State {
-    pub(crate) fn new(front: Arc<Front>, queues: usize, engines: usize) -> Self {
+    pub(crate) fn new(endpoint: Arc<Endpoint>, queues: usize, engines: usize) -> Self {
         State {
-            front,
+            endpoint,
             enabled: false,
             groups: vec![GroupConfig::default(); engines],
             queues: (0..queues).map(|_| Queue::new()).collect(),
@@ -164,22 +164,22 @@ impl State {
 
     /// Whether the device may issue requests; that of a child's queue is asked besides.
     fn may_issue(&self) -> bool {
-        self.front.function().bus_master()
+        self.endpoint.function().bus_master()
     }
 
-    /// Marks of the queues in `set`: passed when everything accepted so far, perhaps of one PASID
+    /// Drain points of the queues in `set`: passed when everything accepted so far, perhaps of one PASID
     /// only, is done.
-    pub(crate) fn marks(&self, set: u64, only: Option<Pasid>) -> Vec<Mark> {
+    pub(crate) fn drain_points(&self, set: u64, only: Option<Pasid>) -> Vec<DrainPoint> {
         self.indexes(set)
-            .map(|index| self.queues[index].mark(index, only))
+            .map(|index| self.queues[index].drain_point(index, only))
             .collect()
     }
 
-    /// Whether every mark is passed.
-    pub(crate) fn passed(&self, marks: &[Mark]) -> bool {
-        marks
+    /// Whether every drain point is passed.
+    pub(crate) fn passed(&self, points: &[DrainPoint]) -> bool {
+        points
             .iter()
-            .all(|mark| self.queues[mark.queue].passed(mark))
+            .all(|point| self.queues[point.queue].passed(point))
     }
 
     /// Aborts the queues in `set`, perhaps for one PASID only.
@@ -223,14 +223,14 @@ impl State {
     /// record, since it could not be written.
     fn drop_withheld(&mut self) {
         let device = self.may_issue();
-        let marks = self.pending.iter().flat_map(|command| &command.waits);
-        let vain: Vec<Mark> = marks
-            .filter(|mark| !device || !self.queues[mark.queue].may_issue())
-            .filter(|mark| !self.queues[mark.queue].passed(mark))
+        let points = self.pending.iter().flat_map(|command| &command.waits);
+        let vain: Vec<DrainPoint> = points
+            .filter(|point| !device || !self.queues[point.queue].may_issue())
+            .filter(|point| !self.queues[point.queue].passed(point))
             .copied()
             .collect();
-        for mark in vain {
-            self.abort(1 << mark.queue, mark.only);
+        for point in vain {
+            self.abort(1 << point.queue, point.only);
         }
     }
 
@@ -241,9 +241,12 @@ impl State {
         while let Some(at) = self.pending.iter().position(|c| self.passed(&c.waits)) {
             let command = self.pending.remove(at);
             let result = (command.then)(self);
-            let front = command.front;
-            let interrupt = front.end_command(result, command.request_interrupt);
-            raised.push(CommandInterrupt { front, interrupt });
+            let endpoint = command.endpoint;
+            let interrupt = endpoint.end_command(result, command.request_interrupt);
+            raised.push(CommandInterrupt {
+                endpoint,
+                interrupt,
+            });
         }
         raised
     }
@@ -258,7 +261,7 @@ fn bits(count: usize) -> u64 {
 mod tests {
     use super::*;
     use crate::{
-        device::test_front,
+        device::test_endpoint,
         exec::Terms,
         queue::Store,
         session::Session,
@@ -266,7 +269,7 @@ mod tests {
     };
 
     fn busy_state(priorities: &[u8]) -> State {
-        let mut state = State::new(test_front(), priorities.len(), 2);
+        let mut state = State::new(test_endpoint(), priorities.len(), 2);
         state.groups[0] = GroupConfig {
             queues: state.all_queues(),
             engines: state.all_engines(),
@@ -276,7 +279,7 @@ mod tests {
         for (queue, priority) in state.queues.iter_mut().zip(priorities) {
             queue.config.size = u16::MAX;
             queue.config.usage.set_priority(*priority);
-            queue.session = Some(Session::new(test_front(), 0, None, None, terms));
+            queue.session = Some(Session::new(test_endpoint(), 0, None, None, terms));
             for _ in 0..20_000 {
                 queue
                     .accept(Descriptor::new(Opcode::Noop, 0), Store::Posted)

@@ -467,7 +467,7 @@ fn children_come_and_go_by_uuid_through_the_registry() {
     assert_eq!(
         mdevs.available_instances(TYPE_1DWQ),
         1,
-        "free although somebody still holds it"
+        "free although it is still in use"
     );
     // What is left of the removed child reaches nothing.
     let driver = Driver::new(held.device().model().clone());
@@ -496,7 +496,7 @@ fn a_childs_bus_master_bit_holds_its_own_queue_and_its_parents_holds_all() {
     set_master(&*parent.dsa, false);
     one.driver.submit(0, copy);
     two.driver.submit(0, copy);
-    // Nobody's work goes on; what a child's bit says makes no difference.
+    // No work goes on; what a child's bit says makes no difference.
     set_master(&*two.child, false);
     assert_eq!(one.area.read(record, 1), [0]);
     set_master(&*parent.dsa, true);

@@ -212,7 +212,7 @@ fn the_driver_of_the_self_tests_works_on_a_device_and_on_a_child() {
         assert_eq!(target.area.read(DST, 4096), target.area.read(SRC, 4096));
         assert_eq!(target.batches(1, 2), 1);
         assert_eq!(target.batches(batches, copies.min(1024)), 1);
-        assert_eq!(irq.count(), 0, "nobody asked for one");
+        assert_eq!(irq.count(), 0, "none was asked for");
         assert_eq!(target.one(SRC, DST, true), 1);
         eventually("an interrupt", || irq.count() == 1);
         // To and from nowhere: an error, no interrupt, and the device goes on.

@@ -1,4 +1,4 @@
-//! The event log: errors without a record, in a ring that their owner has set up and nobody else sees.
+//! The event log: errors without a record, in a ring that their owner has set up and sees alone.
 #![allow(clippy::unwrap_used, reason = "a test may panic")]
 
 mod common;

@@ -290,7 +290,7 @@ fn a_write_with_a_pasid_to_the_interrupt_window_is_plain_dma() {
     parent.finish();
 }
 
-/// In one address space, so that a job of one queue can tell how far the other has come: what it
+/// In one address space, so that a job of one queue can see how far the other has come: what it
 /// copies is the other's records.
 #[test]
 fn jobs_of_a_queue_are_not_behind_a_flood_of_another() {

@@ -25,7 +25,7 @@ const WINDOW: u64 = 3 * MIB;
 const WINDOW_SIZE: u64 = 64 << 10;
 
 /// A machine with a parent, its driver and one child.
-struct Scene {
+struct Setup {
     iommu: Arc<Iommu>,
     child: Arc<DsaChild>,
     driver: Driver,
@@ -36,7 +36,7 @@ struct Scene {
     _parent: Arc<HostDriver>,
 }
 
-impl Scene {
+impl Setup {
     /// The child has queue `queue` of `size` entries.
     fn new(queue: usize, size: u16, mapped: u64) -> Self {
         let iommu = new_iommu();
@@ -71,7 +71,7 @@ impl Scene {
             .unwrap();
         let driver = Driver::new(child.clone());
         let irq = driver.listen(1);
-        Scene {
+        Setup {
             iommu,
             child,
             driver,
@@ -97,7 +97,7 @@ impl Scene {
         self.child.migration().unwrap()
     }
 
-    /// As whoever restores a device does.
+    /// As a device is restored.
     fn load(&self, state: &[u8]) -> Result<(), StateError> {
         self.child.reset();
         self.model().pause();
@@ -176,7 +176,7 @@ struct Stopped {
 }
 
 /// Stops `source` with three descriptors half-way and six behind them.
-fn stopped(source: &Scene) -> Stopped {
+fn stopped(source: &Setup) -> Stopped {
     let requests = Requests::install(&source.domain);
     let (descriptors, expected, records) = work(&source.area);
     for descriptor in descriptors {
@@ -196,7 +196,7 @@ fn stopped(source: &Scene) -> Stopped {
 
 #[test]
 fn a_queue_goes_on_where_it_was_and_every_descriptor_completes_once() {
-    let source = Scene::new(1, 32, MAPPED);
+    let source = Setup::new(1, 32, MAPPED);
     source.enable();
     let Stopped {
         expected, records, ..
@@ -208,7 +208,7 @@ fn a_queue_goes_on_where_it_was_and_every_descriptor_completes_once() {
     let state = source.model().save();
     assert_eq!(state, source.model().save(), "nothing moves any more");
 
-    let destination = Scene::new(3, 32, SIZE);
+    let destination = Setup::new(3, 32, SIZE);
     assert_ne!(source.child.pasid(), destination.child.pasid());
     destination.load(&state).unwrap();
     let ram = source.area.read(at(0), SIZE as usize);
@@ -237,14 +237,14 @@ fn a_queue_goes_on_where_it_was_and_every_descriptor_completes_once() {
         source.irq.count() + destination.irq.count() >= 13
     });
     assert_eq!(source.irq.count() + destination.irq.count(), 13);
-    // Whoever stays behind writes nothing.
+    // The one that stays behind writes nothing.
     source.child.reset();
     assert!(source.area.read(at(0), SIZE as usize) == ram);
 }
 
 #[test]
 fn a_source_that_stays_goes_on_itself() {
-    let source = Scene::new(1, 32, MAPPED);
+    let source = Setup::new(1, 32, MAPPED);
     source.enable();
     let Stopped {
         expected,
@@ -280,7 +280,7 @@ fn a_source_that_stays_goes_on_itself() {
 
 #[test]
 fn a_command_that_waits_goes_on_waiting_elsewhere() {
-    let source = Scene::new(1, 32, MAPPED);
+    let source = Setup::new(1, 32, MAPPED);
     source.enable();
     let stopped = stopped(&source);
     source.model().resume();
@@ -288,7 +288,7 @@ fn a_command_that_waits_goes_on_waiting_elsewhere() {
     assert!(source.driver.command_status().active());
     source.model().pause();
     let state = source.model().save();
-    let destination = Scene::new(2, 32, SIZE);
+    let destination = Setup::new(2, 32, SIZE);
     destination.load(&state).unwrap();
     let ram = source.area.read(at(0), SIZE as usize);
     destination.area.write(at(0), &ram);
@@ -308,30 +308,30 @@ fn a_command_that_waits_goes_on_waiting_elsewhere() {
 
 #[test]
 fn a_reset_ends_a_pause() {
-    let scene = Scene::new(1, 32, SIZE);
-    scene.enable();
-    scene.model().pause();
-    scene
+    let setup = Setup::new(1, 32, SIZE);
+    setup.enable();
+    setup.model().pause();
+    setup
         .driver
         .submit(0, Descriptor::fill(at(0x1000), 1, 8, at(0)));
-    scene.child.reset();
-    scene.enable();
-    scene
+    setup.child.reset();
+    setup.enable();
+    setup
         .driver
         .submit(0, Descriptor::fill(at(0x1000), 2, 8, at(0x40)));
-    assert_eq!(scene.area.wait(at(0x40)).status, 1);
-    assert_eq!(scene.area.record(at(0)).status, 0);
+    assert_eq!(setup.area.wait(at(0x40)).status, 1);
+    assert_eq!(setup.area.record(at(0)).status, 0);
 }
 
 #[test]
 fn a_state_of_another_device_or_a_part_of_one_is_refused() {
-    let source = Scene::new(1, 32, MAPPED);
+    let source = Setup::new(1, 32, MAPPED);
     source.enable();
     let stopped = stopped(&source);
     let state = source.model().save();
-    let smaller = Scene::new(1, 16, SIZE);
+    let smaller = Setup::new(1, 16, SIZE);
     assert_eq!(smaller.load(&state), Err(StateError));
-    let destination = Scene::new(1, 32, SIZE);
+    let destination = Setup::new(1, 32, SIZE);
     for len in 0..state.len() {
         assert_eq!(destination.load(&state[..len]), Err(StateError), "{len}");
     }

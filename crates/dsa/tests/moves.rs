@@ -56,7 +56,7 @@ fn record(n: u64) -> u64 {
 }
 
 /// A machine with a device that one program has for itself.
-struct Scene {
+struct Setup {
     _iommu: Arc<Iommu>,
     dsa: Arc<DsaDevice>,
     driver: Driver,
@@ -74,7 +74,7 @@ fn small() -> DsaConfig {
     config
 }
 
-impl Scene {
+impl Setup {
     fn new(holes: bool) -> Self {
         let iommu = new_iommu();
         let device = add_device(&iommu, "0000:6b:01.0");
@@ -95,10 +95,10 @@ impl Scene {
             .unwrap();
         }
         let driver = Driver::new(dsa.clone());
-        Scene {
+        Setup {
             _iommu: iommu,
             irqs: (0..=QUEUES as u32).map(|n| driver.listen(n)).collect(),
-            // Nobody answers.
+            // There is no answer.
             _requests: Requests::install(&domains[1]),
             dsa,
             driver,
@@ -111,7 +111,7 @@ impl Scene {
         self.dsa.migration().unwrap()
     }
 
-    /// As whoever restores a device does.
+    /// As a device is restored.
     fn load(&self, state: &[u8]) -> Result<(), StateError> {
         self.dsa.reset();
         self.migrate().pause();
@@ -168,10 +168,10 @@ impl Scene {
                 };
                 let place = list + n * DESCRIPTOR_SIZE as u64;
                 self.area
-                    .write(place, &work.told(descriptor, PLAIN).to_bytes());
+                    .write(place, &work.reporting(descriptor, PLAIN).to_bytes());
             }
             let batch = Descriptor::batch(list, 24, work.record());
-            self.driver.submit(PLAIN, work.told(batch, PLAIN));
+            self.driver.submit(PLAIN, work.reporting(batch, PLAIN));
         }
         for n in 0..8 {
             // Without a record for what is wrong with it.
@@ -183,25 +183,25 @@ impl Scene {
             self.driver.submit(PLAIN, wrong);
             let data = at(2 * MIB + n * 128 * KIB);
             let copy = Descriptor::memory_move(data + 8, data, 120_000, work.record());
-            self.driver.submit(PLAIN, work.told(copy, PLAIN));
+            self.driver.submit(PLAIN, work.reporting(copy, PLAIN));
         }
         for n in 0..10 {
             let data = at(HOLES - 50_000 + n * 130_000);
             let copy = Descriptor::memory_move(data + 24, data, 120_000, work.record());
-            let copy = work.told(copy, TAGGED).with_block_on_fault();
+            let copy = work.reporting(copy, TAGGED).with_block_on_fault();
             self.driver.submit(TAGGED, copy);
             let sum = Descriptor {
                 source: at(3 * MIB + n),
                 size: 500_000,
                 ..Descriptor::new(Opcode::CrcGen, work.record())
             };
-            self.driver.submit(TAGGED, work.told(sum, TAGGED));
+            self.driver.submit(TAGGED, work.reporting(sum, TAGGED));
         }
         for n in 0..20 {
             let data = at(4 * MIB + n * 64 * KIB);
             let copy = Descriptor::memory_move(data, data + 40, 60_000, work.record());
             let client = CLIENTS[n as usize % 2];
-            let copy = work.told(copy, SHARED);
+            let copy = work.reporting(copy, SHARED);
             assert!(
                 self.driver
                     .enqueue(SHARED * reg::PORTAL_STRIDE, client, copy)
@@ -230,7 +230,7 @@ impl Scene {
         eventually("some work", || done() >= wanted);
     }
 
-    /// All registers that tell of configuration and results.
+    /// All registers that show configuration and results.
     fn registers(&self) -> Vec<u64> {
         let offsets = (0..reg::MSIX_TABLE).step_by(8);
         offsets.map(|at| self.driver.read64(at)).collect()
@@ -240,7 +240,7 @@ impl Scene {
         self.area.read(at(0), SIZE as usize)
     }
 
-    fn take_over(&self, source: &Scene) {
+    fn take_over(&self, source: &Setup) {
         source.migrate().pause();
         let state = source.migrate().save();
         assert!(source.migrate().save() == state, "nothing goes on");
@@ -250,7 +250,7 @@ impl Scene {
         assert!(self.migrate().save() == state, "every field is there");
         assert_eq!(self.registers(), source.registers());
         source.dsa.reset();
-        assert!(source.memory() == memory, "whoever stays does no more");
+        assert!(source.memory() == memory, "the one that stays does no more");
         self.migrate().resume();
     }
 
@@ -264,7 +264,7 @@ impl Scene {
 struct Work {
     records: u64,
     /// Interrupts of each queue.
-    told: [u64; QUEUES],
+    reporting: [u64; QUEUES],
 }
 
 impl Work {
@@ -273,23 +273,23 @@ impl Work {
         record(self.records - 1)
     }
 
-    fn told(&mut self, descriptor: Descriptor, queue: u64) -> Descriptor {
-        self.told[queue as usize] += 1;
+    fn reporting(&mut self, descriptor: Descriptor, queue: u64) -> Descriptor {
+        self.reporting[queue as usize] += 1;
         descriptor.with_interrupt(queue as u16 + 1)
     }
 }
 
 /// Machines for the cases: the first has holes.
-static SCENES: LazyLock<Mutex<[Scene; 2]>> =
-    LazyLock::new(|| Mutex::new([Scene::new(true), Scene::new(false)]));
+static SETUPS: LazyLock<Mutex<[Setup; 2]>> =
+    LazyLock::new(|| Mutex::new([Setup::new(true), Setup::new(false)]));
 
 /// Memory and registers of a device that stays where it is.
 static EXPECTED: LazyLock<(Vec<u8>, Vec<u64>)> = LazyLock::new(|| {
-    let scene = Scene::new(false);
-    scene.bring_up();
-    let work = scene.start();
-    eventually("the end of the work", || scene.is_done(&work));
-    (scene.memory(), scene.registers())
+    let setup = Setup::new(false);
+    setup.bring_up();
+    let work = setup.start();
+    eventually("the end of the work", || setup.is_done(&work));
+    (setup.memory(), setup.registers())
 });
 
 proptest! {
@@ -300,8 +300,8 @@ proptest! {
         first in 0_usize..100,
         more in proptest::collection::vec((0_u64..1_500, 0_u64..1_500), 0..3),
     ) {
-        let scenes = SCENES.lock().unwrap_or_else(PoisonError::into_inner);
-        let [source, destination] = &*scenes;
+        let setups = SETUPS.lock().unwrap_or_else(PoisonError::into_inner);
+        let [source, destination] = &*setups;
         let before = [source.interrupts(), destination.interrupts()];
         source.bring_up();
         let work = source.start();
@@ -327,7 +327,7 @@ proptest! {
             counts.map(|(after, before)| after[queue + 1] - before[queue + 1]).sum::<u64>()
         };
         for queue in 0..QUEUES {
-            prop_assert_eq!(raised(queue), work.told[queue], "queue {}", queue);
+            prop_assert_eq!(raised(queue), work.reporting[queue], "queue {}", queue);
         }
     }
 
@@ -340,8 +340,8 @@ proptest! {
         permissions in any::<[u64; 5]>(),
         commands in proptest::collection::vec((1_u32..14, any::<u32>()), 0..4),
     ) {
-        let scenes = SCENES.lock().unwrap_or_else(PoisonError::into_inner);
-        let [source, destination] = &*scenes;
+        let setups = SETUPS.lock().unwrap_or_else(PoisonError::into_inner);
+        let [source, destination] = &*setups;
         source.dsa.reset();
         let driver = &source.driver;
         for (index, value) in groups.into_iter().enumerate() {
@@ -377,8 +377,8 @@ proptest! {
         changes in proptest::collection::vec((any::<prop::sample::Index>(), any::<u8>()), 1..12),
         share in 0_usize..100,
     ) {
-        let scenes = SCENES.lock().unwrap_or_else(PoisonError::into_inner);
-        let [source, destination] = &*scenes;
+        let setups = SETUPS.lock().unwrap_or_else(PoisonError::into_inner);
+        let [source, destination] = &*setups;
         source.bring_up();
         let work = source.start();
         source.wait_for(share, &work);
@@ -403,20 +403,20 @@ proptest! {
 
 #[test]
 fn a_state_of_another_device_or_a_part_of_one_is_refused() {
-    let scene = Scene::new(true);
-    scene.bring_up();
-    let work = scene.start();
-    scene.wait_for(20, &work);
-    scene.migrate().pause();
-    let state = scene.migrate().save();
+    let setup = Setup::new(true);
+    setup.bring_up();
+    let work = setup.start();
+    setup.wait_for(20, &work);
+    setup.migrate().pause();
+    let state = setup.migrate().save();
     for len in (0..state.len()).step_by(3) {
-        assert_eq!(scene.load(&state[..len]), Err(StateError), "{len}");
+        assert_eq!(setup.load(&state[..len]), Err(StateError), "{len}");
     }
     assert_eq!(
-        scene.load(&[state.as_slice(), &[0]].concat()),
+        setup.load(&[state.as_slice(), &[0]].concat()),
         Err(StateError)
     );
-    scene.load(&state).unwrap();
+    setup.load(&state).unwrap();
     let iommu = new_iommu();
     let device = add_device(&iommu, "0000:6b:01.0");
     let mut other = small();

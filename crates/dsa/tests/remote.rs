@@ -395,7 +395,10 @@ fn clearing_bus_master_waits_for_the_copy_that_blocks_and_holds_the_rest() {
     process.set(|state| state.served_by = None);
     std::thread::yield_now();
     assert!(whole.area.read(Area::BASE, Whole::SIZE as usize) == before);
-    assert!(process.state.lock().served_by.is_none(), "nobody has come");
+    assert!(
+        process.state.lock().served_by.is_none(),
+        "no thread has come"
+    );
     let _ = function.write_config(4, &[6]).unwrap();
     for n in 0..12 {
         assert_eq!(whole.area.wait(records + 64 * n), success());

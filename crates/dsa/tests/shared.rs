@@ -1,4 +1,4 @@
-//! Shared queues: many clients, told apart by the PASID that the processor puts into each
+//! Shared queues: many clients, distinguished by the PASID that the processor puts into each
 //! descriptor, and answered whether their descriptor was taken.
 #![allow(clippy::unwrap_used, reason = "a test may panic")]
 
@@ -38,19 +38,19 @@ struct Client {
     faults: Arc<FaultLog>,
 }
 
-struct Scene {
+struct Setup {
     iommu: Arc<Iommu>,
     device: Arc<Device>,
     dsa: Arc<DsaDevice>,
     driver: Driver,
 }
 
-impl Scene {
+impl Setup {
     /// A device whose queue 0 is shared.
     fn new() -> Self {
-        let scene = Scene::with(shared());
-        assert_eq!(scene.driver.command(Command::EnableWq, 0), 0);
-        scene
+        let setup = Setup::with(shared());
+        assert_eq!(setup.driver.command(Command::EnableWq, 0), 0);
+        setup
     }
 
     fn with(usage: WqUse) -> Self {
@@ -61,7 +61,7 @@ impl Scene {
         driver.configure(&[ENTRIES, ENTRIES]);
         driver.configure_queue(0, ENTRIES, usage);
         driver.write32(reg::WQCFG + 4, THRESHOLD.into());
-        Scene {
+        Setup {
             iommu,
             device,
             dsa,
@@ -117,13 +117,13 @@ fn shared() -> WqUse {
 
 #[test]
 fn each_descriptor_works_in_the_address_space_of_its_own_pasid() {
-    let scene = Scene::new();
-    let queues = WqCap::from_bits(scene.driver.read64(reg::WQCAP));
+    let setup = Setup::new();
+    let queues = WqCap::from_bits(setup.driver.read64(reg::WQCAP));
     assert!(queues.shared_mode() && queues.dedicated_mode());
-    let clients: Vec<_> = [7, 8, 0xf_fff0].map(|pasid| scene.client(pasid)).into();
+    let clients: Vec<_> = [7, 8, 0xf_fff0].map(|pasid| setup.client(pasid)).into();
     for (round, client) in (1..).zip(&clients) {
         let job = Descriptor::fill(Area::BASE + 0x1000, round, 4096, record(0));
-        assert!(scene.enqueue(client, job));
+        assert!(setup.enqueue(client, job));
     }
     for (round, client) in (1_u64..).zip(&clients) {
         assert_eq!(client.area.wait(record(0)).status, 1);
@@ -135,27 +135,27 @@ fn each_descriptor_works_in_the_address_space_of_its_own_pasid() {
 
 #[test]
 fn a_full_queue_asks_to_try_again_and_a_limited_portal_does_so_at_the_threshold() {
-    let scene = Scene::new();
-    let client = scene.client(5);
-    let requests = scene.hold_up(&client);
+    let setup = Setup::new();
+    let client = setup.client(5);
+    let requests = setup.hold_up(&client);
     // The Drain waits in the queue.
     let noop = |index| Descriptor::new(Opcode::Noop, record(index));
     for index in 1..u64::from(THRESHOLD) {
-        assert!(scene.driver.enqueue(PORTAL_PAGE, 5, noop(index)));
+        assert!(setup.driver.enqueue(PORTAL_PAGE, 5, noop(index)));
     }
-    assert!(!scene.driver.enqueue(PORTAL_PAGE, 5, noop(50)));
+    assert!(!setup.driver.enqueue(PORTAL_PAGE, 5, noop(50)));
     for index in u64::from(THRESHOLD)..ENTRIES.into() {
-        assert!(scene.driver.enqueue(64 * index, 5, noop(index)));
+        assert!(setup.driver.enqueue(64 * index, 5, noop(index)));
     }
-    assert!(!scene.driver.enqueue(0, 5, noop(50)));
-    scene.refuse(&requests);
+    assert!(!setup.driver.enqueue(0, 5, noop(50)));
+    setup.refuse(&requests);
     for index in 1..ENTRIES.into() {
         assert_eq!(client.area.wait(record(index)).status, 1);
     }
-    assert!(scene.driver.enqueue(PORTAL_PAGE, 5, noop(50)));
+    assert!(setup.driver.enqueue(PORTAL_PAGE, 5, noop(50)));
     assert_eq!(client.area.wait(record(50)).status, 1);
     assert_eq!(
-        scene.driver.software_error(),
+        setup.driver.software_error(),
         None,
         "to try again is no error"
     );
@@ -163,52 +163,52 @@ fn a_full_queue_asks_to_try_again_and_a_limited_portal_does_so_at_the_threshold(
 
 #[test]
 fn stores_of_the_wrong_kind_are_not_taken() {
-    let scene = Scene::new();
-    let client = scene.client(5);
+    let setup = Setup::new();
+    let client = setup.client(5);
     let job = Descriptor::new(Opcode::Noop, record(0));
-    scene.driver.submit(0, Descriptor { pasid: 5, ..job });
+    setup.driver.submit(0, Descriptor { pasid: 5, ..job });
     assert!(
-        !scene.driver.enqueue(reg::PORTAL_STRIDE, 5, job),
+        !setup.driver.enqueue(reg::PORTAL_STRIDE, 5, job),
         "not enabled"
     );
-    assert_eq!(scene.driver.command(Command::EnableWq, 1), 0);
+    assert_eq!(setup.driver.command(Command::EnableWq, 1), 0);
     assert!(
-        !scene.driver.enqueue(reg::PORTAL_STRIDE, 5, job),
+        !setup.driver.enqueue(reg::PORTAL_STRIDE, 5, job),
         "dedicated"
     );
-    assert!(!scene.driver.enqueue(32, 5, job), "not aligned");
+    assert!(!setup.driver.enqueue(32, 5, job), "not aligned");
     assert!(
-        !scene.driver.enqueue(2 * PORTAL_PAGE, 5, job),
+        !setup.driver.enqueue(2 * PORTAL_PAGE, 5, job),
         "no such page"
     );
     assert!(
-        !scene.driver.enqueue(9 * reg::PORTAL_STRIDE, 5, job),
+        !setup.driver.enqueue(9 * reg::PORTAL_STRIDE, 5, job),
         "no such queue"
     );
     let bytes = Descriptor { pasid: 5, ..job }.to_bytes();
-    assert!(!scene.driver.model.enqueue(0, 0, &bytes), "no portal");
-    assert_eq!(scene.driver.command(Command::DrainAll, 0), 0);
+    assert!(!setup.driver.model.enqueue(0, 0, &bytes), "no portal");
+    assert_eq!(setup.driver.command(Command::DrainAll, 0), 0);
     assert_eq!(client.area.read(record(0), 1), [0]);
 }
 
 #[test]
 fn a_pasid_that_leads_nowhere_is_an_error_and_never_the_devices_own_address_space() {
-    let scene = Scene::new();
-    let own = new_domain(&scene.iommu, &scene.device);
-    let area = Area::new(&scene.iommu, SIZE as usize);
+    let setup = Setup::new();
+    let own = new_domain(&setup.iommu, &setup.device);
+    let area = Area::new(&setup.iommu, SIZE as usize);
     area.map(&own, SIZE);
     let faults: Arc<dyn FaultSink> = FaultLog::new(4);
-    DmaSource::new(&scene.device, None)
+    DmaSource::new(&setup.device, None)
         .attach(&own, &faults)
         .unwrap();
     for pasid in [0, 99] {
-        scene.driver.write32(reg::SWERR, 3);
+        setup.driver.write32(reg::SWERR, 3);
         let job = Descriptor::fill(Area::BASE, u64::MAX, 4096, record(0));
-        assert!(scene.driver.enqueue(0, pasid, job));
-        assert_eq!(scene.driver.command(Command::DrainAll, 0), 0);
-        let error = scene.driver.software_error();
+        assert!(setup.driver.enqueue(0, pasid, job));
+        assert_eq!(setup.driver.command(Command::DrainAll, 0), 0);
+        let error = setup.driver.software_error();
         assert_eq!(error, Some(Status::RecordFault as u8));
-        let named = scene.driver.read64(reg::SWERR) >> 40 & 0xf_ffff;
+        let named = setup.driver.read64(reg::SWERR) >> 40 & 0xf_ffff;
         assert_eq!(named, pasid.into());
     }
     assert_eq!(area.read(Area::BASE, 4096), vec![0; 4096]);
@@ -216,90 +216,90 @@ fn a_pasid_that_leads_nowhere_is_an_error_and_never_the_devices_own_address_spac
 
 #[test]
 fn draining_and_aborting_a_pasid_concern_nobody_else() {
-    let scene = Scene::new();
-    let (held, free) = (scene.client(5), scene.client(6));
-    let requests = scene.hold_up(&held);
-    assert!(scene.enqueue(&held, Descriptor::new(Opcode::Noop, record(1))));
-    assert!(scene.enqueue(&free, Descriptor::new(Opcode::Noop, record(2))));
+    let setup = Setup::new();
+    let (held, free) = (setup.client(5), setup.client(6));
+    let requests = setup.hold_up(&held);
+    assert!(setup.enqueue(&held, Descriptor::new(Opcode::Noop, record(1))));
+    assert!(setup.enqueue(&free, Descriptor::new(Opcode::Noop, record(2))));
     // The one that is held up does not hold up the other.
-    assert_eq!(scene.driver.command(Command::DrainPasid, 6), 0);
+    assert_eq!(setup.driver.command(Command::DrainPasid, 6), 0);
     assert_eq!(free.area.record(record(2)).status, 1);
-    assert_eq!(scene.driver.command(Command::DrainPasid, 0), 0);
-    scene.driver.start(Command::DrainPasid, 5);
-    assert!(scene.driver.command_status().active());
-    scene.refuse(&requests);
-    eventually("the drain", || !scene.driver.command_status().active());
+    assert_eq!(setup.driver.command(Command::DrainPasid, 0), 0);
+    setup.driver.start(Command::DrainPasid, 5);
+    assert!(setup.driver.command_status().active());
+    setup.refuse(&requests);
+    eventually("the drain", || !setup.driver.command_status().active());
     assert_eq!(held.area.record(record(1)).status, 1);
     // Once more, with an abort: nothing of it is written, now or later.
-    let requests = scene.hold_up(&held);
+    let requests = setup.hold_up(&held);
     held.area.write(Area::BASE, &[0; 4096]);
-    assert!(scene.enqueue(&held, Descriptor::new(Opcode::Noop, record(1))));
-    assert!(scene.enqueue(&free, Descriptor::new(Opcode::Noop, record(3))));
-    assert_eq!(scene.driver.command(Command::AbortPasid, 5), 0);
-    scene.refuse(&requests);
-    assert_eq!(scene.driver.command(Command::DrainAll, 0), 0);
+    assert!(setup.enqueue(&held, Descriptor::new(Opcode::Noop, record(1))));
+    assert!(setup.enqueue(&free, Descriptor::new(Opcode::Noop, record(3))));
+    assert_eq!(setup.driver.command(Command::AbortPasid, 5), 0);
+    setup.refuse(&requests);
+    assert_eq!(setup.driver.command(Command::DrainAll, 0), 0);
     assert_eq!(held.area.read(Area::BASE, 4096), vec![0; 4096]);
     assert_eq!(free.area.record(record(3)).status, 1);
-    // The PASID works again, for whoever has it next.
-    assert!(scene.enqueue(&held, Descriptor::new(Opcode::Noop, record(1))));
+    // The PASID works again, for its next user.
+    assert!(setup.enqueue(&held, Descriptor::new(Opcode::Noop, record(1))));
     assert_eq!(held.area.wait(record(1)).status, 1);
 }
 
 #[test]
 fn a_client_that_waits_for_many_pages_leaves_the_queue_to_the_others() {
-    let scene = Scene::new();
-    let (greedy, other) = (scene.client(5), scene.client(6));
+    let setup = Setup::new();
+    let (greedy, other) = (setup.client(5), setup.client(6));
     let requests = Requests::install(&greedy.domain);
     let mut taken = 0;
     // More than may wait at a time; what is over stays in the queue, but for its last entry.
     eventually("no more is taken", || {
         let job = Descriptor::fill(HOLE, 0, 64, record(taken)).with_block_on_fault();
-        taken += u64::from(scene.driver.enqueue(PORTAL_PAGE, 5, job));
+        taken += u64::from(setup.driver.enqueue(PORTAL_PAGE, 5, job));
         taken >= 32 + u64::from(THRESHOLD)
     });
-    assert!(scene.enqueue(&other, Descriptor::new(Opcode::Noop, record(0))));
+    assert!(setup.enqueue(&other, Descriptor::new(Opcode::Noop, record(0))));
     assert_eq!(other.area.wait(record(0)).status, 1);
-    assert_eq!(scene.driver.command(Command::AbortPasid, 5), 0);
+    assert_eq!(setup.driver.command(Command::AbortPasid, 5), 0);
     drop(requests);
 }
 
 #[test]
 fn privilege_is_the_processors_to_give_and_the_queues_to_allow() {
-    let scene = Scene::new();
-    let client = scene.client(5);
+    let setup = Setup::new();
+    let client = setup.client(5);
     let job = Descriptor {
         privileged: true,
         ..Descriptor::new(Opcode::Noop, record(0))
     };
-    assert!(scene.enqueue(&client, job));
+    assert!(setup.enqueue(&client, job));
     let status = client.area.wait(record(0)).status;
     assert_eq!(status, Status::Privilege as u8);
-    let scene = Scene::with(shared().with_privileged(true));
-    assert_eq!(scene.driver.command(Command::EnableWq, 0), 0);
-    let client = scene.client(5);
-    assert!(scene.enqueue(&client, job));
+    let setup = Setup::with(shared().with_privileged(true));
+    assert_eq!(setup.driver.command(Command::EnableWq, 0), 0);
+    let client = setup.client(5);
+    assert!(setup.enqueue(&client, job));
     assert_eq!(client.area.wait(record(0)).status, 1);
 }
 
 #[test]
 fn a_shared_queue_needs_pasids_and_a_threshold_within_its_size() {
-    let scene = Scene::with(shared().with_pasid_en(false));
-    let enable = || scene.driver.command(Command::EnableWq, 0);
+    let setup = Setup::with(shared().with_pasid_en(false));
+    let enable = || setup.driver.command(Command::EnableWq, 0);
     assert_eq!(enable(), CommandError::PasidEnable as u8);
-    scene.driver.configure_queue(0, ENTRIES, shared());
+    setup.driver.configure_queue(0, ENTRIES, shared());
     for threshold in [0, ENTRIES + 1] {
-        scene.driver.write32(reg::WQCFG + 4, threshold.into());
+        setup.driver.write32(reg::WQCFG + 4, threshold.into());
         assert_eq!(enable(), CommandError::QueueSize as u8);
     }
-    scene.driver.write32(reg::WQCFG + 4, ENTRIES.into());
+    setup.driver.write32(reg::WQCFG + 4, ENTRIES.into());
     assert_eq!(enable(), 0);
     // A shared queue has no PASID of its own: the field is ignored.
-    let usage = WqUse::from_bits(scene.driver.read32(reg::WQCFG + 8));
+    let usage = WqUse::from_bits(setup.driver.read32(reg::WQCFG + 8));
     assert!(usage.pasid_en() && usage.pasid() == 0);
-    assert_eq!(scene.driver.command(Command::ResetWq, 1), 0);
-    assert_eq!(scene.driver.read32(reg::WQCFG + 4), 0);
-    assert_eq!(scene.driver.read32(reg::WQCFG + WQCFG_SIZE - 8) >> 30, 0);
-    assert!(Pasid::new(0).is_none() && scene.dsa.queues().len() == 2);
+    assert_eq!(setup.driver.command(Command::ResetWq, 1), 0);
+    assert_eq!(setup.driver.read32(reg::WQCFG + 4), 0);
+    assert_eq!(setup.driver.read32(reg::WQCFG + WQCFG_SIZE - 8) >> 30, 0);
+    assert!(Pasid::new(0).is_none() && setup.dsa.queues().len() == 2);
 }
 
 #[test]
@@ -312,18 +312,18 @@ fn a_program_with_the_whole_device_is_answered_through_its_file() {
     whole.set_mappable(true);
     let file = whole.open().unwrap();
     file.bind(&Context::new(&iommu)).unwrap();
-    let scene = Scene {
+    let setup = Setup {
         driver: Driver::new(dsa.clone()),
         iommu,
         device,
         dsa,
     };
-    scene.driver.configure(&[ENTRIES]);
-    scene.driver.configure_queue(0, ENTRIES, shared());
-    scene.driver.write32(reg::WQCFG + 4, 1);
-    assert_eq!(scene.driver.command(Command::EnableWq, 0), 0);
-    let client = scene.client(3);
-    let requests = scene.hold_up(&client);
+    setup.driver.configure(&[ENTRIES]);
+    setup.driver.configure_queue(0, ENTRIES, shared());
+    setup.driver.write32(reg::WQCFG + 4, 1);
+    assert_eq!(setup.driver.command(Command::EnableWq, 0), 0);
+    let client = setup.client(3);
+    let requests = setup.hold_up(&client);
     let job = Descriptor {
         pasid: 3,
         ..Descriptor::new(Opcode::Noop, record(0))
@@ -333,26 +333,26 @@ fn a_program_with_the_whole_device_is_answered_through_its_file() {
     let limited = file.mapped_enqueue(portal(PORTAL_PAGE), &job.to_bytes());
     assert!(!limited.unwrap(), "the threshold is reached");
     assert!(file.mapped_enqueue(portal(0), &job.to_bytes()).unwrap());
-    scene.refuse(&requests);
+    setup.refuse(&requests);
     assert_eq!(client.area.wait(record(0)).status, 1);
 }
 
 #[test]
 fn a_client_names_the_vectors_that_are_its_own() {
-    let scene = Scene::new();
-    let (one, other) = (scene.client(5), scene.client(6));
+    let setup = Setup::new();
+    let (one, other) = (setup.client(5), setup.client(6));
     let permit = |vector: u64, permission: MsixPermission| {
         let entry = reg::MSIXPERM + 8 * vector;
-        scene.driver.write32(entry, permission.into_bits());
+        setup.driver.write32(entry, permission.into_bits());
     };
     let own = MsixPermission::new().with_pasid_en(true);
     permit(1, own.with_pasid(5));
     permit(2, MsixPermission::new().with_ignore(true));
-    let irqs: Vec<_> = (0..3).map(|vector| scene.driver.listen(vector)).collect();
+    let irqs: Vec<_> = (0..3).map(|vector| setup.driver.listen(vector)).collect();
     let run = |client: &Client, vector: u16| {
         client.area.write(record(0), &[0; 32]);
         let job = Descriptor::new(Opcode::Noop, record(0)).with_interrupt(vector);
-        assert!(scene.enqueue(client, job));
+        assert!(setup.enqueue(client, job));
         client.area.wait(record(0)).status
     };
     let forged = Status::InterruptHandle as u8;

@@ -49,7 +49,7 @@ pub(crate) struct Registers {
     pub(crate) factorial: u32,
     /// A factorial is to be computed of it.
     pub(crate) operand: Option<u32>,
-    pub(crate) tell_factorial: bool,
+    pub(crate) factorial_interrupt: bool,
     pub(crate) interrupts: u32,
     pub(crate) source: u64,
     pub(crate) destination: u64,
@@ -76,7 +76,7 @@ impl Default for Registers {
             liveness: 0,
             factorial: 0,
             operand: None,
-            tell_factorial: false,
+            factorial_interrupt: false,
             interrupts: 0,
             source: 0,
             destination: 0,
@@ -182,12 +182,12 @@ impl Registers {
 
     fn status(&self) -> u32 {
         let computing = self.operand.map_or(0, |_| spec::COMPUTING);
-        let tell = if self.tell_factorial {
-            spec::TELL_FACTORIAL
+        let interrupt = if self.factorial_interrupt {
+            spec::FACTORIAL_INTERRUPT
         } else {
             0
         };
-        computing | tell
+        computing | interrupt
     }
 }
 
@@ -229,7 +229,9 @@ impl Core {
                 registers.operand = Some(short);
                 self.changed.notify_all();
             }
-            Register::Status => registers.tell_factorial = short & spec::TELL_FACTORIAL != 0,
+            Register::Status => {
+                registers.factorial_interrupt = short & spec::FACTORIAL_INTERRUPT != 0
+            }
             Register::InterruptRaise => self.raise(registers, short),
             Register::InterruptAcknowledge => {
                 registers.interrupts &= !short;
@@ -256,7 +258,7 @@ impl Core {
             let registers = &mut state.registers;
             if let Some(operand) = registers.operand.take() {
                 registers.factorial = factorial(operand);
-                if registers.tell_factorial {
+                if registers.factorial_interrupt {
                     self.raise(registers, spec::FACTORIAL_DONE);
                 }
             } else if registers.command & spec::DMA_START != 0 {
@@ -277,7 +279,7 @@ impl Core {
         if let Some(transfer) = transfer
             && let Some(bytes) = buffer.get_mut(transfer.place)
         {
-            // The device has no way to tell of an error, bus mastering that is off included.
+            // The device has no way to report an error, bus mastering that is off included.
             let _ = match transfer.to_memory {
                 true => self.dma.write(transfer.memory, bytes),
                 false => self.dma.read(transfer.memory, bytes),
@@ -289,7 +291,7 @@ impl Core {
             let registers = &mut state.registers;
             registers.buffer = buffer;
             registers.command &= !spec::DMA_START;
-            if registers.command & spec::DMA_TELL != 0 {
+            if registers.command & spec::DMA_INTERRUPT != 0 {
                 self.raise(registers, spec::DMA_DONE);
             }
         }
@@ -324,7 +326,7 @@ impl Core {
     fn raise(&self, registers: &mut Registers, interrupts: u32) {
         registers.interrupts |= interrupts;
         if registers.interrupts != 0 {
-            // Whoever is not enabled says nothing.
+            // The one that is not enabled does nothing.
             self.intx.set(true);
             self.vectors.signal(0);
         }

@@ -25,7 +25,7 @@
 //!
 //! Not there: the DMA mask of 28 bits (a property of QEMU's device). A transfer that leaves the
 //! device's buffer, or for which memory is missing, moves nothing and ends as any other: the device
-//! has no register to tell it by.
+//! has no register that reports it.
 #![forbid(unsafe_code)]
 
 mod device;

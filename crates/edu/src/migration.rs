@@ -34,7 +34,7 @@ impl Migrate for Edu {
         out.u32(registers.factorial);
         out.bool(registers.operand.is_some());
         out.u32(registers.operand.unwrap_or(0));
-        out.bool(registers.tell_factorial);
+        out.bool(registers.factorial_interrupt);
         out.u32(registers.interrupts);
         out.u64(registers.source);
         out.u64(registers.destination);
@@ -54,7 +54,7 @@ impl Migrate for Edu {
             liveness,
             factorial,
             operand: computes.then_some(operand),
-            tell_factorial: from.bool()?,
+            factorial_interrupt: from.bool()?,
             interrupts: from.u32()?,
             source: from.u64()?,
             destination: from.u64()?,

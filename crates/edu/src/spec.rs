@@ -21,7 +21,7 @@ pub mod offset {
     pub const LIVENESS: u64 = 0x04;
     /// Write: computes the factorial; read: the result, modulo 2^32.
     pub const FACTORIAL: u64 = 0x08;
-    /// [`COMPUTING`](super::COMPUTING) and [`TELL_FACTORIAL`](super::TELL_FACTORIAL).
+    /// [`COMPUTING`](super::COMPUTING) and [`FACTORIAL_INTERRUPT`](super::FACTORIAL_INTERRUPT).
     pub const STATUS: u64 = 0x20;
     /// Read: the bits of the interrupts that are raised.
     pub const INTERRUPT_STATUS: u64 = 0x24;
@@ -90,7 +90,7 @@ pub const IDENTIFICATION: u32 = 0x0100_00ed;
 /// Status: a factorial is being computed. Read-only.
 pub const COMPUTING: u32 = 0x01;
 /// Status: raise [`FACTORIAL_DONE`] at its end.
-pub const TELL_FACTORIAL: u32 = 0x80;
+pub const FACTORIAL_INTERRUPT: u32 = 0x80;
 /// Interrupt: a factorial is computed.
 pub const FACTORIAL_DONE: u32 = 0x01;
 /// Interrupt: a transfer is done.
@@ -100,7 +100,7 @@ pub const DMA_START: u64 = 0x01;
 /// Command: from the device's buffer to memory; otherwise from memory.
 pub const DMA_TO_MEMORY: u64 = 0x02;
 /// Command: raise [`DMA_DONE`] at the end.
-pub const DMA_TELL: u64 = 0x04;
+pub const DMA_INTERRUPT: u64 = 0x04;
 /// Where the device's buffer is, for transfers alone.
 pub const BUFFER: u64 = 0x4_0000;
 /// Bytes of the buffer.

@@ -14,8 +14,8 @@ use ioasid_core::{
 use ioasid_edu::{
     EduParent, INSTANCES, TYPE_EDU,
     spec::{
-        BUFFER, COMPUTING, DMA_DONE, DMA_START, DMA_TELL, DMA_TO_MEMORY, FACTORIAL_DONE,
-        IDENTIFICATION, TELL_FACTORIAL, offset,
+        BUFFER, COMPUTING, DMA_DONE, DMA_INTERRUPT, DMA_START, DMA_TO_MEMORY, FACTORIAL_DONE,
+        FACTORIAL_INTERRUPT, IDENTIFICATION, offset,
     },
 };
 use ioasid_iommu::{Iommu, IommuConfig};
@@ -315,11 +315,11 @@ fn interrupts_come_by_msi_and_stay_until_they_are_acknowledged() {
         data: IrqData::Eventfds(vec![Eventfd::Sink(sink)]),
     })
     .unwrap();
-    set(&file, offset::STATUS, TELL_FACTORIAL);
+    set(&file, offset::STATUS, FACTORIAL_INTERRUPT);
     set(&file, offset::FACTORIAL, 3);
     until(|| counter.count() == 1);
     assert_eq!(get(&file, offset::INTERRUPT_STATUS), FACTORIAL_DONE);
-    transfer(&file, IOVA, BUFFER, 4, DMA_TELL);
+    transfer(&file, IOVA, BUFFER, 4, DMA_INTERRUPT);
     until(|| counter.count() == 2);
     assert_eq!(
         get(&file, offset::INTERRUPT_STATUS),
@@ -378,7 +378,7 @@ proptest! {
         set_wide(&source, offset::DMA_SOURCE, BUFFER + from);
         set_wide(&source, offset::DMA_DESTINATION, IOVA + 0x1000);
         set_wide(&source, offset::DMA_COUNT, count);
-        set_wide(&source, offset::DMA_COMMAND, DMA_TO_MEMORY | DMA_TELL | DMA_START);
+        set_wide(&source, offset::DMA_COMMAND, DMA_TO_MEMORY | DMA_INTERRUPT | DMA_START);
         source.set_migration_state(MigrationState::StopCopy).unwrap();
         let saved = source.read_migration(usize::MAX).unwrap();
         let mut memory = vec![0; 0x2000];

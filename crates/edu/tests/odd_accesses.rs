@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 use ioasid_core::host::StdSpawner;
 use ioasid_edu::{
     Edu,
-    spec::{DMA_START, IDENTIFICATION, TELL_FACTORIAL, offset},
+    spec::{DMA_START, FACTORIAL_INTERRUPT, IDENTIFICATION, offset},
 };
 use ioasid_vfio::{DeviceModel, EmulatedDma};
 use proptest::{collection::vec, prelude::*};
@@ -46,7 +46,7 @@ impl Model {
         let interrupts = self.0.get(&offset::INTERRUPT_STATUS).copied().unwrap_or(0);
         let (at, value) = match at {
             offset::LIVENESS => (at, short ^ u64::from(u32::MAX)),
-            offset::STATUS => (at, short & u64::from(TELL_FACTORIAL)),
+            offset::STATUS => (at, short & u64::from(FACTORIAL_INTERRUPT)),
             offset::INTERRUPT_RAISE => (offset::INTERRUPT_STATUS, interrupts | short),
             offset::INTERRUPT_ACKNOWLEDGE => (offset::INTERRUPT_STATUS, interrupts & !short),
             offset::DMA_SOURCE | offset::DMA_DESTINATION => (at, value),

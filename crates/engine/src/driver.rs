@@ -32,7 +32,7 @@ pub enum BindError {
     /// The device has a driver of the host (EBUSY).
     #[error("the device has a driver")]
     Driven,
-    /// Somebody else owns the device's DMA (EBUSY, EPERM).
+    /// A user owns the device's DMA (EBUSY, EPERM).
     #[error(transparent)]
     Ownership(#[from] OwnershipError),
 }

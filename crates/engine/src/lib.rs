@@ -12,9 +12,9 @@
 //! Invariants:
 //! * An engine serves every client, so it never waits for one: jobs are resumable, no guard is held
 //!   while anything could block, and a job that must wait does so off the engine.
-//! * Interrupts are raised without the lock. Whoever waits until a unit is quiet waits for those too
-//!   that were about to be raised when its last job ended.
-//! * A job's hold on its PASID goes before anybody can learn that the job has ended.
+//! * Interrupts are raised without the lock. A wait until a unit is quiet includes those that were
+//!   about to be raised when its last job ended.
+//! * A job's hold on its PASID goes before anything shows that the job has ended.
 //! * The loop of an engine takes the lock twice for a job, and allocates nothing.
 #![forbid(unsafe_code)]
 

@@ -1,5 +1,5 @@
-//! The engines of one device: one lock, threads that take jobs from a [`Schedule`], and everybody
-//! else, who changes it.
+//! The engines of one device: one lock, threads that take jobs from a [`Schedule`], and register
+//! accesses, resets and answers that change it.
 
 use std::{
     io,
@@ -27,7 +27,7 @@ pub struct EnginePool<S> {
     state: Mutex<State<S>>,
     /// Engines wait here for work.
     pub(crate) work: Condvar,
-    /// Whoever waits for jobs, interrupts or engines to end waits here.
+    /// Waits for jobs, interrupts or engines to end happen here.
     ended: Condvar,
 }
 
@@ -44,7 +44,7 @@ pub(crate) struct State<S> {
     pub(crate) stopping: bool,
 }
 
-/// The schedule, with the lock held. For looks, and for changes that nobody waits for.
+/// The schedule, with the lock held. For looks, and for changes that nothing waits for.
 #[derive(Debug)]
 pub struct Locked<'a, S>(MutexGuard<'a, State<S>>);
 
@@ -64,7 +64,7 @@ impl<S> DerefMut for Locked<'_, S> {
 
 impl<S: Schedule> EnginePool<S> {
     /// A pool without engines yet, whose DMA is that of `device`. If `device_tlb`, the engines keep
-    /// translations (ATS): whoever takes one away tells the device, and waits.
+    /// translations (ATS), which the IOMMU invalidates before it takes them away.
     pub fn new(device: Arc<Device>, schedule: S, device_tlb: bool) -> Arc<Self> {
         let tlb = device_tlb.then(Tlb::new);
         if let Some(tlb) = &tlb {
@@ -123,7 +123,7 @@ impl<S: Schedule> EnginePool<S> {
         }
     }
 
-    /// The device that the engines' DMA is tagged as.
+    /// The device behind the IOMMU whose DMA the engines do.
     pub const fn device(&self) -> &Arc<Device> {
         &self.device
     }
@@ -142,7 +142,7 @@ impl<S: Schedule> EnginePool<S> {
         self.state.lock()
     }
 
-    /// Changes the schedule, wakes whoever that concerns, and raises the interrupts that it asks for.
+    /// Changes the schedule, wakes engines and waiters, and raises the interrupts that it asks for.
     /// Never called by an engine.
     pub fn change<R>(&self, change: impl FnOnce(&mut S) -> R) -> R {
         let mut state = self.state();
@@ -151,8 +151,8 @@ impl<S: Schedule> EnginePool<S> {
         result
     }
 
-    /// Adds work. `add` says how many engines that is for; nothing else may follow from it, so neither
-    /// is the schedule settled nor does anybody wake who waits for jobs to end.
+    /// Adds work. `add` says how many engines that is for; nothing else may follow from it: neither is
+    /// [`Schedule::after_change`] called, nor are waits for the end of jobs woken.
     pub fn submit<R>(&self, add: impl FnOnce(&mut S) -> (R, Wanted)) -> R {
         let mut state = self.state();
         let (result, wanted) = add(&mut state.schedule);
@@ -187,7 +187,7 @@ impl<S: Schedule> EnginePool<S> {
 
     /// Gives the lock back after a change; `place` is where the job was that made it.
     pub(crate) fn release(&self, mut state: MutexGuard<'_, State<S>>, place: Option<Place>) {
-        let interrupts = state.schedule.settle();
+        let interrupts = state.schedule.after_change();
         let raising = (!interrupts.is_empty()).then(|| state.raising.begin());
         let idle = state.idle;
         let wanted = match idle {

@@ -44,7 +44,7 @@ impl<S: Schedule> EnginePool<S> {
             }
         }
         drop(state);
-        // The port goes first: whoever waits for the engines finds none of their slots left.
+        // The port goes first: when the engines have ended, none of their slots is left.
         drop(port);
         self.engine_ends();
     }
@@ -157,7 +157,7 @@ impl<S: Schedule> EnginePool<S> {
         };
         let asked = self.device().request_page(fault, Box::new(on_answer));
         if asked.is_err() {
-            // Nobody answers such requests.
+            // There is nothing that answers such requests.
             self.change(|schedule| schedule.unpark(id, true));
         }
     }

@@ -71,7 +71,7 @@ pub trait Job: Send + Sized + 'static {
     fn step(&mut self, port: &mut DmaPort, place: Place) -> Result<(), Halt>;
 
     /// Does what is left when [`Job::step`] is done: the words in memory that have to change together
-    /// with the registers. On an engine this is called with the lock held, so that nobody sees the one
+    /// with the registers. On an engine this is called with the lock held, so that neither is seen
     /// without the other; on a worker, where it may block, without. By default nothing is left.
     ///
     /// # Errors
@@ -137,9 +137,9 @@ pub trait Schedule: fmt::Debug + Send + Sized + 'static {
 
     /// Comes after each change: does what waited for it, and gives the interrupts that the change or
     /// this asks for.
-    fn settle(&mut self) -> Self::Interrupts;
+    fn after_change(&mut self) -> Self::Interrupts;
 
-    /// How many engines should wake. Asked after [`Schedule::settle`], if engines sleep.
+    /// How many engines should wake. Asked after [`Schedule::after_change`], if engines sleep.
     fn wanted(&self) -> Wanted;
 
     /// A job stops at `place`, for whatever reason: accounts for what it has done there. One of the
@@ -147,7 +147,7 @@ pub trait Schedule: fmt::Debug + Send + Sized + 'static {
     fn account(&mut self, job: &mut Self::Job, place: Place);
 
     /// The job goes on later: its guard's budget is used up, or its requests are withheld. Whether
-    /// anyone may wait for that.
+    /// something may wait for that.
     ///
     /// # Errors
     /// Given back if it was aborted; it ends next.
@@ -156,7 +156,7 @@ pub trait Schedule: fmt::Debug + Send + Sized + 'static {
     /// The job goes to its client's worker.
     fn make_remote(&mut self, job: &Self::Job);
 
-    /// The job waits for the answer to a page request. Whether anyone may wait for it to stop.
+    /// The job waits for the answer to a page request. Whether something may wait for it to stop.
     ///
     /// # Errors
     /// Given back if it was aborted, or, the default, if jobs of the device cannot wait for pages; it

@@ -64,7 +64,7 @@ impl Job for Fill {
     }
 }
 
-/// The end of a job, for whoever listens.
+/// The end of a job, for a listener.
 #[derive(Debug)]
 struct Done(Arc<dyn IrqSink>);
 
@@ -109,7 +109,7 @@ impl Schedule for Units {
             .find_map(|unit| unit.waiting.pop_front())
     }
 
-    fn settle(&mut self) -> Vec<Done> {
+    fn after_change(&mut self) -> Vec<Done> {
         mem::take(&mut self.done)
     }
 

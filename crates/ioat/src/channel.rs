@@ -29,42 +29,42 @@ use ioasid_vfio::{
 
 use crate::{
     config::{ChannelOwner, MAX_TRANSFER_SHIFT},
+    endpoint::{Endpoint, Message},
     exec::{Ending, Execution, Terms},
-    front::{Front, Message},
     job::Task,
     spec::{
         ChanCmd, ChanCtrl, ChanErr, ChanSts, ChannelStatus, map::Chan, registers::COMPATIBILITY,
     },
 };
 
-/// In whose name a channel works. Every descriptor under way holds it, and with it the PASID.
+/// The client that a channel works for. Every descriptor under way holds it, and with it the PASID.
 #[derive(Debug)]
-pub(crate) struct Tag {
-    /// Who gets its interrupts.
-    pub(crate) front: Arc<Front>,
+pub(crate) struct Client {
+    /// Where its interrupts go.
+    pub(crate) endpoint: Arc<Endpoint>,
     /// Channel number as that owner counts.
     pub(crate) index: usize,
     pub(crate) pasid: Option<Pasid>,
     /// Of the device itself, for a child.
-    pub(crate) parent: Option<Arc<Front>>,
+    pub(crate) parent: Option<Arc<Endpoint>>,
     /// Keeps the PASID from being reused.
     pub(crate) _pasid_use: Option<PasidUse>,
 }
 
-impl Tag {
+impl Client {
     /// Whether the functions that it is about may issue requests.
     fn may_issue(&self) -> bool {
-        let mut fronts = self.parent.iter().chain([&self.front]);
-        fronts.all(|front| front.function().bus_master())
+        let mut fronts = self.parent.iter().chain([&self.endpoint]);
+        fronts.all(|endpoint| endpoint.function().bus_master())
     }
 }
 
 /// Where a channel's descriptor is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Place {
-    /// Nothing is to be done, or nobody has been told yet.
+    /// Nothing is to be done, or engines do not know of it yet.
     Rest,
-    /// In line for an engine.
+    /// In the queue for an engine.
     Ready,
     /// On an engine.
     Engine,
@@ -90,10 +90,10 @@ pub(crate) struct Stats {
 /// A channel.
 #[derive(Debug)]
 pub(crate) struct Channel {
-    /// Who has the channel for itself.
+    /// The owner that has the channel for itself.
     pub(crate) claim: Option<ChannelOwner>,
-    /// `None`: nobody may use it, the doorbell is not heard.
-    pub(crate) tag: Option<Arc<Tag>>,
+    /// `None`: it is not in use, the doorbell has no effect.
+    pub(crate) client: Option<Arc<Client>>,
     status: ChannelStatus,
     control: ChanCtrl,
     chain: u64,
@@ -117,7 +117,7 @@ pub(crate) struct Channel {
     resetting: Option<Reset>,
     /// An interrupt came while they were off.
     interrupt_waits: bool,
-    /// Stopped to be migrated: the doorbell is heard, and nothing goes on.
+    /// Stopped to be migrated: the doorbell counts, and nothing goes on.
     paused: bool,
     pub(crate) place: Place,
     /// A descriptor that an engine has given up for another channel's turn.
@@ -139,10 +139,10 @@ pub(crate) enum Reset {
 }
 
 impl Channel {
-    pub(crate) fn new(tag: Option<Arc<Tag>>) -> Self {
+    pub(crate) fn new(client: Option<Arc<Client>>) -> Self {
         Channel {
             claim: None,
-            tag,
+            client,
             status: ChannelStatus::Halted,
             control: ChanCtrl::new(),
             chain: 0,
@@ -234,8 +234,8 @@ impl Channel {
             return None;
         }
         self.control.set_int_disable(false);
-        if let Some(tag) = &self.tag {
-            tag.front.rearm(tag.index);
+        if let Some(client) = &self.client {
+            client.endpoint.rearm(client.index);
         }
         match std::mem::take(&mut self.interrupt_waits) {
             true => self.interrupt(),
@@ -250,10 +250,10 @@ impl Channel {
             return None;
         }
         self.control.set_int_disable(true);
-        let tag = self.tag.as_ref()?;
-        let vector = tag.front.attend(tag.index)?;
+        let client = self.client.as_ref()?;
+        let vector = client.endpoint.request_attention(client.index)?;
         Some(Message {
-            front: Arc::clone(&tag.front),
+            endpoint: Arc::clone(&client.endpoint),
             vector,
         })
     }
@@ -280,7 +280,7 @@ impl Channel {
 
     fn doorbell(&mut self, count: u16) {
         use ChannelStatus::{Active, Armed, Done};
-        if self.tag.is_none() || self.resetting() {
+        if self.client.is_none() || self.resetting() {
             return;
         }
         self.target.store(count, Ordering::Release);
@@ -326,9 +326,11 @@ impl Channel {
         self.rests() && (self.held.is_none() || !self.may_issue())
     }
 
-    /// Whether the function of whoever has the channel may issue requests.
+    /// Whether the functions of the channel's client may issue requests.
     fn may_issue(&self) -> bool {
-        self.tag.as_ref().is_some_and(|tag| tag.may_issue())
+        self.client
+            .as_ref()
+            .is_some_and(|client| client.may_issue())
     }
 
     /// Bus mastering has changed: nothing waits for a descriptor that will not be ended.
@@ -413,13 +415,13 @@ impl Channel {
         }
     }
 
-    /// Whether an engine should be told of the channel.
+    /// Whether the channel should be queued for an engine.
     pub(crate) fn is_due(&self) -> bool {
         let active = self.status == ChannelStatus::Active && !self.resetting();
         self.place == Place::Rest && active && !self.paused && self.may_issue()
     }
 
-    /// Takes what an engine should do next, if the channel is in line and still has work.
+    /// Takes what an engine should do next, if the channel is queued and still has work.
     pub(crate) fn take(&mut self, channel: usize) -> Option<Task> {
         if self.place != Place::Ready {
             return None;
@@ -428,11 +430,11 @@ impl Channel {
         if !self.is_due() {
             return None;
         }
-        let tag = Arc::clone(self.tag.as_ref()?);
+        let client = Arc::clone(self.client.as_ref()?);
         let held = self.held.take();
         let execution = held.unwrap_or_else(|| Execution::new(self.terms()));
         self.place = Place::Engine;
-        Some(Task::new(channel, tag, execution, &self.aborted))
+        Some(Task::new(channel, client, execution, &self.aborted))
     }
 
     /// What the next descriptor is begun with.
@@ -510,13 +512,13 @@ impl Channel {
         }
     }
 
-    /// As after power-up, but for whose channel it is, and for what a [`Reset::Channel`] leaves.
+    /// As after power-up, but for its client, and for what a [`Reset::Channel`] leaves.
     fn finish_reset(&mut self) {
         let Some(reset) = self.resetting else {
             return;
         };
-        let tag = self.tag.take();
-        let old = std::mem::replace(self, Channel::new(tag));
+        let client = self.client.take();
+        let old = std::mem::replace(self, Channel::new(client));
         self.claim = old.claim;
         self.paused = old.paused;
         self.stats = old.stats;

@@ -20,10 +20,10 @@ use ioasid_vfio::{
 };
 
 use crate::{
-    channel::{Channel, Tag},
+    channel::{Channel, Client},
     config::{ChannelOwner, Error},
     device::IoatDevice,
-    front::Front,
+    endpoint::Endpoint,
     registers::{self, Registers},
     schedule,
     spec::map::Chan,
@@ -39,7 +39,7 @@ pub type IoatParent = SlotParent<IoatDevice>;
 #[derive(Debug)]
 pub struct IoatChild {
     channel: ChildUnit<IoatDevice>,
-    front: Arc<Front>,
+    endpoint: Arc<Endpoint>,
     pasid: PasidSlot,
 }
 
@@ -60,13 +60,15 @@ impl IoatChild {
         if parent.device().max_pasids() == 0 {
             return Err(Error::Config("the parent cannot send PASIDs"));
         }
-        let front = Front::new(1, parent.device())
+        let endpoint = Endpoint::new(1, parent.device())
             .map_err(|_| Error::Config("the PCI function cannot be laid out"))?;
-        front.function().on_bus_master(parent.pool.on_bus_master());
+        endpoint
+            .function()
+            .on_bus_master(parent.pool.on_bus_master());
         let claim = parent.claim_channel(channel, ChannelOwner::Mdev)?;
         Ok(Arc::new(IoatChild {
             channel: ChildUnit::new(claim),
-            front,
+            endpoint,
             pasid: PasidSlot::new(&parent.pasids),
         }))
     }
@@ -81,23 +83,23 @@ impl IoatChild {
         self.channel.index()
     }
 
-    /// The default PASID, while the child is bound. For the host's eyes: no user can read it.
+    /// The default PASID, while the child is bound. For the host alone: no user can read it.
     pub fn pasid(&self) -> Option<Pasid> {
         self.pasid.pasid()
     }
 
-    /// Resets the channel and lets it work in the name of the child, or of nobody. Waits until
+    /// Resets the channel and lets it work for `client`, or for none. Waits until
     /// nothing of the time before is under way.
-    fn retag(&self, tag: Option<&Arc<Tag>>) {
+    fn assign(&self, client: Option<&Arc<Client>>) {
         self.channel.if_claimed(|claim| {
-            claim.device().assign_channel(claim.index(), tag);
+            claim.device().assign_channel(claim.index(), client);
         });
     }
 }
 
 impl Registers for IoatChild {
-    fn front(&self) -> &Front {
-        &self.front
+    fn endpoint(&self) -> &Endpoint {
+        &self.endpoint
     }
 
     fn channels(&self) -> usize {
@@ -123,16 +125,16 @@ impl Registers for IoatChild {
 }
 
 impl IoatChild {
-    /// Whether the channel works in the name of this child now.
+    /// Whether the channel works for this child now.
     pub(crate) fn owns(&self, channel: &Channel) -> bool {
-        let tag = channel.tag.as_ref();
-        tag.is_some_and(|tag| Arc::ptr_eq(&tag.front, &self.front))
+        let client = channel.client.as_ref();
+        client.is_some_and(|client| Arc::ptr_eq(&client.endpoint, &self.endpoint))
     }
 }
 
 impl DeviceModel for IoatChild {
     fn function(&self) -> &Function {
-        self.front.function()
+        self.endpoint.function()
     }
 
     fn read(&self, bar: u8, offset: u64, data: &mut [u8]) {
@@ -151,7 +153,7 @@ impl DeviceModel for IoatChild {
     fn reset(&self) {
         self.channel
             .if_claimed(|claim| claim.device().reset_channel(claim.index()));
-        self.front.reset();
+        self.endpoint.reset();
     }
 
     fn migration(&self) -> Option<&dyn Migrate> {
@@ -162,19 +164,19 @@ impl DeviceModel for IoatChild {
 impl DefaultPasid for IoatChild {
     fn bind(&self) -> Result<(Arc<Device>, Pasid), BindError> {
         let (device, pasid) = self.pasid.bind(self.parent().device())?;
-        self.retag(Some(&Arc::new(Tag {
-            front: Arc::clone(&self.front),
+        self.assign(Some(&Arc::new(Client {
+            endpoint: Arc::clone(&self.endpoint),
             index: 0,
             pasid: Some(pasid),
-            parent: Some(Arc::clone(&self.parent().front)),
+            parent: Some(Arc::clone(&self.parent().endpoint)),
             _pasid_use: self.pasid.use_token(),
         })));
         Ok((device, pasid))
     }
 
     fn quiesce(&self) {
-        // From now on the doorbell is not heard.
-        self.retag(None);
+        // From now on the doorbell has no effect.
+        self.assign(None);
     }
 
     fn unbind(&self) {

@@ -4,7 +4,7 @@ use ioasid_engine::{Claim, ClaimError, Claimable};
 
 use crate::{
     config::{ChannelOwner, Error},
-    device::{IoatDevice, own_tag},
+    device::{IoatDevice, own_client},
 };
 
 /// A channel that one owner has for itself. Dropping it stops the channel: nothing of it is under way
@@ -27,7 +27,7 @@ impl Claimable for IoatDevice {
     fn release(&self, channel: usize) {
         self.reset_channel(channel);
         if let Some(entry) = self.pool.lock().channels.get_mut(channel) {
-            entry.tag = Some(own_tag(&self.front, channel));
+            entry.client = Some(own_client(&self.endpoint, channel));
             entry.claim = None;
         }
     }

@@ -22,7 +22,7 @@ pub struct IoatConfig {
 }
 
 impl IoatConfig {
-    /// `channels` channels for whoever drives the device, and two engines.
+    /// `channels` channels for the driver of the device, and two engines.
     pub fn with_channels(channels: usize) -> Self {
         IoatConfig {
             channels: vec![ChannelConfig::default(); channels],
@@ -54,7 +54,7 @@ pub enum ChannelOwner {
     Mdev,
 }
 
-/// Why a device, a child or a driver could not be had.
+/// Why a device, a child or a driver could not be made, or a job not be done.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// The configuration asks for something this model does not have (EINVAL).

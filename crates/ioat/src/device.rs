@@ -1,4 +1,4 @@
-//! The whole device: its register file, and who may have which of its channels.
+//! The whole device: its register file, and the owners of its channels.
 
 use std::sync::Arc;
 
@@ -11,10 +11,10 @@ use ioasid_iommu::{Device, Iommu, PasidPool, Requests};
 use ioasid_vfio::{DeviceModel, Migrate, pci::Function};
 
 use crate::{
-    channel::{Channel, Reset, Tag},
+    channel::{Channel, Client, Reset},
     claim::ChannelClaim,
     config::{ChannelConfig, ChannelOwner, Error, IoatConfig, MAX_CHANNELS, MAX_ENGINES},
-    front::Front,
+    endpoint::Endpoint,
     registers::{self, Registers},
     schedule::{self, Pool, State},
     spec::{ChannelStatus, map::Chan},
@@ -24,7 +24,7 @@ use crate::{
 #[derive(Debug)]
 pub struct IoatDevice {
     pub(crate) pool: Arc<Pool>,
-    pub(crate) front: Arc<Front>,
+    pub(crate) endpoint: Arc<Endpoint>,
     pub(crate) pasids: Arc<PasidPool>,
     /// The host's own driver, if it has one.
     pub(crate) driver: DriverSlot,
@@ -51,17 +51,18 @@ impl IoatDevice {
         if !(1..=MAX_ENGINES).contains(&engines) {
             return Err(Error::Config("a device has 1 to 16 engines"));
         }
-        let front = Front::new(channels.len(), &device)
+        let endpoint = Endpoint::new(channels.len(), &device)
             .map_err(|_| Error::Config("the PCI function cannot be laid out"))?;
-        front.function().issues(&device, Requests::All);
-        let made = (0..channels.len()).map(|index| Channel::new(Some(own_tag(&front, index))));
+        endpoint.function().issues(&device, Requests::All);
+        let made =
+            (0..channels.len()).map(|index| Channel::new(Some(own_client(&endpoint, index))));
         let state = State::new(made.collect());
         // The function has no ATS, so the engines keep no translations.
         let pool = EnginePool::new(device, state, false);
-        front.function().on_bus_master(pool.on_bus_master());
+        endpoint.function().on_bus_master(pool.on_bus_master());
         let this = Arc::new(IoatDevice {
             pool,
-            front,
+            endpoint,
             pasids: Arc::clone(iommu.pasids()),
             driver: DriverSlot::default(),
             channels,
@@ -72,7 +73,7 @@ impl IoatDevice {
         Ok(this)
     }
 
-    /// The device that its DMA is tagged as.
+    /// The device behind the IOMMU whose DMA it does.
     pub fn device(&self) -> &Arc<Device> {
         self.pool.device()
     }
@@ -110,18 +111,18 @@ impl IoatDevice {
         schedule::reset(&self.pool, |other, _| other == index);
     }
 
-    /// The same, and says in whose name the channel works from now on.
-    pub(crate) fn assign_channel(&self, index: usize, tag: Option<&Arc<Tag>>) {
+    /// The same, and says which client the channel works for from now on.
+    pub(crate) fn assign_channel(&self, index: usize, client: Option<&Arc<Client>>) {
         schedule::reset(&self.pool, |other, channel| {
             let own = other == index;
             if own {
-                channel.tag = tag.map(Arc::clone);
+                channel.client = client.map(Arc::clone);
             }
             own
         });
     }
 
-    /// Channels that were set aside for children and that nobody has.
+    /// Channels that were set aside for children and have no owner.
     pub(crate) fn free_channels(&self) -> Vec<usize> {
         let state = self.pool.lock();
         let channels = self.channels.iter().zip(&state.channels).enumerate();
@@ -132,10 +133,10 @@ impl IoatDevice {
     }
 }
 
-/// The name in which the device's own owner uses channel `index`.
-pub(crate) fn own_tag(front: &Arc<Front>, index: usize) -> Arc<Tag> {
-    Arc::new(Tag {
-        front: Arc::clone(front),
+/// The owner of the whole device as the client of channel `index`.
+pub(crate) fn own_client(endpoint: &Arc<Endpoint>, index: usize) -> Arc<Client> {
+    Arc::new(Client {
+        endpoint: Arc::clone(endpoint),
         index,
         pasid: None,
         parent: None,
@@ -149,8 +150,8 @@ pub(crate) fn is_open(channel: &Channel) -> bool {
 }
 
 impl Registers for IoatDevice {
-    fn front(&self) -> &Front {
-        &self.front
+    fn endpoint(&self) -> &Endpoint {
+        &self.endpoint
     }
 
     fn channels(&self) -> usize {
@@ -177,7 +178,7 @@ impl Registers for IoatDevice {
 
 impl DeviceModel for IoatDevice {
     fn function(&self) -> &Function {
-        self.front.function()
+        self.endpoint.function()
     }
 
     fn read(&self, bar: u8, offset: u64, data: &mut [u8]) {
@@ -195,7 +196,7 @@ impl DeviceModel for IoatDevice {
 
     fn reset(&self) {
         schedule::reset(&self.pool, |_, channel| is_open(channel));
-        self.front.reset();
+        self.endpoint.reset();
     }
 
     fn migration(&self) -> Option<&dyn Migrate> {
@@ -228,7 +229,7 @@ impl Inspect for IoatDevice {
             .with("address", self.device().address().to_string())
             .with("engines", self.engines)
             .with("channels", Value::List(channels))
-            .with("function", self.front.function().inspect())
+            .with("function", self.endpoint.function().inspect())
     }
 }
 
@@ -252,7 +253,7 @@ fn inspect_channel(channel: &Channel, made: &ChannelConfig) -> Node {
         .with("owner", owner)
         .with("status", status)
         .with("depth", u64::from(channel.depth()));
-    if let Some(pasid) = channel.tag.as_ref().and_then(|tag| tag.pasid) {
+    if let Some(pasid) = channel.client.as_ref().and_then(|client| client.pasid) {
         node.set("pasid", pasid.get());
     }
     node.with("jobs", stats.ended)

@@ -47,7 +47,7 @@ pub struct HostDriver {
 }
 
 /// A job under way, by its number.
-pub type Ticket = PendingJob<u64>;
+pub type Job = PendingJob<u64>;
 
 impl HostDriver {
     /// Takes the device: claims it for the DMA API and lets each channel use its own vector.
@@ -117,9 +117,9 @@ struct Ring {
     head: u64,
     /// The first job that has not ended.
     tail: u64,
-    /// The first job whose result nobody has taken.
+    /// The first job whose result has not been taken.
     taken: u64,
-    /// Results that nobody has taken: number and error, 0 for none.
+    /// Results that have not been taken: number and error, 0 for none.
     results: Vec<(u64, ChanErr)>,
     /// First job of the chain that the channel is on.
     base: u64,
@@ -186,7 +186,7 @@ impl HostChannel {
         self.ring_doorbell(ring);
     }
 
-    /// Lets the channel interrupt again, and tell of errors.
+    /// Lets the channel interrupt again, and report errors.
     fn arm(&self) {
         let control = ChanCtrl::new()
             .with_int_disable(true)
@@ -204,7 +204,7 @@ impl HostChannel {
 
     /// Appends a descriptor to the chain. Its completion flags and its successor are the driver's;
     /// waits while the ring is full.
-    pub fn submit(&self, descriptor: Descriptor) -> Ticket {
+    pub fn submit(&self, descriptor: Descriptor) -> Job {
         let mut ring = self.ring.lock();
         while ring.head - ring.taken >= RING - 1 {
             ring = self.freed.wait(ring);
@@ -219,9 +219,9 @@ impl HostChannel {
         let place = (number % RING) as usize * DESCRIPTOR_SIZE;
         self.memory.memory().write(place, &descriptor.to_bytes());
         ring.head += 1;
-        let ticket = Ticket::now(number);
+        let job = Job::now(number);
         self.ring_doorbell(&ring);
-        ticket
+        job
     }
 
     /// Takes the completion word in: what has ended, and what has failed.
@@ -268,8 +268,8 @@ impl HostChannel {
     ///
     /// # Errors
     /// [`Error::Job`] if it did not succeed, [`Error::Timeout`].
-    pub fn wait(&self, ticket: Ticket) -> Result<(), Error> {
-        let (error, latency) = self.jobs.wait(&ticket, |number| {
+    pub fn wait(&self, job: Job) -> Result<(), Error> {
+        let (error, latency) = self.jobs.wait(&job, |number| {
             // Rearmed before the look: what comes after it interrupts.
             self.arm();
             self.take(&mut self.ring.lock(), *number)

@@ -9,7 +9,7 @@ use ioasid_engine::{Halt, Job, JobId, Place};
 use ioasid_iommu::{DmaGuard, DmaPort};
 
 use crate::{
-    channel::Tag,
+    channel::Client,
     exec::{Ending, Execution},
 };
 
@@ -17,7 +17,7 @@ use crate::{
 #[derive(Debug)]
 pub(crate) struct Task {
     pub(crate) channel: usize,
-    tag: Arc<Tag>,
+    client: Arc<Client>,
     execution: Execution,
     aborted: Arc<AtomicBool>,
     /// How it has ended, when it has.
@@ -29,13 +29,13 @@ pub(crate) struct Task {
 impl Task {
     pub(crate) fn new(
         channel: usize,
-        tag: Arc<Tag>,
+        client: Arc<Client>,
         execution: Execution,
         aborted: &Arc<AtomicBool>,
     ) -> Self {
         Task {
             channel,
-            tag,
+            client,
             aborted: Arc::clone(aborted),
             ending: None,
             accounted: execution.moved,
@@ -55,7 +55,7 @@ impl Task {
         self.execution
     }
 
-    /// How it has ended; nobody learns of one that was aborted.
+    /// How it has ended; one that was aborted is not reported.
     pub(crate) fn ending(&self) -> Option<Ending> {
         self.ending.filter(|_| !self.aborted())
     }
@@ -63,8 +63,8 @@ impl Task {
     /// The way to memory from `place`.
     fn enter<'a>(&self, port: &'a mut DmaPort, place: Place) -> DmaGuard<'a> {
         match place {
-            Place::Engine => port.enter(self.tag.pasid),
-            Place::Worker => port.enter_blocking(self.tag.pasid),
+            Place::Engine => port.enter(self.client.pasid),
+            Place::Worker => port.enter_blocking(self.client.pasid),
         }
     }
 }
@@ -86,7 +86,7 @@ impl Job for Task {
         self.execution.step(&mut guard)
     }
 
-    /// Completion word and registers change at once, for whoever reads the registers. Entering a domain
+    /// Completion word and registers change at once, as seen by a reader of the registers. Entering a domain
     /// and writing a word in it does not block an engine; on a worker it may, so there the registers
     /// change only after it.
     fn conclude(&mut self, port: &mut DmaPort, place: Place) -> Result<(), Halt> {

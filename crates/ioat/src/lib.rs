@@ -1,6 +1,6 @@
 //! Floor 5: a software Intel I/OAT (CBDMA, 8086:2021): a device that copies, fills and adds up
-//! memory by chains of descriptors, with several channels, each of which can belong to somebody
-//! else. Stock drivers need no special store instruction for it.
+//! memory by chains of descriptors, with several channels, each of which can belong to another
+//! owner. Stock drivers need no special store instruction for it.
 //!
 //! * [`spec`]: the hardware interface as types. No behaviour.
 //! * [`IoatDevice`]: the whole device, as its own driver or a program with the whole device sees it.
@@ -10,11 +10,11 @@
 //!
 //! Inside, `channel` is the state of a channel: registers, chain, what is under way. An engine
 //! ([`ioasid_engine`]) takes one descriptor of it after another from the `schedule` as a `job` and
-//! `exec`utes it, step by step, through a guarded DMA port; a `front` takes what its owner may see of
-//! interrupts.
+//! `exec`utes it, step by step, through a guarded DMA port; an `endpoint` is the PCI function of one owner,
+//! with that owner's interrupts.
 //!
 //! What never lives here: page tables, attachments, anything that knows which address space a PASID
-//! leads to. The device tags its DMA, and that is all.
+//! leads to. The device gives its DMA a PASID, and that is all.
 //!
 //! Invariants:
 //! * Descriptors of a channel are done one after the other, on engines (or on their client's worker),
@@ -26,8 +26,8 @@
 //! * When a reset is done, no descriptor of the time before touches memory any more.
 //! * While a channel is paused for a migration, nothing of it goes on and no interrupt comes.
 //! * A descriptor's bytes are written before its completion word, and that before its interrupt.
-//!   Whoever sees the word in memory that does not block sees the registers that go with it, and the
-//!   other way round.
+//!   A program that sees the word in memory that does not block sees the registers that go with it,
+//!   and the other way round.
 //!
 //! # Capabilities
 //! | | whole device | child |
@@ -51,8 +51,8 @@ mod claim;
 mod config;
 mod device;
 pub mod driver;
+mod endpoint;
 mod exec;
-mod front;
 mod job;
 mod migration;
 mod registers;

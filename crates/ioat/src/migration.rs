@@ -15,7 +15,7 @@ use crate::{
     child::IoatChild,
     config::MAX_TRANSFER_SHIFT,
     device::{IoatDevice, is_open},
-    front::Front,
+    endpoint::Endpoint,
     registers::{Registers, capabilities},
     schedule::{self, Pool, State},
     spec::registers::VERSION as HARDWARE_VERSION,
@@ -30,7 +30,7 @@ const VERSION: u32 = 2;
 struct Part<'a> {
     magic: &'static [u8; 8],
     pool: &'a Pool,
-    front: &'a Front,
+    endpoint: &'a Endpoint,
     /// Channels of that owner, by their index in the device.
     channels: Vec<usize>,
 }
@@ -44,7 +44,7 @@ impl IoatChild {
         Part {
             magic: CHILD,
             pool,
-            front: self.front(),
+            endpoint: self.endpoint(),
             channels: own.then_some(self.channel()).into_iter().collect(),
         }
     }
@@ -59,7 +59,7 @@ impl IoatDevice {
         Part {
             magic: WHOLE,
             pool: &self.pool,
-            front: self.front(),
+            endpoint: self.endpoint(),
             channels: open.map(|(index, _)| index).collect(),
         }
     }
@@ -102,7 +102,7 @@ impl Part<'_> {
         let mut out = Writer::default();
         out.bytes(&self.abilities());
         let state = self.pool.lock();
-        self.front.save(&mut out);
+        self.endpoint.save(&mut out);
         self.each(&state).for_each(|channel| channel.save(&mut out));
         out.finish()
     }
@@ -111,7 +111,7 @@ impl Part<'_> {
         let mut from = Reader::behind(&self.abilities(), state)?;
         // A child that has lost its channel takes nothing.
         expect(!self.channels.is_empty())?;
-        self.front.load(&mut from, self.channels.len())?;
+        self.endpoint.load(&mut from, self.channels.len())?;
         let mut state = self.pool.lock();
         for index in &self.channels {
             let channel = state.channels.get_mut(*index).ok_or(StateError)?;

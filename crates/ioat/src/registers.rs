@@ -6,7 +6,7 @@ use ioasid_core::regmap::RegBlocks;
 use crate::{
     channel::Channel,
     config::MAX_TRANSFER_SHIFT,
-    front::Front,
+    endpoint::Endpoint,
     spec::{
         DmaCap,
         map::{CHANNEL, Chan, GENERAL, General},
@@ -23,7 +23,7 @@ const CHANNELS: RegBlocks = RegBlocks {
 /// One owner's registers.
 pub(crate) trait Registers {
     /// General registers and interrupts.
-    fn front(&self) -> &Front;
+    fn endpoint(&self) -> &Endpoint;
     /// Number of channels.
     fn channels(&self) -> usize;
     /// Shows channel `index` to `read`, or one as after power-up where it is not the owner's.
@@ -62,14 +62,14 @@ pub(crate) fn read(file: &impl Registers, offset: u64, data: &mut [u8]) {
 
 /// Reading INTRCTRL has an effect.
 fn read_general(file: &impl Registers, register: General) -> u64 {
-    let front = file.front();
+    let endpoint = file.endpoint();
     match register {
         General::ChanCnt => file.channels() as u64,
         General::XferCap => MAX_TRANSFER_SHIFT.into(),
-        General::IntrCtrl => front.read_interrupts().into(),
-        General::AttnStatus => front.attention().into(),
+        General::IntrCtrl => endpoint.read_interrupts().into(),
+        General::AttnStatus => endpoint.attention().into(),
         General::CbVer => reg::VERSION.into(),
-        General::IntrDelay => front.delay().into(),
+        General::IntrDelay => endpoint.delay().into(),
         General::DmaCap => capabilities().into_bits().into(),
     }
 }
@@ -81,12 +81,12 @@ pub(crate) fn write(file: &impl Registers, offset: u64, data: &[u8]) {
             file.write_channel(index, register, value, mask);
         });
     } else if offset < reg::GENERAL_END {
-        let front = file.front();
+        let endpoint = file.endpoint();
         GENERAL.write(offset, data, |register, value, mask| match register {
-            General::IntrCtrl => front.set_interrupts(value as u8),
+            General::IntrCtrl => endpoint.set_interrupts(value as u8),
             General::IntrDelay => {
-                let old = u64::from(front.delay());
-                front.set_delay((old & !mask | value) as u16);
+                let old = u64::from(endpoint.delay());
+                endpoint.set_delay((old & !mask | value) as u16);
             }
             _ => {}
         });

@@ -1,6 +1,6 @@
 //! The device's channels as its engines see them: which comes next, and what becomes of a descriptor
 //! that leaves an engine. A channel whose descriptor has moved the bytes of one guard goes to the end of
-//! the line; one whose function must not issue requests leaves the line until it may.
+//! the queue; one whose function must not issue requests leaves the queue until it may.
 
 use std::{collections::VecDeque, mem};
 
@@ -8,7 +8,7 @@ use ioasid_engine::{EnginePool, Job as _, Place as At, Schedule, Wanted};
 
 use crate::{
     channel::{Channel, Place, Reset},
-    front::Message,
+    endpoint::Message,
     job::Task,
 };
 
@@ -19,8 +19,8 @@ pub(crate) type Pool = EnginePool<State>;
 #[derive(Debug)]
 pub(crate) struct State {
     pub(crate) channels: Vec<Channel>,
-    /// Channels in line. One may be in it twice, or for nothing: its place tells.
-    line: VecDeque<usize>,
+    /// Channels that wait for an engine. One may be in it twice, or for nothing: its `place` decides.
+    ready: VecDeque<usize>,
     /// What a change asks to raise.
     message: Option<Message>,
 }
@@ -29,17 +29,17 @@ impl State {
     pub(crate) fn new(channels: Vec<Channel>) -> Self {
         State {
             channels,
-            line: VecDeque::new(),
+            ready: VecDeque::new(),
             message: None,
         }
     }
 
-    /// Puts the channels that have work in line.
+    /// Queues the channels that have work.
     fn queue_up(&mut self) {
         for (index, channel) in self.channels.iter_mut().enumerate() {
             if channel.is_due() {
                 channel.place = Place::Ready;
-                self.line.push_back(index);
+                self.ready.push_back(index);
             }
         }
     }
@@ -57,7 +57,7 @@ impl Schedule for State {
     /// From the channels in turn.
     fn next(&mut self, _engine: usize) -> Option<Task> {
         loop {
-            let index = self.line.pop_front()?;
+            let index = self.ready.pop_front()?;
             let channel = self.channels.get_mut(index)?;
             if let Some(task) = channel.take(index) {
                 return Some(task);
@@ -65,13 +65,13 @@ impl Schedule for State {
         }
     }
 
-    fn settle(&mut self) -> Option<Message> {
+    fn after_change(&mut self) -> Option<Message> {
         self.queue_up();
         mem::take(&mut self.message)
     }
 
     fn wanted(&self) -> Wanted {
-        Wanted::Some(self.line.len())
+        Wanted::Some(self.ready.len())
     }
 
     fn account(&mut self, task: &mut Task, _place: At) {

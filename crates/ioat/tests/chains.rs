@@ -3,7 +3,7 @@
 
 mod common;
 
-use common::{CHAIN, DST, END, RUN, SRC, WORD, Whole, eventually, noise, told};
+use common::{CHAIN, DST, END, RUN, SRC, WORD, Whole, eventually, noise, reporting};
 use ioasid_core::Prot;
 use ioasid_ioat::spec::{ChanErr, ChanSts, ChannelStatus, Descriptor, registers as reg};
 
@@ -99,7 +99,7 @@ fn a_ring_goes_round_more_often_than_the_count_has_numbers() {
     let driver = &whole.driver;
     let at = |n: u64| CHAIN + n % 16 * 64;
     for n in 0..16 {
-        let linked = told(Descriptor::null()).with_next(at(n + 1));
+        let linked = reporting(Descriptor::null()).with_next(at(n + 1));
         whole.area.write(at(n), &linked.to_bytes());
     }
     driver.start(CHAIN, 8);
@@ -119,12 +119,12 @@ fn the_completion_word_names_the_last_descriptor_that_asked_for_it() {
     let quiet = Descriptor::null();
     assert_eq!(whole.run(&[quiet, quiet]).into_bits(), 0);
     assert_eq!(whole.area.word(WORD).into_bits(), 0);
-    assert_eq!(whole.run(&[quiet, told(quiet), quiet]).into_bits(), 0);
+    assert_eq!(whole.run(&[quiet, reporting(quiet), quiet]).into_bits(), 0);
     assert_eq!(
         whole.area.word(WORD),
         ChanSts::at(CHAIN + 64, ChannelStatus::Active)
     );
-    assert_eq!(whole.run(&[quiet, told(quiet)]).into_bits(), 0);
+    assert_eq!(whole.run(&[quiet, reporting(quiet)]).into_bits(), 0);
     assert_eq!(
         whole.area.word(WORD),
         ChanSts::at(CHAIN + 64, ChannelStatus::Done)
@@ -142,7 +142,7 @@ fn whoever_sees_the_completion_word_sees_the_data() {
         let pattern = u64::from_le_bytes([round; 8]);
         whole
             .area
-            .write_chain(CHAIN, &[told(Descriptor::fill(DST, pattern, size))]);
+            .write_chain(CHAIN, &[reporting(Descriptor::fill(DST, pattern, size))]);
         whole.driver.start(CHAIN, 1);
         eventually("the word", || whole.area.word(WORD).into_bits() != 0);
         assert!(whole.area.read(DST, size as usize) == vec![round; size as usize]);
@@ -164,7 +164,7 @@ fn xor_adds_up_two_to_eight_sources() {
         let mut chain = vec![base];
         chain.extend(extension);
         // What follows an extension is found by the extension's successor.
-        chain.push(told(Descriptor::null()));
+        chain.push(reporting(Descriptor::null()));
         assert_eq!(whole.run(&chain).into_bits(), 0, "{count}");
         assert!(whole.area.read(DST, size) == xor(&buffers), "{count}");
         let last = CHAIN + (chain.len() as u64 - 1) * 64;
@@ -210,14 +210,18 @@ fn a_wrong_sum_halts_the_channel_unless_it_is_masked() {
     let (check, _) = Descriptor::xor(DST, &sources, 4096, true);
     assert_eq!(
         whole
-            .run(&[make, told(Descriptor::null()), check])
+            .run(&[make, reporting(Descriptor::null()), check])
             .into_bits(),
         0
     );
     let byte = whole.area.read(DST + 4095, 1)[0];
     whole.area.write(DST + 4095, &[!byte]);
     let wrong = ChanErr::new().with_xor_p_or_crc(true);
-    let chain = [told(Descriptor::null()), check, told(Descriptor::null())];
+    let chain = [
+        reporting(Descriptor::null()),
+        check,
+        reporting(Descriptor::null()),
+    ];
     assert_eq!(whole.run(&chain), wrong);
     // The word names what was done before it.
     assert_eq!(
@@ -238,7 +242,7 @@ fn a_wrong_sum_halts_the_channel_unless_it_is_masked() {
         .write(reg::CHANERRMSK, &wrong.into_bits().to_le_bytes());
     whole.driver.set_completion(WORD);
     whole.driver.start(CHAIN, 3);
-    assert_eq!(whole.driver.settle(), wrong);
+    assert_eq!(whole.driver.wait_for_end(), wrong);
     assert!(whole.driver.status().is(ChannelStatus::Done));
 }
 
@@ -256,8 +260,8 @@ fn a_fault_halts_the_channel_with_its_error_and_the_word_says_what_was_done() {
     ] {
         let before = irq.count();
         let chain = [
-            told(Descriptor::null()),
-            told(bad),
+            reporting(Descriptor::null()),
+            reporting(bad),
             Descriptor::fill(DST, 0, 8),
         ];
         whole.area.write(DST, &[0xff; 8]);
@@ -284,7 +288,7 @@ fn a_halted_channel_tells_only_if_it_was_asked_to() {
     whole.driver.control(0x09);
     whole
         .area
-        .write_chain(CHAIN, &[told(Descriptor::fill(END, 0, 8))]);
+        .write_chain(CHAIN, &[reporting(Descriptor::fill(END, 0, 8))]);
     whole.driver.start(CHAIN, 1);
     whole.driver.wait_for(ChannelStatus::Halted);
     assert_eq!(whole.area.word(WORD).into_bits(), 0);
@@ -327,26 +331,28 @@ fn addresses_that_are_not_aligned_and_chains_that_are_not_mapped_are_errors() {
     let driver = &whole.driver;
     let none = ChanErr::new();
     driver.start(CHAIN + 8, 1);
-    assert_eq!(driver.settle(), none.with_chain_addr(true));
+    assert_eq!(driver.wait_for_end(), none.with_chain_addr(true));
     driver.reset();
     let lost = Descriptor::null().with_next(CHAIN + 72);
     whole.area.write(CHAIN, &lost.to_bytes());
     driver.start(CHAIN, 1);
-    assert_eq!(driver.settle(), none, "nobody has followed it yet");
+    assert_eq!(driver.wait_for_end(), none, "it has not been followed yet");
     driver.count(2);
-    assert_eq!(driver.settle(), none.with_next_addr(true));
+    assert_eq!(driver.wait_for_end(), none.with_next_addr(true));
     driver.reset();
     driver.start(END, 1);
-    assert_eq!(driver.settle(), none.with_descriptor(true));
+    assert_eq!(driver.wait_for_end(), none.with_descriptor(true));
     driver.reset();
-    whole.area.write_chain(CHAIN, &[told(Descriptor::null())]);
+    whole
+        .area
+        .write_chain(CHAIN, &[reporting(Descriptor::null())]);
     driver.set_completion(WORD + 4);
     driver.start(CHAIN, 1);
-    assert_eq!(driver.settle(), none.with_completion_addr(true));
+    assert_eq!(driver.wait_for_end(), none.with_completion_addr(true));
     driver.reset();
     driver.set_completion(END);
     driver.start(CHAIN, 1);
-    assert_eq!(driver.settle(), none.with_completion_addr(true));
+    assert_eq!(driver.wait_for_end(), none.with_completion_addr(true));
     assert!(driver.status().is(ChannelStatus::Halted));
     assert_eq!(whole.faults.total(), 2);
 }
@@ -384,12 +390,12 @@ fn channels_work_side_by_side_each_on_its_own_chain() {
                     let copies: Vec<_> = (1..8)
                         .map(|n| {
                             let (to, from) = (data + n * 0x1_0000, data + (n - 1) * 0x1_0000);
-                            told(Descriptor::copy(to, from, 0x1_0000))
+                            reporting(Descriptor::copy(to, from, 0x1_0000))
                         })
                         .collect();
                     whole.area.write_chain(chain, &copies);
                     driver.start(chain, 7);
-                    assert_eq!(driver.settle().into_bits(), 0);
+                    assert_eq!(driver.wait_for_end().into_bits(), 0);
                     assert!(whole.area.read(data + 7 * 0x1_0000, 0x1_0000) == bytes);
                     let last = ChanSts::at(chain + 6 * 64, ChannelStatus::Done);
                     assert_eq!(whole.area.word(word), last);
@@ -414,7 +420,7 @@ fn a_chain_without_an_end_leaves_the_other_channels_their_turns() {
             .area
             .write_chain(chain, &[Descriptor::fill(WORD, 1, 8); 20]);
         whole.driver.start(chain, 20);
-        assert_eq!(whole.driver.settle().into_bits(), 0);
+        assert_eq!(whole.driver.wait_for_end().into_bits(), 0);
     }
 }
 
@@ -448,12 +454,12 @@ fn the_stock_drivers_self_test_passes() {
     allocate();
     driver.write(reg::CHAINADDR, &(CHAIN as u32).to_le_bytes());
     driver.write(reg::CHAINADDR + 4, &((CHAIN >> 32) as u32).to_le_bytes());
-    issue(0, &[told(Descriptor::null())]);
+    issue(0, &[reporting(Descriptor::null())]);
     complete(ring(0));
     // The copy of 2000 bytes.
     let bytes: Vec<u8> = (0..2000).map(|n| n as u8).collect();
     whole.area.write(SRC, &bytes);
-    issue(1, &[told(Descriptor::copy(DST, SRC, 2000))]);
+    issue(1, &[reporting(Descriptor::copy(DST, SRC, 2000))]);
     complete(ring(1));
     assert!(whole.area.read(DST, 2000) == bytes);
     // XOR of six pages, then its check, then the check of a wrong one.
@@ -463,11 +469,11 @@ fn the_stock_drivers_self_test_passes() {
         whole.area.write(*at, &[1 << n; 4096]);
     }
     let (xor, extension) = Descriptor::xor(DST, &sources, 4096, false);
-    issue(2, &[xor, extension.unwrap(), told(Descriptor::null())]);
+    issue(2, &[xor, extension.unwrap(), reporting(Descriptor::null())]);
     complete(ring(4));
     assert!(whole.area.read(DST, 4096) == vec![0x3f; 4096]);
     let (check, extension) = Descriptor::xor(DST, &sources, 4096, true);
-    let checks = [check, extension.unwrap(), told(Descriptor::null())];
+    let checks = [check, extension.unwrap(), reporting(Descriptor::null())];
     issue(5, &checks);
     complete(ring(7));
     whole.area.write(DST, &[0; 4096]);

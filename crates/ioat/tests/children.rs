@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use common::{
     Area, CHAIN, DST, Driver, END, RESET, RUN, SRC, WORD, eventually, new_domain, new_ioat,
-    new_iommu, noise, told,
+    new_iommu, noise, reporting,
 };
 use ioasid_core::{Pasid, inspect::Inspect as _};
 use ioasid_ioat::{
@@ -84,9 +84,9 @@ impl Guest {
         self.driver.control(RUN);
         self.area.write(SRC, &bytes);
         self.area
-            .write_chain(CHAIN, &[told(Descriptor::copy(DST, SRC, 0x1_0000))]);
+            .write_chain(CHAIN, &[reporting(Descriptor::copy(DST, SRC, 0x1_0000))]);
         self.driver.start(CHAIN, 1);
-        self.driver.settle().into_bits() == 0 && self.area.read(DST, 0x1_0000) == bytes
+        self.driver.wait_for_end().into_bits() == 0 && self.area.read(DST, 0x1_0000) == bytes
     }
 
     fn leave(&self) {
@@ -194,9 +194,12 @@ fn a_fault_of_one_child_is_told_to_its_owner_alone() {
     let irq = other.driver.listen(0);
     guest
         .area
-        .write_chain(CHAIN, &[told(Descriptor::fill(END, 0, 8))]);
+        .write_chain(CHAIN, &[reporting(Descriptor::fill(END, 0, 8))]);
     guest.driver.start(CHAIN, 1);
-    assert_eq!(guest.driver.settle(), ChanErr::new().with_write_data(true));
+    assert_eq!(
+        guest.driver.wait_for_end(),
+        ChanErr::new().with_write_data(true)
+    );
     let faults = guest.faults.drain();
     assert_eq!(faults.len(), 1);
     assert_eq!((faults[0].iova, faults[0].pasid), (END, Some(guest.pasid)));
@@ -263,7 +266,7 @@ fn a_child_that_leaves_in_flight_writes_nothing_any_more_and_its_pasid_is_free()
     let child = IoatChild::new(&parent.ioat, 1).unwrap();
     for round in 0..30_u64 {
         let guest = Guest::of(&parent.iommu, child.clone());
-        let fill = told(Descriptor::fill(DST, round, 1 << 18)).with_next(CHAIN);
+        let fill = reporting(Descriptor::fill(DST, round, 1 << 18)).with_next(CHAIN);
         guest.area.write(CHAIN, &fill.to_bytes());
         guest.driver.start(CHAIN, u16::MAX);
         (0..round * 50).for_each(|_| std::hint::spin_loop());
@@ -372,7 +375,7 @@ fn a_childs_bus_master_bit_holds_its_own_channel_and_its_parents_holds_all() {
     set_master(&*parent.ioat, false);
     for guest in [&one, &two] {
         guest.area.write(SRC, &[0x5a; 64]);
-        let chain = [told(Descriptor::copy(DST, SRC, 64))];
+        let chain = [reporting(Descriptor::copy(DST, SRC, 64))];
         guest.area.write_chain(CHAIN, &chain);
         guest.driver.start(CHAIN, 1);
     }

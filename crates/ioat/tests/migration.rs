@@ -10,7 +10,7 @@ use std::{
 
 use common::{
     Area, Driver, RESET, RESUME, RUN, SUSPEND, Whole, eventually, new_domain, new_ioat, new_iommu,
-    noise, told,
+    noise, reporting,
 };
 use ioasid_core::host::CountingIrq;
 use ioasid_ioat::{
@@ -25,7 +25,7 @@ use ioasid_vfio::{DefaultPasid, DeviceModel, Migrate, StateError};
 use proptest::prelude::*;
 
 /// A device in a machine of its own.
-struct Scene {
+struct Setup {
     model: Arc<dyn DeviceModel>,
     /// One for each channel.
     drivers: Vec<Driver>,
@@ -34,7 +34,7 @@ struct Scene {
     _keeps: Box<dyn std::any::Any + Send + Sync>,
 }
 
-impl Scene {
+impl Setup {
     fn new(
         model: Arc<dyn DeviceModel>,
         area: Area,
@@ -43,7 +43,7 @@ impl Scene {
     ) -> Self {
         let first = Driver::new(Arc::clone(&model));
         let drivers: Vec<_> = (0..channels).map(|n| first.with_channel(n)).collect();
-        Scene {
+        Setup {
             irqs: (0..channels).map(|n| first.listen(n as u32)).collect(),
             model,
             drivers,
@@ -56,7 +56,7 @@ impl Scene {
     fn whole() -> Self {
         let whole = Whole::new();
         let (model, area) = (whole.ioat.clone(), whole.area.clone());
-        Scene::new(model, area, 4, (whole.iommu, whole.domain, whole.faults))
+        Setup::new(model, area, 4, (whole.iommu, whole.domain, whole.faults))
     }
 
     /// A child with channel `channel` of its parent, the last one that was given a PASID.
@@ -78,14 +78,14 @@ impl Scene {
         DmaSource::new(&device, Some(pasid))
             .attach(&domain, &sink)
             .unwrap();
-        Scene::new(child, area, 1, (iommu, parent, others, domain))
+        Setup::new(child, area, 1, (iommu, parent, others, domain))
     }
 
     fn migrate(&self) -> &dyn Migrate {
         self.model.migration().unwrap()
     }
 
-    /// As whoever restores a device does.
+    /// As a device is restored.
     fn load(&self, state: &[u8]) -> Result<(), StateError> {
         self.model.reset();
         self.migrate().pause();
@@ -115,7 +115,7 @@ impl Scene {
     }
 
     /// Takes over what `source` was doing.
-    fn take_over(&self, source: &Scene) {
+    fn take_over(&self, source: &Setup) {
         source.migrate().pause();
         let state = source.migrate().save();
         let memory = source.area.read(Area::BASE, Area::SIZE as usize);
@@ -123,7 +123,7 @@ impl Scene {
         self.load(&state).unwrap();
         assert!(self.migrate().save() == state, "every field is there");
         assert_eq!(self.registers(), source.registers());
-        // Whoever stays behind does nothing more.
+        // The one that stays behind does nothing more.
         source.model.reset();
         assert!(source.area.read(Area::BASE, Area::SIZE as usize) == memory);
         self.migrate().resume();
@@ -157,7 +157,7 @@ fn work(at: u64) -> Vec<Descriptor> {
     let size = LEN as u32;
     let mut chain = Vec::new();
     let mut add = |(descriptor, extension): (Descriptor, Option<Descriptor>)| {
-        chain.push(told(descriptor));
+        chain.push(reporting(descriptor));
         chain.extend(extension);
     };
     for round in 0..3 {
@@ -181,20 +181,20 @@ fn work(at: u64) -> Vec<Descriptor> {
 }
 
 /// The whole devices and the children that the cases share: two of each.
-static SCENES: LazyLock<Mutex<[[Scene; 2]; 2]>> = LazyLock::new(|| {
+static SETUPS: LazyLock<Mutex<[[Setup; 2]; 2]>> = LazyLock::new(|| {
     Mutex::new([
-        [Scene::whole(), Scene::whole()],
-        [Scene::child(1), Scene::child(3)],
+        [Setup::whole(), Setup::whole()],
+        [Setup::child(1), Setup::child(3)],
     ])
 });
 
 /// Memory and registers after the work of a device that stays where it is.
 static EXPECTED: LazyLock<[(Vec<u8>, Vec<u64>); 2]> = LazyLock::new(|| {
-    [Scene::whole(), Scene::child(2)].map(|scene| {
-        scene.start();
-        eventually("the end of the work", || scene.is_done());
-        let memory = scene.area.read(Area::BASE, Area::SIZE as usize);
-        (memory, scene.registers())
+    [Setup::whole(), Setup::child(2)].map(|setup| {
+        setup.start();
+        eventually("the end of the work", || setup.is_done());
+        let memory = setup.area.read(Area::BASE, Area::SIZE as usize);
+        (memory, setup.registers())
     })
 });
 
@@ -206,36 +206,36 @@ proptest! {
         waits in proptest::collection::vec(0_u64..2_000, 1..6),
         child in any::<bool>(),
     ) {
-        let scenes = SCENES.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
-        let scenes = &scenes[usize::from(child)];
-        let before: Vec<_> = scenes.iter().map(Scene::interrupts).collect();
-        scenes[0].area.write(Area::BASE, &vec![0; Area::SIZE as usize]);
-        scenes[0].model.reset();
-        let _ = Driver::new(Arc::clone(&scenes[0].model));
-        scenes[0].start();
+        let setups = SETUPS.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        let setups = &setups[usize::from(child)];
+        let before: Vec<_> = setups.iter().map(Setup::interrupts).collect();
+        setups[0].area.write(Area::BASE, &vec![0; Area::SIZE as usize]);
+        setups[0].model.reset();
+        let _ = Driver::new(Arc::clone(&setups[0].model));
+        setups[0].start();
         let mut here = 0;
         for wait in waits {
             let until = Instant::now() + Duration::from_micros(wait);
             while Instant::now() < until {
                 std::thread::yield_now();
             }
-            scenes[1 - here].take_over(&scenes[here]);
+            setups[1 - here].take_over(&setups[here]);
             here = 1 - here;
         }
-        let scene = &scenes[here];
-        eventually("the end of the work", || scene.is_done());
+        let setup = &setups[here];
+        eventually("the end of the work", || setup.is_done());
         let (memory, registers) = &EXPECTED[usize::from(child)];
-        prop_assert!(scene.area.read(Area::BASE, Area::SIZE as usize) == *memory);
-        prop_assert_eq!(&scene.registers(), registers);
-        // Nobody has rearmed: one interrupt of each channel, wherever it was.
+        prop_assert!(setup.area.read(Area::BASE, Area::SIZE as usize) == *memory);
+        prop_assert_eq!(&setup.registers(), registers);
+        // Nothing was rearmed: one interrupt of each channel, wherever it was.
         let raised = || -> Vec<u64> {
-            let after = scenes.iter().map(Scene::interrupts);
+            let after = setups.iter().map(Setup::interrupts);
             let sums = after.zip(&before).map(|(after, before)| {
                 after.iter().zip(before).map(|(a, b)| a - b).collect::<Vec<_>>()
             });
             sums.reduce(|a, b| a.iter().zip(&b).map(|(a, b)| a + b).collect()).unwrap()
         };
-        let once = vec![1; scene.drivers.len()];
+        let once = vec![1; setup.drivers.len()];
         eventually("the interrupts", || raised() == once);
     }
 
@@ -255,8 +255,8 @@ proptest! {
             (reg::CHANERRMSK, 4),
             (reg::DCACTRL, 4),
         ];
-        let scenes = SCENES.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
-        let [source, destination] = &scenes[usize::from(child)];
+        let setups = SETUPS.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        let [source, destination] = &setups[usize::from(child)];
         source.model.reset();
         source.model.write(0, reg::INTRDELAY, &general);
         for (channel, register, value) in writes {
@@ -278,8 +278,8 @@ proptest! {
         changes in proptest::collection::vec((any::<prop::sample::Index>(), any::<u8>()), 1..12),
         wait in 0_u64..1_000,
     ) {
-        let scenes = SCENES.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
-        let [source, destination] = &scenes[0];
+        let setups = SETUPS.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        let [source, destination] = &setups[0];
         source.model.reset();
         source.start();
         std::thread::sleep(Duration::from_micros(wait));
@@ -298,17 +298,17 @@ proptest! {
         driver.reset();
         driver.set_completion(part(0) + WORD);
         destination.area.write(part(0) + DATA, &noise(64, 9));
-        let copy = told(Descriptor::copy(part(0) + DATA + 64, part(0) + DATA, 64));
+        let copy = reporting(Descriptor::copy(part(0) + DATA + 64, part(0) + DATA, 64));
         destination.area.write_chain(part(0) + CHAIN, &[copy]);
         driver.start(part(0) + CHAIN, 1);
-        prop_assert_eq!(driver.settle().into_bits(), 0);
+        prop_assert_eq!(driver.wait_for_end().into_bits(), 0);
         prop_assert_eq!(destination.area.read(part(0) + DATA + 64, 64), noise(64, 9));
     }
 }
 
 #[test]
 fn a_suspend_that_waits_for_its_descriptor_goes_along() {
-    let (source, destination) = (Scene::child(1), Scene::child(2));
+    let (source, destination) = (Setup::child(1), Setup::child(2));
     source.start();
     source.drivers[0].command(SUSPEND);
     destination.take_over(&source);
@@ -325,43 +325,43 @@ fn a_suspend_that_waits_for_its_descriptor_goes_along() {
 
 #[test]
 fn nothing_goes_on_in_a_pause_and_a_reset_ends_it() {
-    let scene = Scene::whole();
-    scene.migrate().pause();
-    let driver = &scene.drivers[0];
+    let setup = Setup::whole();
+    setup.migrate().pause();
+    let driver = &setup.drivers[0];
     // A reset that the program asks for does not.
     driver.command(RESET);
-    let fill = told(Descriptor::fill(part(0) + DATA, 7, 64));
-    scene.area.write_chain(part(0) + CHAIN, &[fill]);
+    let fill = reporting(Descriptor::fill(part(0) + DATA, 7, 64));
+    setup.area.write_chain(part(0) + CHAIN, &[fill]);
     driver.set_completion(part(0) + WORD);
     driver.start(part(0) + CHAIN, 1);
-    let state = scene.migrate().save();
-    scene.migrate().pause();
-    assert_eq!(scene.migrate().save(), state);
-    assert_eq!(scene.area.word(part(0) + WORD).into_bits(), 0);
-    scene.model.reset();
+    let state = setup.migrate().save();
+    setup.migrate().pause();
+    assert_eq!(setup.migrate().save(), state);
+    assert_eq!(setup.area.word(part(0) + WORD).into_bits(), 0);
+    setup.model.reset();
     driver.set_completion(part(0) + WORD);
     driver.start(part(0) + CHAIN, 1);
-    assert_eq!(driver.settle().into_bits(), 0);
-    assert!(scene.area.word(part(0) + WORD).is(ChannelStatus::Done));
+    assert_eq!(driver.wait_for_end().into_bits(), 0);
+    assert!(setup.area.word(part(0) + WORD).is(ChannelStatus::Done));
 }
 
 #[test]
 fn a_state_of_another_device_or_a_part_of_one_is_refused() {
-    let (whole, child) = (Scene::whole(), Scene::child(1));
-    let states = [&whole, &child].map(|scene| {
-        scene.start();
-        scene.migrate().pause();
-        scene.migrate().save()
+    let (whole, child) = (Setup::whole(), Setup::child(1));
+    let states = [&whole, &child].map(|setup| {
+        setup.start();
+        setup.migrate().pause();
+        setup.migrate().save()
     });
     assert_eq!(whole.load(&states[1]), Err(StateError));
     assert_eq!(child.load(&states[0]), Err(StateError));
-    for (scene, state) in [&whole, &child].into_iter().zip(&states) {
+    for (setup, state) in [&whole, &child].into_iter().zip(&states) {
         for len in 0..state.len() {
-            assert_eq!(scene.load(&state[..len]), Err(StateError), "{len}");
+            assert_eq!(setup.load(&state[..len]), Err(StateError), "{len}");
         }
         let longer = [state.as_slice(), &[0]].concat();
-        assert_eq!(scene.load(&longer), Err(StateError));
-        scene.load(state).unwrap();
+        assert_eq!(setup.load(&longer), Err(StateError));
+        setup.load(state).unwrap();
     }
     let iommu = new_iommu();
     let smaller = new_ioat(&iommu, "0000:6b:01.0", 2);

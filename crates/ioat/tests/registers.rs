@@ -4,7 +4,7 @@
 mod common;
 
 use common::{
-    CHAIN, DST, Driver, RESET, RESUME, RUN, SRC, SUSPEND, WORD, Whole, eventually, noise, told,
+    CHAIN, DST, Driver, RESET, RESUME, RUN, SRC, SUSPEND, WORD, Whole, eventually, noise, reporting,
 };
 use ioasid_ioat::spec::{
     ChanErr, ChannelStatus, Descriptor, DmaCap,
@@ -143,7 +143,7 @@ fn an_error_is_cleared_by_writing_one_and_a_chain_waits_for_that() {
     let driver = &whole.driver;
     whole.area.write_chain(CHAIN, &[Descriptor::null()]);
     driver.start(0x1000, 1);
-    assert_ne!(driver.settle().into_bits(), 0);
+    assert_ne!(driver.wait_for_end().into_bits(), 0);
     driver.start(CHAIN, 1);
     assert!(driver.status().is(ChannelStatus::Halted));
     driver.write(reg::CHANERR, &0_u32.to_le_bytes());
@@ -164,7 +164,7 @@ fn a_descriptor_interrupts_if_it_asks_for_it_and_on_its_channels_vector() {
     driver.control(RUN);
     whole
         .area
-        .write_chain(CHAIN, &[Descriptor::null(), told(Descriptor::null())]);
+        .write_chain(CHAIN, &[Descriptor::null(), reporting(Descriptor::null())]);
     driver.start(CHAIN, 1);
     driver.wait_for(ChannelStatus::Done);
     driver.count(2);
@@ -183,7 +183,7 @@ fn between_an_interrupt_and_its_rearming_there_is_no_other_and_none_is_lost() {
     let irq = driver.listen(0);
     whole
         .area
-        .write_chain(CHAIN, &[told(Descriptor::null()); 100]);
+        .write_chain(CHAIN, &[reporting(Descriptor::null()); 100]);
     driver.start(CHAIN, 99);
     driver.wait_for(ChannelStatus::Done);
     eventually("the interrupt", || irq.count() == 1);
@@ -203,7 +203,7 @@ fn without_vectors_of_their_own_all_channels_use_the_first_until_it_is_read() {
     whole.ioat.write(0, reg::INTRCTRL, &[1]);
     whole
         .area
-        .write_chain(CHAIN, &[told(Descriptor::null()); 4]);
+        .write_chain(CHAIN, &[reporting(Descriptor::null()); 4]);
     let driver = whole.driver.with_channel(1);
     driver.set_completion(WORD);
     driver.control(RUN);
@@ -291,7 +291,7 @@ fn after_a_channel_reset_a_new_chain_is_enough() {
     driver.write(reg::CHANERRMSK, &0x40_u32.to_le_bytes());
     for round in 1..=3 {
         let faulty = Descriptor::copy(common::END, SRC, 4096);
-        whole.area.write_chain(CHAIN, &[told(faulty)]);
+        whole.area.write_chain(CHAIN, &[reporting(faulty)]);
         driver.start(CHAIN, 1);
         driver.wait_for(ChannelStatus::Halted);
         eventually("the interrupt of the error", || {
@@ -305,7 +305,7 @@ fn after_a_channel_reset_a_new_chain_is_enough() {
         assert_eq!(driver.read::<4>(reg::CHANERRMSK), 0x40);
 
         let good = Descriptor::copy(DST, SRC, 4096);
-        whole.area.write_chain(CHAIN, &[told(good)]);
+        whole.area.write_chain(CHAIN, &[reporting(good)]);
         driver.start(CHAIN, 1);
         driver.wait_for(ChannelStatus::Done);
         eventually("the interrupt", || irq.count() == 2 * round);
@@ -320,7 +320,7 @@ fn after_a_channel_reset_a_new_chain_is_enough() {
 fn a_channel_reset_in_flight_is_the_end_of_its_writes() {
     let whole = Whole::new();
     let driver = &whole.driver;
-    let fills = vec![told(Descriptor::fill(DST, 0, 1 << 18)); 64];
+    let fills = vec![reporting(Descriptor::fill(DST, 0, 1 << 18)); 64];
     for round in 0..50 {
         driver.set_completion(WORD);
         whole.area.write_chain(CHAIN, &fills);

@@ -6,7 +6,7 @@ mod common;
 
 use std::sync::{Arc, Weak, mpsc};
 
-use common::{CHAIN, DST, RESET, RUN, SRC, SUSPEND, WORD, Whole, eventually, noise, told};
+use common::{CHAIN, DST, RESET, RUN, SRC, SUSPEND, WORD, Whole, eventually, noise, reporting};
 use ioasid_core::{
     Prot,
     host::{Job, Worker, WorkerStopped},
@@ -141,7 +141,7 @@ impl Setup {
         driver.set_completion(WORD + 64);
         driver.control(RUN);
         let chain = CHAIN + 0x1000;
-        let copy = told(Descriptor::copy(DST, REMOTE, 4096)).with_next(chain);
+        let copy = reporting(Descriptor::copy(DST, REMOTE, 4096)).with_next(chain);
         self.whole.area.write(chain, &copy.to_bytes());
         driver.start(chain, count);
         eventually("its worker to block", || self.process.blocked());
@@ -157,7 +157,7 @@ fn chain_data_and_completion_word_may_all_be_remote() {
     let chain: Vec<_> = (0..5_u64)
         .map(|n| {
             let descriptor = Descriptor::copy(REMOTE + 0x20_0001, REMOTE + 0x10_0000 + n, size);
-            told(descriptor).with_next(REMOTE + (n + 1) * 64)
+            reporting(descriptor).with_next(REMOTE + (n + 1) * 64)
         })
         .collect();
     for (n, descriptor) in chain.iter().enumerate() {
@@ -201,7 +201,7 @@ fn a_reset_shows_until_the_blocked_copy_has_ended_and_nothing_is_written_then() 
     let blocked = setup.block(40);
     blocked.command(RESET);
     assert_eq!(blocked.read::<1>(reg::CHANCMD), u64::from(RESET));
-    // Its doorbell is not heard meanwhile, and what blocks is nobody's completion any more.
+    // Its doorbell has no effect meanwhile, and what blocks completes nothing any more.
     blocked.start(CHAIN, 1);
     setup.process.set(|gate| gate.shut = false);
     eventually("the reset", || blocked.read::<1>(reg::CHANCMD) == 0);
@@ -235,7 +235,9 @@ fn a_process_that_ends_halts_its_channel() {
 fn a_worker_that_is_gone_halts_its_channel_without_a_trace() {
     let setup = setup();
     drop(setup.thread.0.lock().take());
-    let errors = setup.whole.run(&[told(Descriptor::copy(DST, REMOTE, 64))]);
+    let errors = setup
+        .whole
+        .run(&[reporting(Descriptor::copy(DST, REMOTE, 64))]);
     assert_eq!(errors, ChanErr::new().with_read_data(true));
     assert_eq!(setup.whole.area.word(WORD).into_bits(), 0);
     assert_eq!(setup.whole.run(&[Descriptor::null()]).into_bits(), 0);
@@ -272,7 +274,7 @@ fn clearing_bus_master_waits_for_the_copy_that_blocks_and_holds_the_rest() {
     process.set(|gate| gate.thread = None);
     std::thread::yield_now();
     assert!(whole.area.read(WORD, 0x40_0000) == before);
-    assert!(process.gate.lock().thread.is_none(), "nobody has come");
+    assert!(process.gate.lock().thread.is_none(), "no thread has come");
     // A suspend does not wait for the descriptor, which goes on after a resume.
     assert!(blocked.status().is(ChannelStatus::Active));
     blocked.command(SUSPEND);
@@ -292,7 +294,7 @@ fn clearing_bus_master_waits_for_the_copy_that_blocks_and_holds_the_rest() {
     });
     blocked.command(SUSPEND);
     let _ = function.write_config(4, &[6]).unwrap();
-    let chain = [told(Descriptor::fill(DST, 7, 64))];
+    let chain = [reporting(Descriptor::fill(DST, 7, 64))];
     whole.area.write_chain(CHAIN + 0x2000, &chain);
     blocked.start(CHAIN + 0x2000, 1);
     blocked.wait_for(ChannelStatus::Done);

@@ -11,7 +11,7 @@ use std::{
     thread,
 };
 
-use common::{CHAIN, Whole, eventually, told};
+use common::{CHAIN, Whole, eventually, reporting};
 use ioasid_core::host::IrqSink;
 use ioasid_ioat::spec::{ChannelStatus, Descriptor};
 use ioasid_vfio::DeviceModel;
@@ -40,7 +40,7 @@ fn a_reset_waits_for_an_interrupt_that_an_engine_is_about_to_raise() {
     vectors.connect(0, Some(irq.clone()));
     whole
         .area
-        .write_chain(CHAIN, &[told(Descriptor::null()); 1]);
+        .write_chain(CHAIN, &[reporting(Descriptor::null()); 1]);
     whole.driver.start(CHAIN, 1);
     // The descriptor has ended, and the engine is on its way to say so.
     eventually("the interrupt", || irq.entered.load(Ordering::SeqCst));

@@ -97,7 +97,7 @@ impl Ending {
         Ok(())
     }
 
-    /// All bytes but the status, then the status: whoever sees it sees the rest.
+    /// All bytes but the status, then the status: a reader that sees it sees the rest.
     fn write_record(&self, address: u64, guard: &mut DmaGuard<'_>) -> Result<(), Stop> {
         let bytes: [u8; RECORD_SIZE] = self.record.to_bytes();
         let mut done = 0;

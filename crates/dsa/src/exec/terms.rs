@@ -12,7 +12,7 @@ pub(crate) struct Effects {
     pub(crate) counts: Counts,
 }
 
-/// What steps have done, for the books.
+/// What steps have done, for the statistics.
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct Counts {
     /// Bytes moved.

@@ -103,8 +103,8 @@ pub const fn queue_operand(queue: u32) -> u32 {
     1 << (queue % 16) | (queue / 16) << 16
 }
 
-/// Why a command failed: the codes of [`CmdStatus::error`]. The four group errors are told apart by
-/// the specification only in prose; which is which here is said below.
+/// Why a command failed: the codes of [`CmdStatus::error`]. The specification
+/// distinguishes the four group errors only in prose; which is which here is said below.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[repr(u8)]
 #[non_exhaustive]

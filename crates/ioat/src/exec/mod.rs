@@ -84,7 +84,7 @@ enum Phase {
     Check,
     ReadExtension(u64),
     Work(Work),
-    /// Whether nobody is to be told.
+    /// Whether nothing is to be reported.
     Complete(bool),
 }
 
@@ -141,7 +141,7 @@ impl Execution {
         Ok(self.ending())
     }
 
-    /// Takes in what a phase came to; an error leaves nothing but to tell of it.
+    /// Takes in what a phase came to; after an error only its report is left.
     fn outcome(&mut self, done: Result<(), Failure>, guard: &mut DmaGuard<'_>) -> Result<(), Halt> {
         match done {
             Ok(()) => {}
@@ -240,12 +240,12 @@ impl Execution {
         self.error.into_bits() & !masked != 0
     }
 
-    /// Ends the descriptor with `error`; what is left is to tell so, if anybody wants to know.
+    /// Ends the descriptor with `error`; what is left is the report, if the program asks for one.
     fn fail(&mut self, error: ChanErr) {
         // If it was the completion word itself that failed, nothing is left at all.
-        let told = matches!(self.phase, Phase::Complete(_));
+        let silent = matches!(self.phase, Phase::Complete(_));
         self.error = ChanErr::from_bits(self.error.into_bits() | error.into_bits());
-        self.phase = Phase::Complete(told);
+        self.phase = Phase::Complete(silent);
     }
 
     /// The error of an access that was refused in this phase.
@@ -265,8 +265,8 @@ impl Execution {
             true => self.terms.control.err_completion_en(),
             false => self.descriptor.control().compl_write(),
         };
-        let told = matches!(self.phase, Phase::Complete(true));
-        if !wanted || told {
+        let silent = matches!(self.phase, Phase::Complete(true));
+        if !wanted || silent {
             return Ok(());
         }
         if !self.terms.completion.is_multiple_of(8) {
@@ -296,7 +296,7 @@ impl Execution {
         }
     }
 
-    /// How it ends if it cannot be carried out at all, because whoever's memory it needs is gone.
+    /// How it ends if it cannot be carried out at all, because the client whose memory it needs is gone.
     pub(crate) fn lost(&self) -> Ending {
         Ending {
             error: ChanErr::new().with_read_data(true),

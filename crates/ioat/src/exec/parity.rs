@@ -182,7 +182,7 @@ impl Parity {
                 let stopped = self.transfer(guard);
                 *moved += self.done - before;
                 stopped?;
-                self.settle();
+                self.account();
                 (self.turn, self.done) = (self.turn + 1, 0);
             }
             self.turn = 0;
@@ -213,7 +213,7 @@ impl Parity {
     }
 
     /// Takes the bytes of the turn into account.
-    fn settle(&mut self) {
+    fn account(&mut self) {
         if let Some(source) = self.sources.get(self.turn) {
             for sum in &mut self.results {
                 for (to, byte) in sum.bytes.iter_mut().zip(&self.buffer) {

@@ -32,7 +32,7 @@ use ioasid_vfio::DeviceModel;
 pub const RESET: u8 = 0x20;
 pub const SUSPEND: u8 = 0x04;
 pub const RESUME: u8 = 0x10;
-/// Rearm, and tell of errors by word and interrupt (`IOAT_CHANCTRL_RUN`).
+/// Rearm, and report errors by word and interrupt (`IOAT_CHANCTRL_RUN`).
 pub const RUN: u16 = 0x1d;
 
 /// Waits for something that another thread brings about.
@@ -199,7 +199,7 @@ impl Driver {
     }
 
     /// Waits until nothing goes on, and says how it ended.
-    pub fn settle(&self) -> ChanErr {
+    pub fn wait_for_end(&self) -> ChanErr {
         eventually("the end of the chain", || {
             !self.status().is(ChannelStatus::Active)
         });
@@ -265,12 +265,12 @@ impl Whole {
         self.area.write_chain(CHAIN, descriptors);
         self.area.write(WORD, &[0; 8]);
         self.driver.start(CHAIN, descriptors.len() as u16);
-        self.driver.settle()
+        self.driver.wait_for_end()
     }
 }
 
 /// A descriptor that interrupts and writes the completion word.
-pub fn told(descriptor: Descriptor) -> Descriptor {
+pub fn reporting(descriptor: Descriptor) -> Descriptor {
     descriptor.with_control(|control| {
         control.set_int_en(true);
         control.set_compl_write(true);

@@ -1,4 +1,4 @@
-//! The scene that everything serves, with channels: a parent whose driver works, two VMs with a
+//! Channels of several users in one process: a parent whose driver works, two VMs with a
 //! child each, and the first with a whole device besides, all at the same address.
 #![allow(clippy::unwrap_used, reason = "a test may panic")]
 
@@ -9,7 +9,7 @@ use std::sync::{
     atomic::{AtomicBool, Ordering},
 };
 
-use common::{Driver, RUN, new_ioat, new_iommu, noise, told};
+use common::{Driver, RUN, new_ioat, new_iommu, noise, reporting};
 use ioasid_core::{Prot, memory::OwnPages};
 use ioasid_ioat::{
     HostChannel, HostDriver, IoatParent, TYPE_1CHAN,
@@ -127,8 +127,8 @@ impl<'a> Channel<'a> {
 
     fn copy(&self, to: usize, from: usize, len: usize) {
         let (to, from) = (self.vm.base + to as u64, self.vm.base + from as u64);
-        self.start(told(Descriptor::copy(to, from, len as u32)), 1);
-        assert_eq!(self.driver.settle().into_bits(), 0);
+        self.start(reporting(Descriptor::copy(to, from, len as u32)), 1);
+        assert_eq!(self.driver.wait_for_end().into_bits(), 0);
         self.driver.command(common::SUSPEND);
         self.driver.wait_for(ChannelStatus::Suspended);
     }
@@ -141,7 +141,7 @@ fn step(round: usize) -> (usize, usize, usize) {
     (from, HALF + round * 4093 % (HALF - 4096), len)
 }
 
-/// What memory of `seed` looks like after so many rounds.
+/// What memory of `seed` looks like after this many rounds.
 fn expected(seed: u64, rounds: usize) -> Vec<u8> {
     let mut bytes = noise(DATA, seed);
     for round in 0..rounds {
@@ -227,7 +227,7 @@ fn a_program_that_is_gone_mid_flight_has_written_its_last_byte() {
             let file = vm.open(device);
             let channel = Channel::new(&vm, &file, 0);
             let fill = Descriptor::fill(vm.base, round, (DATA / 4) as u32);
-            channel.start(told(fill), u16::MAX);
+            channel.start(reporting(fill), u16::MAX);
             (0..round * 50).for_each(|_| std::hint::spin_loop());
             file.close();
             let pool = machine.iommu.pasids();

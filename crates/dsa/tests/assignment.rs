@@ -1,4 +1,4 @@
-//! The scene that everything serves, in one process:
+//! A parent with its own driver, two children and a whole device of two VMs, in one process:
 //!
 //! ```text
 //! RID1 = parent device, RID2 = a whole device of VM1

@@ -1,5 +1,5 @@
-//! A front: what one owner sees of a device apart from its queues. The device itself has one, and so
-//! has each child, so that errors, command results and interrupts of one owner never show to
+//! An endpoint: what one owner sees of a device apart from its queues. The device itself has one, and
+//! so has each child, so that errors, command results and interrupts of one owner never show to
 //! another.
 
 use ioasid_core::{Pasid, sync::Mutex};
@@ -27,7 +27,7 @@ const GENERAL_BITS: u32 = 0x30ff;
 
 /// Configuration space, interrupt vectors and status registers of one owner.
 #[derive(Debug)]
-pub(crate) struct Front {
+pub(crate) struct Endpoint {
     function: Function,
     /// A child's DMA has its default PASID, whatever its registers say.
     child: bool,
@@ -53,7 +53,7 @@ struct Registers {
 #[must_use = "the interrupt has not been raised yet"]
 pub(crate) struct MiscInterrupt(pub(crate) bool);
 
-impl Front {
+impl Endpoint {
     /// Of a whole device.
     pub(crate) fn new(function: Function) -> Self {
         Self::build(function, false)
@@ -65,13 +65,13 @@ impl Front {
     }
 
     fn build(function: Function, child: bool) -> Self {
-        let front = Front {
+        let endpoint = Endpoint {
             function,
             child,
             registers: Mutex::default(),
         };
-        front.reset();
-        front
+        endpoint.reset();
+        endpoint
     }
 
     pub(crate) const fn function(&self) -> &Function {
@@ -121,7 +121,7 @@ impl Front {
         };
     }
 
-    /// Marks a command as running; `false` if one is running already.
+    /// Notes that a command is running; `false` if one is running already.
     pub(crate) fn begin_command(&self, cmd: Cmd) -> bool {
         let mut registers = self.registers.lock();
         let free = !registers.command.active();
@@ -191,7 +191,7 @@ impl Front {
         MiscInterrupt(due && registers.control.evl_int_en())
     }
 
-    /// The entry will be written later, by whoever asks first.
+    /// The entry will be written later, by the next one that asks.
     pub(crate) fn put_off_entry(&self) {
         self.registers.lock().log.put_off();
     }

@@ -1,4 +1,4 @@
-//! A front: what one owner sees of a device apart from its channels. The device itself has one, and
+//! An endpoint: what one owner sees of a device apart from its channels. The device itself has one, and
 //! so has each child, so that interrupts of one owner never show to another.
 
 use std::sync::Arc;
@@ -19,7 +19,7 @@ use crate::spec::{
 
 /// Configuration space, interrupt vectors and general registers of one owner.
 #[derive(Debug)]
-pub(crate) struct Front {
+pub(crate) struct Endpoint {
     function: Function,
     registers: Mutex<Registers>,
 }
@@ -35,19 +35,19 @@ struct Registers {
 /// An interrupt that is to be raised once no lock is held: whose, and its vector.
 #[derive(Debug)]
 pub(crate) struct Message {
-    pub(crate) front: Arc<Front>,
+    pub(crate) endpoint: Arc<Endpoint>,
     pub(crate) vector: u32,
 }
 
 impl Interrupt for Message {
     fn raise(self) {
-        self.front.function.vectors().signal(self.vector);
+        self.endpoint.function.vectors().signal(self.vector);
     }
 }
 
-impl Front {
+impl Endpoint {
     pub(crate) fn new(channels: usize, device: &Device) -> Result<Arc<Self>, LayoutError> {
-        Ok(Arc::new(Front {
+        Ok(Arc::new(Endpoint {
             function: function(channels, device)?,
             registers: Mutex::default(),
         }))
@@ -58,7 +58,7 @@ impl Front {
     }
 
     /// Channel `index` wants attention. The vector that says so, to be raised without a lock.
-    pub(crate) fn attend(&self, index: usize) -> Option<u32> {
+    pub(crate) fn request_attention(&self, index: usize) -> Option<u32> {
         let mut registers = self.registers.lock();
         registers.attention |= bit(index);
         let interrupts = registers.interrupts;
@@ -69,7 +69,7 @@ impl Front {
         }
     }
 
-    /// Channel `index` is attended to.
+    /// The interrupt of channel `index` has been handled.
     pub(crate) fn rearm(&self, index: usize) {
         self.registers.lock().attention &= !bit(index);
     }

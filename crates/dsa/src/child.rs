@@ -25,7 +25,7 @@ use ioasid_vfio::{
 
 use crate::{
     commands::{self, Identity, Plan},
-    config::{Error, MAX_BATCH_SHIFT, QueueType, Role},
+    config::{ConfigError, Error, MAX_BATCH_SHIFT, QueueType, Role},
     device::{DsaDevice, function, portal_store},
     endpoint::Endpoint,
     queue::Store,
@@ -92,16 +92,14 @@ impl DsaChild {
     pub fn new(parent: &Arc<DsaDevice>, queue: usize) -> Result<Arc<Self>, Error> {
         let config = parent.queues().get(queue).ok_or(Error::NoQueue(queue))?;
         if !config.mdev {
-            return Err(Error::Config(
-                "the queue is not set aside for mediated devices",
-            ));
+            return Err(ConfigError::NotForChildren(queue).into());
         }
         if parent.device().max_pasids() == 0 {
-            return Err(Error::Config("the parent cannot send PASIDs"));
+            return Err(ConfigError::NoPasids.into());
         }
         let tlb = parent.pool.tlb().is_some();
-        let function = function(1, VECTORS, parent.device(), tlb, Role::Alone)
-            .map_err(|_| Error::Config("the PCI function cannot be laid out"))?;
+        let function =
+            function(1, VECTORS, parent.device(), tlb, Role::Alone).map_err(ConfigError::Layout)?;
         let claim = parent.claim_queue(queue, QueueType::Mdev)?;
         let endpoint = Arc::new(Endpoint::of_child(function));
         endpoint

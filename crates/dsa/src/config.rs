@@ -1,11 +1,14 @@
 //! What a device is made of, and what can go wrong with it.
 
 use ioasid_engine::driver::{BindError, JobTimeout};
+use ioasid_vfio::pci::LayoutError;
 
 use crate::spec::CommandError;
 
 /// Most queues of one device: what fits the tables of this model.
 pub const MAX_QUEUES: usize = 32;
+/// Most entries of one queue.
+pub const MAX_QUEUE_SIZE: u16 = 1024;
 /// Most engines of one device.
 pub const MAX_ENGINES: usize = 16;
 /// Largest transfer of one descriptor: 2^21 bytes, unless a device is given less.
@@ -100,12 +103,43 @@ pub enum QueueType {
     Mdev,
 }
 
+/// What of a configuration this model does not have.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum ConfigError {
+    /// The largest transfer as a power of two.
+    #[error("transfers of 2^{0} bytes: the most are 2^{MAX_TRANSFER_SHIFT}")]
+    TransferShift(u8),
+    /// The number of queues.
+    #[error("{0} queues: a device has 1 to {MAX_QUEUES}")]
+    Queues(usize),
+    /// The number of engines.
+    #[error("{0} engines: a device has 1 to {MAX_ENGINES}")]
+    Engines(usize),
+    /// Entries of one queue.
+    #[error("{size} entries of queue {index}: a queue has 1 to {MAX_QUEUE_SIZE}")]
+    QueueSize {
+        /// The queue.
+        index: usize,
+        /// Its entries.
+        size: u16,
+    },
+    /// A child of a queue that was not set aside for mediated devices.
+    #[error("queue {0} is not set aside for mediated devices")]
+    NotForChildren(usize),
+    /// A child of a parent that cannot send PASIDs.
+    #[error("the parent cannot send PASIDs")]
+    NoPasids,
+    /// The PCI function cannot be laid out.
+    #[error("the PCI function cannot be laid out: {0}")]
+    Layout(#[from] LayoutError),
+}
+
 /// Why a device, a child or a driver could not be made, or a job not be done.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// The configuration asks for something this model does not have (EINVAL).
     #[error("invalid DSA configuration: {0}")]
-    Config(&'static str),
+    Config(#[from] ConfigError),
     /// There is no such queue (EINVAL).
     #[error("there is no queue {0}")]
     NoQueue(usize),

@@ -14,8 +14,8 @@ use crate::{
     claim::QueueClaim,
     commands::{self, Abilities, Identity, Plan},
     config::{
-        DsaConfig, Error, MAX_BATCH_SHIFT, MAX_ENGINES, MAX_QUEUES, MAX_TRANSFER_SHIFT,
-        QueueConfig, QueueType, Role,
+        ConfigError, DsaConfig, Error, MAX_BATCH_SHIFT, MAX_ENGINES, MAX_QUEUE_SIZE, MAX_QUEUES,
+        MAX_TRANSFER_SHIFT, QueueConfig, QueueType, Role,
     },
     endpoint::Endpoint,
     queue::{Refused, Store},
@@ -67,19 +67,21 @@ impl DsaDevice {
             role,
         } = config;
         if max_transfer_shift > MAX_TRANSFER_SHIFT {
-            return Err(Error::Config("a transfer is at most 2 MiB"));
+            return Err(ConfigError::TransferShift(max_transfer_shift).into());
         }
         if !(1..=MAX_QUEUES).contains(&queues.len()) {
-            return Err(Error::Config("a device has 1 to 32 queues"));
+            return Err(ConfigError::Queues(queues.len()).into());
         }
         if !(1..=MAX_ENGINES).contains(&engines) {
-            return Err(Error::Config("a device has 1 to 16 engines"));
+            return Err(ConfigError::Engines(engines).into());
         }
-        if queues.iter().any(|queue| !(1..=1024).contains(&queue.size)) {
-            return Err(Error::Config("a queue has 1 to 1024 entries"));
+        for (index, QueueConfig { size, .. }) in queues.iter().enumerate() {
+            if !(1..=MAX_QUEUE_SIZE).contains(size) {
+                return Err(ConfigError::QueueSize { index, size: *size }.into());
+            }
         }
         let function = function(queues.len(), queues.len() + 1, &device, device_tlb, role)
-            .map_err(|_| Error::Config("the PCI function cannot be laid out"))?;
+            .map_err(ConfigError::Layout)?;
         function.issues(&device, Requests::All);
         let endpoint = Arc::new(Endpoint::new(function));
         let state = State::new(Arc::clone(&endpoint), queues.len(), engines);

@@ -69,8 +69,8 @@ mod state;
 pub use child::DsaChild;
 pub use claim::QueueClaim;
 pub use config::{
-    DsaConfig, Error, MAX_BATCH_SHIFT, MAX_ENGINES, MAX_QUEUES, MAX_TRANSFER_SHIFT, QueueConfig,
-    QueueType, Role,
+    ConfigError, DsaConfig, Error, MAX_BATCH_SHIFT, MAX_ENGINES, MAX_QUEUE_SIZE, MAX_QUEUES,
+    MAX_TRANSFER_SHIFT, QueueConfig, QueueType, Role,
 };
 pub use device::DsaDevice;
 pub use driver::{BindError, HostDriver, HostQueue};

@@ -16,7 +16,6 @@ use crate::spec::{self, REGISTERS, Register};
 
 /// The device cannot be made.
 #[derive(Debug, thiserror::Error)]
-#[non_exhaustive]
 pub enum EduError {
     /// Its configuration space.
     #[error(transparent)]

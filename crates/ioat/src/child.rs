@@ -21,7 +21,7 @@ use ioasid_vfio::{
 
 use crate::{
     channel::{Channel, Client},
-    config::{ChannelOwner, Error},
+    config::{ChannelOwner, ConfigError, Error},
     device::IoatDevice,
     endpoint::Endpoint,
     registers::{self, Registers},
@@ -53,15 +53,12 @@ impl IoatChild {
         let config = parent.channels().get(channel);
         let config = config.ok_or(Error::NoChannel(channel))?;
         if !config.mdev {
-            return Err(Error::Config(
-                "the channel is not set aside for mediated devices",
-            ));
+            return Err(ConfigError::NotForChildren(channel).into());
         }
         if parent.device().max_pasids() == 0 {
-            return Err(Error::Config("the parent cannot send PASIDs"));
+            return Err(ConfigError::NoPasids.into());
         }
-        let endpoint = Endpoint::new(1, parent.device())
-            .map_err(|_| Error::Config("the PCI function cannot be laid out"))?;
+        let endpoint = Endpoint::new(1, parent.device()).map_err(ConfigError::Layout)?;
         endpoint
             .function()
             .on_bus_master(parent.pool.on_bus_master());

@@ -1,6 +1,7 @@
 //! What a device is made of, and what can go wrong with it.
 
 use ioasid_engine::driver::{BindError, JobTimeout};
+use ioasid_vfio::pci::LayoutError;
 
 use crate::spec::ChanErr;
 
@@ -54,12 +55,32 @@ pub enum ChannelOwner {
     Mdev,
 }
 
+/// What of a configuration this model does not have.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum ConfigError {
+    /// The number of channels.
+    #[error("{0} channels: a device has 1 to {MAX_CHANNELS}")]
+    Channels(usize),
+    /// The number of engines.
+    #[error("{0} engines: a device has 1 to {MAX_ENGINES}")]
+    Engines(usize),
+    /// A child of a channel that was not set aside for mediated devices.
+    #[error("channel {0} is not set aside for mediated devices")]
+    NotForChildren(usize),
+    /// A child of a parent that cannot send PASIDs.
+    #[error("the parent cannot send PASIDs")]
+    NoPasids,
+    /// The PCI function cannot be laid out.
+    #[error("the PCI function cannot be laid out: {0}")]
+    Layout(#[from] LayoutError),
+}
+
 /// Why a device, a child or a driver could not be made, or a job not be done.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// The configuration asks for something this model does not have (EINVAL).
     #[error("invalid I/OAT configuration: {0}")]
-    Config(&'static str),
+    Config(#[from] ConfigError),
     /// There is no such channel (EINVAL).
     #[error("there is no channel {0}")]
     NoChannel(usize),

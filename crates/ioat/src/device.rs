@@ -13,7 +13,9 @@ use ioasid_vfio::{DeviceModel, Migrate, pci::Function};
 use crate::{
     channel::{Channel, Client, Reset},
     claim::ChannelClaim,
-    config::{ChannelConfig, ChannelOwner, Error, IoatConfig, MAX_CHANNELS, MAX_ENGINES},
+    config::{
+        ChannelConfig, ChannelOwner, ConfigError, Error, IoatConfig, MAX_CHANNELS, MAX_ENGINES,
+    },
     endpoint::Endpoint,
     registers::{self, Registers},
     schedule::{self, Pool, State},
@@ -46,13 +48,12 @@ impl IoatDevice {
     ) -> Result<Arc<Self>, Error> {
         let IoatConfig { channels, engines } = config;
         if !(1..=MAX_CHANNELS).contains(&channels.len()) {
-            return Err(Error::Config("a device has 1 to 16 channels"));
+            return Err(ConfigError::Channels(channels.len()).into());
         }
         if !(1..=MAX_ENGINES).contains(&engines) {
-            return Err(Error::Config("a device has 1 to 16 engines"));
+            return Err(ConfigError::Engines(engines).into());
         }
-        let endpoint = Endpoint::new(channels.len(), &device)
-            .map_err(|_| Error::Config("the PCI function cannot be laid out"))?;
+        let endpoint = Endpoint::new(channels.len(), &device).map_err(ConfigError::Layout)?;
         endpoint.function().issues(&device, Requests::All);
         let made =
             (0..channels.len()).map(|index| Channel::new(Some(own_client(&endpoint, index))));

@@ -62,7 +62,8 @@ pub mod spec;
 pub use child::{IoatChild, IoatParent, TYPE_1CHAN};
 pub use claim::ChannelClaim;
 pub use config::{
-    ChannelConfig, ChannelOwner, Error, IoatConfig, MAX_CHANNELS, MAX_ENGINES, MAX_TRANSFER_SHIFT,
+    ChannelConfig, ChannelOwner, ConfigError, Error, IoatConfig, MAX_CHANNELS, MAX_ENGINES,
+    MAX_TRANSFER_SHIFT,
 };
 pub use device::IoatDevice;
 pub use driver::{BindError, HostChannel, HostDriver};

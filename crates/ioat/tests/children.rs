@@ -11,7 +11,7 @@ use common::{
 };
 use ioasid_core::{Pasid, inspect::Inspect as _};
 use ioasid_ioat::{
-    Error, HostDriver, IoatChild, IoatDevice, IoatParent, TYPE_1CHAN,
+    ConfigError, Error, HostDriver, IoatChild, IoatDevice, IoatParent, TYPE_1CHAN,
     spec::{ChanErr, ChannelStatus, Descriptor, registers as reg},
 };
 use ioasid_iommu::{DmaSource, Domain, FaultLog, FaultSink, Iommu, PasidQuota};
@@ -315,7 +315,7 @@ fn a_channel_has_one_owner_and_the_first_is_not_for_children() {
     ));
     assert!(matches!(
         IoatChild::new(&parent.ioat, 0),
-        Err(Error::Config(_))
+        Err(Error::Config(ConfigError::NotForChildren(0)))
     ));
     assert!(matches!(
         IoatChild::new(&parent.ioat, 4),

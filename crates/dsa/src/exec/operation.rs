@@ -339,37 +339,11 @@ impl Work {
                 return Ok(compared(descriptor, None, index));
             }
             Work::ComparePattern { chunk } => {
-                let pattern = destination.to_le_bytes();
-                while *done < size {
-                    let len = CHUNK.min(size - *done);
-                    chunk.start(len);
-                    let from = source.wrapping_add(*done);
-                    guard.read_on(from, &mut chunk.data, &mut chunk.filled)?;
-                    // A chunk starts at a multiple of the pattern's length.
-                    let differs = |(at, byte): (usize, &u8)| *byte != pattern[at % 8];
-                    if let Some(at) = chunk.data.iter().enumerate().position(differs) {
-                        *done += at as u64;
-                        return Ok(compared(descriptor, Some(*done), index));
-                    }
-                    chunk.finish();
-                    *done += len;
-                }
-                return Ok(compared(descriptor, None, index));
+                let difference = compare_pattern(descriptor, chunk, done, guard)?;
+                return Ok(compared(descriptor, difference, index));
             }
             Work::Dualcast { first, second } => {
-                let other = descriptor.specific0;
-                while *done < size {
-                    let len = DUALCAST_CHUNK.min(size - *done);
-                    for (to, have) in [(destination, &mut *first), (other, &mut *second)] {
-                        let at = *done + *have;
-                        let (to, from) = (to.wrapping_add(at), source.wrapping_add(at));
-                        if *have < len {
-                            guard.copy(to, from, len - *have).advance(have)?;
-                        }
-                    }
-                    (*first, *second) = (0, 0);
-                    *done += len;
-                }
+                dualcast(descriptor, (first, second), done, guard)?;
             }
             Work::CrcSeed { seed, filled } => {
                 guard.read_on(descriptor.specific1, seed, filled)?;
@@ -379,20 +353,7 @@ impl Work {
                 return self.go(descriptor, done, index, guard);
             }
             Work::Crc { crc, chunk } => {
-                let copies = descriptor.opcode == Opcode::CopyCrc as u8;
-                while *done < size {
-                    let len = CHUNK.min(size - *done);
-                    chunk.start(len);
-                    let from = source.wrapping_add(*done);
-                    guard.read_on(from, &mut chunk.data, &mut chunk.filled)?;
-                    if copies {
-                        let to = destination.wrapping_add(*done);
-                        guard.write_on(to, &chunk.data, &mut chunk.written)?;
-                    }
-                    crc.update(&chunk.data);
-                    chunk.finish();
-                    *done += len;
-                }
+                update_crc(descriptor, (crc, chunk), done, guard)?;
                 ending.record_mut().specific = crc.value().into();
             }
             Work::Flush => {
@@ -408,6 +369,81 @@ impl Work {
         }
         Ok(ending)
     }
+}
+
+/// Compares the source with a pattern; gives the offset of the first difference.
+fn compare_pattern(
+    descriptor: &Descriptor,
+    chunk: &mut Chunk,
+    done: &mut u64,
+    guard: &mut DmaGuard<'_>,
+) -> Result<Option<u64>, Stop> {
+    let size = u64::from(descriptor.size);
+    let pattern = descriptor.destination.to_le_bytes();
+    while *done < size {
+        let len = CHUNK.min(size - *done);
+        chunk.start(len);
+        let from = descriptor.source.wrapping_add(*done);
+        guard.read_on(from, &mut chunk.data, &mut chunk.filled)?;
+        // A chunk starts at a multiple of the pattern's length.
+        let differs = |(at, byte): (usize, &u8)| *byte != pattern[at % 8];
+        if let Some(at) = chunk.data.iter().enumerate().position(differs) {
+            *done += at as u64;
+            return Ok(Some(*done));
+        }
+        chunk.finish();
+        *done += len;
+    }
+    Ok(None)
+}
+
+/// Copies to two destinations, of which each has some bytes of the piece that is under way.
+fn dualcast(
+    descriptor: &Descriptor,
+    (first, second): (&mut u64, &mut u64),
+    done: &mut u64,
+    guard: &mut DmaGuard<'_>,
+) -> Result<(), Stop> {
+    let size = u64::from(descriptor.size);
+    let (destination, other) = (descriptor.destination, descriptor.specific0);
+    while *done < size {
+        let len = DUALCAST_CHUNK.min(size - *done);
+        for (to, have) in [(destination, &mut *first), (other, &mut *second)] {
+            let at = *done + *have;
+            let (to, from) = (to.wrapping_add(at), descriptor.source.wrapping_add(at));
+            if *have < len {
+                guard.copy(to, from, len - *have).advance(have)?;
+            }
+        }
+        (*first, *second) = (0, 0);
+        *done += len;
+    }
+    Ok(())
+}
+
+/// Adds the source to a CRC, and copies it if the operation does.
+fn update_crc(
+    descriptor: &Descriptor,
+    (crc, chunk): (&mut Crc, &mut Chunk),
+    done: &mut u64,
+    guard: &mut DmaGuard<'_>,
+) -> Result<(), Stop> {
+    let size = u64::from(descriptor.size);
+    let copies = descriptor.opcode == Opcode::CopyCrc as u8;
+    while *done < size {
+        let len = CHUNK.min(size - *done);
+        chunk.start(len);
+        let from = descriptor.source.wrapping_add(*done);
+        guard.read_on(from, &mut chunk.data, &mut chunk.filled)?;
+        if copies {
+            let to = descriptor.destination.wrapping_add(*done);
+            guard.write_on(to, &chunk.data, &mut chunk.written)?;
+        }
+        crc.update(&chunk.data);
+        chunk.finish();
+        *done += len;
+    }
+    Ok(())
 }
 
 /// The end of a comparison that met its first difference at `difference`.

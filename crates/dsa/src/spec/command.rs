@@ -107,7 +107,6 @@ pub const fn queue_operand(queue: u32) -> u32 {
 /// distinguishes the four group errors only in prose; which is which here is said below.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[repr(u8)]
-#[non_exhaustive]
 pub enum CommandError {
     /// No such command.
     #[error("invalid command code")]

@@ -3,25 +3,19 @@
 
 mod common;
 
-use common::{
-    Area, Driver, Requests, Whole, add_device, eventually, new_domain, new_dsa, new_iommu, noise,
-    usage,
-};
+use std::sync::Arc;
+
+use common::{Area, Requests, Whole, eventually, new_domain, noise, queue_field, usage};
 use ioasid_core::{
     Pasid,
     inspect::{Inspect, Value},
 };
-use ioasid_dsa::{
-    BindError, DsaConfig, Error, HostDriver, QueueType,
-    spec::{
-        Command, CommandError, Descriptor, Opcode, Status,
-        command::queue_operand,
-        registers::{self as reg, GenCap, PORTAL_PAGE, TableOffsets, WqCap},
-        tables::WQCFG_SIZE,
-    },
+use ioasid_dsa::spec::{
+    Command, Descriptor, Opcode, Status,
+    command::queue_operand,
+    registers::{self as reg, PORTAL_PAGE, WqCap},
 };
 use ioasid_iommu::{DmaSource, FaultLog, FaultSink, PageResponse};
-use std::sync::Arc;
 
 const SRC: u64 = Area::BASE + 0x10_0000;
 const DST: u64 = Area::BASE + 0x40_0000;
@@ -52,17 +46,6 @@ fn unblock(whole: &Whole, requests: &Requests) {
         .iommu
         .page_response(request.id, PageResponse::Invalid)
         .unwrap();
-}
-
-fn queue_field(dsa: &dyn Inspect, queue: usize, field: &str) -> Value {
-    let node = dsa.inspect();
-    let Some(Value::List(queues)) = node.field("queues") else {
-        panic!("queues are listed")
-    };
-    let Value::Node(queue) = &queues[queue] else {
-        panic!("a queue is a node")
-    };
-    queue.field(field).unwrap().clone()
 }
 
 #[test]
@@ -315,158 +298,6 @@ fn a_dedicated_queue_uses_the_pasid_of_its_configuration_whatever_descriptors_cl
 }
 
 #[test]
-fn commands_refuse_what_the_specification_refuses() {
-    let iommu = new_iommu();
-    let device = add_device(&iommu, "0000:6b:01.0");
-    let dsa = new_dsa(&iommu, &device, DsaConfig::with_queues(4));
-    let code = |error: CommandError| error as u8;
-    let driver = Driver { model: dsa };
-    assert_eq!(
-        driver.command(Command::EnableDevice, 0),
-        code(CommandError::BusMaster)
-    );
-    let driver = Driver::new(driver.model);
-    assert_eq!(
-        driver.command(Command::EnableWq, 0),
-        code(CommandError::DeviceNotEnabled)
-    );
-    assert_eq!(
-        driver.command(Command::DisableDevice, 0),
-        code(CommandError::DisableNotEnabled)
-    );
-    assert_eq!(
-        driver.command(Command::DrainWq, 1),
-        code(CommandError::QueueDeviceNotEnabled)
-    );
-    driver.write32(reg::CMD, 13 << 20);
-    assert_eq!(
-        driver.command_status().error(),
-        code(CommandError::InvalidCommand)
-    );
-    // Sizes and groups.
-    driver.configure_queue(0, 129, usage());
-    assert_eq!(
-        driver.command(Command::EnableDevice, 0),
-        code(CommandError::QueueSizeRange)
-    );
-    driver.configure_queue(0, 32, usage());
-    assert_eq!(
-        driver.command(Command::EnableDevice, 0),
-        code(CommandError::GroupQueues)
-    );
-    driver.write64(reg::GRPCFG, 1);
-    assert_eq!(
-        driver.command(Command::EnableDevice, 0),
-        code(CommandError::GroupNoEngine)
-    );
-    driver.write64(reg::GRPCFG + 32, 4);
-    assert_eq!(
-        driver.command(Command::EnableDevice, 0),
-        code(CommandError::GroupEngines)
-    );
-    driver.write64(reg::GRPCFG + 32, 1);
-    assert_eq!(driver.command(Command::EnableDevice, 0), 0);
-    assert_eq!(
-        driver.command(Command::EnableDevice, 0),
-        code(CommandError::DeviceEnabled)
-    );
-    // The device is enabled: no more configuration.
-    driver.write64(reg::GRPCFG, 3);
-    driver.write32(reg::WQCFG, 1);
-    assert_eq!(
-        (driver.read64(reg::GRPCFG), driver.read32(reg::WQCFG)),
-        (1, 32)
-    );
-    // Queues.
-    assert_eq!(
-        driver.command(Command::EnableWq, 9),
-        code(CommandError::InvalidQueue)
-    );
-    assert_eq!(
-        driver.command(Command::EnableWq, 1),
-        code(CommandError::QueueSize)
-    );
-    for (wrong, error) in [
-        (usage().with_priority(0), CommandError::QueuePriority),
-        // A shared queue without a threshold.
-        (usage().with_dedicated(false), CommandError::QueueSize),
-        (usage().with_pasid_en(true), CommandError::PasidEnable),
-    ] {
-        driver.configure_queue(0, 32, wrong);
-        assert_eq!(driver.command(Command::EnableWq, 0), code(error));
-    }
-    driver.configure_queue(0, 32, usage());
-    driver.write32(reg::WQCFG + 12, 22);
-    assert_eq!(
-        driver.command(Command::EnableWq, 0),
-        code(CommandError::MaxTransfer)
-    );
-    driver.write32(reg::WQCFG + 12, 21 | 11 << 5);
-    assert_eq!(
-        driver.command(Command::EnableWq, 0),
-        code(CommandError::MaxBatch)
-    );
-    driver.write32(reg::WQCFG + 12, 21 | 10 << 5);
-    assert_eq!(driver.command(Command::EnableWq, 0), 0);
-    assert_eq!(
-        driver.command(Command::EnableWq, 0),
-        code(CommandError::QueueEnabled)
-    );
-    assert_eq!(
-        driver.read32(reg::WQCFG + 24) >> 30,
-        1,
-        "drivers read the state back"
-    );
-    for operand in [0, 0x10, 1 << 16 | 1] {
-        assert_eq!(
-            driver.command(Command::DrainWq, operand),
-            code(CommandError::InvalidQueue)
-        );
-    }
-}
-
-#[test]
-fn the_register_file_is_what_drivers_expect() {
-    let iommu = new_iommu();
-    let device = add_device(&iommu, "0000:6b:01.0");
-    let driver = Driver::new(new_dsa(&iommu, &device, DsaConfig::default()));
-    assert_eq!(driver.read32(reg::VERSION), 0x100);
-    let general = GenCap::from_bits(driver.read64(reg::GENCAP));
-    assert!(general.config_en() && general.cmd_cap() && general.max_xfer_shift() <= 21);
-    assert_eq!(driver.read32(reg::CMDCAP) & 1 << 13, 0);
-    let queues = WqCap::from_bits(driver.read64(reg::WQCAP));
-    assert_eq!(
-        (
-            queues.num_wqs(),
-            queues.total_wq_size(),
-            queues.wqcfg_size()
-        ),
-        (8, 256, 0)
-    );
-    assert_eq!(driver.read64(reg::ENGCAP), 2);
-    let offsets = TableOffsets::from_bits(driver.read64(reg::OFFSETS).into());
-    assert_eq!(u64::from(offsets.wqcfg()) << 8, reg::WQCFG);
-    let function = driver.model.function();
-    assert_eq!(function.vectors().count(), 9);
-    assert_eq!(function.bar(0).unwrap().size, 0x1_0000);
-    assert_eq!(function.bar(2).unwrap().size, 8 * 0x4000);
-    let mut id = [0; 4];
-    function.read_config(0, &mut id).unwrap();
-    assert_eq!(id, [0x86, 0x80, 0x25, 0x0b]);
-    // Every offset and width answers, and nothing panics.
-    for offset in 0..0x4000 {
-        for width in [1, 2, 4, 8] {
-            let mut data = vec![0xee; width];
-            driver.model.read(0, offset, &mut data);
-            driver.model.write(0, offset, &vec![0xff; width]);
-        }
-    }
-    driver.model.read(0, u64::MAX - 2, &mut [0; 8]);
-    driver.model.write(2, !63, &[0; 64]);
-    driver.model.write(7, 0, &[0; 64]);
-}
-
-#[test]
 fn a_submission_is_one_aligned_store_of_64_bytes_to_a_page_that_exists() {
     let whole = Whole::new(16);
     let descriptor = Descriptor::new(Opcode::Noop, record(0)).to_bytes();
@@ -491,86 +322,6 @@ fn an_engine_of_no_group_does_not_swallow_the_wake_up_of_another() {
         let done = whole.run(Descriptor::memory_move(DST, SRC, 64, record(0)));
         assert_eq!(done.status, Status::Success as u8);
     }
-}
-
-#[test]
-fn a_queue_has_one_owner_and_an_mdev_queue_is_locked_for_its_parent() {
-    let whole = Whole::new(16);
-    let claim = whole.dsa.claim_queue(2, QueueType::Mdev).unwrap();
-    assert!(matches!(
-        whole.dsa.claim_queue(2, QueueType::User),
-        Err(Error::QueueBusy {
-            index: 2,
-            owner: QueueType::Mdev
-        })
-    ));
-    assert!(matches!(
-        whole.dsa.claim_queue(9, QueueType::User),
-        Err(Error::NoQueue(9))
-    ));
-    let entry = reg::WQCFG + 2 * WQCFG_SIZE;
-    let before = whole.driver.read32(entry + 8);
-    whole
-        .driver
-        .write32(entry + 8, usage().with_pasid(9).into_bits());
-    assert_eq!(whole.driver.read32(entry + 8), before);
-    let invalid = CommandError::InvalidQueue as u8;
-    assert_eq!(whole.driver.command(Command::EnableWq, 2), invalid);
-    assert_eq!(
-        whole.driver.command(Command::ResetWq, queue_operand(2)),
-        invalid
-    );
-    assert_eq!(
-        queue_field(&*whole.dsa, 2, "state"),
-        Value::Text("locked".into())
-    );
-    drop(claim);
-    assert_eq!(whole.driver.command(Command::EnableWq, 2), 0);
-}
-
-#[test]
-fn the_parents_driver_moves_bytes_through_the_dma_api() {
-    let iommu = new_iommu();
-    let device = add_device(&iommu, "0000:6a:01.0");
-    let dsa = new_dsa(&iommu, &device, DsaConfig::with_queues(4));
-    let driver = HostDriver::probe(&dsa).unwrap();
-    assert!(matches!(
-        HostDriver::probe(&dsa),
-        Err(Error::Bind(BindError::Driven))
-    ));
-    let queue = driver.open_queue(0).unwrap();
-    assert!(matches!(driver.open_queue(0), Err(Error::QueueBusy { .. })));
-    let (from, to) = (
-        driver.dma().alloc_coherent(1 << 20).unwrap(),
-        driver.dma().alloc_coherent(1 << 20).unwrap(),
-    );
-    from.memory().write(0, &noise(1 << 20, 7));
-    queue.memory_move(to.iova(), from.iova(), 1 << 20).unwrap();
-    assert_eq!(
-        queue.compare(to.iova(), from.iova(), 1 << 20).unwrap(),
-        None
-    );
-    queue.fill(to.iova() + 4096, 0x55, 8).unwrap();
-    assert_eq!(
-        queue.compare(to.iova(), from.iova(), 1 << 20).unwrap(),
-        Some(4096)
-    );
-    queue.drain().unwrap();
-    let gone = to.iova();
-    drop(to);
-    let Err(Error::Job {
-        status, fault_addr, ..
-    }) = queue.fill(gone, 0, 64)
-    else {
-        panic!("an unmapped buffer is out of reach")
-    };
-    assert_eq!((status, fault_addr), (0x83, gone));
-    let counts = queue.counts();
-    assert_eq!((counts.jobs, counts.errors, counts.faults), (6, 1, 1));
-    assert_eq!(queue.latency().count(), 6);
-    drop((queue, from));
-    drop(driver);
-    HostDriver::probe(&dsa).expect("the device is free again");
 }
 
 #[test]

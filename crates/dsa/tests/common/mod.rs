@@ -14,6 +14,7 @@ use std::{
 use ioasid_core::{
     Prot,
     host::{CountingIrq, StdSpawner},
+    inspect::{Inspect, Value},
     memory::OwnPages,
     sync::Mutex,
 };
@@ -319,4 +320,15 @@ impl Requests {
     pub fn is_empty(&self) -> bool {
         self.0.lock().is_empty()
     }
+}
+
+pub fn queue_field(dsa: &dyn Inspect, queue: usize, field: &str) -> Value {
+    let node = dsa.inspect();
+    let Some(Value::List(queues)) = node.field("queues") else {
+        panic!("queues are listed")
+    };
+    let Value::Node(queue) = &queues[queue] else {
+        panic!("a queue is a node")
+    };
+    queue.field(field).unwrap().clone()
 }

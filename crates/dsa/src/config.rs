@@ -1,6 +1,6 @@
 //! What a device is made of, and what can go wrong with it.
 
-use ioasid_engine::driver::{BindError, JobTimeout};
+use ioasid_engine::driver::DriverError;
 use ioasid_vfio::pci::LayoutError;
 
 use crate::spec::CommandError;
@@ -151,18 +151,15 @@ pub enum Error {
         /// What has it.
         owner: QueueType,
     },
-    /// A driver of the host cannot have it (EBUSY, EPERM).
+    /// The host's driver cannot work.
     #[error(transparent)]
-    Bind(#[from] BindError),
+    Driver(#[from] DriverError),
     /// An engine thread could not be started (EAGAIN).
     #[error("cannot start an engine")]
     Engine(#[source] std::io::Error),
     /// A command of the parent's driver failed (EIO).
     #[error("the device refused a command: {0}")]
     Command(#[from] CommandError),
-    /// A buffer could not be mapped for the device (ENOMEM).
-    #[error("cannot map a buffer for the device: {0}")]
-    Buffer(#[from] ioasid_iommu::DmaMapError),
     /// A job did not succeed (EIO).
     #[error("the device ended a job with status {status:#04x} after {completed} bytes")]
     Job {
@@ -173,13 +170,4 @@ pub enum Error {
         /// Address that could not be reached, for a page fault.
         fault_addr: u64,
     },
-    /// A job did not end in time (ETIMEDOUT).
-    #[error("the device did not complete a job in time")]
-    Timeout,
-}
-
-impl From<JobTimeout> for Error {
-    fn from(JobTimeout: JobTimeout) -> Self {
-        Error::Timeout
-    }
 }

@@ -18,7 +18,7 @@ use ioasid_engine::driver::{Bound, Jobs, PendingJob};
 use ioasid_iommu::{CoherentBuffer, DmaApi};
 use ioasid_vfio::DeviceModel;
 
-pub use ioasid_engine::driver::BindError;
+pub use ioasid_engine::driver::DriverError;
 
 use crate::{
     claim::QueueClaim,
@@ -55,7 +55,7 @@ impl HostDriver {
     /// gives each queue its entries and enables the device.
     ///
     /// # Errors
-    /// [`Error::Bind`] if the device has a driver, or if a user has it;
+    /// [`Error::Driver`] if the device has a driver, or if a user has it;
     /// [`Error::Command`] if it refuses.
     pub fn probe(device: &Arc<DsaDevice>) -> Result<Arc<Self>, Error> {
         let this = HostDriver {
@@ -97,11 +97,11 @@ impl HostDriver {
     /// Takes queue `index` for this driver and enables it.
     ///
     /// # Errors
-    /// [`Error::NoQueue`], [`Error::QueueBusy`], [`Error::Buffer`], [`Error::Command`].
+    /// [`Error::NoQueue`], [`Error::QueueBusy`], [`Error::Driver`], [`Error::Command`].
     pub fn open_queue(self: &Arc<Self>, index: usize) -> Result<HostQueue, Error> {
         let claim = self.device.claim_queue(index, QueueType::Kernel)?;
         let slots = usize::from(self.device.queues()[index].size);
-        let records = self.dma().alloc_coherent(slots * RECORD_SIZE)?;
+        let records = self.bound.alloc(slots * RECORD_SIZE)?;
         let jobs = Jobs::default();
         let vector = index as u16 + 1;
         let vectors = self.device.function().vectors();
@@ -131,7 +131,7 @@ impl HostDriver {
                 return command_result(status.error());
             }
             if Instant::now() > deadline {
-                return Err(Error::Timeout);
+                return Err(DriverError::Timeout.into());
             }
             std::thread::sleep(Duration::from_micros(50));
         }
@@ -233,7 +233,7 @@ impl HostQueue {
     /// Waits for the completion interrupt of a job and gives its record.
     ///
     /// # Errors
-    /// [`Error::Timeout`]; the job's slot is not used again then.
+    /// [`DriverError::Timeout`]; the job's slot is not used again then.
     pub fn wait(&self, job: Job) -> Result<CompletionRecord, Error> {
         let offset = job.key * RECORD_SIZE;
         let ((), latency) = self.jobs.wait(&job, |_| {
@@ -260,7 +260,7 @@ impl HostQueue {
     /// Submits one job and waits for it.
     ///
     /// # Errors
-    /// [`Error::Job`] if it does not succeed, [`Error::Timeout`].
+    /// [`Error::Job`] if it does not succeed, [`DriverError::Timeout`].
     pub fn run(&self, descriptor: Descriptor) -> Result<CompletionRecord, Error> {
         let job = self.submit(descriptor);
         let record = self.wait(job)?;
@@ -313,7 +313,7 @@ impl HostQueue {
     /// Aborts what the queue still has; jobs that are dropped never complete.
     ///
     /// # Errors
-    /// [`Error::Command`], [`Error::Timeout`].
+    /// [`Error::Command`], [`DriverError::Timeout`].
     pub fn abort(&self) -> Result<(), Error> {
         let operand = queue_operand(self.index as u32);
         self.driver.command(Command::AbortWq, operand)

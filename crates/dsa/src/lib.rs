@@ -73,5 +73,5 @@ pub use config::{
     MAX_TRANSFER_SHIFT, QueueConfig, QueueType, Role,
 };
 pub use device::DsaDevice;
-pub use driver::{BindError, HostDriver, HostQueue};
+pub use driver::{DriverError, HostDriver, HostQueue};
 pub use mdev::{DsaParent, TYPE_1DWQ};

@@ -6,7 +6,7 @@ mod common;
 use common::{Whole, add_device, new_dsa, new_iommu, noise, queue_field, usage};
 use ioasid_core::inspect::Value;
 use ioasid_dsa::{
-    BindError, DsaConfig, Error, HostDriver, QueueType,
+    DriverError, DsaConfig, Error, HostDriver, QueueType,
     spec::{
         Command, CommandError,
         command::queue_operand,
@@ -58,7 +58,7 @@ fn the_parents_driver_moves_bytes_through_the_dma_api() {
     let driver = HostDriver::probe(&dsa).unwrap();
     assert!(matches!(
         HostDriver::probe(&dsa),
-        Err(Error::Bind(BindError::Driven))
+        Err(Error::Driver(DriverError::Driven))
     ));
     let queue = driver.open_queue(0).unwrap();
     assert!(matches!(driver.open_queue(0), Err(Error::QueueBusy { .. })));

@@ -15,7 +15,7 @@ use ioasid_core::{
     statistics::{JobCounts, JobEnd, JobStatistics, Latency},
     sync::Mutex,
 };
-use ioasid_iommu::{Device, DmaApi, OwnershipError};
+use ioasid_iommu::{CoherentBuffer, Device, DmaApi, DmaMapError, OwnershipError};
 
 /// How long a driver waits for a job.
 const JOB_TIMEOUT: Duration = Duration::from_secs(30);
@@ -26,25 +26,31 @@ pub struct DriverSlot {
     taken: Arc<AtomicBool>,
 }
 
-/// Why a driver cannot be bound.
+/// Why the host's driver of a device cannot work.
 #[derive(Debug, thiserror::Error)]
-pub enum BindError {
+pub enum DriverError {
     /// The device has a driver of the host (EBUSY).
     #[error("the device has a driver")]
     Driven,
     /// A user owns the device's DMA (EBUSY, EPERM).
     #[error(transparent)]
     Ownership(#[from] OwnershipError),
+    /// A buffer could not be mapped for the device (ENOMEM).
+    #[error("cannot map a buffer for the device: {0}")]
+    Buffer(#[from] DmaMapError),
+    /// A job did not end in time (ETIMEDOUT).
+    #[error("the device did not complete a job in time")]
+    Timeout,
 }
 
 impl DriverSlot {
     /// Binds a driver to `device`, and takes its DMA for the DMA API.
     ///
     /// # Errors
-    /// [`BindError`].
-    pub fn bind(&self, device: &Arc<Device>) -> Result<Bound, BindError> {
+    /// [`DriverError::Driven`], [`DriverError::Ownership`].
+    pub fn bind(&self, device: &Arc<Device>) -> Result<Bound, DriverError> {
         if self.taken.swap(true, Ordering::AcqRel) {
-            return Err(BindError::Driven);
+            return Err(DriverError::Driven);
         }
         let taken = Taken(Arc::clone(&self.taken));
         Ok(Bound {
@@ -66,6 +72,14 @@ impl Bound {
     /// The DMA API: buffers that jobs can name.
     pub const fn dma(&self) -> &DmaApi {
         &self.dma
+    }
+
+    /// Memory that the driver and the device share.
+    ///
+    /// # Errors
+    /// [`DriverError::Buffer`].
+    pub fn alloc(&self, len: usize) -> Result<CoherentBuffer, DriverError> {
+        Ok(self.dma.alloc_coherent(len)?)
     }
 }
 
@@ -97,11 +111,6 @@ impl<K> PendingJob<K> {
     }
 }
 
-/// A job did not end in time.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("the device did not complete a job in time")]
-pub struct JobTimeout;
-
 /// The jobs of one queue: their completion interrupt, and what came of them.
 #[derive(Debug)]
 pub struct Jobs {
@@ -128,12 +137,12 @@ impl Jobs {
     /// interrupt. With the time from the submission until then.
     ///
     /// # Errors
-    /// [`JobTimeout`], 30 seconds after the submission.
+    /// [`DriverError::Timeout`], 30 seconds after the submission.
     pub fn wait<K, R>(
         &self,
         job: &PendingJob<K>,
         mut completed: impl FnMut(&K) -> Option<R>,
-    ) -> Result<(R, Duration), JobTimeout> {
+    ) -> Result<(R, Duration), DriverError> {
         let deadline = job.submitted + JOB_TIMEOUT;
         loop {
             // Counted before the look: an interrupt that comes after it is not missed.
@@ -142,7 +151,7 @@ impl Jobs {
                 return Ok((result, job.submitted.elapsed()));
             }
             if !self.completions.wait_past(seen, deadline) {
-                return Err(JobTimeout);
+                return Err(DriverError::Timeout);
             }
         }
     }

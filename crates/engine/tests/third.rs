@@ -20,7 +20,7 @@ use ioasid_core::{
 };
 use ioasid_engine::{
     Claim, ClaimError, Claimable, EnginePool, Halt, Interrupt, Job, JobId, Place, Schedule, Wanted,
-    driver::{BindError, DriverSlot},
+    driver::{DriverError, DriverSlot},
 };
 use ioasid_iommu::{
     DeviceConfig, DmaPort, DmaSource, DomainConfig, FaultLog, FaultSink, Iommu, IommuConfig,
@@ -317,10 +317,10 @@ fn a_device_has_one_driver_at_a_time() {
     let device = filler.pool.device();
     // A user's domain is attached.
     let refused = filler.driver.bind(device);
-    assert!(matches!(refused, Err(BindError::Ownership(_))));
+    assert!(matches!(refused, Err(DriverError::Ownership(_))));
     DmaSource::new(device, None).detach();
     let bound = filler.driver.bind(device).unwrap();
-    assert!(matches!(filler.driver.bind(device), Err(BindError::Driven)));
+    assert!(matches!(filler.driver.bind(device), Err(DriverError::Driven)));
     drop(bound);
     assert!(filler.driver.bind(device).is_ok());
 }

@@ -1,6 +1,6 @@
 //! What a device is made of, and what can go wrong with it.
 
-use ioasid_engine::driver::{BindError, JobTimeout};
+use ioasid_engine::driver::DriverError;
 use ioasid_vfio::pci::LayoutError;
 
 use crate::spec::ChanErr;
@@ -92,25 +92,13 @@ pub enum Error {
         /// What has it.
         owner: ChannelOwner,
     },
-    /// A driver of the host cannot have it (EBUSY, EPERM).
+    /// The host's driver cannot work.
     #[error(transparent)]
-    Bind(#[from] BindError),
+    Driver(#[from] DriverError),
     /// An engine thread could not be started (EAGAIN).
     #[error("cannot start an engine")]
     Engine(#[source] std::io::Error),
-    /// A buffer could not be mapped for the device (ENOMEM).
-    #[error("cannot map a buffer for the device: {0}")]
-    Buffer(#[from] ioasid_iommu::DmaMapError),
     /// A job did not succeed (EIO).
     #[error("the channel halted at a job: CHANERR {:#x}", .0.into_bits())]
     Job(ChanErr),
-    /// The device did not do what it was asked for in time (ETIMEDOUT).
-    #[error("the device did not answer in time")]
-    Timeout,
-}
-
-impl From<JobTimeout> for Error {
-    fn from(JobTimeout: JobTimeout) -> Self {
-        Error::Timeout
-    }
 }

@@ -19,7 +19,7 @@ use ioasid_engine::driver::{Bound, Jobs, PendingJob};
 use ioasid_iommu::{CoherentBuffer, DmaApi};
 use ioasid_vfio::DeviceModel;
 
-pub use ioasid_engine::driver::BindError;
+pub use ioasid_engine::driver::DriverError;
 
 use crate::{
     claim::ChannelClaim,
@@ -53,7 +53,7 @@ impl HostDriver {
     /// Takes the device: claims it for the DMA API and lets each channel use its own vector.
     ///
     /// # Errors
-    /// [`Error::Bind`] if the device has a driver, or if a user has it.
+    /// [`Error::Driver`] if the device has a driver, or if a user has it.
     pub fn probe(device: &Arc<IoatDevice>) -> Result<Arc<Self>, Error> {
         let this = HostDriver {
             device: Arc::clone(device),
@@ -82,10 +82,10 @@ impl HostDriver {
     /// Takes channel `index` for this driver and starts it.
     ///
     /// # Errors
-    /// [`Error::NoChannel`], [`Error::ChannelBusy`], [`Error::Buffer`].
+    /// [`Error::NoChannel`], [`Error::ChannelBusy`], [`Error::Driver`].
     pub fn open_channel(self: &Arc<Self>, index: usize) -> Result<HostChannel, Error> {
         let claim = self.device.claim_channel(index, ChannelOwner::Kernel)?;
-        let memory = self.dma().alloc_coherent(COMPLETION as usize + 64)?;
+        let memory = self.bound.alloc(COMPLETION as usize + 64)?;
         let jobs = Jobs::default();
         let vectors = self.device.function().vectors();
         vectors.connect(index as u32, Some(jobs.sink()));
@@ -267,7 +267,7 @@ impl HostChannel {
     /// Waits for the completion interrupt of a job.
     ///
     /// # Errors
-    /// [`Error::Job`] if it did not succeed, [`Error::Timeout`].
+    /// [`Error::Job`] if it did not succeed, [`DriverError::Timeout`].
     pub fn wait(&self, job: Job) -> Result<(), Error> {
         let (error, latency) = self.jobs.wait(&job, |number| {
             // Rearmed before the look: what comes after it interrupts.

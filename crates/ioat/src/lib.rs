@@ -66,4 +66,4 @@ pub use config::{
     MAX_TRANSFER_SHIFT,
 };
 pub use device::IoatDevice;
-pub use driver::{BindError, HostChannel, HostDriver};
+pub use driver::{DriverError, HostChannel, HostDriver};

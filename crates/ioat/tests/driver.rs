@@ -8,7 +8,7 @@ use std::sync::Arc;
 use common::{new_ioat, new_iommu, noise};
 use ioasid_core::statistics::JobCounts;
 use ioasid_ioat::{
-    BindError, Error, HostChannel, HostDriver,
+    DriverError, Error, HostChannel, HostDriver,
     spec::{ChanErr, Descriptor},
 };
 
@@ -119,7 +119,7 @@ fn a_device_has_one_driver_at_a_time() {
     let driver = HostDriver::probe(&ioat).unwrap();
     assert!(matches!(
         HostDriver::probe(&ioat),
-        Err(Error::Bind(BindError::Driven))
+        Err(Error::Driver(DriverError::Driven))
     ));
     drop(driver);
     let driver = HostDriver::probe(&ioat).unwrap();

@@ -21,9 +21,9 @@ use ioasid_vfio::DeviceModel;
 pub use ioasid_engine::driver::DriverError;
 
 use crate::{
-    claim::QueueClaim,
     config::{Error, QueueType},
-    device::DsaDevice,
+    devices::claim::QueueClaim,
+    devices::device::DsaDevice,
     spec::{
         Cmd, CmdStatus, Command, CommandError, CompletionRecord, Descriptor, Opcode, Status,
         command::queue_operand,

@@ -45,33 +45,20 @@
 //! per-queue operation masks, batch continuation.
 #![forbid(unsafe_code)]
 
-mod child;
-mod claim;
-mod commands;
 mod config;
-mod device;
+mod devices;
 pub mod driver;
-mod endpoint;
-mod event_log;
 mod exec;
-mod inspect;
-mod job;
-mod mdev;
-mod migration;
-mod queue;
-mod registers;
-mod saved;
-mod schedule;
-mod session;
+mod function;
+mod queues;
 pub mod spec;
-mod state;
 
-pub use child::DsaChild;
-pub use claim::QueueClaim;
 pub use config::{
     ConfigError, DsaConfig, Error, MAX_BATCH_SHIFT, MAX_ENGINES, MAX_QUEUE_SIZE, MAX_QUEUES,
     MAX_TRANSFER_SHIFT, QueueConfig, QueueType, Role,
 };
-pub use device::DsaDevice;
+pub use devices::child::DsaChild;
+pub use devices::claim::QueueClaim;
+pub use devices::device::DsaDevice;
+pub use devices::mdev::{DsaParent, TYPE_1DWQ};
 pub use driver::{DriverError, HostDriver, HostQueue};
-pub use mdev::{DsaParent, TYPE_1DWQ};

@@ -320,7 +320,10 @@ fn a_device_has_one_driver_at_a_time() {
     assert!(matches!(refused, Err(DriverError::Ownership(_))));
     DmaSource::new(device, None).detach();
     let bound = filler.driver.bind(device).unwrap();
-    assert!(matches!(filler.driver.bind(device), Err(DriverError::Driven)));
+    assert!(matches!(
+        filler.driver.bind(device),
+        Err(DriverError::Driven)
+    ));
     drop(bound);
     assert!(filler.driver.bind(device).is_ok());
 }

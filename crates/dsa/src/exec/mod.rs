@@ -6,6 +6,7 @@
 //! [`Effects`], and delivered when the guard is dropped.
 
 mod batch;
+pub(crate) mod bytes;
 mod crc;
 mod ending;
 mod operation;

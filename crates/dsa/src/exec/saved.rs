@@ -21,7 +21,7 @@ use super::{
     operation::{Chunk, Operation, Phase, Work, check},
 };
 use crate::{
-    saved::{put_descriptor, put_record, take_descriptor, take_record},
+    exec::bytes::{put_descriptor, put_record, take_descriptor, take_record},
     spec::{Descriptor, Opcode},
 };
 

@@ -12,13 +12,13 @@ use ioasid_iommu::PasidUse;
 
 use crate::{
     config::MAX_BATCH_SHIFT,
-    endpoint::Endpoint,
     exec::Terms,
-    queue::Queue,
-    schedule::Pool,
-    session::Session,
+    function::endpoint::Endpoint,
+    queues::queue::Queue,
+    queues::schedule::Pool,
+    queues::session::Session,
+    queues::state::{Pending, State, Then},
     spec::{Cmd, CommandError, GroupConfig, WqConfig, WqState, tables::WqUse},
-    state::{Pending, State, Then},
 };
 
 /// What a command does to descriptors before its result is stored.

@@ -15,16 +15,16 @@ use ioasid_vfio::{
 };
 
 use crate::{
-    child::{DsaChild, View},
-    commands::{pause, set_paused},
     config::MAX_ENGINES,
-    device::DsaDevice,
+    devices::child::{DsaChild, View},
+    devices::device::DsaDevice,
     exec::Execution,
-    queue::{Queue, SUSPENDED_LIMIT},
-    registers::Registers,
-    saved::{put_descriptor, take_descriptor},
+    exec::bytes::{put_descriptor, take_descriptor},
+    function::registers::Registers,
+    queues::commands::{pause, set_paused},
+    queues::queue::{Queue, SUSPENDED_LIMIT},
+    queues::state::State,
     spec::WqState,
-    state::State,
 };
 
 /// What a state is of, and the version of its format.

@@ -7,7 +7,7 @@ use ioasid_iommu::{DmaPort, Stop};
 
 use crate::{
     exec::{Counts, Effects, Execution, Terms},
-    session::Session,
+    queues::session::Session,
 };
 
 /// A descriptor under way.

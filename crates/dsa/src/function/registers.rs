@@ -3,7 +3,7 @@
 use ioasid_core::regmap::split;
 
 use crate::{
-    endpoint::Endpoint,
+    function::endpoint::Endpoint,
     spec::{
         Cmd, Command, Opcode,
         map::{Area, GROUP_ENTRY, PERMISSION_ENTRY, QUEUE_ENTRY, REGISTERS, Reg},

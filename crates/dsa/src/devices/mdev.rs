@@ -6,9 +6,9 @@ use std::sync::Arc;
 use ioasid_vfio::mdev::{MdevType, SlotError, SlotParent, Slots};
 
 use crate::{
-    child::DsaChild,
     config::{Error, QueueType},
-    device::DsaDevice,
+    devices::child::DsaChild,
+    devices::device::DsaDevice,
 };
 
 /// The type of a child with one dedicated work queue.

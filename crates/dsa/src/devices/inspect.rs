@@ -4,8 +4,8 @@ use ioasid_core::inspect::{Inspect, Node, Value};
 
 use crate::{
     config::{QueueConfig, QueueType},
-    device::DsaDevice,
-    queue::Queue,
+    devices::device::DsaDevice,
+    queues::queue::Queue,
     spec::WqState,
 };
 

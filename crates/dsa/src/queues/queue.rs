@@ -10,8 +10,8 @@ use ioasid_core::Pasid;
 use crate::{
     config::QueueType,
     exec::{Counts, Execution},
-    job::Task,
-    session::Session,
+    queues::job::Task,
+    queues::session::Session,
     spec::{
         Descriptor, Opcode, WqConfig, WqState,
         tables::{WqStatus, WqUse},
@@ -492,7 +492,7 @@ impl Queue {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{device::test_endpoint, exec::Terms};
+    use crate::{devices::device::test_endpoint, exec::Terms};
 
     fn queue(size: u16) -> Queue {
         let mut queue = Queue::new();

@@ -8,7 +8,7 @@ use std::sync::{
 use ioasid_core::Pasid;
 use ioasid_iommu::PasidUse;
 
-use crate::{endpoint::Endpoint, exec::Terms};
+use crate::{exec::Terms, function::endpoint::Endpoint};
 
 /// What descriptors may do and in whose name. A dedicated queue has one for each time that it is
 /// enabled; a shared queue has one for each PASID besides. Every accepted descriptor holds one, and

@@ -10,7 +10,7 @@ use ioasid_vfio::{
 };
 
 use crate::{
-    event_log::{EventLog, Slot},
+    function::event_log::{EventLog, Slot},
     spec::{
         Cmd, CmdStatus, CommandError, Event,
         registers::{GenConfig, GenCtrl, IntCause, SwError},

@@ -11,16 +11,17 @@ use ioasid_vfio::{
 };
 
 use crate::{
-    claim::QueueClaim,
-    commands::{self, Abilities, Identity, Plan},
     config::{
         ConfigError, DsaConfig, Error, MAX_BATCH_SHIFT, MAX_ENGINES, MAX_QUEUE_SIZE, MAX_QUEUES,
         MAX_TRANSFER_SHIFT, QueueConfig, QueueType, Role,
     },
-    endpoint::Endpoint,
-    queue::{Refused, Store},
-    registers::{self, Registers},
-    schedule::{self, Pool},
+    devices::claim::QueueClaim,
+    function::endpoint::Endpoint,
+    function::registers::{self, Registers},
+    queues::commands::{self, Abilities, Identity, Plan},
+    queues::queue::{Refused, Store},
+    queues::schedule::{self, Pool},
+    queues::state::State,
     spec::{
         Cmd, Command, CommandError, Descriptor, WqState,
         command::queue_bits,
@@ -30,7 +31,6 @@ use crate::{
             PORTAL_STRIDE, WqCap,
         },
     },
-    state::State,
 };
 
 /// A software Intel DSA. Engines run while it lives; dropping it ends them and waits for them.

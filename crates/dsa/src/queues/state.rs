@@ -7,9 +7,9 @@ use ioasid_core::Pasid;
 use ioasid_engine::Interrupt;
 
 use crate::{
-    endpoint::{Endpoint, MiscInterrupt},
-    job::Task,
-    queue::{DrainPoint, Queue},
+    function::endpoint::{Endpoint, MiscInterrupt},
+    queues::job::Task,
+    queues::queue::{DrainPoint, Queue},
     spec::{CommandError, GroupConfig},
 };
 
@@ -261,10 +261,10 @@ fn bits(count: usize) -> u64 {
 mod tests {
     use super::*;
     use crate::{
-        device::test_endpoint,
+        devices::device::test_endpoint,
         exec::Terms,
-        queue::Store,
-        session::Session,
+        queues::queue::Store,
+        queues::session::Session,
         spec::{Descriptor, Opcode},
     };
 

@@ -4,14 +4,14 @@
 use ioasid_engine::{EnginePool, Job as _, JobId, Place, Schedule, Wanted};
 
 use crate::{
-    endpoint::Endpoint,
-    job::Task,
-    queue::{Refused, Store},
+    function::endpoint::Endpoint,
+    queues::job::Task,
+    queues::queue::{Refused, Store},
+    queues::state::{CommandInterrupt, State},
     spec::{
         Descriptor, Status,
         registers::{SwError, SwErrorInfo},
     },
-    state::{CommandInterrupt, State},
 };
 
 /// The engines of a device and its queues.

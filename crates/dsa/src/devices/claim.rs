@@ -3,9 +3,9 @@
 use ioasid_engine::{Claim, ClaimError, Claimable};
 
 use crate::{
-    commands,
     config::{Error, QueueType},
-    device::DsaDevice,
+    devices::device::DsaDevice,
+    queues::commands,
 };
 
 /// A queue that one owner has for itself. Dropping it stops the queue: it is aborted, disabled and

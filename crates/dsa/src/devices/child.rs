@@ -24,20 +24,20 @@ use ioasid_vfio::{
 };
 
 use crate::{
-    commands::{self, Identity, Plan},
     config::{ConfigError, Error, MAX_BATCH_SHIFT, QueueType, Role},
-    device::{DsaDevice, function, portal_store},
-    endpoint::Endpoint,
-    queue::Store,
-    registers::{self, Registers},
-    schedule,
+    devices::device::{DsaDevice, function, portal_store},
+    function::endpoint::Endpoint,
+    function::registers::{self, Registers},
+    queues::commands::{self, Identity, Plan},
+    queues::queue::Store,
+    queues::schedule,
+    queues::state::State,
     spec::{
         Cmd, Command, CommandError, GroupConfig, WqConfig, WqState,
         command::queue_bits,
         registers::{DeviceState, EngineCap, GenCap, GenStatus, GroupCap, WqCap},
         tables::{WqLimits, WqUse},
     },
-    state::State,
 };
 
 /// Vectors of a child: 0 for errors and commands, 1 for completions.

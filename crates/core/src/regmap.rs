@@ -1,9 +1,10 @@
 //! Register files: which registers an access of any width and alignment touches, and which bytes of
 //! each.
 //!
-//! A device describes its registers once, as a table; [`RegMap`] splits accesses that straddle them and
-//! merges the parts of one. What a register does is the device's business: it is asked for whole values
-//! and told values with masks. Registers are little-endian, as those of PCI devices are.
+//! A device describes its registers once, as a table; [`RegMap`] splits accesses that straddle them
+//! and merges the parts of one. What a register does is the device's business: it is asked for
+//! whole values and told values with masks. Registers are little-endian, as those of PCI devices
+//! are.
 //!
 //! ```
 //! use ioasid_core::regmap::{RegMap, Register};
@@ -111,8 +112,8 @@ impl<R: Copy> RegMap<R> {
         self.registers.get(found.ok()?)
     }
 
-    /// Fills `data` with the bytes from `offset` on. `read` is called once for each register that can be
-    /// read and of which a byte is wanted, in order; what is no register reads as 0.
+    /// Fills `data` with the bytes from `offset` on. `read` is called once for each register that
+    /// can be read and of which a byte is wanted, in order; what is no register reads as 0.
     pub fn read(&self, offset: u64, data: &mut [u8], mut read: impl FnMut(R) -> u64) {
         data.fill(0);
         for register in self.touched(offset, data.len()) {
@@ -132,9 +133,9 @@ impl<R: Copy> RegMap<R> {
         }
     }
 
-    /// Stores `data` from `offset` on. `write` is called once for each register that can be written and
-    /// that a byte falls on, in order, with the value and the mask of those bytes; the rest of the value
-    /// is 0.
+    /// Stores `data` from `offset` on. `write` is called once for each register that can be written
+    /// and that a byte falls on, in order, with the value and the mask of those bytes; the rest of
+    /// the value is 0.
     pub fn write(&self, offset: u64, data: &[u8], mut write: impl FnMut(R, u64, u64)) {
         for register in self.touched(offset, data.len()) {
             if register.access == RegAccess::ReadOnly {
@@ -184,8 +185,8 @@ impl RegBlocks {
     }
 }
 
-/// Splits an access of `len` bytes from `offset` on at the multiples of `unit`: where each part starts,
-/// and which of the bytes it is.
+/// Splits an access of `len` bytes from `offset` on at the multiples of `unit`: where each part
+/// starts, and which of the bytes it is.
 pub fn split(offset: u64, len: usize, unit: u64) -> impl Iterator<Item = (u64, Range<usize>)> {
     let mut done = 0_usize;
     std::iter::from_fn(move || {

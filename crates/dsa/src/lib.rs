@@ -7,10 +7,15 @@
 //!   removes them by UUID.
 //! * [`driver`]: the parent's own driver, through registers, portals and the DMA API.
 //!
-//! Inside, a store to a portal puts a descriptor into a `queue`; an engine ([`ioasid_engine`]) takes it
-//! from the `schedule` as a `job` and `exec`utes it, step by step, through a guarded DMA port. An
-//! `endpoint` is the PCI function of one owner: it shows that owner's errors, command results and
-//! interrupts, and an `event_log` holds what of them goes to memory.
+//! Inside, from the lowest folder:
+//!
+//! * `exec`: one descriptor under way, a resumable state machine that moves bytes step by step.
+//! * `function`: the PCI function of one owner, with that owner's registers, errors, interrupts and
+//!   event log.
+//! * `queues`: what one lock protects. A store to a portal puts a descriptor into a queue; an engine
+//!   ([`ioasid_engine`]) takes it from the schedule as a job and executes it through a guarded DMA
+//!   port; commands wait for descriptors to end.
+//! * `devices`: the whole device, and the children that are a queue each.
 //!
 //! What never lives here: page tables, attachments, anything that knows which address space a PASID
 //! leads to. The device gives its DMA a PASID, and that is all.
@@ -20,7 +25,8 @@
 //! * An engine never waits for a client: no guard is held while anything could block, descriptors
 //!   are resumable, and one that must wait does so off the engine.
 //! * The PASID of a dedicated queue comes from its configuration; what a descriptor claims is
-//!   ignored. That of a shared queue comes from the descriptor, where the processor puts it. A PASID stays in use as long as a descriptor that was accepted with it exists.
+//!   ignored. That of a shared queue comes from the descriptor, where the processor puts it. A
+//!   PASID stays in use as long as a descriptor that was accepted with it exists.
 //! * When a drain, an abort, a disable or a reset is done, no descriptor that it concerns touches
 //!   memory any more.
 //! * While a queue is paused for a migration, no descriptor of it goes on and no interrupt comes.

@@ -1,5 +1,5 @@
-//! What drivers in the field do, step by step, on a whole device and on a child: the user-space driver
-//! of the kernel's VFIO self-tests, and Linux's own `idxd`.
+//! What drivers in the field do, step by step, on a whole device and on a child: the user-space
+//! driver of the kernel's VFIO self-tests, and Linux's own `idxd`.
 #![allow(clippy::unwrap_used, reason = "a test may panic")]
 
 mod common;
@@ -110,8 +110,8 @@ impl Target {
         assert_eq!(self.driver.command_status().error(), 0, "{code:?}");
     }
 
-    /// The self-test driver's `dsa_init`; gives the largest batch and how many batches it would have
-    /// under way.
+    /// The self-test driver's `dsa_init`; gives the largest batch and how many batches it would
+    /// have under way.
     fn init_as_the_self_test(&self) -> (u64, u64) {
         self.config(4, [0x06, 0x04]);
         self.command(Command::ResetDevice);

@@ -156,8 +156,8 @@ impl DeviceModel for Edu {
     }
 }
 
-/// Whether registers take accesses like this one: from their start, of 4 bytes, those of transfers of 8
-/// too. The upper half of a register that 4 bytes are written to becomes 0.
+/// Whether registers take accesses like this one: from their start, of 4 bytes, those of transfers
+/// of 8 too. The upper half of a register that 4 bytes are written to becomes 0.
 fn is_access(offset: u64, bytes: usize) -> bool {
     let register = REGISTERS.starting_at(offset);
     register.is_some_and(|register| bytes == 4 || bytes as u64 == register.width)

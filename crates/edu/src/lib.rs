@@ -1,10 +1,10 @@
-//! Floor 5: the educational device (1234:11e8) as an *emulated* mediated device: software that copies,
-//! with no DMA of its own, no PASID and no domain.
+//! Floor 5: the educational device (1234:11e8) as an *emulated* mediated device: software that
+//! copies, with no DMA of its own, no PASID and no domain.
 //!
-//! The device is QEMU's, as its specification describes it, so that the drivers that people write to
-//! learn with it work here too. What is special is how it reaches memory: through
-//! [`EmulatedDma`](ioasid_vfio::EmulatedDma), an access object of the program's IOAS, as the kernel's
-//! sample devices do (`samples/vfio-mdev`).
+//! The device is QEMU's, as its specification describes it, so that the drivers that people write
+//! to learn with it work here too. What is special is how it reaches memory: through
+//! [`EmulatedDma`](ioasid_vfio::EmulatedDma), an access object of the program's IOAS, as the
+//! kernel's sample devices do (`samples/vfio-mdev`).
 //!
 //! * [`spec`]: the registers. No behaviour.
 //! * [`Edu`]: one device: registers, and the thread that computes and copies.

@@ -1,5 +1,5 @@
-//! Migration: the registers and the buffer. A copy that is under way ends first; one that has not begun
-//! is made on the other side.
+//! Migration: the registers and the buffer. A copy that is under way ends first; one that has not
+//! begun is made on the other side.
 
 use ioasid_vfio::{
     model::{Migrate, StateError},

@@ -1,5 +1,5 @@
-//! Accesses to BAR 0 of every width and alignment: registers take 4 bytes at their own offset, those
-//! of transfers 8 too, and nothing else has an effect.
+//! Accesses to BAR 0 of every width and alignment: registers take 4 bytes at their own offset,
+//! those of transfers 8 too, and nothing else has an effect.
 #![allow(clippy::unwrap_used, reason = "a test may panic")]
 
 use std::collections::BTreeMap;

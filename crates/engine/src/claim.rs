@@ -16,8 +16,8 @@ pub trait Claimable: Send + Sync + fmt::Debug {
         op: impl FnOnce(&mut Option<Self::Owner>) -> R,
     ) -> Option<R>;
 
-    /// Stops `unit` and frees it. When this returns, no job of it is under way and no interrupt of it
-    /// is about to be raised.
+    /// Stops `unit` and frees it. When this returns, no job of it is under way and no interrupt of
+    /// it is about to be raised.
     fn release(&self, unit: usize);
 }
 

@@ -1,5 +1,5 @@
-//! The half of a host driver that knows no registers: one driver a device, with its DMA API, and the
-//! jobs of one of its queues, from their submission to the statistics.
+//! The half of a host driver that knows no registers: one driver a device, with its DMA API, and
+//! the jobs of one of its queues, from their submission to the statistics.
 
 use std::{
     sync::{

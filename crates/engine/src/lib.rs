@@ -1,9 +1,9 @@
 //! Floor 3: what every software accelerator has in common, whatever its registers and descriptors.
 //!
-//! * [`schedule`]: the traits that a device implements. A [`Schedule`] is what one lock protects: the
-//!   device's queues, and which descriptor comes next. A [`Job`] is one descriptor under way.
-//! * [`pool`]: [`EnginePool`], the threads that execute jobs, and the ways a job leaves one before it
-//!   is done.
+//! * [`schedule`]: the traits that a device implements. A [`Schedule`] is what one lock protects:
+//!   the device's queues, and which descriptor comes next. A [`Job`] is one descriptor under way.
+//! * [`pool`]: [`EnginePool`], the threads that execute jobs, and the ways a job leaves one before
+//!   it is done.
 //! * [`claim`]: a unit of a device (a queue, a channel) that one owner has for itself.
 //! * [`driver`]: the half of a host driver that knows no registers.
 //!

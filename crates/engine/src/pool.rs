@@ -151,8 +151,8 @@ impl<S: Schedule> EnginePool<S> {
         result
     }
 
-    /// Adds work. `add` says how many engines that is for; nothing else may follow from it: neither is
-    /// [`Schedule::after_change`] called, nor are waits for the end of jobs woken.
+    /// Adds work. `add` says how many engines that is for; nothing else may follow from it: neither
+    /// is [`Schedule::after_change`] called, nor are waits for the end of jobs woken.
     pub fn submit<R>(&self, add: impl FnOnce(&mut S) -> (R, Wanted)) -> R {
         let mut state = self.state();
         let (result, wanted) = add(&mut state.schedule);
@@ -162,8 +162,8 @@ impl<S: Schedule> EnginePool<S> {
         result
     }
 
-    /// Waits until `done`, and until the interrupts that were about to be raised then have been. Never
-    /// called by an engine.
+    /// Waits until `done`, and until the interrupts that were about to be raised then have been.
+    /// Never called by an engine.
     pub fn wait_until_quiet(&self, mut done: impl FnMut(&S) -> bool) {
         let mut state = self.state();
         while !done(&state.schedule) {

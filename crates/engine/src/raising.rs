@@ -1,5 +1,5 @@
-//! Which interrupts are about to be raised: they have been decided on under the lock, and are raised
-//! without it.
+//! Which interrupts are about to be raised: they have been decided on under the lock, and are
+//! raised without it.
 
 /// Interrupts between the decision and the end of the call that raises them.
 #[derive(Debug, Default)]

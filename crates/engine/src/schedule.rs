@@ -31,8 +31,8 @@ impl Halt {
     /// The fault that stopped an operation, or why the step ends.
     ///
     /// # Errors
-    /// [`Halt`], for every stop but a fault. What this crate does not know asks to try again under a
-    /// new guard.
+    /// [`Halt`], for every stop but a fault. What this crate does not know asks to try again under
+    /// a new guard.
     pub fn or_fault(stop: Stop) -> Result<Fault, Halt> {
         match stop {
             Stop::Fault(fault) => Ok(fault),
@@ -70,9 +70,10 @@ pub trait Job: Send + Sized + 'static {
     /// [`Halt`]: it is not done.
     fn step(&mut self, port: &mut DmaPort, place: Place) -> Result<(), Halt>;
 
-    /// Does what is left when [`Job::step`] is done: the words in memory that have to change together
-    /// with the registers. On an engine this is called with the lock held, so that neither is seen
-    /// without the other; on a worker, where it may block, without. By default nothing is left.
+    /// Does what is left when [`Job::step`] is done: the words in memory that have to change
+    /// together with the registers. On an engine this is called with the lock held, so that neither
+    /// is seen without the other; on a worker, where it may block, without. By default nothing is
+    /// left.
     ///
     /// # Errors
     /// [`Halt`]: it is called again.
@@ -105,8 +106,8 @@ pub trait Interrupt: Send {
     fn raise(self);
 }
 
-/// What a change of the schedule asks to raise: an [`Option`] where one change asks for one interrupt
-/// at the most, otherwise a [`Vec`].
+/// What a change of the schedule asks to raise: an [`Option`] where one change asks for one
+/// interrupt at the most, otherwise a [`Vec`].
 pub trait Interrupts: IntoIterator<Item: Interrupt> + Send {
     /// Whether there is nothing to raise.
     fn is_empty(&self) -> bool;
@@ -125,7 +126,8 @@ impl<I: Interrupt> Interrupts for Vec<I> {
 }
 
 /// What the lock of an [`EnginePool`](crate::EnginePool) protects: the units of a device (queues,
-/// channels), and which job comes next. Every method is called with the lock held and must not block.
+/// channels), and which job comes next. Every method is called with the lock held and must not
+/// block.
 pub trait Schedule: fmt::Debug + Send + Sized + 'static {
     /// A descriptor under way.
     type Job: Job;
@@ -135,8 +137,8 @@ pub trait Schedule: fmt::Debug + Send + Sized + 'static {
     /// Takes the next job for `engine`, if there is one for it.
     fn next(&mut self, engine: usize) -> Option<Self::Job>;
 
-    /// Comes after each change: does what waited for it, and gives the interrupts that the change or
-    /// this asks for.
+    /// Comes after each change: does what waited for it, and gives the interrupts that the change
+    /// or this asks for.
     fn after_change(&mut self) -> Self::Interrupts;
 
     /// How many engines should wake. Asked after [`Schedule::after_change`], if engines sleep.
@@ -159,8 +161,8 @@ pub trait Schedule: fmt::Debug + Send + Sized + 'static {
     /// The job waits for the answer to a page request. Whether something may wait for it to stop.
     ///
     /// # Errors
-    /// Given back if it was aborted, or, the default, if jobs of the device cannot wait for pages; it
-    /// ends next.
+    /// Given back if it was aborted, or, the default, if jobs of the device cannot wait for pages;
+    /// it ends next.
     fn park(&mut self, job: Self::Job) -> Result<bool, Self::Job> {
         Err(job)
     }

@@ -1,5 +1,5 @@
-//! A third accelerator: what one has to write for itself, and what the pool then keeps for it. Its one
-//! kind of job fills memory with a byte.
+//! A third accelerator: what one has to write for itself, and what the pool then keeps for it. Its
+//! one kind of job fills memory with a byte.
 #![allow(clippy::unwrap_used, reason = "a test may panic")]
 
 use std::{

@@ -10,8 +10,8 @@
 //!     |        +--------------------------------+  <------------------+ SUSPEND
 //!     +------- RESET from anywhere; an error
 //! ```
-//! While its function must not issue requests, an active channel stays where it is, in the middle of a
-//! descriptor perhaps. SUSPEND does not wait for the end of that descriptor then.
+//! While its function must not issue requests, an active channel stays where it is, in the middle
+//! of a descriptor perhaps. SUSPEND does not wait for the end of that descriptor then.
 //!
 //! CHAINADDR has no effect while the channel is active or done.
 
@@ -130,9 +130,9 @@ pub(crate) struct Channel {
 /// What a reset is of.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum Reset {
-    /// CHANCMD: the channel stops and forgets its chain and its errors. CHANCTRL, CHANCMP, CHANERRMSK and
-    /// DCACTRL stay: drivers go on with a new chain alone (`ioat_eh` and `ioat_reboot_chan`, Linux
-    /// `drivers/dma/ioat/dma.c`).
+    /// CHANCMD: the channel stops and forgets its chain and its errors. CHANCTRL, CHANCMP,
+    /// CHANERRMSK and DCACTRL stay: drivers go on with a new chain alone (`ioat_eh` and
+    /// `ioat_reboot_chan`, Linux `drivers/dma/ioat/dma.c`).
     Channel,
     /// The function, or the end of its use: nothing of its user stays.
     Everything,

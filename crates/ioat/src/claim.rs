@@ -7,8 +7,8 @@ use crate::{
     device::{IoatDevice, own_client},
 };
 
-/// A channel that one owner has for itself. Dropping it stops the channel: nothing of it is under way
-/// and it is free when that returns.
+/// A channel that one owner has for itself. Dropping it stops the channel: nothing of it is under
+/// way and it is free when that returns.
 pub type ChannelClaim = Claim<IoatDevice>;
 
 impl Claimable for IoatDevice {

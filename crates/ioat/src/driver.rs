@@ -2,8 +2,8 @@
 //! descriptors and the DMA API, and nothing of what is behind them.
 //!
 //! Each channel has a ring of descriptors, linked in a circle. A job is one descriptor; it is done
-//! when the completion word names it or one after it. A job that fails halts the channel: the driver
-//! gives that job its error, clears it and starts a new chain at the next one.
+//! when the completion word names it or one after it. A job that fails halts the channel: the
+//! driver gives that job its error, clears it and starts a new chain at the next one.
 
 use std::sync::{
     Arc,

@@ -1,5 +1,5 @@
-//! An endpoint: what one owner sees of a device apart from its channels. The device itself has one, and
-//! so has each child, so that interrupts of one owner never show to another.
+//! An endpoint: what one owner sees of a device apart from its channels. The device itself has one,
+//! and so has each child, so that interrupts of one owner never show to another.
 
 use std::sync::Arc;
 

@@ -86,9 +86,9 @@ impl Job for Task {
         self.execution.step(&mut guard)
     }
 
-    /// Completion word and registers change at once, as seen by a reader of the registers. Entering a domain
-    /// and writing a word in it does not block an engine; on a worker it may, so there the registers
-    /// change only after it.
+    /// Completion word and registers change at once, as seen by a reader of the registers. Entering
+    /// a domain and writing a word in it does not block an engine; on a worker it may, so there the
+    /// registers change only after it.
     fn conclude(&mut self, port: &mut DmaPort, place: Place) -> Result<(), Halt> {
         let mut guard = self.enter(port, place);
         self.ending = Some(self.execution.conclude(&mut guard)?);

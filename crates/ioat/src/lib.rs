@@ -3,22 +3,23 @@
 //! owner. Stock drivers need no special store instruction for it.
 //!
 //! * [`spec`]: the hardware interface as types. No behaviour.
-//! * [`IoatDevice`]: the whole device, as its own driver or a program with the whole device sees it.
+//! * [`IoatDevice`]: the whole device, as its own driver or a program with the whole device sees
+//!   it.
 //! * [`IoatChild`]: one channel as a device of its own, with a default PASID; [`IoatParent`] makes
 //!   and removes them by UUID.
 //! * [`driver`]: the parent's own driver, through registers, descriptors and the DMA API.
 //!
 //! Inside, `channel` is the state of a channel: registers, chain, what is under way. An engine
 //! ([`ioasid_engine`]) takes one descriptor of it after another from the `schedule` as a `job` and
-//! `exec`utes it, step by step, through a guarded DMA port; an `endpoint` is the PCI function of one owner,
-//! with that owner's interrupts.
+//! `exec`utes it, step by step, through a guarded DMA port; an `endpoint` is the PCI function of
+//! one owner, with that owner's interrupts.
 //!
 //! What never lives here: page tables, attachments, anything that knows which address space a PASID
 //! leads to. The device gives its DMA a PASID, and that is all.
 //!
 //! Invariants:
-//! * Descriptors of a channel are done one after the other, on engines (or on their client's worker),
-//!   never inside the store to the doorbell.
+//! * Descriptors of a channel are done one after the other, on engines (or on their client's
+//!   worker), never inside the store to the doorbell.
 //! * An engine never waits for a client: no guard is held while anything could block, descriptors
 //!   are resumable, and one that must wait does so off the engine.
 //! * The PASID of a channel is its owner's; no register or descriptor names one. It stays in use as

@@ -2,8 +2,8 @@
 //! elsewhere.
 //!
 //! The state is what the owner of the channels could have brought about: registers, and how far the
-//! descriptor of each channel has come. In whose name a channel works is not part of it, the default
-//! PASID of a child above all: the side that takes the state has its own.
+//! descriptor of each channel has come. In whose name a channel works is not part of it, the
+//! default PASID of a child above all: the side that takes the state has its own.
 
 use ioasid_vfio::{
     model::{Migrate, StateError},

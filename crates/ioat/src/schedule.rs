@@ -1,6 +1,7 @@
-//! The device's channels as its engines see them: which comes next, and what becomes of a descriptor
-//! that leaves an engine. A channel whose descriptor has moved the bytes of one guard goes to the end of
-//! the queue; one whose function must not issue requests leaves the queue until it may.
+//! The device's channels as its engines see them: which comes next, and what becomes of a
+//! descriptor that leaves an engine. A channel whose descriptor has moved the bytes of one guard
+//! goes to the end of the queue; one whose function must not issue requests leaves the queue until
+//! it may.
 
 use std::{collections::VecDeque, mem};
 
@@ -19,7 +20,8 @@ pub(crate) type Pool = EnginePool<State>;
 #[derive(Debug)]
 pub(crate) struct State {
     pub(crate) channels: Vec<Channel>,
-    /// Channels that wait for an engine. One may be in it twice, or for nothing: its `place` decides.
+    /// Channels that wait for an engine. One may be in it twice, or for nothing: its `place`
+    /// decides.
     ready: VecDeque<usize>,
     /// What a change asks to raise.
     message: Option<Message>,

@@ -2,8 +2,8 @@
 //! one queue, one group and one engine and that cannot be configured.
 //!
 //! Its commands reach its own queue only. What its user writes to WQCFG, a PASID above all, never
-//! reaches the real queue: when the user enables the queue, the child programs the PASID that it was
-//! given at bind into the parent's WQCFG, and the user has no way to learn it.
+//! reaches the real queue: when the user enables the queue, the child programs the PASID that it
+//! was given at bind into the parent's WQCFG, and the user has no way to learn it.
 
 use std::sync::Arc;
 

@@ -6,8 +6,8 @@
 //! have to do it: a device and its queues are enabled with all the checks of the commands.
 //!
 //! The default PASID of a child is not part of it; the child that takes the state enables its own
-//! queue with its own. So a forged state reaches no more than its user's descriptors do. PASIDs of a
-//! whole device are its user's to choose, and lead to what its user has attached.
+//! queue with its own. So a forged state reaches no more than its user's descriptors do. PASIDs of
+//! a whole device are its user's to choose, and lead to what its user has attached.
 
 use ioasid_vfio::{
     model::{Migrate, StateError},

@@ -1,9 +1,9 @@
 //! Descriptors under way as bytes, and back.
 //!
-//! What is kept is what the next step cannot find out again: how far a transfer has come, a CRC, the
-//! part of a batch that was read, an ending. A piece of a transfer that is on its way through a buffer
-//! is done once more: reading it again does no harm, since neither source nor destination of such an
-//! operation overlap.
+//! What is kept is what the next step cannot find out again: how far a transfer has come, a CRC,
+//! the part of a batch that was read, an ending. A piece of a transfer that is on its way through a
+//! buffer is done once more: reading it again does no harm, since neither source nor destination of
+//! such an operation overlap.
 //!
 //! A restored descriptor is checked as when it started, and its counts are in range; where its data
 //! lies was never to be trusted.

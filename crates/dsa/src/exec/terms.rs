@@ -48,7 +48,8 @@ pub(crate) struct Terms {
     pub(crate) page_requests: bool,
     /// MSI-X vectors of the client's device that its descriptors may name, as bits.
     pub(crate) vectors: u64,
-    /// The queue is shared: PASID and privilege are those that the processor put into the descriptor.
+    /// The queue is shared: PASID and privilege are those that the processor put into the
+    /// descriptor.
     pub(crate) shared: bool,
     /// Privileged descriptors are allowed in a shared queue.
     pub(crate) privileged: bool,

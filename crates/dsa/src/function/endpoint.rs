@@ -1,5 +1,5 @@
-//! An endpoint: what one owner sees of a device apart from its queues. The device itself has one, and
-//! so has each child, so that errors, command results and interrupts of one owner never show to
+//! An endpoint: what one owner sees of a device apart from its queues. The device itself has one,
+//! and so has each child, so that errors, command results and interrupts of one owner never show to
 //! another.
 
 use ioasid_core::{Pasid, sync::Mutex};
@@ -176,8 +176,8 @@ impl Endpoint {
         }
     }
 
-    /// The entry that the caller is to write, if there is one, and the PASID that it needs; `pasid` is
-    /// the one of its descriptor.
+    /// The entry that the caller is to write, if there is one, and the PASID that it needs; `pasid`
+    /// is the one of its descriptor.
     pub(crate) fn begin_entry(&self, pasid: Option<Pasid>) -> Option<(Slot, Option<Pasid>)> {
         let slot = self.registers.lock().log.begin()?;
         Some((slot, if self.child { pasid } else { slot.pasid }))
@@ -323,7 +323,8 @@ impl Endpoint {
         registers.msix_permissions.get(vector).copied().unwrap_or(0)
     }
 
-    /// The permission table restricts the clients of shared queues; a dedicated queue has one client.
+    /// The permission table restricts the clients of shared queues; a dedicated queue has one
+    /// client.
     pub(crate) fn set_msix_permission(&self, vector: usize, value: u64) {
         let mut registers = self.registers.lock();
         if let Some(entry) = registers.msix_permissions.get_mut(vector) {

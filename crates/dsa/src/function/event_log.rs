@@ -1,8 +1,8 @@
 //! The event log of one owner: what of it is in registers, and what waits to be written to memory.
 //!
-//! Entries are written by the engine or worker that met the error, in the address space of the owner:
-//! of a child with its default PASID, so that neither the entry nor its absence shows to anybody
-//! else. One of them writes at a time and takes what others leave for it.
+//! Entries are written by the engine or worker that met the error, in the address space of the
+//! owner: of a child with its default PASID, so that neither the entry nor its absence shows to
+//! anybody else. One of them writes at a time and takes what others leave for it.
 
 use std::collections::VecDeque;
 

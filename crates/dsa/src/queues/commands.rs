@@ -2,8 +2,8 @@
 //! descriptors to end, and then stores its result: [`start`].
 //!
 //! A command with nothing to wait for has its result before the store to CMD returns. Drivers that
-//! poll CMDSTS for some tens of microseconds only, and on a host with fewer processors than threads,
-//! are served that way.
+//! poll CMDSTS for some tens of microseconds only, and on a host with fewer processors than
+//! threads, are served that way.
 
 use std::sync::Arc;
 
@@ -106,8 +106,8 @@ impl Plan {
     }
 }
 
-/// Starts command `cmd` of the owner of `endpoint`: `plan` checks it and says what it does. Ignored while
-/// another one of that owner is running.
+/// Starts command `cmd` of the owner of `endpoint`: `plan` checks it and says what it does. Ignored
+/// while another one of that owner is running.
 pub(crate) fn start(
     pool: &Pool,
     endpoint: &Arc<Endpoint>,
@@ -138,9 +138,9 @@ pub(crate) fn start(
     });
 }
 
-/// Aborts and disables the queues in `set` and waits: when it returns, none of their descriptors can
-/// touch memory, and no interrupt of the time before is about to be raised. Not a command: the device
-/// or a child is reset, or a queue is given back.
+/// Aborts and disables the queues in `set` and waits: when it returns, none of their descriptors
+/// can touch memory, and no interrupt of the time before is about to be raised. Not a command: the
+/// device or a child is reset, or a queue is given back.
 pub(crate) fn stop(pool: &Pool, set: u64) {
     let points = pool.change(|state| {
         state.close(set);

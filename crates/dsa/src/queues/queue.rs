@@ -66,8 +66,8 @@ struct Running {
 pub(crate) enum Store {
     /// By a store without an answer (`MOVDIR64B`): for dedicated queues.
     Posted,
-    /// By one that is answered (`ENQCMD`): for shared queues, which a limited portal fills up to the
-    /// threshold only.
+    /// By one that is answered (`ENQCMD`): for shared queues, which a limited portal fills up to
+    /// the threshold only.
     Deferrable { limited: bool },
 }
 
@@ -230,8 +230,8 @@ impl Queue {
         session.is_none_or(|session| session.endpoint.function().bus_master())
     }
 
-    /// The descriptor that starts next. Descriptors of one client start in order; in a shared queue,
-    /// one client that is held up does not hold up the others.
+    /// The descriptor that starts next. Descriptors of one client start in order; in a shared
+    /// queue, one client that is held up does not hold up the others.
     fn next_waiting(&self) -> Option<usize> {
         if !self.shared() {
             let next = self.waiting.front()?;
@@ -443,8 +443,8 @@ impl Queue {
         self.stats.aborted += dropped as u64;
     }
 
-    /// The drain point that [`Queue::passed`] compares with: everything accepted so far, perhaps of one
-    /// PASID only, is before it.
+    /// The drain point that [`Queue::passed`] compares with: everything accepted so far, perhaps of
+    /// one PASID only, is before it.
     pub(crate) const fn drain_point(&self, queue: usize, only: Option<Pasid>) -> DrainPoint {
         DrainPoint {
             queue,

@@ -1,5 +1,5 @@
-//! The device's queues as its engines see them: what comes next, and what becomes of a descriptor that
-//! leaves an engine. And as a portal sees them: what it stores is work for an engine.
+//! The device's queues as its engines see them: what comes next, and what becomes of a descriptor
+//! that leaves an engine. And as a portal sees them: what it stores is work for an engine.
 
 use ioasid_engine::{EnginePool, Job as _, JobId, Place, Schedule, Wanted};
 

@@ -167,8 +167,8 @@ impl State {
         self.endpoint.function().bus_master()
     }
 
-    /// Drain points of the queues in `set`: passed when everything accepted so far, perhaps of one PASID
-    /// only, is done.
+    /// Drain points of the queues in `set`: passed when everything accepted so far, perhaps of one
+    /// PASID only, is done.
     pub(crate) fn drain_points(&self, set: u64, only: Option<Pasid>) -> Vec<DrainPoint> {
         self.indexes(set)
             .map(|index| self.queues[index].drain_point(index, only))

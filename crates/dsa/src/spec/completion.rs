@@ -10,7 +10,6 @@ pub const FAULT_ON_WRITE: u8 = 0x80;
 /// What became of a descriptor (section 5.8).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u8)]
-#[non_exhaustive]
 pub enum Status {
     /// Done.
     Success = 0x01,
@@ -53,7 +52,8 @@ pub enum Status {
 pub struct CompletionRecord {
     /// A [`Status`], perhaps with [`FAULT_ON_WRITE`]; 0 as long as the descriptor is not done.
     pub status: u8,
-    /// Compare: 0 equal, 1 different. Memory Move with a fault: 1 if it went from the end backwards.
+    /// Compare: 0 equal, 1 different. Memory Move with a fault: 1 if it went from the end
+    /// backwards.
     pub result: u8,
     /// Bytes done (on success 0, except for Compare with a difference), or descriptors of a batch.
     pub completed: u32,

@@ -10,7 +10,6 @@ pub const DESCRIPTOR_SIZE: usize = 64;
 /// What to do (section 8.3).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[repr(u8)]
-#[non_exhaustive]
 pub enum Opcode {
     /// Nothing.
     Noop = 0x00,

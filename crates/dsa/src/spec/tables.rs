@@ -125,7 +125,8 @@ impl WqConfig {
     }
 }
 
-/// The low half of one entry of the MSI-X permission table (section 9.2.23): which clients may name the vector.
+/// The low half of one entry of the MSI-X permission table (section 9.2.23): which clients may name
+/// the vector.
 #[bitfield(u32)]
 #[derive(PartialEq, Eq)]
 pub struct MsixPermission {

@@ -296,7 +296,8 @@ impl Execution {
         }
     }
 
-    /// How it ends if it cannot be carried out at all, because the client whose memory it needs is gone.
+    /// How it ends if it cannot be carried out at all, because the client whose memory it needs is
+    /// gone.
     pub(crate) fn lost(&self) -> Ending {
         Ending {
             error: ChanErr::new().with_read_data(true),

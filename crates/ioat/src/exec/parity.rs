@@ -1,7 +1,7 @@
 //! XOR, and P and Q of RAID 6: piece by piece, all sources of a piece and then its results.
 //!
-//! Q is a sum in the field of 256 elements with the polynomial x^8 + x^4 + x^3 + x^2 + 1 (H. P. Anvin,
-//! "The mathematics of RAID-6"), each source times its coefficient.
+//! Q is a sum in the field of 256 elements with the polynomial x^8 + x^4 + x^3 + x^2 + 1 (H. P.
+//! Anvin, "The mathematics of RAID-6"), each source times its coefficient.
 
 use ioasid_iommu::DmaGuard;
 

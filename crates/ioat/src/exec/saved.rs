@@ -5,8 +5,8 @@
 //! not been read as a whole is read again, and so are the sources of a piece whose sums are not
 //! complete: nothing of it has been written.
 //!
-//! A restored descriptor is checked as when it was read, and its counts are in range; where its data
-//! lies was never to be trusted.
+//! A restored descriptor is checked as when it was read, and its counts are in range; where its
+//! data lies was never to be trusted.
 
 use ioasid_vfio::{
     model::StateError,

@@ -1,5 +1,5 @@
-//! Registers of BAR0. Offsets are bytes, from the start of BAR0 or, for those of a channel, from the
-//! start of its block.
+//! Registers of BAR0. Offsets are bytes, from the start of BAR0 or, for those of a channel, from
+//! the start of its block.
 
 use bitfield_struct::bitfield;
 

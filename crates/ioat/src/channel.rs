@@ -54,22 +54,22 @@ pub(crate) struct Client {
 impl Client {
     /// Whether the functions that it is about may issue requests.
     fn may_issue(&self) -> bool {
-        let mut fronts = self.parent.iter().chain([&self.endpoint]);
-        fronts.all(|endpoint| endpoint.function().bus_master())
+        let mut endpoints = self.parent.iter().chain([&self.endpoint]);
+        endpoints.all(|endpoint| endpoint.function().bus_master())
     }
 }
 
 /// Where a channel's descriptor is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Place {
+pub(crate) enum RunState {
     /// Nothing is to be done, or engines do not know of it yet.
-    Rest,
+    Idle,
     /// In the queue for an engine.
     Ready,
     /// On an engine.
-    Engine,
+    OnEngine,
     /// On its client's worker, or on the way there.
-    Worker,
+    OnWorker,
 }
 
 /// What happened in a channel since the device was made.
@@ -119,7 +119,7 @@ pub(crate) struct Channel {
     interrupt_waits: bool,
     /// Stopped to be migrated: the doorbell counts, and nothing goes on.
     paused: bool,
-    pub(crate) place: Place,
+    pub(crate) run_state: RunState,
     /// A descriptor that an engine has given up for another channel's turn.
     held: Option<Execution>,
     /// For the tasks of now.
@@ -159,7 +159,7 @@ impl Channel {
             resetting: None,
             interrupt_waits: false,
             paused: false,
-            place: Place::Rest,
+            run_state: RunState::Idle,
             held: None,
             aborted: Arc::default(),
             stats: Stats::default(),
@@ -343,7 +343,7 @@ impl Channel {
 
     /// On no engine and no worker.
     pub(crate) fn rests(&self) -> bool {
-        matches!(self.place, Place::Rest | Place::Ready)
+        matches!(self.run_state, RunState::Idle | RunState::Ready)
     }
 
     /// Stops the channel where it is, or lets it go on.
@@ -418,22 +418,22 @@ impl Channel {
     /// Whether the channel should be queued for an engine.
     pub(crate) fn is_due(&self) -> bool {
         let active = self.status == ChannelStatus::Active && !self.resetting();
-        self.place == Place::Rest && active && !self.paused && self.may_issue()
+        self.run_state == RunState::Idle && active && !self.paused && self.may_issue()
     }
 
     /// Takes what an engine should do next, if the channel is queued and still has work.
     pub(crate) fn take(&mut self, channel: usize) -> Option<Task> {
-        if self.place != Place::Ready {
+        if self.run_state != RunState::Ready {
             return None;
         }
-        self.place = Place::Rest;
+        self.run_state = RunState::Idle;
         if !self.is_due() {
             return None;
         }
         let client = Arc::clone(self.client.as_ref()?);
         let held = self.held.take();
         let execution = held.unwrap_or_else(|| Execution::new(self.terms()));
-        self.place = Place::Engine;
+        self.run_state = RunState::OnEngine;
         Some(Task::new(channel, client, execution, &self.aborted))
     }
 
@@ -454,14 +454,14 @@ impl Channel {
 
     /// The engine gives the descriptor up for another channel's turn.
     pub(crate) fn hold(&mut self, execution: Execution) {
-        self.place = Place::Rest;
+        self.run_state = RunState::Idle;
         self.held = Some(execution);
         self.follow_bus_master();
     }
 
     /// The descriptor has ended, unless it was aborted. Its task is gone already.
     pub(crate) fn end(&mut self, ending: Option<&Ending>) -> Option<Message> {
-        self.place = Place::Rest;
+        self.run_state = RunState::Idle;
         let Some(ending) = ending else {
             self.stats.aborted += 1;
             self.finish_reset();
@@ -507,7 +507,7 @@ impl Channel {
         self.abort();
         self.resetting = self.resetting.max(Some(reset));
         if self.rests() {
-            self.place = Place::Rest;
+            self.run_state = RunState::Idle;
             self.finish_reset();
         }
     }

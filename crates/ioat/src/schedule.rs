@@ -5,10 +5,10 @@
 
 use std::{collections::VecDeque, mem};
 
-use ioasid_engine::{EnginePool, Job as _, Place as At, Schedule, Wanted};
+use ioasid_engine::{EnginePool, Job as _, Place, Schedule, Wanted};
 
 use crate::{
-    channel::{Channel, Place, Reset},
+    channel::{Channel, Reset, RunState},
     endpoint::Message,
     job::Task,
 };
@@ -20,8 +20,8 @@ pub(crate) type Pool = EnginePool<State>;
 #[derive(Debug)]
 pub(crate) struct State {
     pub(crate) channels: Vec<Channel>,
-    /// Channels that wait for an engine. One may be in it twice, or for nothing: its `place`
-    /// decides.
+    /// Channels that wait for an engine. One may be in it twice, or for nothing: its
+    /// `run_state` decides.
     ready: VecDeque<usize>,
     /// What a change asks to raise.
     message: Option<Message>,
@@ -40,7 +40,7 @@ impl State {
     fn queue_up(&mut self) {
         for (index, channel) in self.channels.iter_mut().enumerate() {
             if channel.is_due() {
-                channel.place = Place::Ready;
+                channel.run_state = RunState::Ready;
                 self.ready.push_back(index);
             }
         }
@@ -76,7 +76,7 @@ impl Schedule for State {
         Wanted::Some(self.ready.len())
     }
 
-    fn account(&mut self, task: &mut Task, _place: At) {
+    fn account(&mut self, task: &mut Task, _place: Place) {
         if let Some(channel) = self.channels.get_mut(task.channel) {
             channel.stats.bytes += task.take_moved();
         }
@@ -94,7 +94,7 @@ impl Schedule for State {
 
     fn make_remote(&mut self, task: &Task) {
         if let Some(channel) = self.channels.get_mut(task.channel) {
-            channel.place = Place::Worker;
+            channel.run_state = RunState::OnWorker;
         }
     }
 

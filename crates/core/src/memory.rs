@@ -30,7 +30,7 @@ use crate::{
     access::Prot,
     failpoint::OutOfMemory,
     host::Worker,
-    spa::{SpaRange, SpaSpace},
+    spa::{RegisterError, SpaRange, SpaSpace},
 };
 
 /// Copies between raw addresses, where either side may change or (for some implementations) vanish.
@@ -275,6 +275,13 @@ pub enum PinError {
     Revoked,
 }
 
+/// To a program the address space is a kind of memory.
+impl From<RegisterError> for PinError {
+    fn from(_: RegisterError) -> Self {
+        PinError::NoMemory
+    }
+}
+
 impl From<OutOfMemory> for PinError {
     fn from(_: OutOfMemory) -> Self {
         PinError::NoMemory
@@ -446,9 +453,7 @@ impl OwnPages {
     /// [`PinError::NoMemory`] if the space has no free range.
     pub fn new(space: &Arc<SpaSpace>, len: usize) -> Result<Self, PinError> {
         let memory = OwnMemory::new(len);
-        let range = space
-            .register(memory.clone(), 0)
-            .map_err(|_| PinError::NoMemory)?;
+        let range = space.register(memory.clone(), 0)?;
         Ok(OwnPages {
             memory,
             range: Arc::new(range),

@@ -7,7 +7,7 @@ use std::sync::{
 
 use ioasid_core::{
     memory::{Backing, PinError},
-    spa::{RegisterError, SpaRange, SpaSpace},
+    spa::{SpaRange, SpaSpace},
 };
 
 /// What one client has of the system physical address space, and how much it may have.
@@ -74,11 +74,6 @@ impl Windows {
         backing: Arc<dyn Backing>,
         phase: u64,
     ) -> Result<Arc<SpaRange>, PinError> {
-        let registered = self.space.register(backing, phase);
-        registered.map(Arc::new).map_err(|error| match error {
-            RegisterError::SpaceFull { .. }
-            | RegisterError::BadSize { .. }
-            | RegisterError::NoMemory(_) => PinError::NoMemory,
-        })
+        Ok(Arc::new(self.space.register(backing, phase)?))
     }
 }

@@ -10,7 +10,10 @@ use std::{
     time::{Duration, Instant},
 };
 
-use ioasid_core::{AddrRange, PciAddress, Prot, Rid, memory::OwnPages};
+use ioasid_core::{
+    AddrRange, PciAddress, Prot, Rid,
+    memory::{OwnPages, PAGE_SIZE as PAGE},
+};
 use ioasid_iommu::{
     DeviceConfig, DmaSource, DomainConfig, FaultLog, FaultSink, Iommu, IommuConfig,
 };
@@ -22,7 +25,6 @@ use crate::{
     opaque::opaque,
 };
 
-const PAGE: u64 = 4096;
 /// What the reader reads, and what is mapped and unmapped beside it.
 const READER_IOVA: u64 = 1 << 30;
 const TOGGLED_IOVA: u64 = READER_IOVA + 16 * PAGE;

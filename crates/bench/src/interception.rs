@@ -22,7 +22,7 @@ use std::{
 };
 
 use anyhow::{Context as _, Result};
-use ioasid_core::{inspect::Node, spa::SpaSpace};
+use ioasid_core::{inspect::Node, memory::PAGE_SIZE as PAGE, spa::SpaSpace};
 use ioasid_iommu::{Iommu, IommuConfig};
 use ioasid_iommufd::Context;
 use ioasid_supervisor::{
@@ -43,7 +43,6 @@ use crate::{
     registers,
 };
 
-const PAGE: u64 = 4096;
 /// Where mappings begin.
 const BASE: u64 = 1 << 32;
 /// Flags of a mapping: readable, writable; and at a given address.

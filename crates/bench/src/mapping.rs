@@ -1,6 +1,6 @@
 //! Map and unmap: one page at a time, and a gibibyte of pages in one call.
 
-use ioasid_core::{AddrRange, PciAddress, Prot, Rid};
+use ioasid_core::{AddrRange, PciAddress, Prot, Rid, memory::PAGE_SIZE as PAGE};
 use ioasid_iommu::{DmaSource, Domain, DomainConfig, Iommu, IommuConfig};
 use ioasid_pgtable::{PageTable, TableConfig, TableFormat};
 use vm_memory::{GuestAddress, Iotlb, Permissions};
@@ -13,7 +13,6 @@ use crate::{
     opaque::opaque,
 };
 
-const PAGE: u64 = 4096;
 const GIB: u64 = 1 << 30;
 /// Physical addresses that are a page off, so that no leaf can be larger than 4 KiB.
 const SPA: u64 = (1 << 40) + PAGE;

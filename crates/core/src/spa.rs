@@ -369,7 +369,9 @@ impl fmt::Debug for SpaRange {
 #[cfg(all(test, not(ioasid_shuttle)))]
 mod tests {
     use super::*;
-    use crate::memory::OwnMemory;
+    use crate::memory::{OwnMemory, PAGE_SIZE};
+
+    const PAGE: usize = PAGE_SIZE as usize;
 
     fn space() -> Arc<SpaSpace> {
         SpaSpace::new(Grace::new())
@@ -379,12 +381,13 @@ mod tests {
     fn a_registered_range_resolves_and_nothing_else_does() {
         let space = space();
         let memory = OwnMemory::new(8192);
-        memory.write(4096, b"here");
+        memory.write(PAGE, b"here");
         let range = space.register(memory, 0x12_3000).unwrap();
         assert_eq!(range.start() % WINDOW_SIZE, 0x12_3000);
         let mut slot = space.grace().slot();
         let guard = slot.enter();
-        let Some(Resolved::Direct(bytes)) = space.resolve(&guard, range.start() + 4096, 1 << 20)
+        let Some(Resolved::Direct(bytes)) =
+            space.resolve(&guard, range.start() + PAGE_SIZE, 1 << 20)
         else {
             panic!("registered memory resolves")
         };
@@ -406,7 +409,7 @@ mod tests {
     #[test]
     fn a_dropped_range_is_gone_for_lookups_and_its_memory_after_the_guards() {
         let space = space();
-        let memory = OwnMemory::new(4096);
+        let memory = OwnMemory::new(PAGE);
         let range = space.register(memory.clone(), 0).unwrap();
         let start = range.start();
         let mut slot = space.grace().slot();
@@ -425,7 +428,7 @@ mod tests {
     #[test]
     fn windows_are_reused_and_the_space_can_be_full() {
         let space = space();
-        let memory = OwnMemory::new(4096);
+        let memory = OwnMemory::new(PAGE);
         let mut ranges: Vec<_> = (1..WINDOWS)
             .map(|_| space.register(memory.clone(), 0).unwrap())
             .collect();

@@ -29,7 +29,7 @@
 //! One device, its primary domain and an auxiliary one: the same address leads to two buffers.
 //! ```
 //! use std::sync::Arc;
-//! use ioasid_core::{Pasid, Prot, memory::OwnPages};
+//! use ioasid_core::{Pasid, Prot, memory::{OwnPages, PAGE_SIZE}};
 //! use ioasid_iommu::{
 //!     DeviceConfig, DmaSource, DomainConfig, FaultLog, FaultSink, Iommu, IommuConfig,
 //! };
@@ -41,8 +41,8 @@
 //! let mut port = device.port();
 //! for pasid in [None, Pasid::new(5)] {
 //!     let domain = iommu.alloc_domain(DomainConfig::unmanaged(device.format()))?;
-//!     let buffer = OwnPages::new(iommu.space(), 4096)?;
-//!     domain.map(0x1000, buffer.spa(), 4096, Prot::RW)?;
+//!     let buffer = OwnPages::new(iommu.space(), PAGE_SIZE as usize)?;
+//!     domain.map(0x1000, buffer.spa(), PAGE_SIZE, Prot::RW)?;
 //!     let source = DmaSource::new(&device, pasid);
 //!     source.attach(&domain, &faults)?;
 //!     assert!(port.enter(pasid).write(0x1000, b"here").is_complete());

@@ -31,7 +31,7 @@ use ioasid_core::sync::{
 
 use crate::{
     format::Format,
-    spec::{ADDRESS, ENTRIES},
+    spec::{ADDRESS, ENTRIES, PAGE_SIZE},
 };
 
 /// Tables in the first chunk: a domain with little in it stays small.
@@ -39,11 +39,13 @@ const FIRST_CHUNK: usize = if cfg!(ioasid_shuttle) { 1 } else { 16 };
 /// Tables in each further chunk: 2 MiB.
 const CHUNK: usize = if cfg!(ioasid_shuttle) { 1 } else { 512 };
 
-/// 512 entries.
+/// 512 entries: a page of table memory.
 #[repr(C, align(4096))]
 pub(crate) struct Table {
     entries: [AtomicU64; ENTRIES],
 }
+
+const _: () = assert!(mem::align_of::<Table>() as u64 == PAGE_SIZE);
 
 impl Table {
     /// The entry in slot `index` modulo 512.

@@ -280,7 +280,7 @@ fn after_detach_every_access_faults_and_no_byte_moves() {
     }
     assert_eq!(contents(&memory, 4096), [0; 4096]);
     assert!(domain.attachments().is_empty());
-    assert_eq!(Arc::strong_count(&domain), 1, "nobody else holds it");
+    assert_eq!(Arc::strong_count(&domain), 1, "nothing else refers to it");
 }
 
 #[test]

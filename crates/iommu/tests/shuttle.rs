@@ -32,14 +32,14 @@ fn check(scenario: impl Fn() + Send + Sync + Clone + 'static) {
     shuttle::check_pct(scenario, iterations / 2, 3);
 }
 
-struct Scene {
+struct Setup {
     iommu: Arc<Iommu>,
     device: Arc<Device>,
     domain: Arc<Domain>,
     memory: OwnPages,
 }
 
-fn scene() -> Scene {
+fn setup() -> Setup {
     let iommu = machine();
     let device = iommu
         .add_device(DeviceConfig {
@@ -54,7 +54,7 @@ fn scene() -> Scene {
     let domain = iommu.alloc_domain(config).unwrap();
     let memory = pages(&iommu, 4096);
     domain.map(IOVA, memory.spa(), 4096, Prot::RW).unwrap();
-    Scene {
+    Setup {
         iommu,
         device,
         domain,
@@ -62,9 +62,9 @@ fn scene() -> Scene {
     }
 }
 
-impl Scene {
-    fn route(&self, tagged: bool) -> DmaSource {
-        DmaSource::new(&self.device, if tagged { pasid(3) } else { None })
+impl Setup {
+    fn route(&self, with_pasid: bool) -> DmaSource {
+        DmaSource::new(&self.device, if with_pasid { pasid(3) } else { None })
     }
 
     /// Two writes on a thread of its own, landing or not.
@@ -98,14 +98,14 @@ fn page() -> AddrRange {
 #[test]
 fn unmap_waits_for_dma_in_flight() {
     check(|| {
-        let scene = scene();
-        let route = scene.route(false);
-        route.attach(&scene.domain, &sink()).unwrap();
-        let engine = scene.engine(&route);
-        assert_eq!(scene.domain.unmap(page()), 4096);
-        scene.mark();
+        let setup = setup();
+        let route = setup.route(false);
+        route.attach(&setup.domain, &sink()).unwrap();
+        let engine = setup.engine(&route);
+        assert_eq!(setup.domain.unmap(page()), 4096);
+        setup.mark();
         engine.join().unwrap();
-        scene.assert_marked();
+        setup.assert_marked();
     });
 }
 
@@ -113,15 +113,15 @@ fn unmap_waits_for_dma_in_flight() {
 fn what_a_device_keeps_is_not_used_after_unmap_or_detach_or_replace() {
     for how in 0..3 {
         check(move || {
-            let scene = scene();
+            let setup = setup();
             let tlb = Tlb::new();
-            scene.device.enable_ats(tlb.clone());
-            let other = scene
+            setup.device.enable_ats(tlb.clone());
+            let other = setup
                 .iommu
                 .alloc_domain(DomainConfig::unmanaged(FORMAT))
                 .unwrap();
-            let route = scene.route(how == 1);
-            route.attach(&scene.domain, &sink()).unwrap();
+            let route = setup.route(how == 1);
+            route.attach(&setup.domain, &sink()).unwrap();
             let engine = {
                 let route = route.clone();
                 thread::spawn(move || {
@@ -132,40 +132,40 @@ fn what_a_device_keeps_is_not_used_after_unmap_or_detach_or_replace() {
                 })
             };
             match how {
-                0 => assert_eq!(scene.domain.unmap(page()), 4096),
+                0 => assert_eq!(setup.domain.unmap(page()), 4096),
                 1 => route.detach(),
                 _ => route.replace(&other, &sink()).unwrap(),
             }
-            scene.mark();
+            setup.mark();
             engine.join().unwrap();
-            scene.assert_marked();
+            setup.assert_marked();
         });
     }
 }
 
 #[test]
 fn detach_waits_for_dma_in_flight() {
-    for tagged in [false, true] {
+    for with_pasid in [false, true] {
         check(move || {
-            let scene = scene();
-            let route = scene.route(tagged);
-            route.attach(&scene.domain, &sink()).unwrap();
-            let engine = scene.engine(&route);
+            let setup = setup();
+            let route = setup.route(with_pasid);
+            route.attach(&setup.domain, &sink()).unwrap();
+            let engine = setup.engine(&route);
             route.detach();
-            scene.mark();
+            setup.mark();
             engine.join().unwrap();
-            scene.assert_marked();
+            setup.assert_marked();
         });
     }
 }
 
 #[test]
 fn what_is_withheld_has_landed_or_waits_for_the_release() {
-    for tagged in [false, true] {
+    for with_pasid in [false, true] {
         check(move || {
-            let scene = scene();
-            let route = scene.route(tagged);
-            route.attach(&scene.domain, &sink()).unwrap();
+            let setup = setup();
+            let route = setup.route(with_pasid);
+            route.attach(&setup.domain, &sink()).unwrap();
             let engine = {
                 let route = route.clone();
                 thread::spawn(move || {
@@ -177,12 +177,12 @@ fn what_is_withheld_has_landed_or_waits_for_the_release() {
                 })
             };
             let of = route.pasid.map_or(Requests::All, Requests::Of);
-            assert!(scene.device.withhold(of));
-            scene.mark();
+            assert!(setup.device.withhold(of));
+            setup.mark();
             thread::yield_now();
-            assert_eq!(contents(&scene.memory, 1), [MARK]);
+            assert_eq!(contents(&setup.memory, 1), [MARK]);
             // Whoever finds the route empty sees it withheld or filled again: never unattached.
-            scene.device.release(of);
+            setup.device.release(of);
             engine.join().unwrap();
         });
     }
@@ -191,19 +191,19 @@ fn what_is_withheld_has_landed_or_waits_for_the_release() {
 #[test]
 fn withholding_beside_a_detach_waits_for_dma_in_flight() {
     check(|| {
-        let scene = scene();
-        let route = scene.route(false);
-        route.attach(&scene.domain, &sink()).unwrap();
-        let engine = scene.engine(&route);
+        let setup = setup();
+        let route = setup.route(false);
+        route.attach(&setup.domain, &sink()).unwrap();
+        let engine = setup.engine(&route);
         let detach = {
             let route = route.clone();
             thread::spawn(move || route.detach())
         };
         // Whether the route is still there or on its way out.
-        assert!(scene.device.withhold(Requests::All));
-        scene.mark();
+        assert!(setup.device.withhold(Requests::All));
+        setup.mark();
         engine.join().unwrap();
-        scene.assert_marked();
+        setup.assert_marked();
         detach.join().unwrap();
     });
 }
@@ -211,11 +211,11 @@ fn withholding_beside_a_detach_waits_for_dma_in_flight() {
 #[test]
 fn replace_waits_for_dma_in_the_old_domain_and_shows_no_gap() {
     check(|| {
-        let scene = scene();
-        let route = scene.route(true);
-        route.attach(&scene.domain, &sink()).unwrap();
-        let next = domain(&scene.iommu);
-        let next_memory = pages(&scene.iommu, 4096);
+        let setup = setup();
+        let route = setup.route(true);
+        route.attach(&setup.domain, &sink()).unwrap();
+        let next = domain(&setup.iommu);
+        let next_memory = pages(&setup.iommu, 4096);
         next.map(IOVA, next_memory.spa(), 4096, Prot::RW).unwrap();
         let engine = {
             let route = route.clone();
@@ -228,25 +228,25 @@ fn replace_waits_for_dma_in_the_old_domain_and_shows_no_gap() {
             })
         };
         route.replace(&next, &sink()).unwrap();
-        scene.mark();
+        setup.mark();
         engine.join().unwrap();
-        scene.assert_marked();
+        setup.assert_marked();
     });
 }
 
 #[test]
 fn destroy_leaves_no_dma_and_no_reference() {
     check(|| {
-        let scene = scene();
-        let route = scene.route(true);
-        route.attach(&scene.domain, &sink()).unwrap();
-        let engine = scene.engine(&route);
-        let Scene {
+        let setup = setup();
+        let route = setup.route(true);
+        route.attach(&setup.domain, &sink()).unwrap();
+        let engine = setup.engine(&route);
+        let Setup {
             iommu,
             device,
             domain,
             memory,
-        } = scene;
+        } = setup;
         route.detach();
         assert_eq!(Arc::strong_count(&domain), 1);
         drop(domain);
@@ -261,57 +261,57 @@ fn destroy_leaves_no_dma_and_no_reference() {
 #[test]
 fn an_unmap_beside_a_detach_waits_for_dma_in_flight() {
     check(|| {
-        let scene = scene();
-        let route = scene.route(false);
-        route.attach(&scene.domain, &sink()).unwrap();
-        let engine = scene.engine(&route);
+        let setup = setup();
+        let route = setup.route(false);
+        route.attach(&setup.domain, &sink()).unwrap();
+        let engine = setup.engine(&route);
         let detach = {
             let route = route.clone();
             thread::spawn(move || route.detach())
         };
         // Whether the route is still there or on its way out: the unmap is a barrier.
-        scene.domain.unmap(page());
-        scene.mark();
+        setup.domain.unmap(page());
+        setup.mark();
         engine.join().unwrap();
         detach.join().unwrap();
-        scene.assert_marked();
+        setup.assert_marked();
     });
 }
 
 #[test]
 fn an_attach_beside_an_unmap_sees_the_mapping_gone() {
     check(|| {
-        let scene = scene();
-        let route = scene.route(true);
+        let setup = setup();
+        let route = setup.route(true);
         let attach = {
-            let (route, domain) = (route.clone(), Arc::clone(&scene.domain));
+            let (route, domain) = (route.clone(), Arc::clone(&setup.domain));
             thread::spawn(move || {
                 route.attach(&domain, &sink()).unwrap();
                 let _ = route.device.port().enter(route.pasid).write(IOVA, &[1]);
             })
         };
         // Nobody is attached, or somebody just now: the shortcut must not be taken then.
-        scene.domain.unmap(page());
-        scene.mark();
+        setup.domain.unmap(page());
+        setup.mark();
         attach.join().unwrap();
-        scene.assert_marked();
+        setup.assert_marked();
     });
 }
 
 #[test]
 fn a_write_is_in_memory_before_its_page_is_read_or_dirty_again() {
     check(|| {
-        let scene = scene();
-        let route = scene.route(false);
-        scene.domain.set_dirty_tracking(true);
-        route.attach(&scene.domain, &sink()).unwrap();
-        let engine = scene.engine(&route);
-        scene.domain.read_dirty(page(), true, &mut |_| {});
-        let copied = contents(&scene.memory, 1);
+        let setup = setup();
+        let route = setup.route(false);
+        setup.domain.set_dirty_tracking(true);
+        route.attach(&setup.domain, &sink()).unwrap();
+        let engine = setup.engine(&route);
+        setup.domain.read_dirty(page(), true, &mut |_| {});
+        let copied = contents(&setup.memory, 1);
         engine.join().unwrap();
-        let last = contents(&scene.memory, 1);
+        let last = contents(&setup.memory, 1);
         let mut dirty = false;
-        scene
+        setup
             .domain
             .read_dirty(page(), false, &mut |_| dirty = true);
         assert!(copied == last || dirty, "a write was lost");
@@ -321,21 +321,21 @@ fn a_write_is_in_memory_before_its_page_is_read_or_dirty_again() {
 #[test]
 fn a_dirty_read_does_not_bring_an_unmapped_page_back() {
     check(|| {
-        let scene = scene();
-        let route = scene.route(false);
-        scene.domain.set_dirty_tracking(true);
-        route.attach(&scene.domain, &sink()).unwrap();
-        let engine = scene.engine(&route);
+        let setup = setup();
+        let route = setup.route(false);
+        setup.domain.set_dirty_tracking(true);
+        route.attach(&setup.domain, &sink()).unwrap();
+        let engine = setup.engine(&route);
         let reader = {
-            let domain = Arc::clone(&scene.domain);
+            let domain = Arc::clone(&setup.domain);
             thread::spawn(move || domain.read_dirty(page(), true, &mut |_| {}))
         };
-        scene.domain.unmap(page());
-        scene.mark();
+        setup.domain.unmap(page());
+        setup.mark();
         engine.join().unwrap();
         reader.join().unwrap();
-        scene.assert_marked();
-        assert!(scene.domain.iova_to_phys(IOVA).is_none());
+        setup.assert_marked();
+        assert!(setup.domain.iova_to_phys(IOVA).is_none());
     });
 }
 
@@ -405,13 +405,13 @@ fn faulting_engine(device: Arc<Device>) -> thread::JoinHandle<PageResponse> {
 #[test]
 fn an_unmap_while_its_caller_owes_a_page_answer_completes() {
     check(|| {
-        let scene = scene();
+        let setup = setup();
         let queue = Arc::new(Queue::default());
-        scene.domain.set_page_request_handler(Some(queue.clone()));
-        DmaSource::new(&scene.device, None)
-            .attach(&scene.domain, &sink())
+        setup.domain.set_page_request_handler(Some(queue.clone()));
+        DmaSource::new(&setup.device, None)
+            .attach(&setup.domain, &sink())
             .unwrap();
-        let engine = faulting_engine(Arc::clone(&scene.device));
+        let engine = faulting_engine(Arc::clone(&setup.device));
         let mut requests = queue.requests.lock();
         while requests.is_empty() {
             requests = queue.arrived.wait(requests);
@@ -419,31 +419,31 @@ fn an_unmap_while_its_caller_owes_a_page_answer_completes() {
         let request = requests.remove(0);
         drop(requests);
         // The engine waits for us; this must not wait for the engine.
-        assert_eq!(scene.domain.unmap(page()), 4096);
-        scene
+        assert_eq!(setup.domain.unmap(page()), 4096);
+        setup
             .domain
-            .map(request.iova, scene.memory.spa(), 4096, Prot::RW)
+            .map(request.iova, setup.memory.spa(), 4096, Prot::RW)
             .unwrap();
-        scene
+        setup
             .iommu
             .page_response(request.id, PageResponse::Success)
             .unwrap();
         assert_eq!(engine.join().unwrap(), PageResponse::Success);
-        assert_eq!(contents(&scene.memory, 1), [1]);
+        assert_eq!(contents(&setup.memory, 1), [1]);
     });
 }
 
 #[test]
 fn a_detach_with_a_page_request_on_its_way_leaves_no_engine_waiting() {
     check(|| {
-        let scene = scene();
+        let setup = setup();
         let queue = Arc::new(Queue::default());
-        scene.domain.set_page_request_handler(Some(queue.clone()));
-        DmaSource::new(&scene.device, None)
-            .attach(&scene.domain, &sink())
+        setup.domain.set_page_request_handler(Some(queue.clone()));
+        DmaSource::new(&setup.device, None)
+            .attach(&setup.domain, &sink())
             .unwrap();
         let engine = {
-            let device = Arc::clone(&scene.device);
+            let device = Arc::clone(&setup.device);
             thread::spawn(move || {
                 // Before, during or after the detach: never stuck.
                 let fault = *device
@@ -466,42 +466,42 @@ fn a_detach_with_a_page_request_on_its_way_leaves_no_engine_waiting() {
                 }
             })
         };
-        scene.route(false).detach();
+        setup.route(false).detach();
         engine.join().unwrap();
-        assert_eq!(scene.iommu.pending_page_requests(), 0);
-        scene.domain.set_page_request_handler(None);
+        assert_eq!(setup.iommu.pending_page_requests(), 0);
+        setup.domain.set_page_request_handler(None);
     });
 }
 
 #[test]
 fn concurrent_changes_of_one_route_leave_one_of_their_domains() {
     check(|| {
-        let scene = scene();
-        let route = scene.route(true);
-        let other = domain(&scene.iommu);
-        route.attach(&scene.domain, &sink()).unwrap();
+        let setup = setup();
+        let route = setup.route(true);
+        let other = domain(&setup.iommu);
+        route.attach(&setup.domain, &sink()).unwrap();
         let replacer = {
             let (route, other) = (route.clone(), Arc::clone(&other));
             thread::spawn(move || {
                 let _ = route.replace(&other, &sink());
             })
         };
-        let engine = scene.engine(&route);
+        let engine = setup.engine(&route);
         route.detach();
         replacer.join().unwrap();
         engine.join().unwrap();
-        let routes = scene.domain.attachments().len() + other.attachments().len();
-        assert_eq!(routes, scene.device.attachments().len());
+        let routes = setup.domain.attachments().len() + other.attachments().len();
+        assert_eq!(routes, setup.device.attachments().len());
         route.detach();
-        assert!(scene.device.attachments().is_empty());
+        assert!(setup.device.attachments().is_empty());
         assert!(other.attachments().is_empty());
     });
 }
 
 /// A worker that copies from a client's memory into the page at [`IOVA`], and the client's answer.
-fn blocked_worker(scene: &Scene, route: &DmaSource) -> (Arc<Stuck>, thread::JoinHandle<()>) {
+fn blocked_worker(setup: &Setup, route: &DmaSource) -> (Arc<Stuck>, thread::JoinHandle<()>) {
     let far = IOVA + 4096;
-    let (stuck, range) = Stuck::map(&scene.iommu, &scene.domain, far);
+    let (stuck, range) = Stuck::map(&setup.iommu, &setup.domain, far);
     let worker = {
         let route = route.clone();
         thread::spawn(move || {
@@ -518,56 +518,56 @@ fn blocked_worker(scene: &Scene, route: &DmaSource) -> (Arc<Stuck>, thread::Join
 #[test]
 fn a_copy_that_blocked_writes_nothing_through_what_was_unmapped_meanwhile() {
     check(|| {
-        let scene = scene();
-        let route = scene.route(true);
-        route.attach(&scene.domain, &sink()).unwrap();
-        let (stuck, worker) = blocked_worker(&scene, &route);
+        let setup = setup();
+        let route = setup.route(true);
+        route.attach(&setup.domain, &sink()).unwrap();
+        let (stuck, worker) = blocked_worker(&setup, &route);
         let answer = thread::spawn(move || stuck.answer());
-        assert_eq!(scene.domain.unmap(page()), 4096);
-        scene.mark();
+        assert_eq!(setup.domain.unmap(page()), 4096);
+        setup.mark();
         worker.join().unwrap();
         answer.join().unwrap();
-        scene.assert_marked();
+        setup.assert_marked();
     });
 }
 
 #[test]
 fn a_copy_that_blocked_writes_nothing_after_its_route_was_detached() {
     check(|| {
-        let scene = scene();
-        let route = scene.route(true);
-        route.attach(&scene.domain, &sink()).unwrap();
-        let (stuck, worker) = blocked_worker(&scene, &route);
+        let setup = setup();
+        let route = setup.route(true);
+        route.attach(&setup.domain, &sink()).unwrap();
+        let (stuck, worker) = blocked_worker(&setup, &route);
         let answer = thread::spawn(move || stuck.answer());
         route.detach();
-        scene.mark();
+        setup.mark();
         worker.join().unwrap();
         answer.join().unwrap();
-        scene.assert_marked();
+        setup.assert_marked();
     });
 }
 
 #[test]
 fn a_blocked_worker_does_not_hold_back_what_another_client_gives_up() {
     check(|| {
-        let scene = scene();
-        let route = scene.route(true);
-        route.attach(&scene.domain, &sink()).unwrap();
-        let (stuck, worker) = blocked_worker(&scene, &route);
+        let setup = setup();
+        let route = setup.route(true);
+        route.attach(&setup.domain, &sink()).unwrap();
+        let (stuck, worker) = blocked_worker(&setup, &route);
         stuck.wait_until_asked();
-        let other = domain(&scene.iommu);
-        let other_memory = pages(&scene.iommu, 4096);
+        let other = domain(&setup.iommu);
+        let other_memory = pages(&setup.iommu, 4096);
         other.map(IOVA, other_memory.spa(), 4096, Prot::RW).unwrap();
-        let own = scene.route(false);
+        let own = setup.route(false);
         own.attach(&other, &sink()).unwrap();
-        let engine = scene.engine(&own);
+        let engine = setup.engine(&own);
         other.unmap(page());
         own.detach();
         let bytes = Arc::clone(other_memory.memory());
         drop(other_memory);
         engine.join().unwrap();
-        scene.iommu.grace().collect();
-        assert_eq!(scene.iommu.grace().retired_items(), 0);
+        setup.iommu.grace().collect();
+        assert_eq!(setup.iommu.grace().retired_items(), 0);
         assert_eq!(Arc::strong_count(&bytes), 1);
         stuck.answer();
         worker.join().unwrap();
@@ -587,32 +587,32 @@ impl WriteSink for Dirty {
 /// A program that copies memory which is in use: it asks what was written, then copies that.
 #[test]
 fn no_write_is_lost_between_one_report_and_the_next() {
-    for tagged in [false, true] {
+    for with_pasid in [false, true] {
         check(move || {
-            let scene = scene();
-            let route = scene.route(tagged);
-            route.attach(&scene.domain, &sink()).unwrap();
-            let engine = scene.engine(&route);
+            let setup = setup();
+            let route = setup.route(with_pasid);
+            route.attach(&setup.domain, &sink()).unwrap();
+            let engine = setup.engine(&route);
             let dirty = Arc::<Dirty>::default();
             let writes = route.pasid.map_or(Requests::All, Requests::Of);
-            let watch = scene.device.watch_writes(writes, dirty.clone());
+            let watch = setup.device.watch_writes(writes, dirty.clone());
             // From here on everything is told.
-            let mut copied = contents(&scene.memory, 1);
+            let mut copied = contents(&setup.memory, 1);
             for _ in 0..2 {
-                let seen = contents(&scene.memory, 1);
+                let seen = contents(&setup.memory, 1);
                 watch.flush();
                 let told = std::mem::take(&mut *dirty.0.lock());
                 assert!(told || seen == copied, "what could be seen was not told");
                 if told {
-                    copied = contents(&scene.memory, 1);
+                    copied = contents(&setup.memory, 1);
                 }
             }
             engine.join().unwrap();
             watch.flush();
             if *dirty.0.lock() {
-                copied = contents(&scene.memory, 1);
+                copied = contents(&setup.memory, 1);
             }
-            assert_eq!(copied, contents(&scene.memory, 1), "a write is lost");
+            assert_eq!(copied, contents(&setup.memory, 1), "a write is lost");
         });
     }
 }

@@ -1,4 +1,4 @@
-//! Who watches a device is told what it writes, all of it and nothing else.
+//! A sink gets reports of all that its device writes, and of nothing else.
 #![cfg(not(ioasid_shuttle))]
 #![allow(clippy::unwrap_used)] // A failed unwrap is a failed test.
 
@@ -42,7 +42,7 @@ impl Seen {
     }
 }
 
-struct Scene {
+struct Setup {
     device: Arc<Device>,
     port: DmaPort,
     seen: Arc<Seen>,
@@ -54,7 +54,7 @@ struct Scene {
     ),
 }
 
-impl Scene {
+impl Setup {
     fn new() -> Self {
         let iommu = machine();
         let device = device(&iommu, 1);
@@ -65,7 +65,7 @@ impl Scene {
         for pasid in [5, 6] {
             source(&device, pasid).attach(&domain, &sink()).unwrap();
         }
-        Scene {
+        Setup {
             port: device.port(),
             device,
             seen: Arc::default(),
@@ -80,9 +80,9 @@ impl Scene {
 
 #[test]
 fn every_way_to_write_is_told_and_no_read() {
-    let mut scene = Scene::new();
-    let _watch = scene.watch(Requests::All);
-    let (port, seen) = (&mut scene.port, &scene.seen);
+    let mut setup = Setup::new();
+    let _watch = setup.watch(Requests::All);
+    let (port, seen) = (&mut setup.port, &setup.seen);
     let mut buffer = [0; 100];
     assert!(port.enter(None).read(IOVA, &mut buffer).is_complete());
     let (transfer, _) = port.enter(None).compare(IOVA, IOVA + 0x2000, 0x1000);
@@ -110,13 +110,13 @@ fn every_way_to_write_is_told_and_no_read() {
 
 #[test]
 fn a_write_that_fails_is_told_as_far_as_it_came() {
-    let mut scene = Scene::new();
-    let _watch = scene.watch(Requests::All);
+    let mut setup = Setup::new();
+    let _watch = setup.watch(Requests::All);
     let end = IOVA + LEN as u64;
-    let transfer = scene.port.enter(None).fill(end - 0x1800, 1, 0x3000);
+    let transfer = setup.port.enter(None).fill(end - 0x1800, 1, 0x3000);
     assert_eq!(transfer.done, 0x1800);
-    assert_eq!(scene.seen.take(), [range(end - 0x1800, 0x1800)]);
-    let fault = scene
+    assert_eq!(setup.seen.take(), [range(end - 0x1800, 0x1800)]);
+    let fault = setup
         .port
         .enter(None)
         .write(0xfee0_0000, &[1])
@@ -124,25 +124,25 @@ fn a_write_that_fails_is_told_as_far_as_it_came() {
         .unwrap()
         .reason;
     assert_eq!(fault, FaultReason::InterruptWindow);
-    assert!(scene.port.enter(None).write(end, &[1]).fault().is_some());
-    assert_eq!(scene.seen.take(), []);
+    assert!(setup.port.enter(None).write(end, &[1]).fault().is_some());
+    assert_eq!(setup.seen.take(), []);
 }
 
 #[test]
-fn a_child_is_told_of_its_pasid_alone_and_afterwards_of_nothing() {
-    let mut scene = Scene::new();
-    let watch = scene.watch(Requests::Of(pasid(5).unwrap()));
-    for (n, tag) in (0..).zip([None, pasid(5), pasid(6)]) {
-        let written = scene.port.enter(tag).write(IOVA + n, &[1]);
+fn a_sink_of_one_pasid_gets_its_writes_alone_and_none_once_dropped() {
+    let mut setup = Setup::new();
+    let watch = setup.watch(Requests::Of(pasid(5).unwrap()));
+    for (n, pasid) in (0..).zip([None, pasid(5), pasid(6)]) {
+        let written = setup.port.enter(pasid).write(IOVA + n, &[1]);
         assert!(written.is_complete());
     }
-    assert_eq!(scene.seen.take(), [range(IOVA + 1, 1)]);
+    assert_eq!(setup.seen.take(), [range(IOVA + 1, 1)]);
     drop(watch);
-    assert!(scene.port.enter(pasid(5)).write(IOVA, &[1]).is_complete());
-    assert_eq!(scene.seen.take(), []);
-    let _all = scene.watch(Requests::All);
-    assert!(scene.port.enter(pasid(6)).write(IOVA, &[1]).is_complete());
-    assert_eq!(scene.seen.take(), [range(IOVA, 1)]);
+    assert!(setup.port.enter(pasid(5)).write(IOVA, &[1]).is_complete());
+    assert_eq!(setup.seen.take(), []);
+    let _all = setup.watch(Requests::All);
+    assert!(setup.port.enter(pasid(6)).write(IOVA, &[1]).is_complete());
+    assert_eq!(setup.seen.take(), [range(IOVA, 1)]);
 }
 
 #[test]

@@ -33,33 +33,33 @@ impl Device {
     /// its client's memory for [`WITHHOLD_PATIENCE`].
     ///
     /// Never to be called under a guard, nor with a lock held that a reader needs to finish.
-    pub fn withhold(self: &Arc<Self>, of: Requests) -> bool {
+    pub fn withhold(self: &Arc<Self>, requests: Requests) -> bool {
         self.group()
-            .withhold(self, of, Instant::now() + WITHHOLD_PATIENCE)
+            .withhold(self, requests, Instant::now() + WITHHOLD_PATIENCE)
     }
 
-    /// Lets the device issue them again. Nothing is sent by this: the engine
-    /// that was stopped tries again.
-    pub fn release(self: &Arc<Self>, of: Requests) {
-        self.group().release(self, of);
+    /// Lets the device issue them again. Nothing is sent by this: the engine that
+    /// was stopped tries again.
+    pub fn release(self: &Arc<Self>, requests: Requests) {
+        self.group().release(self, requests);
     }
 }
 
 impl Group {
     /// Withholds requests of `device` and waits for those that are under way, as far as none of them
     /// is blocked beyond `deadline`: whether none is left. Attachments stay what they are.
-    fn withhold(&self, device: &Arc<Device>, of: Requests, deadline: Instant) -> bool {
+    fn withhold(&self, device: &Arc<Device>, requests: Requests, deadline: Instant) -> bool {
         let mut domains: Vec<DomainId> = {
             let state = self.lock();
-            let _decided = device.withheld().add(of);
+            let _decided = device.withheld().add(requests);
             let routes = state.routes.iter();
-            let own = routes.filter(|(pasid, _)| of.include(**pasid));
+            let own = routes.filter(|(pasid, _)| requests.include(**pasid));
             let now = own.map(|(pasid, route)| {
                 device.routes().set(*pasid, None);
                 route.domain.id()
             });
             let draining = state.draining.iter();
-            let draining = draining.filter(|old| of.include(old.pasid));
+            let draining = draining.filter(|old| requests.include(old.pasid));
             now.chain(draining.map(|old| old.domain)).collect()
         };
         domains.sort_unstable();
@@ -71,15 +71,16 @@ impl Group {
         blocked.count() == 0
     }
 
-    /// Ends that: the attachments are in force again, but for what is withheld for another reason.
-    fn release(&self, device: &Arc<Device>, of: Requests) {
+    /// Ends that: the attachments are in force again, except for requests that are withheld for another
+    /// reason.
+    fn release(&self, device: &Arc<Device>, requests: Requests) {
         let state = self.lock();
-        let withheld = device.withheld().remove(of);
+        let withheld = device.withheld().remove(requests);
         if state.resetting.contains_key(&device.id()) {
             return;
         }
         for (pasid, route) in &state.routes {
-            if of.include(*pasid) && !withheld.iter().any(|other| other.include(*pasid)) {
+            if requests.include(*pasid) && !withheld.iter().any(|other| other.include(*pasid)) {
                 device.routes().set(*pasid, Some(route.attachment(device)));
             }
         }

@@ -27,22 +27,25 @@ impl Withheld {
     /// Whether requests with `pasid` are among it. The caller holds the lock of the group.
     pub(crate) fn includes(&self, pasid: Option<Pasid>) -> bool {
         locks::GROUP.assert_held();
-        self.list.lock().iter().any(|of| of.include(pasid))
+        self.list
+            .lock()
+            .iter()
+            .any(|requests| requests.include(pasid))
     }
 
-    /// Withholds `of`. While what this returns lives, no guard decides what an empty cell means.
-    pub(crate) fn add(&self, of: Requests) -> OrderedGuard<'_, Vec<Requests>> {
+    /// Withholds `requests`. While what this returns lives, no guard decides what an empty cell means.
+    pub(crate) fn add(&self, requests: Requests) -> OrderedGuard<'_, Vec<Requests>> {
         let mut list = self.list.lock();
-        if !list.contains(&of) {
-            list.push(of);
+        if !list.contains(&requests) {
+            list.push(requests);
         }
         list
     }
 
-    /// Withholds `of` no more; otherwise as [`Withheld::add`].
-    pub(crate) fn remove(&self, of: Requests) -> OrderedGuard<'_, Vec<Requests>> {
+    /// Withholds `requests` no more; otherwise as [`Withheld::add`].
+    pub(crate) fn remove(&self, requests: Requests) -> OrderedGuard<'_, Vec<Requests>> {
         let mut list = self.list.lock();
-        list.retain(|other| *other != of);
+        list.retain(|other| *other != requests);
         list
     }
 
@@ -55,7 +58,7 @@ impl Withheld {
         loaded: &mut Loaded<'a, Attachment>,
     ) -> bool {
         let list = self.list.lock();
-        if list.iter().any(|of| of.include(pasid)) {
+        if list.iter().any(|requests| requests.include(pasid)) {
             return true;
         }
         loaded.again();

@@ -185,7 +185,7 @@ impl Stuck {
         (stuck, range)
     }
 
-    /// Returns when somebody waits for an answer.
+    /// Returns when a reader waits for an answer.
     pub fn wait_until_asked(&self) {
         let mut state = self.state.lock();
         while state.waiting == 0 {

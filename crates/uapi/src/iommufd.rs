@@ -134,8 +134,8 @@ pub fn command_name(cmd: u32) -> Option<&'static str> {
 }
 
 /// Whether the ioctl `cmd` is IOMMU_DESTROY.
-pub fn is_destroy(cmd: u32) -> bool {
-    find(cmd).is_some_and(|command| command.nr == DESTROY && command.request() == cmd)
+pub const fn is_destroy(cmd: u32) -> bool {
+    cmd == spec::TYPE << 8 | DESTROY
 }
 
 /// Runs the ioctl `cmd` with the argument `arg` on `context`, for `program`.

@@ -1,7 +1,7 @@
 //! What the program wants done on the signals that we use.
 //!
-//! The kernel has our handler for them. What the program sets is kept here, is what it reads back, and
-//! is done when a signal is not ours.
+//! The kernel has our handler for them. What the program sets is kept here, is what it reads back,
+//! and is done when a signal is not ours.
 
 use core::sync::atomic::{
     AtomicU32, AtomicU64, AtomicUsize,
@@ -22,8 +22,8 @@ static HOOKED: AtomicU64 = AtomicU64::new(0);
 
 static SLOTS: [Slot; 3] = [const { Slot::new() }; 3];
 
-/// How often a reader looks again while somebody writes. A writer that is never done was another
-/// thread of the parent at the moment of a `fork`.
+/// How often a reader looks again while another thread writes. A writer that is never done was
+/// another thread of the parent at the moment of a `fork`.
 const PATIENCE: u32 = 1 << 16;
 
 /// One action: a sequence lock whose readers and writers give up waiting.
@@ -112,7 +112,7 @@ fn slot(signal: i32) -> Option<&'static Slot> {
     SLOTS.get(index)
 }
 
-/// Uses this signal from now on; what the program (or who started it) had set is kept.
+/// Uses this signal from now on; what the program (or its parent) had set is kept.
 pub fn hook(signal: i32, handler: usize) {
     if let Ok(old) = sys::sigaction(signal, None)
         && let Some(slot) = slot(signal)

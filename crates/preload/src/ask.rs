@@ -1,4 +1,4 @@
-//! One access of a register: in the page if somebody attends to it, by the system call otherwise.
+//! One access of a register: in the page if that is polled, by the system call otherwise.
 
 use crate::{
     call::{IN_BUFFER, Kind, Shape},
@@ -7,8 +7,8 @@ use crate::{
     sys,
 };
 
-/// Has an access carried out, with what is stored or loaded in `data` (for an enqueue, its first word is
-/// the answer then). False if there is no register that answers.
+/// Has an access carried out, with what is stored or loaded in `data` (for an enqueue, its first
+/// word is the answer then). False if there is no register that answers.
 pub fn access(address: u64, shape: Shape, data: &mut [u8; 64]) -> bool {
     if let Some(page) = own::page() {
         match page.ask(hint(data), address, shape, data) {
@@ -24,7 +24,7 @@ pub fn access(address: u64, shape: Shape, data: &mut [u8; 64]) -> bool {
                 match waiting.answer(data) {
                     Some(true) => return true,
                     Some(false) => {}
-                    // Whoever took the question is gone, and nobody knows how far it came.
+                    // The session that took the question is gone; how far it came is not known.
                     None => {
                         own::forget_page();
                         return false;

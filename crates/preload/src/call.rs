@@ -1,7 +1,7 @@
 //! The system call that asks the session for one access: `ioctl(-1, ACCESS, address, shape, value,
 //! buffer)`.
 //!
-//! Descriptor -1 is never open, so whoever is not served by a session gets EBADF. Arguments 3 to 5
+//! Descriptor -1 is never open, so a program without a session gets EBADF. Arguments 3 to 5
 //! are none of `ioctl`'s, and the filter shows them to the session all the same: a store of up to 8
 //! bytes and a load of up to 4 touch no memory of the program's.
 //!
@@ -17,7 +17,7 @@
 //! | node, 1 byte | `st_dev`; the address is `st_ino` | - | major and minor number, 32 bits each; an error if it is no node |
 //! | await, 1 byte | - | - | 0 once what the session carries out for the page is done |
 //!
-//! Any other error says that the address is no register of a device that is served, or does not
+//! Any other error means that the address is no register of a device that is served, or does not
 //! answer now.
 
 /// The request number: the type byte of VFIO, with a number that no ioctl of Linux has.
@@ -35,17 +35,18 @@ pub enum Kind {
     Store = 1,
     /// A deferrable store of 64 bytes.
     Enqueue = 2,
-    /// Nothing: an instruction on a register is not emulated, and somebody should say so.
+    /// Nothing: an instruction on a register is not emulated, which the session is to log.
     Refuse = 3,
     /// Nothing: the process wants a page to ask in.
     Share = 4,
     /// Nothing: a thread waits for the answer to a question in the page.
     Await = 5,
-    /// Nothing: somebody wants to know which node a file stands for.
+    /// Nothing: asks which node a file stands for.
     Node = 6,
 }
 
-/// Kind and size, as argument 3 has them: the kind in bits 0 to 7, the size in bytes in bits 8 to 15.
+/// Kind and size, as argument 3 has them: the kind in bits 0 to 7, the size in bytes in bits 8 to
+/// 15.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Shape {
     /// What is done.

@@ -50,7 +50,7 @@ pub fn install() {
     if knows_enqcmd() {
         actions::hook(sys::SIGSEGV, handler);
     }
-    // Whoever started us may have blocked them.
+    // The parent of this process may have blocked them.
     let _ = sys::sigprocmask(sys::UNBLOCK, Some(actions::hooked()));
 }
 
@@ -63,14 +63,15 @@ fn knows_enqcmd() -> bool {
 enum Outcome {
     /// The instruction is done.
     Done,
-    /// None of ours.
+    /// It is none of this library's.
     Foreign,
     /// Ours, and another part of memory failed.
     Failed(Fault),
 }
 
 unsafe extern "C" fn on_signal(signal: i32, info: *mut Info, frame: *mut Frame) {
-    // SAFETY: with SA_SIGINFO the kernel gives both, on this stack, and nobody else knows them.
+    // SAFETY: with SA_SIGINFO the kernel gives both, on this stack, and nothing else refers to
+    // them.
     let (info, frame) = unsafe { (&mut *info, &mut *frame) };
     let outcome = match (signal, info.code) {
         (sys::SIGBUS, PAST_END) => carry_out(OwnMemory::faulted(info.address), frame, info.address),
@@ -124,7 +125,8 @@ fn is_store_of_64_bytes(code: &[u8]) -> bool {
     )
 }
 
-/// The bytes at the instruction pointer: to the end of its page, or all that an instruction can have.
+/// The bytes at the instruction pointer: to the end of its page, or all that an instruction can
+/// have.
 fn fetch<'a>(
     registers: &Registers<'_>,
     code: &'a mut [u8; MAX_INSTRUCTION],
@@ -139,8 +141,8 @@ fn fetch<'a>(
         in_page.min(MAX_INSTRUCTION)
     };
     for (byte, at) in code.iter_mut().zip(rip..).take(len) {
-        // SAFETY: the processor has just fetched the instruction from this page, and from the next if
-        // the instruction reaches into it.
+        // SAFETY: the processor has just fetched the instruction from this page, and from the next
+        // if the instruction reaches into it.
         *byte = unsafe { (at as *const u8).read_volatile() };
     }
     code.get(..len).unwrap_or_default()
@@ -197,7 +199,7 @@ fn pass_on(signal: i32, info: &mut Info, frame: &mut Frame) {
         sys::DEFAULT | sys::IGNORE => {
             actions::give_up(signal);
             // The instruction faults again on return, with every register as it was. A signal that
-            // somebody sent, or another one than the processor would raise, is sent again.
+            // was sent, or another one than the processor would raise, is sent again.
             if !from_fault || !actions::is_hooked(signal) {
                 let _ = sys::sigprocmask(sys::UNBLOCK, Some(actions::bit(signal)));
                 sys::raise(signal);
@@ -209,8 +211,8 @@ fn pass_on(signal: i32, info: &mut Info, frame: &mut Frame) {
             }
             let blocked = (frame.mask | action.mask) & !actions::hooked();
             let _ = sys::sigprocmask(sys::SETMASK, Some(blocked));
-            // SAFETY: the program gave this address as the handler of this signal; on x86-64 the kernel
-            // passes all three arguments whatever the flags say.
+            // SAFETY: the program gave this address as the handler of this signal; on x86-64 the
+            // kernel passes all three arguments whatever the flags say.
             unsafe {
                 let handler: unsafe extern "C" fn(i32, *mut Info, *mut Frame) =
                     mem::transmute::<usize, _>(handler);

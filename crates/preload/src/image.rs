@@ -23,8 +23,8 @@ struct Arena {
 // SAFETY: `used` hands out each byte to one owner.
 unsafe impl Sync for Arena {}
 
-// SAFETY: a block is inside of the array, aligned as asked for (the array is aligned to pages, and no
-// more is granted), and belongs to nobody else, as `used` only grows.
+// SAFETY: a block is inside of the array, aligned as asked for (the array is aligned to pages, and
+// no more is granted), and belongs to no other, as `used` only grows.
 unsafe impl GlobalAlloc for Arena {
     unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
         if layout.align() > 4096 {
@@ -56,7 +56,7 @@ static ARENA: Arena = Arena {
     used: AtomicUsize::new(0),
 };
 
-/// A mistake of ours ends the program, as there is nothing that it could go on with.
+/// A defect of this library ends the program, as there is nothing that it could go on with.
 #[panic_handler]
 fn panic(_: &core::panic::PanicInfo<'_>) -> ! {
     sys::sigaction(sys::SIGILL, Some(&sys::KernelAction::default())).ok();
@@ -64,8 +64,8 @@ fn panic(_: &core::panic::PanicInfo<'_>) -> ! {
     sys::exit()
 }
 
-// The precompiled `core` and `alloc` name these in their tables for unwinding. Nothing unwinds here, and
-// what is not defined would keep every program from starting.
+// The precompiled `core` and `alloc` name these in their tables for unwinding. Nothing unwinds
+// here, and what is not defined would keep every program from starting.
 global_asm!(
     ".globl rust_eh_personality",
     ".hidden rust_eh_personality",

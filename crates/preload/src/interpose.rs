@@ -1,11 +1,13 @@
 //! Functions of the C library that a program uses on signals, and `ioctl`.
 //!
-//! Ours do what the C library's do, except that our handler stays where it is and its signals are never
-//! blocked: the kernel kills a thread that faults while the signal is blocked, whoever handles it.
+//! Ours do what the C library's do, except that our handler stays where it is and its signals are
+//! never blocked: the kernel kills a thread that faults while the signal is blocked, whatever
+//! handles it.
 //!
-//! An `ioctl` of VFIO or iommufd is made again where a signal interrupted it. In Linux none of them is
-//! ever interrupted; here the kernel may wake the caller before the session has looked at the call
-//! (`seccomp_do_user_notification`), and a handler without `SA_RESTART` would make that an EINTR.
+//! An `ioctl` of VFIO or iommufd is made again where a signal interrupted it. In Linux none of them
+//! is ever interrupted; here the kernel may wake the caller before the session has looked at the
+//! call (`seccomp_do_user_notification`), and a handler without `SA_RESTART` would make that an
+//! EINTR.
 
 use core::ffi::{c_int, c_ulong, c_void};
 
@@ -218,8 +220,8 @@ fn allowed(how: c_int, set: u64) -> u64 {
 /// # Safety
 /// Both pointers are null or the caller's sets.
 unsafe fn change_mask(how: c_int, set: *const u64, old: *mut u64) -> Result<(), i32> {
-    // SAFETY: only the 8 bytes that count are read and written, as the C library does: some programs
-    // give no more.
+    // SAFETY: only the 8 bytes that count are read and written, as the C library does: some
+    // programs give no more.
     let set = unsafe { set.as_ref() }.map(|set| allowed(how, *set));
     let found = sys::sigprocmask(how, set)?;
     // SAFETY: as above.

@@ -1,8 +1,8 @@
 //! The functions behind ours.
 //!
-//! What our functions do not keep for themselves goes to the next library that has them, as the dynamic
-//! linker orders them: the C library, or the runtime of a sanitizer, which has to know of the program's
-//! handlers.
+//! What our functions do not keep for themselves goes to the next library that has them, as the
+//! dynamic linker orders them: the C library, or the runtime of a sanitizer, which has to know of
+//! the program's handlers.
 
 use core::{
     arch::asm,
@@ -30,8 +30,8 @@ pub fn learn() {
 
 fn look_up(name: &CStr) -> *mut c_void {
     let found: *mut c_void;
-    // SAFETY: reads an entry of our own table that the dynamic linker has filled: `dlsym`, or null where it
-    // has none without another library (glibc before 2.34).
+    // SAFETY: reads an entry of our own table that the dynamic linker has filled: `dlsym`, or null
+    // where it has none without another library (glibc before 2.34).
     unsafe {
         asm!(
             ".weak dlsym",
@@ -50,6 +50,7 @@ fn look_up(name: &CStr) -> *mut c_void {
 /// The next `sigaction`, if it is known.
 pub fn sigaction() -> Option<SigAction> {
     let found = SIGACTION.load(Relaxed);
-    // SAFETY: null or the address of a function of that name, which has this type in every C library.
+    // SAFETY: null or the address of a function of that name, which has this type in every C
+    // library.
     unsafe { mem::transmute::<*mut c_void, Option<SigAction>>(found) }
 }

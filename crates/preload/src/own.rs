@@ -1,8 +1,9 @@
 //! What is this process's alone, in memory that others may have too.
 //!
-//! A child of `fork` has a copy of all memory, and must not use the page that its parent shares with the
-//! session; a child of `vfork` has the very memory, with signal actions of its own. So these few
-//! words lie in a page that is zeros in a child of `fork`, and begin with the process's number.
+//! A child of `fork` has a copy of all memory, and must not use the page that its parent shares
+//! with the session; a child of `vfork` has the very memory, with signal actions of its own. So
+//! these few words lie in a page that is zeros in a child of `fork`, and begin with the process's
+//! number.
 
 use core::sync::atomic::{
     AtomicI32, AtomicPtr, AtomicU32,
@@ -23,14 +24,15 @@ struct Own {
     page: AtomicPtr<Page>,
 }
 
-/// Accesses before a process asks for a page: a program that looks at a register or two does without.
+/// Accesses before a process asks for a page: a program that looks at a register or two does
+/// without.
 const ACCESSES: u32 = 32;
 
 static OWN: AtomicPtr<Own> = AtomicPtr::new(core::ptr::null_mut());
 
 fn own() -> Option<&'static Own> {
-    // SAFETY: null, or a page that is mapped for good, large enough, aligned, and zeros or what was put
-    // there by these functions; all fields are atomic.
+    // SAFETY: null, or a page that is mapped for good, large enough, aligned, and zeros or what was
+    // put there by these functions; all fields are atomic.
     unsafe { OWN.load(Relaxed).as_ref() }
 }
 
@@ -59,7 +61,7 @@ pub fn is_borrowed() -> bool {
 
 /// The page that this process shares with the session, if there is one.
 pub fn page() -> Option<&'static Page> {
-    // SAFETY: null, or a page that is mapped for good: nobody but the program itself unmaps it. It
+    // SAFETY: null, or a page that is mapped for good: only the program itself unmaps it. It
     // is not in a child of `fork`, but neither is the pointer.
     unsafe { own()?.page.load(Acquire).as_ref() }
 }
@@ -76,7 +78,7 @@ pub fn count_access() {
     let Some(own) = own() else {
         return;
     };
-    // Stays above once it is there: who was refused does not ask again.
+    // Stays above once it is there: a process that was refused does not ask again.
     if own.accesses.load(Relaxed) >= ACCESSES || own.accesses.fetch_add(1, AcqRel) + 1 != ACCESSES {
         return;
     }

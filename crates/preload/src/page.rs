@@ -1,26 +1,27 @@
 //! The page that a process shares with its session while it touches registers often.
 //!
-//! The system call that asks for one access ([`crate::call`]) costs two switches between processes. A
-//! thread of the session may attend instead: as long as it does, it looks at the slots of this page, and
-//! an access is a question in a slot, answered there, without a system call on either side.
+//! The system call that asks for one access ([`crate::call`]) costs two switches between processes.
+//! A thread of the session may poll instead: as long as it does, it looks at the slots of this
+//! page, and an access is a question in a slot, answered there, without a system call on either
+//! side.
 //!
 //! | a slot is | made so by |
 //! |---|---|
-//! | free | nobody; the library, when it has its answer or takes back its question |
-//! | claimed | the library: a thread of the program writes its question |
+//! | free | the library, when it has its answer or takes back its question |
+//! | reserved | the library: a thread of the program writes its question |
 //! | asked | the library: the question may be taken |
 //! | taken | the session: it carries the access out, once |
 //! | done, failed | the session: the answer is there |
 //!
-//! Each step is one exchange of the word that holds the state, so a question is either taken or taken
-//! back, and never both. Whatever is not answered in time is taken back and asked by the system call, and
-//! what failed is asked again there, as nothing has been done then: so nothing has to be right here but
-//! what is answered with "done". A thread whose question has been taken waits by the system call
-//! ([`crate::call::Kind::Await`]) if it takes long.
+//! Each step is one exchange of the word that holds the state, so a question is either taken or
+//! taken back, and never both. What is not answered in time is taken back and asked by the system
+//! call, and what failed is asked again there, as nothing has been done then: so nothing has to be
+//! right here but what is answered with "done". A thread whose question has been taken waits by the
+//! system call ([`crate::call::Kind::Await`]) if it takes long.
 //!
-//! The session trusts nothing in the page. It copies a question once, then checks the copy; what the program
-//! does to a slot meanwhile is the program's loss. All fields are atomic: both sides may touch all
-//! of them at any time.
+//! The session trusts nothing in the page. It copies a question once, then checks the copy; what
+//! the program does to a slot meanwhile is the program's loss. All fields are atomic: both sides
+//! may touch all of them at any time.
 
 use core::sync::atomic::{
     AtomicU32, AtomicU64,
@@ -35,7 +36,7 @@ pub const PAGE_BYTES: usize = 4096;
 /// Accesses of one process that can be under way at once. More threads use the system call.
 pub const SLOTS: usize = 16;
 
-/// How often a thread looks at a question that nobody has taken. With the processor's pause in between
+/// How often a thread looks at a question that is not taken. With the processor's pause in between
 /// some microseconds: less than the system call costs.
 const UNTAKEN: u32 = 150;
 
@@ -43,18 +44,18 @@ const UNTAKEN: u32 = 150;
 const UNANSWERED: u32 = 2000;
 
 const FREE: u32 = 0;
-const CLAIMED: u32 = 1;
+const RESERVED: u32 = 1;
 const ASKED: u32 = 2;
 const TAKEN: u32 = 3;
 const DONE: u32 = 4;
 const FAILED: u32 = 5;
 
-/// The page. Zeros are one that nobody attends to.
+/// The page. Zeros are one that is not polled.
 #[repr(C, align(4096))]
 #[derive(Debug)]
 pub struct Page {
-    /// Not 0: somebody looks at the slots.
-    attended: AtomicU32,
+    /// Not 0: a thread of the session looks at the slots.
+    polled: AtomicU32,
     /// So that a slot lies in cache lines of its own: processors fetch them in pairs.
     _pad: [u32; 31],
     slots: [Slot; SLOTS],
@@ -108,23 +109,24 @@ impl Waiting<'_> {
 }
 
 impl Page {
-    /// Whether somebody looks at the slots. To be believed by the library alone.
-    pub fn is_attended(&self) -> bool {
-        self.attended.load(Relaxed) != 0
+    /// Whether a thread of the session looks at the slots. For the library alone: the program may
+    /// write it.
+    pub fn is_polled(&self) -> bool {
+        self.polled.load(Relaxed) != 0
     }
 
-    /// Says whether somebody looks at the slots.
-    pub fn set_attended(&self, attended: bool) {
-        self.attended.store(attended.into(), Release);
+    /// Sets whether a thread of the session looks at the slots.
+    pub fn set_polled(&self, polled: bool) {
+        self.polled.store(polled.into(), Release);
     }
 
-    /// The program's side: asks for one access and waits a little for the answer. `hint` spreads threads
-    /// over the slots.
+    /// The program's side: asks for one access and waits a little for the answer. `hint` spreads
+    /// threads over the slots.
     pub fn ask(&self, hint: usize, address: u64, shape: Shape, data: &mut [u8; 64]) -> Asked<'_> {
-        if !self.is_attended() {
+        if !self.is_polled() {
             return Asked::Declined;
         }
-        let Some(slot) = self.claim(hint) else {
+        let Some(slot) = self.reserve(hint) else {
             return Asked::Declined;
         };
         slot.address.store(address, Relaxed);
@@ -135,7 +137,7 @@ impl Page {
         slot.state.store(ASKED, Release);
         for _ in 0..UNTAKEN {
             match slot.state.load(Relaxed) {
-                ASKED if self.is_attended() => core::hint::spin_loop(),
+                ASKED if self.is_polled() => core::hint::spin_loop(),
                 _ => break,
             }
         }
@@ -153,11 +155,11 @@ impl Page {
         Asked::Taken(Waiting(slot))
     }
 
-    fn claim(&self, hint: usize) -> Option<&Slot> {
+    fn reserve(&self, hint: usize) -> Option<&Slot> {
         let (later, first) = self.slots.split_at_checked(hint % SLOTS)?;
         first.iter().chain(later).find(|slot| {
             slot.state
-                .compare_exchange(FREE, CLAIMED, Acquire, Relaxed)
+                .compare_exchange(FREE, RESERVED, Acquire, Relaxed)
                 .is_ok()
         })
     }
@@ -244,7 +246,7 @@ mod tests {
 
     fn page() -> Box<Page> {
         Box::new(Page {
-            attended: AtomicU32::new(0),
+            polled: AtomicU32::new(0),
             _pad: [0; 31],
             slots: [const {
                 Slot {
@@ -266,7 +268,7 @@ mod tests {
             let server = scope.spawn(|| {
                 let mut sum = 0;
                 while !end.load(Acquire) {
-                    page.set_attended(true);
+                    page.set_polled(true);
                     for _ in 0..1000 {
                         page.serve(|question| {
                             assert_eq!(question.data.first(), Some(&1));
@@ -274,7 +276,7 @@ mod tests {
                             true
                         });
                     }
-                    page.set_attended(false);
+                    page.set_polled(false);
                     thread::yield_now();
                 }
                 sum
@@ -312,7 +314,7 @@ mod tests {
         let page = page();
         let mut data = [0; 64];
         assert!(matches!(page.ask(0, 0, STORE, &mut data), Asked::Declined));
-        page.set_attended(true);
+        page.set_polled(true);
         for _ in 0..2 * SLOTS {
             assert!(matches!(page.ask(0, 0, STORE, &mut data), Asked::Declined));
         }
@@ -323,7 +325,7 @@ mod tests {
     #[test]
     fn without_a_free_slot_nothing_is_asked() {
         let page = page();
-        page.set_attended(true);
+        page.set_polled(true);
         for slot in &page.slots {
             slot.state.store(TAKEN, Relaxed);
         }
@@ -344,7 +346,7 @@ mod tests {
             questions += 1;
             for slot in &page.slots {
                 slot.address.store(8, Relaxed);
-                slot.state.store(CLAIMED, Relaxed);
+                slot.state.store(RESERVED, Relaxed);
             }
             assert_eq!((question.shape, question.address), (u32::MAX.into(), 7));
             assert_eq!(Shape::decode(question.shape), None);

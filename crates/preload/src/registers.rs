@@ -1,4 +1,5 @@
-//! The interrupted thread's registers, in the frame that the kernel made of them for a signal handler.
+//! The interrupted thread's registers, in the frame that the kernel made of them for a signal
+//! handler.
 
 use core::{
     arch::x86_64::__cpuid_count,
@@ -42,7 +43,7 @@ static LAYOUT: [AtomicUsize; 4] = [const { AtomicUsize::new(0) }; 4];
 
 /// Looks at the processor. Before that only xmm registers are known.
 pub fn learn_layout() {
-    // Leaf 0xd exists wherever there is AVX (leaf 0 tells the highest one).
+    // Leaf 0xd exists wherever there is AVX (leaf 0 says the highest one).
     let highest = __cpuid_count(0, 0).eax;
     if highest < 0xd {
         return;
@@ -76,7 +77,7 @@ impl<'a> Registers<'a> {
     /// The registers in `frame`.
     ///
     /// # Safety
-    /// The kernel made the frame for the handler that calls this, and nobody else has a reference
+    /// The kernel made the frame for the handler that calls this, and nothing else has a reference
     /// into it.
     pub unsafe fn new(frame: &'a mut Frame) -> Self {
         let bytes: &'a mut [u8] = match frame.fpu {

@@ -42,8 +42,8 @@ impl OwnMemory {
         }
     }
 
-    /// The memory, for an instruction that the processor does not know: what it stores to has to be a
-    /// register, or else the program is to have its signal.
+    /// The memory, for an instruction that the processor does not know: what it stores to has to be
+    /// a register, or else the program is to have its signal.
     pub fn unknown_instruction() -> Self {
         OwnMemory {
             registers: [u64::MAX; 2],
@@ -139,8 +139,8 @@ impl Space for OwnMemory {
                 Copied::Partly => {}
                 Copied::Refused => {
                     for (at, byte) in (address..).zip(data) {
-                        // SAFETY: the program's own instruction reads here; if it may not, it gets the
-                        // signal that it would have had.
+                        // SAFETY: the program's own instruction reads here; if it may not, it gets
+                        // the signal that it would have had.
                         *byte = unsafe { (at as *const u8).read_volatile() };
                     }
                     return Ok(());

@@ -1,8 +1,8 @@
-//! Functions of the C library that tell what a path leads to, or a descriptor.
+//! Functions of the C library that report what a path leads to, or a descriptor.
 //!
 //! A node of `/dev` is a file that stands for it: in a user namespace it cannot even be a character
-//! device. So what the kernel says of such a file is put right here, with what the session says of it.
-//! Everything else is what the kernel says.
+//! device. So what the kernel says of such a file is put right here, with what the session says of
+//! it. Everything else is what the kernel says.
 
 use core::{
     ffi::{c_char, c_int, c_uint},
@@ -12,44 +12,9 @@ use core::{
 use crate::{
     call::{Kind, Shape},
     interpose::fail,
+    layout::{Stat, Statx},
     sys::{self, EBADF, EINVAL},
 };
-
-/// `struct stat` of x86-64 (arch/x86/include/uapi/asm/stat.h), which every C library there uses.
-#[repr(C)]
-#[derive(Debug)]
-pub struct Stat {
-    dev: u64,
-    ino: u64,
-    nlink: u64,
-    mode: u32,
-    uid: u32,
-    gid: u32,
-    pad: u32,
-    rdev: u64,
-    rest: [u64; 12],
-}
-
-/// `struct statx` (include/uapi/linux/stat.h).
-#[repr(C)]
-#[derive(Debug)]
-pub struct Statx {
-    head: [u32; 7],
-    mode: u16,
-    pad: u16,
-    ino: u64,
-    middle: [u64; 11],
-    rdev_major: u32,
-    rdev_minor: u32,
-    dev_major: u32,
-    dev_minor: u32,
-    rest: [u64; 14],
-}
-
-/// The number of links in [`Statx::head`].
-const NLINK: usize = 4;
-
-const _: () = assert!(size_of::<Stat>() == 144 && size_of::<Statx>() == 256);
 
 const AT_FDCWD: c_int = -100;
 const AT_SYMLINK_NOFOLLOW: c_int = 0x100;
@@ -59,7 +24,8 @@ const TYPE: u32 = 0o170_000;
 const REGULAR: u32 = 0o100_000;
 const CHARACTER: u32 = 0o020_000;
 
-/// The directory that this library lies in, if the program has a `/dev` with nodes of the machine's.
+/// The directory that this library lies in, if the program has a `/dev` with nodes of the
+/// machine's.
 const DIRECTORY: &core::ffi::CStr = c"/dev/.ioasid";
 
 /// The file system with the nodes, as [`device`] has it; 0 if there is none.
@@ -67,18 +33,8 @@ static NODES: AtomicU64 = AtomicU64::new(0);
 
 /// Learns where the nodes are.
 pub fn install() {
-    let mut stat = Stat {
-        dev: 0,
-        ino: 0,
-        nlink: 0,
-        mode: 0,
-        uid: 0,
-        gid: 0,
-        pad: 0,
-        rdev: 0,
-        rest: [0; 12],
-    };
-    // SAFETY: a path that ends with 0 and a structure of ours.
+    let mut stat = Stat::default();
+    // SAFETY: a path that ends with 0 and a structure of this function.
     if unsafe { sys::newfstatat(AT_FDCWD, DIRECTORY.as_ptr(), (&raw mut stat).cast(), 0) } == 0 {
         NODES.store(stat.dev, Ordering::Relaxed);
     }
@@ -94,9 +50,9 @@ fn device(major: u32, minor: u32) -> u64 {
 fn node(dev: u64, ino: u64, mode: u32, nlink: u64) -> Option<(u32, u32)> {
     let nodes = NODES.load(Ordering::Relaxed);
     let placeholder = nodes != 0 && dev == nodes && matches!(mode & TYPE, REGULAR | CHARACTER);
-    // An open node is a memfd: a file without a name, on a file system without a device. The session
-    // knows which of these are nodes; where its filter asks about a descriptor, the kernel's answer
-    // came from it and is no regular file.
+    // An open node is a memfd: a file without a name, on a file system without a device. The
+    // session knows which of these are nodes; where its filter asks about a descriptor, the
+    // kernel's answer came from it and is no regular file.
     let memory = nlink == 0 && mode & TYPE == REGULAR && dev >> 8 & 0xfff == 0;
     if !placeholder && !memory {
         return None;
@@ -205,8 +161,8 @@ functions_at! {
     fstatat64, __fxstatat64;
 }
 
-/// A node that was opened past the session, or whose descriptor has a number that the filter does not
-/// ask about.
+/// A node that was opened past the session, or whose descriptor has a number that the filter does
+/// not ask about.
 ///
 /// # Safety
 /// As `fstat`'s.
@@ -271,7 +227,7 @@ pub unsafe extern "C" fn statx(
     // SAFETY: the kernel has just filled it.
     let statx = unsafe { &mut *to };
     let dev = device(statx.dev_major, statx.dev_minor);
-    let nlink = statx.head[NLINK].into();
+    let nlink = statx.nlink.into();
     if let Some((major, minor)) = node(dev, statx.ino, statx.mode.into(), nlink) {
         statx.mode = (CHARACTER | (u32::from(statx.mode) & !TYPE)) as u16;
         (statx.rdev_major, statx.rdev_minor) = (major, minor);
@@ -290,7 +246,7 @@ mod tests {
     }
 
     #[test]
-    fn a_path_to_an_ordinary_file_is_told_as_it_is() {
+    fn a_path_to_an_ordinary_file_is_reported_as_it_is() {
         install();
         let mut found = core::mem::MaybeUninit::<Stat>::uninit();
         // SAFETY: a path that ends with 0, and room for the structure, which is filled then.

@@ -105,7 +105,7 @@ unsafe extern "C" {
     fn ioasid_restore();
 }
 
-/// Address of the code that ends a handler of ours.
+/// Address of the code that ends a handler of this library.
 pub fn restorer() -> usize {
     ioasid_restore as *const () as usize
 }
@@ -135,8 +135,8 @@ pub fn access(address: u64, shape: u64, value: u64, buffer: *mut [u8; 64]) -> i6
     let request = u64::from(crate::call::ACCESS);
     let args = [u64::MAX, request, address, shape, value, buffer as u64];
     loop {
-        // SAFETY: descriptor -1 is never open, so the kernel itself touches nothing; a session reads
-        // or writes at most the 64 bytes of the buffer, which its caller holds.
+        // SAFETY: descriptor -1 is never open, so the kernel itself touches nothing; a session
+        // reads or writes at most the 64 bytes of the buffer, which its caller holds.
         let ret = unsafe { syscall(number::IOCTL, args) };
         if ret != -EINTR {
             return ret;
@@ -195,16 +195,16 @@ pub fn sigaction(signal: i32, new: Option<&KernelAction>) -> Result<KernelAction
     let new = new.map_or(0, |new| core::ptr::from_ref(new) as u64);
     let old_at = core::ptr::from_mut(&mut old) as u64;
     let args = [signal as u64, new, old_at, 8, 0, 0];
-    // SAFETY: both structures live across the call; 8 is the size of the mask. What a handler does is
-    // the business of whoever set it.
+    // SAFETY: both structures live across the call; 8 is the size of the mask. What a handler does
+    // is the business of the code that set it.
     match unsafe { syscall(number::RT_SIGACTION, args) } {
         0 => Ok(old),
         error => Err(-error as i32),
     }
 }
 
-/// The signals that are blocked in this thread; changes them by `how` and `set` first, if there is a
-/// set.
+/// The signals that are blocked in this thread; changes them by `how` and `set` first, if there is
+/// a set.
 ///
 /// # Errors
 /// The errno.
@@ -214,7 +214,7 @@ pub fn sigprocmask(how: i32, set: Option<u64>) -> Result<u64, i32> {
         .as_ref()
         .map_or(0, |set| core::ptr::from_ref(set) as u64);
     let old_at = core::ptr::from_mut(&mut old) as u64;
-    // SAFETY: both sets live across the call and have the 8 bytes that it is told.
+    // SAFETY: both sets live across the call and have the 8 bytes that the kernel expects.
     let ret = unsafe { syscall(number::RT_SIGPROCMASK, [how as u64, new, old_at, 8, 0, 0]) };
     match ret {
         0 => Ok(old),
@@ -259,8 +259,8 @@ pub fn page_wiped_on_fork() -> Option<core::ptr::NonNull<u8>> {
     core::ptr::NonNull::new(page as *mut u8)
 }
 
-/// The page that the session gives this process to ask in, which no child of `fork` has; `None` if there
-/// is none.
+/// The page that the session gives this process to ask in, which no child of `fork` has; `None` if
+/// there is none.
 pub fn shared_page() -> Option<core::ptr::NonNull<u8>> {
     const READ_WRITE: u64 = 3;
     const SHARED: u64 = 1;
@@ -272,8 +272,8 @@ pub fn shared_page() -> Option<core::ptr::NonNull<u8>> {
     };
     let mut nothing = [0; 64];
     let fd = u64::try_from(access(0, shape.encode(), 0, &mut nothing)).ok()?;
-    // SAFETY: the descriptor is new and nobody else's, the mapping is new and lies where nothing is; what is
-    // undone again is this mapping, of which nobody knows yet.
+    // SAFETY: the descriptor is new and not used elsewhere, the mapping is new and lies where
+    // nothing is; what is undone again is this mapping, of which nothing knows yet.
     unsafe {
         let page = syscall(number::MMAP, [0, len, READ_WRITE, SHARED, fd, 0]);
         syscall(number::CLOSE, [fd, 0, 0, 0, 0, 0]);

@@ -1,13 +1,15 @@
 //! Floor 8: interception of an unmodified program.
 //!
 //! A program that is run here finds `/dev/iommu`, `/dev/vfio/devices/vfioN` and the sysfs entries
-//! that lead to them, and uses them as it would on a machine that has the hardware. It lives in its own user
-//! and mount namespace, and one seccomp filter hands the few system calls that concern them to the machine.
+//! that lead to them, and uses them as it would on a machine that has the hardware. It lives in its
+//! own user and mount namespace, and one seccomp filter hands the few system calls that concern
+//! them to the machine.
 //!
 //! From the lowest floor:
 //!
 //! * [`view`]: what this crate needs of a machine, as a trait.
-//! * `system`: system calls without a safe wrapper; [`listener`], the notification descriptor, typed.
+//! * `system`: system calls without a safe wrapper; [`listener`], the notification descriptor,
+//!   typed.
 //! * [`wire`]: the messages that launcher, `run` and a served machine exchange.
 //! * `calls`: the table of intercepted system calls, and [`filter`], which is made from it.
 //! * `entries`: the files that stand for the machine's entries of `/dev` and `/sys`.

@@ -63,8 +63,8 @@ pub trait MachineView: Send + Sync + fmt::Debug {
         None
     }
 
-    /// Whether `/proc/PID/status` shows a program what it has locked here. Opening files costs it more
-    /// then.
+    /// Whether `/proc/PID/status` shows a program what it has locked here. Opening files costs it
+    /// more then.
     fn shows_locked_memory(&self) -> bool {
         self.extension().is_some()
     }
@@ -100,8 +100,8 @@ pub trait MachineView: Send + Sync + fmt::Debug {
         Vec::new()
     }
 
-    /// The entries of sysfs that a program of `vm` can write, below `/sys`: those of which that does
-    /// something.
+    /// The entries of sysfs that a program of `vm` can write, below `/sys`: those of which that
+    /// does something.
     fn attributes(&self, vm: Option<&str>) -> Vec<String> {
         let _ = vm;
         Vec::new()

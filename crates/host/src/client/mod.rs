@@ -56,7 +56,8 @@ impl Client {
     /// two threads.
     ///
     /// # Errors
-    /// What the operating system says when no thread can be started, or no signal handler installed.
+    /// What the operating system says when no thread can be started, or no signal handler
+    /// installed.
     pub fn new(name: impl Into<String>, space: Arc<SpaSpace>) -> io::Result<Arc<Self>> {
         Client::with_limits(name, space, Limits::default())
     }
@@ -141,8 +142,8 @@ impl Client {
         self.processes.lock().of_thread(tid)
     }
 
-    /// Forgets the threads that have ended since the last call, and returns their numbers. There are
-    /// some if this client is readable as a file ([`AsFd`]).
+    /// Forgets the threads that have ended since the last call, and returns their numbers. There
+    /// are some if this client is readable as a file ([`AsFd`]).
     pub fn forget_ended(&self) -> Vec<i32> {
         self.processes.lock().forget_ended()
     }

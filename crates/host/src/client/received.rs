@@ -2,8 +2,9 @@
 //! memory files and eventfds. And memory that is reached through the client in some other way.
 //!
 //! Such a descriptor is hostile until it is known: it may be a file on FUSE, where even `fstat` and
-//! `close` wait for whoever sent it. So a [`ReceivedFd`] asks the kernel alone what it is, and what is
-//! neither memory nor an eventfd is used for nothing and closed on a thread for that ([`Closer`]).
+//! `close` wait for whoever sent it. So a [`ReceivedFd`] asks the kernel alone what it is, and what
+//! is neither memory nor an eventfd is used for nothing and closed on a thread for that
+//! ([`Closer`]).
 
 use std::{
     fmt, io,
@@ -52,7 +53,8 @@ pub fn prepare_received() -> io::Result<()> {
     Ok(())
 }
 
-/// A descriptor that a peer has sent. Nothing here asks the file itself, and dropping it never waits.
+/// A descriptor that a peer has sent. Nothing here asks the file itself, and dropping it never
+/// waits.
 pub struct ReceivedFd {
     /// There until the drop, or until it is taken as what it is.
     fd: Option<OwnedFd>,
@@ -77,8 +79,8 @@ impl ReceivedFd {
             .is_some_and(|fd| rustix::fs::fcntl_get_seals(fd).is_ok())
     }
 
-    /// Whether it is a file, or something else, with a path in some file system: not a pipe, a socket,
-    /// or an object of the kernel's such as an eventfd.
+    /// Whether it is a file, or something else, with a path in some file system: not a pipe, a
+    /// socket, or an object of the kernel's such as an eventfd.
     pub fn has_path(&self) -> bool {
         self.link().is_some_and(|link| link.starts_with(b"/"))
     }

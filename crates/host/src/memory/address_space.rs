@@ -3,8 +3,9 @@
 //! An address space is held by an open `/proc/PID/mem` and `/proc/PID/maps`. The kernel binds both
 //! to the memory (`mm_struct`) that the process had when they were opened: when it ends or calls
 //! `exec`, they reach nothing any more, and never another process that got the same number.
-//! `process_vm_readv` is faster for large pieces, but takes a number, and there is no way to know at
-//! the time of a write that the process has not called `exec` since we looked: so it is not used.
+//! `process_vm_readv` is faster for large pieces, but takes a number, and there is no way to know
+//! at the time of a write that the process has not called `exec` since we looked: so it is not
+//! used.
 //!
 //! `/proc/PID/mem` writes to pages that the process itself may only read. So the permission is
 //! looked up where a mapping is made and where an answer is written.
@@ -74,8 +75,8 @@ impl AddressSpace {
         self.maps.find(address)
     }
 
-    /// Where the shared memory behind `id` is mapped from its offset `offset` on, and how many bytes
-    /// of it.
+    /// Where the shared memory behind `id` is mapped from its offset `offset` on, and how many
+    /// bytes of it.
     pub(crate) fn find_shared(&self, id: FileId, offset: u64) -> Option<(u64, u64)> {
         let here = |vma: Vma| {
             let inside = offset.checked_sub(vma.offset)?;
@@ -101,8 +102,8 @@ impl AddressSpace {
         self.every(range, |vma| vma.writable)
     }
 
-    /// Whether the process itself could read all of `range`. On x86 memory that can be written can be
-    /// read.
+    /// Whether the process itself could read all of `range`. On x86 memory that can be written can
+    /// be read.
     pub(crate) fn is_readable(&self, range: AddrRange) -> bool {
         self.every(range, |vma| vma.readable || vma.writable)
     }

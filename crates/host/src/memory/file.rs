@@ -2,9 +2,9 @@
 //! survive the client's `munmap`.
 //!
 //! Only memory files are taken: memfds and files on tmpfs and hugetlbfs. A file on FUSE may never
-//! answer a page fault, and not even `fstatfs`, a plain `fstat` or the `close` of such a file returns
-//! without its server. So a file is recognised by its device alone, asked for without the file
-//! system's help (`AT_STATX_DONT_SYNC`), before anything else is done with it.
+//! answer a page fault, and not even `fstatfs`, a plain `fstat` or the `close` of such a file
+//! returns without its server. So a file is recognised by its device alone, asked for without the
+//! file system's help (`AT_STATX_DONT_SYNC`), before anything else is done with it.
 
 use std::{
     collections::HashMap,
@@ -121,8 +121,8 @@ impl MemoryFiles {
         mapped.values().filter(|window| window.is_alive()).count()
     }
 
-    /// System physical addresses for `len` bytes from `offset`. The caller has compared them with the
-    /// size of the file.
+    /// System physical addresses for `len` bytes from `offset`. The caller has compared them with
+    /// the size of the file.
     pub(crate) fn pin(
         &self,
         file: &MemoryFile,

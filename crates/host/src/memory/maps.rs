@@ -1,8 +1,8 @@
 //! What a process has mapped where: one mapping (VMA) by address.
 //!
-//! Asked with the `PROCMAP_QUERY` ioctl (Linux 6.11), or found in the text of `/proc/PID/maps` where
-//! the kernel does not know it. Both go through one open file, which stays bound to the address
-//! space it was opened on.
+//! Asked with the `PROCMAP_QUERY` ioctl (Linux 6.11), or found in the text of `/proc/PID/maps`
+//! where the kernel does not know it. Both go through one open file, which stays bound to the
+//! address space it was opened on.
 // UNSAFETY: one ioctl.
 #![allow(unsafe_code)]
 
@@ -15,8 +15,8 @@ use std::{
 
 use ioasid_core::range::AddrRange;
 
-/// Bytes of the longest name of a mapping without a file, with its NUL: `[anon:` and 79 bytes that the
-/// program has chosen (PR_SET_VMA_ANON_NAME).
+/// Bytes of the longest name of a mapping without a file, with its NUL: `[anon:` and 79 bytes that
+/// the program has chosen (PR_SET_VMA_ANON_NAME).
 const LONGEST_NAME: usize = 128;
 
 /// One mapping of a process.
@@ -87,8 +87,8 @@ impl Maps {
             .find(|vma| vma.range.contains(address))
     }
 
-    /// What the kernel calls the mapping at `address`, if that has no file: `[heap]`, `[vvar]`; empty
-    /// if it has no name.
+    /// What the kernel calls the mapping at `address`, if that has no file: `[heap]`, `[vvar]`;
+    /// empty if it has no name.
     pub(crate) fn name(&self, address: u64) -> String {
         if !self.text_only.load(Ordering::Relaxed) {
             let mut name = [0; LONGEST_NAME];
@@ -127,9 +127,9 @@ impl Maps {
             },
             ..Default::default()
         };
-        // SAFETY: PROCMAP_QUERY reads and writes `size` bytes of this struct, which lives across the
-        // call and has the kernel's layout, and at most `vma_name_size` bytes of `name`, which is
-        // borrowed for the call; the buffer for the build id has size 0.
+        // SAFETY: PROCMAP_QUERY reads and writes `size` bytes of this struct, which lives across
+        // the call and has the kernel's layout, and at most `vma_name_size` bytes of `name`, which
+        // is borrowed for the call; the buffer for the build id has size 0.
         let done =
             unsafe { libc::ioctl(self.file.as_raw_fd(), spec::PROCMAP_QUERY, &raw mut query) };
         if done < 0 {

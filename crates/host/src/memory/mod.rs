@@ -2,8 +2,8 @@
 //!
 //! Each registration takes windows of 1 GiB ([`windows`]). A memory file is mapped here ([`file`],
 //! [`file_memory`]); other shared memory is reached through a process that maps it ([`shared`]);
-//! private memory is read and written where it is ([`address_space`]); device registers are accessed
-//! by their owner ([`registers`]).
+//! private memory is read and written where it is ([`address_space`]); device registers are
+//! accessed by their owner ([`registers`]).
 
 pub(crate) mod address_space;
 pub(crate) mod file;

@@ -1,9 +1,9 @@
 //! Mappings that lead to registers of a device: what a program has where it mapped a BAR.
 //!
 //! The file behind such a mapping has no bytes. Its owner says so
-//! ([`Client::add_registers`](crate::Client::add_registers)) and carries out the accesses. DMA reaches
-//! it only where the program's request allows for that (peer to peer DMA of VFIO's type 1 IOMMU);
-//! everywhere else there is no memory at the address.
+//! ([`Client::add_registers`](crate::Client::add_registers)) and carries out the accesses. DMA
+//! reaches it only where the program's request allows for that (peer to peer DMA of VFIO's type 1
+//! IOMMU); everywhere else there is no memory at the address.
 
 use std::{
     collections::HashMap,
@@ -99,8 +99,8 @@ struct Window {
 }
 
 impl Window {
-    /// Calls `access` with the file offset and length of each access that `len` bytes at `offset` are
-    /// made of, and how many bytes came before.
+    /// Calls `access` with the file offset and length of each access that `len` bytes at `offset`
+    /// are made of, and how many bytes came before.
     fn each(
         &self,
         offset: u64,

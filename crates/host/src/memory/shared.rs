@@ -1,10 +1,10 @@
-//! Memory that processes share and that no descriptor leads to: `MAP_SHARED | MAP_ANONYMOUS`, System
-//! V segments, a memory file whose descriptors are all closed.
+//! Memory that processes share and that no descriptor leads to: `MAP_SHARED | MAP_ANONYMOUS`,
+//! System V segments, a memory file whose descriptors are all closed.
 //!
-//! Such memory belongs to no one address space, and it outlives each as long as another one maps it.
-//! So it is registered by its inode, not by an address, and reached through whichever process of the
-//! client maps it at the time: like a pin it survives the `munmap`, and the end, of the process that
-//! gave it.
+//! Such memory belongs to no one address space, and it outlives each as long as another one maps
+//! it. So it is registered by its inode, not by an address, and reached through whichever process
+//! of the client maps it at the time: like a pin it survives the `munmap`, and the end, of the
+//! process that gave it.
 
 use std::{
     collections::HashMap,

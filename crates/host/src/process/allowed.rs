@@ -1,5 +1,6 @@
-//! Which memory of a process a device may be given: the rules of Linux for pages that are pinned for
-//! long (`check_vma_flags` and `writable_file_mapping_allowed` in mm/gup.c, with FOLL_LONGTERM).
+//! Which memory of a process a device may be given: the rules of Linux for pages that are pinned
+//! for long (`check_vma_flags` and `writable_file_mapping_allowed` in mm/gup.c, with
+//! FOLL_LONGTERM).
 //!
 //! | mapping | read by devices | written by devices |
 //! |---|---|---|
@@ -10,8 +11,8 @@
 //! | a page behind the end of its file | never | never |
 //!
 //! What is not allowed is [`PinError::Fault`]. The kernel does not show all of this of another
-//! process's mappings at the price of a look-up. So what is ordinary is recognised first, by the device
-//! of the file, and only a mapping that is left over is looked up in `/proc/PID/smaps`.
+//! process's mappings at the price of a look-up. So what is ordinary is recognised first, by the
+//! device of the file, and only a mapping that is left over is looked up in `/proc/PID/smaps`.
 
 use ioasid_core::{
     access::Prot,
@@ -41,8 +42,9 @@ impl Rules<'_> {
         let allowed = if prot.write {
             vma.writable
         } else {
-            // /dev/iommu pins without a look at the mapping where the processor's page tables have the
-            // page (`gup_fast`), and what can be written can be read there. Type 1 always looks.
+            // /dev/iommu pins without a look at the mapping where the processor's page tables have
+            // the page (`gup_fast`), and what can be written can be read there. Type 1 always
+            // looks.
             vma.readable || (vma.writable && !self.type_1 && self.process.dir().is_present(range))
         };
         if allowed {
@@ -54,7 +56,8 @@ impl Rules<'_> {
 
     /// Whether `range` of `vma`, which has no file, is memory.
     pub(super) fn check_anonymous(&self, vma: &Vma, range: AddrRange) -> Result<(), PinError> {
-        // The few mappings of the kernel's own cannot be written, which spares the rest the question.
+        // The few mappings of the kernel's own cannot be written, which spares the rest the
+        // question.
         if vma.writable {
             return Ok(());
         }
@@ -91,8 +94,8 @@ impl Rules<'_> {
         }
     }
 
-    /// Whether faults in `vma` are a userfaultfd handler's, for which Linux would wait: then it is not
-    /// known here what is there.
+    /// Whether faults in `vma` are a userfaultfd handler's, for which Linux would wait: then it is
+    /// not known here what is there.
     fn waits_for_a_handler(&self, vma: &Vma) -> bool {
         let details = self.process.dir().details(vma.range.start());
         details.is_some_and(|details| has_flag(&details, &["um", "ui"]))
@@ -127,8 +130,8 @@ fn has_flag(details: &str, flags: &[&str]) -> bool {
 }
 
 /// Whether somebody keeps track of dirty pages of a file with this name, which is on no file system
-/// that is known: a file does, a device node or an object of the kernel does not - but for those whose
-/// `page_mkwrite` says so.
+/// that is known: a file does, a device node or an object of the kernel does not - but for those
+/// whose `page_mkwrite` says so.
 fn is_tracked(name: &str) -> bool {
     match name.strip_prefix('/') {
         Some(path) => !path.starts_with("dev/") && !path.starts_with("dmabuf:"),

@@ -1,9 +1,9 @@
 //! A process's address range as a source of pages.
 //!
-//! Where the process has mapped a memory file shared, and a descriptor of that file can be found, the
-//! pages are the file's: zero copy, and they stay when the process unmaps them. Shared memory without
-//! such a descriptor stays as long as any process of the client maps it. Everything else is read and
-//! written where it is: it follows the address, so a later `munmap` shows.
+//! Where the process has mapped a memory file shared, and a descriptor of that file can be found,
+//! the pages are the file's: zero copy, and they stay when the process unmaps them. Shared memory
+//! without such a descriptor stays as long as any process of the client maps it. Everything else is
+//! read and written where it is: it follows the address, so a later `munmap` shows.
 
 use std::{os::fd::AsFd, sync::Arc};
 
@@ -32,7 +32,8 @@ pub(crate) struct ProcessPages {
     /// User address of offset 0.
     pub(crate) address: u64,
     pub(crate) len: u64,
-    /// Whether it is pinned as VFIO's type 1 IOMMU pins: an address where registers are mapped will do.
+    /// Whether it is pinned as VFIO's type 1 IOMMU pins: an address where registers are mapped will
+    /// do.
     pub(crate) registers: bool,
 }
 

@@ -42,8 +42,8 @@ pub struct MappedFile {
     pub writable: bool,
 }
 
-/// One process of a client with its address space. As a [`Caller`](ioasid_core::host::Caller) it is the program behind an
-/// ioctl.
+/// One process of a client with its address space. As a [`Caller`](ioasid_core::host::Caller) it is
+/// the program behind an ioctl.
 ///
 /// Its file descriptors are those of its first thread: a thread that has unshared its descriptor
 /// table is not supported.
@@ -146,8 +146,8 @@ impl Process {
         self.dir.descriptors_are_open()
     }
 
-    /// How `fd` was opened, with O_CLOEXEC where the descriptor is close-on-exec: the `flags` line of its
-    /// `fdinfo`.
+    /// How `fd` was opened, with O_CLOEXEC where the descriptor is close-on-exec: the `flags` line
+    /// of its `fdinfo`.
     ///
     /// # Errors
     /// [`FdError::NotOpen`].
@@ -160,8 +160,8 @@ impl Process {
         self.dir.fd_is_a_path(fd)
     }
 
-    /// The other descriptors of the same open file as `fd`, as `dup` makes them. Empty where the kernel does
-    /// not say (built without kcmp, or not allowed).
+    /// The other descriptors of the same open file as `fd`, as `dup` makes them. Empty where the
+    /// kernel does not say (built without kcmp, or not allowed).
     pub fn duplicates(&self, fd: i32) -> Vec<i32> {
         const KCMP_FILE: libc::c_int = 0;
         let same = |other: &i32| {
@@ -249,8 +249,8 @@ impl Process {
     }
 }
 
-/// Whether this host lets descriptors be taken from other processes at all (`pidfd_getfd`, which some
-/// containers refuse): eventfds, memory files and copies of our own files need it.
+/// Whether this host lets descriptors be taken from other processes at all (`pidfd_getfd`, which
+/// some containers refuse): eventfds, memory files and copies of our own files need it.
 pub fn can_take_descriptors() -> bool {
     let own = rustix::process::pidfd_open(rustix::process::getpid(), PidfdFlags::empty());
     let taken = own.and_then(|own| {

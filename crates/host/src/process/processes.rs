@@ -1,8 +1,8 @@
 //! The processes of a client that are open, found by the number of a thread.
 //!
 //! The number of a thread says which process it is of as long as the thread lives. So each thread
-//! that has asked is held by a pidfd, and the look-up costs no system call: what has ended is learnt
-//! from one epoll instance over all of them.
+//! that has asked is held by a pidfd, and the look-up costs no system call: what has ended is
+//! learnt from one epoll instance over all of them.
 
 use std::{
     collections::HashMap,
@@ -108,7 +108,8 @@ impl Processes {
         let pidfd = rustix::process::pidfd_open(Pid::from_raw(tid)?, flags).ok()?;
         let data = epoll::EventData::new_u64(u64::try_from(tid).ok()?);
         epoll::add(&self.ended, &pidfd, data, epoll::EventFlags::IN).ok()?;
-        // If it is one of the process's threads now, then it is this one, or the descriptor reports its end.
+        // If it is one of the process's threads now, then it is this one, or the descriptor reports
+        // its end.
         process.dir().has_thread(tid).then_some(pidfd)
     }
 

@@ -94,8 +94,8 @@ impl ProcDir {
         opened.map(drop).map_err(ProcessError::from)
     }
 
-    /// How `fd` was opened, with O_CLOEXEC where the descriptor is close-on-exec: the `flags` line of its
-    /// `fdinfo`.
+    /// How `fd` was opened, with O_CLOEXEC where the descriptor is close-on-exec: the `flags` line
+    /// of its `fdinfo`.
     ///
     /// # Errors
     /// [`FdError::NotOpen`].
@@ -108,8 +108,8 @@ impl ProcDir {
 
     /// Whether `fd` only names a file (`O_PATH`): every call on it is EBADF.
     pub(crate) fn fd_is_a_path(&self, fd: i32) -> bool {
-        // The link's own mode shows what the file is open for (`tid_fd_update_inode`, fs/proc/fd.c), which
-        // is the cheaper look. Nothing is also what `O_ACCMODE` leaves.
+        // The link's own mode shows what the file is open for (`tid_fd_update_inode`,
+        // fs/proc/fd.c), which is the cheaper look. Nothing is also what `O_ACCMODE` leaves.
         let look = AtFlags::SYMLINK_NOFOLLOW;
         let link = fd_path(fd).and_then(|path| {
             let found = rustix::fs::statx(&self.0, path, look, StatxFlags::MODE);
@@ -146,8 +146,8 @@ impl ProcDir {
             .collect()
     }
 
-    /// The kernel's details of the mapping that starts at `start`: its lines in `/proc/PID/smaps`. Walks
-    /// all page tables of the process: only for what is shown nowhere else.
+    /// The kernel's details of the mapping that starts at `start`: its lines in `/proc/PID/smaps`.
+    /// Walks all page tables of the process: only for what is shown nowhere else.
     pub(crate) fn details(&self, start: u64) -> Option<String> {
         let text = self.text("smaps")?;
         let first = format!("{start:08x}-");
@@ -163,7 +163,8 @@ impl ProcDir {
         )
     }
 
-    /// Whether every page of `range` is in memory, where the processor would find it without a fault.
+    /// Whether every page of `range` is in memory, where the processor would find it without a
+    /// fault.
     pub(crate) fn is_present(&self, range: AddrRange) -> bool {
         /// Bit of an entry of `/proc/PID/pagemap` (Documentation/admin-guide/mm/pagemap.rst).
         const PRESENT: u64 = 1 << 63;

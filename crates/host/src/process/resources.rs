@@ -33,7 +33,8 @@ pub(crate) struct Resources {
 }
 
 impl Resources {
-    /// Starts the two threads of the client called `name`, which may use `limit` windows in `space`.
+    /// Starts the two threads of the client called `name`, which may use `limit` windows in
+    /// `space`.
     pub(crate) fn start(name: &str, space: Arc<SpaSpace>, limit: usize) -> io::Result<Arc<Self>> {
         let windows = Windows::new(space, limit);
         let spaces = Arc::<AddressSpaces>::default();

@@ -2,9 +2,10 @@
 //! server needs that has opened everything already.
 //!
 //! It may move bytes on descriptors that it has, take connections and descriptors that peers send,
-//! map memory that is not executable, run threads, and end. It may not open or change a file, make a
-//! socket, look at another process, execute, or gain anything. What is refused fails with EPERM and
-//! does not end the process: it serves several peers, and a library that probes must not cost them.
+//! map memory that is not executable, run threads, and end. It may not open or change a file, make
+//! a socket, look at another process, execute, or gain anything. What is refused fails with EPERM
+//! and does not end the process: it serves several peers, and a library that probes must not cost
+//! them.
 // UNSAFETY: the seccomp system call, which rustix does not have.
 #![allow(unsafe_code)]
 

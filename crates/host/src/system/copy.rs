@@ -59,8 +59,8 @@ const SMALL: usize = 4096;
 /// [`RawCopy`] that ends early where a page is gone, instead of the process.
 ///
 /// A copy to a higher overlapping address goes through a bounce buffer rather than backwards: so
-/// the bytes that were copied when a page was gone are the first ones, always, and no other byte has
-/// changed. (Callers bound such copies, as every guard bounds its bytes.)
+/// the bytes that were copied when a page was gone are the first ones, always, and no other byte
+/// has changed. (Callers bound such copies, as every guard bounds its bytes.)
 #[derive(Debug)]
 pub struct RecoveringCopy {
     _installed: (),

@@ -11,7 +11,8 @@ pub(crate) struct FileId {
     pub(crate) ino: u64,
 }
 
-/// Identity and type of a file, from what the kernel has at hand: never asks a file system's server.
+/// Identity and type of a file, from what the kernel has at hand: never asks a file system's
+/// server.
 pub(crate) fn identify(dir: BorrowedFd<'_>, path: &str) -> rustix::io::Result<(FileId, FileType)> {
     let flags = AtFlags::STATX_DONT_SYNC | AtFlags::EMPTY_PATH;
     let Statx {

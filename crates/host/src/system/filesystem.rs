@@ -1,7 +1,7 @@
 //! Which kind of file system a mapped file lies on, as far as pinning its pages goes.
 //!
-//! A file system is known by its device number, which a mapping shows and which is asked for without
-//! the help of the file system.
+//! A file system is known by its device number, which a mapping shows and which is asked for
+//! without the help of the file system.
 
 use std::sync::OnceLock;
 
@@ -26,8 +26,8 @@ pub(crate) enum Filesystem {
 }
 
 impl Filesystem {
-    /// The one with the device number `dev`; `mountinfo` gives the text of the mount table that it may
-    /// be in.
+    /// The one with the device number `dev`; `mountinfo` gives the text of the mount table that it
+    /// may be in.
     pub(crate) fn of(dev: u64, mountinfo: impl FnOnce() -> Option<String>) -> Self {
         if is_kernels_own(dev) {
             return Filesystem::Memory;
@@ -48,8 +48,8 @@ impl Filesystem {
     }
 }
 
-/// Whether `dev` is one of the kernel's own mounts behind memfds, anonymous shared memory and System V
-/// segments.
+/// Whether `dev` is one of the kernel's own mounts behind memfds, anonymous shared memory and
+/// System V segments.
 fn is_kernels_own(dev: u64) -> bool {
     static DEVICES: OnceLock<Vec<u64>> = OnceLock::new();
     let devices = DEVICES.get_or_init(|| {
@@ -75,8 +75,8 @@ fn comes_from_a_server(kind: &str) -> bool {
     kind.starts_with("fuse") || kind.starts_with("nfs") || TYPES.contains(&kind)
 }
 
-/// Device and file-system type of a line of `/proc/PID/mountinfo`, proc_pid_mountinfo(5). The kernel
-/// escapes white space in what users chose, so the fields are where they seem to be.
+/// Device and file-system type of a line of `/proc/PID/mountinfo`, proc_pid_mountinfo(5). The
+/// kernel escapes white space in what users chose, so the fields are where they seem to be.
 fn parse_mount(line: &str) -> Option<(u64, &str)> {
     let (left, right) = line.split_once(" - ")?;
     let (major, minor) = left.split(' ').nth(2)?.split_once(':')?;

@@ -1,8 +1,8 @@
 //! What a service manager gives and wants to know: sockets that it has opened (`LISTEN_FDS`,
-//! sd_listen_fds(3)) and how far the service is (`NOTIFY_SOCKET`, sd_notify(3)). And what a process does
-//! that goes on when its clients leave.
-// UNSAFETY: descriptors that came with the process are named by number alone; the allocator of the C
-// library is called by its own function.
+//! sd_listen_fds(3)) and how far the service is (`NOTIFY_SOCKET`, sd_notify(3)). And what a process
+//! does that goes on when its clients leave.
+// UNSAFETY: descriptors that came with the process are named by number alone; the allocator of the
+// C library is called by its own function.
 #![allow(unsafe_code)]
 
 use std::{
@@ -23,8 +23,8 @@ const FIRST: RawFd = 3;
 /// The most that are taken.
 const MOST: RawFd = 1024;
 
-/// The sockets that a service manager has passed to this process, with their names (`LISTEN_FDNAMES`,
-/// empty where there is none). They are given once; a second call has none.
+/// The sockets that a service manager has passed to this process, with their names
+/// (`LISTEN_FDNAMES`, empty where there is none). They are given once; a second call has none.
 ///
 /// To be called before the process opens anything of its own.
 pub fn listen_fds() -> Vec<(String, OwnedFd)> {
@@ -57,9 +57,9 @@ pub fn raise_descriptor_limit() {
     let _ = rustix::process::setrlimit(Resource::Nofile, limit);
 }
 
-/// Gives memory that this process has freed back to the system, to be called when a client with much of
-/// it has left. glibc keeps what lies below anything that is still in use (malloc_trim(3)): of a client
-/// with 65,535 mappings all that is 80 MiB, and of one that has spread them 600.
+/// Gives memory that this process has freed back to the system, to be called when a client with
+/// much of it has left. glibc keeps what lies below anything that is still in use (malloc_trim(3)):
+/// of a client with 65,535 mappings all that is 80 MiB, and of one that has spread them 600.
 pub fn give_back_memory() {
     #[cfg(target_env = "gnu")]
     {

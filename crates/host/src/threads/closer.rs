@@ -1,8 +1,9 @@
 //! Closing descriptors that a peer has sent and nobody has looked into.
 //!
-//! The `close` of a file can wait for its server as long as that likes: one on FUSE is asked to flush
-//! (`fuse_flush` of `fs/fuse/file.c`), and not even SIGKILL ends the wait. Nothing but `close` takes a
-//! descriptor away. So it is done on threads that do nothing else, and of these there are few.
+//! The `close` of a file can wait for its server as long as that likes: one on FUSE is asked to
+//! flush (`fuse_flush` of `fs/fuse/file.c`), and not even SIGKILL ends the wait. Nothing but
+//! `close` takes a descriptor away. So it is done on threads that do nothing else, and of these
+//! there are few.
 
 use std::{
     collections::VecDeque,
@@ -20,13 +21,13 @@ use rustix::process::Resource;
 /// Most threads of one closer.
 const THREADS: usize = 4;
 
-/// Descriptors that may wait for a thread: at most this many, and at most this part of those that the
-/// process may have.
+/// Descriptors that may wait for a thread: at most this many, and at most this part of those that
+/// the process may have.
 const WAITING: usize = 1024;
 const PART: u64 = 16;
 
-/// Descriptors that may wait for a thread of one closer. Asked for once: a process that has confined
-/// itself cannot any more.
+/// Descriptors that may wait for a thread of one closer. Asked for once: a process that has
+/// confined itself cannot any more.
 pub(crate) fn room() -> usize {
     static ROOM: OnceLock<usize> = OnceLock::new();
     *ROOM.get_or_init(|| {
@@ -36,8 +37,8 @@ pub(crate) fn room() -> usize {
     })
 }
 
-/// Closes descriptors of one peer, or of those that share a socket, on threads of its own. They start
-/// when there is something to close, and end when there is nothing left.
+/// Closes descriptors of one peer, or of those that share a socket, on threads of its own. They
+/// start when there is something to close, and end when there is nothing left.
 pub struct Closer {
     name: String,
     room: usize,

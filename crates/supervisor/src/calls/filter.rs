@@ -2,20 +2,20 @@
 //!
 #![doc = include_str!("intercepted.md")]
 //!
-//! Descriptors of ours are the [`RESERVED_FDS`] from BASE up, so ordinary files cost a program nothing
-//! but the filter itself (about 30 ns a call). A descriptor that came to another number, by `dup2` or by a
-//! message, is served as well by the calls that say where: region N of a device begins at offset
-//! N * 2^40, which no other file has, and only the first bytes of files ([`Scope::reach`]) are where region
-//! 0 is. Calls of another architecture's ABI pass untouched.
+//! Reserved descriptors are the [`RESERVED_FDS`] from BASE up, so ordinary files cost a program
+//! nothing but the filter itself (about 30 ns a call). A descriptor that came to another number, by
+//! `dup2` or by a message, is served as well by the calls that say where: region N of a device
+//! begins at offset N * 2^40, which no other file has, and only the first bytes of files
+//! ([`Scope::reach`]) are where region 0 is. Calls of another architecture's ABI pass untouched.
 //!
 //! Why what is asked about:
 //!
-//! * `ioctl`: only VFIO and iommufd use the type byte `;`. KVM is told of VFIO files by
+//! * `ioctl`: only VFIO and iommufd use the type byte `;`. KVM gets VFIO files by
 //!   KVM_SET_DEVICE_ATTR.
 //! * `open`, `openat`: the access mode is `O_RDWR`, as every client of the nodes uses. In the scope
-//!   `attributes`, where entries of `/sys` can be written, an open for writing is asked about too. In the
-//!   scope `status`, where `/proc/PID/status` shows what a program has locked, also one that opens for
-//!   reading as `fopen` does: without `O_CLOEXEC` and other flags.
+//!   `attributes`, where entries of `/sys` can be written, an open for writing is asked about too.
+//!   In the scope `status`, where `/proc/PID/status` shows what a program has locked, also one that
+//!   opens for reading as `fopen` does: without `O_CLOEXEC` and other flags.
 //! * `openat2`: its flags lie behind a pointer.
 //! * `statfs`, `fstatfs`: `/sys` is no sysfs for the kernel.
 //! * `mount`: a new sysfs on `/sys` would have none of the machine's devices.
@@ -42,10 +42,10 @@ use crate::system::seccomp::install_filter;
 /// The type byte of every ioctl of VFIO and iommufd, as it stands in the request number.
 pub const TYPE_BYTE: u32 = (b';' as u32) << 8;
 
-/// `KVM_SET_DEVICE_ATTR`: among many other things, tells KVM of a VFIO file.
+/// `KVM_SET_DEVICE_ATTR`: among many other things, gives KVM a VFIO file.
 pub const KVM_SET_DEVICE_ATTR: u32 = 0x4018_aee1;
 
-/// How many descriptor numbers are ours, from BASE up.
+/// How many descriptor numbers are reserved, from BASE up.
 pub const RESERVED_FDS: u32 = 512;
 
 /// x86-64 in `AUDIT_ARCH_*`.
@@ -59,7 +59,7 @@ const fn arg(index: u32) -> u32 {
     16 + 8 * index
 }
 
-/// The lowest descriptor number that is ours, for a program with this soft `RLIMIT_NOFILE`.
+/// The lowest reserved descriptor number, for a program with this soft `RLIMIT_NOFILE`.
 ///
 /// Below 1024 so that `select` can be used on it, and never above the limit, which is not changed.
 pub fn base(soft_limit: Option<u64>) -> u32 {
@@ -90,7 +90,7 @@ const LARGEFILE: u32 = 0x8000;
 /// What a program is to be asked about.
 #[derive(Clone, Copy, Debug)]
 pub struct Scope {
-    /// The lowest descriptor number that is ours.
+    /// The lowest reserved descriptor number.
     pub base: u32,
     /// The bytes of a file, from its start, that may be region 0 of a device.
     pub reach: u32,
@@ -98,7 +98,8 @@ pub struct Scope {
     pub status: bool,
     /// Whether entries of `/sys` can be written.
     pub attributes: bool,
-    /// Whether paths of ours have to be answered, since the program has no namespace with them.
+    /// Whether paths of the machine have to be answered, since the program has no namespace with
+    /// them.
     pub paths: bool,
 }
 

@@ -1,5 +1,5 @@
-//! The launcher's greeting: an `ioctl` on no descriptor that shows, before the program runs, that the
-//! session reaches its memory.
+//! The launcher's greeting: an `ioctl` on no descriptor that shows, before the program runs, that
+//! the session reaches its memory.
 
 use super::filter::TYPE_BYTE;
 

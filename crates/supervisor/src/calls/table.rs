@@ -33,7 +33,7 @@ pub(crate) enum Asked {
     /// Only where its scope says so.
     Never,
     Always,
-    /// The descriptor in this argument is one of ours.
+    /// The descriptor in this argument is reserved.
     Descriptor(u32),
     /// By the request in argument 1.
     Ioctl,
@@ -394,21 +394,21 @@ impl fmt::Display for Asked {
         match self {
             Never => f.write_str("never"),
             Always => f.write_str("always"),
-            Descriptor(index) => write!(f, "{} is one of ours", argument(index)),
+            Descriptor(index) => write!(f, "{} is reserved", argument(index)),
             Ioctl => {
                 f.write_str("the type byte of the request is `;`, or it is KVM_SET_DEVICE_ATTR")
             }
             Offset => f.write_str(
-                "the offset is one of a device's regions, or the descriptor is one of ours",
+                "the offset is one of a device's regions, or the descriptor is reserved",
             ),
             OpenFlags(_) => f.write_str("the flags say so (below)"),
             Fcntl => f.write_str(
-                "the descriptor is one of ours, and it is F_DUPFD, F_DUPFD_CLOEXEC, F_GETFL, \
+                "the descriptor is reserved, and it is F_DUPFD, F_DUPFD_CLOEXEC, F_GETFL, \
                  F_ADD_SEALS or F_GET_SEALS",
             ),
-            EmptyPath(_) => f.write_str("AT_EMPTY_PATH is set, and the descriptor is one of ours"),
-            Mmap => f.write_str("it shares a file, or the descriptor is one of ours"),
-            CloseRange => f.write_str("one of ours may be in the range"),
+            EmptyPath(_) => f.write_str("AT_EMPTY_PATH is set, and the descriptor is reserved"),
+            Mmap => f.write_str("it shares a file, or the descriptor is reserved"),
+            CloseRange => f.write_str("a reserved one may be in the range"),
         }
     }
 }

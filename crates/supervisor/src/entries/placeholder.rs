@@ -1,13 +1,13 @@
 //! Files that stand for the machine's nodes.
 //!
-//! A placeholder is a file with an inode of its own on a file system of ours, and it is known by that
-//! inode. So a node stays the node in every mount namespace, behind every bind mount and below every
-//! root directory that a program makes.
+//! A placeholder is a file with an inode of its own on a file system made for it, and it is known
+//! by that inode. So a node stays the node in every mount namespace, behind every bind mount and
+//! below every root directory that a program makes.
 //!
-//! Where the kernel opens it past the session - for reading, by io_uring - the open must succeed, since
-//! the session puts the right file in its place at the first ioctl. Root therefore makes a character
-//! device that can always be opened, that of `/dev/null`. A user namespace has no `mknod`, and what it
-//! has of file systems opens no device: there it is an empty file.
+//! Where the kernel opens it past the session - for reading, by io_uring - the open must succeed,
+//! since the session puts the right file in its place at the first ioctl. Root therefore makes a
+//! character device that can always be opened, that of `/dev/null`. A user namespace has no
+//! `mknod`, and what it has of file systems opens no device: there it is an empty file.
 
 use std::{io, os::fd::BorrowedFd};
 

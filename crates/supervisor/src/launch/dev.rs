@@ -74,8 +74,8 @@ pub(crate) struct Covered {
 }
 
 impl Covered {
-    /// Makes it the working directory, for a process that has no `/proc` of its own: a path that leads to
-    /// it is `.` then.
+    /// Makes it the working directory, for a process that has no `/proc` of its own: a path that
+    /// leads to it is `.` then.
     pub(crate) fn enter(mut self) -> io::Result<Self> {
         rustix::process::fchdir(&self.directory)?;
         self.path = PathBuf::from(".");
@@ -137,8 +137,8 @@ pub(crate) fn bring(host: &Path, target: &Path, kind: FileType) -> io::Result<()
     Ok(())
 }
 
-/// Makes a file that something of this kind can be bound over. It is of that kind itself where that is
-/// allowed, since a listing of the directory tells the type of what is covered.
+/// Makes a file that something of this kind can be bound over. It is of that kind itself where that
+/// is allowed, since a listing of the directory shows the type of what is covered.
 fn make_mount_point(target: &Path, kind: FileType) -> io::Result<()> {
     let same = if kind.is_char_device() {
         Some(rustix::fs::FileType::CharacterDevice)
@@ -158,7 +158,7 @@ fn make_mount_point(target: &Path, kind: FileType) -> io::Result<()> {
     }
 }
 
-/// Makes a directory that everybody may search, whatever the umask says.
+/// Makes a directory that every user may search, whatever the umask says.
 pub(crate) fn make_directory(path: &Path) -> io::Result<()> {
     fs::create_dir(path)?;
     fs::set_permissions(path, Permissions::from_mode(0o755))

@@ -14,7 +14,7 @@ pub enum LaunchError {
     /// No message from `ioasid run`, or it said no.
     #[error("{0}")]
     Wire(#[from] WireError),
-    /// No user namespace to be had.
+    /// The host gives no user namespace.
     #[error("this host does not let us make a user namespace: {0}")]
     UserNamespace(#[source] io::Error),
     /// The identity maps were refused.

@@ -4,9 +4,9 @@
 //! calls [`main`]. It has one thread, which matters: a user namespace cannot be entered otherwise.
 //!
 //! 1. The description of `/dev` and `/sys` arrives on an inherited socket.
-//! 2. A user and mount namespace is made; a mount namespace alone where we are root already. A child
-//!    tries it first: where it is refused half-way, there is no way back. If it is refused, step 3 is
-//!    left out, and the filter asks about every path instead.
+//! 2. A user and mount namespace is made; a mount namespace alone where we are root already. A
+//!    child tries it first: where it is refused half-way, there is no way back. If it is refused,
+//!    step 3 is left out, and the filter asks about every path instead.
 //! 3. `/dev` becomes a tmpfs with the host's nodes bound into it and placeholder files for ours;
 //!    `/sys` a tmpfs that mirrors the host's and has our devices in it.
 //! 4. The seccomp filter is installed, and its listener goes to the session over the socket.

@@ -21,7 +21,7 @@ pub(crate) fn enter() -> Result<(), LaunchError> {
     if !alone {
         let (uid, gid) = (geteuid().as_raw(), getegid().as_raw());
         unshare(UnshareFlags::NEWUSER | UnshareFlags::NEWNS).map_err(LaunchError::UserNamespace)?;
-        // Without this the kernel lets nobody unprivileged write a gid map.
+        // Without this the kernel lets no unprivileged process write a gid map.
         write("/proc/self/setgroups", "deny")?;
         write("/proc/self/uid_map", &format!("{uid} {uid} 1"))?;
         write("/proc/self/gid_map", &format!("{gid} {gid} 1"))?;
@@ -36,8 +36,8 @@ pub(crate) fn enter() -> Result<(), LaunchError> {
 
 /// Why [`enter`] would fail, or what comes after it; `None` if it would not.
 ///
-/// A child goes first: some hosts give a user namespace and refuse everything in it, and who has
-/// entered one cannot leave it.
+/// A child goes first: some hosts give a user namespace and refuse everything in it, and a process
+/// that has entered one cannot leave it.
 pub(crate) fn refusal() -> Option<String> {
     let tried = in_a_child(|| {
         enter().and_then(|()| {

@@ -16,14 +16,15 @@ use crate::wire::Library;
 /// The file's name, by which a process that has loaded it is known.
 pub(crate) const NAME: &str = "libioasid-mmio.so";
 
-/// A link to its own directory, by which the library is named. The runtime of AddressSanitizer, where it is a
-/// library, ends a program whose first library is another than itself, and knows itself by this in the path
-/// (`AsanCheckDynamicRTPrereqs` in compiler-rt). It need not be the first for us: what it replaces of the C
-/// library we do not call. The program's maps show the library without the link, as they must: a runtime
-/// that is linked into the program ends it if it finds the name there.
+/// A link to its own directory, by which the library is named. The runtime of AddressSanitizer,
+/// where it is a library, ends a program whose first library is another than itself, and knows
+/// itself by this in the path (`AsanCheckDynamicRTPrereqs` in compiler-rt). It need not be the
+/// first for us: what it replaces of the C library we do not call. The program's maps show the
+/// library without the link, as they must: a runtime that is linked into the program ends it if it
+/// finds the name there.
 const ALIAS: &str = "libasan.so";
 
-/// Where it lies in a `/dev` of ours.
+/// Where it lies in a program's own `/dev`.
 const IN_DEV: &str = "/dev/.ioasid";
 
 /// What the dynamic linker looks at.
@@ -58,9 +59,9 @@ fn write(directory: &Path) -> io::Result<String> {
         .ok_or_else(unusable)
 }
 
-/// The value of [`VARIABLE`] for the program, behind what it has already: what others put around functions
-/// of the C library stays around ours. `None` to leave it alone. Without the library a program still runs,
-/// and is traced where it maps registers.
+/// The value of [`VARIABLE`] for the program, behind what it has already: what others put around
+/// functions of the C library stays around ours. `None` to leave it alone. Without the library a
+/// program still runs, and is traced where it maps registers.
 pub(crate) fn environment(library: Library) -> Option<OsString> {
     let path = match library {
         Library::None => return None,

@@ -1,7 +1,7 @@
 //! A sysfs that a program mounts on `/sys`, as `ip netns exec` does.
 //!
-//! The session answers that `mount` by a process of its own that enters the program's namespaces, mounts
-//! what was asked for, and puts the machine's devices over it as at the start.
+//! The session answers that `mount` by a process of its own that enters the program's namespaces,
+//! mounts what was asked for, and puts the machine's devices over it as at the start.
 
 use std::{
     ffi::OsString,
@@ -54,8 +54,8 @@ pub(crate) enum Outcome {
     Done(u64),
 }
 
-/// Mounts a sysfs on `/sys` for the thread `tid`, as a call of its would, with `entries` in it. Returns
-/// when that is done.
+/// Mounts a sysfs on `/sys` for the thread `tid`, as a call of its would, with `entries` in it.
+/// Returns when that is done.
 ///
 /// # Errors
 /// If the process that does it cannot be started or breaks off.

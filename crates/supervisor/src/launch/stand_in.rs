@@ -20,7 +20,7 @@ pub(crate) fn main(word: Option<OsString>) -> ExitCode {
     let Ok(listener) = Listener::new(fd) else {
         return ExitCode::from(EXIT_FAILED);
     };
-    // The terminal and the pipes of whoever started the program are not ours to keep open.
+    // The terminal and the pipes of the program's parent are not to be kept open by this process.
     if let Ok(null) = std::fs::OpenOptions::new()
         .read(true)
         .write(true)

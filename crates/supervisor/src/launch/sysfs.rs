@@ -1,7 +1,7 @@
 //! The program's `/sys`: the host's, with the machine's devices in it.
 //!
-//! A directory that has entries of ours somewhere below it is made anew, with its host children
-//! bound or linked one by one; every other directory of the host's is bound as a whole. So
+//! A directory that has entries of the machine somewhere below it is made anew, with its host
+//! children bound or linked one by one; every other directory of the host's is bound as a whole. So
 //! `readlink`, `realpath` and `readdir` work as on a real one, with no system call trapped.
 
 use std::{
@@ -47,8 +47,8 @@ pub(crate) fn build(entries: &[SysfsEntry]) -> Result<Option<u64>, LaunchError> 
     Ok(Some(device))
 }
 
-/// Keeps the host's `/sys` in sight: a user namespace may mount a sysfs only where one is mounted that
-/// nothing covers (`mount_too_revealing` in fs/namespace.c).
+/// Keeps the host's `/sys` in sight: a user namespace may mount a sysfs only where one is mounted
+/// that nothing covers (`mount_too_revealing` in fs/namespace.c).
 fn keep(mounts: &OwnedFd) -> io::Result<()> {
     let place = Path::new("/dev/.sys");
     make_directory(place)?;

@@ -1,13 +1,15 @@
 //! `/dev/ptmx` in the program's `/dev`.
 //!
-//! An open of it makes a terminal in the devpts that is mounted on `pts` beside it (`devpts_acquire` in
-//! fs/devpts/inode.c). Beside a node that was bound alone the kernel finds none. So it is one of these, the
-//! first that can be opened:
+//! An open of it makes a terminal in the devpts that is mounted on `pts` beside it
+//! (`devpts_acquire` in fs/devpts/inode.c). Beside a node that was bound alone the kernel finds
+//! none. So it is one of these, the first that can be opened:
 //!
 //! 1. The node, bound, if it is the one inside of the host's devpts.
 //! 2. A node of the same number, made here, which takes root.
-//! 3. The node inside of the host's devpts, bound, if its mode (`ptmxmode`) allows it to everybody.
-//! 4. A link to it in a second view of the host's whole `/dev`, where everything stands as it does there.
+//! 3. The node inside of the host's devpts, bound, if its mode (`ptmxmode`) allows it to every
+//!    user.
+//! 4. A link to it in a second view of the host's whole `/dev`, where everything stands as it does
+//!    there.
 
 use std::{
     fs, io,
@@ -42,7 +44,8 @@ impl Terminals {
     pub(crate) fn new(dev: &Path) -> Self {
         let node = dev.join(NODE);
         let is_node = fs::symlink_metadata(&node).is_ok_and(|m| m.file_type().is_char_device());
-        // A link goes on working, and what the user cannot open on the host is not to be opened here.
+        // A link goes on working, and what the user cannot open on the host is not to be opened
+        // here.
         if !is_node || !opens(&node) {
             return Terminals { view: None };
         }
@@ -53,8 +56,8 @@ impl Terminals {
         Terminals { view: view.ok() }
     }
 
-    /// Makes terminals work in `dev`, which has everything else of the `host`'s. A program without them
-    /// starts, too.
+    /// Makes terminals work in `dev`, which has everything else of the `host`'s. A program without
+    /// them starts, too.
     pub(crate) fn provide(self, host: &Path, dev: &Path) {
         let Some(view) = self.view else {
             return;

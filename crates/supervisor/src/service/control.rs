@@ -1,4 +1,4 @@
-//! The socket of a served machine: who may connect, what can be asked.
+//! The socket of a served machine: which users may connect, what can be asked.
 //!
 //! A machine listens at `NAME.sock` in `$XDG_RUNTIME_DIR/ioasid`, or in `/run/ioasid` for root, or
 //! in `/tmp/ioasid-UID`. The directory is its owner's alone, and each peer's credentials are
@@ -46,7 +46,7 @@ pub enum ControlError {
     /// Another machine has that name.
     #[error("a machine is being served at {} already", .0.display())]
     InUse(PathBuf),
-    /// The directory belongs to somebody else, or others may write to it.
+    /// The directory belongs to another user, or others may write to it.
     #[error("{} is not a directory of this user alone", .0.display())]
     UnsafeDirectory(PathBuf),
     /// There is something at that path which is no socket.
@@ -183,7 +183,7 @@ struct Shared {
 }
 
 impl ControlServer {
-    /// Serves `view` at `path`. A socket that nobody listens on any more is replaced.
+    /// Serves `view` at `path`. A socket that no process listens on any more is replaced.
     ///
     /// # Errors
     /// See [`ControlError`].
@@ -191,8 +191,8 @@ impl ControlServer {
         ControlServer::start_with(view, path, true)
     }
 
-    /// As [`ControlServer::start`]; unless `joinable`, the machine can be asked and not joined. It then
-    /// needs nothing of the host but the socket, even if the process confines itself later.
+    /// As [`ControlServer::start`]; unless `joinable`, the machine can be asked and not joined. It
+    /// then needs nothing of the host but the socket, even if the process confines itself later.
     ///
     /// # Errors
     /// See [`ControlError`].

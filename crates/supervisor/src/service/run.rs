@@ -212,8 +212,8 @@ pub fn start_joined(socket: &Path, options: RunOptions) -> Result<Running, RunEr
 }
 
 /// With Yama's scope 1 this process may look into its descendants alone, and a daemon is none any
-/// more, unless it falls to this process when its parent ends. In a user namespace that we have made
-/// we may look into everything.
+/// more, unless it falls to this process when its parent ends. In a user namespace that we have
+/// made we may look into everything.
 fn keep_orphans() {
     let scope = std::fs::read_to_string("/proc/sys/kernel/yama/ptrace_scope");
     if scope.is_ok_and(|scope| scope.trim() == "1") {
@@ -278,7 +278,7 @@ impl Launcher {
     }
 
     /// Sends the description and takes the listener. `None` if the launcher failed: it has said
-    /// why, and its exit status tells the rest.
+    /// why, and its exit status says the rest.
     fn prepare(
         &mut self,
         description: &Description,
@@ -329,7 +329,7 @@ impl Launcher {
             library: self.library.clone(),
         };
         match self.channel.send(&release, None) {
-            // Killed meanwhile: its exit status tells.
+            // Killed meanwhile: its exit status says so.
             Ok(()) | Err(WireError::Io(_)) => Ok(()),
             Err(error) => Err(error.into()),
         }
@@ -391,7 +391,7 @@ impl Running {
 
     /// Waits for the child and leaves it unreaped.
     ///
-    /// By a descriptor: if a thread of this process traces it, `waitid` tells of its stops too.
+    /// By a descriptor: if a thread of this process traces it, `waitid` reports its stops too.
     fn await_end(&self) {
         let pid = rustix::process::Pid::from_child(&self.child);
         if let Ok(pidfd) = pidfd_open(pid, PidfdFlags::empty()) {

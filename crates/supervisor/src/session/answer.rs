@@ -5,7 +5,6 @@ use std::sync::Arc;
 use ioasid_core::host::Caller;
 use ioasid_host::Process;
 use ioasid_uapi::Errno;
-use zerocopy::{Immutable, IntoBytes};
 
 /// A call that waits for its answer, and the process that made it.
 #[derive(Clone, Copy, Debug)]
@@ -25,22 +24,18 @@ pub(crate) enum Answer {
     Proceed,
     /// It has been answered already, with a descriptor.
     Answered,
-    /// It fails as a call of ours did that was made in its place.
+    /// It fails as a call did that the session made in its place.
     Fails(rustix::io::Errno),
 }
 
 pub(crate) type Outcome = Result<Answer, Errno>;
 
-/// Answers a call that asks for a struct, at `address`, with what is known of a file of the machine; the
-/// kernel answers if it is none.
-pub(crate) fn write_struct(
-    process: &Process,
-    known: Option<impl IntoBytes + Immutable>,
-    address: u64,
-) -> Outcome {
+/// Answers a call that asks for a struct, at `address`, with the bytes of what is known of a file
+/// of the machine; the kernel answers if it is none.
+pub(crate) fn write_struct(process: &Process, known: Option<&[u8]>, address: u64) -> Outcome {
     let Some(known) = known else {
         return Ok(Answer::Proceed);
     };
-    process.write(address, known.as_bytes())?;
+    process.write(address, known)?;
     Ok(Answer::Value(0))
 }

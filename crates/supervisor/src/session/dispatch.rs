@@ -1,7 +1,7 @@
 //! Each call goes to its handler.
 //!
-//! A call that turns out not to concern a file of the machine is carried out by the kernel, which also
-//! gives the errno for a bad descriptor or pointer.
+//! A call that turns out not to concern a file of the machine is carried out by the kernel, which
+//! also gives the errno for a bad descriptor or pointer.
 
 use std::sync::Arc;
 
@@ -78,8 +78,8 @@ fn outcome(state: &mut State, request: &Request) -> Outcome {
             process: &process,
         };
         let outcome = handle(state, pending, call);
-        // Only if it cannot be read: what its program was before an `exec` that the filter reported too
-        // early. Nothing has been done then.
+        // Only if it cannot be read: what its program was before an `exec` that the filter reported
+        // too early. Nothing has been done then.
         if first && matches!(outcome, Err(Errno::EFAULT)) && !process.still_same() {
             state.client.forget_memory_of(tid);
             continue;

@@ -2,8 +2,9 @@
 //! injection has it.
 //!
 //! What is written there is a countdown over the allocations that the object model makes for the
-//! requests of that thread; what is read is what is left. 0 means that it has run out, so that one of
-//! them failed. Only where the machine says so: elsewhere the file is the kernel's, which has none.
+//! requests of that thread; what is read is what is left. 0 means that it has run out, so that one
+//! of them failed. Only where the machine says so: elsewhere the file is the kernel's, which has
+//! none.
 
 use std::{collections::HashMap, path::Path};
 
@@ -42,8 +43,8 @@ impl Faults {
         self.set(tid.cast_unsigned(), 0);
     }
 
-    /// Reads or writes the file of thread `tid`. As in the kernel, a write is one number wherever it
-    /// is written to.
+    /// Reads or writes the file of thread `tid`. As in the kernel, a write is one number wherever
+    /// it is written to.
     pub(crate) fn transfer(
         &mut self,
         process: &Process,

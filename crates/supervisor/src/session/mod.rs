@@ -5,9 +5,9 @@
 //! filter any more; every file is closed then, whatever state the programs left it in.
 //!
 //! A session owns three things, each a type of its own: `descriptors` (open files of the machine),
-//! `paths` (what lies below `/dev` and `/sys`) and `registers` (accesses to mapped BARs). `state` puts
-//! them together, `dispatch` parses each call by [`crate::calls`]' table and gives it to its function in
-//! `handlers`.
+//! `paths` (what lies below `/dev` and `/sys`) and `registers` (accesses to mapped BARs). `state`
+//! puts them together, `dispatch` parses each call by [`crate::calls`]' table and gives it to its
+//! function in `handlers`.
 
 mod answer;
 mod closer;

@@ -37,8 +37,8 @@ impl Server {
         })
     }
 
-    /// Serves until the program is gone or the session is to end, and closes everything. `finished` is
-    /// called when nothing is left.
+    /// Serves until the program is gone or the session is to end, and closes everything. `finished`
+    /// is called when nothing is left.
     pub(crate) fn run(mut self, finished: impl FnOnce()) {
         if let Err(error) = self.serve() {
             let program = &self.state.program.name;
@@ -73,8 +73,8 @@ impl Server {
             }
             if now.request {
                 // The request is taken first and the rest after it: whatever the program closed
-                // before it made the request is seen before the request is carried out, and a thread
-                // that ended before has left its number.
+                // before it made the request is seen before the request is carried out, and a
+                // thread that ended before has left its number.
                 let request = program.listener.receive()?;
                 let beside = ready.beside()?;
                 self.note(beside);

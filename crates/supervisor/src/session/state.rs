@@ -56,10 +56,11 @@ impl State {
         })
     }
 
-    /// The file of the machine behind a descriptor, if there is one. A placeholder becomes one: the filter
-    /// does not ask about every `open`, and one for reading alone, or one by io_uring, gives the program
-    /// the placeholder of a node. It becomes a file when a call first means it, as the subject of the call
-    /// or as a descriptor that the argument of an ioctl names, and stays open as it was opened.
+    /// The file of the machine behind a descriptor, if there is one. A placeholder becomes one: the
+    /// filter does not ask about every `open`, and one for reading alone, or one by io_uring, gives
+    /// the program the placeholder of a node. It becomes a file when a call first means it, as the
+    /// subject of the call or as a descriptor that the argument of an ioctl names, and stays open
+    /// as it was opened.
     ///
     /// # Errors
     /// What opening the node says.
@@ -89,7 +90,8 @@ impl State {
         self.bind(call, (fd, identity), node).map(Some)
     }
 
-    /// Puts a file of the machine in the place of a placeholder, and of its duplicates in this process.
+    /// Puts a file of the machine in the place of a placeholder, and of its duplicates in this
+    /// process.
     fn bind(
         &mut self,
         call: Pending<'_>,

@@ -79,7 +79,7 @@ impl Listener {
         seccomp::notif_id_valid(self.0.as_fd(), id)
     }
 
-    /// Makes the call return `value`. A program that is gone does not hear it.
+    /// Makes the call return `value`. A program that is gone does not see it.
     pub fn reply(&self, id: u64, value: i64) {
         self.send(id, value, 0, 0);
     }

@@ -26,7 +26,8 @@ pub(crate) enum Stop {
     Ended,
 }
 
-/// Attaches to thread `tid` without stopping it, and to all that comes of it: threads and processes.
+/// Attaches to thread `tid` without stopping it, and to all that comes of it: threads and
+/// processes.
 pub(crate) fn seize(tid: i32) -> io::Result<()> {
     let options = libc::PTRACE_O_TRACECLONE
         | libc::PTRACE_O_TRACEFORK
@@ -111,8 +112,8 @@ pub(crate) fn vectors(tid: i32) -> io::Result<Vec<u8>> {
         iov_len: bytes.len(),
     };
     let at = ptr::from_mut(&mut piece);
-    // SAFETY: the kernel writes at most the bytes of the vector and notes how many in the piece; both
-    // live across the call.
+    // SAFETY: the kernel writes at most the bytes of the vector and notes how many in the piece;
+    // both live across the call.
     check(unsafe { libc::ptrace(libc::PTRACE_GETREGSET, tid, XSTATE, at) })?;
     bytes.truncate(piece.iov_len);
     Ok(bytes)
@@ -137,8 +138,8 @@ pub(crate) fn layout() -> Layout {
     }
 }
 
-/// Waits for a thread that this thread traces, or looks at one only: `of` names it. What is found is
-/// left as it is, to be found again until the thread is told to go on. `None` if there is nothing.
+/// Waits for a thread that this thread traces, or looks at one only: `of` names it. What is found
+/// is left as it is, to be found again until the thread is resumed. `None` if there is nothing.
 pub(crate) fn wait(of: Option<i32>) -> io::Result<Option<(i32, Stop)>> {
     let (kind, id, hang) = match of {
         Some(tid) => (libc::P_PID, tid.cast_unsigned(), libc::WNOHANG),
@@ -163,7 +164,7 @@ pub(crate) fn wait(of: Option<i32>) -> io::Result<Option<(i32, Stop)>> {
     Ok(Some((tid, stop)))
 }
 
-/// Takes note of the end of a thread; its parent hears of it then.
+/// Reaps a thread that has ended; its parent learns of it then.
 pub(crate) fn reap(tid: i32) -> io::Result<()> {
     let options = libc::WEXITED | libc::__WALL | libc::__WNOTHREAD | libc::WNOHANG;
     wait_for(libc::P_PID, tid.cast_unsigned(), options).map(drop)

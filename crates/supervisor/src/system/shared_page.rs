@@ -25,8 +25,8 @@ unsafe impl Send for SharedPage {}
 unsafe impl Sync for SharedPage {}
 
 impl SharedPage {
-    /// Makes a page of zeros of an empty memory file, for the other side to map. Nobody can make the file
-    /// smaller: what is mapped here can always be touched.
+    /// Makes a page of zeros of an empty memory file, for the other side to map. Nobody can make
+    /// the file smaller: what is mapped here can always be touched.
     ///
     /// # Errors
     /// Out of memory.
@@ -45,8 +45,8 @@ impl Deref for SharedPage {
     type Target = Page;
 
     fn deref(&self) -> &Page {
-        // SAFETY: mapped, aligned and large enough until this is dropped. Others write it at any time, but
-        // all that is read or written of it is atomic, and any bytes are a value.
+        // SAFETY: mapped, aligned and large enough until this is dropped. Others write it at any
+        // time, but all that is read or written of it is atomic, and any bytes are a value.
         unsafe { self.0.as_ref() }
     }
 }

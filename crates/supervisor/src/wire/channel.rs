@@ -1,7 +1,7 @@
 //! A connection: lines of JSON on a unix socket, with descriptors beside them.
 //!
-//! Peers are not trusted: a line has a largest size, descriptors that nobody asked for are closed,
-//! and an unknown message is an error, not a guess.
+//! Peers are not trusted: a line has a largest size, descriptors that were not asked for are
+//! closed, and an unknown message is an error, not a guess.
 
 use std::{
     collections::VecDeque,

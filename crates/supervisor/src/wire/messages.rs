@@ -132,8 +132,8 @@ pub enum Mode {
     Namespaces {
         /// The files that stand for our nodes.
         placeholders: Vec<Placeholder>,
-        /// Device number of the file system that our part of `/sys` lies on; `None` if `/sys` is the
-        /// host's.
+        /// Device number of the file system that our part of `/sys` lies on; `None` if `/sys` is
+        /// the host's.
         sys: Option<u64>,
     },
     /// Every call that takes a path is trapped.
@@ -165,7 +165,7 @@ impl fmt::Display for Mode {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Request {
-    /// Is anybody there?
+    /// Whether a machine is there.
     Ping,
     /// The tree of the machine.
     Inspect,

@@ -15,9 +15,10 @@ use libtest_mimic::Failed;
 
 use crate::{
     check::{ensure, ensure_eq},
-    claims::{self, Claim, Served, Setting, expect_line, succeeded},
+    claims::{self, Claim, Setting, expect_line, succeeded},
     client::{Check, Client, errno, ioctl, iommu, vfio},
     machine::ADDRESS,
+    served::Served,
 };
 
 pub(crate) const CLIENTS: &[Client] = &[
@@ -129,7 +130,8 @@ fn attributes() -> Check {
     let script = format!("echo 3 > {}", path("count"));
     let status = Command::new("/bin/sh").args(["-c", &script]).status()?;
     ensure!(status.success());
-    // Carried out when it was closed, and shown from the next call on that the session is asked about.
+    // Carried out when it was closed, and shown from the next call on that the session is asked
+    // about.
     drop(iommu()?);
     let made = parts()?;
     ensure_eq!(made.len(), 3);
@@ -170,8 +172,8 @@ const CONFIG: u64 = 7 << 40;
 const COMMAND: u64 = 4;
 const SET_IRQS: u64 = 0x3b6e;
 
-/// `config` is what configuration space is, for whoever reads it, on whatever number and by whatever
-/// call, and a write to it reaches the device.
+/// `config` is what configuration space is, for whoever reads it, on whatever number and by
+/// whatever call, and a write to it reaches the device.
 fn configuration() -> Check {
     let (context, device) = (iommu()?, vfio()?);
     let mut bind = [16_u32, 0, context.as_raw_fd() as u32, 0];

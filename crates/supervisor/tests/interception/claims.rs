@@ -1,36 +1,31 @@
-//! The claims. Each is made as this user and as an unprivileged one with no_new_privs, if we are root
-//! and can become that; and by each of them with namespaces and where the host refuses them.
+//! The claims. Each is made as this user and as an unprivileged one with no_new_privs, if we are
+//! root and can become that; and by each of them with namespaces and where the host refuses them.
 
 use std::{
     fs,
-    io::{Read, Write},
-    os::{
-        fd::AsFd,
-        unix::{fs::PermissionsExt, net::UnixStream},
-    },
+    io::Read,
+    os::unix::fs::PermissionsExt,
     path::{Path, PathBuf},
     process::{Child, Command, ExitCode, Output, Stdio},
     sync::OnceLock,
     time::{Duration, Instant},
 };
 
-use ioasid_core::inspect::Value;
-use ioasid_supervisor::control;
 use libtest_mimic::{Arguments, Failed, Trial};
 
-use crate::{attributes, mapped, sanitized};
+use crate::{attributes, mapped, sanitized, served};
 
-/// Who runs the machine and its programs.
+/// The user that runs the machine and its programs.
 #[derive(Clone, Copy, PartialEq)]
 pub(crate) enum User {
     Us,
     Nobody,
 }
 
-/// Who, and where.
+/// The user, and the host's permissions.
 #[derive(Clone, Copy, PartialEq)]
 pub(crate) struct Setting {
-    user: User,
+    pub(crate) user: User,
     /// The host gives no namespaces.
     confined: bool,
 }
@@ -124,16 +119,19 @@ const CLAIMS: &[(&str, Claim)] = &[
         "a_program_that_is_closed_to_us_is_told_of_in_one_sentence",
         not_dumpable,
     ),
-    ("a_daemon_goes_on_with_a_served_machine", served_daemon),
+    (
+        "a_daemon_goes_on_with_a_served_machine",
+        served::served_daemon,
+    ),
     ("a_run_inside_a_run_is_refused_in_one_sentence", nested),
     ("a_daemon_outlives_a_private_machine", daemon),
     ("a_signal_to_run_reaches_the_program", forwarded),
-    ("two_programs_share_a_served_machine", served),
-    ("a_killed_program_leaves_nothing_behind", killed),
-    ("a_hostile_peer_costs_only_itself", hostile_peer),
+    ("two_programs_share_a_served_machine", served::served),
+    ("a_killed_program_leaves_nothing_behind", served::killed),
+    ("a_hostile_peer_costs_only_itself", served::hostile_peer),
     (
         "a_stale_socket_is_replaced_and_a_live_one_is_not",
-        stale_socket,
+        served::stale_socket,
     ),
 ];
 
@@ -206,7 +204,7 @@ fn setpriv(program: &Path) -> Command {
 }
 
 /// The executable as that user sees it.
-fn executable(setting: Setting) -> PathBuf {
+pub(crate) fn executable(setting: Setting) -> PathBuf {
     match setting.user {
         User::Us => std::env::current_exe().unwrap(),
         User::Nobody => unprivileged().unwrap().to_owned(),
@@ -239,7 +237,7 @@ pub(crate) fn client(setting: Setting, name: &str) -> Result<(), Failed> {
     succeeded(&output)
 }
 
-/// The part plays with `facts` of the host, taken as the same user.
+/// The part runs with `facts` of the host, taken as the same user.
 fn client_with(setting: Setting, name: &str, fact: (&str, String)) -> Result<(), Failed> {
     let exe = executable(setting);
     let output = part(setting, "part:run")
@@ -455,24 +453,6 @@ fn not_dumpable(setting: Setting) -> Result<(), Failed> {
     }
 }
 
-fn served_daemon(setting: Setting) -> Result<(), Failed> {
-    let machine = Served::start(setting)?;
-    let result = machine.directory.path().join("result");
-    let output = machine
-        .join(setting, "daemon")
-        .env("RESULT", &result)
-        .output()?;
-    succeeded(&output)?;
-    check(machine.counts()? == (1, 1), "the daemon holds its file")?;
-    fs::write(result.with_extension("go"), "")?;
-    wait_for("the daemon", || result.exists())?;
-    let found = fs::read_to_string(&result)?;
-    check(found == "[2, 1]", &found)?;
-    wait_for("the daemon to end", || {
-        machine.counts().is_ok_and(|c| c == (0, 0))
-    })
-}
-
 fn nested(setting: Setting) -> Result<(), Failed> {
     let exe = executable(setting);
     let output = run(setting, &[exe.to_str().unwrap(), "part:run", "--", "true"]);
@@ -516,201 +496,6 @@ fn forwarded(setting: Setting) -> Result<(), Failed> {
     check(status.code() == Some(9), &status.to_string())
 }
 
-/// A machine served by that user; ends when dropped.
-pub(crate) struct Served {
-    child: Child,
-    socket: PathBuf,
-    directory: tempfile::TempDir,
-}
-
-impl Served {
-    pub(crate) fn start(setting: Setting) -> Result<Self, Failed> {
-        let directory = tempfile::tempdir()?;
-        fs::set_permissions(directory.path(), fs::Permissions::from_mode(0o777))?;
-        let socket = directory.path().join("m.sock");
-        let mut child = part(setting, "part:serve")
-            .arg(&socket)
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
-            .spawn()?;
-        expect_line(&mut child, "serving")?;
-        Ok(Served {
-            child,
-            socket,
-            directory,
-        })
-    }
-
-    pub(crate) fn join(&self, setting: Setting, name: &str) -> Command {
-        let exe = executable(setting);
-        let mut command = part(setting, "part:join");
-        command
-            .arg(&self.socket)
-            .arg("--")
-            .arg(exe)
-            .args(["part:client", name]);
-        command
-    }
-
-    /// Contexts alive, and programs that are served.
-    fn counts(&self) -> Result<(u64, usize), Failed> {
-        let tree = control::inspect(&self.socket)?;
-        match (tree.field("contexts"), tree.field("programs")) {
-            (Some(Value::Count(contexts)), Some(Value::List(programs))) => {
-                Ok((*contexts, programs.len()))
-            }
-            _ => Err(format!("{tree:?}").into()),
-        }
-    }
-}
-
-impl Drop for Served {
-    fn drop(&mut self) {
-        drop(self.child.stdin.take());
-        let _ = self.child.wait();
-    }
-}
-
-fn served(setting: Setting) -> Result<(), Failed> {
-    let machine = Served::start(setting)?;
-    control::ping(&machine.socket)?;
-    let start = |name: &str| machine.join(setting, name).stderr(Stdio::piped()).spawn();
-    for _ in 0..3 {
-        let programs = [start("objects")?, start("device")?, start("names")?];
-        for program in programs {
-            succeeded(&program.wait_with_output()?)?;
-        }
-    }
-    wait_for("the programs to leave", || {
-        machine.counts().is_ok_and(|c| c == (0, 0))
-    })?;
-    let output = part(setting, "part:join")
-        .arg(&machine.socket)
-        .args(["--vm", "vm9", "--", "true"])
-        .output()?;
-    let stderr = String::from_utf8_lossy(&output.stderr);
-    check(stderr == "ioasid: the machine has no vm \"vm9\"\n", &stderr)?;
-    let output = part(setting, "part:join")
-        .arg(&machine.socket)
-        .args(["--", "no-such-program-anywhere"])
-        .output()?;
-    check(output.status.code() == Some(127), &format!("{output:?}"))
-}
-
-fn killed(setting: Setting) -> Result<(), Failed> {
-    let machine = Served::start(setting)?;
-    let entries = |what: &str| {
-        let path = format!("/proc/{}/{what}", machine.child.id());
-        fs::read_dir(path).map_or(0, Iterator::count)
-    };
-    let mut before = (0, 0);
-    for round in 0..10 {
-        let holder = ["hold", "hold-group"][round % 2];
-        let mut program = machine
-            .join(setting, holder)
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
-            .spawn()?;
-        expect_line(&mut program, "holding")?;
-        check(machine.counts()? == (1, 1), "held while it lives")?;
-        // The program itself, not the `run` in front of it.
-        let children = format!("/proc/{0}/task/{0}/children", program.id());
-        let pid = fs::read_to_string(children)?;
-        let pid = pid
-            .trim()
-            .parse()
-            .map_err(|_| format!("children: {pid:?}"))?;
-        let pid = rustix::process::Pid::from_raw(pid).ok_or("pid")?;
-        rustix::process::kill_process(pid, rustix::process::Signal::KILL)?;
-        let status = program.wait()?;
-        check(status.code() == Some(137), &status.to_string())?;
-        wait_for("everything to be closed", || {
-            machine.counts().is_ok_and(|c| c == (0, 0))
-        })?;
-        // The first round warms up; afterwards nothing may pile up.
-        if round == 0 {
-            before = (entries("fd"), entries("task"));
-        }
-    }
-    // A connection that has not ended yet may have been counted then, and none need be now.
-    wait_for("descriptors and threads to be as before", || {
-        entries("fd") <= before.0 && entries("task") <= before.1
-    })
-}
-
-fn hostile_peer(setting: Setting) -> Result<(), Failed> {
-    let machine = Served::start(setting)?;
-    let mut idle = Vec::new();
-    for text in [
-        &b""[..],
-        b"\n",
-        b"{}\n",
-        b"[[[[[[[[[[[[[[",
-        b"{\"schema\":1,\"message\":{\"join\":{\"vm\":null,\"program\":\"x\"}}}\n",
-        b"\xff\xff\xff\xff\n",
-    ] {
-        let mut peer = UnixStream::connect(&machine.socket)?;
-        peer.write_all(text)?;
-        idle.push(peer);
-    }
-    let mut channel = ioasid_supervisor::wire::Channel::new(UnixStream::connect(&machine.socket)?);
-    channel.send(
-        &ioasid_supervisor::wire::Request::Join {
-            vm: None,
-            program: "x".to_owned(),
-        },
-        None,
-    )?;
-    let refusal = match setting.user {
-        User::Us => {
-            // A listener that is none.
-            channel.receive::<ioasid_supervisor::wire::Description>(1 << 20)?;
-            let attach = ioasid_supervisor::wire::Attach {
-                base: 896,
-                mode: ioasid_supervisor::wire::Mode::Namespaces {
-                    placeholders: Vec::new(),
-                    sys: None,
-                },
-                mmio: ioasid_supervisor::Mmio::Auto,
-            };
-            let null = fs::File::open("/dev/null")?;
-            channel.send(&attach, Some(null.as_fd()))?;
-            "not a seccomp listener"
-        }
-        // We are root here, and the machine is not.
-        User::Nobody => "may not read the memory of a program of root",
-    };
-    let refused = channel.receive::<()>(1 << 20).err().ok_or("not refused")?;
-    check(refused.to_string().contains(refusal), &refused.to_string())?;
-    // It goes on.
-    for _ in 0..5 {
-        succeeded(&machine.join(setting, "objects").output()?)?;
-    }
-    drop(idle);
-    wait_for("the peers to be gone", || {
-        machine.counts().is_ok_and(|c| c == (0, 0))
-    })
-}
-
-fn stale_socket(setting: Setting) -> Result<(), Failed> {
-    let mut machine = Served::start(setting)?;
-    let socket = machine.socket.clone();
-    let serve_again = || part(setting, "part:serve").arg(&socket).output();
-    let output = serve_again()?;
-    let stderr = String::from_utf8_lossy(&output.stderr);
-    check(
-        output.status.code() == Some(125) && stderr.contains("already"),
-        &stderr,
-    )?;
-    control::ping(&machine.socket)?;
-    let pid = rustix::process::Pid::from_child(&machine.child);
-    rustix::process::kill_process(pid, rustix::process::Signal::KILL)?;
-    machine.child.wait()?;
-    check(machine.socket.exists(), "it left its socket")?;
-    succeeded(&serve_again()?)?;
-    check(!machine.socket.exists(), "the next one cleaned up")
-}
-
 pub(crate) fn expect_line(child: &mut Child, expected: &str) -> Result<(), Failed> {
     let mut line = Vec::new();
     let stdout = child.stdout.as_mut().ok_or("no pipe")?;
@@ -722,7 +507,7 @@ pub(crate) fn expect_line(child: &mut Child, expected: &str) -> Result<(), Faile
     check(line.trim_end() == expected, &format!("it said {line:?}"))
 }
 
-fn wait_for(what: &str, mut test: impl FnMut() -> bool) -> Result<(), Failed> {
+pub(crate) fn wait_for(what: &str, mut test: impl FnMut() -> bool) -> Result<(), Failed> {
     let start = Instant::now();
     while !test() {
         if start.elapsed() > Duration::from_secs(600) {

@@ -1,4 +1,5 @@
-//! Descriptors by every way that there is: how they are opened, what names them, which number they have.
+//! Descriptors by every way that there is: how they are opened, what names them, which number they
+//! have.
 
 use std::{
     fs::{File, OpenOptions},

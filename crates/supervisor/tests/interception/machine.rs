@@ -1,8 +1,8 @@
 //! A machine of one device: a counter that interrupts when it is written, with a portal.
 //!
-//! BAR 0: 0x0 (8 bytes) adds what is written; 0x100..0x200 is memory; 0x208 tells the size of the last
-//! access that wrote to it, 0x210 how many stores of 64 bytes BAR 2 took, 0x218 the sum of their
-//! first 8 bytes, 0x220 how many deferrable stores, of which it takes every other one.
+//! BAR 0: 0x0 (8 bytes) adds what is written; 0x100..0x200 is memory; 0x208 tells the size of the
+//! last access that wrote to it, 0x210 how many stores of 64 bytes BAR 2 took, 0x218 the sum of
+//! their first 8 bytes, 0x220 how many deferrable stores, of which it takes every other one.
 
 use std::sync::{
     Arc, Weak,

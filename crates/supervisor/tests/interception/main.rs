@@ -1,6 +1,6 @@
 //! Claims about programs that run here, made with real programs.
 //!
-//! This executable plays every part: it is the test harness, the process that holds a machine, the
+//! This executable is everything: the test harness, the process that holds a machine, the
 //! launcher, and the programs that are run. It needs no C compiler and no other binary, so it can
 //! be copied to where another user may execute it.
 
@@ -23,6 +23,7 @@ mod memory;
 mod migration;
 mod places;
 mod sanitized;
+mod served;
 mod uring;
 
 use std::{
@@ -78,7 +79,8 @@ fn part_serve(words: Vec<OsString>) -> ExitCode {
     ExitCode::SUCCESS
 }
 
-/// What the host has in `/dev`, without what is the machine's in a program's: a line for each entry.
+/// What the host has in `/dev`, without what is the machine's in a program's: a line for each
+/// entry.
 fn part_facts() -> ExitCode {
     let listed = std::fs::read_dir("/dev").into_iter().flatten().flatten();
     let listed = listed.filter_map(|entry| entry.file_name().into_string().ok());

@@ -1,7 +1,8 @@
 //! Which memory may be mapped for a device: one table, tried with every ioctl that maps.
 //!
-//! Where the host has io_uring, the answers for memory that a device writes are its kernel's as well:
-//! registered buffers are pinned by the same rules (FOLL_WRITE and FOLL_LONGTERM of mm/gup.c).
+//! Where the host has io_uring, the answers for memory that a device writes are its kernel's as
+//! well: registered buffers are pinned by the same rules (FOLL_WRITE and FOLL_LONGTERM of
+//! mm/gup.c).
 
 mod kinds;
 
@@ -227,8 +228,8 @@ fn differences() -> Check {
     Ok(())
 }
 
-/// A file; the bytes of it that IOAS_MAP_FILE is asked for, from a page on, to be read or written too;
-/// what it says.
+/// A file; the bytes of it that IOAS_MAP_FILE is asked for, from a page on, to be read or written
+/// too; what it says.
 struct Case {
     name: &'static str,
     make: fn() -> io::Result<OwnedFd>,

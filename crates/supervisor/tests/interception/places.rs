@@ -1,5 +1,5 @@
-//! Programs that make a world of their own: mount namespaces, bind mounts, roots. And what of the host's
-//! world must be the same in theirs.
+//! Programs that make a world of their own: mount namespaces, bind mounts, roots. And what of the
+//! host's world must be the same in theirs.
 
 use std::{
     ffi::CStr,
@@ -124,8 +124,8 @@ fn places() -> Check {
         let there = scratch.path().to_owned();
         let mut command = Command::new(std::env::current_exe()?);
         command.args(["part:client", "place"]).env("PLACE", &path);
-        // SAFETY: the child makes system calls and touches what is its own. It may allocate: this process
-        // has one thread.
+        // SAFETY: the child makes system calls and touches what is its own. It may allocate: this
+        // process has one thread.
         unsafe {
             command.pre_exec(move || match arrange(&there) {
                 Err(error) if error.kind() == io::ErrorKind::PermissionDenied => {

@@ -1,4 +1,5 @@
-//! Claims about programs that bring a runtime or a library of their own: sanitizers, and `LD_PRELOAD`.
+//! Claims about programs that bring a runtime or a library of their own: sanitizers, and
+//! `LD_PRELOAD`.
 
 use std::{
     fs,

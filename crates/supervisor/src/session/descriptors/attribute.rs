@@ -1,10 +1,11 @@
 //! Attributes of `/sys` that a program writes.
 //!
 //! Such a file lies in the program's own `/sys`, where a write would only change its text. So the
-//! program gets a file of the machine instead when it opens one for writing. A write on a reserved number is
-//! carried out at once and answered; what reaches the file past the filter, as when a shell has put it
-//! on number 1, is carried out when it is closed, and an error is only logged. An attribute that cannot
-//! be written, or of which a write would do nothing, is not opened: every program sees that error.
+//! program gets a file of the machine instead when it opens one for writing. A write on a reserved
+//! number is carried out at once and answered; what reaches the file past the filter, as when a
+//! shell has put it on number 1, is carried out when it is closed, and an error is only logged. An
+//! attribute that cannot be written, or of which a write would do nothing, is not opened: every
+//! program sees that error.
 
 use std::{
     io,

@@ -38,7 +38,7 @@ impl Readiness {
         }))
     }
 
-    /// Called on any thread, by whoever changes a queue.
+    /// Called on any thread that changes a queue.
     fn announce(&self) {
         if !self.changed.swap(true, Ordering::AcqRel) {
             // Full is as good as written.

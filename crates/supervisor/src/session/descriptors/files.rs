@@ -1,12 +1,13 @@
 //! The open files of the machine that a program tree has.
 //!
 //! Behind each descriptor of a node stands a memfd, *reopened* through `/proc/self/fd`: inotify
-//! reports when the last reference of such a file goes, which counts `dup`, `fork` and descriptors in flight. The
-//! event is queued before `close` returns to the program, so draining the queue before each request
-//! gives the exact order of a close and a following open. Nothing is stored in the memfd of a device, and
-//! its size is sealed, which makes a write that bypasses the filter an error instead of a loss; that of `/dev/iommu`
-//! holds what can be mapped of it ([`super::mappings`]). A mapping holds the file open as a descriptor does. A file of events has a
-//! pipe instead ([`super::event`]), opened the same way.
+//! reports when the last reference of such a file goes, which counts `dup`, `fork` and descriptors
+//! in flight. The event is queued before `close` returns to the program, so draining the queue
+//! before each request gives the exact order of a close and a following open. Nothing is stored in
+//! the memfd of a device, and its size is sealed, which makes a write that bypasses the filter an
+//! error instead of a loss; that of `/dev/iommu` holds what can be mapped of it
+//! ([`super::mappings`]). A mapping holds the file open as a descriptor does. A file of events has
+//! a pipe instead ([`super::event`]), opened the same way.
 
 use std::{
     collections::HashMap,
@@ -69,8 +70,8 @@ impl Files {
         })
     }
 
-    /// Makes a file for `object`, an open of `node` with `flags`. It is open as long as somebody holds the
-    /// descriptor.
+    /// Makes a file for `object`, an open of `node` with `flags`. It is open as long as a process
+    /// has the descriptor.
     pub(crate) fn create(
         &mut self,
         object: Object,
@@ -131,12 +132,13 @@ impl Files {
             _ => inotify::WatchFlags::CLOSE_NOWRITE,
         };
         let access = match object {
-            // A pipe that is not open for writing makes poll tell the truth.
+            // A pipe that is not open for writing makes poll report what there is.
             Object::Event(_) => OFlags::RDWR,
             _ => opened,
         };
         let watch = inotify::add_watch(&self.inotify, path, close)?;
-        // Nobody else is to make a second open file of this inode, whose close would look like ours.
+        // Nobody else is to make a second open file of this inode, whose close would look like
+        // ours.
         rustix::fs::fchmod(file, Mode::empty())?;
         let identity = (stat.st_dev, stat.st_ino);
         if let Object::Device(device) = &object {

@@ -1,9 +1,9 @@
 //! Which file of the machine a number is, remembered.
 //!
-//! Looking at a program's descriptor costs as much as the rest of a request. A number of ours stands
-//! for the same file until the program closes it or puts another file in its place, and the filter
-//! asks about every call that does. Such a call is carried out by the kernel after our answer, so
-//! until its thread makes another call nothing is remembered.
+//! Looking at a program's descriptor costs as much as the rest of a request. A reserved number
+//! stands for the same file until the program closes it or puts another file in its place, and the
+//! filter asks about every call that does. Such a call is carried out by the kernel after our
+//! answer, so until its thread makes another call nothing is remembered.
 
 use std::collections::{HashMap, HashSet};
 
@@ -26,7 +26,7 @@ impl Identities {
         self.known.get(&(process, fd)).copied()
     }
 
-    /// `fd` was looked at and is a file of ours.
+    /// `fd` was looked at and is a file of the machine.
     pub(crate) fn learn(&mut self, process: u64, fd: u32, identity: Identity) {
         if self.closing.is_empty() {
             if self.known.len() >= MOST_KNOWN {

@@ -1,5 +1,5 @@
-//! What programs have mapped of `/dev/iommu` files: the pages that a virtual IOMMU shares with the owner
-//! of the file.
+//! What programs have mapped of `/dev/iommu` files: the pages that a virtual IOMMU shares with the
+//! owner of the file.
 //!
 //! The kernel maps the memfd behind the descriptor, into which the bytes are put first. Whether the
 //! mapping is still there is seen in the maps of the processes, when the virtual IOMMU is to be

@@ -159,8 +159,8 @@ impl Descriptors {
         }
     }
 
-    /// Gives `file` a reserved number in the program's table, at least `least`, and that number as the
-    /// answer.
+    /// Gives `file` a reserved number in the program's table, at least `least`, and that number as
+    /// the answer.
     pub(crate) fn hand_over(
         &self,
         call: Pending<'_>,

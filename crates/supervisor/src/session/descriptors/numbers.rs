@@ -21,8 +21,8 @@ impl Numbers {
         (self.base..self.end()).contains(&number)
     }
 
-    /// Numbers that are free in the program's table, reserved ones first. After them come those that the
-    /// kernel gives out last: reads and writes of a file there do not work, ioctls do.
+    /// Numbers that are free in the program's table, reserved ones first. After them come those
+    /// that the kernel gives out last: reads and writes of a file there do not work, ioctls do.
     pub(crate) fn free(self, process: &Process) -> impl Iterator<Item = u32> {
         let limit = process.descriptor_limit();
         (self.base..self.end())

@@ -43,7 +43,7 @@ impl Object {
     }
 }
 
-/// A node of ours that a program opened.
+/// A node that a program opened.
 #[derive(Clone, Debug)]
 pub(crate) struct Node {
     /// Its name.

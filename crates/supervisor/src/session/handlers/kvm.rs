@@ -1,8 +1,8 @@
 //! Files of the machine that a program gives to KVM (`KVM_DEV_VFIO_FILE`, `virt/kvm/vfio.c`).
 //!
-//! The kernel knows no VFIO file but its own and refuses the machine's, which a virtual machine monitor takes
-//! for the end. What the kernel would do with a file of its own is about caches and interrupts of
-//! hardware: for a software device there is nothing to be done.
+//! The kernel knows no VFIO file but its own and refuses the machine's, which a virtual machine
+//! monitor takes for the end. What the kernel would do with a file of its own is about caches and
+//! interrupts of hardware: for a software device there is nothing to be done.
 
 use ioasid_core::host::Caller;
 use rustix::fs::{CWD, readlinkat};

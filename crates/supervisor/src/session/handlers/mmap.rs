@@ -1,8 +1,9 @@
 //! `mmap` of files of the machine.
 //!
-//! The registers of a device: the kernel maps the memfd behind the descriptor, in which nothing is, past
-//! its end, so that every access raises a signal ([`crate::session::registers`]). What a virtual IOMMU shares
-//! with the owner of a `/dev/iommu` file: [`crate::session::descriptors::mappings`].
+//! The registers of a device: the kernel maps the memfd behind the descriptor, in which nothing is,
+//! past its end, so that every access raises a signal ([`crate::session::registers`]). What a
+//! virtual IOMMU shares with the owner of a `/dev/iommu` file:
+//! [`crate::session::descriptors::mappings`].
 
 use std::{fs::File, os::unix::fs::FileExt, sync::Arc};
 

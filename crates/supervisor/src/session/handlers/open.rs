@@ -25,7 +25,8 @@ use crate::{
     wire::NodeName,
 };
 
-/// Flags of an open that say how a file of ours is opened; those that make files are not among them.
+/// Flags of an open that say how a file of the machine is opened; those that make files are not
+/// among them.
 const OPEN_FLAGS: u64 = (libc::O_ACCMODE
     | libc::O_APPEND
     | libc::O_CLOEXEC
@@ -197,8 +198,8 @@ fn open_fail_nth(
     file.map(Some).map_err(|_| Errno::ENOMEM)
 }
 
-/// The file that a program gets for the attribute that `path` leads to, if it does; `reads` says whether
-/// it wants to read it too. What can be opened is what can be done, for root as well
+/// The file that a program gets for the attribute that `path` leads to, if it does; `reads` says
+/// whether it wants to read it too. What can be opened is what can be done, for root as well
 /// (`kernfs_fop_open`, fs/kernfs/file.c).
 fn open_attribute(
     state: &mut State,

@@ -1,8 +1,8 @@
-//! `access`, `readlink` and extended attributes by path, for a program that has no namespace with the
-//! machine's entries.
+//! `access`, `readlink` and extended attributes by path, for a program that has no namespace with
+//! the machine's entries.
 //!
-//! What a path means is found in [`crate::session::paths`]. A path of the host's is left to the kernel, and
-//! so is its errno.
+//! What a path means is found in [`crate::session::paths`]. A path of the host's is left to the
+//! kernel, and so is its errno.
 
 use ioasid_core::host::Caller;
 use ioasid_host::Process;

@@ -14,7 +14,8 @@ use crate::{
 /// One question of the library in the program.
 ///
 /// # Errors
-/// EINVAL if it cannot be understood; EFAULT if the address is no register; ENOENT if the file is no node.
+/// EINVAL if it cannot be understood; EFAULT if the address is no register; ENOENT if the file is
+/// no node.
 pub(crate) fn ask(state: &mut State, call: Pending<'_>, question: RegisterQuestion) -> Outcome {
     let shape = Shape::decode(question.shape).ok_or(Errno::EINVAL)?;
     match shape.kind {

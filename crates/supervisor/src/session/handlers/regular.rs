@@ -1,5 +1,6 @@
-//! Calls that make sense for regular files alone: what a node answers to them (fs/open.c, fs/read_write.c,
-//! fs/sync.c, mm/memfd.c). The memfd behind a node is a regular one, and would obey.
+//! Calls that make sense for regular files alone: what a node answers to them (fs/open.c,
+//! fs/read_write.c, fs/sync.c, mm/memfd.c). The memfd behind a node is a regular one, and would
+//! obey.
 
 use ioasid_uapi::Errno;
 

@@ -3,9 +3,8 @@
 use ioasid_core::host::Caller;
 use ioasid_host::Process;
 use rustix::fs::{AtFlags, CWD, StatxFlags, statat};
-use zerocopy::IntoBytes;
 
-use super::stat_layout::{Facts, Stat, Statx};
+use super::stat_layout::{Facts, stat_of, statx_of};
 use crate::{
     calls::call::PathArgument,
     session::{
@@ -22,9 +21,14 @@ pub(crate) fn stat(state: &mut State, call: Pending<'_>, fd: i32, buffer: u64) -
     let of_link = || {
         let (link, _) = state.paths.link_behind(call.tid, fd)?;
         let stat = statat(CWD, link, AtFlags::SYMLINK_NOFOLLOW).ok()?;
-        Some(Stat::from(stat))
+        Some(stat_of(&stat))
     };
-    write_struct(call.process, stat.or_else(of_link), buffer)
+    let stat = stat.or_else(of_link);
+    write_struct(
+        call.process,
+        stat.as_ref().map(|stat| &stat.bytes()[..]),
+        buffer,
+    )
 }
 
 /// `stat`, `lstat` and `newfstatat`; `empty_path` says whether an empty path means the descriptor.
@@ -45,11 +49,11 @@ pub(crate) fn stat_path(
     let stat = match found.entry {
         Entry::Node(node) => facts_of(paths, &found, node).stat(),
         _ => match statat(CWD, found.file(), AtFlags::SYMLINK_NOFOLLOW) {
-            Ok(stat) => Stat::from(stat),
+            Ok(stat) => stat_of(&stat),
             Err(errno) => return Ok(Answer::Fails(errno)),
         },
     };
-    call.process.write(buffer, stat.as_bytes())?;
+    call.process.write(buffer, stat.bytes())?;
     Ok(Answer::Value(0))
 }
 
@@ -74,12 +78,12 @@ pub(crate) fn statx(
         _ => {
             let mask = StatxFlags::from_bits_truncate(mask);
             match rustix::fs::statx(CWD, found.file(), AtFlags::SYMLINK_NOFOLLOW, mask) {
-                Ok(statx) => Statx::from(statx),
+                Ok(statx) => statx_of(&statx),
                 Err(errno) => return Ok(Answer::Fails(errno)),
             }
         }
     };
-    call.process.write(buffer, statx.as_bytes())?;
+    call.process.write(buffer, statx.bytes())?;
     Ok(Answer::Value(0))
 }
 
@@ -89,13 +93,18 @@ fn statx_descriptor(state: &mut State, call: Pending<'_>, fd: i32, buffer: u64) 
         let (link, _) = state.paths.link_behind(call.tid, fd)?;
         let all = StatxFlags::BASIC_STATS;
         let statx = rustix::fs::statx(CWD, link, AtFlags::SYMLINK_NOFOLLOW, all).ok()?;
-        Some(Statx::from(statx))
+        Some(statx_of(&statx))
     };
-    write_struct(call.process, statx.or_else(of_link), buffer)
+    let statx = statx.or_else(of_link);
+    write_struct(
+        call.process,
+        statx.as_ref().map(|statx| &statx.bytes()[..]),
+        buffer,
+    )
 }
 
-/// What is known of the file of the machine behind a descriptor: `st_dev` and `st_ino` are the same for
-/// every open of a node.
+/// What is known of the file of the machine behind a descriptor: `st_dev` and `st_ino` are the same
+/// for every open of a node.
 fn facts(state: &mut State, process: &Process, fd: i32) -> Option<Facts> {
     let identity = state.descriptors.identity(process, fd)?;
     let file = state.descriptors.files.get(identity)?;

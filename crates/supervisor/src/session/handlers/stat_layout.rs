@@ -1,119 +1,69 @@
-//! What `fstat` and `statx` say of a file of the machine: a node is a character device with a stable
-//! number, as QEMU checks before it trusts it.
-//!
-//! Layouts: `struct stat` of x86-64 (`arch/x86/include/uapi/asm/stat.h`) and `struct statx`
-//! (`include/uapi/linux/stat.h`).
+//! What `fstat` and `statx` say of a file of the machine: a node is a character device with a
+//! stable number, as QEMU checks before it trusts it.
 
-use zerocopy::{Immutable, IntoBytes};
+use ioasid_preload::layout::{Stat, Statx};
 
 use crate::session::identity::Identity;
 
-/// Character device, readable and writable by everybody.
+/// Character device, readable and writable by every user.
 const NODE_MODE: u32 = 0o020_666;
 /// A file without a name has no type (`fs/anon_inodes.c`).
 const ANONYMOUS_MODE: u32 = 0o600;
 const STATX_BASIC_STATS: u32 = 0x7ff;
 const BLOCK_SIZE: u32 = 4096;
 
-/// `struct stat`, 144 bytes.
-#[derive(Debug, Default, IntoBytes, Immutable)]
-#[repr(C)]
-pub(crate) struct Stat {
-    dev: u64,
-    ino: u64,
-    nlink: u64,
-    mode: u32,
-    uid: u32,
-    gid: u32,
-    pad: u32,
-    rdev: u64,
-    size: i64,
-    blksize: i64,
-    blocks: i64,
-    times: [u64; 6],
-    unused: [i64; 3],
-}
-
-/// `struct statx`, 256 bytes.
-#[derive(Debug, IntoBytes, Immutable)]
-#[repr(C)]
-pub(crate) struct Statx {
-    mask: u32,
-    blksize: u32,
-    attributes: u64,
-    nlink: u32,
-    uid: u32,
-    gid: u32,
-    mode: u16,
-    pad: u16,
-    ino: u64,
-    size: u64,
-    blocks: u64,
-    attributes_mask: u64,
-    times: [u64; 8],
-    rdev_major: u32,
-    rdev_minor: u32,
-    dev_major: u32,
-    dev_minor: u32,
-    rest: [u64; 14],
-}
-
-const _: () = assert!(size_of::<Stat>() == 144 && size_of::<Statx>() == 256);
-
-impl From<rustix::fs::Stat> for Stat {
-    fn from(stat: rustix::fs::Stat) -> Self {
-        Stat {
-            dev: stat.st_dev,
-            ino: stat.st_ino,
-            nlink: stat.st_nlink,
-            mode: stat.st_mode,
-            uid: stat.st_uid,
-            gid: stat.st_gid,
-            pad: 0,
-            rdev: stat.st_rdev,
-            size: stat.st_size,
-            blksize: stat.st_blksize,
-            blocks: stat.st_blocks,
-            times: [
-                stat.st_atime as u64,
-                stat.st_atime_nsec,
-                stat.st_mtime as u64,
-                stat.st_mtime_nsec,
-                stat.st_ctime as u64,
-                stat.st_ctime_nsec,
-            ],
-            unused: [0; 3],
-        }
+/// What the host says of a file.
+pub(crate) fn stat_of(stat: &rustix::fs::Stat) -> Stat {
+    Stat {
+        dev: stat.st_dev,
+        ino: stat.st_ino,
+        nlink: stat.st_nlink,
+        mode: stat.st_mode,
+        uid: stat.st_uid,
+        gid: stat.st_gid,
+        pad: 0,
+        rdev: stat.st_rdev,
+        size: stat.st_size,
+        blksize: stat.st_blksize,
+        blocks: stat.st_blocks,
+        times: [
+            stat.st_atime as u64,
+            stat.st_atime_nsec,
+            stat.st_mtime as u64,
+            stat.st_mtime_nsec,
+            stat.st_ctime as u64,
+            stat.st_ctime_nsec,
+        ],
+        unused: [0; 3],
     }
 }
 
-impl From<rustix::fs::Statx> for Statx {
-    fn from(statx: rustix::fs::Statx) -> Self {
-        let time = |time: rustix::fs::StatxTimestamp| [time.tv_sec as u64, time.tv_nsec.into()];
-        let [a, b] = time(statx.stx_atime);
-        let [c, d] = time(statx.stx_btime);
-        let [e, f] = time(statx.stx_ctime);
-        let [g, h] = time(statx.stx_mtime);
-        Statx {
-            mask: statx.stx_mask,
-            blksize: statx.stx_blksize,
-            attributes: 0,
-            nlink: statx.stx_nlink,
-            uid: statx.stx_uid,
-            gid: statx.stx_gid,
-            mode: statx.stx_mode,
-            pad: 0,
-            ino: statx.stx_ino,
-            size: statx.stx_size,
-            blocks: statx.stx_blocks,
-            attributes_mask: 0,
-            times: [a, b, c, d, e, f, g, h],
-            rdev_major: statx.stx_rdev_major,
-            rdev_minor: statx.stx_rdev_minor,
-            dev_major: statx.stx_dev_major,
-            dev_minor: statx.stx_dev_minor,
-            rest: [0; 14],
-        }
+/// Likewise.
+pub(crate) fn statx_of(statx: &rustix::fs::Statx) -> Statx {
+    let time = |time: &rustix::fs::StatxTimestamp| [time.tv_sec as u64, time.tv_nsec.into()];
+    let [a, b] = time(&statx.stx_atime);
+    let [c, d] = time(&statx.stx_btime);
+    let [e, f] = time(&statx.stx_ctime);
+    let [g, h] = time(&statx.stx_mtime);
+    Statx {
+        mask: statx.stx_mask,
+        blksize: statx.stx_blksize,
+        attributes: 0,
+        nlink: statx.stx_nlink,
+        uid: statx.stx_uid,
+        gid: statx.stx_gid,
+        mode: statx.stx_mode,
+        pad: 0,
+        ino: statx.stx_ino,
+        size: statx.stx_size,
+        blocks: statx.stx_blocks,
+        attributes_mask: 0,
+        times: [a, b, c, d, e, f, g, h],
+        rdev_major: statx.stx_rdev_major,
+        rdev_minor: statx.stx_rdev_minor,
+        dev_major: statx.stx_dev_major,
+        dev_minor: statx.stx_dev_minor,
+        rest: [0; 14],
     }
 }
 
@@ -152,22 +102,14 @@ impl Facts {
         Statx {
             mask: STATX_BASIC_STATS,
             blksize: BLOCK_SIZE,
-            attributes: 0,
             nlink: 1,
-            uid: 0,
-            gid: 0,
             mode: self.mode() as u16,
-            pad: 0,
             ino,
-            size: 0,
-            blocks: 0,
-            attributes_mask: 0,
-            times: [0; 8],
             rdev_major,
             rdev_minor,
             dev_major: rustix::fs::major(dev),
             dev_minor: rustix::fs::minor(dev),
-            rest: [0; 14],
+            ..Statx::default()
         }
     }
 }

@@ -1,8 +1,8 @@
 //! What `statfs` and `fstatfs` say of a file of the machine.
 //!
-//! The machine's part of `/sys` lies on a tmpfs or in a scratch directory. Programs ask whether it is sysfs
-//! before they believe it, as sd-device and with it libudev do of each device. `/dev` is a tmpfs, and a
-//! devtmpfs says that it is one.
+//! The machine's part of `/sys` lies on a tmpfs or in a scratch directory. Programs ask whether it
+//! is sysfs before they believe it, as sd-device and with it libudev do of each device. `/dev` is a
+//! tmpfs, and a devtmpfs says that it is one.
 //!
 //! Layout: `struct statfs` of x86-64 (include/uapi/asm-generic/statfs.h); values: `simple_statfs`
 //! (fs/libfs.c).
@@ -118,7 +118,8 @@ pub(crate) fn statfs(
     } else {
         None
     };
-    write_struct(call.process, found.map(FileSystem::statfs), buffer)
+    let statfs = found.map(FileSystem::statfs);
+    write_struct(call.process, statfs.as_ref().map(Statfs::as_bytes), buffer)
 }
 
 /// `fstatfs`.
@@ -138,5 +139,6 @@ pub(crate) fn fstatfs(state: &mut State, call: Pending<'_>, fd: i32, buffer: u64
             .path_of_descriptor(call.tid, fd)
             .map(|path| FileSystem::of_path(&path)),
     };
-    write_struct(call.process, found.map(FileSystem::statfs), buffer)
+    let statfs = found.map(FileSystem::statfs);
+    write_struct(call.process, statfs.as_ref().map(Statfs::as_bytes), buffer)
 }

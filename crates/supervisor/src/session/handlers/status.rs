@@ -1,7 +1,7 @@
 //! `/proc/PID/status` with what a program has pinned and locked here.
 //!
-//! The kernel knows nothing of the machine's pins, and the self-test looks for them: so its open of that file
-//! gets a copy in which the numbers of the machine's ledgers are added.
+//! The kernel knows nothing of the machine's pins, and the self-test looks for them: so its open of
+//! that file gets a copy in which the numbers of the machine's ledgers are added.
 
 use std::{
     collections::BTreeSet,

@@ -1,9 +1,9 @@
 //! Files of a program's `/sys` that are kept current: configuration space, and what follows it.
 //!
-//! Such a file is an ordinary one, so a read of it is not trapped, on whatever descriptor. It is written
-//! anew by whoever changes the function, before the call that asked for the change is answered: by this
-//! session, another one or a server of virtual machines. The files are opened before the program runs, so
-//! nothing that the program does to its `/sys` leads elsewhere.
+//! Such a file is an ordinary one, so a read of it is not trapped, on whatever descriptor. It is
+//! written anew when the function is changed, before the call that asked for the change is
+//! answered: by this session, another one or a server of virtual machines. The files are opened
+//! before the program runs, so nothing that the program does to its `/sys` leads elsewhere.
 
 use std::{
     fs::File,
@@ -83,8 +83,8 @@ impl Current {
         self.attached = true;
     }
 
-    /// Looks for `files` below `sys`, which has `entries`, and keeps them current from here on. `open` opens
-    /// one to write it.
+    /// Looks for `files` below `sys`, which has `entries`, and keeps them current from here on.
+    /// `open` opens one to write it.
     pub(crate) fn attach(
         &mut self,
         sys: &OwnedFd,
@@ -122,7 +122,8 @@ impl Current {
         self.bars = bars.collect();
     }
 
-    /// Whether the file stands for memory that is not in it. That it cannot be mapped is logged once.
+    /// Whether the file stands for memory that is not in it. That it cannot be mapped is logged
+    /// once.
     pub(crate) fn is_bar(&mut self, identity: Identity) -> bool {
         let is_bar = self.bars.contains(&identity);
         if is_bar && !std::mem::replace(&mut self.reported, true) {

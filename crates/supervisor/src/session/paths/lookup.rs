@@ -1,9 +1,10 @@
 //! Which file a path of the program's means.
 //!
 //! The path is looked up as the program would, in its root and from its working directory, and what
-//! comes out is an inode. A link, a detour or a bind mount of a node is therefore the node. A look-up that this
-//! cannot do (an absolute link below a relative path) is left to the kernel, which opens the
-//! placeholder; the session then puts a file of the machine in its place at the first ioctl.
+//! comes out is an inode. A link, a detour or a bind mount of a node is therefore the node. A
+//! look-up that this cannot do (an absolute link below a relative path) is left to the kernel,
+//! which opens the placeholder; the session then puts a file of the machine in its place at the
+//! first ioctl.
 
 use std::{ffi::CString, os::fd::OwnedFd};
 

@@ -1,10 +1,11 @@
-//! Paths of the machine: what a program tree finds under `/dev` and `/sys`, and what a path leads to.
+//! Paths of the machine: what a program tree finds under `/dev` and `/sys`, and what a path leads
+//! to.
 //!
 //! A program with namespaces has the entries there, and a path is looked up as the program would
-//! ([`lookup`]). For a program without, each path is walked in a tree in which the machine's entries lie
-//! over the host's ([`overlay`]). Either way the entries follow the machine while the program runs: a change
-//! is brought in before the program's next call that the session is asked about, which a new process always
-//! makes.
+//! ([`lookup`]). For a program without, each path is walked in a tree in which the machine's
+//! entries lie over the host's ([`overlay`]). Either way the entries follow the machine while the
+//! program runs: a change is brought in before the program's next call that the session is asked
+//! about, which a new process always makes.
 
 mod current;
 pub(crate) mod lookup;
@@ -52,7 +53,8 @@ pub(crate) struct Paths {
     placeholders: Vec<Placeholder>,
     /// The machine's `/dev` and `/sys`, if the program has no namespace with them.
     overlay: Option<Overlay>,
-    /// Device numbers of the file systems of the machine's part of the programs' `/sys`, if they have one.
+    /// Device numbers of the file systems of the machine's part of the programs' `/sys`, if they
+    /// have one.
     sys: Vec<u64>,
     /// What the program has been shown of the machine.
     shown: Shown,
@@ -144,8 +146,8 @@ impl Paths {
         found.map(|placeholder| (placeholder.dev, placeholder.ino))
     }
 
-    /// Whether the file stands for memory of a BAR, which is not in it. That it cannot be mapped is logged
-    /// once.
+    /// Whether the file stands for memory of a BAR, which is not in it. That it cannot be mapped is
+    /// logged once.
     pub(crate) fn is_bar(&mut self, identity: Identity) -> bool {
         self.current.is_bar(identity)
     }
@@ -185,7 +187,8 @@ impl Paths {
                 })
             }
             Some(Place::Nowhere(errno)) => Err(Answer::Fails(errno)),
-            // From a directory that only the overlay has, the kernel would find the scratch directory.
+            // From a directory that only the overlay has, the kernel would find the scratch
+            // directory.
             Some(Place::Host(_)) if inside => Err(Answer::Fails(Errno::NOENT)),
             Some(Place::Host(_)) | None => Err(Answer::Proceed),
         }
@@ -201,7 +204,8 @@ impl Paths {
         self.find(tid, path, argument).ok().map(|found| found.path)
     }
 
-    /// The absolute path of the machine's entry that descriptor `fd` is, if the program has no namespace.
+    /// The absolute path of the machine's entry that descriptor `fd` is, if the program has no
+    /// namespace.
     pub(crate) fn path_of_descriptor(&self, tid: u32, fd: i32) -> Option<Vec<u8>> {
         let overlay = self.overlay.as_ref()?;
         overlay.path_of(&proc::link_of(tid, &format!("fd/{fd}"))?)
@@ -222,8 +226,8 @@ impl Paths {
         self.find(call.tid, &path, argument)
     }
 
-    /// The host's directory with entries of the machine that a path leads to from one that only the overlay has, as
-    /// `..` does. Everybody may list it: it is opened with our rights.
+    /// The host's directory with entries of the machine that a path leads to from one that only the
+    /// overlay has, as `..` does. Everybody may list it: it is opened with our rights.
     pub(crate) fn merged_directory(
         &self,
         tid: u32,

@@ -1,12 +1,12 @@
 //! The machine's `/dev` and `/sys` for a program that has no namespace with them.
 //!
 //! Each path of such a program's is walked here, component by component, in a tree in which our
-//! entries lie over the host's. A directory that both have is the host's: what we add to it shows in
-//! `getdents64`, and its own entries are reached past us. What only we have lies in a scratch
+//! entries lie over the host's. A directory that both have is the host's: what we add to it shows
+//! in `getdents64`, and its own entries are reached past us. What only we have lies in a scratch
 //! directory: links and files as such, nodes as empty placeholder files.
 //!
-//! Nothing is opened here but what lies in that scratch directory, whatever a path says: this process
-//! may be allowed more than the program.
+//! Nothing is opened here but what lies in that scratch directory, whatever a path says: this
+//! process may be allowed more than the program.
 
 use std::{
     collections::BTreeMap,
@@ -52,7 +52,7 @@ pub(crate) enum Entry {
 /// Where a path leads.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) enum Place {
-    /// To an entry of ours, by its absolute path.
+    /// To an entry of the machine, by its absolute path.
     Ours(Vec<u8>),
     /// To nowhere, in a way that only our entries explain.
     Nowhere(Errno),
@@ -182,8 +182,8 @@ impl Overlay {
         path.starts_with(b"/").then(|| path.to_vec())
     }
 
-    /// An open file that stands for a link of ours: the link itself, as `O_PATH | O_NOFOLLOW` opens it,
-    /// is what no process can be given.
+    /// An open file that stands for a link in this tree: the link itself, as `O_PATH | O_NOFOLLOW`
+    /// opens it, is what no process can be given.
     pub(crate) fn open_link(&self, path: &[u8]) -> io::Result<OwnedFd> {
         let file = self.in_scratch(&[LINKS, path].concat());
         if let Some(parent) = file.parent() {
@@ -287,7 +287,7 @@ impl Overlay {
         })
     }
 
-    /// Whether the host has this directory of ours, too.
+    /// Whether the host has this directory, too.
     pub(crate) fn is_merged(&self, root: &OwnedFd, path: &[u8]) -> bool {
         statat(root.as_fd(), relative(path), AtFlags::SYMLINK_NOFOLLOW)
             .is_ok_and(|stat| FileType::from_raw_mode(stat.st_mode) == FileType::Directory)
@@ -327,7 +327,7 @@ fn make_directory_open(path: &Path) -> io::Result<()> {
     fs::set_permissions(path, Permissions::from_mode(0o755))
 }
 
-/// What stands for a node: an empty file that everybody may open.
+/// What stands for a node: an empty file that every user may open.
 fn placeholder() -> SysfsFile {
     SysfsFile {
         bytes: Vec::new(),

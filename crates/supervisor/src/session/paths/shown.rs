@@ -13,8 +13,8 @@ use crate::{
 pub(crate) struct Shown {
     generation: u64,
     description: Description,
-    /// The permissions of files below `/sys`, and whether a write to them does something. By the last
-    /// name, so that nearly every path is known not to be one of them.
+    /// The permissions of files below `/sys`, and whether a write to them does something. By the
+    /// last name, so that nearly every path is known not to be one of them.
     files: HashMap<Vec<u8>, Vec<ShownFile>>,
 }
 

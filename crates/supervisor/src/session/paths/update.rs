@@ -1,7 +1,7 @@
 //! A program's `/dev` and `/sys` follow the machine.
 //!
-//! The program may have put anything in the place of an entry, so nothing is followed on the way to it:
-//! no link, and no other mount.
+//! The program may have put anything in the place of an entry, so nothing is followed on the way to
+//! it: no link, and no other mount.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -33,7 +33,8 @@ pub(crate) fn nodes(description: &Description) -> BTreeMap<String, NodeName> {
     devices.chain(groups).collect()
 }
 
-/// Brings `/sys` up to date, but for the bytes of the files `live`, which are written as they change.
+/// Brings `/sys` up to date, but for the bytes of the files `live`, which are written as they
+/// change.
 pub(crate) fn update_sys(
     sys: &OwnedFd,
     old: &Description,
@@ -138,8 +139,8 @@ fn rewrite(root: &OwnedFd, path: &str, bytes: &[u8]) -> io::Result<()> {
     write(&file, bytes)
 }
 
-/// Opens an entry's file to write it, and empties it if `truncate` is set. One that can be read alone is made
-/// writable for that moment, which its owner may do.
+/// Opens an entry's file to write it, and empties it if `truncate` is set. One that can be read
+/// alone is made writable for that moment, which its owner may do.
 pub(crate) fn open_to_write(root: &OwnedFd, path: &str, truncate: bool) -> io::Result<OwnedFd> {
     let mut flags = OFlags::WRONLY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
     if truncate {

@@ -1,6 +1,7 @@
 //! The device files that are mapped, and one access to their registers.
 //!
-//! Which register is meant follows from the address alone: what file the program has mapped there now.
+//! Which register is meant follows from the address alone: what file the program has mapped there
+//! now.
 
 use std::{
     collections::HashMap,
@@ -38,8 +39,8 @@ impl Mapped {
     }
 }
 
-/// Carries out one access of `process`: loaded bytes are in `data` then, stored ones were; for an enqueue
-/// its first word says whether it is to be tried again.
+/// Carries out one access of `process`: loaded bytes are in `data` then, stored ones were; for an
+/// enqueue its first word says whether it is to be tried again.
 ///
 /// # Errors
 /// EFAULT if the address is no register (as for any memory that is not mapped), and what the

@@ -1,9 +1,9 @@
 //! Accesses to mapped registers.
 //!
-//! A BAR is mapped past the end of the file behind it, so the processor raises a signal at every access. The
-//! library in the program catches it and asks here, by an `ioctl` on no descriptor
-//! ([`ioasid_preload::call`]), or in a page that it shares with [`poller`]; a program without the library is
-//! traced ([`trace`]). What an access does stands in [`mapped`].
+//! A BAR is mapped past the end of the file behind it, so the processor raises a signal at every
+//! access. The library in the program catches it and asks here, by an `ioctl` on no descriptor
+//! ([`ioasid_preload::call`]), or in a page that it shares with [`poller`]; a program without the
+//! library is traced ([`trace`]). What an access does stands in [`mapped`].
 
 mod mapped;
 mod poller;
@@ -209,8 +209,8 @@ impl Registers {
         self.poller.forget_ended();
     }
 
-    /// Ends the thread that watches shared pages: what answers after this session is asked by the system
-    /// call.
+    /// Ends the thread that watches shared pages: what answers after this session is asked by the
+    /// system call.
     pub(crate) fn stop_polling(&mut self) {
         self.poller = Poller::new();
     }

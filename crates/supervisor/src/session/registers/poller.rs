@@ -1,15 +1,15 @@
 //! A thread that polls for accesses of programs that touch registers often.
 //!
-//! An access by the system call costs two switches between processes, and the session's own way round. So
-//! a process shares a page with its session ([`ioasid_preload::page`]), and once its accesses follow one
-//! another closely, this thread watches the page and answers there. Nothing is woken for that: where the
-//! thread does not watch, the program sees it and makes the system call, as it does whenever it
-//! gets no answer.
+//! An access by the system call costs two switches between processes, and the session's own way
+//! round. So a process shares a page with its session ([`ioasid_preload::page`]), and once its
+//! accesses follow one another closely, this thread watches the page and answers there. Nothing is
+//! woken for that: where the thread does not watch, the program sees it and makes the system call,
+//! as it does whenever it gets no answer.
 //!
-//! Watching is paid for by what is answered. Each answer allows as much of it as the system call would have
-//! cost us ([`WORTH`]), so it never costs more processor time than it saves; what has not been used
-//! lasts for [`MOST`]. A process that does nothing is not watched. One that was watched in vain, as the
-//! processors have more to do, has to make more accesses the next time.
+//! Watching is paid for by what is answered. Each answer allows as much of it as the system call
+//! would have cost us ([`WORTH`]), so it never costs more processor time than it saves; what has
+//! not been used lasts for [`MOST`]. A process that does nothing is not watched. One that was
+//! watched in vain, as the processors have more to do, has to make more accesses the next time.
 //!
 //! There is one such thread for a program tree, whatever its processes do, and none on a single
 //! processor.
@@ -121,8 +121,8 @@ impl Poller {
     /// A new page for `process`, to be mapped by it.
     ///
     /// # Errors
-    /// ENODEV where it would never be watched, EBUSY if it has one, ENOSPC if too many have, ENOMEM if
-    /// the host gives none.
+    /// ENODEV where it would never be watched, EBUSY if it has one, ENOSPC if too many have, ENOMEM
+    /// if the host gives none.
     pub(crate) fn share(
         &mut self,
         process: &Arc<Process>,
@@ -183,10 +183,10 @@ impl Poller {
             return;
         };
         let watched = &pace.watched;
-        if watched.page.is_attended() {
+        if watched.page.is_polled() {
             // The processors are busy, or the program has more threads than slots.
             if watched.missed.fetch_add(1, Relaxed) >= MISSES {
-                watched.page.set_attended(false);
+                watched.page.set_polled(false);
             }
             return;
         }
@@ -276,7 +276,7 @@ impl Watch {
             if !known && self.now.len() < MOST_WATCHED {
                 watched.served.store(0, Relaxed);
                 watched.missed.store(0, Relaxed);
-                watched.page.set_attended(true);
+                watched.page.set_polled(true);
                 self.now.push((watched, MOST));
             }
         }
@@ -321,7 +321,7 @@ impl Watch {
                 .saturating_add(WORTH.saturating_mul(served))
                 .saturating_sub(passed)
                 .min(MOST);
-            if !left.is_zero() && watched.page.is_attended() {
+            if !left.is_zero() && watched.page.is_polled() {
                 return true;
             }
             watched.end();
@@ -338,7 +338,7 @@ impl Watch {
 
 impl Watched {
     fn end(&self) {
-        self.page.set_attended(false);
+        self.page.set_polled(false);
         let run = match self.served.load(Relaxed) < FEW {
             true => self.run.load(Relaxed).saturating_mul(2).min(RUN.1),
             false => RUN.0,

@@ -1,13 +1,13 @@
 //! Programs that have not loaded the library: a thread here traces them.
 //!
-//! A thread per program that has mapped registers seizes all its threads, follows what comes of them,
-//! and carries out the instruction at every stop by a signal of a register. Every other stop passes as if nothing
-//! traced it. It ends with the last traced thread; a program that calls `exec` has no mappings any more
-//! and is let go.
+//! A thread per program that has mapped registers seizes all its threads, follows what comes of
+//! them, and carries out the instruction at every stop by a signal of a register. Every other stop
+//! passes as if nothing traced it. It ends with the last traced thread; a program that calls `exec`
+//! has no mappings any more and is let go.
 //!
-//! A thread is let go just before it ends, so that its parent finds what it would find without us. One
-//! that is killed may end in our hands: it may be a child of this process, whose end `run` waits for,
-//! and so what has ended is only looked at, and reaped here unless it is such a child.
+//! A thread is let go just before it ends, so that its parent finds what it would find without us.
+//! One that is killed may end in our hands: it may be a child of this process, whose end `run`
+//! waits for, and so what has ended is only looked at, and reaped here unless it is such a child.
 
 use std::{
     cell::OnceCell,
@@ -29,7 +29,8 @@ use ioasid_vfio::DeviceFile;
 use super::mapped::{Mapped, report_instruction};
 use crate::system::ptrace::{self, Stop};
 
-/// How often is looked for stops while a child of ours waits to be reaped by its own waiter.
+/// How often is looked for stops while a child of this process waits to be reaped by its own
+/// waiter.
 const GLANCE: Duration = Duration::from_millis(1);
 
 /// SIGBUS: past the end of a mapped file (`BUS_ADRERR`).
@@ -52,7 +53,7 @@ impl Tracers {
 /// Has `process` traced from now on; false if it was already.
 ///
 /// # Errors
-/// What the kernel says: EPERM if somebody else traces it or it may not be traced.
+/// What the kernel says: EPERM if another process traces it or it may not be traced.
 pub(crate) fn follow(
     process: &Arc<Process>,
     client: &Arc<Client>,
@@ -78,7 +79,7 @@ pub(crate) fn follow(
             tracers.all().insert(me);
             let seized = tracer.seize(&process);
             let go = seized.is_ok();
-            // Whoever waits has not gone away: it waits for this.
+            // The thread that waits has not gone away: it waits for this.
             let _ = ready.send(seized);
             if go {
                 tracer.run();
@@ -129,7 +130,8 @@ impl Tracer {
             if self.serve(tid, stop) {
                 continue;
             }
-            // A child of ours has ended, is not ours to reap, and would be found again and again.
+            // A child of this process has ended, another thread is to reap it, and it would be
+            // found again and again.
             while matches!(ptrace::wait(Some(tid)), Ok(Some(_))) {
                 let others: Vec<i32> = self.tracees.iter().copied().collect();
                 for other in others {
@@ -155,8 +157,9 @@ impl Tracer {
             }
             Stop::Group => ptrace::listen(tid),
             Stop::Other => ptrace::go_on(tid, 0),
-            // Let go before it ends: a parent learns of the end of a traced child before it can reap
-            // it, and one that looks at once (a pidfd, then a wait that does not hang) sees nothing.
+            // Let go before it ends: a parent learns of the end of a traced child before it can
+            // reap it, and one that looks at once (a pidfd, then a wait that does not hang) sees
+            // nothing.
             Stop::Exec | Stop::Ending => {
                 self.tracees.remove(&tid);
                 ptrace::detach(tid)

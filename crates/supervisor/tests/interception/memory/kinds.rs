@@ -17,7 +17,8 @@ const YES: i32 = 0;
 /// It may not.
 const NO: i32 = EFAULT;
 
-/// Some memory; what an ioctl that maps it says if a device may read it, and if it may write it too.
+/// Some memory; what an ioctl that maps it says if a device may read it, and if it may write it
+/// too.
 pub(super) struct Row {
     pub(super) name: &'static str,
     make: fn() -> io::Result<Memory>,
@@ -234,7 +235,8 @@ fn sealed_later() -> io::Result<Memory> {
     Ok(memory)
 }
 
-/// A directory on a file system with one of these numbers where we can make files (`linux/magic.h`).
+/// A directory on a file system with one of these numbers where we can make files
+/// (`linux/magic.h`).
 fn directory(magics: &[i64]) -> io::Result<PathBuf> {
     let target = PathBuf::from(env!("CARGO_TARGET_TMPDIR"));
     let exe = std::env::current_exe()?;
@@ -258,8 +260,8 @@ pub(super) fn tmpfs() -> io::Result<Mappable> {
     file_in(&[0x0102_1994], 2 * PAGE)
 }
 
-/// A file of some pages and bytes on a file system that keeps track of dirty pages: ext4, XFS, btrfs,
-/// overlay, f2fs.
+/// A file of some pages and bytes on a file system that keeps track of dirty pages: ext4, XFS,
+/// btrfs, overlay, f2fs.
 pub(super) fn disk(pages: usize, bytes: usize) -> io::Result<Mappable> {
     const MAGICS: [i64; 5] = [0xef53, 0x5846_5342, 0x9123_683e, 0x794c_7630, 0xf2f5_2010];
     file_in(&MAGICS, pages * PAGE + bytes)

@@ -26,7 +26,7 @@ use ioasid_core::{inspect::Node, memory::PAGE_SIZE as PAGE, spa::SpaSpace};
 use ioasid_iommu::{Iommu, IommuConfig};
 use ioasid_iommufd::Context;
 use ioasid_supervisor::{
-    MachineView, Mmio, NodeInfo, RunOptions, SysfsEntry,
+    MachineView, Mmio, RunOptions, SysfsEntry, VfioNode,
     filter::{self, Scope},
     launch,
     listener::Listener,
@@ -128,7 +128,7 @@ impl MachineView for Machine {
         Context::new(&self.0)
     }
 
-    fn nodes(&self, _vm: Option<&str>) -> Vec<NodeInfo> {
+    fn nodes(&self, _vm: Option<&str>) -> Vec<VfioNode> {
         Vec::new()
     }
 

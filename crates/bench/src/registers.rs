@@ -16,14 +16,9 @@ use std::{
 };
 
 use anyhow::{Context as _, Result, ensure};
-use ioasid_core::{
-    host::StdSpawner,
-    inspect::{Inspect as _, Node},
-    spa::SpaSpace,
-};
-use ioasid_iommufd::Context;
+use ioasid_core::host::StdSpawner;
 use ioasid_machine::{Machine, MachineFile, models};
-use ioasid_supervisor::{MachineView, Mmio, NodeInfo, SysfsEntry};
+use ioasid_supervisor::{BuiltMachine, MachineView, Mmio};
 use passthrough_client::{
     Device, DsaQueue, Vm, discover,
     dsa::{Descriptor, Flags, Opcode},
@@ -60,7 +55,7 @@ fn task(name: &str) -> String {
 }
 
 fn access(effort: Effort) -> Result<Table> {
-    let view = |mmio, name: &str| Program::run_with(&View::new()?, &task(name), mmio);
+    let view = |mmio, name: &str| Program::run_with(&machine()?, &task(name), mmio);
     let contenders = vec![
         Program::bare(&task("signal"))?.contender("bare: a signal that steps over the instruction"),
         Program::bare(&task("question"))?
@@ -78,7 +73,7 @@ fn access(effort: Effort) -> Result<Table> {
 /// The same by the wall clock: what a program waits. A thread of the session that attends takes a
 /// processor of its own meanwhile, so the two tables differ.
 fn passing(effort: Effort) -> Result<Table> {
-    let view = |mmio, name: &str| Program::run_with(&View::new()?, &task(name), mmio);
+    let view = |mmio, name: &str| Program::run_with(&machine()?, &task(name), mmio);
     let contenders = vec![
         Program::bare(&task("signal:time"))?
             .contender_of_time_there("bare: a signal that steps over the instruction"),
@@ -93,7 +88,7 @@ fn passing(effort: Effort) -> Result<Table> {
 }
 
 fn doorbell(effort: Effort) -> Result<Table> {
-    let view = |mmio, name: &str| Program::run_with(&View::new()?, &task(name), mmio);
+    let view = |mmio, name: &str| Program::run_with(&machine()?, &task(name), mmio);
     let contenders = vec![
         view(Mmio::Off, "doorbell-pwrite")?.contender_of_time_there("pwrite of 64 bytes"),
         view(Mmio::Auto, "doorbell")?.contender_of_time_there("mapped, library: MOVDIR64B"),
@@ -105,48 +100,10 @@ fn doorbell(effort: Effort) -> Result<Table> {
 }
 
 /// A machine of one DSA.
-#[derive(Debug)]
-struct View(Arc<Machine>);
-
-impl View {
-    #[allow(clippy::new_ret_no_self, reason = "what is wanted is the trait")]
-    fn new() -> Result<Arc<dyn MachineView>> {
-        let file = MachineFile::from_device_strings(&["dsa,driver=vfio"], &models::standard())?;
-        let machine = Machine::build("bench", &file, &StdSpawner)?;
-        Ok(Arc::new(View(machine)))
-    }
-}
-
-impl MachineView for View {
-    fn new_context(&self) -> Arc<Context> {
-        self.0.new_context()
-    }
-
-    fn nodes(&self, vm: Option<&str>) -> Vec<NodeInfo> {
-        let node = |node: ioasid_machine::VfioNode| NodeInfo {
-            name: node.name,
-            major: node.major,
-            minor: node.minor,
-            device: node.device,
-        };
-        self.0.nodes(vm).into_iter().map(node).collect()
-    }
-
-    fn sysfs(&self, vm: Option<&str>) -> Vec<SysfsEntry> {
-        self.0.sysfs(vm)
-    }
-
-    fn space(&self) -> Arc<SpaSpace> {
-        Arc::clone(self.0.iommu().space())
-    }
-
-    fn inspect(&self) -> Node {
-        self.0.inspect()
-    }
-
-    fn has_vm(&self, vm: &str) -> bool {
-        self.0.has_vm(vm)
-    }
+fn machine() -> Result<Arc<dyn MachineView>> {
+    let file = MachineFile::from_device_strings(&["dsa,driver=vfio"], &models::standard())?;
+    let machine = Machine::build("bench", &file, &StdSpawner)?;
+    Ok(Arc::new(BuiltMachine::new(&machine)))
 }
 
 /// One of the programs: what it is asked to do, line by line.

@@ -2,7 +2,11 @@
 
 use std::{ffi::OsString, path::PathBuf};
 
-use clap::{Args, Parser, Subcommand};
+use clap::{
+    Args, Parser, Subcommand,
+    builder::{PossibleValue, PossibleValuesParser, TypedValueParser},
+};
+use ioasid_supervisor::Mmio;
 
 /// The Linux I/O address space system in user space.
 ///
@@ -81,8 +85,8 @@ pub(crate) struct RunArgs {
     /// How accesses to mapped device registers are caught: by a library in each process and ptrace
     /// where that is not loaded (auto), by one of the two alone, or not at all: then no region can be
     /// mapped, and programs use read and write.
-    #[arg(long, value_name = "HOW", default_value = "auto")]
-    pub(crate) mmio: MmioMode,
+    #[arg(long, value_name = "HOW", default_value = "auto", value_parser = mmio())]
+    pub(crate) mmio: Mmio,
     /// Trap every path instead of giving the program a namespace of its own, as on a host that
     /// refuses namespaces.
     #[arg(long, hide = true)]
@@ -92,17 +96,10 @@ pub(crate) struct RunArgs {
     pub(crate) program: Vec<OsString>,
 }
 
-/// `--mmio`.
-#[derive(Clone, Copy, Debug, clap::ValueEnum)]
-pub(crate) enum MmioMode {
-    /// The library where it is loaded, ptrace elsewhere.
-    Auto,
-    /// The library alone.
-    Preload,
-    /// Ptrace alone: nothing is loaded into programs.
-    Ptrace,
-    /// No region can be mapped.
-    Off,
+/// The values of `--mmio`.
+fn mmio() -> impl TypedValueParser<Value = Mmio> {
+    let value = |mode: Mmio| PossibleValue::new(mode.name()).help(mode.meaning());
+    PossibleValuesParser::new(Mmio::ALL.map(value)).try_map(|name| name.parse::<Mmio>())
 }
 
 /// `serve`.

@@ -1,4 +1,4 @@
-//! The vfio-user sockets of a served machine: where they are, and how a VMM is told of them.
+//! The vfio-user sockets of a served machine: where they are, and what options a VMM needs for them.
 
 use std::{
     collections::VecDeque,
@@ -17,11 +17,11 @@ use ioasid_vfio_user::{Export, Server, listen};
 
 use crate::say;
 
-/// The devices of a machine as VMMs can have them.
+/// The devices of a machine, offered to VMMs.
 #[derive(Debug)]
 pub(crate) struct Guests {
     server: Arc<Server>,
-    /// What can be said of each device, in the order of VMs.
+    /// What is printed of each device, in the order of VMs.
     devices: Vec<Shown>,
     /// The sockets' files that were made here.
     made: Vec<PathBuf>,
@@ -35,7 +35,7 @@ struct Shown {
 }
 
 impl Guests {
-    /// Offers every device of `machine` that a VM can have: at a socket that the service manager has
+    /// Offers every device of `machine` that a VM can use: at a socket that the service manager has
     /// `passed`, or at one of its own in `dir`.
     pub(crate) fn start(
         machine: &Arc<Machine>,
@@ -82,12 +82,12 @@ impl Guests {
         Ok(guests)
     }
 
-    /// The server, for those that look.
+    /// The server, for its part of `inspect`.
     pub(crate) fn server(&self) -> &Arc<Server> {
         &self.server
     }
 
-    /// Tells the user how each device is had.
+    /// Prints how each device is given to a VMM.
     pub(crate) fn announce(&self) {
         let mut last = None;
         for device in &self.devices {

@@ -10,7 +10,7 @@ use ioasid_core::host::StdSpawner;
 use ioasid_host::{confine, prepare_received, service};
 use ioasid_machine::{Machine, MachineFile, Models};
 use ioasid_supervisor::{
-    ControlServer, Mmio, RunOptions, control,
+    ControlServer, RunOptions, control,
     run::{join, run as run_private},
     view::MdevRequest,
 };
@@ -20,11 +20,10 @@ use signal_hook::{
 };
 
 use crate::{
-    cli::{InspectArgs, MachineArgs, MdevArgs, MdevVerb, MmioMode, RunArgs, ServeArgs},
+    cli::{InspectArgs, MachineArgs, MdevArgs, MdevVerb, RunArgs, ServeArgs},
     demo,
     guests::Guests,
-    say, tree,
-    view::View,
+    say, tree, view,
 };
 
 fn build(name: &str, file: &MachineFile) -> Result<Arc<Machine>> {
@@ -49,12 +48,7 @@ pub(crate) fn run(args: RunArgs, models: &Models) -> Result<u8> {
     options.vm = args.vm;
     options.forward_signals = true;
     options.namespaces = !args.no_namespaces;
-    options.mmio = match args.mmio {
-        MmioMode::Auto => Mmio::Auto,
-        MmioMode::Preload => Mmio::Preload,
-        MmioMode::Ptrace => Mmio::Ptrace,
-        MmioMode::Off => Mmio::Off,
-    };
+    options.mmio = args.mmio;
     let status = match &args.join {
         Some(machine) => join(&socket(machine)?, options)?,
         None => {
@@ -65,14 +59,14 @@ pub(crate) fn run(args: RunArgs, models: &Models) -> Result<u8> {
             // Other terminals may look at it; a program does not depend on it.
             let name = format!("run-{}", std::process::id());
             let server = control::socket_path(&name)
-                .and_then(|path| ControlServer::start(View::of(&machine), path));
+                .and_then(|path| ControlServer::start(view::of(&machine), path));
             if let Err(error) = &server {
                 tracing::info!("this machine cannot be inspected: {error}");
             }
             let view = if args.selftest {
-                View::with_selftest(&machine)
+                view::with_selftest(&machine)
             } else {
-                View::of(&machine)
+                view::of(&machine)
             };
             run_private(view, options)?
         }
@@ -124,7 +118,7 @@ pub(crate) fn serve(args: ServeArgs, models: &Models) -> Result<u8> {
     let mut end = Signals::new([SIGTERM, SIGINT, SIGHUP]).context("waiting for signals")?;
     let sockets = args.socket_dir.unwrap_or_else(|| path.with_extension("vm"));
     let guests = Guests::start(&machine, &sockets, passed)?;
-    let view = View::serving(&machine, guests.server());
+    let view = view::serving(&machine, guests.server());
     let server = ControlServer::start_with(view, path, !args.no_join)?;
     let shown = server.path().display();
     say(&format!("ioasid: machine `{name}` at {shown}"));

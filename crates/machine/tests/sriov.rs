@@ -199,5 +199,9 @@ fn mediated_devices_are_created_and_removed_through_sysfs() {
     );
     let made = machine.write_attribute(Some("vm2"), create, text.as_bytes());
     assert_eq!(made, Ok(()));
-    assert_eq!(machine.mdevs(Some("vm2")).len(), 2, "who makes it has it");
+    assert_eq!(
+        machine.mdevs(Some("vm2")).len(),
+        2,
+        "it belongs to the VM that made it"
+    );
 }

@@ -94,7 +94,7 @@ fn sysfs_is_what_the_list_of_facts_says() {
     let sections = sections();
     for (directory, has, lacks) in &sections {
         let mut found = found(&entries, directory);
-        // What is in a directory with a section of its own is told there.
+        // What is in a directory with a section of its own is listed there.
         for (other, ..) in &sections {
             if let Some(inner) = other.strip_prefix(&format!("{directory}/")) {
                 found.retain(|name, _| name != inner && !name.starts_with(&format!("{inner}/")));
@@ -111,7 +111,7 @@ fn sysfs_is_what_the_list_of_facts_says() {
             let quoted = format!("`{last}`");
             assert!(
                 LIMITS.contains(&quoted),
-                "docs/limits.md does not tell of {name}"
+                "docs/limits.md does not name {name}"
             );
         }
     }
@@ -227,11 +227,11 @@ fn a_virtual_function_lies_where_the_physical_one_says() {
     assert_eq!(last - start, 0xffff);
 }
 
-/// Counts how often it was told.
+/// Counts its notifications.
 #[derive(Debug, Default)]
-struct Told(AtomicUsize);
+struct Notified(AtomicUsize);
 
-impl FunctionWatch for Told {
+impl FunctionWatch for Notified {
     fn changed(&self) {
         self.0.fetch_add(1, Ordering::Relaxed);
     }
@@ -243,16 +243,16 @@ fn live(machine: &Machine, path: &str) -> LiveFile {
 }
 
 #[test]
-fn configuration_space_is_written_and_whoever_watches_is_told() {
+fn configuration_space_is_written_and_its_watcher_is_notified() {
     let machine = machine();
     for path in [PHYSICAL, "devices/pci0000:6b/0000:6b:01.0"] {
         let config = live(&machine, &format!("{path}/config"));
-        let told = Arc::new(Told::default());
-        let watcher: Weak<Told> = Arc::downgrade(&told);
+        let notified = Arc::new(Notified::default());
+        let watcher: Weak<Notified> = Arc::downgrade(&notified);
         config.watch(watcher);
         assert_eq!(config.write_at(4, &[0x46, 0]), Ok(2));
         assert_eq!(config.read()[4..6], [0x46, 0]);
-        assert_eq!(told.0.load(Ordering::Relaxed), 1);
+        assert_eq!(notified.0.load(Ordering::Relaxed), 1);
         assert_eq!(config.write_at(4095, &[1, 2]), Ok(1), "clipped at the end");
         assert_eq!(config.write_at(4096, &[1]), Ok(0));
         assert_eq!(config.write_at(0, &[1]), Ok(1));

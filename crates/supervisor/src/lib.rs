@@ -7,7 +7,7 @@
 //!
 //! From the lowest floor:
 //!
-//! * [`view`]: what this crate needs of a machine, as a trait.
+//! * [`view`]: what this crate needs of a machine, as a trait; [`BuiltMachine`] is one.
 //! * `system`: system calls without a safe wrapper; [`listener`], the notification descriptor,
 //!   typed.
 //! * [`wire`]: the messages that launcher, `run` and a served machine exchange.
@@ -26,6 +26,7 @@
 //! This is an environment for tests and development, not a sandbox: a program that wants to escape
 //! the filter can.
 
+mod built;
 mod calls;
 mod entries;
 pub mod launch;
@@ -35,6 +36,7 @@ mod system;
 pub mod view;
 pub mod wire;
 
+pub use built::{BuiltMachine, Harness};
 pub use calls::filter;
 pub use service::{
     control::{self, ControlServer},
@@ -42,5 +44,5 @@ pub use service::{
 };
 pub use session::Session;
 pub use system::listener;
-pub use view::{LiveFile, MachineView, NodeInfo, SysfsEntry, SysfsFile, SysfsKind};
+pub use view::{LiveFile, MachineView, SysfsEntry, SysfsFile, SysfsKind, VfioNode};
 pub use wire::{Mmio, tree};

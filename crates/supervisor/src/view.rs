@@ -1,30 +1,17 @@
-//! What the supervisor needs of a machine. A test implements it with a handful of objects.
+//! What the supervisor needs of a machine. [`BuiltMachine`](crate::BuiltMachine) is one; a test implements
+//! it with a handful of objects.
 
 use std::{fmt, sync::Arc};
 
 use ioasid_core::{inspect, spa::SpaSpace};
 use ioasid_iommufd::Context;
 use ioasid_uapi::{Errno, iommufd::Extension};
-use ioasid_vfio::VfioDevice;
 use serde::{Deserialize, Serialize};
 
 pub use ioasid_machine::{
-    LiveFile,
+    LiveFile, VfioNode,
     sysfs::{SysfsEntry, SysfsFile, SysfsKind},
 };
-
-/// One `/dev/vfio/devices/NAME`.
-#[derive(Clone, Debug)]
-pub struct NodeInfo {
-    /// File name of the node, `vfio0` for instance.
-    pub name: String,
-    /// Major number that `fstat` reports and the sysfs `dev` file shows.
-    pub major: u32,
-    /// Minor number, likewise.
-    pub minor: u32,
-    /// What an open of the node opens.
-    pub device: Arc<VfioDevice>,
-}
 
 /// A request about mediated devices, from `ioasid mdev` by way of the control socket.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -75,7 +62,7 @@ pub trait MachineView: Send + Sync + fmt::Debug {
     }
 
     /// The device nodes that a program of `vm` sees; all of them for `None`.
-    fn nodes(&self, vm: Option<&str>) -> Vec<NodeInfo>;
+    fn nodes(&self, vm: Option<&str>) -> Vec<VfioNode>;
 
     /// What is added to the `/sys` of such a program.
     fn sysfs(&self, vm: Option<&str>) -> Vec<SysfsEntry>;

@@ -24,7 +24,7 @@ use ioasid_iommu::{Domain, Iommu};
 use ioasid_machine::{Machine, MachineFile, models::dsa};
 use ioasid_supervisor::ControlServer;
 
-use crate::{cli::DemoArgs, view::View};
+use crate::{cli::DemoArgs, view};
 use guest::Guest;
 use order::{Order, Which};
 use output::{Outcome, Output};
@@ -86,7 +86,7 @@ impl Demo {
     fn set_up(output: &mut Output) -> Result<Self> {
         let machine = Machine::build("demo", &MachineFile::default_machine(), &StdSpawner)?;
         let socket = std::env::temp_dir().join(format!("ioasid-demo-{}.sock", std::process::id()));
-        let server = ControlServer::start(View::of(&machine), socket)?;
+        let server = ControlServer::start(view::of(&machine), socket)?;
         let mut snapshots = Snapshots::new(machine.iommu().clone());
         let mut history = History::default();
 

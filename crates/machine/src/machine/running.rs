@@ -136,7 +136,7 @@ impl Machine {
         })
     }
 
-    /// Who has locked how much memory.
+    /// How much memory each user has locked.
     pub fn ledger(&self) -> &Arc<MemoryLedger> {
         &self.ledger
     }

@@ -6,7 +6,7 @@ use ioasid_machine::sysfs::{CONTAINER_DEVICE, IOMMU_DEVICE, VFIO_GROUP_MAJOR};
 use ioasid_vfio::VfioGroup;
 
 use crate::{
-    view::{LiveFile, MachineView, NodeInfo},
+    view::{LiveFile, MachineView, VfioNode},
     wire::{Description, NodeName, describe},
 };
 
@@ -39,7 +39,7 @@ impl Machine {
     }
 
     /// The device node with this name.
-    pub(crate) fn node(&self, name: &str) -> Option<NodeInfo> {
+    pub(crate) fn node(&self, name: &str) -> Option<VfioNode> {
         let mut nodes = self.view.nodes(self.vm()).into_iter();
         nodes.find(|info| info.name == *name)
     }

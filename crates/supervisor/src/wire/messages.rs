@@ -1,6 +1,6 @@
 //! What launcher, `run` and a served machine say to one another.
 
-use std::fmt;
+use std::{fmt, str::FromStr};
 
 use serde::{Deserialize, Serialize};
 
@@ -86,6 +86,29 @@ pub enum Mmio {
 }
 
 impl Mmio {
+    /// All of them.
+    pub const ALL: [Mmio; 4] = [Mmio::Auto, Mmio::Preload, Mmio::Ptrace, Mmio::Off];
+
+    /// Its name on the command line.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Mmio::Auto => "auto",
+            Mmio::Preload => "preload",
+            Mmio::Ptrace => "ptrace",
+            Mmio::Off => "off",
+        }
+    }
+
+    /// What it means, for the help of the command line.
+    pub const fn meaning(self) -> &'static str {
+        match self {
+            Mmio::Auto => "The library where it is loaded, ptrace elsewhere",
+            Mmio::Preload => "The library alone",
+            Mmio::Ptrace => "Ptrace alone: nothing is loaded into programs",
+            Mmio::Off => "No region can be mapped",
+        }
+    }
+
     /// Whether programs are started with the library.
     pub fn preloads(self) -> bool {
         matches!(self, Mmio::Auto | Mmio::Preload)
@@ -94,12 +117,22 @@ impl Mmio {
 
 impl fmt::Display for Mmio {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Mmio::Auto => "auto",
-            Mmio::Preload => "preload",
-            Mmio::Ptrace => "ptrace",
-            Mmio::Off => "off",
-        })
+        f.write_str(self.name())
+    }
+}
+
+/// A name that no way of catching accesses has.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{0:?} is no way to catch accesses (auto, preload, ptrace, off)")]
+pub struct UnknownMmio(pub String);
+
+impl FromStr for Mmio {
+    type Err = UnknownMmio;
+
+    fn from_str(name: &str) -> Result<Self, UnknownMmio> {
+        let mut all = Mmio::ALL.into_iter();
+        let found = all.find(|mode| mode.name() == name);
+        found.ok_or_else(|| UnknownMmio(name.to_owned()))
     }
 }
 

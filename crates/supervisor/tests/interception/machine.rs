@@ -12,7 +12,7 @@ use std::sync::{
 use ioasid_core::{inspect, spa::SpaSpace, sync::Mutex};
 use ioasid_iommu::{DeviceConfig, Iommu, IommuConfig};
 use ioasid_iommufd::Context;
-use ioasid_supervisor::{LiveFile, MachineView, NodeInfo, SysfsEntry, SysfsFile, SysfsKind};
+use ioasid_supervisor::{LiveFile, MachineView, SysfsEntry, SysfsFile, SysfsKind, VfioNode};
 use ioasid_uapi::Errno;
 use ioasid_vfio::{
     DeviceModel, Migrate, Passthrough, StateError, Vfio,
@@ -159,11 +159,11 @@ impl MachineView for Example {
         context
     }
 
-    fn nodes(&self, vm: Option<&str>) -> Vec<NodeInfo> {
+    fn nodes(&self, vm: Option<&str>) -> Vec<VfioNode> {
         if vm == Some("vm2") {
             return Vec::new();
         }
-        let node = |device: Arc<ioasid_vfio::VfioDevice>| NodeInfo {
+        let node = |device: Arc<ioasid_vfio::VfioDevice>| VfioNode {
             name: device.name().to_owned(),
             major: RDEV.0,
             minor: RDEV.1,

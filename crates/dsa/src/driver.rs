@@ -16,7 +16,7 @@ use ioasid_core::{
 };
 use ioasid_engine::driver::{Bound, Jobs, PendingJob};
 use ioasid_iommu::{CoherentBuffer, DmaApi};
-use ioasid_vfio::DeviceModel;
+use ioasid_vfio::{DeviceModel, pci::spec as pci};
 
 pub use ioasid_engine::driver::DriverError;
 
@@ -35,9 +35,6 @@ use crate::{
 
 /// How long the driver waits for a command.
 const COMMAND_TIMEOUT: Duration = Duration::from_secs(10);
-/// `PCI_COMMAND`: memory and bus mastering.
-const PCI_COMMAND: u64 = 4;
-const PCI_COMMAND_MEMORY_MASTER: u16 = 0x6;
 
 /// A DSA device under its own driver: configured, enabled, its DMA in the driver's own address
 /// space.
@@ -62,9 +59,11 @@ impl HostDriver {
             device: Arc::clone(device),
             bound: device.driver.bind(device.device())?,
         };
-        let command = PCI_COMMAND_MEMORY_MASTER.to_le_bytes();
-        // Offset 4 of configuration space exists, and the bits ask for no reset.
-        let _ = device.function().write_config(PCI_COMMAND, &command);
+        let command = (pci::COMMAND_MEMORY | pci::COMMAND_MASTER).to_le_bytes();
+        // The register exists, and the bits ask for no reset.
+        let _ = device
+            .function()
+            .write_config(pci::COMMAND as u64, &command);
         this.command(Command::ResetDevice, 0)?;
         let bits = |count: usize| (1_u64 << count) - 1;
         this.write64(reg::GRPCFG, bits(device.queues().len()));

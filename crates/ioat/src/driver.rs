@@ -17,7 +17,7 @@ use ioasid_core::{
 };
 use ioasid_engine::driver::{Bound, Jobs, PendingJob};
 use ioasid_iommu::{CoherentBuffer, DmaApi};
-use ioasid_vfio::DeviceModel;
+use ioasid_vfio::{DeviceModel, pci::spec as pci};
 
 pub use ioasid_engine::driver::DriverError;
 
@@ -31,9 +31,6 @@ use crate::{
     },
 };
 
-/// `PCI_COMMAND`: memory and bus mastering.
-const PCI_COMMAND: u64 = 4;
-const PCI_COMMAND_MEMORY_MASTER: u16 = 0x6;
 /// Descriptors in a ring; a power of two, at most 2^15.
 const RING: u64 = 64;
 /// Offset of the completion word in a channel's buffer, behind the ring.
@@ -59,9 +56,11 @@ impl HostDriver {
             device: Arc::clone(device),
             bound: device.driver.bind(device.device())?,
         };
-        let command = PCI_COMMAND_MEMORY_MASTER.to_le_bytes();
-        // Offset 4 of configuration space exists, and the bits ask for no reset.
-        let _ = device.function().write_config(PCI_COMMAND, &command);
+        let command = (pci::COMMAND_MEMORY | pci::COMMAND_MASTER).to_le_bytes();
+        // The register exists, and the bits ask for no reset.
+        let _ = device
+            .function()
+            .write_config(pci::COMMAND as u64, &command);
         let control = IntrCtrl::new()
             .with_master_int_en(true)
             .with_msix_vector_control(true);

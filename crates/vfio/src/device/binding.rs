@@ -122,8 +122,9 @@ impl Binding {
     }
 }
 
-/// A device takes PASIDs of its user's choice. [`DeviceFile::user_pasids`](crate::DeviceFile::user_pasids)
-/// says so, for a whole device: a mediated one has a default PASID, or none.
+/// A device takes PASIDs of its user's choice.
+/// [`DeviceFile::user_pasids`](crate::DeviceFile::user_pasids) says so, for a whole device: a mediated
+/// one has a default PASID, or none.
 #[derive(Clone, Copy, Debug)]
 pub struct UserPasids(pub(super) ());
 

@@ -385,7 +385,8 @@ impl State {
             };
             return connect(vectors, request.start, end, fds);
         }
-        // `__pci_enable_msix_range` looks at the count first, `__pci_enable_msi_range` at the power state.
+        // `__pci_enable_msix_range` looks at the count first, `__pci_enable_msi_range` at the power
+        // state.
         let asleep = !function.is_awake();
         if asleep && index == IrqIndex::Msi {
             return Err(IrqError::Asleep { index });

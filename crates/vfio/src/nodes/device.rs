@@ -166,8 +166,8 @@ impl VfioDevice {
     /// functions are not in use.
     ///
     /// # Errors
-    /// [`TokenError::Missing`] or [`TokenError::Wrong`] if a token is needed; [`TokenError::Unneeded`] for
-    /// one that is given to a device without virtual or physical function.
+    /// [`TokenError::Missing`] or [`TokenError::Wrong`] if a token is needed; [`TokenError::Unneeded`]
+    /// for one that is given to a device without virtual or physical function.
     pub fn check_token(&self, token: Option<&Token>) -> Result<(), TokenError> {
         self.core.sriov().check(token)
     }

@@ -88,8 +88,8 @@ impl Master {
     }
 
     /// Whether the function may issue requests from now on. If not, those that were issued before have
-    /// ended when this returns, but for what its client keeps from ending for [`WITHHOLD_PATIENCE`]: a copy in
-    /// memory that blocks, an eventfd that does.
+    /// ended when this returns, but for what its client keeps from ending for [`WITHHOLD_PATIENCE`]: a
+    /// copy in memory that blocks, an eventfd that does.
     pub(super) fn set(&self, followers: &Followers, vectors: &Vectors, on: bool) {
         if self.is_on() == on {
             return;

@@ -9,8 +9,9 @@ use ioasid_core::sync::Mutex;
 
 /// Gets a report when configuration space has changed, or whether the function is in use.
 pub trait FunctionWatch: Send + Sync + fmt::Debug {
-    /// Something has changed, perhaps. Called by the thread that made the change and before the call that asked
-    /// for it returns, perhaps with the gate of the device held: this must not wait for a program.
+    /// Something has changed, perhaps. Called by the thread that made the change and before the call
+    /// that asked for it returns, perhaps with the gate of the device held: this must not wait for a
+    /// program.
     fn changed(&self);
 }
 

@@ -53,7 +53,7 @@ pub enum MapError {
     Permissions,
     /// An address or the size is no multiple of the page size (EINVAL).
     #[error(
-        "{size:#x} bytes from {iova:#x} are not whole pages of {page_size:#x} bytes, or their memory is not"
+        "{size:#x} bytes from {iova:#x}, or their memory, are not whole pages of {page_size:#x} bytes"
     )]
     Misaligned {
         /// First IOVA.

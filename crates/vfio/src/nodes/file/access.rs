@@ -1,4 +1,5 @@
-//! Accesses to the registers of an open device file: reads and writes, mappings, and DMA of other devices.
+//! Accesses to the registers of an open device file: reads and writes, mappings, and DMA of other
+//! devices.
 
 use std::time::Duration;
 

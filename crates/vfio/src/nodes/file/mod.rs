@@ -106,8 +106,8 @@ impl DeviceFile {
     /// In this order: [`BindError::AlreadyBound`], also if it was opened through its group;
     /// [`GroupError::Open`](crate::error::GroupError::Open); the error of `context`;
     /// [`BindError::BoundElsewhere`]; what binding to the context says, for a whole device
-    /// [`NotOwner`](ioasid_iommufd::AttachError::NotOwner) while a driver of the host or somebody else owns
-    /// its DMA, for a child [`BindError::NoPasid`].
+    /// [`NotOwner`](ioasid_iommufd::AttachError::NotOwner) while a driver of the host or somebody else
+    /// owns its DMA, for a child [`BindError::NoPasid`].
     pub fn bind_with<E: From<Error>>(
         &self,
         context: impl FnOnce() -> std::result::Result<Arc<Context>, E>,
@@ -233,8 +233,8 @@ impl DeviceFile {
         Ok(())
     }
 
-    /// Closes the file: what was bound is released (`device/usage.rs` has the order). Never fails, and does
-    /// nothing the second time.
+    /// Closes the file: what was bound is released (`device/usage.rs` has the order). Never fails, and
+    /// does nothing the second time.
     pub fn close(&self) {
         let mut state = self.state.lock();
         if matches!(*state, State::Closed) {

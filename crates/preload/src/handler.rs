@@ -4,7 +4,7 @@
 //! |---|---|
 //! | SIGBUS | past the end of a file, and the session knows a register there |
 //! | SIGILL | the instruction is `movdir64b`, `movdiri`, `enqcmd` and stores to a register |
-//! | SIGSEGV | `enqcmd` on a processor that knows it, which has no PASID to go with it |
+//! | SIGSEGV | `enqcmd` on a processor that has it, where no PASID goes with it |
 //!
 //! Everything else goes the way that the program has set.
 
@@ -47,16 +47,18 @@ pub fn install() {
     let handler = on_signal as *const () as usize;
     actions::hook(sys::SIGBUS, handler);
     actions::hook(sys::SIGILL, handler);
-    if knows_enqcmd() {
+    if may_have_enqcmd() {
         actions::hook(sys::SIGSEGV, handler);
     }
     // The parent of this process may have blocked them.
     let _ = sys::sigprocmask(sys::UNBLOCK, Some(actions::hooked()));
 }
 
-/// CPUID leaf 7, ECX bit 29.
-fn knows_enqcmd() -> bool {
-    __cpuid_count(0, 0).eax >= 7 && __cpuid_count(7, 0).ecx >> 29 & 1 != 0
+/// Whether the processor may have `enqcmd`: CPUID leaf 7, ECX bit 29, or bit 28 (`movdir64b`), which
+/// every such processor has. A hypervisor that gives its guests no PASIDs hides bit 29; the instruction
+/// is there all the same, and raises a general protection fault.
+fn may_have_enqcmd() -> bool {
+    __cpuid_count(0, 0).eax >= 7 && __cpuid_count(7, 0).ecx >> 28 & 0b11 != 0
 }
 
 /// How a signal turned out.

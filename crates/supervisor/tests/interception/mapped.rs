@@ -179,7 +179,7 @@ fn under_gdb(setting: Setting) -> Result<(), Failed> {
         "-nx",
         "-batch",
         "-ex",
-        "handle SIGBUS SIGILL nostop noprint pass",
+        "handle SIGBUS SIGILL SIGSEGV nostop noprint pass",
         "-ex",
         "run",
         "--args",

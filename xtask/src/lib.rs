@@ -1,9 +1,10 @@
 //! The parts of the development tasks that tests use too: the floor rule between crates and inside
-//! them, the workspace and what is fetched into its cache.
+//! them, the rule of short files, the workspace and what is fetched into its cache.
 #![forbid(unsafe_code)]
 #![allow(clippy::print_stdout, reason = "a tool for a terminal")]
 
 pub mod fetch;
 pub mod floors;
 pub mod modules;
+pub mod sizes;
 pub mod workspace;

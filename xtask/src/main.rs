@@ -23,6 +23,7 @@ use clap::{Args, Parser, Subcommand};
 use xtask::{
     fetch,
     floors::House,
+    sizes,
     workspace::{cargo, package_name, read_dir, root, run},
 };
 
@@ -39,7 +40,7 @@ enum Verb {
     Quick,
     /// Format, clippy and rustdoc of the whole workspace without a warning, and the floor rule.
     Check,
-    /// The floor rule alone.
+    /// The floor rule, and the rule of short files.
     Floors,
     /// Concurrency claims under shuttle's randomised scheduler.
     Shuttle {
@@ -155,6 +156,7 @@ fn floors() -> Result<()> {
     println!("floors: longest cycles of imports: {}", cycles.join("; "));
     let mut breaches = house.breaches();
     breaches.extend(inside);
+    breaches.extend(sizes::too_long(&root())?);
     if breaches.is_empty() {
         println!(
             "floors: {} crates, every arrow points down",
@@ -162,7 +164,10 @@ fn floors() -> Result<()> {
         );
         Ok(())
     } else {
-        bail!("the floor rule is broken:\n  {}", breaches.join("\n  "))
+        bail!(
+            "the rules of the house are broken:\n  {}",
+            breaches.join("\n  ")
+        )
     }
 }
 

@@ -16,6 +16,10 @@ const RSP: u8 = 4;
 
 impl<C: Cpu, S: Space> Exec<'_, C, S> {
     /// Carries the instruction out if it is one of this module.
+    #[expect(
+        clippy::too_many_lines,
+        reason = "a decoder: one arm for each group of mnemonics"
+    )]
     pub(crate) fn integer(&mut self) -> Result<Progress, Error> {
         let mnemonic = self.instruction.mnemonic();
         match mnemonic {

@@ -33,6 +33,10 @@ enum Shape {
 }
 
 impl Shape {
+    #[expect(
+        clippy::too_many_lines,
+        reason = "a decoder: one arm for each group of mnemonics"
+    )]
     fn of(mnemonic: Mnemonic) -> Option<Shape> {
         let full = |element, aligned| Shape::Full { element, aligned };
         Some(match mnemonic {

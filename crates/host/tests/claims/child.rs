@@ -127,6 +127,7 @@ fn say(words: &str) {
     out.flush().unwrap();
 }
 
+#[expect(clippy::too_many_lines, reason = "a decoder: one arm for each command")]
 fn obey(command: &str, n: &[u64], words: &[&str]) -> String {
     let fd = |at: usize| {
         // SAFETY: numbers of descriptors that this process opened and keeps open.

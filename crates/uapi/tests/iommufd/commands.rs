@@ -36,6 +36,10 @@ fn ioas_alloc_has_no_flags_and_destroy_needs_an_idle_object() {
 }
 
 #[test]
+#[expect(
+    clippy::too_many_lines,
+    reason = "one case after another, each on what the last one left"
+)]
 fn hwpt_alloc_checks_in_the_kernels_order() {
     let m = Machine::new();
     let (pdev, mdev) = (m.pdev(), m.mdev());
@@ -141,6 +145,10 @@ fn hwpt_alloc_checks_in_the_kernels_order() {
 }
 
 #[test]
+#[expect(
+    clippy::too_many_lines,
+    reason = "one case after another, each on what the last one left"
+)]
 fn hw_info_is_cut_or_filled_with_zeros() {
     let m = Machine::new();
     let pdev = m.pdev();
@@ -335,6 +343,10 @@ fn the_vfio_ioas_is_set_read_and_cleared() {
 }
 
 #[test]
+#[expect(
+    clippy::too_many_lines,
+    reason = "one case after another, each on what the last one left"
+)]
 fn dirty_bits_are_added_to_the_programs_bitmap() {
     let m = Machine::new();
     let (pdev, ioas) = (m.pdev(), m.ioas());

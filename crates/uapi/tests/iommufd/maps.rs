@@ -311,6 +311,10 @@ fn unmap_tells_how_much() {
 }
 
 #[test]
+#[expect(
+    clippy::too_many_lines,
+    reason = "one case after another, each on what the last one left"
+)]
 fn copy_checks_flags_then_numbers_then_the_ids() {
     let m = Machine::new();
     let (src, dst) = (m.ioas(), m.ioas());

@@ -15,7 +15,7 @@ use std::sync::{
     atomic::{AtomicBool, Ordering},
 };
 
-use common::{Driver, add_device, eventually, new_dsa, new_iommu, noise};
+use common::*;
 use ioasid_core::{Pasid, Prot, memory::OwnPages};
 use ioasid_dsa::{
     DsaConfig, DsaDevice, DsaParent, HostDriver, HostQueue, TYPE_1DWQ,
@@ -107,7 +107,7 @@ impl Vm {
         let context = Context::new(iommu);
         let ioas = context.ioas_alloc().unwrap();
         let pages = OwnPages::new(iommu.space(), DATA).unwrap();
-        pages.memory().write(0, &noise(DATA, seed));
+        pages.memory().write(0, &pattern(DATA, seed));
         let args = MapArgs::fixed(base, DATA as u64, Prot::RW);
         context
             .ioas_map(ioas, Arc::new(pages.clone()), args)
@@ -266,7 +266,7 @@ fn one_address_reaches_three_memories_and_thirty_thousand_copies_stay_apart() {
     let machine = Machine::new();
     let buffer = machine.queue.driver().dma().alloc_coherent(DATA).unwrap();
     let base = buffer.iova();
-    buffer.memory().write(0, &noise(DATA, 3));
+    buffer.memory().write(0, &pattern(DATA, 3));
     // The VMs choose the very address that the DMA API gave to the parent's driver.
     let (vm1, vm2) = (
         Vm::new(&machine.iommu, base, 1),
@@ -281,7 +281,7 @@ fn one_address_reaches_three_memories_and_thirty_thousand_copies_stay_apart() {
     let records = DATA - 4096;
     // What each memory must look like in the end.
     let model = |seed: u64| {
-        let mut bytes = noise(DATA, seed);
+        let mut bytes = pattern(DATA, seed);
         for round in 0..COPIES {
             let (from, to, len) = step(round);
             bytes.copy_within(from..from + len, to);
@@ -438,9 +438,9 @@ fn random_attaches_and_detaches_leave_the_parents_queue_without_a_fault() {
             .alloc_coherent(1 << 16)
             .unwrap(),
     );
-    from.memory().write(0, &noise(1 << 16, 4));
+    from.memory().write(0, &pattern(1 << 16, 4));
     let stop = AtomicBool::new(false);
-    let choices = noise(4000, 99);
+    let choices = pattern(4000, 99);
     std::thread::scope(|scope| {
         let parent = scope.spawn(|| {
             while !stop.load(Ordering::Relaxed) {

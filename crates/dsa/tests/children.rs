@@ -5,9 +5,7 @@ mod common;
 
 use std::sync::Arc;
 
-use common::{
-    Area, Driver, PATIENCE, Requests, add_device, eventually, new_domain, new_dsa, new_iommu,
-};
+use common::*;
 use ioasid_core::Pasid;
 use ioasid_dsa::{
     DsaChild, DsaConfig, DsaDevice, DsaParent, HostDriver, TYPE_1DWQ,

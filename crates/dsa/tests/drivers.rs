@@ -6,7 +6,7 @@ mod common;
 
 use std::sync::Arc;
 
-use common::{Area, Driver, add_device, eventually, new_domain, new_dsa, new_iommu, noise};
+use common::*;
 use ioasid_core::Pasid;
 use ioasid_dsa::{
     DsaChild, DsaConfig, HostDriver, QueueConfig,
@@ -48,7 +48,7 @@ impl Target {
         let domain = new_domain(iommu, device);
         let area = Area::new(iommu, SIZE as usize);
         area.map(&domain, SIZE);
-        area.write(SRC, &noise(4 << 20, 7));
+        area.write(SRC, &pattern(4 << 20, 7));
         let sink: Arc<dyn FaultSink> = FaultLog::new(64);
         let route = DmaSource::new(device, pasid);
         route.attach(&domain, &sink).unwrap();

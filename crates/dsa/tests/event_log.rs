@@ -5,7 +5,7 @@ mod common;
 
 use std::sync::Arc;
 
-use common::{Area, Driver, Whole, add_device, eventually, new_domain, new_dsa, new_iommu, usage};
+use common::*;
 use ioasid_dsa::{
     DsaChild, DsaConfig, HostDriver,
     spec::{

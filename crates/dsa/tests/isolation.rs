@@ -8,7 +8,7 @@ use std::sync::{
     atomic::{AtomicBool, Ordering},
 };
 
-use common::{Area, Driver, add_device, eventually, new_domain, new_dsa, new_iommu};
+use common::*;
 use ioasid_core::{Pasid, Prot, memory::OwnPages};
 use ioasid_dsa::{
     DsaChild, DsaConfig, DsaDevice, DsaParent, HostDriver, HostQueue, TYPE_1DWQ,

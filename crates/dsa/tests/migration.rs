@@ -5,9 +5,7 @@ mod common;
 
 use std::sync::Arc;
 
-use common::{
-    Area, Driver, Requests, add_device, eventually, new_domain, new_dsa, new_iommu, noise,
-};
+use common::*;
 use ioasid_core::{Prot, host::CountingIrq};
 use ioasid_dsa::{
     DsaChild, DsaConfig, HostDriver,
@@ -116,7 +114,7 @@ fn at(offset: u64) -> u64 {
 /// Work that comes to a stop at the end of what the source has mapped, with work behind it; what
 /// memory holds at its end, as far as it is known; and its records.
 fn work(area: &Area) -> (Vec<Descriptor>, Expected, Vec<u64>) {
-    let data = noise(512 << 10, 7);
+    let data = pattern(512 << 10, 7);
     area.write(at(0x2_0000), &data);
     let record = |n: u64| at(0x40 * n);
     let split = MAPPED - (64 << 10);

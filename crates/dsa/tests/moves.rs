@@ -9,9 +9,7 @@ use std::{
     time::Duration,
 };
 
-use common::{
-    Area, Driver, Requests, add_device, eventually, new_domain, new_dsa, new_iommu, noise,
-};
+use common::*;
 use ioasid_core::host::CountingIrq;
 use ioasid_dsa::{
     DsaConfig, DsaDevice, Role,
@@ -152,7 +150,8 @@ impl Setup {
     /// Work for all queues, each descriptor with an interrupt of its own; how many that are.
     fn start(&self) -> Work {
         self.area.write(at(0), &vec![0; MIB as usize]);
-        self.area.write(at(MIB), &noise((SIZE - MIB) as usize, 11));
+        self.area
+            .write(at(MIB), &pattern((SIZE - MIB) as usize, 11));
         self.area.write(LOG, &[0; 64 * DESCRIPTOR_SIZE]);
         let mut work = Work::default();
         // Batches, each of which goes on with what it did.

@@ -5,7 +5,7 @@ mod common;
 
 use std::sync::Arc;
 
-use common::{add_device, new_dsa, new_iommu};
+use common::*;
 use ioasid_dsa::{
     DsaConfig, DsaDevice,
     spec::{

@@ -3,7 +3,7 @@
 
 mod common;
 
-use common::{Area, Requests, Whole, eventually, noise};
+use common::*;
 use ioasid_core::{AddrRange, Prot};
 use ioasid_dsa::spec::{
     CompletionRecord, Descriptor, Opcode, Status,
@@ -21,7 +21,7 @@ const END: u64 = Area::BASE + Whole::SIZE;
 fn with_noise() -> Whole {
     let whole = Whole::new(32);
     let rest = Whole::SIZE as usize - 0x1000;
-    whole.area.write(Area::BASE + 0x1000, &noise(rest, 1));
+    whole.area.write(Area::BASE + 0x1000, &pattern(rest, 1));
     whole
 }
 

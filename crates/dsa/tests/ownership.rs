@@ -3,7 +3,7 @@
 
 mod common;
 
-use common::{Whole, add_device, new_dsa, new_iommu, noise, queue_field, usage};
+use common::*;
 use ioasid_core::inspect::Value;
 use ioasid_dsa::{
     DriverError, DsaConfig, Error, HostDriver, QueueType,
@@ -66,7 +66,7 @@ fn the_parents_driver_moves_bytes_through_the_dma_api() {
         driver.dma().alloc_coherent(1 << 20).unwrap(),
         driver.dma().alloc_coherent(1 << 20).unwrap(),
     );
-    from.memory().write(0, &noise(1 << 20, 7));
+    from.memory().write(0, &pattern(1 << 20, 7));
     queue.memory_move(to.iova(), from.iova(), 1 << 20).unwrap();
     assert_eq!(
         queue.compare(to.iova(), from.iova(), 1 << 20).unwrap(),

@@ -5,7 +5,7 @@ mod common;
 
 use std::sync::Arc;
 
-use common::{Area, Requests, Whole, eventually, new_domain, noise, queue_field, usage};
+use common::*;
 use ioasid_core::{
     Pasid,
     inspect::{Inspect, Value},
@@ -85,7 +85,7 @@ fn an_abort_with_64_queued_leaves_memory_alone() {
     let whole = Whole::new(128);
     whole
         .area
-        .write(Area::BASE, &noise(Whole::SIZE as usize, 3));
+        .write(Area::BASE, &pattern(Whole::SIZE as usize, 3));
     let requests = block(&whole);
     for index in 0..64 {
         let to = DST + index * 0x1000;

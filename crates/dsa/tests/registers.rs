@@ -3,7 +3,7 @@
 
 mod common;
 
-use common::{Driver, add_device, new_dsa, new_iommu, usage};
+use common::*;
 use ioasid_dsa::{
     DsaConfig,
     spec::{

@@ -6,7 +6,7 @@ mod common;
 
 use std::sync::{Arc, Weak, mpsc};
 
-use common::{Area, Whole, eventually, noise};
+use common::*;
 use ioasid_core::{
     Prot,
     host::{Job, Worker, WorkerStopped},
@@ -131,7 +131,7 @@ fn setup() -> Setup {
     let process = Arc::new(Process {
         worker: thread.clone(),
         state: Mutex::new(ProcessState {
-            bytes: noise(SIZE as usize, 9),
+            bytes: pattern(SIZE as usize, 9),
             answers: true,
             alive: true,
             waiting: 0,
@@ -174,12 +174,12 @@ fn remote_memory_is_copied_exactly_and_by_its_clients_worker() {
         success()
     );
     assert!(whole.area.read(DST, size) == bytes);
-    whole.area.write(SRC, &noise(size, 5));
+    whole.area.write(SRC, &pattern(size, 5));
     assert_eq!(
         whole.run(Descriptor::memory_move(REMOTE + 100, SRC, size as u32, 0)),
         success()
     );
-    assert!(process.state.lock().bytes[100..100 + size] == noise(size, 5));
+    assert!(process.state.lock().bytes[100..100 + size] == pattern(size, 5));
     let served_by = process.state.lock().served_by;
     let (sender, receiver) = mpsc::channel();
     let job = move || sender.send(std::thread::current().id()).unwrap();

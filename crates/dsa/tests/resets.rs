@@ -3,34 +3,12 @@
 
 mod common;
 
-use std::{
-    sync::{
-        Arc,
-        atomic::{AtomicBool, Ordering},
-    },
-    thread,
-};
+use std::{sync::Arc, thread};
 
-use common::{Whole, eventually};
-use ioasid_core::host::IrqSink;
+use common::*;
 use ioasid_dsa::spec::{Cmd, Command, registers as reg};
+use ioasid_testing::SlowIrq;
 use ioasid_vfio::DeviceModel;
-
-/// Takes its interrupt only when it is let.
-#[derive(Debug, Default)]
-struct SlowIrq {
-    entered: AtomicBool,
-    open: AtomicBool,
-    delivered: AtomicBool,
-}
-
-impl IrqSink for SlowIrq {
-    fn signal(&self) {
-        self.entered.store(true, Ordering::SeqCst);
-        eventually("leave to go on", || self.open.load(Ordering::SeqCst));
-        self.delivered.store(true, Ordering::SeqCst);
-    }
-}
 
 #[test]
 fn a_reset_waits_for_the_interrupt_of_a_command_that_has_ended() {
@@ -43,16 +21,16 @@ fn a_reset_waits_for_the_interrupt_of_a_command_that_has_ended() {
         .with_request_interrupt(true);
     let driver = whole.driver.clone();
     let command = thread::spawn(move || driver.write32(reg::CMD, drain.into_bits()));
-    eventually("the interrupt", || irq.entered.load(Ordering::SeqCst));
+    irq.wait_until_raised();
     assert!(!whole.driver.command_status().active(), "it has ended");
     let (dsa, delivered) = (whole.dsa.clone(), irq.clone());
     let reset = thread::spawn(move || {
         dsa.reset();
-        delivered.delivered.load(Ordering::SeqCst)
+        delivered.is_delivered()
     });
     // One that waits for nothing returns now.
     (0..1000).for_each(|_| thread::yield_now());
-    irq.open.store(true, Ordering::SeqCst);
+    irq.let_go();
     assert!(reset.join().unwrap(), "the interrupt came after the reset");
     command.join().unwrap();
 }

@@ -6,7 +6,7 @@ mod common;
 
 use std::sync::Arc;
 
-use common::{Area, Driver, Requests, add_device, eventually, new_domain, new_dsa, new_iommu};
+use common::*;
 use ioasid_core::Pasid;
 use ioasid_dsa::{
     DsaConfig, DsaDevice,

@@ -1,4 +1,4 @@
-//! Floor 3: what every software accelerator has in common, whatever its registers and descriptors.
+//! Floor 4: what every software accelerator has in common, whatever its registers and descriptors.
 //!
 //! * [`schedule`]: the traits that a device implements. A [`Schedule`] is what one lock protects:
 //!   the device's queues, and which descriptor comes next. A [`Job`] is one descriptor under way.

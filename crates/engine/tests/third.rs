@@ -10,7 +10,6 @@ use std::{
         atomic::{AtomicBool, Ordering},
     },
     thread,
-    time::{Duration, Instant},
 };
 
 use ioasid_core::{
@@ -26,6 +25,7 @@ use ioasid_iommu::{
     DeviceConfig, DmaPort, DmaSource, DomainConfig, FaultLog, FaultSink, Iommu, IommuConfig,
     TableFormat,
 };
+use ioasid_testing::SlowIrq;
 
 const BASE: u64 = 0x10_0000;
 /// More than the bytes of one guard.
@@ -233,30 +233,6 @@ impl Drop for Filler {
     }
 }
 
-fn eventually(what: &str, mut done: impl FnMut() -> bool) {
-    let deadline = Instant::now() + Duration::from_secs(600);
-    while !done() {
-        assert!(Instant::now() < deadline, "never: {what}");
-        thread::yield_now();
-    }
-}
-
-/// Takes its interrupt only when it is let.
-#[derive(Debug, Default)]
-struct SlowIrq {
-    entered: AtomicBool,
-    open: AtomicBool,
-    delivered: AtomicBool,
-}
-
-impl IrqSink for SlowIrq {
-    fn signal(&self) {
-        self.entered.store(true, Ordering::SeqCst);
-        eventually("leave to go on", || self.open.load(Ordering::SeqCst));
-        self.delivered.store(true, Ordering::SeqCst);
-    }
-}
-
 #[test]
 fn a_job_goes_over_as_many_guards_as_it_takes() {
     let filler = Filler::new();
@@ -277,16 +253,16 @@ fn a_wait_for_jobs_includes_their_interrupts() {
     let irq = Arc::<SlowIrq>::default();
     filler.listen(0, irq.clone());
     filler.submit(0, 1, 64);
-    eventually("the interrupt", || irq.entered.load(Ordering::SeqCst));
+    irq.wait_until_raised();
     assert_eq!(filler.pool.lock().units[0].under_way, 0, "it has ended");
     let (other, seen) = (filler.clone(), irq.clone());
     let waiter = thread::spawn(move || {
         other.drain(0);
-        seen.delivered.load(Ordering::SeqCst)
+        seen.is_delivered()
     });
     // One that waits for nothing returns now.
     (0..1000).for_each(|_| thread::yield_now());
-    irq.open.store(true, Ordering::SeqCst);
+    irq.let_go();
     assert!(waiter.join().unwrap(), "the interrupt came after the wait");
 }
 

@@ -9,7 +9,7 @@ use std::sync::{
     atomic::{AtomicBool, Ordering},
 };
 
-use common::{Driver, RUN, new_ioat, new_iommu, noise, reporting};
+use common::*;
 use ioasid_core::{Prot, memory::OwnPages};
 use ioasid_ioat::{
     HostChannel, HostDriver, IoatParent, TYPE_1CHAN,
@@ -74,7 +74,7 @@ impl Vm {
         let context = Context::new(iommu);
         let ioas = context.ioas_alloc().unwrap();
         let pages = OwnPages::new(iommu.space(), 2 * DATA).unwrap();
-        pages.memory().write(0, &noise(DATA, seed));
+        pages.memory().write(0, &pattern(DATA, seed));
         let args = MapArgs::fixed(base, 2 * DATA as u64, Prot::RW);
         let mapped = context.ioas_map(ioas, Arc::new(pages.clone()), args);
         mapped.unwrap();
@@ -143,7 +143,7 @@ fn step(round: usize) -> (usize, usize, usize) {
 
 /// What memory of `seed` looks like after this many rounds.
 fn expected(seed: u64, rounds: usize) -> Vec<u8> {
-    let mut bytes = noise(DATA, seed);
+    let mut bytes = pattern(DATA, seed);
     for round in 0..rounds {
         let (from, to, len) = step(round);
         bytes.copy_within(from..from + len, to);
@@ -156,7 +156,7 @@ fn one_address_leads_to_three_memories_while_everybody_copies() {
     const ROUNDS: usize = 5000;
     let machine = Machine::new();
     let buffer = machine.channel.driver().dma().alloc_coherent(DATA).unwrap();
-    buffer.memory().write(0, &noise(DATA, 3));
+    buffer.memory().write(0, &pattern(DATA, 3));
     // The VMs choose the very address that the DMA API gave to the parent's driver.
     let base = buffer.iova();
     assert_eq!(machine.iommu.paging_domains(), 1);

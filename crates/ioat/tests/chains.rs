@@ -3,7 +3,7 @@
 
 mod common;
 
-use common::{CHAIN, DST, END, RUN, SRC, WORD, Whole, eventually, noise, reporting};
+use common::*;
 use ioasid_core::Prot;
 use ioasid_ioat::spec::{ChanErr, ChanSts, ChannelStatus, Descriptor, registers as reg};
 
@@ -34,7 +34,7 @@ fn q_of(buffers: &[Vec<u8>]) -> Vec<u8> {
 fn a_copy_moves_exactly_its_bytes() {
     let whole = Whole::new();
     for (size, offset) in [(1, 0), (64, 3), (4097, 4095), (1 << 18, 0), (222_222, 1)] {
-        let bytes = noise(size, size as u64);
+        let bytes = pattern(size, size as u64);
         whole.area.write(SRC + offset, &bytes);
         whole.area.write(DST, &vec![0xee; size + 2]);
         let copy = Descriptor::copy(DST + 1, SRC + offset, size as u32);
@@ -63,7 +63,7 @@ fn a_fill_repeats_its_pattern_from_the_first_byte() {
 #[test]
 fn the_descriptors_of_a_chain_are_done_one_after_the_other() {
     let whole = Whole::new();
-    let bytes = noise(4096, 1);
+    let bytes = pattern(4096, 1);
     whole.area.write(SRC, &bytes);
     // Each copies what the one before has written.
     let at = |step: u64| SRC + step * 0x1000;
@@ -154,7 +154,7 @@ fn xor_adds_up_two_to_eight_sources() {
     let whole = Whole::new();
     let size = 10_000;
     for count in 2..=8_u64 {
-        let buffers: Vec<_> = (0..count).map(|n| noise(size, n + 1)).collect();
+        let buffers: Vec<_> = (0..count).map(|n| pattern(size, n + 1)).collect();
         let sources: Vec<_> = (0..count).map(|n| SRC + n * 0x8000 + n).collect();
         for (at, bytes) in sources.iter().zip(&buffers) {
             whole.area.write(*at, bytes);
@@ -180,7 +180,7 @@ fn p_and_q_are_those_of_raid_6() {
     let whole = Whole::new();
     let size = 5000;
     for count in 2..=8_u64 {
-        let buffers: Vec<_> = (0..count).map(|n| noise(size, n + 1)).collect();
+        let buffers: Vec<_> = (0..count).map(|n| pattern(size, n + 1)).collect();
         let sources: Vec<_> = (0..count).map(|n| (SRC + n * 0x8000, 1_u8 << n)).collect();
         for ((at, _), bytes) in sources.iter().zip(&buffers) {
             whole.area.write(*at, bytes);
@@ -205,7 +205,7 @@ fn a_wrong_sum_halts_the_channel_unless_it_is_masked() {
     let sources = [SRC, SRC + 0x1000, SRC + 0x2000];
     sources
         .iter()
-        .for_each(|at| whole.area.write(*at, &noise(4096, *at)));
+        .for_each(|at| whole.area.write(*at, &pattern(4096, *at)));
     let (make, _) = Descriptor::xor(DST, &sources, 4096, false);
     let (check, _) = Descriptor::xor(DST, &sources, 4096, true);
     assert_eq!(
@@ -363,7 +363,7 @@ fn read_only_memory_is_read_and_not_written() {
     let at = 1 << 40;
     whole
         .domain
-        .map(at, whole.area.0.spa(), 1 << 18, Prot::READ)
+        .map(at, whole.area.pages.spa(), 1 << 18, Prot::READ)
         .unwrap();
     assert_eq!(whole.run(&[Descriptor::copy(DST, at, 4096)]).into_bits(), 0);
     let errors = whole.run(&[Descriptor::copy(at, DST, 4096)]);
@@ -384,7 +384,7 @@ fn channels_work_side_by_side_each_on_its_own_chain() {
                     driver.reset();
                     driver.set_completion(word);
                     driver.control(RUN);
-                    let bytes = noise(0x1_0000, round * 4 + channel);
+                    let bytes = pattern(0x1_0000, round * 4 + channel);
                     whole.area.write(data, &bytes);
                     whole.area.write(word, &[0; 8]);
                     let copies: Vec<_> = (1..8)

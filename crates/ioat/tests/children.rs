@@ -5,10 +5,7 @@ mod common;
 
 use std::sync::Arc;
 
-use common::{
-    Area, CHAIN, DST, Driver, END, RESET, RUN, SRC, WORD, eventually, new_domain, new_ioat,
-    new_iommu, noise, reporting,
-};
+use common::*;
 use ioasid_core::{Pasid, inspect::Inspect as _};
 use ioasid_ioat::{
     ConfigError, Error, HostDriver, IoatChild, IoatDevice, IoatParent, TYPE_1CHAN,
@@ -58,7 +55,7 @@ impl Guest {
     fn of(iommu: &Arc<Iommu>, child: Arc<IoatChild>) -> Self {
         let (device, pasid) = child.bind().unwrap();
         let domain = new_domain(iommu, &device);
-        let area = Area::new(iommu, &domain);
+        let area = new_area(iommu, &domain);
         let faults = FaultLog::new(64);
         let sink: Arc<dyn FaultSink> = faults.clone();
         DmaSource::new(&device, Some(pasid))
@@ -78,7 +75,7 @@ impl Guest {
     }
 
     fn copies(&self, seed: u64) -> bool {
-        let bytes = noise(0x1_0000, seed);
+        let bytes = pattern(0x1_0000, seed);
         self.driver.reset();
         self.driver.set_completion(WORD);
         self.driver.control(RUN);

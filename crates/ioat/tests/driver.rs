@@ -5,7 +5,7 @@ mod common;
 
 use std::sync::Arc;
 
-use common::{new_ioat, new_iommu, noise};
+use common::*;
 use ioasid_core::statistics::JobCounts;
 use ioasid_ioat::{
     DriverError, Error, HostChannel, HostDriver,
@@ -23,7 +23,7 @@ fn jobs_of_the_driver_copy_and_fill_its_buffers() {
     let [from, to] = [1, 2].map(|_| driver.dma().alloc_coherent(1 << 18).unwrap());
     let mut found = vec![0; 1 << 18];
     for round in 0..300 {
-        let bytes = noise(4096, round);
+        let bytes = pattern(4096, round);
         from.memory().write(0, &bytes);
         channel.copy(to.iova() + round, from.iova(), 4096).unwrap();
         to.memory().read(0, &mut found);
@@ -100,7 +100,7 @@ fn several_threads_share_a_channel() {
                 let [from, to] = [1, 2].map(|_| dma.alloc_coherent(0x8000).unwrap());
                 let mut found = vec![0; 0x8000];
                 for round in 0..500 {
-                    let bytes = noise(0x8000, thread << 32 | round);
+                    let bytes = pattern(0x8000, thread << 32 | round);
                     from.memory().write(0, &bytes);
                     channel.copy(to.iova(), from.iova(), 0x8000).unwrap();
                     to.memory().read(0, &mut found);

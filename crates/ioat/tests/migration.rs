@@ -8,10 +8,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use common::{
-    Area, Driver, RESET, RESUME, RUN, SUSPEND, Whole, eventually, new_domain, new_ioat, new_iommu,
-    noise, reporting,
-};
+use common::*;
 use ioasid_core::host::CountingIrq;
 use ioasid_ioat::{
     HostDriver, IoatChild,
@@ -73,7 +70,7 @@ impl Setup {
         let child = IoatChild::new(&ioat, channel).unwrap();
         let (device, pasid) = child.bind().unwrap();
         let domain = new_domain(&iommu, &device);
-        let area = Area::new(&iommu, &domain);
+        let area = new_area(&iommu, &domain);
         let sink: Arc<dyn FaultSink> = FaultLog::new(64);
         DmaSource::new(&device, Some(pasid))
             .attach(&domain, &sink)
@@ -103,7 +100,7 @@ impl Setup {
     fn start(&self) {
         for (driver, n) in self.drivers.iter().zip(0..) {
             let at = part(n);
-            self.area.write(at + DATA, &noise(SPAN as usize, n));
+            self.area.write(at + DATA, &pattern(SPAN as usize, n));
             let chain = work(at);
             self.area.write_chain(at + CHAIN, &chain);
             driver.set_completion(at + WORD);
@@ -118,14 +115,14 @@ impl Setup {
     fn take_over(&self, source: &Setup) {
         source.migrate().pause();
         let state = source.migrate().save();
-        let memory = source.area.read(Area::BASE, Area::SIZE as usize);
+        let memory = source.area.read(Area::BASE, AREA_SIZE as usize);
         self.area.write(Area::BASE, &memory);
         self.load(&state).unwrap();
         assert!(self.migrate().save() == state, "every field is there");
         assert_eq!(self.registers(), source.registers());
         // The one that stays behind does nothing more.
         source.model.reset();
-        assert!(source.area.read(Area::BASE, Area::SIZE as usize) == memory);
+        assert!(source.area.read(Area::BASE, AREA_SIZE as usize) == memory);
         self.migrate().resume();
     }
 
@@ -140,7 +137,7 @@ impl Setup {
 }
 
 /// Each channel's part of memory, and what is where in it.
-const PART: u64 = Area::SIZE / 4;
+const PART: u64 = AREA_SIZE / 4;
 const CHAIN: u64 = 0;
 const WORD: u64 = 0xf000;
 const DATA: u64 = 0x1_0000;
@@ -193,7 +190,7 @@ static EXPECTED: LazyLock<[(Vec<u8>, Vec<u64>); 2]> = LazyLock::new(|| {
     [Setup::whole(), Setup::child(2)].map(|setup| {
         setup.start();
         eventually("the end of the work", || setup.is_done());
-        let memory = setup.area.read(Area::BASE, Area::SIZE as usize);
+        let memory = setup.area.read(Area::BASE, AREA_SIZE as usize);
         (memory, setup.registers())
     })
 });
@@ -209,7 +206,7 @@ proptest! {
         let setups = SETUPS.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
         let setups = &setups[usize::from(child)];
         let before: Vec<_> = setups.iter().map(Setup::interrupts).collect();
-        setups[0].area.write(Area::BASE, &vec![0; Area::SIZE as usize]);
+        setups[0].area.write(Area::BASE, &vec![0; AREA_SIZE as usize]);
         setups[0].model.reset();
         let _ = Driver::new(Arc::clone(&setups[0].model));
         setups[0].start();
@@ -225,7 +222,7 @@ proptest! {
         let setup = &setups[here];
         eventually("the end of the work", || setup.is_done());
         let (memory, registers) = &EXPECTED[usize::from(child)];
-        prop_assert!(setup.area.read(Area::BASE, Area::SIZE as usize) == *memory);
+        prop_assert!(setup.area.read(Area::BASE, AREA_SIZE as usize) == *memory);
         prop_assert_eq!(&setup.registers(), registers);
         // Nothing was rearmed: one interrupt of each channel, wherever it was.
         let raised = || -> Vec<u64> {
@@ -297,12 +294,12 @@ proptest! {
         let driver = &destination.drivers[0];
         driver.reset();
         driver.set_completion(part(0) + WORD);
-        destination.area.write(part(0) + DATA, &noise(64, 9));
+        destination.area.write(part(0) + DATA, &pattern(64, 9));
         let copy = reporting(Descriptor::copy(part(0) + DATA + 64, part(0) + DATA, 64));
         destination.area.write_chain(part(0) + CHAIN, &[copy]);
         driver.start(part(0) + CHAIN, 1);
         prop_assert_eq!(driver.wait_for_end().into_bits(), 0);
-        prop_assert_eq!(destination.area.read(part(0) + DATA + 64, 64), noise(64, 9));
+        prop_assert_eq!(destination.area.read(part(0) + DATA + 64, 64), pattern(64, 9));
     }
 }
 

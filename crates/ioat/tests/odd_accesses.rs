@@ -5,7 +5,7 @@ mod common;
 
 use std::sync::Arc;
 
-use common::{new_ioat, new_iommu};
+use common::*;
 use ioasid_ioat::{
     IoatDevice,
     spec::{

@@ -3,9 +3,7 @@
 
 mod common;
 
-use common::{
-    CHAIN, DST, Driver, RESET, RESUME, RUN, SRC, SUSPEND, WORD, Whole, eventually, noise, reporting,
-};
+use common::*;
 use ioasid_ioat::spec::{
     ChanErr, ChannelStatus, Descriptor, DmaCap,
     registers::{self as reg},
@@ -227,7 +225,7 @@ fn without_vectors_of_their_own_all_channels_use_the_first_until_it_is_read() {
 fn a_suspend_lets_the_descriptor_end_and_a_resume_goes_on_behind_it() {
     let whole = Whole::new();
     let driver = &whole.driver;
-    let bytes = noise(1 << 18, 3);
+    let bytes = pattern(1 << 18, 3);
     whole.area.write(SRC, &bytes);
     // Two more than the first count, in case that all of them are done before the suspend.
     let copies = vec![Descriptor::copy(DST, SRC, 1 << 18); 202];
@@ -363,7 +361,7 @@ fn the_kernels_selftest_driver_finds_what_it_expects() {
     };
     driver.reset();
     whole.ioat.write(0, reg::INTRCTRL, &[0x08]);
-    let bytes = noise(1 << 18, 1);
+    let bytes = pattern(1 << 18, 1);
     whole.area.write(SRC, &bytes);
     for (size, count) in [(64, 1), (1 << 18, 1), (4096, u16::MAX), (1 << 18, 50)] {
         whole.area.write(DST, &vec![0; 1 << 18]);

@@ -6,7 +6,7 @@ mod common;
 
 use std::sync::{Arc, Weak, mpsc};
 
-use common::{CHAIN, DST, RESET, RUN, SRC, SUSPEND, WORD, Whole, eventually, noise, reporting};
+use common::*;
 use ioasid_core::{
     Prot,
     host::{Job, Worker, WorkerStopped},
@@ -118,7 +118,7 @@ fn setup() -> Setup {
     let thread = Arc::new(Thread(Mutex::new(Some(sender))));
     let process = Arc::new(Process {
         worker: thread.clone(),
-        bytes: Mutex::new(noise(SIZE as usize, 9)),
+        bytes: Mutex::new(pattern(SIZE as usize, 9)),
         gate: Mutex::default(),
         changed: Condvar::new(),
     });

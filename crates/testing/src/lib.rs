@@ -6,11 +6,13 @@
 #![allow(clippy::unwrap_used, reason = "a test may panic")]
 
 mod area;
+mod irq;
 mod machine;
 mod pattern;
 mod wait;
 
 pub use area::Area;
-pub use machine::{MDEVS, add_device, new_domain, new_iommu, two_vms};
+pub use irq::SlowIrq;
+pub use machine::{MDEVS, add_device, new_domain, new_iommu, parent, two_vms, whole};
 pub use pattern::pattern;
 pub use wait::{PATIENCE, eventually};

@@ -29,35 +29,31 @@ pub fn new_domain(iommu: &Arc<Iommu>, device: &Device) -> Arc<Domain> {
     iommu.alloc_domain(config).unwrap()
 }
 
-/// A machine file: a parent at 0000:6a:01.0 of the model `dsa` or `ioat` with one unit for its own
-/// driver and one for each of two VMs ([`MDEVS`]), and a whole device at 0000:6b:01.0 for the first.
-pub fn two_vms(model: &str) -> String {
-    let [first, second, ..] = MDEVS;
+/// The section of a machine file for a parent of the model `dsa` or `ioat`: one unit for its own driver,
+/// and one for each mediated device, by UUID and VM. Without an address the machine chooses one.
+pub fn parent(model: &str, address: Option<&str>, mdevs: &[(&str, &str)]) -> String {
+    let mut text = format!("[[device]]\nmodel = \"{model}\"\ndriver = \"host\"\n");
+    if let Some(address) = address {
+        text += &format!("address = \"{address}\"\n");
+    }
+    text += "[[device.queue]]\nowner = \"host\"\n";
+    for (uuid, vm) in mdevs {
+        text += "[[device.queue]]\nowner = \"mdev\"\n";
+        text += &format!("uuid = \"{uuid}\"\nvm = \"{vm}\"\n");
+    }
+    text
+}
+
+/// The section for a whole device of a VM.
+pub fn whole(model: &str, address: &str, vm: &str) -> String {
     format!(
-        r#"
-[[device]]
-model = "{model}"
-address = "0000:6a:01.0"
-driver = "host"
-
-  [[device.queue]]
-  owner = "host"
-
-  [[device.queue]]
-  owner = "mdev"
-  uuid = "{first}"
-  vm = "vm1"
-
-  [[device.queue]]
-  owner = "mdev"
-  uuid = "{second}"
-  vm = "vm2"
-
-[[device]]
-model = "{model}"
-address = "0000:6b:01.0"
-driver = "vfio"
-vm = "vm1"
-"#
+        "[[device]]\nmodel = \"{model}\"\naddress = \"{address}\"\ndriver = \"vfio\"\nvm = \"{vm}\"\n"
     )
+}
+
+/// A machine file: a parent of `model` at 0000:6a:01.0 with a mediated device for each of two VMs
+/// ([`MDEVS`]), and a whole device at 0000:6b:01.0 for the first.
+pub fn two_vms(model: &str) -> String {
+    let mdevs = [(MDEVS[0], "vm1"), (MDEVS[1], "vm2")];
+    parent(model, Some("0000:6a:01.0"), &mdevs) + &whole(model, "0000:6b:01.0", "vm1")
 }

@@ -318,7 +318,7 @@ fn bring_up(client: &mut dyn Client, kind: Kind) {
 fn queue(client: &mut dyn Client, kind: Kind) {
     client.poke(0, &vec![0; 2 * MIB as usize]);
     client.poke(DST, &vec![0; (COPIES * SIZE) as usize]);
-    client.poke(SRC, &noise(SIZE as usize, 7));
+    client.poke(SRC, &pattern(SIZE as usize, 7));
     if kind.is_dsa() {
         for n in 0..COPIES {
             let (to, record) = (DST + n * SIZE, RECORDS + 64 * n);
@@ -410,7 +410,7 @@ fn expect_silence(client: &mut dyn Client) -> u64 {
 fn expect_all(client: &mut dyn Client, kind: Kind) {
     wait_for(client, kind, COPIES);
     let data = client.peek(DST, COPIES * SIZE);
-    let source = noise(SIZE as usize, 7);
+    let source = pattern(SIZE as usize, 7);
     assert!(data.chunks(SIZE as usize).all(|copy| copy == source));
     if kind.is_dsa() {
         let records = client.peek(RECORDS, 64 * COPIES);
@@ -521,7 +521,7 @@ fn ends(client: &mut dyn Client, kind: Kind) {
 }
 
 fn fixture() -> Fixture {
-    Fixture::of(&EVERY_KIND.parse().unwrap())
+    Fixture::of(&every_kind().parse().unwrap())
 }
 
 #[test]

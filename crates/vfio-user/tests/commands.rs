@@ -565,7 +565,7 @@ fn registers_of_a_portal_take_64_bytes_as_one_store() {
     vmm.bring_up_child();
     let ram = memfd(1 << 20);
     vmm.map(Some(&ram), 0, 0, 1 << 20).unwrap();
-    let bytes = noise(5000, 1);
+    let bytes = pattern(5000, 1);
     poke(&ram, 0x1000, &bytes);
     let copy = ioasid_dsa::spec::Descriptor::memory_move(0x8000, 0x1000, 5000, 0x40);
     vmm.write(PORTAL, 0, &copy.to_bytes()).unwrap();

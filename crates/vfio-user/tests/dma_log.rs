@@ -161,7 +161,7 @@ fn a_copy_marks_the_pages_of_its_destination_and_record_and_nothing_else() {
 fn writes_by_messages_are_logged_too() {
     let fixture = Fixture::new();
     let mut vmm = fixture.connect(MDEV1);
-    vmm.ram = noise(MIB as usize, 5);
+    vmm.ram = pattern(MIB as usize, 5);
     vmm.ram[0x40] = 0;
     vmm.map(None, 0, 0, MIB).unwrap();
     vmm.bring_up_child();
@@ -318,7 +318,7 @@ fn what_is_copied_by_reports_is_what_is_there() {
     let ram = memfd(RAM);
     vmm.map(Some(&ram), 0, 0, RAM).unwrap();
     vmm.bring_up_child();
-    poke(&ram, 8 * MIB, &noise(MIB as usize, 9));
+    poke(&ram, 8 * MIB, &pattern(MIB as usize, 9));
     start(&mut vmm, PAGE, &[(0, RAM)]).unwrap();
     let mut copied = peek(&ram, 0, RAM as usize);
     for round in 0..400_u64 {

@@ -22,42 +22,20 @@ use common::*;
 use ioasid_dsa::spec::{Descriptor, Opcode, Status, registers as reg};
 use ioasid_ioat::spec::{Descriptor as Link, registers as chan};
 use ioasid_machine::models::{dsa, ioat};
+use ioasid_testing::{MDEVS, parent};
 use ioasid_uapi::spec::vfio::{IrqSet, RegionInfo};
 use ioasid_vfio_user::spec::command;
 use rustix::event::{EventfdFlags, eventfd};
 use zerocopy::{FromBytes, IntoBytes};
 
-const MACHINE: &str = r#"
-[[device]]
-model = "dsa"
-driver = "host"
-[[device.queue]]
-owner = "host"
-[[device.queue]]
-owner = "mdev"
-uuid = "5f2e6a9e-93a1-4f0a-9b3e-3d8f0c1b2a01"
-vm = "vm1"
-[[device.queue]]
-owner = "mdev"
-uuid = "5f2e6a9e-93a1-4f0a-9b3e-3d8f0c1b2a02"
-vm = "vm2"
+const CHANNEL1: &str = MDEVS[2];
+const CHANNEL2: &str = MDEVS[3];
 
-[[device]]
-model = "ioat"
-driver = "host"
-[[device.channel]]
-owner = "host"
-[[device.channel]]
-owner = "mdev"
-uuid = "5f2e6a9e-93a1-4f0a-9b3e-3d8f0c1b2a11"
-vm = "vm1"
-[[device.channel]]
-owner = "mdev"
-uuid = "5f2e6a9e-93a1-4f0a-9b3e-3d8f0c1b2a12"
-vm = "vm2"
-"#;
-const CHANNEL1: &str = "5f2e6a9e-93a1-4f0a-9b3e-3d8f0c1b2a11";
-const CHANNEL2: &str = "5f2e6a9e-93a1-4f0a-9b3e-3d8f0c1b2a12";
+fn machine() -> String {
+    let queues = [(MDEV1, "vm1"), (MDEV2, "vm2")];
+    let channels = [(CHANNEL1, "vm1"), (CHANNEL2, "vm2")];
+    parent("dsa", None, &queues) + &parent("ioat", None, &channels)
+}
 
 const CONFIG: u32 = 7;
 const PORTALS: u32 = 2;
@@ -85,9 +63,9 @@ struct Bystanders {
 
 impl Bystanders {
     fn new() -> Self {
-        let fixture = Fixture::of(&MACHINE.parse().unwrap());
+        let fixture = Fixture::of(&machine().parse().unwrap());
         let ram = memfd(OTHERS);
-        poke(&ram, 0, &noise(OTHERS as usize, 77));
+        poke(&ram, 0, &pattern(OTHERS as usize, 77));
         let (mut queue, mut channel) = (fixture.connect(MDEV2), fixture.connect(CHANNEL2));
         for vmm in [&mut queue, &mut channel] {
             vmm.map(Some(&ram), 0, 0, OTHERS).unwrap();
@@ -428,7 +406,7 @@ fn nonsense_in_configuration_and_interrupts_is_the_own_loss() {
     let bystanders = Bystanders::new();
     let (mut vmm, ram) = bystanders.hostile();
     for (seed, offset) in (0..4096).step_by(2).enumerate() {
-        let bytes = noise(4, seed as u64);
+        let bytes = pattern(4, seed as u64);
         let _ = vmm.write(CONFIG, offset, bytes.get(..1 + seed % 4).unwrap());
     }
     let wanted = [0, 1, 2, 4, 5, 8, u32::MAX];

@@ -62,7 +62,7 @@ fn the_client_of_the_crate_vfio_user_drives_a_device() {
     ] {
         command(&mut client, step);
     }
-    let bytes = noise(9000, 5);
+    let bytes = pattern(9000, 5);
     poke(&ram, 0x1000, &bytes);
     let copy = Descriptor::memory_move(0x10_0000, 0x1000, 9000, 0x40);
     client.region_write(2, 0, &copy.to_bytes()).unwrap();

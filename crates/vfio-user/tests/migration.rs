@@ -35,7 +35,7 @@ fn record(n: u64) -> u64 {
 
 /// A batch and single copies, each with a record and an interrupt.
 fn submit(vmm: &mut Vmm, ram: &OwnedFd) {
-    poke(ram, SOURCE, &noise(MIB as usize, 3));
+    poke(ram, SOURCE, &pattern(MIB as usize, 3));
     let copy = |n: u64| {
         let to = TARGET + n * (MIB / 2);
         Descriptor::memory_move(to, SOURCE + 64 * n, 500_000, record(n)).with_interrupt(1)
@@ -219,7 +219,7 @@ proptest! {
         let forged = forge(&SAVED, &changes, everywhere, tail.as_deref());
         let mut neighbour = STAGE.connect(MDEV2);
         let others = memfd(MIB);
-        poke(&others, 0, &noise(MIB as usize, 77));
+        poke(&others, 0, &pattern(MIB as usize, 77));
         neighbour.map(Some(&others), 0, 0, MIB).unwrap();
         neighbour.bring_up_child();
 
@@ -231,7 +231,7 @@ proptest! {
                 prop_assert_eq!(state(&mut vmm), ERROR);
             }
         }
-        prop_assert_eq!(peek(&others, 0, MIB as usize), noise(MIB as usize, 77));
+        prop_assert_eq!(peek(&others, 0, MIB as usize), pattern(MIB as usize, 77));
         poke(&others, 0x40, &[0; 32]);
         neighbour.submit(Descriptor::fill(0x1000, 7, 64, 0x40));
         prop_assert_eq!(wait_record(&others, 0x40).status, 1);

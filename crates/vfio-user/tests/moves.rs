@@ -24,7 +24,7 @@ const MIB: u64 = 1 << 20;
 const RAM: u64 = 16 * MIB;
 
 fn stages() -> [Fixture; 2] {
-    [0, 1].map(|_| Fixture::of(&EVERY_KIND.parse().unwrap()))
+    [0, 1].map(|_| Fixture::of(&every_kind().parse().unwrap()))
 }
 
 /// A VM with a device, and an eventfd on each of its first vectors.
@@ -66,7 +66,7 @@ fn step(n: u64) -> (u64, u64, u64) {
 
 fn start_channel(vmm: &mut Vmm, write: impl Fn(u64, &[u8]), channel: u64) {
     let (block, part) = ((channel + 1) * CHANNEL_STRIDE, channel * PART);
-    write(part + DATA, &noise(SPAN as usize, channel));
+    write(part + DATA, &pattern(SPAN as usize, channel));
     for n in 0..LINKS {
         let (from, to, len) = step(n);
         let link = Link::copy(part + DATA + to, part + DATA + from, len as u32);
@@ -87,7 +87,7 @@ fn start_channel(vmm: &mut Vmm, write: impl Fn(u64, &[u8]), channel: u64) {
 
 /// A channel's data when its chain has ended.
 fn moved(channel: u64) -> Vec<u8> {
-    let mut data = noise(SPAN as usize, channel);
+    let mut data = pattern(SPAN as usize, channel);
     for n in 0..LINKS {
         let (from, to, len) = step(n);
         data.copy_within(from as usize..(from + len) as usize, to as usize);
@@ -219,7 +219,7 @@ fn copy(queue: u64, n: u64) -> Descriptor {
 }
 
 fn submit(vmm: &mut Vmm, ram: &OwnedFd) {
-    poke(ram, SOURCE, &noise(MIB as usize, 3));
+    poke(ram, SOURCE, &pattern(MIB as usize, 3));
     for queue in 0..2 {
         let list = LISTS + queue * 0x1000;
         for n in 0..IN_BATCH {
@@ -340,12 +340,12 @@ fn private(fixture: &Fixture, device: &str) -> Vmm {
     vmm
 }
 
-static STAGE: LazyLock<Fixture> = LazyLock::new(|| Fixture::of(&EVERY_KIND.parse().unwrap()));
+static FIXTURE: LazyLock<Fixture> = LazyLock::new(|| Fixture::of(&every_kind().parse().unwrap()));
 
 /// States that were saved in the middle of work.
 static SAVED: LazyLock<Vec<(&str, Vec<u8>)>> = LazyLock::new(|| {
     let saved = [(CHANNEL, 1), (CHANNELS, 3), (PDEV, 0)].map(|(device, channels)| {
-        let (mut vmm, ram, _irqs) = client(&STAGE, device, 0);
+        let (mut vmm, ram, _irqs) = client(&FIXTURE, device, 0);
         if device == PDEV {
             bring_up(&mut vmm);
             submit(&mut vmm, &ram);
@@ -357,7 +357,7 @@ static SAVED: LazyLock<Vec<(&str, Vec<u8>)>> = LazyLock::new(|| {
         }
         let state = save(&mut vmm);
         drop(vmm);
-        STAGE.released(device);
+        FIXTURE.released(device);
         (device, state)
     });
     saved.into()
@@ -376,15 +376,15 @@ proptest! {
     ) {
         let (device, saved) = &SAVED[which];
         let forged = forge(saved, &changes, everywhere, tail.as_deref());
-        let others = [MDEV1, NEIGHBOUR].map(|other| client(&STAGE, other, 0));
+        let others = [MDEV1, NEIGHBOUR].map(|other| client(&FIXTURE, other, 0));
         let [(mut queue, queues, _), (mut channel, channels, _)] = others;
         queue.bring_up_child();
         channel.switch_on();
         for ram in [&queues, &channels] {
-            poke(ram, 0, &noise(MIB as usize, 77));
+            poke(ram, 0, &pattern(MIB as usize, 77));
         }
 
-        let (mut vmm, ..) = client(&STAGE, device, 0);
+        let (mut vmm, ..) = client(&FIXTURE, device, 0);
         match restore(&mut vmm, &forged) {
             Ok(()) => go(&mut vmm, RUNNING).unwrap(),
             Err(errno) => {
@@ -393,7 +393,7 @@ proptest! {
             }
         }
         for ram in [&queues, &channels] {
-            prop_assert!(peek(ram, 0, MIB as usize) == noise(MIB as usize, 77));
+            prop_assert!(peek(ram, 0, MIB as usize) == pattern(MIB as usize, 77));
         }
         // The others are as they were, and work.
         prop_assert_eq!(channel.read(0, CHANNEL_STRIDE, 16).unwrap(), IDLE);
@@ -407,7 +407,7 @@ proptest! {
         prop_assert_eq!(state(&mut vmm), RUNNING);
         drop((vmm, queue, channel));
         for device in [*device, MDEV1, NEIGHBOUR] {
-            STAGE.released(device);
+            FIXTURE.released(device);
         }
     }
 }

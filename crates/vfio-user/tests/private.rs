@@ -15,7 +15,7 @@ const MIB: u64 = 1 << 20;
 /// A client with `len` bytes of private memory that the device can reach.
 fn private(fixture: &Fixture, len: usize) -> Vmm {
     let mut vmm = fixture.connect(MDEV1);
-    vmm.ram = noise(len, 9);
+    vmm.ram = pattern(len, 9);
     vmm.map(None, 0, 0, len as u64).unwrap();
     vmm.bring_up_child();
     vmm
@@ -220,7 +220,7 @@ fn an_error_is_a_fault_of_that_descriptor() {
 fn read_only_memory_is_not_written() {
     let fixture = Fixture::new();
     let mut vmm = fixture.connect(MDEV1);
-    vmm.ram = noise(1 << 20, 1);
+    vmm.ram = pattern(1 << 20, 1);
     let before = vmm.ram.clone();
     let rom = DmaMap {
         argsz: 32,
@@ -259,7 +259,7 @@ fn a_client_that_refuses_for_one_device_may_answer_for_another() {
     let mut first = private(&fixture, 4 << 20);
     first.answers = false;
     let mut second = fixture.connect(PDEV);
-    second.ram = noise(4 << 20, 2);
+    second.ram = pattern(4 << 20, 2);
     second.map(None, 0, 0, 4 * MIB).unwrap();
     second.bring_up_whole();
     second.ram[0x40..0x60].fill(0);
@@ -292,7 +292,7 @@ fn a_file_of_an_ordinary_file_system_is_memory_that_the_client_is_asked_for() {
         return;
     }
     let mut vmm = fixture.connect(MDEV1);
-    vmm.ram = noise(4 << 20, 4);
+    vmm.ram = pattern(4 << 20, 4);
     // Like QEMU, with an offset in the file, and once for each device.
     vmm.map(Some(&file), MIB, 0, 3 * MIB).unwrap();
     let mut other = fixture.connect(PDEV);

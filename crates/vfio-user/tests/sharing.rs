@@ -63,7 +63,7 @@ fn two_devices_of_a_vm_share_one_mapping_and_one_domain() {
     }
     assert_eq!(vms(&fixture), [("vm1".to_owned(), 2, 1)]);
     assert_eq!(pinned(&fixture), 4 * MIB, "pinned once");
-    let bytes = noise(5000, 3);
+    let bytes = pattern(5000, 3);
     poke(&ram, 0x1000, &bytes);
     mdev.bring_up_child();
     pdev.bring_up_whole();
@@ -128,8 +128,8 @@ fn a_change_that_reaches_the_devices_one_after_the_other_succeeds() {
 fn a_vm_reaches_its_own_memory_alone() {
     let fixture = Fixture::new();
     let (own, other) = (memfd(4 * MIB), memfd(4 * MIB));
-    poke(&own, 0, &noise(4 << 20, 1));
-    poke(&other, 0, &noise(4 << 20, 2));
+    poke(&own, 0, &pattern(4 << 20, 1));
+    poke(&other, 0, &pattern(4 << 20, 2));
     let before = peek(&own, 0, 4 << 20);
     let mut vm1 = fixture.connect(MDEV1);
     let mut vm2 = fixture.connect(MDEV2);

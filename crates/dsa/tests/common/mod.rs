@@ -1,21 +1,20 @@
 //! What the tests share: a machine, memory, and a driver as a program would write it.
 #![allow(clippy::unwrap_used, reason = "a test may panic")]
-#![allow(dead_code, reason = "each test binary uses its own part")]
+#![allow(
+    dead_code,
+    unused_imports,
+    reason = "each test binary uses its own part"
+)]
 #![allow(unreachable_pub, reason = "shared by several test binaries")]
 
-use std::{
-    sync::{
-        Arc,
-        atomic::{Ordering, fence},
-    },
-    time::{Duration, Instant},
+use std::sync::{
+    Arc,
+    atomic::{Ordering, fence},
 };
 
 use ioasid_core::{
-    Prot,
     host::{CountingIrq, StdSpawner},
     inspect::{Inspect, Value},
-    memory::OwnPages,
     sync::Mutex,
 };
 use ioasid_dsa::{
@@ -31,71 +30,24 @@ use ioasid_iommu::{
     Device, DeviceConfig, DmaSource, Domain, DomainConfig, FaultLog, FaultSink, Iommu, IommuConfig,
     PageRequest, PageRequestHandler,
 };
+pub use ioasid_testing::{Area, PATIENCE, add_device, eventually, new_domain, new_iommu, pattern};
 use ioasid_vfio::DeviceModel;
-
-/// Nothing in these tests takes so long unless it never ends.
-pub const PATIENCE: Duration = Duration::from_secs(600);
-
-/// Waits for something that another thread brings about.
-pub fn eventually(what: &str, mut done: impl FnMut() -> bool) {
-    let deadline = Instant::now() + PATIENCE;
-    while !done() {
-        assert!(Instant::now() < deadline, "never: {what}");
-        std::thread::yield_now();
-    }
-}
-
-pub fn new_iommu() -> Arc<Iommu> {
-    Iommu::new(IommuConfig::default())
-}
-
-pub fn add_device(iommu: &Arc<Iommu>, address: &str) -> Arc<Device> {
-    let config = DeviceConfig::new(address.parse().unwrap());
-    iommu.add_device(config).unwrap()
-}
-
-pub fn new_domain(iommu: &Arc<Iommu>, device: &Device) -> Arc<Domain> {
-    let config = DomainConfig::unmanaged(device.format());
-    iommu.alloc_domain(config).unwrap()
-}
 
 pub fn new_dsa(iommu: &Arc<Iommu>, device: &Arc<Device>, config: DsaConfig) -> Arc<DsaDevice> {
     DsaDevice::new(iommu, Arc::clone(device), config, &StdSpawner).unwrap()
 }
 
-/// Memory that is mapped in a domain from address [`Area::BASE`] on.
-#[derive(Clone)]
-pub struct Area {
-    pub pages: OwnPages,
+/// Completion records in memory.
+pub trait Records {
+    /// The record at `iova` as it is now.
+    fn record(&self, iova: u64) -> CompletionRecord;
+
+    /// Waits until the descriptor with this record is done.
+    fn wait(&self, iova: u64) -> CompletionRecord;
 }
 
-impl Area {
-    pub const BASE: u64 = 0x10_0000;
-
-    pub fn new(iommu: &Iommu, len: usize) -> Self {
-        let pages = OwnPages::new(iommu.space(), len).unwrap();
-        Area { pages }
-    }
-
-    pub fn map(&self, domain: &Domain, len: u64) {
-        domain
-            .map(Area::BASE, self.pages.spa(), len, Prot::RW)
-            .unwrap();
-    }
-
-    pub fn read(&self, iova: u64, len: usize) -> Vec<u8> {
-        let mut bytes = vec![0; len];
-        let offset = (iova - Area::BASE) as usize;
-        self.pages.memory().read(offset, &mut bytes);
-        bytes
-    }
-
-    pub fn write(&self, iova: u64, bytes: &[u8]) {
-        let offset = (iova - Area::BASE) as usize;
-        self.pages.memory().write(offset, bytes);
-    }
-
-    pub fn record(&self, iova: u64) -> CompletionRecord {
+impl Records for Area {
+    fn record(&self, iova: u64) -> CompletionRecord {
         let status = self.read(iova, 1);
         fence(Ordering::Acquire);
         let mut bytes = [0; RECORD_SIZE];
@@ -104,24 +56,10 @@ impl Area {
         CompletionRecord::from_bytes(&bytes)
     }
 
-    /// Waits until the descriptor with this record is done.
-    pub fn wait(&self, iova: u64) -> CompletionRecord {
+    fn wait(&self, iova: u64) -> CompletionRecord {
         eventually("a completion record", || self.read(iova, 1)[0] != 0);
         self.record(iova)
     }
-}
-
-/// Bytes that differ from area to area and from place to place.
-pub fn noise(len: usize, seed: u64) -> Vec<u8> {
-    let mut state = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
-    (0..len)
-        .map(|_| {
-            state ^= state << 13;
-            state ^= state >> 7;
-            state ^= state << 17;
-            (state >> 32) as u8
-        })
-        .collect()
 }
 
 /// A driver of whatever has the registers of a DSA.

@@ -1,21 +1,18 @@
 //! What the tests share: a machine, memory, and a driver as a program would write it.
 #![allow(clippy::unwrap_used, reason = "a test may panic")]
-#![allow(dead_code, reason = "each test binary uses its own part")]
+#![allow(
+    dead_code,
+    unused_imports,
+    reason = "each test binary uses its own part"
+)]
 #![allow(unreachable_pub, reason = "shared by several test binaries")]
 
-use std::{
-    sync::{
-        Arc,
-        atomic::{Ordering, fence},
-    },
-    time::{Duration, Instant},
+use std::sync::{
+    Arc,
+    atomic::{Ordering, fence},
 };
 
-use ioasid_core::{
-    Prot,
-    host::{CountingIrq, StdSpawner},
-    memory::OwnPages,
-};
+use ioasid_core::host::{CountingIrq, StdSpawner};
 use ioasid_ioat::{
     IoatConfig, IoatDevice,
     spec::{
@@ -23,9 +20,8 @@ use ioasid_ioat::{
         registers::{self as reg, CHANNEL_STRIDE},
     },
 };
-use ioasid_iommu::{
-    Device, DeviceConfig, DmaSource, Domain, DomainConfig, FaultLog, FaultSink, Iommu, IommuConfig,
-};
+use ioasid_iommu::{DeviceConfig, DmaSource, Domain, FaultLog, FaultSink, Iommu};
+pub use ioasid_testing::{Area, eventually, new_domain, new_iommu, pattern};
 use ioasid_vfio::DeviceModel;
 
 /// `CHANCMD` values as a program writes them.
@@ -34,25 +30,6 @@ pub const SUSPEND: u8 = 0x04;
 pub const RESUME: u8 = 0x10;
 /// Rearm, and report errors by word and interrupt (`IOAT_CHANCTRL_RUN`).
 pub const RUN: u16 = 0x1d;
-
-/// Waits for something that another thread brings about.
-pub fn eventually(what: &str, mut done: impl FnMut() -> bool) {
-    let deadline = Instant::now() + Duration::from_secs(600);
-    while !done() {
-        assert!(Instant::now() < deadline, "never: {what}");
-        std::thread::yield_now();
-    }
-}
-
-/// Bytes that differ from seed to seed and from place to place.
-pub fn noise(len: usize, seed: u64) -> Vec<u8> {
-    let mut state = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
-    let mut next = || {
-        state = state.wrapping_mul(0x5851_f42d_4c95_7f2d).wrapping_add(1);
-        (state >> 56) as u8
-    };
-    (0..len).map(|_| next()).collect()
-}
 
 /// An IOMMU and a device behind it with `channels` channels, all but the first for children.
 pub fn new_ioat(iommu: &Arc<Iommu>, address: &str, channels: usize) -> Arc<IoatDevice> {
@@ -64,50 +41,31 @@ pub fn new_ioat(iommu: &Arc<Iommu>, address: &str, channels: usize) -> Arc<IoatD
     IoatDevice::new(iommu, device.unwrap(), config, &StdSpawner).unwrap()
 }
 
-pub fn new_iommu() -> Arc<Iommu> {
-    Iommu::new(IommuConfig::default())
+/// Bytes of a test's memory.
+pub const AREA_SIZE: u64 = 8 << 20;
+
+/// [`AREA_SIZE`] bytes of memory in `domain`.
+pub fn new_area(iommu: &Iommu, domain: &Domain) -> Area {
+    Area::mapped(iommu, domain, AREA_SIZE as usize)
 }
 
-pub fn new_domain(iommu: &Arc<Iommu>, device: &Device) -> Arc<Domain> {
-    let config = DomainConfig::unmanaged(device.format());
-    iommu.alloc_domain(config).unwrap()
+/// What a channel reads and writes in memory.
+pub trait Chains {
+    /// The completion word at `at`.
+    fn word(&self, at: u64) -> ChanSts;
+
+    /// Writes `descriptors` from `at` on, each linked to the one behind it.
+    fn write_chain(&self, at: u64, descriptors: &[Descriptor]);
 }
 
-/// Memory that a program has mapped from [`Area::BASE`] on.
-#[derive(Clone)]
-pub struct Area(pub OwnPages);
-
-impl Area {
-    pub const BASE: u64 = 0x10_0000;
-    pub const SIZE: u64 = 8 << 20;
-
-    /// Memory in `domain`.
-    pub fn new(iommu: &Iommu, domain: &Domain) -> Self {
-        let pages = OwnPages::new(iommu.space(), Self::SIZE as usize).unwrap();
-        domain
-            .map(Self::BASE, pages.spa(), Self::SIZE, Prot::RW)
-            .unwrap();
-        Area(pages)
-    }
-
-    pub fn read(&self, at: u64, len: usize) -> Vec<u8> {
-        let mut bytes = vec![0; len];
-        self.0.memory().read((at - Self::BASE) as usize, &mut bytes);
-        bytes
-    }
-
-    pub fn write(&self, at: u64, bytes: &[u8]) {
-        self.0.memory().write((at - Self::BASE) as usize, bytes);
-    }
-
-    pub fn word(&self, at: u64) -> ChanSts {
+impl Chains for Area {
+    fn word(&self, at: u64) -> ChanSts {
         let bytes = self.read(at, 8);
         fence(Ordering::Acquire);
         ChanSts::from_bits(u64::from_le_bytes(bytes.try_into().unwrap()))
     }
 
-    /// Writes `descriptors` from `at` on, each linked to the one behind it.
-    pub fn write_chain(&self, at: u64, descriptors: &[Descriptor]) {
+    fn write_chain(&self, at: u64, descriptors: &[Descriptor]) {
         for (descriptor, at) in descriptors.iter().zip((at..).step_by(DESCRIPTOR_SIZE)) {
             let linked = descriptor.with_next(at + DESCRIPTOR_SIZE as u64);
             self.write(at, &linked.to_bytes());
@@ -231,14 +189,14 @@ pub const WORD: u64 = Area::BASE + 0x8_0000;
 pub const SRC: u64 = Area::BASE + 0x10_0000;
 pub const DST: u64 = Area::BASE + 0x40_0000;
 /// The first byte that is not mapped.
-pub const END: u64 = Area::BASE + Area::SIZE;
+pub const END: u64 = Area::BASE + AREA_SIZE;
 
 impl Whole {
     pub fn new() -> Self {
         let iommu = new_iommu();
         let ioat = new_ioat(&iommu, "0000:6b:01.0", 4);
         let domain = new_domain(&iommu, ioat.device());
-        let area = Area::new(&iommu, &domain);
+        let area = new_area(&iommu, &domain);
         let faults = FaultLog::new(1024);
         let sink: Arc<dyn FaultSink> = faults.clone();
         DmaSource::new(ioat.device(), None)

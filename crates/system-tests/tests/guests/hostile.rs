@@ -12,6 +12,7 @@ use ioasid_system_tests::{
     process::succeed,
     served::{Served, list},
 };
+use ioasid_testing::{MDEVS, parent};
 use serde_json::{Value as Json, json};
 
 use super::{
@@ -19,46 +20,15 @@ use super::{
     work::{RAID_ID, all_right, pristine, settled_holdings},
 };
 
+const FIRST_CHANNEL: &str = MDEVS[2];
+const SECOND_CHANNEL: &str = MDEVS[3];
+
 /// The same for a DSA and an I/OAT: a queue of the parent's own driver, one of each VM.
-const MACHINE: &str = r#"
-[[device]]
-model = "dsa"
-address = "0000:6a:01.0"
-driver = "host"
-
-  [[device.queue]]
-  owner = "host"
-
-  [[device.queue]]
-  owner = "mdev"
-  uuid = "5f2e6a9e-93a1-4f0a-9b3e-3d8f0c1b2a01"
-  vm = "vm1"
-
-  [[device.queue]]
-  owner = "mdev"
-  uuid = "5f2e6a9e-93a1-4f0a-9b3e-3d8f0c1b2a02"
-  vm = "vm2"
-
-[[device]]
-model = "ioat"
-address = "0000:6b:01.0"
-driver = "host"
-
-  [[device.queue]]
-  owner = "host"
-
-  [[device.queue]]
-  owner = "mdev"
-  uuid = "5f2e6a9e-93a1-4f0a-9b3e-3d8f0c1b2a11"
-  vm = "vm1"
-
-  [[device.queue]]
-  owner = "mdev"
-  uuid = "5f2e6a9e-93a1-4f0a-9b3e-3d8f0c1b2a12"
-  vm = "vm2"
-"#;
-const FIRST_CHANNEL: &str = "5f2e6a9e-93a1-4f0a-9b3e-3d8f0c1b2a11";
-const SECOND_CHANNEL: &str = "5f2e6a9e-93a1-4f0a-9b3e-3d8f0c1b2a12";
+fn machine() -> String {
+    let queues = [(FIRST, "vm1"), (SECOND, "vm2")];
+    let channels = [(FIRST_CHANNEL, "vm1"), (SECOND_CHANNEL, "vm2")];
+    parent("dsa", Some("0000:6a:01.0"), &queues) + &parent("ioat", Some("0000:6b:01.0"), &channels)
+}
 
 /// Claims of the hostile program, each of which must have been tried.
 const CLAIMS: usize = 17;
@@ -68,7 +38,7 @@ const INTERVAL: Duration = Duration::from_millis(100);
 /// The first guest does its worst, twice: while the second works, and while the second stands still and
 /// each byte of its memory can be compared.
 pub(super) fn isolation(host: &Host) -> Result<String> {
-    let served = host.serve_sockets(MACHINE)?;
+    let served = host.serve_sockets(&machine())?;
     let begin = || host.guest_at_sockets("vm1", Board::default(), &[FIRST, FIRST_CHANNEL]);
     let larger = Board {
         // Where the first has nothing, the second has memory.

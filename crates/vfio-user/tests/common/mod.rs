@@ -1,6 +1,10 @@
 //! What the tests share: a machine with its server, and a client that says exactly what a test wants.
 #![allow(clippy::unwrap_used, reason = "a test may panic")]
-#![allow(dead_code, reason = "each test binary uses its own part")]
+#![allow(
+    dead_code,
+    unused_imports,
+    reason = "each test binary uses its own part"
+)]
 #![allow(unreachable_pub, reason = "shared by several test binaries")]
 
 pub mod hanging;
@@ -16,7 +20,7 @@ use std::{
     },
     path::{Path, PathBuf},
     sync::Arc,
-    time::{Duration, Instant},
+    time::Instant,
 };
 
 use ioasid_core::host::StdSpawner;
@@ -27,6 +31,8 @@ use ioasid_dsa::spec::{
     tables::{GRPCFG_SIZE, WqLimits, WqUse},
 };
 use ioasid_machine::{Machine, MachineFile};
+use ioasid_testing::{MDEVS, parent, whole};
+pub use ioasid_testing::{PATIENCE, eventually, pattern};
 use ioasid_vfio_user::{
     Export, Server, listen,
     spec::{
@@ -40,68 +46,25 @@ use rustix::{
 };
 use zerocopy::{FromBytes, IntoBytes};
 
-/// Nothing in these tests takes so long unless it never ends.
-pub const PATIENCE: Duration = Duration::from_secs(600);
-
-/// Waits for something that another thread brings about.
-pub fn eventually(what: &str, mut done: impl FnMut() -> bool) {
-    let deadline = Instant::now() + PATIENCE;
-    while !done() {
-        assert!(Instant::now() < deadline, "never: {what}");
-        std::thread::sleep(Duration::from_millis(1));
-    }
-}
-
 /// The mediated device of VM 1.
-pub const MDEV1: &str = "5f2e6a9e-93a1-4f0a-9b3e-3d8f0c1b2a01";
+pub const MDEV1: &str = MDEVS[0];
 /// The mediated device of VM 2.
-pub const MDEV2: &str = "5f2e6a9e-93a1-4f0a-9b3e-3d8f0c1b2a02";
+pub const MDEV2: &str = MDEVS[1];
 /// The whole device of VM 1.
 pub const PDEV: &str = "0000:6b:01.0";
 
 /// A device of each kind, each for a VM of its own.
-pub const EVERY_KIND: &str = r#"
-[[device]]
-model = "dsa"
-driver = "host"
-[[device.queue]]
-owner = "host"
-[[device.queue]]
-owner = "mdev"
-uuid = "5f2e6a9e-93a1-4f0a-9b3e-3d8f0c1b2a01"
-vm = "vm1"
-
-[[device]]
-model = "dsa"
-address = "0000:6b:01.0"
-driver = "vfio"
-vm = "vm2"
-
-[[device]]
-model = "ioat"
-driver = "host"
-[[device.channel]]
-owner = "host"
-[[device.channel]]
-owner = "mdev"
-uuid = "5f2e6a9e-93a1-4f0a-9b3e-3d8f0c1b2a11"
-vm = "vm3"
-[[device.channel]]
-owner = "mdev"
-uuid = "5f2e6a9e-93a1-4f0a-9b3e-3d8f0c1b2a12"
-vm = "vm5"
-
-[[device]]
-model = "ioat"
-address = "0000:6c:01.0"
-driver = "vfio"
-vm = "vm4"
-queues = 3
-"#;
+pub fn every_kind() -> String {
+    parent("dsa", None, &[(MDEV1, "vm1")])
+        + &whole("dsa", PDEV, "vm2")
+        + &parent("ioat", None, &[(CHANNEL, "vm3"), (NEIGHBOUR, "vm5")])
+        + &whole("ioat", CHANNELS, "vm4")
+        + "queues = 3\n"
+}
 /// The mediated channel of VM 3.
-pub const CHANNEL: &str = "5f2e6a9e-93a1-4f0a-9b3e-3d8f0c1b2a11";
+pub const CHANNEL: &str = MDEVS[2];
 /// Another channel of the same parent, of VM 5.
-pub const NEIGHBOUR: &str = "5f2e6a9e-93a1-4f0a-9b3e-3d8f0c1b2a12";
+pub const NEIGHBOUR: &str = MDEVS[3];
 /// The whole I/OAT of VM 4.
 pub const CHANNELS: &str = "0000:6c:01.0";
 
@@ -206,18 +169,6 @@ pub fn peek(fd: &OwnedFd, offset: u64, len: usize) -> Vec<u8> {
 
 pub fn poke(fd: &OwnedFd, offset: u64, bytes: &[u8]) {
     assert_eq!(rustix::io::pwrite(fd, bytes, offset).unwrap(), bytes.len());
-}
-
-/// Bytes that differ from place to place.
-pub fn noise(len: usize, seed: u64) -> Vec<u8> {
-    let mut state = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
-    let mut next = || {
-        state ^= state << 13;
-        state ^= state >> 7;
-        state ^= state << 17;
-        (state >> 32) as u8
-    };
-    (0..len).map(|_| next()).collect()
 }
 
 /// A message as it came.

@@ -20,9 +20,9 @@ struct Items {
 
 /// The user of the access object: lets go of everything that it is asked for.
 #[derive(Debug, Default)]
-struct Holder(Mutex<Items>);
+struct PinUser(Mutex<Items>);
 
-impl AccessUser for Holder {
+impl AccessUser for PinUser {
     fn unmap(&self, range: AddrRange) {
         let mut items = self.0.lock();
         items
@@ -35,7 +35,7 @@ impl AccessUser for Holder {
 /// with the last descriptor.
 #[derive(Debug)]
 pub(crate) struct AccessFile {
-    holder: Arc<Holder>,
+    user: Arc<PinUser>,
     pins: bool,
     access: Mutex<Option<Arc<Access>>>,
 }
@@ -48,16 +48,16 @@ impl AccessFile {
         pins: bool,
     ) -> Result<Arc<Self>, Error> {
         failpoint::allocation()?;
-        let holder = Arc::<Holder>::default();
+        let user = Arc::<PinUser>::default();
         let kind = if pins {
-            AccessKind::Pins(Arc::clone(&holder) as Arc<dyn AccessUser>)
+            AccessKind::Pins(Arc::clone(&user) as Arc<dyn AccessUser>)
         } else {
             AccessKind::Copies
         };
         let access = context.create_access(kind)?;
         access.attach(ioas)?;
         Ok(Arc::new(AccessFile {
-            holder,
+            user,
             pins,
             access: Mutex::new(Some(Arc::new(access))),
         }))
@@ -86,7 +86,7 @@ impl AccessFile {
         }
         let access = self.access()?;
         // Held over the pin: an unmap that follows finds it among the items.
-        let mut items = self.holder.0.lock();
+        let mut items = self.user.0.lock();
         let write = args.flags & spec::access_flag::WRITE != 0;
         let pinned = access.pin(args.iova, args.length, write)?;
         if args.uptr != 0 {
@@ -109,7 +109,7 @@ impl AccessFile {
 
     /// Unpins what [`AccessFile::pin`] has given.
     pub(crate) fn unpin(&self, id: u32) -> Result<(), Errno> {
-        let item = self.holder.0.lock().pinned.remove(&id);
+        let item = self.user.0.lock().pinned.remove(&id);
         item.map(drop).ok_or(Errno::ENOENT)
     }
 
@@ -153,7 +153,7 @@ impl EventFile for AccessFile {
     }
 
     fn closed(&self) {
-        self.holder.unmap(AddrRange::ALL);
+        self.user.unmap(AddrRange::ALL);
         let access = self.access.lock().take();
         drop(access);
     }

@@ -34,7 +34,7 @@ pub(crate) struct MockIommu {
 struct State {
     caches: [u32; spec::ENTRIES],
     /// The virtual IOMMU that the device is attached through, and its number there.
-    seat: Option<(Arc<Viommu>, u64)>,
+    vdevice: Option<(Arc<Viommu>, u64)>,
     /// Whether the next attach at [`spec::FAILING_PASID`] fails.
     armed: bool,
 }
@@ -45,7 +45,7 @@ impl MockIommu {
             tracks_dirty,
             state: Mutex::new(State {
                 caches: [spec::CACHE_DEFAULT; spec::ENTRIES],
-                seat: None,
+                vdevice: None,
                 armed: false,
             }),
         })
@@ -71,8 +71,8 @@ impl MockIommu {
 
     /// Tells whoever is virtual IOMMU to the device of an event.
     pub(crate) fn trigger_event(&self) -> Result<(), Error> {
-        let seat = self.state.lock().seat.clone();
-        let (viommu, virt_id) = seat
+        let vdevice = self.state.lock().vdevice.clone();
+        let (viommu, virt_id) = vdevice
             .filter(|(_, virt_id)| *virt_id != 0)
             .ok_or(Refusal::NotFound)?;
         // The event has room for half of the number.
@@ -192,7 +192,7 @@ impl HwOps for MockIommu {
         let mut state = self.state.lock();
         match (pasid, target) {
             (None, target) => {
-                state.seat = match target.map(|target| &target.kind) {
+                state.vdevice = match target.map(|target| &target.kind) {
                     Some(TargetKind::Nested {
                         viommu: Some(viommu),
                         virt_id: Some(virt_id),

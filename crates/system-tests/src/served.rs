@@ -108,7 +108,7 @@ impl Served {
 
     /// Waits until no program holds anything: no iommufd is open, only the parents' domains are left,
     /// every queue of an mdev is as at the start, no PASID is held or pending.
-    pub fn settle(&self, installation: &Installation) -> Result<()> {
+    pub fn wait_until_released(&self, installation: &Installation) -> Result<()> {
         let deadline = Instant::now() + Duration::from_secs(20);
         loop {
             let tree = self.inspect(installation)?;

@@ -12,13 +12,13 @@ use crate::machine::*;
 
 /// Holds pins until it is asked for them.
 #[derive(Debug, Default)]
-struct Holder {
+struct PinUser {
     pinned: Mutex<Vec<PinnedPages>>,
     asked: Mutex<Vec<AddrRange>>,
     stubborn: bool,
 }
 
-impl AccessUser for Holder {
+impl AccessUser for PinUser {
     fn unmap(&self, range: AddrRange) {
         self.asked.lock().unwrap().push(range);
         if !self.stubborn {
@@ -28,7 +28,7 @@ impl AccessUser for Holder {
     }
 }
 
-impl Holder {
+impl PinUser {
     fn hold(&self, access: &Access, iova: u64, len: u64) {
         let pinned = access.pin(iova, len, true).unwrap();
         self.pinned.lock().unwrap().push(pinned);
@@ -43,8 +43,8 @@ fn range(start: u64, len: u64) -> AddrRange {
     AddrRange::from_len(start, len).unwrap()
 }
 
-fn pinning(m: &Machine, holder: &Arc<Holder>) -> Access {
-    let user = Arc::clone(holder) as Arc<dyn AccessUser>;
+fn pinning(m: &Machine, user: &Arc<PinUser>) -> Access {
+    let user = Arc::clone(user) as Arc<dyn AccessUser>;
     m.context.create_access(AccessKind::Pins(user)).unwrap()
 }
 
@@ -95,8 +95,8 @@ fn what_was_mapped_read_only_is_not_written() {
     let args = MapArgs::fixed(0x1000, PAGE, Prot::READ);
     let pages = Arc::new(m.pages(PAGE));
     m.context.ioas_map(ioas, pages, args).unwrap();
-    let holder = Arc::<Holder>::default();
-    let access = pinning(&m, &holder);
+    let user = Arc::<PinUser>::default();
+    let access = pinning(&m, &user);
     access.attach(ioas).unwrap();
     assert_matches!(
         access.write(0x1000, b"x"),
@@ -116,12 +116,12 @@ fn a_page_is_pinned_once_however_many_hold_it() {
     let ioas = m.ioas();
     let pages = m.map(ioas, 0x1000, 2 * PAGE);
     let page = range(pages.spa() + PAGE, PAGE);
-    let holder = Arc::<Holder>::default();
-    let access = pinning(&m, &holder);
+    let user = Arc::<PinUser>::default();
+    let access = pinning(&m, &user);
     access.attach(ioas).unwrap();
     assert_eq!(m.context.pins_of(page), 0, "nothing needs it");
-    holder.hold(&access, 0x2000, PAGE);
-    holder.hold(&access, 0x1000, 2 * PAGE);
+    user.hold(&access, 0x2000, PAGE);
+    user.hold(&access, 0x1000, 2 * PAGE);
     assert_eq!(m.context.pins_of(page), 1);
     let pdev = m.pdev(1);
     pdev.attach(ioas).unwrap();
@@ -141,7 +141,7 @@ fn a_page_is_pinned_once_however_many_hold_it() {
     assert_eq!(m.context.pins_of(page), 2, "another MAP");
     drop(pdev);
     assert_eq!(m.context.pins_of(page), 1);
-    holder.pinned.lock().unwrap().clear();
+    user.pinned.lock().unwrap().clear();
     assert_eq!(m.context.pins_of(page), 0);
 }
 
@@ -152,13 +152,13 @@ fn unmap_asks_for_what_is_pinned_and_goes_on_when_it_is_back() {
     for iova in [0x1000, 0x3000, 0x5000] {
         m.map(ioas, iova, PAGE);
     }
-    let holder = Arc::<Holder>::default();
-    let access = pinning(&m, &holder);
+    let user = Arc::<PinUser>::default();
+    let access = pinning(&m, &user);
     access.attach(ioas).unwrap();
-    holder.hold(&access, 0x3000, PAGE);
+    user.hold(&access, 0x3000, PAGE);
     assert_eq!(m.context.ioas_unmap_all(ioas), Ok(3 * PAGE));
-    assert_eq!(*holder.asked.lock().unwrap(), [range(0x3000, PAGE)]);
-    assert_eq!(holder.held(), 0);
+    assert_eq!(*user.asked.lock().unwrap(), [range(0x3000, PAGE)]);
+    assert_eq!(user.held(), 0);
 }
 
 #[test]
@@ -167,18 +167,18 @@ fn unmap_gives_up_on_who_does_not_let_go() {
     let ioas = m.ioas();
     m.map(ioas, 0x1000, PAGE);
     m.map(ioas, 0x3000, PAGE);
-    let holder = Arc::new(Holder {
+    let user = Arc::new(PinUser {
         stubborn: true,
-        ..Holder::default()
+        ..PinUser::default()
     });
-    let access = pinning(&m, &holder);
+    let access = pinning(&m, &user);
     access.attach(ioas).unwrap();
-    holder.hold(&access, 0x3000, PAGE);
+    user.hold(&access, 0x3000, PAGE);
     assert_matches!(
         m.context.ioas_unmap_all(ioas),
         Err(Error::Unmap(UnmapError::StillHeld { .. }))
     );
-    assert_eq!(holder.asked.lock().unwrap().len(), 100);
+    assert_eq!(user.asked.lock().unwrap().len(), 100);
     let refused = access.pin(0x3000, PAGE, true);
     assert_matches!(
         refused.map(drop),
@@ -191,7 +191,7 @@ fn unmap_gives_up_on_who_does_not_let_go() {
         Err(Error::Access(AccessError::NotMapped { .. })),
         "gone before"
     );
-    holder.pinned.lock().unwrap().clear();
+    user.pinned.lock().unwrap().clear();
     assert_eq!(m.context.ioas_unmap_all(ioas), Ok(PAGE));
 }
 
@@ -237,26 +237,26 @@ fn a_replaced_ioas_gets_its_pins_back_and_can_go() {
     let (old, new) = (m.ioas(), m.ioas());
     m.map(old, 0x1000, PAGE);
     m.map(new, 0x8000, PAGE);
-    let holder = Arc::<Holder>::default();
-    let access = pinning(&m, &holder);
+    let user = Arc::<PinUser>::default();
+    let access = pinning(&m, &user);
     assert_matches!(
         access.replace(new),
         Err(Error::Access(AccessError::NotAttached(_)))
     );
     access.attach(old).unwrap();
-    holder.hold(&access, 0x1000, PAGE);
+    user.hold(&access, 0x1000, PAGE);
     access.replace(old).unwrap();
-    assert_eq!(holder.held(), 1, "itself");
+    assert_eq!(user.held(), 1, "itself");
     assert_eq!(
         access.replace(NOBODY),
         Err(ObjectError::Missing(NOBODY).into())
     );
-    assert_eq!(holder.held(), 1, "nothing");
+    assert_eq!(user.held(), 1, "nothing");
     assert_eq!(m.context.destroy(old), Err(ObjectError::InUse(old).into()));
     access.replace(new).unwrap();
-    assert_eq!(holder.held(), 0);
+    assert_eq!(user.held(), 0);
     m.context.destroy(old).unwrap();
-    holder.hold(&access, 0x8000, PAGE);
+    user.hold(&access, 0x8000, PAGE);
 }
 
 #[test]

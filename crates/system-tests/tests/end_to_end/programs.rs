@@ -279,7 +279,7 @@ pub(super) fn joined(installation: &Installation) -> Result<String> {
             }
             runs += 1;
         }
-        served.settle(installation)?;
+        served.wait_until_released(installation)?;
     }
     Ok(format!("{runs} pairs"))
 }
@@ -307,7 +307,7 @@ pub(super) fn stopped(installation: &Installation) -> Result<String> {
     signal_program(hostage.id(), "KILL")?;
     hostage.wait()?;
     result?;
-    served.settle(installation)?;
+    served.wait_until_released(installation)?;
     Ok(format!(
         "the other program took {} ms meanwhile",
         took.as_millis()
@@ -349,7 +349,7 @@ pub(super) fn killed(installation: &Installation) -> Result<String> {
             "run {run}: `run` ended with {status}"
         );
         served
-            .settle(installation)
+            .wait_until_released(installation)
             .with_context(|| format!("run {run}"))?;
         // Threads of allocators and caches are there after the first few.
         if run == 5 {
@@ -362,7 +362,7 @@ pub(super) fn killed(installation: &Installation) -> Result<String> {
             .arg(installation.client(Client::Dynamic))
             .args(["--mib", "16"]),
     )?;
-    served.settle(installation)?;
+    served.wait_until_released(installation)?;
     let before = baseline.context("too few runs")?;
     let after = served.holdings()?;
     // A connection of the last inspection may still be closing.

@@ -74,7 +74,7 @@ pub(super) fn shared(host: &Host, first: usize) -> Result<String> {
         no_faults(tree)
     })?;
     guest.quit()?;
-    served.settle(host.installation())?;
+    served.wait_until_released(host.installation())?;
     Ok(format!(
         "one IOAS, one domain with two routes, {} MiB mapped once; {}",
         mapped >> 20,
@@ -140,7 +140,7 @@ pub(super) fn two_guests(host: &Host) -> Result<String> {
     let [first, second] = guests;
     drop(first);
     second.quit()?;
-    served.settle(host.installation())?;
+    served.wait_until_released(host.installation())?;
     Ok(format!(
         "three domains; {}; {after} jobs of the parent, 0 faults",
         shown(host)

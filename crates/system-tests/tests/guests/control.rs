@@ -79,7 +79,7 @@ pub(super) fn control_path(host: &Host) -> Result<String> {
         ensure!(pasid_of_queue(tree).is_none(), "the queue keeps its PASID");
         Ok(())
     })?;
-    served.settle(host.installation())?;
+    served.wait_until_released(host.installation())?;
     Ok(format!(
         "idxd is bound, accel-config enables the device and its queue: /dev/dsa/wq0.0 for programs, then a \
          DMA channel; PASID {pasid} is in the parent's WQCFG and hidden from the guest"

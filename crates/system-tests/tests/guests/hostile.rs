@@ -113,7 +113,7 @@ pub(super) fn isolation(host: &Host) -> Result<String> {
     held(&next.order("hostile use")?, 2)?;
     next.quit()?;
     second.quit()?;
-    served.settle(host.installation())?;
+    served.wait_until_released(host.installation())?;
     eventually(host, &served, pristine)?;
     let [first_jobs, second_jobs] = before.jobs_since(&tree)?;
     Ok(format!(

@@ -76,7 +76,7 @@ pub(super) fn two_guests(host: &Host) -> Result<String> {
     ensure!(after > before, "the parent's driver did nothing meanwhile");
     first.quit()?;
     second.quit()?;
-    served.settle(host.installation())?;
+    served.wait_until_released(host.installation())?;
     Ok(format!(
         "three domains, {mappings} mappings of the first guest held once by two devices; {}; {after} \
          jobs of the parent, 0 faults",
@@ -108,6 +108,6 @@ pub(super) fn private_memory(host: &Host) -> Result<String> {
     held_by_all(&tree, "vm2", 1, disk)?;
     first.quit()?;
     second.quit()?;
-    served.settle(host.installation())?;
+    served.wait_until_released(host.installation())?;
     Ok(format!("DMA by messages to QEMU; {}", shown(host)))
 }

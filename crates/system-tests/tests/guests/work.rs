@@ -125,7 +125,7 @@ pub(super) fn sustained(host: &Host) -> Result<String> {
         Ok(())
     })?;
     second.quit()?;
-    served.settle(host.installation())?;
+    served.wait_until_released(host.installation())?;
     Ok(format!(
         "{} s: RAID-5 in both guests, {} and {} MiB written, read and compared, 0 wrong; moved by DMA: \
          {} and {} MiB on the parent, {} MiB on the whole device; {jobs} jobs of the parent, 0 faults",
@@ -172,7 +172,7 @@ pub(super) fn behind_viommu(host: &Host) -> Result<String> {
     let bytes = after.bytes - before.bytes;
     ensure!(bytes > 1 << 20, "only {bytes} bytes were moved by DMA");
     guest.quit()?;
-    served.settle(host.installation())?;
+    served.wait_until_released(host.installation())?;
     Ok(format!(
         "{checked} MiB written, read and compared, 0 wrong; {} MiB moved by DMA, {written} page-table \
          entries written for it, {} KiB mapped at the end, 0 faults",
@@ -244,7 +244,7 @@ pub(super) fn killed(host: &Host) -> Result<String> {
         }
         // With SIGKILL: QEMU and whatever it has started.
         drop(guest);
-        served.settle(host.installation())?;
+        served.wait_until_released(host.installation())?;
         eventually(host, &served, pristine)?;
         let held = settled_holdings(&served)?;
         // The first one finds a server that has not served anybody yet.
@@ -264,7 +264,7 @@ pub(super) fn killed(host: &Host) -> Result<String> {
     guest.order("raid 2")?;
     all_right(&guest.order("work 1")?, 2)?;
     guest.quit()?;
-    served.settle(host.installation())?;
+    served.wait_until_released(host.installation())?;
     Ok(format!(
         "{} guests killed at work, {} MiB into it each; each queue pristine, the next guest works, the \
          server holds {}",

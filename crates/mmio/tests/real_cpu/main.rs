@@ -120,6 +120,14 @@ pub fn compare(
     tally
 }
 
+/// Whether a string instruction with 32-bit addresses is repeated 0 times. Processors differ in what
+/// that does to the upper halves of its registers: Intel's clear some of them, AMD's none
+/// (`string_registers_quirk` in arch/x86/kvm/emulate.c).
+fn nothing_repeated(trial: &Trial, bytes: &[u8]) -> bool {
+    let repeated = trial.instruction.has_rep_prefix() || trial.instruction.has_repne_prefix();
+    repeated && bytes.contains(&0x67) && trial.state.gpr[1] as u32 == 0
+}
+
 fn one(top: &BenchTop, trial: &Trial, bytes: &[u8], arena: &[u8], shape: Shape) {
     // SAFETY: the address of the operand is in the arena.
     let (real, real_arena) = unsafe { top.run() };
@@ -155,6 +163,13 @@ fn one(top: &BenchTop, trial: &Trial, bytes: &[u8], arena: &[u8], shape: Shape) 
         .enumerate()
     {
         let (ours, its) = (thread.state.gpr[index], real.gpr[index]);
+        if matches!(name, "rcx" | "rsi" | "rdi") && nothing_repeated(trial, bytes) {
+            assert!(
+                ours as u32 == its as u32,
+                "{name}: {ours:#x}, really {its:#x}"
+            );
+            continue;
+        }
         assert!(
             ours == its,
             "{name}: {ours:#x}, really {its:#x}\n{}",

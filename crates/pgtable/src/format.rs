@@ -2,7 +2,7 @@
 //!
 //! # Writing a format
 //! Its own files: the entry as a documented type in `format/NAME/spec.rs`, [`Format`] for it in
-//! `format/NAME.rs` with a test that calls [`contract`], a walker written from the specification in
+//! `format/NAME.rs` with a test that calls `contract`, a walker written from the specification in
 //! `tests/walker_NAME.rs`. Then a line or two in three files: `mod` and `use` here, a variant of
 //! [`TableFormat`](crate::TableFormat) in `config.rs`, the `match` in `table.rs`. Every other test runs
 //! for all of [`TableFormat::ALL`](crate::TableFormat::ALL).

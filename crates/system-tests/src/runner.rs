@@ -84,7 +84,8 @@ mod tests {
         let arguments = Arguments {
             filter: filter.map(str::to_owned),
             ignored,
-            quiet: true,
+            // Nothing on a terminal says that a test has failed.
+            logfile: Some("/dev/null".to_owned()),
             ..Arguments::default()
         };
         let code = run(arguments, TESTS, || Ok(1));
@@ -102,7 +103,7 @@ mod tests {
     fn nothing_is_set_up_unless_it_is_asked_for() {
         let never = || -> Result<u32> { anyhow::bail!("not asked for") };
         let arguments = Arguments {
-            quiet: true,
+            logfile: Some("/dev/null".to_owned()),
             ..Arguments::default()
         };
         let code = run(arguments, TESTS, never);

@@ -57,7 +57,7 @@ impl Apt {
         Self::with_suites(cache, origin, "apt", &suites)
     }
 
-    /// An apt that knows the release [`GUEST`] alone, and what was ported back to it: for programs
+    /// An apt that knows the guests' release alone, and what was ported back to it: for programs
     /// that bring all of their libraries along.
     ///
     /// # Errors

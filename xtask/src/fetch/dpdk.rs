@@ -6,7 +6,7 @@ use anyhow::{Context as _, Result};
 
 use super::{Cache, Origin, bundle::Bundle, find};
 
-/// The program that [`BUNDLE`] starts.
+/// The program that the bundle starts.
 pub const TEST: &str = "dpdk-test";
 
 /// Drivers are loaded like libraries: a folder of them that anybody could write to is refused, and

@@ -1,6 +1,6 @@
 //! `cargo xtask fetch`: what other tasks build from or run, as Debian packages in a cache folder.
 //!
-//! Nothing is installed, and nothing of it is committed. [`apt`] downloads, [`packages`] unpacks;
+//! Nothing is installed, and nothing of it is committed. [`apt`] downloads, `packages` unpacks;
 //! [`source`] is the kernel's source, [`kernel`] a stock kernel for guests, [`tools`] programs for
 //! them; [`bundle`]s of a program with all that it needs are [`qemu`], a stock QEMU, and [`dpdk`],
 //! the tests of DPDK.

@@ -1,6 +1,6 @@
 //! The memory of one client, registered as system physical addresses.
 //!
-//! Each registration takes windows of 1 GiB ([`windows`]). A memory file is mapped here ([`file`],
+//! Each registration takes windows of 1 GiB ([`windows`]). A memory file is mapped here ([`mod@file`],
 //! [`file_memory`]); other shared memory is reached through a process that maps it ([`shared`]);
 //! private memory is read and written where it is ([`address_space`]); device registers are
 //! accessed by their owner ([`registers`]).

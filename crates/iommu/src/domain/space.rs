@@ -15,7 +15,7 @@ pub(crate) enum Translator {
     Paging(PageTable),
 }
 
-/// The part of a domain that readers reach under a guard. It outlives the [`Domain`] until the last
+/// The part of a domain that readers reach under a guard. It outlives the [`Domain`](super::Domain) until the last
 /// guard on it is gone.
 pub(crate) struct AddressSpace {
     pub(crate) id: DomainId,

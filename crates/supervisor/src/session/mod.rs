@@ -6,7 +6,7 @@
 //!
 //! A session owns three things, each a type of its own: `descriptors` (open files of the machine),
 //! `paths` (what lies below `/dev` and `/sys`) and `registers` (accesses to mapped BARs). `state`
-//! puts them together, `dispatch` parses each call by [`crate::calls`]' table and gives it to its
+//! puts them together, `dispatch` parses each call by the table of `calls` and gives it to its
 //! function in `handlers`.
 
 mod answer;

@@ -114,7 +114,7 @@ pub(super) fn bad_input(installation: &Installation) -> Result<String> {
         (
             &["run", "--device", "disk", "--", "true"],
             125,
-            "unknown variant",
+            "unknown model",
         ),
         (
             &["run", "--vm", "vm9", "--", "true"],

@@ -6,7 +6,6 @@ use anyhow::{Context as _, Result, ensure};
 use ioasid_system_tests::{
     guests::{Given, Guest, Host, Mode},
     process::succeed,
-    served::list,
 };
 use serde_json::Value as Json;
 

@@ -1,10 +1,6 @@
 //! A guest that drives its devices by hand, as no driver would, beside one at work.
 
-use std::{
-    path::{Path, PathBuf},
-    process::Command,
-    time::Duration,
-};
+use std::{path::Path, process::Command, time::Duration};
 
 use anyhow::{Context as _, Result, ensure};
 use ioasid_system_tests::{

@@ -7,6 +7,7 @@
 //! compares every byte.
 //!
 //! The crate `pci-driver` is a library for user-space drivers; `crates/client/examples/pci_driver.rs` is one.
+#![allow(clippy::print_stdout, reason = "tests for a terminal")]
 
 use std::{
     fs,

@@ -63,7 +63,7 @@ fn ioctl(m: &Machine, command: u8, how: u8, bytes: &[u8]) {
     if how % 16 != 15 {
         m.put(BASE, &(command.size as u32).to_ne_bytes());
     }
-    let _ = m.at(command.request(), address(how, bytes.len()));
+    let _ = m.at(command.request, address(how, bytes.len()));
 }
 
 fn on_device(devices: &mut [Option<BoundDevice>; 3], m: &Machine, how: u8, bytes: &[u8]) {

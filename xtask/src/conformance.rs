@@ -38,7 +38,7 @@ use launch::{Limits, Outcome, Signals};
 use tap::Run;
 use xtask::{
     fetch::{Cache, source},
-    workspace::{build_ioasid, root},
+    workspace::{ioasid, root},
 };
 
 /// `cargo xtask conformance`: whether every test did what is expected of it.
@@ -71,10 +71,7 @@ pub(crate) fn run(arguments: &Conformance) -> Result<bool> {
         Expectations::find(&root().join("conformance"), suite.name(), &source.version)?;
     let all = listing::of(&program)?;
     let chosen = listing::choose(&all, &arguments.filter)?;
-    let ioasid = match &arguments.ioasid {
-        Some(path) => path.clone(),
-        None => build_ioasid()?,
-    };
+    let ioasid = ioasid(arguments.ioasid.as_deref())?;
     let selftest = has_selftest(&ioasid)?;
     if !selftest {
         println!(

@@ -51,11 +51,14 @@ pub fn run(command: &mut Command) -> Result<()> {
     }
 }
 
-/// Builds `ioasid`, optimised: the program.
+/// The program `ioasid`: the one that is `given`, or one that is built, optimised.
 ///
 /// # Errors
 /// If cargo fails.
-pub fn build_ioasid() -> Result<PathBuf> {
+pub fn ioasid(given: Option<&Path>) -> Result<PathBuf> {
+    if let Some(path) = given {
+        return Ok(path.to_owned());
+    }
     run(cargo().args(["build", "--release", "--package", "ioasid"]))?;
     Ok(target_directory().join("release/ioasid"))
 }

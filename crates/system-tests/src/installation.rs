@@ -10,7 +10,7 @@ use std::{
 
 use anyhow::{Context as _, Result};
 
-use xtask::workspace::{root, run as checked, target_directory};
+use xtask::workspace::{cargo, run as checked, target_directory};
 
 /// A user without any privilege: `nobody`.
 pub const NOBODY: u32 = 65534;
@@ -44,25 +44,21 @@ pub enum Client {
 impl Installation {
     /// Builds everything and copies it to a directory of its own.
     pub fn build(long: bool) -> Result<Self> {
-        checked(
-            Command::new("cargo")
-                .args([
-                    "build",
-                    "--release",
-                    "-p",
-                    "ioasid",
-                    "-p",
-                    "passthrough-client",
-                    "--bins",
-                    "--example",
-                    "edu",
-                ])
-                .current_dir(root()),
-        )?;
+        checked(cargo().args([
+            "build",
+            "--release",
+            "-p",
+            "ioasid",
+            "-p",
+            "passthrough-client",
+            "--bins",
+            "--example",
+            "edu",
+        ]))?;
         // crt-static needs an explicit target, or proc macros would be built with it as well.
         let target = format!("{}-unknown-linux-gnu", std::env::consts::ARCH);
         checked(
-            Command::new("cargo")
+            cargo()
                 .args([
                     "build",
                     "--release",
@@ -73,8 +69,7 @@ impl Installation {
                 ])
                 .arg("--target-dir")
                 .arg(target_directory().join("static"))
-                .env("RUSTFLAGS", "-C target-feature=+crt-static")
-                .current_dir(root()),
+                .env("RUSTFLAGS", "-C target-feature=+crt-static"),
         )?;
         let installation = Installation::empty(long)?;
         let built = target_directory();

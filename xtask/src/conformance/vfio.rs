@@ -27,7 +27,7 @@ use super::{
 };
 use xtask::{
     fetch::{Cache, source},
-    workspace::{build_ioasid, root},
+    workspace::{ioasid, root},
 };
 
 /// A device with its programs and what is expected of them.
@@ -54,10 +54,7 @@ pub(super) fn run(arguments: &Conformance) -> Result<bool> {
         "vfio",
         arguments.static_link,
     )?;
-    let ioasid = match &arguments.ioasid {
-        Some(path) => path.clone(),
-        None => build_ioasid()?,
-    };
+    let ioasid = ioasid(arguments.ioasid.as_deref())?;
     let folder = root().join("conformance");
     let mut kinds = Vec::new();
     for &device in Device::value_variants() {

@@ -18,7 +18,7 @@ use crate::{
 };
 use xtask::{
     fetch::{Cache, bundle, kernel, qemu, tools},
-    workspace::{build_ioasid, cargo, run as run_shown, target_directory},
+    workspace::{cargo, ioasid, run as run_shown, target_directory},
 };
 
 /// Everything that guests need.
@@ -119,10 +119,7 @@ impl Host {
         let kernel = kernel::fetch(&cache, &options.origin, false)?;
         let tools = tools::fetch(&cache, &options.origin, false)?;
         drop(cache);
-        let ioasid = match &options.ioasid {
-            Some(path) => path.clone(),
-            None => build_ioasid()?,
-        };
+        let ioasid = ioasid(options.ioasid.as_deref())?;
         let installation = Installation::bare(&ioasid)?;
         bundle::copy(&qemu.folder, &installation.path("qemu"))?;
         fs::copy(&kernel.image, installation.path("vmlinuz")).context("copying the kernel")?;
@@ -160,26 +157,21 @@ impl Host {
         &self.installation
     }
 
-    /// Serves the machine that `text` describes, with the model's name for `MODEL`.
+    /// Serves the machine that `text` describes.
     pub fn serve(&self, text: &str) -> Result<Served> {
-        let file = self.machine(self.model, text)?;
+        let file = self.machine(text)?;
         Served::start(&self.installation, self.user, Some(&file), &[])
     }
 
     /// As [`Self::serve`], with the parent's own driver at work.
     pub fn serve_busy(&self, text: &str) -> Result<Served> {
-        let file = self.machine(self.model, text)?;
+        let file = self.machine(text)?;
         Served::start(&self.installation, self.user, Some(&file), &["--busy"])
     }
 
     /// As [`Self::serve_busy`], for virtual machines alone: the process confines itself.
     pub fn serve_sockets(&self, text: &str) -> Result<Served> {
-        self.serve_sockets_of(self.model, text)
-    }
-
-    /// As [`Self::serve_sockets`], with another model's name for `MODEL`.
-    pub fn serve_sockets_of(&self, model: Model, text: &str) -> Result<Served> {
-        let file = self.machine(model, text)?;
+        let file = self.machine(text)?;
         let folder = self.vm_sockets().display().to_string();
         let options = ["--busy", "--no-join", "--socket-dir", &folder];
         Served::start(&self.installation, self.user, Some(&file), &options)
@@ -190,13 +182,9 @@ impl Host {
         self.installation.path("sockets/vm")
     }
 
-    fn machine(&self, model: Model, text: &str) -> Result<PathBuf> {
-        let model = match model {
-            Model::Ioat => "ioat",
-            Model::Dsa => "dsa",
-        };
+    fn machine(&self, text: &str) -> Result<PathBuf> {
         let file = self.installation.path("machine.toml");
-        fs::write(&file, text.replace("MODEL", model))?;
+        fs::write(&file, text)?;
         fs::set_permissions(&file, fs::Permissions::from_mode(0o644))?;
         Ok(file)
     }
@@ -204,9 +192,7 @@ impl Host {
     /// `ioasid run` with a machine of its own.
     pub fn run(&self, text: &str) -> Result<Command> {
         let mut command = self.installation.ioasid(self.user);
-        command
-            .args(["run", "--machine"])
-            .arg(self.machine(self.model, text)?);
+        command.args(["run", "--machine"]).arg(self.machine(text)?);
         command.arg("--");
         Ok(command)
     }

@@ -48,3 +48,13 @@ pub enum Model {
     /// Intel DSA.
     Dsa,
 }
+
+impl Model {
+    /// Its name in a machine file.
+    pub fn name(self) -> &'static str {
+        match self {
+            Model::Ioat => "ioat",
+            Model::Dsa => "dsa",
+        }
+    }
+}

@@ -10,8 +10,8 @@ use ioasid_system_tests::{
 use serde_json::Value as Json;
 
 use super::checks::{
-    FIRST, PDEV, SECOND, address, domains, eventually, good, machine, no_faults, parent_jobs,
-    probe_again, routes, shown, three_domains,
+    FIRST, PDEV, SECOND, address, both_good, domains, eventually, good, machine, no_faults,
+    parent_jobs, probe_again, routes, second_goes_on, shown,
 };
 
 /// That there is one IOAS with all of the guest's memory and one domain under it with `count` routes.
@@ -43,7 +43,7 @@ fn one_space(tree: &Json, count: usize) -> Result<u64> {
 }
 
 pub(super) fn shared(host: &Host, first: usize) -> Result<String> {
-    let served = host.serve(&machine())?;
+    let served = host.serve(&machine(host))?;
     let mut guest = host.guest(
         "vm1",
         served.join(host.installation(), "vm1"),
@@ -84,7 +84,7 @@ pub(super) fn shared(host: &Host, first: usize) -> Result<String> {
 pub(super) fn container(host: &Host) -> Result<String> {
     let mut guest = host.guest(
         "alone",
-        host.run(&machine())?,
+        host.run(&machine(host))?,
         Mode::Container,
         &[Given::Function(PDEV)],
     )?;
@@ -98,7 +98,7 @@ pub(super) fn container(host: &Host) -> Result<String> {
 }
 
 pub(super) fn two_guests(host: &Host) -> Result<String> {
-    let served = host.serve_busy(&machine())?;
+    let served = host.serve_busy(&machine(host))?;
     let mut guests = [
         host.guest(
             "vm1",
@@ -114,24 +114,11 @@ pub(super) fn two_guests(host: &Host) -> Result<String> {
         )?,
     ];
     let [first, second] = &mut guests;
-    let report = first.next_report()?;
-    for index in [0, 1] {
-        good(host, &report, index)?;
-    }
-    good(host, &second.next_report()?, 0)?;
-    let tree = served.inspect(host.installation())?;
-    three_domains(&tree)?;
+    let tree = both_good(host, &served, first, second)?;
     let before = parent_jobs(&tree)?;
 
     kill_program(first)?;
-    eventually(host, &served, |tree| {
-        let left: Vec<_> = domains(tree).into_iter().map(routes).collect();
-        ensure!(left == [1], "routes of the domains that are left: {left:?}");
-        no_faults(tree)
-    })?;
-    let report = second.order("report")?;
-    let report = probe_again(host, second, report, 0)?;
-    good(host, &report, 0)?;
+    second_goes_on(host, &served, second)?;
     let tree = served.inspect(host.installation())?;
     no_faults(&tree)?;
     let after = parent_jobs(&tree)?;

@@ -7,16 +7,17 @@ use ioasid_system_tests::{
     guests::{Guest, Host, Model, Report},
     served::{Served, list},
 };
+use ioasid_testing::{MDEVS, two_vms};
 use serde_json::Value as Json;
 
 pub(super) const PDEV: &str = "0000:6b:01.0";
-pub(super) const FIRST: &str = ioasid_testing::MDEVS[0];
-pub(super) const SECOND: &str = ioasid_testing::MDEVS[1];
+pub(super) const FIRST: &str = MDEVS[0];
+pub(super) const SECOND: &str = MDEVS[1];
 
 /// A parent with a queue of its own and one for each VM, and a whole device for the first; all of the
 /// model that the command line names.
-pub(super) fn machine() -> String {
-    ioasid_testing::two_vms("MODEL")
+pub(super) fn machine(host: &Host) -> String {
+    two_vms(host.model.name())
 }
 
 /// Where the guest finds the device with this index: behind its own port.
@@ -146,4 +147,34 @@ pub(super) fn jobs_of(device: &Json) -> Result<u64> {
         jobs += queue["jobs"].as_u64().unwrap_or(0);
     }
     Ok(jobs)
+}
+
+/// That the drivers of two guests have found their devices good, two of the first and one of the second, and
+/// that these stand on three domains with the parent's own: the machine's tree.
+pub(super) fn both_good(
+    host: &Host,
+    served: &Served,
+    first: &mut Guest,
+    second: &mut Guest,
+) -> Result<Json> {
+    let report = first.next_report()?;
+    for index in [0, 1] {
+        good(host, &report, index)?;
+    }
+    good(host, &second.next_report()?, 0)?;
+    let tree = served.inspect(host.installation())?;
+    three_domains(&tree)?;
+    Ok(tree)
+}
+
+/// That the first guest's domain goes, and the second one's device goes on to be good.
+pub(super) fn second_goes_on(host: &Host, served: &Served, second: &mut Guest) -> Result<()> {
+    eventually(host, served, |tree| {
+        let left: Vec<_> = domains(tree).into_iter().map(routes).collect();
+        ensure!(left == [1], "routes of the domains that are left: {left:?}");
+        no_faults(tree)
+    })?;
+    let report = second.order("report")?;
+    let report = probe_again(host, second, report, 0)?;
+    good(host, &report, 0)
 }

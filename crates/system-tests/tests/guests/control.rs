@@ -1,10 +1,11 @@
 //! A guest whose own driver and tools set up a DSA queue that is a part of another device.
 
 use anyhow::{Context as _, Result, ensure};
-use ioasid_system_tests::guests::{Board, Host, Model};
+use ioasid_system_tests::guests::{Board, Host};
+use ioasid_testing::two_vms;
 use serde_json::Value as Json;
 
-use super::checks::{FIRST, eventually, machine, no_faults};
+use super::checks::{FIRST, eventually, no_faults};
 
 /// The PASID that the parent's WQCFG holds for the queue of the first mediated device.
 fn pasid_of_queue(tree: &Json) -> Option<u64> {
@@ -17,7 +18,7 @@ fn pasid_of_queue(tree: &Json) -> Option<u64> {
 /// Debian's `accel-config` enables the device and its queue, for programs and then for the kernel. An
 /// emulated processor has no MOVDIR64B, so the kernel is told that it has: nothing is submitted here.
 pub(super) fn control_path(host: &Host) -> Result<String> {
-    let served = host.serve_sockets_of(Model::Dsa, &machine())?;
+    let served = host.serve_sockets(&two_vms("dsa"))?;
     let board = Board {
         words: "setcpuid=movdir64b iomem=relaxed",
         ..Board::default()

@@ -9,8 +9,7 @@ use ioasid_system_tests::{
 use serde_json::Value as Json;
 
 use super::checks::{
-    FIRST, PDEV, SECOND, domains, eventually, good, machine, no_faults, parent_jobs, probe_again,
-    routes, shown, three_domains,
+    FIRST, PDEV, SECOND, both_good, good, machine, no_faults, parent_jobs, second_goes_on, shown,
 };
 
 /// Mappings of a VM of the kind `memory`; each of its mappings is held by all `devices`.
@@ -40,31 +39,18 @@ pub(super) fn held_by_all(tree: &Json, vm: &str, devices: usize, memory: &str) -
 
 /// Two guests, three devices of one parent and beside it, the parent's own driver at work.
 pub(super) fn two_guests(host: &Host) -> Result<String> {
-    let served = host.serve_sockets(&machine())?;
+    let served = host.serve_sockets(&machine(host))?;
     let begin = || host.guest_at_sockets("vm1", Board::default(), &[FIRST, PDEV]);
     let mut first = begin()?;
     let mut second = host.guest_at_sockets("vm2", Board::default(), &[SECOND])?;
-    let report = first.next_report()?;
-    for index in [0, 1] {
-        good(host, &report, index)?;
-    }
-    good(host, &second.next_report()?, 0)?;
-    let tree = served.inspect(host.installation())?;
-    three_domains(&tree)?;
+    let tree = both_good(host, &served, &mut first, &mut second)?;
     let mappings = held_by_all(&tree, "vm1", 2, "file")?;
     held_by_all(&tree, "vm2", 1, "file")?;
     let before = parent_jobs(&tree)?;
 
     // With SIGKILL: QEMU and whatever it has started.
     drop(first);
-    eventually(host, &served, |tree| {
-        let left: Vec<_> = domains(tree).into_iter().map(routes).collect();
-        ensure!(left == [1], "routes of the domains that are left: {left:?}");
-        no_faults(tree)
-    })?;
-    let report = second.order("report")?;
-    let report = probe_again(host, &mut second, report, 0)?;
-    good(host, &report, 0)?;
+    second_goes_on(host, &served, &mut second)?;
     let mut first = begin()?;
     let report = first.next_report()?;
     for index in [0, 1] {
@@ -86,7 +72,7 @@ pub(super) fn two_guests(host: &Host) -> Result<String> {
 
 /// A guest that shares no memory, with two devices, and one whose memory is a file on a disk.
 pub(super) fn private_memory(host: &Host) -> Result<String> {
-    let served = host.serve_sockets(&machine())?;
+    let served = host.serve_sockets(&machine(host))?;
     let board = |memory| Board {
         memory,
         ..Board::default()

@@ -64,7 +64,7 @@ pub(super) fn all_right(report: &Report, arrays: usize) -> Result<u64> {
 
 /// Three channels of one parent and a whole device, all at work: by two guests and the parent's driver.
 pub(super) fn sustained(host: &Host) -> Result<String> {
-    let served = host.serve_sockets(&machine())?;
+    let served = host.serve_sockets(&machine(host))?;
     ensure!(
         served.inspect(host.installation())?["iommu"]["paging_domains"] == 1,
         "there are domains before there is a guest"
@@ -141,7 +141,7 @@ pub(super) fn sustained(host: &Host) -> Result<String> {
 /// A guest whose kernel gives a device addresses of its own choice, and maps them only while they are
 /// used: QEMU makes a MAP and an UNMAP of each.
 pub(super) fn behind_viommu(host: &Host) -> Result<String> {
-    let served = host.serve(&machine())?;
+    let served = host.serve(&machine(host))?;
     let board = Board {
         shown_as: SHOWN_AS,
         viommu: true,
@@ -206,7 +206,7 @@ fn domain(tree: &Json) -> Result<Counts> {
 
 /// A guest that is killed while its devices work, again and again; the next one finds them as new.
 pub(super) fn killed(host: &Host) -> Result<String> {
-    let served = host.serve_sockets(&machine())?;
+    let served = host.serve_sockets(&machine(host))?;
     let board = Board {
         processors: 2,
         shown_as: SHOWN_AS,

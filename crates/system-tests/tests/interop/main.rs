@@ -25,7 +25,7 @@ use ioasid_system_tests::{
 use libtest_mimic::Arguments;
 use xtask::{
     fetch::{Cache, Origin, bundle, dpdk},
-    workspace::{build_ioasid, cargo, root, run as run_shown, target_directory},
+    workspace::{cargo, ioasid, root, run as run_shown, target_directory},
 };
 
 #[derive(Parser)]
@@ -86,10 +86,7 @@ fn set_up(options: &Options) -> Result<Installation> {
     let cache = Cache::with(dpdk::is_there)?;
     let (folder, version) = dpdk::fetch(&cache, &options.origin, false)?;
     drop(cache);
-    let ioasid = match &options.ioasid {
-        Some(path) => path.clone(),
-        None => build_ioasid()?,
-    };
+    let ioasid = ioasid(options.ioasid.as_deref())?;
     run_shown(
         cargo()
             .args(["build", "--release", "--package", "passthrough-client"])

@@ -20,7 +20,7 @@ use ioasid_system_tests::{
     runner::{self, Test},
 };
 use libtest_mimic::Arguments;
-use xtask::workspace::{build_ioasid, root};
+use xtask::workspace::{ioasid, root};
 
 #[derive(Parser)]
 struct CommandLine {
@@ -227,12 +227,8 @@ fn main() -> ExitCode {
 }
 
 /// `ioasid` and every build of the client where every user can run them.
-fn set_up(ioasid: Option<&Path>) -> Result<Installation> {
-    let ioasid = match ioasid {
-        Some(path) => path.to_owned(),
-        None => build_ioasid()?,
-    };
-    let installation = Installation::bare(&ioasid)?;
+fn set_up(given: Option<&Path>) -> Result<Installation> {
+    let installation = Installation::bare(&ioasid(given)?)?;
     fs::create_dir(installation.path(ROOT)).context("making a folder")?;
     let machine = root().join("conformance/machines/vfio-ioat.toml");
     fs::copy(&machine, installation.path(MACHINE)).context("copying the machine file")?;

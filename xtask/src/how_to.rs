@@ -15,13 +15,7 @@ use std::{
 };
 
 use anyhow::{Context as _, Result, bail, ensure};
-use clap::Args;
-
 use xtask::workspace::{cargo, root, run as checked};
-
-/// `cargo xtask how-to`.
-#[derive(Args, Debug)]
-pub(crate) struct HowTo {}
 
 /// The page.
 const PAGE: &str = "docs/how-to/write-a-device.md";
@@ -31,7 +25,7 @@ const FOLDER: &str = "docs/how-to/adder";
 const CHECKOUT: &str = "../../..";
 
 /// Checks the folder, types the page and uses what it makes.
-pub(crate) fn run(_: &HowTo) -> Result<()> {
+pub(crate) fn run() -> Result<()> {
     let text = fs::read_to_string(root().join(PAGE)).context(PAGE)?;
     let page = Page::read(&text)?;
     compare(&page.files)?;
@@ -52,7 +46,7 @@ pub(crate) fn run(_: &HowTo) -> Result<()> {
     let project = tempfile::tempdir().context("making a folder")?;
     make(project.path(), &page.files)?;
     for session in &page.sessions {
-        session.play(project.path())?;
+        session.type_in(project.path())?;
     }
     served(project.path())?;
     println!("\n{PAGE}: {} sessions as it says", page.sessions.len());
@@ -120,7 +114,7 @@ impl Page {
 
 impl Session {
     /// Types the commands in `project`.
-    fn play(&self, project: &Path) -> Result<()> {
+    fn type_in(&self, project: &Path) -> Result<()> {
         print!("{}", self.commands);
         let output = Command::new("bash")
             .args(["-euc", &self.commands])

@@ -71,7 +71,7 @@ enum Verb {
     /// Fetches what other tasks build from, into the cache folder.
     Fetch(fetch::Fetch),
     /// Types docs/how-to/write-a-device.md into a fresh project outside the workspace, and runs it.
-    HowTo(how_to::HowTo),
+    HowTo,
     /// Programs that others have written for devices like ours, unmodified, under `ioasid run`.
     Interop(SystemTest),
     /// A small client in namespaces, below other tools, built with sanitizers, under `ioasid run`.
@@ -109,7 +109,7 @@ fn main() -> ExitCode {
             Err(error) => Err(error),
         },
         Verb::Fetch(arguments) => fetch::run(&arguments),
-        Verb::HowTo(arguments) => how_to::run(&arguments),
+        Verb::HowTo => how_to::run(),
         Verb::Interop(arguments) => system_test("interop", &arguments.rest),
         Verb::Places(arguments) => system_test("places", &arguments.rest),
         Verb::Vm(arguments) => system_test("guests", &arguments.rest),

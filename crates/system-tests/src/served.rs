@@ -33,6 +33,8 @@ pub struct Holdings {
     pub threads: usize,
     /// Mappings.
     pub mappings: usize,
+    /// Those of them that have a file behind them, such as the memory of a guest.
+    pub mapped_files: usize,
 }
 
 impl Served {
@@ -129,10 +131,12 @@ impl Served {
     pub fn holdings(&self) -> Result<Holdings> {
         let process = PathBuf::from(format!("/proc/{}", self.child.id()));
         let count = |name: &str| -> Result<usize> { Ok(fs::read_dir(process.join(name))?.count()) };
+        let maps = fs::read_to_string(process.join("maps"))?;
         Ok(Holdings {
             descriptors: count("fd")?,
             threads: count("task")?,
-            mappings: fs::read_to_string(process.join("maps"))?.lines().count(),
+            mappings: maps.lines().count(),
+            mapped_files: maps.lines().filter(|line| line.contains('/')).count(),
         })
     }
 }

@@ -252,6 +252,7 @@ pub(super) fn killed(host: &Host) -> Result<String> {
         ensure!(
             held.descriptors <= before.descriptors
                 && held.threads <= before.threads
+                && held.mapped_files <= before.mapped_files
                 && held.mappings <= before.mappings + ALLOCATOR,
             "the server holds {held:?}; after the first guest it held {before:?}"
         );
@@ -277,8 +278,7 @@ pub(super) fn killed(host: &Host) -> Result<String> {
     ))
 }
 
-/// Mappings that the server's allocator may add or split at any time. What a guest leaves behind is more than
-/// that after some guests (`--kills`).
+/// Mappings without a file that the server's allocator may add or split at any time.
 const ALLOCATOR: usize = 2;
 
 /// That every channel which a guest can have is as at the start.

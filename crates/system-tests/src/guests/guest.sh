@@ -45,10 +45,11 @@ raid() {
     done
 }
 
-# Writes 4 MiB of random data to an array, reads it from the disks and compares, until a time.
+# Writes 4 MiB of random data to an array, reads it from the disks and compares, until a time; once at least,
+# however busy the host is.
 work() {
     rounds=0 wrong=0
-    while [ "$(date +%s)" -lt "$2" ]; do
+    while [ $rounds = 0 ] || [ "$(date +%s)" -lt "$2" ]; do
         dd if=/dev/urandom of="/tmp/$1" bs=64k count=64 2>/dev/null
         place=$((rounds % 6 * 64))
         dd if="/tmp/$1" of="/dev/$1" bs=64k seek=$place conv=fsync,notrunc 2>/dev/null

@@ -7,12 +7,16 @@ use ioasid_core::{
     inspect::{Inspect, Node},
     sync::{Condvar, Mutex, MutexGuard},
 };
+use ioasid_iommu::Device;
 use ioasid_vfio::{
     DeviceModel, EmulatedDma, Migrate,
     pci::{Bar, Function, FunctionBuilder, Intx, LayoutError, Vectors},
 };
 
-use crate::spec::{self, REGISTERS, Register};
+use crate::{
+    memory::Memory,
+    spec::{self, REGISTERS, Register},
+};
 
 /// The device cannot be made.
 #[derive(Debug, thiserror::Error)]
@@ -35,7 +39,7 @@ pub struct Edu {
 pub(crate) struct Core {
     vectors: Arc<Vectors>,
     intx: Arc<Intx>,
-    dma: EmulatedDma,
+    memory: Memory,
     state: Mutex<State>,
     /// There is work, or it is done.
     changed: Condvar,
@@ -87,11 +91,28 @@ impl Default for Registers {
 }
 
 impl Edu {
-    /// A device whose thread is one of `spawner`'s and that reaches memory through `dma`.
+    /// An emulated device, whose thread is one of `spawner`'s and that reaches memory through `dma`.
     ///
     /// # Errors
     /// [`EduError::Thread`] if there is no thread.
-    pub fn new(spawner: &dyn Spawner, dma: EmulatedDma) -> Result<Arc<Self>, EduError> {
+    pub fn emulated(spawner: &dyn Spawner, dma: EmulatedDma) -> Result<Arc<Self>, EduError> {
+        Edu::new(spawner, Memory::Access(dma))
+    }
+
+    /// A PCI function that does its DMA as `device` behind the IOMMU, with the address bits of
+    /// `dma_mask` alone ([`spec::DMA_MASK`] is that of QEMU's device).
+    ///
+    /// # Errors
+    /// [`EduError::Thread`] if there is no thread.
+    pub fn whole(
+        device: &Arc<Device>,
+        dma_mask: u64,
+        spawner: &dyn Spawner,
+    ) -> Result<Arc<Self>, EduError> {
+        Edu::new(spawner, Memory::bus(device, dma_mask))
+    }
+
+    fn new(spawner: &dyn Spawner, memory: Memory) -> Result<Arc<Self>, EduError> {
         let function = FunctionBuilder::new(spec::VENDOR, spec::DEVICE)
             .class(spec::CLASS, spec::REVISION)
             .bar(0, Bar::memory32(spec::BAR_SIZE))
@@ -101,7 +122,7 @@ impl Edu {
         let core = Arc::new(Core {
             vectors: Arc::clone(function.vectors()),
             intx: Arc::clone(function.intx()),
-            dma,
+            memory,
             state: Mutex::new(State {
                 registers: Registers::default(),
                 copies: false,
@@ -278,11 +299,10 @@ impl Core {
         if let Some(transfer) = transfer
             && let Some(bytes) = buffer.get_mut(transfer.place)
         {
-            // The device has no way to report an error, bus mastering that is off included.
-            let _ = match transfer.to_memory {
-                true => self.dma.write(transfer.memory, bytes),
-                false => self.dma.read(transfer.memory, bytes),
-            };
+            match transfer.to_memory {
+                true => self.memory.write(transfer.memory, bytes),
+                false => self.memory.read(transfer.memory, bytes),
+            }
         }
         let mut state = self.state.lock();
         state.copies = false;

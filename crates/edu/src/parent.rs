@@ -79,7 +79,7 @@ impl MdevParent for EduParent {
             return Err(MdevError::NoInstance { parent, type_id });
         }
         let dma = EmulatedDma::new();
-        let made = Edu::new(&*self.spawner, dma.clone());
+        let made = Edu::emulated(&*self.spawner, dma.clone());
         let device = made.map_err(|error| MdevError::Device(DeviceError::new(error)))?;
         children.insert(uuid, Arc::clone(&device));
         Ok(MdevChild {

@@ -10,6 +10,8 @@ pub const DEVICE: u16 = 0x11e8;
 pub const CLASS: u32 = 0x00_ff00;
 /// Revision.
 pub const REVISION: u8 = 0x10;
+/// The address bits that a whole device drives: 28, so that drivers learn to set a DMA mask.
+pub const DMA_MASK: u64 = 0x0fff_ffff;
 /// Bytes of BAR 0.
 pub const BAR_SIZE: u64 = 0x10_0000;
 

@@ -71,7 +71,7 @@ proptest! {
         accesses in vec((any::<bool>(), 0_u64..0xa8, vec(any::<u8>(), 1..=16)), 1..80),
         aligned in any::<bool>(),
     ) {
-        let edu = Edu::new(&StdSpawner, EmulatedDma::new()).unwrap();
+        let edu = Edu::emulated(&StdSpawner, EmulatedDma::new()).unwrap();
         let mut model = Model::new();
         for (write, at, mut data) in accesses {
             let at = if aligned { at & !3 } else { at };

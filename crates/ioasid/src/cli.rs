@@ -59,13 +59,15 @@ pub(crate) struct MachineArgs {
     /// Build the machine that this TOML file describes.
     #[arg(long, value_name = "FILE")]
     pub(crate) machine: Option<PathBuf>,
-    /// Build a machine of this device, such as dsa,queues=4,driver=vfio; may be given again.
+    /// Build a machine of this device, such as dsa,queues=4,driver=vfio; may be given again. `help`
+    /// lists the models, MODEL,help the keys of one.
     #[arg(long, value_name = "MODEL[,KEY=VALUE...]")]
     pub(crate) device: Vec<String>,
 }
 
 /// `run`.
 #[derive(Args, Debug)]
+#[command(override_usage = "ioasid run [OPTIONS] -- <PROGRAM>...")]
 pub(crate) struct RunArgs {
     /// The machine, if it is private to the program.
     #[command(flatten)]
@@ -92,7 +94,8 @@ pub(crate) struct RunArgs {
     #[arg(long, hide = true)]
     pub(crate) no_namespaces: bool,
     /// The program and its arguments.
-    #[arg(last = true, required = true, value_name = "PROGRAM")]
+    // Not required by clap: `--device help` runs none.
+    #[arg(last = true, value_name = "PROGRAM")]
     pub(crate) program: Vec<OsString>,
 }
 

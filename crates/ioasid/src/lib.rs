@@ -14,6 +14,7 @@
 
 #![forbid(unsafe_code)]
 
+mod catalog;
 mod cli;
 mod demo;
 mod guests;
@@ -23,6 +24,7 @@ mod view;
 
 use std::{ffi::OsString, process::ExitCode};
 
+use anyhow::Context as _;
 use clap::Parser as _;
 use cli::{Cli, Verb};
 
@@ -102,6 +104,14 @@ pub fn main_with(models: Models) -> ExitCode {
 fn say(line: &str) {
     use std::io::Write as _;
     let _ = writeln!(std::io::stderr(), "{line}");
+}
+
+/// Text on standard output, for which the verb was asked.
+fn print(text: &str) -> anyhow::Result<()> {
+    use std::io::Write as _;
+    std::io::stdout()
+        .write_all(text.as_bytes())
+        .context("writing to standard output")
 }
 
 fn start_log(verbose: u8) {

@@ -20,10 +20,11 @@ use signal_hook::{
 };
 
 use crate::{
+    catalog,
     cli::{InspectArgs, MachineArgs, MdevArgs, MdevVerb, RunArgs, ServeArgs},
     demo,
     guests::Guests,
-    say, tree, view,
+    print, say, tree, view,
 };
 
 fn build(name: &str, file: &MachineFile) -> Result<Arc<Machine>> {
@@ -40,10 +41,14 @@ fn machine_file(args: &MachineArgs, models: &Models) -> Result<MachineFile> {
 
 /// `ioasid run`: the program's exit status.
 pub(crate) fn run(args: RunArgs, models: &Models) -> Result<u8> {
+    if let Some(help) = catalog::help(&args.machine.device, models)? {
+        print(&help)?;
+        return Ok(0);
+    }
     let mut words = args.program.into_iter();
     let program = words
         .next()
-        .context("no program given; put it after `--`")?;
+        .context("no program given: ioasid run [OPTIONS] -- PROGRAM...")?;
     let mut options = RunOptions::new(program, words);
     options.vm = args.vm;
     options.forward_signals = true;

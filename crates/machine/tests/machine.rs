@@ -82,7 +82,7 @@ fn an_mdev_gets_the_queue_that_its_section_is_for() {
 #[test]
 fn a_vm_sees_what_it_owns_and_nothing_else() {
     let machine = default_machine();
-    assert_eq!(machine.nodes(None).len(), 3);
+    assert_eq!(machine.nodes(None).len(), 4);
     assert_eq!(machine.nodes(Some("vm1")).len(), 2);
     assert_eq!(machine.nodes(Some("vm2")).len(), 1);
     assert!(machine.nodes(Some("vm3")).is_empty() && !machine.has_vm("vm3"));

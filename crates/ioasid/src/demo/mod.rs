@@ -97,13 +97,13 @@ impl Demo {
         let queue = host.queues().first();
         let queue = queue.context("the parent driver has no queue")?;
         let parent = Parent::start(Arc::clone(queue))?;
-        let pdev_address = machine
-            .iommu()
-            .devices()
+        let exports = machine.exports();
+        let mut of_vm1 = exports
             .iter()
-            .map(|device| device.address())
-            .find(|address| *address != parent_address)
-            .context("the machine has no second device")?;
+            .filter(|one| one.vm.as_deref() == Some("vm1"));
+        let pdev_address = of_vm1
+            .find_map(|one| one.name.parse().ok())
+            .context("VM1 has no whole device")?;
         history.domains.push(machine.iommu().paging_domains());
         output.step(
             "The parent's driver works on queue 0, through the DMA API",

@@ -201,9 +201,12 @@ impl fmt::Display for SyntaxError {
 
 impl std::error::Error for SyntaxError {}
 
-/// That a name is unknown, which are known, and which of them may have been meant.
+/// That a name is unknown, which are known, and which of them, named first, may have been meant.
 fn unknown(what: &str, wrong: &str, known: &[&str]) -> String {
-    let quoted: Vec<_> = known.iter().map(|name| format!("`{name}`")).collect();
+    let meant = nearest(wrong, known.iter().copied());
+    let others = known.iter().copied().filter(|name| Some(*name) != meant);
+    let quoted: Vec<_> = meant.into_iter().chain(others).collect();
+    let quoted: Vec<_> = quoted.iter().map(|name| format!("`{name}`")).collect();
     let expected = match &quoted[..] {
         [] => "there are none".to_owned(),
         [only] => format!("expected {only}"),

@@ -11,7 +11,7 @@ use ioasid_vfio::mdev::Uuid;
 use serde::Deserialize;
 
 use crate::{
-    model::{self, Driver, Models, names},
+    model::{self, Driver, Key, Models, names},
     models,
 };
 
@@ -24,6 +24,28 @@ mod text;
 pub use error::{
     DeviceError, DeviceStringError, Fault, LoadError, MachineFileError, Place, SyntaxError,
 };
+
+/// The keys of a `[[device]]` section of every model.
+pub const DEVICE_KEYS: &[Key] = &[
+    Key {
+        name: "address",
+        values: "a PCI address",
+        default: "next free",
+        meaning: "where programs see it",
+    },
+    Key {
+        name: "driver",
+        values: "vfio or host",
+        default: "vfio",
+        meaning: "vfio: programs have it; host: the host's own driver",
+    },
+    Key {
+        name: "vm",
+        values: "a name",
+        default: "none",
+        meaning: "the VM that owns it",
+    },
+];
 
 /// The machine that `run` and `demo` use without a file, as its text.
 pub const DEFAULT_MACHINE: &str = include_str!("../default.toml");

@@ -1,7 +1,7 @@
 //! Machine files and device strings, and how wrong ones are answered.
 
 use super::*;
-use crate::models::{dsa, ioat};
+use crate::models::{dsa, edu, ioat};
 
 /// The sentence: an error and its sources.
 fn sentence(error: &dyn std::error::Error) -> String {
@@ -29,13 +29,16 @@ fn queues(device: &DeviceSection) -> usize {
 }
 
 #[test]
-fn the_default_machine_is_the_scene() {
+fn the_default_machine_is_the_scene_and_one_device_to_begin_with() {
     let file = MachineFile::default_machine();
-    assert_eq!(file.device.len(), 2);
+    assert_eq!(file.device.len(), 3);
+    // The first address is one that a program may open.
+    assert!(file.device.is_sorted_by_key(|device| device.address));
+    assert_eq!(file.device[0].driver, Driver::Vfio);
     assert_eq!(file.vms().into_iter().collect::<Vec<_>>(), ["vm1", "vm2"]);
-    assert_eq!(file.device[0].driver, Driver::Host);
-    assert!(queues(&file.device[0]) >= 3);
-    assert_eq!(file.device[1].vm.as_deref(), Some("vm1"));
+    assert_eq!(file.device[1].driver, Driver::Host);
+    assert!(queues(&file.device[1]) >= 3);
+    assert_eq!(file.device[2].vm.as_deref(), Some("vm1"));
 }
 
 #[test]
@@ -107,6 +110,30 @@ fn the_queues_of_an_ioat_are_channels_by_either_name() {
 }
 
 #[test]
+fn a_value_is_what_its_key_asks_for() {
+    let file = from_strings(&["dsa,vm=true", "edu,vm=7,dma_mask=0xffffffff"]).unwrap();
+    assert_eq!(file.device[0].vm.as_deref(), Some("true"));
+    assert_eq!(file.device[1].vm.as_deref(), Some("7"));
+    let edu: &edu::Section = file.device[1].section().unwrap();
+    assert_eq!(edu.dma_mask, 0xffff_ffff);
+}
+
+#[test]
+fn a_wrong_key_lists_the_right_ones_of_the_model_the_nearest_first() {
+    let found = sentence(&from_strings(&["dsa,queus=4"]).unwrap_err());
+    assert!(
+        found.contains("expected one of `queues`, `engines`"),
+        "{found}"
+    );
+    assert!(!found.contains("channel"), "{found}");
+    let found = sentence(&from_strings(&["disk"]).unwrap_err());
+    assert!(
+        found.ends_with("expected one of `dsa`, `ioat`, `edu`"),
+        "{found}"
+    );
+}
+
+#[test]
 fn device_strings_take_the_keys_of_the_file() {
     let file = from_strings(&["dsa,queues=4,driver=vfio", "dsa,vm=vm1"]).unwrap();
     assert_eq!(queues(&file.device[0]), 4);
@@ -122,6 +149,8 @@ fn device_strings_take_the_keys_of_the_file() {
         ("ioat,channels=9", "queues must be 1"),
         ("dsa,queue=1", "expected a sequence"),
         ("ioat,max_transfer=4096", "it is a key of `dsa`"),
+        ("dsa,queues=many", "invalid type: string \"many\""),
+        ("edu,dma_mask=5", "must be 2^n - 1"),
     ] {
         let found = sentence(&from_strings(&[bad]).unwrap_err());
         assert!(found.contains(cause), "{bad}: {found}");

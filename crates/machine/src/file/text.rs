@@ -16,7 +16,7 @@ use super::{
 };
 use crate::model::{
     Driver, Models, Section, Table,
-    names::{fields, parsed},
+    names::{Kind, fields, kind, parsed},
     registry::Entry,
 };
 
@@ -72,14 +72,15 @@ pub(super) fn device_string(
     let mut table = toml::Table::new();
     let model = parts.next().unwrap_or_default();
     table.insert(MODEL.to_owned(), model.into());
+    let entry = models.find(Table::Device, model);
     for part in parts {
         let pair = part.split_once('=');
         let (key, value) = pair.ok_or_else(|| DeviceStringError::NotKeyValue(part.to_owned()))?;
-        let value = match (value.parse::<i64>(), value.parse::<bool>()) {
-            (Ok(number), _) => number.into(),
-            (_, Ok(flag)) => flag.into(),
-            _ => value.into(),
+        let kind = match fields::<DeviceKeys>().is_some_and(|common| common.contains(&key)) {
+            true => kind::<DeviceKeys>(key),
+            false => entry.map_or(Kind::Other, |entry| (entry.kind)(key)),
         };
+        let value = typed(value, kind);
         if table.insert(key.to_owned(), value).is_some() {
             return Err(DeviceStringError::Twice(key.to_owned()));
         }
@@ -98,6 +99,21 @@ pub(super) fn device_string(
     Ok(section.map_err(without_line)?)
 }
 
+/// The value that a text is for a key of `kind`. One that is none is left as it is: the key's type
+/// answers it.
+fn typed(text: &str, kind: Kind) -> toml::Value {
+    let number = || match text.strip_prefix("0x") {
+        Some(digits) => i64::from_str_radix(digits, 16).ok(),
+        None => text.parse().ok(),
+    };
+    let value = match kind {
+        Kind::Number => number().map(toml::Value::from),
+        Kind::Flag => text.parse::<bool>().ok().map(toml::Value::from),
+        Kind::Text | Kind::Other => None,
+    };
+    value.unwrap_or_else(|| text.into())
+}
+
 /// A text with what its sections can name.
 struct Reader<'a> {
     text: &'a str,
@@ -112,7 +128,7 @@ impl<'a> Reader<'a> {
     fn file(&self) -> Result<MachineFile, SyntaxError> {
         let mut root = self.root()?;
         let known = fields::<Top>().unwrap_or_default();
-        self.check_keys(root.get_ref(), &[known], |_| Vec::new())?;
+        self.check_keys(root.get_ref(), &[known], known.to_vec(), |_| Vec::new())?;
         let span = root.span();
         let top = DeValue::Table(root.get_ref().clone());
         let top: Top = self.value(Spanned::new(span, top))?;
@@ -192,7 +208,8 @@ impl<'a> Reader<'a> {
         })?;
         if let Some(keys) = entry.keys {
             let others = |key: &str| self.models.with_key(table, key).collect();
-            self.check_keys(&own, &[&[MODEL], common, keys], others)?;
+            let listed = [entry.listed().as_slice(), common].concat();
+            self.check_keys(&own, &[common, keys], listed, others)?;
         }
         let mut shared = DeTable::new();
         for name in common {
@@ -204,23 +221,26 @@ impl<'a> Reader<'a> {
         Ok((entry, spanned(shared), spanned(own)))
     }
 
-    /// Refuses a key of `table` that none of `known` has, with the models that do have it.
+    /// Refuses a key of `table` that none of `taken` has, with those that are `listed` and the models
+    /// that do have it.
     fn check_keys(
         &self,
         table: &DeTable<'a>,
-        known: &[&[&'static str]],
+        taken: &[&[&'static str]],
+        listed: Vec<&'static str>,
         owners: impl Fn(&str) -> Vec<&'static str>,
     ) -> Result<(), SyntaxError> {
-        let known = known.concat();
+        let taken = taken.concat();
         let mut keys: Vec<_> = table.keys().collect();
         // In the order of the text.
         keys.sort_by_key(|key| key.span().start);
-        match keys.iter().find(|key| !known.contains(&&**key.get_ref())) {
+        match keys.iter().find(|key| !taken.contains(&&**key.get_ref())) {
             None => Ok(()),
             Some(key) => {
                 let line = Some(self.line(key.span().start));
                 let key = key.get_ref().clone().into_owned();
                 let owners = owners(&key);
+                let known = listed;
                 Err(Fault::UnknownKey { key, known, owners }.at(line))
             }
         }
@@ -248,5 +268,17 @@ impl<'a> Reader<'a> {
     fn line(&self, offset: usize) -> usize {
         let before = self.text.as_bytes().iter().take(offset);
         before.filter(|byte| **byte == b'\n').count() + 1
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::file::DEVICE_KEYS;
+
+    #[test]
+    fn every_key_that_all_models_have_is_described() {
+        let described: Vec<_> = DEVICE_KEYS.iter().map(|key| key.name).collect();
+        assert_eq!(fields::<DeviceKeys>(), Some(&*described));
     }
 }

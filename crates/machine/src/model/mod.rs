@@ -21,7 +21,7 @@ pub(crate) mod registry;
 mod site;
 
 pub use built::{Built, HostDriver, Parent, Whole};
-pub use registry::{Models, Section};
+pub use registry::{Described, Models, Section};
 pub use site::{Site, SiteError};
 
 /// Why a model refuses its section or cannot build: an error of its own, which the machine keeps as
@@ -34,6 +34,13 @@ pub type ModelError = Box<dyn Error + Send + Sync>;
 pub trait Model: 'static {
     /// Its name in the machine file and in device strings.
     const NAME: &'static str;
+
+    /// What it is, in a few words: a line of `--device help`.
+    const SUMMARY: &'static str;
+
+    /// What its keys mean, for `--device NAME,help` and for a wrong key. A key that is not among them
+    /// is taken all the same, but not listed: another name of one, or sections of its own.
+    const KEYS: &'static [Key] = &[];
 
     /// Which sections can name it.
     const TABLE: Table = Table::Device;
@@ -88,6 +95,19 @@ pub trait Model: 'static {
         let _ = (section, site);
         Err(Box::new(SiteError::NotVirtual))
     }
+}
+
+/// What there is to know of one key of a section.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Key {
+    /// Its name.
+    pub name: &'static str,
+    /// What it can be, such as `1 to 8`.
+    pub values: &'static str,
+    /// What it is where it is not given.
+    pub default: &'static str,
+    /// What it means, in a few words.
+    pub meaning: &'static str,
 }
 
 /// Where a model can stand in the machine file.

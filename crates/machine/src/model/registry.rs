@@ -4,7 +4,10 @@ use std::{any::Any, fmt, sync::Arc};
 
 use toml::de::{Error, ValueDeserializer};
 
-use super::{Built, Driver, MdevSection, Model, ModelError, Site, Table, VirtualFunctions, names};
+use super::{
+    Built, Driver, Key, MdevSection, Model, ModelError, Site, Table, VirtualFunctions,
+    names::{self, Kind},
+};
 
 /// Models by name. Programs register their own beside those of
 /// [`models::standard`](crate::models::standard).
@@ -17,10 +20,37 @@ pub(crate) struct Entry {
     pub(crate) name: &'static str,
     pub(crate) table: Table,
     pub(crate) host_driver: Option<&'static str>,
-    /// The names of its keys, if they are fields of a struct.
+    summary: &'static str,
+    described: &'static [Key],
+    /// The names of its keys, other names too, if they are fields of a struct.
     pub(crate) keys: Option<&'static [&'static str]>,
+    /// What the key of a name has to be.
+    pub(crate) kind: fn(&str) -> Kind,
     /// Reads its keys.
     pub(crate) read: for<'de> fn(ValueDeserializer<'de>) -> Result<Arc<dyn Section>, Error>,
+}
+
+impl Entry {
+    /// The names of its keys that people are told of: one for each.
+    pub(crate) fn listed(&self) -> Vec<&'static str> {
+        match self.described {
+            [] => self.keys.unwrap_or_default().to_vec(),
+            described => described.iter().map(|key| key.name).collect(),
+        }
+    }
+}
+
+/// What people are told of a model.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Described {
+    /// Its name.
+    pub name: &'static str,
+    /// What it is.
+    pub summary: &'static str,
+    /// Its own keys.
+    pub keys: &'static [Key],
+    /// Whether `driver = "host"` is possible.
+    pub has_host_driver: bool,
 }
 
 impl Models {
@@ -44,7 +74,10 @@ impl Models {
             name: M::NAME,
             table: M::TABLE,
             host_driver: M::HOST_DRIVER,
+            summary: M::SUMMARY,
+            described: M::KEYS,
             keys: names::fields::<M::Section>(),
+            kind: |name| names::kind::<M::Section>(name),
             read: |own| {
                 let section: M::Section = serde::Deserialize::deserialize(own)?;
                 Ok(Arc::new(Typed::<M>(section)))
@@ -57,6 +90,17 @@ impl Models {
     pub fn names(&self, table: Table) -> impl Iterator<Item = &'static str> {
         let entries = self.0.iter().filter(move |entry| entry.table == table);
         entries.map(|entry| entry.name)
+    }
+
+    /// What there is to know of the models of `table`, in the order in which they were added.
+    pub fn describe(&self, table: Table) -> impl Iterator<Item = Described> {
+        let entries = self.0.iter().filter(move |entry| entry.table == table);
+        entries.map(|entry| Described {
+            name: entry.name,
+            summary: entry.summary,
+            keys: entry.described,
+            has_host_driver: entry.host_driver.is_some(),
+        })
     }
 
     pub(crate) fn find(&self, table: Table, name: &str) -> Option<&Entry> {

@@ -12,7 +12,7 @@ use serde::Deserialize;
 
 use super::queue::{self, Owner, QueueError, QueueSection};
 use crate::model::{
-    self, Built, Driver, MdevSection, Model, ModelError, Site, SiteError, VirtualFunctions,
+    self, Built, Driver, Key, MdevSection, Model, ModelError, Site, SiteError, VirtualFunctions,
 };
 
 /// Most descriptors in one queue.
@@ -154,6 +154,28 @@ impl model::HostDriver for Host {
 
 impl Model for Dsa {
     const NAME: &'static str = "dsa";
+    const SUMMARY: &'static str = "Intel Data Streaming Accelerator, 8086:0b25; children dsa-1dwq";
+    const KEYS: &'static [Key] = &[
+        queue::ENGINES,
+        Key {
+            name: "queues",
+            values: "1 to 8",
+            default: "4",
+            meaning: "work queues",
+        },
+        Key {
+            name: "max_transfer",
+            values: "4096 to 2097152",
+            default: "2097152",
+            meaning: "most bytes that one descriptor moves",
+        },
+        Key {
+            name: "vfs",
+            values: "0 to 31",
+            default: "0",
+            meaning: "virtual functions (SR-IOV)",
+        },
+    ];
     const HOST_DRIVER: Option<&'static str> = Some("idxd");
     type Section = Section;
 

@@ -9,7 +9,7 @@ use ioasid_ioat::{
 use serde::Deserialize;
 
 use super::queue::{self, Owner, QueueError, QueueSection};
-use crate::model::{self, Built, Driver, MdevSection, Model, ModelError, Site};
+use crate::model::{self, Built, Driver, Key, MdevSection, Model, ModelError, Site};
 
 /// The model.
 #[derive(Debug)]
@@ -97,6 +97,16 @@ impl model::HostDriver for Host {
 
 impl Model for Ioat {
     const NAME: &'static str = "ioat";
+    const SUMMARY: &'static str = "Intel I/OAT DMA engine, 8086:2021; children ioat-1chan";
+    const KEYS: &'static [Key] = &[
+        queue::ENGINES,
+        Key {
+            name: "channels",
+            values: "1 to 8",
+            default: "4",
+            meaning: "channels",
+        },
+    ];
     const HOST_DRIVER: Option<&'static str> = Some("ioatdma");
     type Section = Section;
 

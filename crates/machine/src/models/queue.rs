@@ -4,7 +4,7 @@ use ioasid_core::PciAddress;
 use ioasid_vfio::mdev::{SlotParent, Slots, Uuid};
 use serde::Deserialize;
 
-use crate::model::{Driver, MdevSection, names::parsed};
+use crate::model::{Driver, Key, MdevSection, names::parsed};
 
 /// Most engines of one device.
 pub const MAX_ENGINES: usize = 8;
@@ -14,6 +14,14 @@ pub const MAX_QUEUES: usize = 8;
 pub(super) const DEFAULT_ENGINES: usize = 2;
 /// Queues of a whole device whose section names no number.
 const DEFAULT_QUEUES: usize = 4;
+
+/// The key for the number of engines, which all devices with queues have.
+pub(super) const ENGINES: Key = Key {
+    name: "engines",
+    values: "1 to 8",
+    default: "2",
+    meaning: "threads that move bytes",
+};
 
 /// `[[device.queue]]` or `[[device.channel]]`: one work queue of a DSA, one channel of an I/OAT.
 #[derive(Clone, Debug, Deserialize, PartialEq, Eq)]

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use ioasid::{Built, Driver, Model, ModelError, Site};
+use ioasid::{Built, Driver, Model, ModelError, Site, model::Key};
 use serde::Deserialize;
 
 use crate::adder::Adder;
@@ -25,6 +25,13 @@ fn one() -> u64 {
 
 impl Model for AdderModel {
     const NAME: &'static str = "adder";
+    const SUMMARY: &'static str = "adds to memory";
+    const KEYS: &'static [Key] = &[Key {
+        name: "step",
+        values: "not 0",
+        default: "1",
+        meaning: "what it adds",
+    }];
     type Section = Keys;
 
     fn check(keys: &Keys, _driver: Driver) -> Result<(), ModelError> {

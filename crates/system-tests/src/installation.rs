@@ -54,6 +54,8 @@ impl Installation {
             "--bins",
             "--example",
             "edu",
+            "--example",
+            "first_dma",
         ]))?;
         // crt-static needs an explicit target, or proc macros would be built with it as well.
         let target = format!("{}-unknown-linux-gnu", std::env::consts::ARCH);
@@ -77,6 +79,7 @@ impl Installation {
             (built.join("release/ioasid"), "ioasid"),
             (built.join("release/passthrough-client"), "client"),
             (built.join("release/examples/edu"), "edu"),
+            (built.join("release/examples/first_dma"), "first_dma"),
             (
                 built
                     .join("static")

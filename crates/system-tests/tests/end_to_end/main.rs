@@ -8,6 +8,7 @@ use std::process::ExitCode;
 use clap::Parser;
 use ioasid_system_tests::{
     installation::Installation,
+    pages,
     runner::{self, Test},
 };
 use libtest_mimic::Arguments;
@@ -67,6 +68,11 @@ const TESTS: &[(&str, Test<Installation>)] = &[
     (
         "an emulated device is an access object, and has no domain",
         programs::emulated,
+    ),
+    ("documented commands do what the pages say", pages::run),
+    (
+        "a first DMA takes twenty lines of Python, and a `main` of twenty lines of Rust",
+        programs::first_dma,
     ),
 ];
 

@@ -13,7 +13,7 @@ use ioasid_system_tests::{
     process::{shown, succeed},
     served::Served,
 };
-use ioasid_testing::PATIENCE;
+use xtask::workspace::root;
 
 pub(super) fn demo(installation: &Installation) -> Result<String> {
     let mut seconds = Vec::new();
@@ -115,8 +115,9 @@ pub(super) fn bad_input(installation: &Installation) -> Result<String> {
         (
             &["run", "--device", "disk", "--", "true"],
             125,
-            "unknown model",
+            "unknown model `disk`, expected one of `dsa`, `ioat`, `edu`\n",
         ),
+        (&["run", "--device", "edv,help"], 125, "did you mean `edu`?"),
         (
             &["run", "--vm", "vm9", "--", "true"],
             125,
@@ -414,6 +415,51 @@ pub(super) fn emulated(installation: &Installation) -> Result<String> {
     Ok("bound, attached, copied in and out, refused after an unmap".to_owned())
 }
 
+pub(super) fn first_dma(installation: &Installation) -> Result<String> {
+    let said = "the device copied: hello\n";
+    let mut sizes = Vec::new();
+    for (file, lines) in [
+        (
+            "docs/tutorial/first_dma.py",
+            lines_of_python as fn(&str) -> usize,
+        ),
+        ("crates/client/examples/first_dma.rs", lines_of_rust),
+    ] {
+        let lines = lines(&fs::read_to_string(root().join(file)).context(file)?);
+        ensure!((1..=20).contains(&lines), "{file} has {lines} lines");
+        sizes.push(format!("{file}: {lines}"));
+    }
+    let script = installation.path("first_dma.py");
+    fs::copy(root().join("docs/tutorial/first_dma.py"), &script)?;
+    let script = script.display().to_string();
+    let rust = installation.path("first_dma").display().to_string();
+    for user in installation.users() {
+        for program in [&["python3", &*script][..], &[&*rust]] {
+            let mut command = installation.ioasid(user);
+            let output = succeed(command.args(["run", "--"]).args(program))?;
+            ensure!(output == said, "{program:?} as {user:?} says {output}");
+        }
+        // Alone it is at the first address of all.
+        let mut command = installation.ioasid(user);
+        let command = command.args(["run", "--device", "edu", "--", "python3", &script]);
+        let output = succeed(command)?;
+        ensure!(output == said, "as {user:?} it says {output}");
+    }
+    Ok(sizes.join(", "))
+}
+
+/// Lines that are not empty.
+fn lines_of_python(text: &str) -> usize {
+    text.lines().filter(|line| !line.trim().is_empty()).count()
+}
+
+/// The lines inside `main`.
+fn lines_of_rust(text: &str) -> usize {
+    let body = text.lines().skip_while(|line| !line.starts_with("fn main"));
+    let body = body.skip(1).take_while(|line| *line != "}");
+    body.filter(|line| !line.trim().is_empty()).count()
+}
+
 pub(super) fn mdevs(installation: &Installation) -> Result<String> {
     let served = Served::start(installation, User::Own, None, &[])?;
     let socket = served.socket().display().to_string();
@@ -472,9 +518,9 @@ fn jobs(installation: &Installation, served: &Served) -> Result<u64> {
 
 /// Waits until programs' queues have done more than `before` descriptors.
 fn wait_for_dma(installation: &Installation, served: &Served, before: u64) -> Result<()> {
-    let deadline = Instant::now() + PATIENCE;
+    let deadline = Instant::now() + Duration::from_secs(20);
     while jobs(installation, served)? <= before {
-        ensure!(Instant::now() < deadline, "there is no DMA");
+        ensure!(Instant::now() < deadline, "no DMA within 20 s");
         std::thread::sleep(Duration::from_millis(1));
     }
     Ok(())

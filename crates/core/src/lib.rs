@@ -8,6 +8,7 @@
 //! * [`spa`]: the system physical address space: registered ranges, one flat lookup.
 //! * [`failpoint`]: allocations that can be made to fail, to show that nothing is left behind.
 //! * [`host`]: traits that an operating system (or a test) implements: interrupt sinks, workers.
+//! * [`inject`]: failures that a test asks for.
 //! * [`inspect`]: the tree of named values that each floor fills for itself.
 //! * [`regmap`]: register files: which registers an access of any width touches.
 //! * [`statistics`]: what a driver counts of its jobs, and how long they took.
@@ -23,6 +24,7 @@ pub mod failpoint;
 pub mod grace;
 pub mod host;
 pub mod id;
+pub mod inject;
 pub mod inspect;
 pub mod lock_order;
 pub mod memory;

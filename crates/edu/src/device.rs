@@ -4,8 +4,9 @@ use std::{fmt, io, sync::Arc};
 
 use ioasid_core::{
     host::Spawner,
+    inject::Failure,
     inspect::{Inspect, Node},
-    sync::{Condvar, Mutex, MutexGuard},
+    sync::{Condvar, Mutex, MutexGuard, thread},
 };
 use ioasid_iommu::Device;
 use ioasid_vfio::{
@@ -65,6 +66,8 @@ struct State {
     registers: Registers,
     /// A copy is under way.
     copies: bool,
+    /// A copy was lost, as a test asked for: its command stays as it is until a reset.
+    stuck: bool,
     /// Counts resets: what a copy of the time before brings is of no use.
     resets: u64,
     /// Stopped to be migrated: nothing goes on.
@@ -126,6 +129,7 @@ impl Edu {
             state: Mutex::new(State {
                 registers: Registers::default(),
                 copies: false,
+                stuck: false,
                 resets: 0,
                 paused: false,
                 gone: false,
@@ -164,6 +168,7 @@ impl DeviceModel for Edu {
     fn reset(&self) {
         let mut state = self.core.state.lock();
         state.registers = Registers::default();
+        state.stuck = false;
         state.resets += 1;
         state.paused = false;
         self.core.intx.set(false);
@@ -275,13 +280,14 @@ impl Core {
                 state = self.changed.wait(state);
                 continue;
             }
+            let is_stuck = state.stuck;
             let registers = &mut state.registers;
             if let Some(operand) = registers.operand.take() {
                 registers.factorial = factorial(operand);
                 if registers.factorial_interrupt {
                     self.raise(registers, spec::FACTORIAL_DONE);
                 }
-            } else if registers.command & spec::DMA_START != 0 {
+            } else if registers.command & spec::DMA_START != 0 && !is_stuck {
                 state = self.transfer(state);
             } else {
                 state = self.changed.wait(state);
@@ -296,7 +302,12 @@ impl Core {
         let resets = state.resets;
         state.copies = true;
         drop(state);
-        if let Some(transfer) = transfer
+        let failure = transfer.as_ref().and_then(|_| self.memory.begin());
+        if let Some(Failure::Delay(time)) = failure {
+            thread::sleep(time);
+        }
+        let is_lost = failure == Some(Failure::Lose);
+        if let Some(transfer) = transfer.filter(|_| !is_lost)
             && let Some(bytes) = buffer.get_mut(transfer.place)
         {
             match transfer.to_memory {
@@ -306,7 +317,9 @@ impl Core {
         }
         let mut state = self.state.lock();
         state.copies = false;
-        if state.resets == resets {
+        if state.resets == resets && is_lost {
+            state.stuck = true;
+        } else if state.resets == resets {
             let registers = &mut state.registers;
             registers.buffer = buffer;
             registers.command &= !spec::DMA_START;

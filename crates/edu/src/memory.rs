@@ -2,8 +2,11 @@
 
 use std::sync::Arc;
 
-use ioasid_core::sync::Mutex;
-use ioasid_iommu::{Device, DmaPort, Stop};
+use ioasid_core::{
+    inject::{Failure, Point},
+    sync::Mutex,
+};
+use ioasid_iommu::{Device, DmaGuard, DmaPort, Stop};
 use ioasid_vfio::EmulatedDma;
 
 /// Memory as a device addresses it.
@@ -28,6 +31,20 @@ impl Memory {
             port: Mutex::new(device.port()),
             mask,
         }
+    }
+
+    /// A transfer begins: how it is to fail, if a test has asked for that. A refusal is carried out by
+    /// the transfer's own access.
+    pub(crate) fn begin(&self) -> Option<Failure> {
+        let Memory::Bus { port, .. } = self else {
+            return None;
+        };
+        let mut port = port.lock();
+        let failure = port.device().injections().at(Point::Descriptor);
+        if failure == Some(Failure::Refuse) {
+            port.refuse_next(true);
+        }
+        failure
     }
 
     /// Reads `bytes` from `address`, up to the first byte that is refused. May block as long as the
@@ -57,7 +74,7 @@ impl Memory {
 /// domain.
 fn transfer(
     port: &mut DmaPort,
-    mut step: impl FnMut(&mut ioasid_iommu::DmaGuard<'_>, &mut u64) -> Result<(), Stop>,
+    mut step: impl FnMut(&mut DmaGuard<'_>, &mut u64) -> Result<(), Stop>,
 ) {
     let mut done = 0;
     loop {

@@ -9,6 +9,7 @@ use std::{
 use ioasid_core::{
     Prot,
     host::{CountingIrq, IrqSink, StdSpawner},
+    inject::{Failure, Point, When},
     memory::OwnPages,
 };
 use ioasid_edu::{
@@ -18,7 +19,7 @@ use ioasid_edu::{
         FACTORIAL_INTERRUPT, offset,
     },
 };
-use ioasid_iommu::{Device, DeviceConfig, Iommu, IommuConfig};
+use ioasid_iommu::{Device, DeviceConfig, FaultReason, Iommu, IommuConfig};
 use ioasid_iommufd::{Context, MapArgs, ObjectId};
 use ioasid_vfio::{
     DeviceFile, Eventfd, IrqAction, IrqData, IrqIndex, Passthrough, SetIrqs, Vfio, VfioDevice,
@@ -244,4 +245,42 @@ fn a_closed_device_reaches_nothing_and_is_as_new() {
     assert_eq!(machine.get(offset::LIVENESS), 0);
     machine.transfer(BUFFER, IOVA + 0x10, 8, DMA_TO_MEMORY);
     assert_eq!(machine.bytes(0x10), [0; 8]);
+}
+
+#[test]
+fn a_transfer_fails_as_a_test_has_asked_for() {
+    let machine = Machine::new(DMA_MASK);
+    machine.pages.memory().write(0, b"injected");
+    let injections = machine.dma.injections();
+    injections.add(Point::Descriptor, When::Nth(2), Failure::Refuse, None);
+    injections.add(Point::Descriptor, When::Nth(4), Failure::Lose, None);
+    for number in 1..=3 {
+        machine.transfer(IOVA, BUFFER, 8, 0);
+        assert_eq!(machine.device.faults().total(), u64::from(number >= 2));
+    }
+    let faults = machine.device.faults().faults();
+    assert_eq!(faults[0].reason, FaultReason::Injected);
+    let signals = machine.signals(IrqIndex::Msi);
+    machine.start(IOVA, BUFFER, 8, DMA_INTERRUPT);
+    // Its thread has taken the command when it begins with nothing else: a reset waits for that.
+    until(|| !injections.is_armed());
+    machine.file.reset().unwrap();
+    assert_eq!(signals.count(), 0);
+    machine
+        .file
+        .write(COMMAND, &BUS_MASTER.to_le_bytes())
+        .unwrap();
+    machine.transfer(IOVA, BUFFER, 8, 0);
+}
+
+#[test]
+fn an_interrupt_is_lost_as_a_test_has_asked_for() {
+    let machine = Machine::new(DMA_MASK);
+    let signals = machine.signals(IrqIndex::Msi);
+    let injections = machine.device.model().function().vectors().injections();
+    injections.add(Point::Interrupt, When::Nth(2), Failure::Lose, None);
+    for expected in [1, 1, 2] {
+        machine.set(offset::INTERRUPT_RAISE, 1);
+        assert_eq!(signals.count(), expected);
+    }
 }

@@ -2,6 +2,7 @@
 //! accesses, resets and answers that change it.
 
 use std::{
+    collections::BTreeSet,
     io,
     ops::{Deref, DerefMut},
     sync::Arc,
@@ -15,7 +16,7 @@ use ioasid_iommu::{Device, Tlb};
 
 use crate::{
     raising::Raising,
-    schedule::{Interrupt, Interrupts, Place, Schedule, Wanted},
+    schedule::{Interrupt, Interrupts, JobId, Place, Schedule, Wanted},
 };
 
 /// The engines of one device and what they share with its registers.
@@ -42,6 +43,8 @@ pub(crate) struct State<S> {
     pub(crate) engines: usize,
     /// The device is going: engines end.
     pub(crate) stopping: bool,
+    /// Jobs that were taken up while failures were asked for: each counts once.
+    pub(crate) begun: BTreeSet<JobId>,
 }
 
 /// The schedule, with the lock held. For looks, and for changes that nothing waits for.
@@ -79,6 +82,7 @@ impl<S: Schedule> EnginePool<S> {
                 idle: 0,
                 engines: 0,
                 stopping: false,
+                begun: BTreeSet::new(),
             }),
             work: Condvar::new(),
             ended: Condvar::new(),

@@ -12,7 +12,8 @@ use std::sync::Arc;
 
 use ioasid_core::{
     host::{Worker, hand_over},
-    sync::MutexGuard,
+    inject::{Failure, Point},
+    sync::{MutexGuard, thread},
 };
 use ioasid_iommu::{DmaPort, Fault, PageResponse};
 
@@ -33,7 +34,7 @@ impl<S: Schedule> EnginePool<S> {
             match state.schedule.next(index) {
                 Some(job) => {
                     drop(state);
-                    self.execute(job, &mut port, Place::Engine);
+                    self.take_up(job, &mut port);
                     state = self.state();
                 }
                 None => {
@@ -47,6 +48,34 @@ impl<S: Schedule> EnginePool<S> {
         // The port goes first: when the engines have ended, none of their slots is left.
         drop(port);
         self.engine_ends();
+    }
+
+    /// Executes `job`, or fails with it as a test has asked for.
+    #[inline]
+    fn take_up(self: &Arc<Self>, job: S::Job, port: &mut DmaPort) {
+        match self.device().injections().is_armed() {
+            false => self.execute(job, port, Place::Engine),
+            true => self.take_up_counted(job, port),
+        }
+    }
+
+    #[cold]
+    fn take_up_counted(self: &Arc<Self>, mut job: S::Job, port: &mut DmaPort) {
+        // A job that comes back from a turn has been counted.
+        let is_new = self.state().begun.insert(job.id());
+        let injections = self.device().injections();
+        match is_new.then(|| injections.at(Point::Descriptor)).flatten() {
+            Some(Failure::Lose) => {
+                job.lost();
+                return self.end(self.state(), job, Some(Place::Engine));
+            }
+            Some(Failure::Refuse) => port.refuse_next(true),
+            Some(Failure::Delay(time)) => thread::sleep(time),
+            Some(Failure::Nothing) | None => {}
+        }
+        self.execute(job, port, Place::Engine);
+        // One that was aborted has entered none.
+        port.refuse_next(false);
     }
 
     /// Executes `job` as far as it goes at `place`.
@@ -125,6 +154,9 @@ impl<S: Schedule> EnginePool<S> {
 
     /// The job is done, or cut short.
     fn end(&self, mut state: MutexGuard<'_, State<S>>, job: S::Job, place: Option<Place>) {
+        if !state.begun.is_empty() {
+            state.begun.remove(&job.id());
+        }
         state.schedule.end(job);
         self.release(state, place);
     }

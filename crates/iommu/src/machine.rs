@@ -5,6 +5,7 @@ use std::{collections::BTreeMap, fmt, sync::Arc};
 use ioasid_core::{
     PciAddress, failpoint,
     grace::Grace,
+    inject::Injections,
     inspect::{Inspect, Node, Value},
     lock_order::OrderedMutex,
     spa::SpaSpace,
@@ -51,6 +52,7 @@ pub struct Iommu {
     devices: OrderedMutex<BTreeMap<PciAddress, Arc<Device>>>,
     last_device: AtomicU32,
     last_group: AtomicU32,
+    injections: Injections,
 }
 
 impl Iommu {
@@ -65,6 +67,7 @@ impl Iommu {
             devices: OrderedMutex::new(&locks::DEVICES, BTreeMap::new()),
             last_device: AtomicU32::new(0),
             last_group: AtomicU32::new(0),
+            injections: Injections::default(),
         })
     }
 
@@ -86,6 +89,11 @@ impl Iommu {
     /// The machine's own PASIDs: what parents give to their children.
     pub fn pasids(&self) -> &Arc<PasidPool> {
         &self.pasids
+    }
+
+    /// Failures of maps, by whatever program, that a test asks for.
+    pub fn injections(&self) -> &Injections {
+        &self.injections
     }
 
     /// A group without devices.

@@ -10,6 +10,7 @@ use std::{fmt, sync::Arc};
 
 use ioasid_core::{
     AddrRange, Pasid, PciAddress,
+    inject::Injections,
     inspect::{Inspect, Node, Value},
     memory::PAGE_SIZE,
 };
@@ -97,6 +98,7 @@ pub struct Device {
     ats: Arc<Ats>,
     write_sinks: WriteSinks,
     withheld: Withheld,
+    injections: Injections,
 }
 
 impl Device {
@@ -129,6 +131,7 @@ impl Device {
             ats: Arc::default(),
             write_sinks: WriteSinks::default(),
             withheld: Withheld::default(),
+            injections: Injections::default(),
             shared,
         })
     }
@@ -210,6 +213,11 @@ impl Device {
     /// driver and what was attached. `None` stands for requests without a PASID.
     pub fn attachments(&self) -> Vec<(Option<Pasid>, Arc<Domain>)> {
         self.group.attachments()
+    }
+
+    /// Failures of its descriptors that a test asks for.
+    pub fn injections(&self) -> &Injections {
+        &self.injections
     }
 
     /// Faults that no owner of an attachment gets: nothing was attached, or the default domain.

@@ -52,6 +52,8 @@ pub struct DmaPort {
     guesses: [Option<DomainId>; GUESSES],
     tlb: Option<Box<PortTlb>>,
     shard: ShardIndex,
+    /// The next guard refuses its first access.
+    refuses: bool,
 }
 
 impl Device {
@@ -76,7 +78,14 @@ impl DmaPort {
             guesses: [None; GUESSES],
             tlb: tlb.map(PortTlb::new),
             shard: ShardIndex::new(),
+            refuses: false,
         }
+    }
+
+    /// Makes the first access under the next guard a fault, as a test has asked for
+    /// ([`FaultReason::Injected`]), or no more.
+    pub fn refuse_next(&mut self, refuse: bool) {
+        self.refuses = refuse;
     }
 
     /// The device.
@@ -112,8 +121,13 @@ impl DmaPort {
             Some(kept) if tlb => Some(&**kept),
             _ => None,
         };
+        let view = View::enter(&self.device, &mut self.slot, pasid, blocking, guess, tlb);
+        if self.refuses {
+            self.refuses = false;
+            view.refuse_once();
+        }
         DmaGuard {
-            view: View::enter(&self.device, &mut self.slot, pasid, blocking, guess, tlb),
+            view,
             bounce: &mut self.bounce,
             budget: GUARD_BYTES,
             slack: GUARD_SLACK,

@@ -1,6 +1,6 @@
 //! From an I/O virtual address to bytes, under one guard: route, page walk, registered range.
 
-use std::sync::Arc;
+use std::{cell::Cell, sync::Arc};
 
 use ioasid_core::{
     Access, AddrRange, DomainId, Pasid,
@@ -31,6 +31,8 @@ pub(crate) struct View<'a> {
     left: Option<Arc<Attachment>>,
     /// The device must not issue requests through the route, which looks as if nothing were attached.
     withheld: bool,
+    /// A test asked for a fault: the next address is not translated.
+    injected: Cell<bool>,
     pub(crate) device: &'a Arc<Device>,
     pub(crate) pasid: Option<Pasid>,
     /// Whether memory that may block can be touched.
@@ -93,12 +95,18 @@ impl<'a> View<'a> {
             loaded,
             left: None,
             withheld,
+            injected: Cell::new(false),
             device,
             pasid,
             blocking,
             tlb,
             sink: device.write_sinks().of(pasid),
         }
+    }
+
+    /// Refuses the first address that is looked up under this guard.
+    pub(crate) fn refuse_once(&self) {
+        self.injected.set(true);
     }
 
     /// Says that `len` bytes at `iova` were written, after that and under the guard.
@@ -182,6 +190,9 @@ impl<'a> View<'a> {
         let Some(attachment) = self.loaded.get() else {
             return Err(self.unattached(iova, access));
         };
+        if self.injected.replace(false) {
+            return Err(self.refused(iova, access, FaultReason::Injected));
+        }
         let want = match self.pasid {
             Some(_) => Some(want),
             None => self.before_interrupts(iova, want),
@@ -287,7 +298,7 @@ impl<'a> View<'a> {
     /// Apart from that one because of its results: they stay in registers.
     #[inline(always)]
     pub(crate) fn direct(&self, iova: u64, want: u64, access: Access) -> Option<RawBytes<'_>> {
-        let attachment = self.loaded.get()?;
+        let attachment = self.loaded.get().filter(|_| !self.injected.get())?;
         let Translator::Paging(table) = &attachment.space.translator else {
             return None;
         };

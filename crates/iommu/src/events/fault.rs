@@ -27,6 +27,8 @@ pub enum FaultReason {
     MemoryGone,
     /// A memory access without a PASID to the interrupt window: it is a message, not a DMA.
     InterruptWindow,
+    /// A test asked for it ([`ioasid_core::inject`]).
+    Injected,
 }
 
 impl FaultReason {
@@ -48,6 +50,7 @@ impl fmt::Display for FaultReason {
             FaultReason::Unregistered => "no memory there",
             FaultReason::MemoryGone => "memory gone",
             FaultReason::InterruptWindow => "interrupt window",
+            FaultReason::Injected => "injected by a test",
         })
     }
 }

@@ -2,7 +2,13 @@
 
 use std::sync::{Arc, Weak};
 
-use ioasid_core::{AddrRange, failpoint, host::Account, memory::PageSource};
+use ioasid_core::{
+    AddrRange,
+    failpoint::{self, OutOfMemory},
+    host::Account,
+    inject::Point,
+    memory::PageSource,
+};
 
 use crate::{
     base::{
@@ -35,6 +41,9 @@ pub(super) fn map(
 ) -> Result<u64, Error> {
     let ioas = context.objects().ioas(ioas)?;
     failpoint::allocation()?;
+    if context.iommu().injections().at(Point::Map).is_some() {
+        return Err(OutOfMemory.into());
+    }
     let charge = Charge::new(account, context.rlimit_per_process());
     let pages = Pages::new(source, args.prot.write, context.ledger(), charge);
     if pages.source().is_device() {

@@ -3,7 +3,11 @@
 
 use std::{fmt, sync::Arc};
 
-use ioasid_core::{host::IrqSink, sync::Mutex};
+use ioasid_core::{
+    host::IrqSink,
+    inject::{Failure, Injections, Point},
+    sync::Mutex,
+};
 
 /// INTx of one function: a level that the device asserts, and the eventfd that it signals.
 ///
@@ -12,6 +16,8 @@ use ioasid_core::{host::IrqSink, sync::Mutex};
 #[derive(Default)]
 pub struct Intx {
     line: Mutex<Line>,
+    /// Failures of interrupts that a test asks for.
+    injections: Arc<Injections>,
 }
 
 #[derive(Default)]
@@ -45,10 +51,23 @@ impl Line {
 }
 
 impl Intx {
+    /// A line that is not asserted, of a function with these `injections`.
+    pub(crate) fn new(injections: Arc<Injections>) -> Arc<Self> {
+        Arc::new(Intx {
+            line: Mutex::default(),
+            injections,
+        })
+    }
+
     /// Asserts or deasserts the line, as the device does. Never blocks.
     pub fn set(&self, asserted: bool) {
         let mut line = self.line.lock();
+        let rises = asserted && !line.asserted;
         line.asserted = asserted;
+        // One that nobody waits for is not counted.
+        if rises && line.enabled && self.injections.at(Point::Interrupt) == Some(Failure::Lose) {
+            return;
+        }
         line.fire();
     }
 

@@ -9,7 +9,11 @@ use std::{
     time::{Duration, Instant},
 };
 
-use ioasid_core::{host::IrqSink, sync::Mutex};
+use ioasid_core::{
+    host::IrqSink,
+    inject::{Failure, Injections, Point},
+    sync::Mutex,
+};
 
 /// One vector.
 #[derive(Default)]
@@ -34,6 +38,7 @@ pub struct Vectors {
     msi: AtomicU32,
     /// Per-vector masking of MSI.
     mask: Mutex<Mask>,
+    injections: Arc<Injections>,
 }
 
 #[derive(Clone, Copy, Debug, Default)]
@@ -50,7 +55,13 @@ impl Vectors {
             open: AtomicBool::new(true),
             msi: AtomicU32::new(0),
             mask: Mutex::default(),
+            injections: Arc::default(),
         })
+    }
+
+    /// Failures of interrupts that a test asks for.
+    pub fn injections(&self) -> &Arc<Injections> {
+        &self.injections
     }
 
     /// Number of vectors.
@@ -62,6 +73,9 @@ impl Vectors {
     ///
     /// With MSI, a device that was given fewer vectors than it has uses the low bits of the number.
     pub fn signal(&self, vector: u32) {
+        if self.injections.at(Point::Interrupt) == Some(Failure::Lose) {
+            return;
+        }
         match self.msi.load(Ordering::Acquire) {
             0 => self.deliver(vector),
             given => {

@@ -8,6 +8,8 @@ use clap::{
 };
 use ioasid_supervisor::Mmio;
 
+use crate::inject::InjectArgs;
+
 /// The Linux I/O address space system in user space.
 ///
 /// Programs that do device passthrough open /dev/iommu and /dev/vfio/..., map memory, attach devices
@@ -42,6 +44,8 @@ pub(crate) enum Verb {
     Inspect(InspectArgs),
     /// Create, list and remove mediated devices of a running machine.
     Mdev(MdevArgs),
+    /// Make something of a running machine fail on purpose: to test what a program does then.
+    Inject(InjectArgs),
     /// Show one parent device with three queues and two VMs at work, and check every claim.
     Demo(DemoArgs),
     /// The child side of `run`.

@@ -1,4 +1,4 @@
-//! The program `ioasid` as a library: `run`, `serve`, `inspect`, `mdev`, `demo`, for the device models
+//! The program `ioasid` as a library: `run`, `serve`, `inspect`, `mdev`, `inject`, `demo`, for the device models
 //! of this project and for yours.
 //!
 //! A program with device models of its own is this one with other [`Models`]:
@@ -17,7 +17,9 @@
 mod catalog;
 mod cli;
 mod demo;
+mod find;
 mod guests;
+mod inject;
 mod tree;
 mod verbs;
 mod view;
@@ -87,6 +89,7 @@ pub fn main_with(models: Models) -> ExitCode {
         Verb::Serve(args) => verbs::serve(args, &models),
         Verb::Inspect(args) => verbs::inspect(args),
         Verb::Mdev(args) => verbs::mdev(args),
+        Verb::Inject(args) => inject::run(args),
         Verb::Demo(args) => demo::run(&args),
         Verb::Vm(_) => demo::vm::main().map(|()| 0),
         Verb::Launch(_) => Ok(USAGE),

@@ -1,9 +1,6 @@
 //! What each verb does, apart from the demo.
 
-use std::{
-    path::{Path, PathBuf},
-    sync::Arc,
-};
+use std::sync::Arc;
 
 use anyhow::{Context as _, Result, bail};
 use ioasid_core::host::StdSpawner;
@@ -23,6 +20,7 @@ use crate::{
     catalog,
     cli::{InspectArgs, MachineArgs, MdevArgs, MdevVerb, RunArgs, ServeArgs},
     demo,
+    find::{chosen, socket},
     guests::Guests,
     print, say, tree, view,
 };
@@ -162,48 +160,6 @@ pub(crate) fn serve(args: ServeArgs, models: &Models) -> Result<u8> {
         }
     }
     Ok(0)
-}
-
-/// The socket of the machine called, or at, `machine`.
-fn socket(machine: &str) -> Result<PathBuf> {
-    let path = control::socket_path(machine)?;
-    if !path.exists() {
-        let found = control::find_machines();
-        if found.is_empty() {
-            bail!("no machine `{machine}` is running; start one with `ioasid serve`");
-        }
-        let found: Vec<_> = found.iter().map(|path| machine_name(path)).collect();
-        bail!(
-            "no machine `{machine}` is running; there is {}",
-            found.join(", ")
-        );
-    }
-    Ok(path)
-}
-
-fn machine_name(path: &Path) -> String {
-    path.file_stem()
-        .unwrap_or(path.as_os_str())
-        .to_string_lossy()
-        .into_owned()
-}
-
-/// The machine that was named, or the only one.
-fn chosen(machine: Option<&str>) -> Result<PathBuf> {
-    match machine {
-        Some(machine) => socket(machine),
-        None => match control::find_machines().as_slice() {
-            [] => bail!("no machine is running; start one with `ioasid serve`"),
-            [only] => Ok(only.clone()),
-            several => {
-                let names: Vec<_> = several.iter().map(|path| machine_name(path)).collect();
-                bail!(
-                    "several machines are running, name one: {}",
-                    names.join(", ")
-                )
-            }
-        },
-    }
 }
 
 /// `ioasid inspect`.

@@ -10,7 +10,9 @@ use ioasid_iommufd::Context;
 use ioasid_machine::{Machine, MachineError};
 use ioasid_uapi::{Errno, iommufd::Extension};
 
-use crate::view::{LiveFile, MachineView, MdevRequest, SysfsEntry, SysfsFile, SysfsKind, VfioNode};
+use crate::view::{
+    InjectRequest, LiveFile, MachineView, MdevRequest, SysfsEntry, SysfsFile, SysfsKind, VfioNode,
+};
 
 /// A machine, with what a program of ours adds to it.
 pub struct BuiltMachine {
@@ -170,6 +172,16 @@ impl MachineView for BuiltMachine {
             MdevRequest::List => {}
         }
         Ok(self.machine.inspect_mdevs())
+    }
+
+    fn inject(&self, request: &InjectRequest) -> Result<(), String> {
+        match request {
+            InjectRequest::Later(section) => {
+                let asked = self.machine.inject(section);
+                asked.map_err(|error| error.to_string())
+            }
+            InjectRequest::Now { device, action } => self.machine.act(device, *action),
+        }
     }
 }
 

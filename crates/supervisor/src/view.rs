@@ -10,6 +10,7 @@ use serde::{Deserialize, Serialize};
 
 pub use ioasid_machine::{
     LiveFile, VfioNode,
+    file::inject::{Action, At, InjectSection},
     sysfs::{SysfsEntry, SysfsFile, SysfsKind},
 };
 
@@ -36,6 +37,21 @@ pub enum MdevRequest {
     },
     /// Lists them.
     List,
+}
+
+/// A failure that a test asks for, from `ioasid inject` by way of the control socket.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum InjectRequest {
+    /// When something is done the nth time, or with a chance.
+    Later(InjectSection),
+    /// At once: a reset or a removal.
+    Now {
+        /// The device: its PCI address or its UUID.
+        device: String,
+        /// What happens to it.
+        action: Action,
+    },
 }
 
 /// A running machine, as far as programs that use it are concerned.
@@ -110,5 +126,14 @@ pub trait MachineView: Send + Sync + fmt::Debug {
     fn mdev(&self, request: &MdevRequest) -> Result<inspect::Node, String> {
         let _ = request;
         Err("this machine cannot change its mediated devices while it runs".to_owned())
+    }
+
+    /// Makes something fail.
+    ///
+    /// # Errors
+    /// One sentence for the user. By default nothing can be made to fail.
+    fn inject(&self, request: &InjectRequest) -> Result<(), String> {
+        let _ = request;
+        Err("nothing of this machine can be made to fail".to_owned())
     }
 }

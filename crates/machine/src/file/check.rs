@@ -40,6 +40,10 @@ impl MachineFile {
         if self.device.is_empty() && self.emulated.is_empty() {
             return Err(MachineFileError::NoDevice);
         }
+        for (number, section) in (1..).zip(&self.inject) {
+            let checked = section.check();
+            checked.map_err(|source| MachineFileError::Inject { number, source })?;
+        }
         let mut taken = Taken::default();
         self.check_emulated(&mut taken)?;
         for device in &self.device {

@@ -6,6 +6,7 @@ use std::{fmt, io, path::PathBuf};
 use ioasid_core::PciAddress;
 use ioasid_vfio::mdev::Uuid;
 
+use super::inject::InjectError;
 use crate::model::{ModelError, names::nearest};
 
 /// A file from which no machine can be read.
@@ -79,6 +80,14 @@ pub enum MachineFileError {
     EmulatedKeys {
         /// The model.
         model: &'static str,
+    },
+    /// An `[[inject]]` section.
+    #[error("inject {number}")]
+    Inject {
+        /// Which, from 1.
+        number: usize,
+        /// What is wrong with it.
+        source: InjectError,
     },
     /// The section of a device.
     #[error("device {address}")]

@@ -17,9 +17,12 @@ use crate::{
 
 mod check;
 mod error;
+pub mod inject;
 #[cfg(test)]
 mod tests;
 mod text;
+
+use inject::InjectSection;
 
 pub use error::{
     DeviceError, DeviceStringError, Fault, LoadError, MachineFileError, Place, SyntaxError,
@@ -59,6 +62,8 @@ pub struct MachineFile {
     pub device: Vec<DeviceSection>,
     /// Mediated devices without a device behind the IOMMU.
     pub emulated: Vec<EmulatedSection>,
+    /// Failures that a test asks for.
+    pub inject: Vec<InjectSection>,
 }
 
 /// `[iommu]`: the IOMMU of the machine.
@@ -177,6 +182,7 @@ impl MachineFile {
             iommu: IommuSection::default(),
             device: device.collect::<Result<_, _>>()?,
             emulated: Vec::new(),
+            inject: Vec::new(),
         }
         .checked()
     }

@@ -134,6 +134,42 @@ fn a_wrong_key_lists_the_right_ones_of_the_model_the_nearest_first() {
 }
 
 #[test]
+fn an_injection_that_cannot_be_is_refused_with_a_cause() {
+    let device = "[[device]]\nmodel = \"edu\"\n[[inject]]\n";
+    let with = |keys: &str| format!("{device}{keys}").parse::<MachineFile>();
+    for keys in [
+        "at = \"map\"\naction = \"fault\"\nnth = 3\n",
+        "device = \"0000:6a:01.0\"\nat = \"descriptor\"\naction = \"delay\"\nms = 5\n",
+        "device = \"0000:6a:01.0\"\nat = \"interrupt\"\naction = \"lose\"\nchance = 10\nseed = 7\n",
+    ] {
+        assert_eq!(with(keys).unwrap().inject.len(), 1, "{keys}");
+    }
+    for (keys, cause) in [
+        (
+            "at = \"map\"\naction = \"lose\"\n",
+            "takes action = \"fault\"",
+        ),
+        (
+            "at = \"descriptor\"\naction = \"fault\"\n",
+            "needs a device",
+        ),
+        (
+            "at = \"map\"\naction = \"fault\"\nnth = 0\n",
+            "counts from 1",
+        ),
+        (
+            "at = \"map\"\naction = \"fault\"\nseed = 1\n",
+            "seed needs chance",
+        ),
+        ("at = \"map\"\naction = \"fault\"\nms = 1\n", "ms goes with"),
+        ("at = \"map\"\naction = \"faul\"\n", "did you mean `fault`?"),
+    ] {
+        let found = sentence(&with(keys).unwrap_err());
+        assert!(found.contains(cause), "{keys}: {found}");
+    }
+}
+
+#[test]
 fn device_strings_take_the_keys_of_the_file() {
     let file = from_strings(&["dsa,queues=4,driver=vfio", "dsa,vm=vm1"]).unwrap();
     assert_eq!(queues(&file.device[0]), 4);

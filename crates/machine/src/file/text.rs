@@ -13,6 +13,7 @@ use toml::{
 use super::{
     DeviceSection, EmulatedSection, IommuSection, MachineFile,
     error::{DeviceStringError, Fault, MachineFileError, SyntaxError},
+    inject::InjectSection,
 };
 use crate::model::{
     Driver, Models, Section, Table,
@@ -30,6 +31,8 @@ struct Top {
     _devices: Vec<toml::Table>,
     #[serde(default, rename = "emulated")]
     _emulated: Vec<toml::Table>,
+    #[serde(default)]
+    inject: Vec<InjectSection>,
 }
 
 /// The keys of a `[[device]]` of every model.
@@ -140,6 +143,7 @@ impl<'a> Reader<'a> {
             iommu: top.iommu,
             device: devices.collect::<Result<_, _>>()?,
             emulated: emulated.collect::<Result<_, _>>()?,
+            inject: top.inject,
         })
     }
 

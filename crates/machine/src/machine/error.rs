@@ -2,7 +2,7 @@
 
 use ioasid_core::PciAddress;
 
-use crate::model::ModelError;
+use crate::{file::inject::InjectError, model::ModelError};
 
 /// Why a machine could not be built or changed. An error and its sources, one after the other, are
 /// one sentence.
@@ -32,6 +32,9 @@ pub enum MachineError {
         /// Why.
         source: ioasid_vfio::error::MdevError,
     },
+    /// A failure that was asked for cannot be.
+    #[error("inject")]
+    Inject(#[from] InjectError),
 }
 
 /// A model has not built what it was asked for.

@@ -52,7 +52,7 @@ impl Machine {
         let is_shown = |device: &&MachineDevice| {
             let name = device.address.to_string();
             let mut pdevs = self.pdevs(vm);
-            vm.is_none()
+            (vm.is_none() && (device.vfio.is_none() || self.is_there(device)))
                 || mdevs.iter().any(|mdev| mdev.parent == name)
                 || pdevs.any(|visible| visible.address == device.address)
         };

@@ -7,6 +7,7 @@
 //! * `functions`, `live`: the PCI functions that programs see, and the files that follow their
 //!   registers. `attribute`: the files that programs write.
 //! * `view`, `node`: what programs and virtual machines can open. `inspect`: what people can see.
+//! * `injected`: failures that a test asks for.
 
 mod attribute;
 mod changes;
@@ -14,6 +15,7 @@ mod device;
 mod emulated;
 mod error;
 mod functions;
+mod injected;
 mod inspect;
 mod live;
 mod mdevs;

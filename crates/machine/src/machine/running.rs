@@ -2,7 +2,7 @@
 
 use std::{
     any::Any,
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     fmt,
     sync::{Arc, Weak, atomic::AtomicU64},
     time::Duration,
@@ -20,7 +20,7 @@ use super::{
 use crate::{file::MachineFile, model::HostDriver, sysfs::cpus::Cpus};
 
 /// How long the removal of a mediated device waits for its user.
-const REMOVE_PATIENCE: Duration = Duration::from_secs(5);
+pub(super) const REMOVE_PATIENCE: Duration = Duration::from_secs(5);
 
 /// A running machine. Dropping it stops its engines.
 pub struct Machine {
@@ -37,6 +37,8 @@ pub struct Machine {
     /// Grows with every change of what programs see.
     pub(super) generation: AtomicU64,
     pub(super) devices: Vec<MachineDevice>,
+    /// Nodes of whole devices that were taken away.
+    pub(super) removed: Mutex<BTreeSet<String>>,
     pub(super) contexts: Mutex<Vec<Weak<Context>>>,
     /// Memory that programs have locked, whichever of their files they locked it with.
     pub(super) ledger: Arc<MemoryLedger>,
@@ -79,6 +81,7 @@ impl Machine {
             cpus: Mutex::default(),
             generation: AtomicU64::new(0),
             devices,
+            removed: Mutex::default(),
             contexts: Mutex::default(),
             ledger: MemoryLedger::new(match file.iommu.enforce_memlock {
                 true => Limits::Enforced,
@@ -86,6 +89,7 @@ impl Machine {
             }),
         });
         machine.create_first_mdevs(file)?;
+        machine.inject_all(file)?;
         Ok(machine)
     }
 

@@ -16,8 +16,14 @@ impl Machine {
         vm: Option<&'a str>,
     ) -> impl Iterator<Item = &'a MachineDevice> {
         self.devices.iter().filter(move |device| {
-            device.vfio.is_some() && (vm.is_none() || device.section.vm.as_deref() == vm)
+            self.is_there(device) && (vm.is_none() || device.section.vm.as_deref() == vm)
         })
+    }
+
+    /// Whether programs can have the device: it is theirs, and was not taken away.
+    pub(super) fn is_there(&self, device: &MachineDevice) -> bool {
+        let node = device.vfio.as_ref();
+        node.is_some_and(|node| !self.removed.lock().contains(node.name()))
     }
 
     /// The mediated devices that a program of `vm` sees; all for `None`.

@@ -30,7 +30,7 @@ use rustix::process::geteuid;
 
 use crate::{
     session::Session,
-    view::{MachineView, MdevRequest},
+    view::{InjectRequest, MachineView, MdevRequest},
     wire::{Attach, Channel, REPLY_BYTES, REQUEST_BYTES, Request, WireError, describe, tree::Tree},
 };
 
@@ -156,6 +156,14 @@ pub fn ping(path: &Path) -> Result<(), WireError> {
 /// See [`WireError`].
 pub fn mdev(path: &Path, request: MdevRequest) -> Result<Node, WireError> {
     ask(path, &Request::Mdev(request))
+}
+
+/// Makes something of the machine at `path` fail.
+///
+/// # Errors
+/// See [`WireError`].
+pub fn inject(path: &Path, request: InjectRequest) -> Result<(), WireError> {
+    ask(path, &Request::Inject(request)).map(drop)
 }
 
 fn ask(path: &Path, request: &Request) -> Result<Node, WireError> {
@@ -347,6 +355,10 @@ fn serve(shared: &Shared, stream: UnixStream) -> Result<(), WireError> {
         Request::Inspect => channel.send(&Tree(shared.inspect()), None),
         Request::Mdev(request) => match shared.view.mdev(&request) {
             Ok(node) => channel.send(&Tree(node), None),
+            Err(sentence) => channel.refuse(&sentence),
+        },
+        Request::Inject(request) => match shared.view.inject(&request) {
+            Ok(()) => channel.send(&Tree::default(), None),
             Err(sentence) => channel.refuse(&sentence),
         },
         Request::Join { .. } if !shared.joinable => {

@@ -4,7 +4,7 @@ use std::{fmt, str::FromStr};
 
 use serde::{Deserialize, Serialize};
 
-use crate::view::{MdevRequest, SysfsEntry};
+use crate::view::{InjectRequest, MdevRequest, SysfsEntry};
 
 /// Longest line that a client of the control socket may send: 64 KiB.
 pub const REQUEST_BYTES: usize = 64 << 10;
@@ -212,4 +212,6 @@ pub enum Request {
     },
     /// About mediated devices.
     Mdev(MdevRequest),
+    /// Something is to fail.
+    Inject(InjectRequest),
 }

@@ -1,6 +1,7 @@
 //! `ioasid run`, `serve`, `inspect` and `demo` with an ordinary client; as root also for an
 //! unprivileged user.
 
+mod injected;
 mod programs;
 
 use std::process::ExitCode;
@@ -68,6 +69,22 @@ const TESTS: &[(&str, Test<Installation>)] = &[
     (
         "an emulated device is an access object, and has no domain",
         programs::emulated,
+    ),
+    (
+        "a transfer, an interrupt or a map fails as the machine file asks for",
+        injected::transfers,
+    ),
+    (
+        "what fails by chance follows from the seed",
+        injected::seeds,
+    ),
+    (
+        "a descriptor of an accelerator fails as the machine file asks for",
+        injected::accelerators,
+    ),
+    (
+        "a device of a running machine fails, is reset and is removed on purpose",
+        injected::served,
     ),
     ("documented commands do what the pages say", pages::run),
     (

@@ -6,14 +6,15 @@ use std::{
 };
 
 use anyhow::{Result, bail, ensure};
+use ioasid_testing::PATIENCE;
 
-/// Runs a command that must succeed within two minutes.
+/// Runs a command that must succeed, and end within [`PATIENCE`].
 pub fn succeed(command: &mut Command) -> Result<String> {
     let mut child = command
         .stdout(Stdio::piped())
         .stderr(Stdio::piped())
         .spawn()?;
-    let deadline = Instant::now() + Duration::from_secs(120);
+    let deadline = Instant::now() + PATIENCE;
     let (out, err) = (child.stdout.take(), child.stderr.take());
     // Read beside the wait: a program that fills a pipe would never end.
     let stdout = std::thread::spawn(move || read_all(out));
@@ -25,7 +26,7 @@ pub fn succeed(command: &mut Command) -> Result<String> {
         if Instant::now() > deadline {
             child.kill()?;
             child.wait()?;
-            bail!("{command:?} did not end within two minutes");
+            bail!("{command:?} does not end");
         }
         std::thread::sleep(Duration::from_millis(2));
     };

@@ -9,6 +9,7 @@ use std::{
 };
 
 use anyhow::{Context as _, Result, bail, ensure};
+use ioasid_testing::PATIENCE;
 use serde_json::Value as Json;
 
 use crate::{
@@ -111,7 +112,7 @@ impl Served {
     /// Waits until no program holds anything: no iommufd is open, only the parents' domains are left,
     /// every queue of an mdev is as at the start, no PASID is held or pending.
     pub fn wait_until_released(&self, installation: &Installation) -> Result<()> {
-        let deadline = Instant::now() + Duration::from_secs(20);
+        let deadline = Instant::now() + PATIENCE;
         loop {
             let tree = self.inspect(installation)?;
             let left = leftovers(&tree);
@@ -120,7 +121,7 @@ impl Served {
             }
             ensure!(
                 Instant::now() < deadline,
-                "after 20 s there is still {}",
+                "there is still {}",
                 left.join(", ")
             );
             std::thread::sleep(Duration::from_millis(20));

@@ -11,11 +11,12 @@ use std::{
 };
 
 use anyhow::{Context, Result, bail, ensure};
+use ioasid_testing::PATIENCE;
 use rustix::process::{Pid, Signal, kill_process_group};
 use serde_json::{Value as Json, json};
 
-/// How long a guest may take for anything: it starts in about 6 s alone on two processors.
-const PATIENCE: Duration = Duration::from_secs(120);
+/// How often is looked whether QEMU has ended.
+const INTERVAL: Duration = Duration::from_millis(20);
 
 /// The last line of a report.
 const END: &str = "GUEST end";
@@ -260,10 +261,10 @@ impl Guest {
     pub fn quit(mut self) -> Result<()> {
         let mut monitor = Monitor::connect(&self.monitor)?;
         monitor.execute("quit", &json!({}))?;
-        let deadline = Instant::now() + Duration::from_secs(20);
+        let deadline = Instant::now() + PATIENCE;
         while self.child.try_wait()?.is_none() {
             ensure!(Instant::now() < deadline, "{} does not end", self.name);
-            std::thread::sleep(Duration::from_millis(20));
+            std::thread::sleep(INTERVAL);
         }
         Ok(())
     }

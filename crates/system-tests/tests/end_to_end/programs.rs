@@ -13,6 +13,7 @@ use ioasid_system_tests::{
     process::{shown, succeed},
     served::Served,
 };
+use ioasid_testing::PATIENCE;
 use xtask::workspace::root;
 
 pub(super) fn demo(installation: &Installation) -> Result<String> {
@@ -518,9 +519,9 @@ fn jobs(installation: &Installation, served: &Served) -> Result<u64> {
 
 /// Waits until programs' queues have done more than `before` descriptors.
 fn wait_for_dma(installation: &Installation, served: &Served, before: u64) -> Result<()> {
-    let deadline = Instant::now() + Duration::from_secs(20);
+    let deadline = Instant::now() + PATIENCE;
     while jobs(installation, served)? <= before {
-        ensure!(Instant::now() < deadline, "no DMA within 20 s");
+        ensure!(Instant::now() < deadline, "there is no DMA");
         std::thread::sleep(Duration::from_millis(1));
     }
     Ok(())

@@ -7,7 +7,7 @@ use ioasid_system_tests::{
     guests::{Guest, Host, Model, Report},
     served::{Served, list},
 };
-use ioasid_testing::{MDEVS, two_vms};
+use ioasid_testing::{MDEVS, PATIENCE, two_vms};
 use serde_json::Value as Json;
 
 pub(super) const PDEV: &str = "0000:6b:01.0";
@@ -111,7 +111,7 @@ pub(super) fn eventually(
     served: &Served,
     check: impl Fn(&Json) -> Result<()>,
 ) -> Result<()> {
-    let deadline = Instant::now() + Duration::from_secs(10);
+    let deadline = Instant::now() + PATIENCE;
     loop {
         let result = check(&served.inspect(host.installation())?);
         if result.is_ok() || Instant::now() > deadline {

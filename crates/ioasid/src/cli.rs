@@ -25,6 +25,9 @@ pub(crate) struct Cli {
     /// Say more on stderr (-v: modes and steps, -vv: each request).
     #[arg(short, long, global = true, action = clap::ArgAction::Count)]
     pub(crate) verbose: u8,
+    /// Say nothing but errors on stderr: not that a program was refused something, either.
+    #[arg(short, long, global = true, conflicts_with = "verbose")]
+    pub(crate) quiet: bool,
     /// What to do.
     #[command(subcommand)]
     pub(crate) verb: Verb,
@@ -93,6 +96,15 @@ pub(crate) struct RunArgs {
     /// mapped, and programs use read and write.
     #[arg(long, value_name = "HOW", default_value = "auto", value_parser = mmio())]
     pub(crate) mmio: Mmio,
+    /// Say why, a line for each call that is refused and for each fault of DMA: on stderr, or in FILE.
+    #[arg(
+        long,
+        value_name = "FILE",
+        num_args = 0..=1,
+        require_equals = true,
+        default_missing_value = "-"
+    )]
+    pub(crate) explain: Option<PathBuf>,
     /// Trap every path instead of giving the program a namespace of its own, as on a host that
     /// refuses namespaces.
     #[arg(long, hide = true)]

@@ -17,6 +17,7 @@
 mod catalog;
 mod cli;
 mod demo;
+mod explain;
 mod find;
 mod guests;
 mod inject;
@@ -78,14 +79,14 @@ pub fn main_with(models: Models) -> ExitCode {
             });
         }
     };
-    start_log(cli.verbose);
+    start_log(cli.verbose, cli.quiet);
     let failed = if matches!(cli.verb, Verb::Run(_)) {
         RUN_FAILED
     } else {
         FAILED
     };
     let result = match cli.verb {
-        Verb::Run(args) => verbs::run(args, &models),
+        Verb::Run(args) => verbs::run(args, &models, cli.quiet),
         Verb::Serve(args) => verbs::serve(args, &models),
         Verb::Inspect(args) => verbs::inspect(args),
         Verb::Mdev(args) => verbs::mdev(args),
@@ -117,8 +118,9 @@ fn print(text: &str) -> anyhow::Result<()> {
         .context("writing to standard output")
 }
 
-fn start_log(verbose: u8) {
+fn start_log(verbose: u8, quiet: bool) {
     let default = match verbose {
+        0 if quiet => "error",
         0 => "warn",
         1 => "info",
         2 => "debug",

@@ -8,7 +8,7 @@ use ioasid_host::{confine, prepare_received, service};
 use ioasid_machine::{Machine, MachineFile, Models};
 use ioasid_supervisor::{
     ControlServer, RunOptions, control,
-    run::{join, run as run_private},
+    run::{start, start_joined},
     view::MdevRequest,
 };
 use signal_hook::{
@@ -19,7 +19,7 @@ use signal_hook::{
 use crate::{
     catalog,
     cli::{InspectArgs, MachineArgs, MdevArgs, MdevVerb, RunArgs, ServeArgs},
-    demo,
+    demo, explain,
     find::{chosen, socket},
     guests::Guests,
     print, say, tree, view,
@@ -38,7 +38,7 @@ fn machine_file(args: &MachineArgs, models: &Models) -> Result<MachineFile> {
 }
 
 /// `ioasid run`: the program's exit status.
-pub(crate) fn run(args: RunArgs, models: &Models) -> Result<u8> {
+pub(crate) fn run(args: RunArgs, models: &Models, quiet: bool) -> Result<u8> {
     if let Some(help) = catalog::help(&args.machine.device, models)? {
         print(&help)?;
         return Ok(0);
@@ -52,8 +52,10 @@ pub(crate) fn run(args: RunArgs, models: &Models) -> Result<u8> {
     options.forward_signals = true;
     options.namespaces = !args.no_namespaces;
     options.mmio = args.mmio;
-    let status = match &args.join {
-        Some(machine) => join(&socket(machine)?, options)?,
+    let explains = args.explain.is_some();
+    options.explain = args.explain.as_deref().map(explain::open).transpose()?;
+    let ended = match &args.join {
+        Some(machine) => start_joined(&socket(machine)?, options)?.finish()?,
         None => {
             let mut file = machine_file(&args.machine, models)?;
             file.iommu.enforce_memlock |= args.enforce_memlock;
@@ -71,10 +73,17 @@ pub(crate) fn run(args: RunArgs, models: &Models) -> Result<u8> {
             } else {
                 view::of(&machine)
             };
-            run_private(view, options)?
+            start(view, options)?.finish()?
         }
     };
-    Ok(u8::try_from(status).unwrap_or(u8::MAX))
+    if ended.status != 0
+        && !quiet
+        && !explains
+        && let Some(line) = explain::summary(ended.counts)
+    {
+        say(&line);
+    }
+    Ok(u8::try_from(ended.status).unwrap_or(u8::MAX))
 }
 
 fn known_vm(machine: &Machine, vm: Option<&str>) -> Result<()> {

@@ -91,7 +91,7 @@ pub use dma_api::{CoherentBuffer, DmaApi, DmaMapError, DmaMapping};
 pub use domain::{Domain, DomainConfig, DomainKind, registry::DomainError};
 pub use events::{
     ats::DeviceTlb,
-    fault::{Fault, FaultLog, FaultReason, FaultSink},
+    fault::{DmaRefusal, DmaWatcher, Fault, FaultLog, FaultReason, FaultSink},
     page_request::{
         OnAnswer, PAGE_REQUEST_LIMIT, PageRequest, PageRequestError, PageRequestHandler,
         PageRequestId, PageResponse, UnknownPageRequest,

@@ -21,7 +21,10 @@ use crate::{
         registry::{DomainError, DomainRegistry},
         shared::Shared,
     },
-    events::page_request::{PageRequestId, PageResponse, UnknownPageRequest},
+    events::{
+        fault::DmaWatcher,
+        page_request::{PageRequestId, PageResponse, UnknownPageRequest},
+    },
 };
 
 /// What an [`Iommu`] is made of.
@@ -84,6 +87,11 @@ impl Iommu {
     /// The grace period of every reader of this machine.
     pub fn grace(&self) -> &Arc<Grace> {
         &self.shared.grace
+    }
+
+    /// Tells `watcher` of all DMA that is refused from now on, as long as it lives.
+    pub fn watch_refused_dma(&self, watcher: &Arc<dyn DmaWatcher>) {
+        self.shared.watchers.add(watcher);
     }
 
     /// The machine's own PASIDs: what parents give to their children.

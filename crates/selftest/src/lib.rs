@@ -26,7 +26,7 @@ pub mod spec;
 pub mod table;
 
 use ioasid_uapi::{
-    Errno,
+    CallError,
     iommufd::{Call, Command, Extension},
 };
 
@@ -43,7 +43,7 @@ impl Extension for SelfTest {
         &COMMAND
     }
 
-    fn run(&self, call: &Call<'_>) -> Result<u64, Errno> {
-        operations::run(call)
+    fn run(&self, call: &Call<'_>) -> Result<u64, CallError> {
+        operations::run(call).map_err(CallError::Extension)
     }
 }

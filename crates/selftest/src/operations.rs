@@ -90,7 +90,7 @@ impl Request<'_> {
         if let Some(place) = cmd.args.as_mut_bytes().get_mut(..bytes.len()) {
             place.copy_from_slice(bytes);
         }
-        self.call.reply(&cmd)
+        Ok(self.call.reply(&cmd)?)
     }
 }
 

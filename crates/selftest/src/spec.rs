@@ -1,6 +1,7 @@
 //! The self-test's interface: numbers and layouts, nothing else
 //! (drivers/iommu/iommufd/iommufd_test.h of Linux 7.2).
 
+use ioasid_uapi::decode::{Described, Field, Form, Way};
 use zerocopy::{FromBytes, Immutable, IntoBytes};
 
 /// The number of `IOMMU_TEST_CMD` among the ioctls of `/dev/iommu`.
@@ -30,6 +31,25 @@ pub struct TestCmd {
     pub last: u32,
     /// The end of the struct is aligned.
     pub padding: u32,
+}
+
+impl Described for TestCmd {
+    const FIELDS: &'static [Field] = &[
+        field("op", std::mem::offset_of!(TestCmd, op), Form::Number),
+        field("id", std::mem::offset_of!(TestCmd, id), Form::Number),
+        field("size", std::mem::offset_of!(TestCmd, size), Form::Size),
+    ];
+}
+
+const fn field(name: &'static str, offset: usize, form: Form) -> Field {
+    Field {
+        name,
+        offset,
+        width: size_of::<u32>(),
+        form,
+        way: Way::In,
+        when: None,
+    }
 }
 
 /// Operations of `IOMMU_TEST_CMD`.

@@ -6,9 +6,11 @@ use ioasid_core::{
     inspect::{Inspect, Node},
     spa::SpaSpace,
 };
+use ioasid_iommu::DmaWatcher;
 use ioasid_iommufd::Context;
 use ioasid_machine::{Machine, MachineError};
-use ioasid_uapi::{Errno, iommufd::Extension};
+use ioasid_uapi::iommufd::Extension;
+use ioasid_vfio::AttributeError;
 
 use crate::view::{
     InjectRequest, LiveFile, MachineView, MdevRequest, SysfsEntry, SysfsFile, SysfsKind, VfioNode,
@@ -70,14 +72,14 @@ impl Harness {
     }
 
     /// Writes to `path`, if it is in the folder.
-    fn write(&self, path: &str, data: &[u8]) -> Option<Result<(), Errno>> {
+    fn write(&self, path: &str, data: &[u8]) -> Option<Result<(), AttributeError>> {
         path.strip_prefix(self.files.0)?.strip_prefix('/')?;
         let known = self.paths().find(|(known, _)| known == path);
         let same = |value: &str| value.trim_end().as_bytes() == data.trim_ascii_end();
         Some(match known {
             Some((_, value)) if same(value) => Ok(()),
-            Some(_) => Err(Errno::EOPNOTSUPP),
-            None => Err(Errno::EACCES),
+            Some(_) => Err(AttributeError::NotBuilt),
+            None => Err(AttributeError::NotWritable),
         })
     }
 }
@@ -113,6 +115,10 @@ impl MachineView for BuiltMachine {
         Arc::clone(self.machine.iommu().space())
     }
 
+    fn watch_refused_dma(&self, watcher: &Arc<dyn DmaWatcher>) {
+        self.machine.iommu().watch_refused_dma(watcher);
+    }
+
     fn inspect(&self) -> Node {
         let mut node = self.machine.inspect();
         if let Some((name, part)) = &self.part {
@@ -140,12 +146,17 @@ impl MachineView for BuiltMachine {
         attributes
     }
 
-    fn write_attribute(&self, vm: Option<&str>, path: &str, data: &[u8]) -> Result<(), Errno> {
+    fn write_attribute(
+        &self,
+        vm: Option<&str>,
+        path: &str,
+        data: &[u8],
+    ) -> Result<(), AttributeError> {
         let harness = self.harness.as_ref();
         if let Some(written) = harness.and_then(|harness| harness.write(path, data)) {
             return written;
         }
-        Ok(self.machine.write_attribute(vm, path, data)?)
+        self.machine.write_attribute(vm, path, data)
     }
 
     fn mdev(&self, request: &MdevRequest) -> Result<Node, String> {

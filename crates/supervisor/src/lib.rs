@@ -40,9 +40,9 @@ pub use built::{BuiltMachine, Harness};
 pub use calls::filter;
 pub use service::{
     control::{self, ControlServer},
-    run::{self, RunError, RunOptions},
+    run::{self, Ended, RunError, RunOptions},
 };
-pub use session::Session;
+pub use session::{Session, explain, observe};
 pub use system::listener;
 pub use view::{LiveFile, MachineView, SysfsEntry, SysfsFile, SysfsKind, VfioNode};
-pub use wire::{Mmio, tree};
+pub use wire::{Counts, Mmio, tree};

@@ -4,8 +4,10 @@
 use std::{fmt, sync::Arc};
 
 use ioasid_core::{inspect, spa::SpaSpace};
+use ioasid_iommu::DmaWatcher;
 use ioasid_iommufd::Context;
-use ioasid_uapi::{Errno, iommufd::Extension};
+use ioasid_uapi::iommufd::Extension;
+use ioasid_vfio::AttributeError;
 use serde::{Deserialize, Serialize};
 
 pub use ioasid_machine::{
@@ -86,6 +88,11 @@ pub trait MachineView: Send + Sync + fmt::Debug {
     /// Where memory of programs is registered.
     fn space(&self) -> Arc<SpaSpace>;
 
+    /// Tells `watcher` of all DMA of the machine that is refused, as long as it lives. By default none is.
+    fn watch_refused_dma(&self, watcher: &Arc<dyn DmaWatcher>) {
+        let _ = watcher;
+    }
+
     /// The state of the machine.
     fn inspect(&self) -> inspect::Node;
 
@@ -114,9 +121,14 @@ pub trait MachineView: Send + Sync + fmt::Debug {
     ///
     /// # Errors
     /// What the kernel would answer. By default there are none.
-    fn write_attribute(&self, vm: Option<&str>, path: &str, data: &[u8]) -> Result<(), Errno> {
+    fn write_attribute(
+        &self,
+        vm: Option<&str>,
+        path: &str,
+        data: &[u8],
+    ) -> Result<(), AttributeError> {
         let _ = (vm, path, data);
-        Err(Errno::EACCES)
+        Err(AttributeError::NotWritable)
     }
 
     /// Creates, removes or lists mediated devices.

@@ -1,9 +1,9 @@
 //! A bitmap of pages in a program's memory (`drivers/iommu/iommufd/iova_bitmap.c`): bits are only ever
 //! added.
 
-use ioasid_core::{AddrRange, host::Caller};
+use ioasid_core::AddrRange;
 
-use crate::{Errno, Program};
+use crate::{CallError, Program, memory};
 
 /// Bytes of the program's bitmap that are changed at a time.
 const WINDOW: usize = 4096;
@@ -39,7 +39,7 @@ impl<'a> Bitmap<'a> {
     }
 
     /// Sets the bits of `range`.
-    pub(crate) fn set(&mut self, range: AddrRange) -> Result<(), Errno> {
+    pub(crate) fn set(&mut self, range: AddrRange) -> Result<(), CallError> {
         let bit_of = |address: u64| address.saturating_sub(self.iova) >> self.shift;
         let (mut bit, last) = (bit_of(range.start()), bit_of(range.last()));
         while bit <= last {
@@ -60,18 +60,17 @@ impl<'a> Bitmap<'a> {
     }
 
     /// ORs the window into the program's memory.
-    pub(crate) fn flush(&mut self) -> Result<(), Errno> {
+    pub(crate) fn flush(&mut self) -> Result<(), CallError> {
         if self.touched == 0 {
             return Ok(());
         }
-        let at = self.data.checked_add(self.window * WINDOW as u64);
-        let at = at.ok_or(Errno::EFAULT)?;
+        let at = memory::address(self.data, self.window * WINDOW as u64)?;
         let mut theirs = vec![0; self.touched];
-        self.program.read(at, &mut theirs)?;
+        memory::read(self.program, at, &mut theirs)?;
         for (theirs, ours) in theirs.iter_mut().zip(self.bits.iter()) {
             *theirs |= ours;
         }
-        Caller::write(self.program, at, &theirs)?;
+        memory::write(self.program, at, &theirs)?;
         self.bits.fill(0);
         self.touched = 0;
         Ok(())

@@ -7,6 +7,7 @@ use std::fmt;
 
 mod core;
 mod iommufd;
+mod request;
 mod vfio;
 
 /// A Linux error number, positive (`include/uapi/asm-generic/errno{-base,}.h`).

@@ -14,7 +14,9 @@ use std::{fmt, mem::size_of, sync::Arc};
 use ioasid_iommufd::Context;
 
 use crate::{
-    Errno, Program,
+    CallError, Program,
+    decode::{Described, Names},
+    error::{FieldError, RequestError},
     spec::iommufd as spec,
     table::{self, File, Row},
 };
@@ -30,18 +32,23 @@ mod object;
 
 pub use call::Call;
 
-type Handler = fn(&Call<'_>) -> Result<u64, Errno>;
+type Handler = fn(&Call<'_>) -> Result<u64, CallError>;
 
 /// One ioctl of `/dev/iommu`.
 pub type Command = table::Command<Handler>;
 
 /// A command whose struct never grew.
-const fn command<T>(nr: u32, name: &'static str, run: Handler) -> Command {
+const fn command<T: Described>(nr: u32, name: &'static str, run: Handler) -> Command {
     grown::<T>(nr, name, size_of::<T>(), run)
 }
 
 /// A command whose struct grew from `min_size`.
-const fn grown<T>(nr: u32, name: &'static str, min_size: usize, run: Handler) -> Command {
+const fn grown<T: Described>(
+    nr: u32,
+    name: &'static str,
+    min_size: usize,
+    run: Handler,
+) -> Command {
     Command::with::<T>(spec::TYPE << 8 | nr, name, min_size, run)
 }
 
@@ -82,12 +89,12 @@ pub trait Extension: Send + Sync + fmt::Debug {
     ///
     /// # Errors
     /// What the program is to see.
-    fn run(&self, call: &Call<'_>) -> Result<u64, Errno>;
+    fn run(&self, call: &Call<'_>) -> Result<u64, CallError>;
 }
 
 impl Command {
     /// The command of an [`Extension`] whose struct grew from `min_size`.
-    pub const fn extension<T>(nr: u32, name: &'static str, min_size: usize) -> Self {
+    pub const fn extension<T: Described>(nr: u32, name: &'static str, min_size: usize) -> Self {
         grown::<T>(nr, name, min_size, not_here)
     }
 }
@@ -102,7 +109,7 @@ pub fn extended_ioctl(
     cmd: u32,
     arg: u64,
     program: &dyn Program,
-) -> Result<u64, Errno> {
+) -> Result<u64, CallError> {
     let command = extension.command();
     if cmd & 0xff != command.request & 0xff {
         return ioctl(context, cmd, arg, program);
@@ -111,8 +118,30 @@ pub fn extended_ioctl(
 }
 
 /// A command of an [`Extension`], without it.
-fn not_here(_: &Call<'_>) -> Result<u64, Errno> {
-    Err(Errno::ENOTTY)
+fn not_here(call: &Call<'_>) -> Result<u64, CallError> {
+    Err(unknown(call.request()))
+}
+
+/// What a field of a command of `/dev/iommu` may not be: EOPNOTSUPP, for a later version may know it.
+fn supported(checked: Result<(), FieldError>) -> Result<(), CallError> {
+    Ok(checked.map_err(RequestError::NotSupported)?)
+}
+
+/// A value of a field that none of `known` is.
+fn no_value(field: &'static str, value: impl Into<u64>, known: Names) -> CallError {
+    let value = value.into();
+    RequestError::NotSupported(FieldError::Value {
+        field,
+        value,
+        known,
+    })
+    .into()
+}
+
+/// No command of this file has the number.
+fn unknown(request: u32) -> CallError {
+    let file = File::Iommufd;
+    RequestError::UnknownCommand { file, request }.into()
 }
 
 /// As documents show them, with those of a VFIO container.
@@ -147,7 +176,7 @@ pub fn ioctl(
     cmd: u32,
     arg: u64,
     program: &dyn Program,
-) -> Result<u64, Errno> {
+) -> Result<u64, CallError> {
     let Some(command) = find(cmd) else {
         return container::ioctl(context, cmd, arg, program);
     };

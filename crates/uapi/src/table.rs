@@ -3,7 +3,12 @@
 //! Each kind of file has a table of [`Command`]s, one a line: number, name, struct, handler. What a
 //! handler gets is the kind's own business, and so is the order of its checks.
 
-use crate::{iommufd, vfio};
+use std::fmt;
+
+use crate::{
+    decode::{Described, Field, Names, Tail},
+    iommufd, vfio,
+};
 
 /// Whether an ioctl does what Linux 7.2 does.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -42,6 +47,29 @@ pub enum File {
     Device,
 }
 
+/// What the argument of an ioctl is.
+#[derive(Clone, Copy, Debug)]
+pub enum Argument {
+    /// Nothing.
+    None,
+    /// A number; what some are called.
+    Number(Names),
+    /// The address of a text, up to a 0.
+    Text,
+    /// The address of a struct.
+    Struct {
+        /// Bytes of it, as Linux 7.2 knows it.
+        size: usize,
+        /// Whether the program says how many it has, and may have data behind it.
+        grows: bool,
+        /// What is in it.
+        fields: &'static [Field],
+        /// What reads the data behind it.
+        #[doc(hidden)]
+        tail: Option<Tail>,
+    },
+}
+
 /// One ioctl of a kind of file, carried out by an `H`.
 #[derive(Clone, Copy, Debug)]
 pub struct Command<H> {
@@ -55,33 +83,47 @@ pub struct Command<H> {
     pub min_size: usize,
     /// Whether it does what Linux does.
     pub support: Support,
+    /// What its argument is.
+    pub argument: Argument,
     pub(crate) handler: H,
 }
 
 impl<H: Copy> Command<H> {
-    /// A command whose argument is a number, or none.
-    pub(crate) const fn plain(request: u32, name: &'static str, handler: H) -> Self {
+    /// A command without an argument, or with one that is no struct.
+    pub(crate) const fn plain(
+        request: u32,
+        name: &'static str,
+        argument: Argument,
+        handler: H,
+    ) -> Self {
         Command {
             request,
             name,
             size: 0,
             min_size: 0,
             support: Support::Yes,
+            argument,
             handler,
         }
     }
 
     /// A command with a `T`, of which a program may have as little as `min_size` bytes.
-    pub(crate) const fn with<T>(
+    pub(crate) const fn with<T: Described>(
         request: u32,
         name: &'static str,
         min_size: usize,
         handler: H,
     ) -> Self {
+        let argument = Argument::Struct {
+            size: size_of::<T>(),
+            grows: T::GROWS,
+            fields: T::FIELDS,
+            tail: T::TAIL,
+        };
         Command {
             size: size_of::<T>(),
             min_size,
-            ..Command::plain(request, name, handler)
+            ..Command::plain(request, name, argument, handler)
         }
     }
 
@@ -106,11 +148,12 @@ pub(crate) fn rows<H>(file: File, table: &'static [Command<H>]) -> impl Iterator
         request: command.request,
         name: command.name,
         support: command.support,
+        argument: command.argument,
     })
 }
 
 /// One ioctl, as documents show it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug)]
 pub struct Row {
     /// What it is for.
     pub file: File,
@@ -120,6 +163,8 @@ pub struct Row {
     pub name: &'static str,
     /// Whether it works.
     pub support: Support,
+    /// What its argument is.
+    pub argument: Argument,
 }
 
 impl File {
@@ -142,6 +187,29 @@ impl File {
             File::Group => "VFIO groups, /dev/vfio/N",
             File::Device => "VFIO devices, /dev/vfio/devices/vfioN",
         }
+    }
+}
+
+impl fmt::Display for File {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            File::Iommufd => "/dev/iommu",
+            File::CompatContainer => "/dev/iommu as a VFIO container",
+            File::Container => "a VFIO container",
+            File::Group => "a VFIO group",
+            File::Device => "a VFIO device",
+        })
+    }
+}
+
+/// The ioctl `request` of a kind of file. On `/dev/iommu` those of a container are found too.
+pub fn find_row(file: File, request: u32) -> Option<Row> {
+    let is_it = |row: &Row| row.request == request;
+    match file {
+        File::Iommufd | File::CompatContainer => iommufd::rows().find(is_it),
+        File::Container => vfio::container::rows().find(is_it),
+        File::Group => vfio::group::rows().find(is_it),
+        File::Device => vfio::rows().find(is_it),
     }
 }
 

@@ -6,12 +6,14 @@
 //! that has to be there (EFAULT) and compares `argsz` with its length (EINVAL); a larger `argsz` is
 //! always fine.
 
-use ioasid_vfio::DeviceFile;
+use ioasid_vfio::{DeviceFile, error::BindError};
 
 use crate::{
-    Errno, Program,
+    CallError, Program,
+    decode::Described,
+    error::{FieldError, RequestError},
     spec::vfio as spec,
-    table::{self, File, Row, Support},
+    table::{self, Argument, File, Row, Support},
 };
 
 mod attach;
@@ -36,7 +38,7 @@ struct Handler {
     run: Run,
 }
 
-type Run = fn(&DeviceFile, u64, &dyn Program) -> Result<u64, Errno>;
+type Run = fn(&DeviceFile, u64, &dyn Program) -> Result<u64, CallError>;
 
 /// The file that a command works on.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -77,7 +79,7 @@ const COMMANDS: &[Command] = &[
         spec::IrqSet::MIN,
         irqs::set,
     ),
-    Command::plain(spec::DEVICE_RESET, "RESET", bound(reset)),
+    Command::plain(spec::DEVICE_RESET, "RESET", Argument::None, bound(reset)),
     command::<spec::HotReset>(
         spec::DEVICE_GET_PCI_HOT_RESET_INFO,
         "GET_PCI_HOT_RESET_INFO",
@@ -126,7 +128,12 @@ const COMMANDS: &[Command] = &[
     ),
 ];
 
-const fn command<T>(request: u32, name: &'static str, min_size: usize, run: Run) -> Command {
+const fn command<T: Described>(
+    request: u32,
+    name: &'static str,
+    min_size: usize,
+    run: Run,
+) -> Command {
     Command::with::<T>(request, name, min_size, bound(run))
 }
 
@@ -153,6 +160,7 @@ pub(crate) fn rows() -> impl Iterator<Item = Row> {
         request: *request,
         name,
         support: Support::No,
+        argument: Argument::None,
     });
     table::rows(File::Device, COMMANDS).chain(missing)
 }
@@ -160,6 +168,15 @@ pub(crate) fn rows() -> impl Iterator<Item = Row> {
 /// The kernel's name of the device ioctl `cmd`, without `VFIO_DEVICE_`, for messages.
 pub fn command_name(cmd: u32) -> Option<&'static str> {
     table::find(COMMANDS, cmd).map(|command| command.name)
+}
+
+/// Whether the ioctl `cmd` can make DMA of a device its program's business: BIND_IOMMUFD on the device,
+/// GET_DEVICE_FD on its group.
+pub const fn binds(cmd: u32) -> bool {
+    matches!(
+        cmd,
+        spec::DEVICE_BIND_IOMMUFD | crate::spec::group::GET_DEVICE_FD
+    )
 }
 
 /// Runs the ioctl `cmd` with the argument `arg` on `file`, for `program`.
@@ -171,20 +188,24 @@ pub fn device_ioctl(
     cmd: u32,
     arg: u64,
     program: &dyn Program,
-) -> Result<u64, Errno> {
+) -> Result<u64, CallError> {
     let command = table::find(COMMANDS, cmd);
     // An unknown command is refused as one of a bound file, and is a use of the device too.
     let needs = command.map_or(Needs::Bound, |command| command.handler.needs);
     if needs != Needs::AnyFile {
         if !file.is_bound() {
-            return Err(Errno::EINVAL);
+            return Err(BindError::NotBound.into());
         }
         if needs == Needs::BoundAlone && file.is_of_group() {
-            return Err(Errno::ENOTTY);
+            let name = command.map_or("the command", |command| command.name);
+            return Err(RequestError::OpenedByGroup { name }.into());
         }
         file.wake();
     }
-    let command = command.ok_or(Errno::ENOTTY)?;
+    let command = command.ok_or(RequestError::UnknownCommand {
+        file: File::Device,
+        request: cmd,
+    })?;
     (command.handler.run)(file, arg, program)
 }
 
@@ -192,7 +213,7 @@ pub fn device_ioctl(
 ///
 /// # Errors
 /// EINVAL for an unbound file; EFAULT for an access to configuration space that passes its end.
-pub fn check_access(file: &DeviceFile, offset: u64, len: u64) -> Result<(), Errno> {
+pub fn check_access(file: &DeviceFile, offset: u64, len: u64) -> Result<(), CallError> {
     Ok(file.check_access(offset, len)?)
 }
 
@@ -201,7 +222,7 @@ pub fn check_access(file: &DeviceFile, offset: u64, len: u64) -> Result<(), Errn
 /// # Errors
 /// EINVAL for an unbound file, no such region or an offset past its end; EFAULT past the end of
 /// configuration space; EIO while the device's memory is disabled.
-pub fn pread(file: &DeviceFile, offset: u64, data: &mut [u8]) -> Result<usize, Errno> {
+pub fn pread(file: &DeviceFile, offset: u64, data: &mut [u8]) -> Result<usize, CallError> {
     Ok(file.read(offset, data)?)
 }
 
@@ -210,26 +231,47 @@ pub fn pread(file: &DeviceFile, offset: u64, data: &mut [u8]) -> Result<usize, E
 ///
 /// # Errors
 /// As [`pread`].
-pub fn pwrite(file: &DeviceFile, offset: u64, data: &[u8]) -> Result<usize, Errno> {
+pub fn pwrite(file: &DeviceFile, offset: u64, data: &[u8]) -> Result<usize, CallError> {
     Ok(file.write(offset, data)?)
 }
 
-fn reset(file: &DeviceFile, _arg: u64, _program: &dyn Program) -> Result<u64, Errno> {
+/// What a field of a command of VFIO may not be: EINVAL.
+fn valid(checked: Result<(), FieldError>) -> Result<(), CallError> {
+    Ok(checked.map_err(RequestError::Invalid)?)
+}
+
+/// That a struct with what stands behind it has at least `min` bytes.
+fn long_enough(argsz: u32, min: usize) -> Result<(), RequestError> {
+    let (size, min) = (argsz.into(), min as u64);
+    match size < min {
+        true => Err(RequestError::TooSmall { size, min }),
+        false => Ok(()),
+    }
+}
+
+/// A descriptor that a struct names, which is not negative.
+fn named(field: &'static str, value: i32) -> Result<(), FieldError> {
+    match value {
+        0.. => Ok(()),
+        _ => Err(FieldError::Negative { field, value }),
+    }
+}
+
+fn reset(file: &DeviceFile, _arg: u64, _program: &dyn Program) -> Result<u64, CallError> {
     file.reset()?;
     Ok(0)
 }
 
 /// An endpoint inside the root complex has neither a slot nor a bus that could be reset.
-fn hot_reset_info(_file: &DeviceFile, arg: u64, program: &dyn Program) -> Result<u64, Errno> {
+fn hot_reset_info(_file: &DeviceFile, arg: u64, program: &dyn Program) -> Result<u64, CallError> {
     let _: spec::HotReset = copy::standard(program, arg, spec::HotReset::MIN)?;
-    Err(Errno::ENODEV)
+    Err(RequestError::NoHotReset.into())
 }
 
-fn hot_reset(_file: &DeviceFile, arg: u64, program: &dyn Program) -> Result<u64, Errno> {
+fn hot_reset(_file: &DeviceFile, arg: u64, program: &dyn Program) -> Result<u64, CallError> {
     let request: spec::HotReset = copy::standard(program, arg, spec::HotReset::MIN)?;
     // A device file gives no groups: its iommufd says what it owns.
-    if request.flags != 0 || request.count != 0 {
-        return Err(Errno::EINVAL);
-    }
-    Err(Errno::ENODEV)
+    valid(FieldError::zero("flags", request.flags))?;
+    valid(FieldError::zero("count", request.count))?;
+    Err(RequestError::NoHotReset.into())
 }

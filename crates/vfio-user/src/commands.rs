@@ -4,11 +4,12 @@ use std::sync::Arc;
 
 use ioasid_host::ReceivedFd;
 use ioasid_uapi::{
-    Errno,
+    error::RequestError,
     spec::vfio::{self as ioctl, DeviceInfo, Feature, IrqInfo, IrqSet, RegionInfo},
 };
 use ioasid_vfio::{
     DeviceFile, RegionIndex,
+    error::RegionError,
     region::{INDEX_SHIFT, REGIONS},
 };
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
@@ -155,7 +156,8 @@ impl Target {
         let (request, _) = prefix::<RegionInfo>(payload)?;
         expect_argsz(payload, RegionInfo::MIN)?;
         if request.index >= REGIONS {
-            return Err(Errno::EINVAL.into());
+            let index = request.index;
+            return Err(RegionError::NoSuchIndex { index }.into());
         }
         // A region that no PCI device here has is one of size 0.
         let size = self
@@ -311,7 +313,8 @@ impl Target {
             return self.logging(&payload);
         }
         if feature == Feature::DMA_BUF {
-            return Err(Errno::ENOTTY.into());
+            let number = feature;
+            return Err(RequestError::UnknownFeature { number }.into());
         }
         let sent = payload.len();
         let gets = request.flags & (Feature::GET | Feature::PROBE) == Feature::GET;

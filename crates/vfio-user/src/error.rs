@@ -5,8 +5,8 @@
 use std::sync::Arc;
 
 use ioasid_core::{AddrRange, host::FdError};
-use ioasid_uapi::Errno;
-use ioasid_vfio::error::{BindError, DmaLogError, MigrationError, RegionError};
+use ioasid_uapi::{CallError, Errno, error::RequestError};
+use ioasid_vfio::error::{BindError, DmaLogError, FeatureError, MigrationError, RegionError};
 
 /// Why a command failed: its reply carries the errno.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -27,8 +27,8 @@ pub enum Error {
     #[error("a descriptor of the message cannot be used")]
     Descriptor(#[from] FdError),
     /// What the ioctl said that the command stands for.
-    #[error("the ioctl of this command answers {0}")]
-    Ioctl(#[from] Errno),
+    #[error("the ioctl of this command: {0}")]
+    Ioctl(#[from] CallError),
 }
 
 /// What is wrong with a message.
@@ -195,7 +195,7 @@ impl From<Error> for Errno {
             Error::Device(error) => error.into(),
             Error::Space(error) => error.into(),
             Error::Descriptor(error) => error.into(),
-            Error::Ioctl(errno) => errno,
+            Error::Ioctl(error) => error.into(),
         }
     }
 }
@@ -243,7 +243,19 @@ macro_rules! of_the_device {
     };
 }
 
-of_the_device!(BindError, RegionError, MigrationError, DmaLogError);
+of_the_device!(
+    BindError,
+    RegionError,
+    FeatureError,
+    MigrationError,
+    DmaLogError
+);
+
+impl From<RequestError> for Error {
+    fn from(error: RequestError) -> Self {
+        Error::Ioctl(error.into())
+    }
+}
 
 /// `Result` with this crate's error.
 pub type Result<T, E = Error> = std::result::Result<T, E>;

@@ -2,13 +2,13 @@
 //! their bitmap behind them where those of the ioctl have pointers.
 
 use ioasid_uapi::{
-    Errno,
     spec::vfio::{DmaLoggingRange, Feature},
     vfio::check_feature,
 };
 use ioasid_vfio::{
     LogRanges,
     device::Feature as Known,
+    error::{DmaLogError, FeatureError},
     write_log::{MAX_RANGES, report_range},
 };
 use zerocopy::IntoBytes;
@@ -24,7 +24,7 @@ impl Target {
     pub(crate) fn logging(&self, payload: &[u8]) -> Result<Vec<u8>> {
         let (request, data) = prefix::<Feature>(payload)?;
         if !self.file.has_feature(Known::DmaLog) {
-            return Err(Errno::ENOTTY.into());
+            return Err(FeatureError::Absent(Known::DmaLog).into());
         }
         let number = request.flags & Feature::NUMBER;
         let (possible, bytes) = match number {
@@ -49,7 +49,7 @@ impl Target {
     fn start_log(&self, request: &Feature, data: &[u8]) -> Result<Vec<u8>> {
         let (mut control, rest) = prefix::<LoggingControl>(data)?;
         if control.num_ranges > MAX_RANGES {
-            return Err(Errno::E2BIG.into());
+            return Err(DmaLogError::TooManyRanges { limit: MAX_RANGES }.into());
         }
         let (ranges, after) = rest.as_chunks::<{ size_of::<DmaLoggingRange>() }>();
         if !after.is_empty() || ranges.len() != control.num_ranges as usize {

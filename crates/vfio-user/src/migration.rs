@@ -2,11 +2,10 @@
 //! mean are those of [`ioasid_vfio::device`]; here are the messages.
 
 use ioasid_uapi::{
-    Errno,
     spec::vfio::{Feature, MigState},
     vfio::check_feature,
 };
-use ioasid_vfio::MigrationState;
+use ioasid_vfio::{MigrationState, device::Feature as Known, error::FeatureError};
 use zerocopy::IntoBytes;
 
 use crate::{
@@ -20,7 +19,7 @@ impl Target {
     pub(crate) fn migration(&self, payload: &[u8]) -> Result<Vec<u8>> {
         let (request, data) = prefix::<Feature>(payload)?;
         if !self.file.can_migrate() {
-            return Err(Errno::ENOTTY.into());
+            return Err(FeatureError::Absent(Known::Migration).into());
         }
         let number = request.flags & Feature::NUMBER;
         let possible = match number {
@@ -94,7 +93,7 @@ impl Target {
     fn expect_migratable(&self) -> Result<()> {
         match self.file.can_migrate() {
             true => Ok(()),
-            false => Err(Errno::ENOTTY.into()),
+            false => Err(FeatureError::Absent(Known::Migration).into()),
         }
     }
 }

@@ -13,7 +13,7 @@ use ioasid_core::{
 };
 use ioasid_host::{Client, ReceivedFd};
 use ioasid_iommufd::Context;
-use ioasid_uapi::{Errno, Program, vfio::device_ioctl};
+use ioasid_uapi::{CallError, Program, vfio::device_ioctl};
 use ioasid_vfio::DeviceFile;
 
 /// Where the payload begins. Not 0, so that a null pointer in a struct leads nowhere.
@@ -33,7 +33,7 @@ pub(crate) fn ioctl(
     payload: Vec<u8>,
     fds: Vec<ReceivedFd>,
     client: &Arc<Client>,
-) -> Result<Vec<u8>, Errno> {
+) -> Result<Vec<u8>, CallError> {
     let program = Payload {
         bytes: Mutex::new(payload),
         fds: Mutex::new(fds.into_iter().map(Some).collect()),

@@ -22,7 +22,7 @@ use crate::{
     domain::{Domain, shared::Shared},
     events::{
         ats::{Ats, DeviceTlb},
-        fault::{Fault, FaultLog},
+        fault::{DmaRefusal, Fault, FaultLog},
         page_request::{OnAnswer, PageRequest, PageRequestError, PageRequestId},
         writes::WriteSinks,
     },
@@ -218,6 +218,11 @@ impl Device {
     /// Failures of its descriptors that a test asks for.
     pub fn injections(&self) -> &Injections {
         &self.injections
+    }
+
+    /// Tells all who want to know that DMA of this device was refused.
+    pub(crate) fn tell_refused(&self, refusal: &DmaRefusal) {
+        self.shared.watchers.tell(refusal);
     }
 
     /// Faults that no owner of an attachment gets: nothing was attached, or the default domain.

@@ -4,6 +4,7 @@ use ioasid_core::{
     Pasid,
     grace::Loaded,
     lock_order::{OrderedGuard, OrderedMutex},
+    sync::atomic::{AtomicBool, Ordering},
 };
 
 use super::route_table::{Attachment, RouteTable};
@@ -13,12 +14,15 @@ use crate::{base::locks, events::writes::Requests};
 #[derive(Debug)]
 pub(crate) struct Withheld {
     list: OrderedMutex<Vec<Requests>>,
+    /// That a request was withheld has been told, and none has been let go since.
+    told: AtomicBool,
 }
 
 impl Default for Withheld {
     fn default() -> Self {
         Withheld {
             list: OrderedMutex::new(&locks::WITHHELD, Vec::new()),
+            told: AtomicBool::new(false),
         }
     }
 }
@@ -46,7 +50,13 @@ impl Withheld {
     pub(crate) fn remove(&self, requests: Requests) -> OrderedGuard<'_, Vec<Requests>> {
         let mut list = self.list.lock();
         list.retain(|other| *other != requests);
+        self.told.store(false, Ordering::Relaxed);
         list
+    }
+
+    /// A request has been withheld: whether it is the first since some were let go.
+    pub(crate) fn is_news(&self) -> bool {
+        !self.told.swap(true, Ordering::Relaxed)
     }
 
     /// For a guard that has found an empty cell: whether its route is withheld. Otherwise the cell is

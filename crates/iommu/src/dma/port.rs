@@ -23,7 +23,7 @@ use super::{
 use crate::{
     base::counters::ShardIndex,
     device::{Device, route_table::Attachment},
-    events::fault::{Fault, FaultReason, FaultSink},
+    events::fault::{DmaRefusal, Fault, FaultReason, FaultSink},
 };
 
 /// Bytes that [`DmaGuard::copy`], [`DmaGuard::fill`] and [`DmaGuard::compare`] may move under one
@@ -163,6 +163,7 @@ pub struct FaultReporter {
 impl FaultReporter {
     /// Reports and counts one fault.
     pub fn report(&self, fault: &Fault) {
+        self.device.tell_refused(&DmaRefusal::Fault(*fault));
         match &self.attachment {
             Some(attachment) => {
                 attachment.space.faults.fetch_add(1, Ordering::Relaxed);

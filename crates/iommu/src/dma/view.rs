@@ -15,7 +15,7 @@ use crate::{
     device::{Device, route_table::Attachment},
     domain::space::{AddressSpace, Translator},
     events::{
-        fault::{Fault, FaultReason},
+        fault::{DmaRefusal, Fault, FaultReason},
         writes::WriteSink,
     },
 };
@@ -216,6 +216,14 @@ impl<'a> View<'a> {
     #[cold]
     fn unattached(&self, iova: u64, access: Access) -> Stop {
         if self.withheld {
+            if self.device.withheld().is_news() {
+                self.device.tell_refused(&DmaRefusal::Withheld {
+                    device: self.device.address(),
+                    pasid: self.pasid,
+                    iova,
+                    access,
+                });
+            }
             return Stop::Withheld;
         }
         if self.left.is_some() {

@@ -9,13 +9,14 @@ use ioasid_core::{
     sync::Mutex,
 };
 
-use crate::events::page_request::PendingRequests;
+use crate::events::{fault::DmaWatchers, page_request::PendingRequests};
 
 /// Memory, barrier and page requests of one machine. It knows none of its users.
 pub(crate) struct Shared {
     pub(crate) space: Arc<SpaSpace>,
     pub(crate) grace: Arc<Grace>,
     pub(crate) pending: PendingRequests,
+    pub(crate) watchers: DmaWatchers,
     /// The marker of readers that are no DMA.
     reader: Mutex<Slot>,
 }
@@ -27,6 +28,7 @@ impl Shared {
         Arc::new(Shared {
             space: SpaSpace::new(Arc::clone(&grace)),
             pending: PendingRequests::default(),
+            watchers: DmaWatchers::default(),
             reader: Mutex::new(grace.slot()),
             grace,
         })

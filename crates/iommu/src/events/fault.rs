@@ -1,6 +1,10 @@
 //! Unrecoverable faults: refused accesses, and where they are reported.
 
-use std::{collections::VecDeque, fmt, sync::Arc};
+use std::{
+    collections::VecDeque,
+    fmt,
+    sync::{Arc, Weak},
+};
 
 use ioasid_core::{
     Access, Pasid, PciAddress,
@@ -39,9 +43,10 @@ impl FaultReason {
     }
 }
 
-impl fmt::Display for FaultReason {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
+impl FaultReason {
+    /// In a few words.
+    pub const fn name(self) -> &'static str {
+        match self {
             FaultReason::NotAttached => "nothing attached",
             FaultReason::Blocked => "blocked",
             FaultReason::NotPresent => "not mapped",
@@ -51,6 +56,35 @@ impl fmt::Display for FaultReason {
             FaultReason::MemoryGone => "memory gone",
             FaultReason::InterruptWindow => "interrupt window",
             FaultReason::Injected => "injected by a test",
+        }
+    }
+}
+
+impl fmt::Display for FaultReason {
+    /// As a sentence, with what would make the access succeed where that is plain.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            FaultReason::NotAttached => {
+                "nothing is attached at this PASID: attach a page table to it"
+            }
+            FaultReason::Blocked => {
+                "nothing is attached to the device, or its domain is blocked: attach a page table"
+            }
+            FaultReason::NotPresent => "nothing is mapped at this address",
+            FaultReason::Permission => {
+                "the mapping, or the memory behind it, does not allow this access"
+            }
+            FaultReason::AddressWidth => {
+                "the address is beyond those that the page table translates"
+            }
+            FaultReason::Unregistered => "no memory is registered where the mapping leads to",
+            FaultReason::MemoryGone => {
+                "the memory behind the mapping is gone: unmapped, cut off, or its program has ended"
+            }
+            FaultReason::InterruptWindow => {
+                "the interrupt window is no memory: a write there is an interrupt message"
+            }
+            FaultReason::Injected => "a test asked for this fault: an injection, not a mistake",
         })
     }
 }
@@ -74,7 +108,7 @@ impl fmt::Display for Fault {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}", self.device)?;
         if let Some(pasid) = self.pasid {
-            write!(f, " pasid {pasid}")?;
+            write!(f, " PASID {pasid}")?;
         }
         write!(f, ": {} at {:#x}: {}", self.access, self.iova, self.reason)
     }
@@ -87,6 +121,86 @@ impl fmt::Display for Fault {
 pub trait FaultSink: Send + Sync + fmt::Debug {
     /// Takes one fault.
     fn report(&self, fault: &Fault);
+}
+
+/// What kept DMA from memory.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum DmaRefusal {
+    /// An access was refused, and the device gave it up.
+    Fault(Fault),
+    /// The device must not issue requests at present, and waits until it may.
+    Withheld {
+        /// The device.
+        device: PciAddress,
+        /// The PASID of the request.
+        pasid: Option<Pasid>,
+        /// The first I/O virtual address of the request.
+        iova: u64,
+        /// The direction.
+        access: Access,
+    },
+}
+
+impl DmaRefusal {
+    /// The device whose DMA it was, and the PASID that the request had.
+    pub const fn source(&self) -> (PciAddress, Option<Pasid>) {
+        match self {
+            DmaRefusal::Fault(fault) => (fault.device, fault.pasid),
+            DmaRefusal::Withheld { device, pasid, .. } => (*device, *pasid),
+        }
+    }
+}
+
+impl fmt::Display for DmaRefusal {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            DmaRefusal::Fault(fault) => fault.fmt(f),
+            DmaRefusal::Withheld {
+                device,
+                pasid,
+                iova,
+                access,
+            } => {
+                write!(f, "{device}")?;
+                if let Some(pasid) = pasid {
+                    write!(f, " PASID {pasid}")?;
+                }
+                write!(
+                    f,
+                    ": {access} at {iova:#x}: bus mastering is off, and the request waits: set \
+                     PCI_COMMAND.MASTER, and the device to D0"
+                )
+            }
+        }
+    }
+}
+
+/// Wants to know of DMA that is refused, on a machine as a whole.
+///
+/// Called by engines that serve every client, also under a guard: an implementation must not block, and
+/// must bound what it keeps.
+pub trait DmaWatcher: Send + Sync + fmt::Debug {
+    /// DMA was refused. That requests are withheld is told once, until the device may issue them again.
+    fn refused(&self, refusal: &DmaRefusal);
+}
+
+/// All who want to know. One that is dropped is forgotten.
+#[derive(Debug, Default)]
+pub(crate) struct DmaWatchers(Mutex<Vec<Weak<dyn DmaWatcher>>>);
+
+impl DmaWatchers {
+    pub(crate) fn add(&self, watcher: &Arc<dyn DmaWatcher>) {
+        let mut watchers = self.0.lock();
+        watchers.retain(|watcher| watcher.strong_count() > 0);
+        watchers.push(Arc::downgrade(watcher));
+    }
+
+    #[cold]
+    pub(crate) fn tell(&self, refusal: &DmaRefusal) {
+        for watcher in self.0.lock().iter().filter_map(Weak::upgrade) {
+            watcher.refused(refusal);
+        }
+    }
 }
 
 /// A bounded ring of faults: the newest are dropped, and counted, when it is full, so that what

@@ -32,7 +32,8 @@ pub enum Requests {
 }
 
 impl Requests {
-    pub(crate) fn include(self, pasid: Option<Pasid>) -> bool {
+    /// Whether requests with `pasid`, or without one, are among them.
+    pub fn include(self, pasid: Option<Pasid>) -> bool {
         match self {
             Requests::All => true,
             Requests::Of(own) => pasid == Some(own),

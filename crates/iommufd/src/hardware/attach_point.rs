@@ -95,6 +95,7 @@ impl<'a> AttachPoint<'a> {
                 range: region.range,
                 by: ReservedBy::Device {
                     device: self.device.id(),
+                    address: self.device.device().address(),
                     kind: region.kind,
                 },
             })

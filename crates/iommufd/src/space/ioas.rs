@@ -307,11 +307,15 @@ fn place(
     let (Some(first), 1..) = (parts.first(), len) else {
         return Err(MapError::Empty);
     };
-    let aligned = |value: u64| match value & (alignment - 1) {
+    let aligned = |what, value: u64| match value & (alignment - 1) {
         0 => Ok(()),
-        _ => Err(MapError::Misaligned { value, alignment }),
+        _ => Err(MapError::Misaligned {
+            what,
+            value,
+            alignment,
+        }),
     };
-    aligned(len)?;
+    aligned("length", len)?;
     let start = match iova {
         Some(iova) => state.space.check(iova, len, alignment)?.start(),
         None => {
@@ -324,7 +328,7 @@ fn place(
         if prot.write && !part.pages.writable() {
             return Err(MapError::ReadOnlyPages);
         }
-        aligned(part.offset % PAGE_SIZE)?;
+        aligned("offset of the memory in its page", part.offset % PAGE_SIZE)?;
     }
     Ok(start)
 }

@@ -129,8 +129,11 @@ impl<T> IovaSpace<T> {
     /// Whether `len` bytes at `iova` could become an area: the checks of a fixed mapping.
     pub(crate) fn check(&self, iova: u64, len: u64, alignment: u64) -> Result<AddrRange, MapError> {
         if iova & (alignment - 1) != 0 {
-            let value = iova;
-            return Err(MapError::Misaligned { value, alignment });
+            return Err(MapError::Misaligned {
+                what: "IOVA",
+                value: iova,
+                alignment,
+            });
         }
         let range = AddrRange::from_len(iova, len);
         let range = range.ok_or(MapError::Overflow { start: iova, len })?;
@@ -306,6 +309,7 @@ impl<T> IovaSpace<T> {
         let wanted = wanted.min(HUGE_PAGE);
         if wanted < alignment {
             return Err(MapError::Misaligned {
+                what: "address",
                 value: address,
                 alignment,
             });

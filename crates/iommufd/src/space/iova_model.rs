@@ -114,6 +114,7 @@ impl Model {
         }
         if unit < alignment {
             return Err(MapError::Misaligned {
+                what: "address",
                 value: address,
                 alignment,
             });
@@ -147,6 +148,7 @@ impl Model {
 fn reserved_range(number: u32, range: AddrRange) -> ReservedRange {
     let by = ReservedBy::Device {
         device: ObjectId::from_raw(number),
+        address: "0000:6a:01.0".parse().expect("an address"),
         kind: ReservedKind::Reserved,
     };
     ReservedRange { range, by }
@@ -155,7 +157,7 @@ fn reserved_range(number: u32, range: AddrRange) -> ReservedRange {
 fn owner_of(by: ReservedBy) -> Owner {
     match by {
         ReservedBy::Device { device, .. } => Owner::Device(device),
-        other => panic!("only devices reserve here, not {other}"),
+        other => panic!("only devices reserve here, not {other:?}"),
     }
 }
 
@@ -268,6 +270,7 @@ fn a_chosen_address_has_the_offset_of_the_memory_in_its_page() {
     space.insert(AddrRange::from_len(0x1234, 100).unwrap(), ());
     assert_eq!(space.find(0x7f00_1800, 0x800, 1), Ok(0x1800));
     let misaligned = MapError::Misaligned {
+        what: "address",
         value: 0x7f00_1234,
         alignment: PAGE_SIZE,
     };

@@ -204,12 +204,13 @@ impl Machine {
 
     /// Any ioctl.
     pub fn raw(&self, request: u32, address: u64) -> Result<u64, Errno> {
-        extended_ioctl(&SelfTest, &self.context, request, address, &self.program)
+        let done = extended_ioctl(&SelfTest, &self.context, request, address, &self.program);
+        done.map_err(Errno::from)
     }
 
     /// As a machine without the mock answers.
     pub fn without_mock(&self, request: u32) -> Result<u64, Errno> {
-        ioctl(&self.context, request, ARGS, &self.program)
+        ioctl(&self.context, request, ARGS, &self.program).map_err(Errno::from)
     }
 
     /// Runs one of Linux's own commands.

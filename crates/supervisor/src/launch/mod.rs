@@ -97,6 +97,7 @@ fn launch(
         base: scope.base,
         mode,
         mmio: Mmio::default(),
+        explain: false,
     };
     channel.send(&attach, Some(listener.as_fd()))?;
     drop(listener);

@@ -7,6 +7,7 @@
 //! seconds.
 
 use std::{
+    collections::VecDeque,
     fs::{self, DirBuilder},
     io,
     os::unix::{
@@ -16,7 +17,7 @@ use std::{
     path::{Path, PathBuf},
     sync::{
         Arc,
-        atomic::{AtomicBool, Ordering},
+        atomic::{AtomicBool, AtomicU64, Ordering},
     },
     thread::JoinHandle,
     time::Duration,
@@ -29,9 +30,16 @@ use ioasid_core::{
 use rustix::process::geteuid;
 
 use crate::{
-    session::Session,
+    session::{
+        Session,
+        explain::Explainer,
+        observe::{Account, CallObserver, Observers},
+    },
     view::{InjectRequest, MachineView, MdevRequest},
-    wire::{Attach, Channel, REPLY_BYTES, REQUEST_BYTES, Request, WireError, describe, tree::Tree},
+    wire::{
+        Attach, Channel, Counts, Joined, REPLY_BYTES, REQUEST_BYTES, Request, WireError, describe,
+        tree::Tree,
+    },
 };
 
 /// How long a peer may take to send or read a message.
@@ -39,6 +47,9 @@ const PATIENCE: Duration = Duration::from_secs(10);
 
 /// Connections at a time.
 const CONNECTIONS: usize = 64;
+
+/// Programs whose accounts are kept.
+const ACCOUNTS: usize = 1024;
 
 /// Why a machine cannot be served.
 #[derive(Debug, thiserror::Error)]
@@ -166,6 +177,17 @@ pub fn inject(path: &Path, request: InjectRequest) -> Result<(), WireError> {
     ask(path, &Request::Inject(request)).map(drop)
 }
 
+/// Asks the machine at `path` what it has counted of a program, once all that is to be written about it
+/// is written.
+///
+/// # Errors
+/// See [`WireError`].
+pub(crate) fn account(path: &Path, session: u64) -> Result<Counts, WireError> {
+    let mut channel = connect(path)?;
+    channel.send(&Request::Account { session }, None)?;
+    channel.receive(REQUEST_BYTES)
+}
+
 fn ask(path: &Path, request: &Request) -> Result<Node, WireError> {
     let mut channel = connect(path)?;
     channel.send(request, None)?;
@@ -186,8 +208,19 @@ struct Shared {
     /// Programs may join.
     joinable: bool,
     sessions: Mutex<Vec<Session>>,
+    /// What is counted of programs, the latest last: of those that have ended too.
+    accounts: Mutex<VecDeque<Kept>>,
+    last_session: AtomicU64,
     connections: Mutex<usize>,
     stopping: AtomicBool,
+}
+
+/// What is counted of one program.
+#[derive(Debug)]
+struct Kept {
+    session: u64,
+    account: Arc<Account>,
+    explainer: Option<Arc<Explainer>>,
 }
 
 impl ControlServer {
@@ -221,6 +254,8 @@ impl ControlServer {
             view,
             joinable,
             sessions: Mutex::new(Vec::new()),
+            accounts: Mutex::default(),
+            last_session: AtomicU64::new(0),
             connections: Mutex::new(0),
             stopping: AtomicBool::new(false),
         });
@@ -360,6 +395,11 @@ fn serve(shared: &Shared, stream: UnixStream) -> Result<(), WireError> {
         Request::Inject(request) => match shared.view.inject(&request) {
             Ok(()) => channel.send(&Tree::default(), None),
             Err(sentence) => channel.refuse(&sentence),
+}
+
+        Request::Account { session } => match shared.counts(session) {
+            Some(counts) => channel.send(&counts, None),
+            None => channel.refuse("the machine has no account of that program"),
         },
         Request::Join { .. } if !shared.joinable => {
             channel.refuse("this machine serves virtual machines only (serve --no-join)")
@@ -393,15 +433,61 @@ fn join(
     let Some(listener) = channel.take_fd() else {
         return channel.refuse("the listener is missing");
     };
-    match Session::start(Arc::clone(&shared.view), program, vm, listener, attach) {
+    let explainer = match attach.explain {
+        true => {
+            channel.receive::<()>(REQUEST_BYTES)?;
+            let Some(to) = channel.take_fd() else {
+                return channel.refuse("the descriptor for explanations is missing");
+            };
+            Some(Explainer::start(to)?)
+        }
+        false => None,
+    };
+    let all = explainer.iter().map(|explainer| {
+        let observer: Arc<dyn CallObserver> = explainer.clone();
+        observer
+    });
+    let observers = Observers::of_shared_machine(all.collect());
+    let view = Arc::clone(&shared.view);
+    match Session::start(view, program, vm, listener, attach, observers) {
         Ok(session) => {
+            let joined = shared.keep(session.account(), explainer);
             let mut sessions = shared.sessions.lock();
             sessions.retain(|old| !old.is_finished());
             sessions.push(session);
             drop(sessions);
-            channel.send(&(), None)
+            channel.send(&joined, None)
         }
         Err(error) => channel.refuse(&format!("the machine cannot serve the program: {error}")),
+    }
+}
+
+impl Shared {
+    /// Keeps the account of a program that joins.
+    fn keep(&self, account: &Arc<Account>, explainer: Option<Arc<Explainer>>) -> Joined {
+        let session = self.last_session.fetch_add(1, Ordering::Relaxed) + 1;
+        let mut accounts = self.accounts.lock();
+        if accounts.len() >= ACCOUNTS {
+            accounts.pop_front();
+        }
+        accounts.push_back(Kept {
+            session,
+            account: Arc::clone(account),
+            explainer,
+        });
+        Joined { session }
+    }
+
+    /// What was counted of a program, whose lines are written first. It is not asked about again.
+    fn counts(&self, session: u64) -> Option<Counts> {
+        let mut accounts = self.accounts.lock();
+        let at = accounts.iter().position(|kept| kept.session == session)?;
+        let kept = accounts.remove(at)?;
+        drop(accounts);
+        if let Some(explainer) = &kept.explainer {
+            explainer.settle();
+        }
+        Some(kept.account.counts())
     }
 }
 

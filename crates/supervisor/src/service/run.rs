@@ -30,12 +30,16 @@ use crate::{
         preload,
         words::{EXIT_FAILED, LINGER, NAMESPACES_IF_ALLOWED, NO_NAMESPACES, VERB},
     },
-    session::Session,
+    session::{
+        Session,
+        explain::Explainer,
+        observe::{Account, CallObserver, Observers},
+    },
     system::{process::inherit, signals::ForwardSignals},
     view::MachineView,
     wire::{
-        Attach, Channel, Description, Library, Mmio, Mode, REPLY_BYTES, REQUEST_BYTES, Release,
-        Request, WireError, describe,
+        Attach, Channel, Counts, Description, Joined, Library, Mmio, Mode, REPLY_BYTES,
+        REQUEST_BYTES, Release, Request, WireError, describe,
     },
 };
 
@@ -63,6 +67,10 @@ pub struct RunOptions {
     pub namespaces: bool,
     /// How its accesses to mapped device registers are caught.
     pub mmio: Mmio,
+    /// Where a line goes for each of its calls that is refused, and for each fault of its DMA.
+    pub explain: Option<OwnedFd>,
+    /// What else wants to know of its calls, on a machine of this process.
+    pub observers: Vec<Arc<dyn CallObserver>>,
     /// The executable that knows [`VERB`]: this one, normally.
     pub launcher: PathBuf,
 }
@@ -84,6 +92,8 @@ impl RunOptions {
             forward_signals: false,
             namespaces: true,
             mmio: Mmio::Auto,
+            explain: None,
+            observers: Vec::new(),
             launcher: PathBuf::from("/proc/self/exe"),
         }
     }
@@ -128,10 +138,48 @@ pub enum RunError {
 pub struct Running {
     child: Child,
     session: Option<Session>,
+    told: Told,
     launcher: PathBuf,
     signals: Option<ForwardSignals>,
     /// The library's directory, if it is not in the program's own `/dev`.
     _library: Option<TempDir>,
+}
+
+/// Where it is counted what a program was refused, and told why.
+#[derive(Debug)]
+enum Told {
+    /// It has not started.
+    Nothing,
+    /// In this process.
+    Here(Arc<Account>, Option<Arc<Explainer>>),
+    /// By the machine at this socket, which calls it so.
+    There(PathBuf, u64),
+}
+
+impl Told {
+    /// What was counted. All that is told has been written then, unless nobody takes it.
+    fn counts(&self) -> Counts {
+        match self {
+            Told::Nothing => Counts::default(),
+            Told::Here(account, explainer) => {
+                if let Some(explainer) = explainer {
+                    explainer.settle();
+                }
+                account.counts()
+            }
+            // A machine that is gone counts no more.
+            Told::There(socket, session) => control::account(socket, *session).unwrap_or_default(),
+        }
+    }
+}
+
+/// How a program ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Ended {
+    /// Its exit status.
+    pub status: i32,
+    /// What it was refused.
+    pub counts: Counts,
 }
 
 /// Runs a program against a machine of this process until it ends.
@@ -154,7 +202,7 @@ pub fn join(socket: &Path, options: RunOptions) -> Result<i32, RunError> {
 ///
 /// # Errors
 /// See [`RunError`].
-pub fn start(view: Arc<dyn MachineView>, options: RunOptions) -> Result<Running, RunError> {
+pub fn start(view: Arc<dyn MachineView>, mut options: RunOptions) -> Result<Running, RunError> {
     let vm = options.vm.clone();
     if let Some(vm) = &vm
         && !view.has_vm(vm)
@@ -163,14 +211,22 @@ pub fn start(view: Arc<dyn MachineView>, options: RunOptions) -> Result<Running,
     }
     let description = describe(&*view, vm.as_deref());
     let name = options.name();
+    let mut observers = std::mem::take(&mut options.observers);
+    let explainer = options.explain.take().map(Explainer::start);
+    let explainer = explainer.transpose().map_err(RunError::Session)?;
+    if let Some(explainer) = &explainer {
+        observers.push(explainer.clone());
+    }
     let mut launcher = Launcher::spawn(options)?;
     let Some((attach, listener)) = launcher.prepare(&description)? else {
-        return Ok(launcher.into_running(None));
+        return Ok(launcher.into_running(None, Told::Nothing));
     };
-    match Session::start(view, name, vm, listener, attach) {
+    let observers = Observers::of_private_machine(observers);
+    match Session::start(view, name, vm, listener, attach, observers) {
         Ok(session) => {
             launcher.release()?;
-            Ok(launcher.into_running(Some(session)))
+            let account = Arc::clone(session.account());
+            Ok(launcher.into_running(Some(session), Told::Here(account, explainer)))
         }
         Err(error) => {
             launcher.abandon();
@@ -183,7 +239,7 @@ pub fn start(view: Arc<dyn MachineView>, options: RunOptions) -> Result<Running,
 ///
 /// # Errors
 /// See [`RunError`].
-pub fn start_joined(socket: &Path, options: RunOptions) -> Result<Running, RunError> {
+pub fn start_joined(socket: &Path, mut options: RunOptions) -> Result<Running, RunError> {
     let mut machine = control::connect(socket).map_err(|error| RunError::Connect {
         path: socket.to_owned(),
         error,
@@ -194,21 +250,28 @@ pub fn start_joined(socket: &Path, options: RunOptions) -> Result<Running, RunEr
     };
     machine.send(&request, None)?;
     let description: Description = machine.receive(REPLY_BYTES)?;
+    let explain = options.explain.take();
     let mut launcher = Launcher::spawn(options)?;
-    let Some((attach, listener)) = launcher.prepare(&description)? else {
-        return Ok(launcher.into_running(None));
+    let Some((mut attach, listener)) = launcher.prepare(&description)? else {
+        return Ok(launcher.into_running(None, Told::Nothing));
     };
+    attach.explain = explain.is_some();
     machine.send(&attach, Some(listener.as_fd()))?;
+    if let Some(to) = explain {
+        machine.send(&(), Some(to.as_fd()))?;
+    }
     // From here on only the machine holds it: its end is then the end of the listener.
     drop(listener);
-    match machine.receive::<()>(REQUEST_BYTES) {
-        Ok(()) => launcher.release()?,
+    match machine.receive::<Joined>(REQUEST_BYTES) {
+        Ok(Joined { session }) => {
+            launcher.release()?;
+            Ok(launcher.into_running(None, Told::There(socket.to_owned(), session)))
+        }
         Err(error) => {
             launcher.abandon();
-            return Err(error.into());
+            Err(error.into())
         }
     }
-    Ok(launcher.into_running(None))
 }
 
 /// With Yama's scope 1 this process may look into its descendants alone, and a daemon is none any
@@ -342,10 +405,11 @@ impl Launcher {
         let _ = self.child.wait();
     }
 
-    fn into_running(self, session: Option<Session>) -> Running {
+    fn into_running(self, session: Option<Session>, told: Told) -> Running {
         Running {
             child: self.child,
             session,
+            told,
             launcher: self.path,
             signals: self.signals,
             _library: self.library_dir,
@@ -373,7 +437,15 @@ impl Running {
     ///
     /// # Errors
     /// [`RunError::Wait`].
-    pub fn wait(mut self) -> Result<i32, RunError> {
+    pub fn wait(self) -> Result<i32, RunError> {
+        Ok(self.finish()?.status)
+    }
+
+    /// The same, with what the program was refused.
+    ///
+    /// # Errors
+    /// [`RunError::Wait`].
+    pub fn finish(mut self) -> Result<Ended, RunError> {
         self.await_end();
         if let Some(signals) = &self.signals {
             // Before it is reaped: its number is another process's then.
@@ -386,7 +458,10 @@ impl Running {
             }
             drop(session);
         }
-        Ok(exit_code(status))
+        Ok(Ended {
+            status: exit_code(status),
+            counts: self.told.counts(),
+        })
     }
 
     /// Waits for the child and leaves it unreaped.

@@ -2,9 +2,8 @@
 
 use std::sync::Arc;
 
-use ioasid_core::host::Caller;
 use ioasid_host::Process;
-use ioasid_uapi::Errno;
+use ioasid_uapi::{CallError, error::RequestError, memory};
 
 /// A call that waits for its answer, and the process that made it.
 #[derive(Clone, Copy, Debug)]
@@ -16,19 +15,31 @@ pub(crate) struct Pending<'a> {
     pub(crate) process: &'a Arc<Process>,
 }
 
+impl Pending<'_> {
+    /// Fills `into` from `address` of the process on.
+    pub(crate) fn read(&self, address: u64, into: &mut [u8]) -> Result<(), RequestError> {
+        memory::read(&**self.process, address, into)
+    }
+
+    /// Writes `bytes` from `address` of the process on.
+    pub(crate) fn write(&self, address: u64, bytes: &[u8]) -> Result<(), RequestError> {
+        memory::write(&**self.process, address, bytes)
+    }
+}
+
 /// How a call ends.
 pub(crate) enum Answer {
     /// It returns this.
     Value(u64),
     /// The kernel carries it out.
     Proceed,
-    /// It has been answered already, with a descriptor.
-    Answered,
+    /// It has been answered already, with this descriptor, if its thread was still there.
+    Answered(Option<i32>),
     /// It fails as a call did that the session made in its place.
     Fails(rustix::io::Errno),
 }
 
-pub(crate) type Outcome = Result<Answer, Errno>;
+pub(crate) type Outcome = Result<Answer, CallError>;
 
 /// Answers a call that asks for a struct, at `address`, with the bytes of what is known of a file
 /// of the machine; the kernel answers if it is none.
@@ -36,6 +47,6 @@ pub(crate) fn write_struct(process: &Process, known: Option<&[u8]>, address: u64
     let Some(known) = known else {
         return Ok(Answer::Proceed);
     };
-    process.write(address, known)?;
+    memory::write(process, address, known)?;
     Ok(Answer::Value(0))
 }

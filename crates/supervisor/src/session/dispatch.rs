@@ -5,9 +5,13 @@
 
 use std::sync::Arc;
 
-use ioasid_core::{failpoint, host::Caller};
+use ioasid_core::failpoint;
 use ioasid_host::{Process, ProcessError};
-use ioasid_uapi::Errno;
+use ioasid_uapi::{
+    Errno,
+    error::{FileError, Operation, RegisterError},
+    memory,
+};
 
 use super::{
     answer::{Answer, Outcome, Pending},
@@ -15,6 +19,7 @@ use super::{
         descriptors, ioctl, kvm, list, mmap, mount, open, path, register, regular, stat, statfs,
         transfer,
     },
+    report,
     state::State,
 };
 use crate::{
@@ -26,16 +31,21 @@ use crate::{
 pub(crate) fn dispatch(state: &mut State, request: &Request) {
     state.paths.attach_current(request.tid);
     state.follow_changes(request.tid);
+    let started = state.program.observers.watch();
     let outcome = with_faults(state, request);
     // A program that polls after this call finds what the call has changed.
     state.descriptors.files.sync_events();
+    // Before the answer: what the program does next comes later in every account.
+    if started.is_some() || outcome.is_err() {
+        report::finished(state, request, &outcome, started);
+    }
     let listener = &state.program.listener;
     match outcome {
         Ok(Answer::Value(value)) => listener.reply(request.id, value.cast_signed()),
         Ok(Answer::Proceed) => listener.proceed(request.id),
-        Ok(Answer::Answered) => {}
+        Ok(Answer::Answered(_)) => {}
         Ok(Answer::Fails(errno)) => listener.fail(request.id, errno.raw_os_error()),
-        Err(errno) => listener.fail(request.id, errno.get()),
+        Err(error) => listener.fail(request.id, error.errno().get()),
     }
 }
 
@@ -80,14 +90,15 @@ fn outcome(state: &mut State, request: &Request) -> Outcome {
         let outcome = handle(state, pending, call);
         // Only if it cannot be read: what its program was before an `exec` that the filter reported
         // too early. Nothing has been done then.
-        if first && matches!(outcome, Err(Errno::EFAULT)) && !process.still_same() {
+        let faulted = matches!(&outcome, Err(error) if error.errno() == Errno::EFAULT);
+        if first && faulted && !process.still_same() {
             state.client.forget_memory_of(tid);
             continue;
         }
         return outcome;
     }
     match call {
-        Call::Greeting { .. } => Err(Errno::EPERM),
+        Call::Greeting { .. } => Err(RegisterError::MemoryClosed.into()),
         _ => Ok(Answer::Proceed),
     }
 }
@@ -187,10 +198,11 @@ fn handle(state: &mut State, pending: Pending<'_>, call: Call) -> Outcome {
 /// The launcher's greeting: shows that its memory can be read and written.
 fn greet(process: &Process, address: u64) -> Outcome {
     let mut word = [0; 8];
-    process.read(address, &mut word)?;
+    memory::read(process, address, &mut word)?;
     if word != greeting::QUESTION {
-        return Err(Errno::ENOTTY);
+        let operation = Operation::Ioctl;
+        return Err(FileError::NoOperation { operation }.into());
     }
-    process.write(address, &greeting::ANSWER)?;
+    memory::write(process, address, &greeting::ANSWER)?;
     Ok(Answer::Value(0))
 }

@@ -8,9 +8,8 @@
 
 use std::{collections::HashMap, path::Path};
 
-use ioasid_core::host::Caller;
 use ioasid_host::Process;
-use ioasid_uapi::Errno;
+use ioasid_uapi::{CallError, error::FileError, memory};
 
 use super::pieces::Piece;
 use crate::calls::call::Direction;
@@ -52,7 +51,7 @@ impl Faults {
         direction: Direction,
         piece: &Piece,
         start: u64,
-    ) -> Result<u64, Errno> {
+    ) -> Result<u64, CallError> {
         match direction {
             Direction::Read => {
                 let text = format!("{}\n", self.get(tid));
@@ -60,13 +59,19 @@ impl Faults {
                 let rest = text.as_bytes().get(start..).unwrap_or_default();
                 let len = usize::try_from(piece.len).map_or(rest.len(), |n| n.min(rest.len()));
                 let rest = rest.get(..len).unwrap_or_default();
-                process.write(piece.address, rest)?;
+                memory::write(process, piece.address, rest)?;
                 Ok(rest.len() as u64)
             }
             Direction::Write => {
                 let mut text = vec![0; piece.len.min(NUMBER_BYTES) as usize];
-                process.read(piece.address, &mut text)?;
-                self.set(tid, number(&text).ok_or(Errno::EINVAL)?);
+                memory::read(process, piece.address, &mut text)?;
+                self.set(
+                    tid,
+                    number(&text).ok_or(FileError::BadText {
+                        offset: start,
+                        len: piece.len,
+                    })?,
+                );
                 Ok(piece.len)
             }
         }
@@ -93,14 +98,14 @@ fn thread_of(path: &[u8]) -> Option<u32> {
 ///
 /// # Errors
 /// ENOENT if it is none of the caller's.
-pub(crate) fn file_at(caller: u32, path: &[u8]) -> Result<Option<u32>, Errno> {
+pub(crate) fn file_at(caller: u32, path: &[u8]) -> Result<Option<u32>, CallError> {
     let Some(tid) = thread_of(path) else {
         return Ok(None);
     };
     let tid = if tid == 0 { caller } else { tid };
     match Path::new(&format!("/proc/{caller}/task/{tid}")).exists() {
         true => Ok(Some(tid)),
-        false => Err(Errno::ENOENT),
+        false => Err(FileError::NoThread { tid }.into()),
     }
 }
 

@@ -13,15 +13,18 @@ mod answer;
 mod closer;
 mod descriptors;
 mod dispatch;
+pub mod explain;
 mod faults;
 mod handlers;
 mod identity;
 mod machine;
+pub mod observe;
 mod paths;
 mod pieces;
 mod program;
 mod ready;
 mod registers;
+mod report;
 mod server;
 mod state;
 
@@ -34,7 +37,9 @@ use std::{
 use closer::CLOSE_PATIENCE;
 use ioasid_core::inspect;
 use ioasid_host::{Client, can_take_descriptors};
+use ioasid_iommu::DmaWatcher;
 use machine::Machine;
+use observe::{Account, Observers};
 use program::Program;
 use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec, eventfd, poll};
 use server::Server;
@@ -59,7 +64,8 @@ struct End {
 }
 
 impl Session {
-    /// Serves the program behind `listener` with what `vm` owns of the machine, or all of it.
+    /// Serves the program behind `listener` with what `vm` owns of the machine, or all of it, and tells
+    /// `observers` what it does.
     ///
     /// # Errors
     /// If the listener is none, or the host has no thread or inotify instance left.
@@ -69,10 +75,13 @@ impl Session {
         vm: Option<String>,
         listener: OwnedFd,
         attach: Attach,
+        observers: Arc<Observers>,
     ) -> io::Result<Self> {
         let name = name.into();
         let client = Client::new(name.clone(), view.space())?;
-        let program = Program::new(name, Listener::new(listener)?);
+        let watcher: Arc<dyn DmaWatcher> = observers.clone();
+        view.watch_refused_dma(&watcher);
+        let program = Program::new(name, Listener::new(listener)?, observers);
         let stop = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?;
         if !can_take_descriptors() {
             tracing::warn!(
@@ -102,6 +111,11 @@ impl Session {
     /// The program's name.
     pub fn name(&self) -> &str {
         &self.program.name
+    }
+
+    /// How many of its calls were refused, and how many faults its DMA had.
+    pub fn account(&self) -> &Arc<Account> {
+        self.program.observers.account()
     }
 
     /// Whether the tree is gone and everything it held is closed.

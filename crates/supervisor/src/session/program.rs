@@ -8,6 +8,7 @@ use std::{
     },
 };
 
+use super::observe::Observers;
 use crate::system::listener::Listener;
 
 /// A program tree.
@@ -19,16 +20,19 @@ pub(crate) struct Program {
     pub(crate) listener: Listener,
     /// Calls so far, with accesses to registers that were asked for in a shared page.
     pub(crate) requests: Arc<AtomicU64>,
+    /// What wants to know of its calls.
+    pub(crate) observers: Arc<Observers>,
     open_files: AtomicUsize,
     warned: AtomicBool,
 }
 
 impl Program {
-    pub(crate) fn new(name: String, listener: Listener) -> Arc<Self> {
+    pub(crate) fn new(name: String, listener: Listener, observers: Arc<Observers>) -> Arc<Self> {
         Arc::new(Program {
             name,
             listener,
             requests: Arc::default(),
+            observers,
             open_files: AtomicUsize::new(0),
             warned: AtomicBool::new(false),
         })

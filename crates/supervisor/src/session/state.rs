@@ -2,10 +2,13 @@
 
 use std::{io, os::fd::OwnedFd, sync::Arc};
 
-use ioasid_core::failpoint;
+use ioasid_core::{failpoint, host::FdError};
 use ioasid_host::Client;
 use ioasid_machine::sysfs::{CONTAINER_DEVICE, IOMMU_DEVICE};
-use ioasid_uapi::Errno;
+use ioasid_uapi::{
+    CallError,
+    error::{FileError, RequestError, Wanted},
+};
 use ioasid_vfio::Container;
 use rustix::fs::OFlags;
 
@@ -34,6 +37,8 @@ pub(crate) struct State {
     pub(crate) paths: Paths,
     pub(crate) registers: Registers,
     pub(crate) faults: Faults,
+    /// The struct of the ioctl in hand as it was when the call began, if somebody wants to know.
+    pub(crate) argument: Vec<u8>,
 }
 
 impl State {
@@ -50,6 +55,7 @@ impl State {
             registers: Registers::new(attach.mmio, &client),
             descriptors: Descriptors::new(program, &client, attach.base)?,
             faults: Faults::default(),
+            argument: Vec::new(),
             program: Arc::clone(program),
             machine,
             client,
@@ -64,7 +70,11 @@ impl State {
     ///
     /// # Errors
     /// What opening the node says.
-    pub(crate) fn bound(&mut self, call: Pending<'_>, fd: i32) -> Result<Option<Identity>, Errno> {
+    pub(crate) fn bound(
+        &mut self,
+        call: Pending<'_>,
+        fd: i32,
+    ) -> Result<Option<Identity>, CallError> {
         match self.descriptors.identity(call.process, fd) {
             Some(identity) => self.bound_as(call, fd, identity),
             None => Ok(None),
@@ -77,7 +87,7 @@ impl State {
         call: Pending<'_>,
         fd: i32,
         identity: Identity,
-    ) -> Result<Option<Identity>, Errno> {
+    ) -> Result<Option<Identity>, CallError> {
         if self.descriptors.files.get(identity).is_some() {
             return Ok(Some(identity));
         }
@@ -97,24 +107,29 @@ impl State {
         call: Pending<'_>,
         (fd, identity): (i32, Identity),
         node: NodeName,
-    ) -> Result<Identity, Errno> {
+    ) -> Result<Identity, CallError> {
         let process = call.process;
         let mut numbers = process.duplicates(fd);
         numbers.retain(|number| process.fd_identity(*number) == Ok(identity));
-        let file = self.open_node(node, process.fd_flags(fd)?)?;
-        let stat = rustix::fs::fstat(&file).map_err(|_| Errno::EIO)?;
+        let flags = |fd| process.fd_flags(fd).map_err(|source| unusable(fd, source));
+        let file = self.open_node(node, flags(fd)?)?;
+        let stat = rustix::fs::fstat(&file).map_err(|_| FileError::HostFailed)?;
         numbers.push(fd);
         for number in numbers {
-            let cloexec = process.fd_flags(number)?.contains(OFlags::CLOEXEC);
-            let number = number.cast_unsigned();
-            let replaced = self.descriptors.replace(call, &file, number, cloexec);
-            replaced.map_err(|_| Errno::EBADF)?;
+            let cloexec = flags(number)?.contains(OFlags::CLOEXEC);
+            let unsigned = number.cast_unsigned();
+            let replaced = self.descriptors.replace(call, &file, unsigned, cloexec);
+            replaced.map_err(|_| FileError::Closed { fd: number })?;
         }
         Ok((stat.st_dev, stat.st_ino))
     }
 
     /// A new open file of a node, opened with `flags`.
-    pub(crate) fn open_node(&mut self, name: NodeName, flags: OFlags) -> Result<OwnedFd, Errno> {
+    pub(crate) fn open_node(
+        &mut self,
+        name: NodeName,
+        flags: OFlags,
+    ) -> Result<OwnedFd, CallError> {
         failpoint::allocation()?;
         let view = &self.machine.view;
         let (object, rdev) = match &name {
@@ -124,7 +139,7 @@ impl State {
                 (Object::Container(container), CONTAINER_DEVICE)
             }
             NodeName::Group(number) => {
-                let group = self.machine.group(*number).ok_or(Errno::ENODEV)?;
+                let group = self.machine.group(*number).ok_or_else(|| gone(number))?;
                 let file = group.open()?;
                 if self.registers.can_be_mapped() {
                     let devices = group.devices();
@@ -134,11 +149,11 @@ impl State {
             }
             NodeName::Device(name) => {
                 // It was removed since the program's /dev was made.
-                let info = self.machine.node(name).ok_or(Errno::ENODEV)?;
+                let info = self.machine.node(name).ok_or_else(|| gone(name))?;
                 if self.registers.can_be_mapped() {
                     info.device.set_mappable(true);
                 }
-                let file = info.device.open().map_err(Errno::from)?;
+                let file = info.device.open()?;
                 (Object::Device(file), (info.major, info.minor))
             }
         };
@@ -149,4 +164,16 @@ impl State {
     pub(crate) fn follow_changes(&mut self, tid: u32) {
         self.paths.follow_changes(tid);
     }
+}
+
+/// The machine has no such node any more.
+fn gone(name: impl ToString) -> FileError {
+    let name = name.to_string();
+    FileError::Gone { name }
+}
+
+/// A descriptor that a call means cannot be looked at.
+pub(crate) fn unusable(fd: i32, source: FdError) -> RequestError {
+    let wanted = Wanted::OfMachine;
+    RequestError::Descriptor { fd, wanted, source }
 }

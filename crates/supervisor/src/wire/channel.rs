@@ -262,6 +262,7 @@ mod tests {
                 sys: Some(u64::MAX),
             },
             mmio: Mmio::Ptrace,
+            explain: false,
         };
         a.send(&attach, Some(std::io::stdin().as_fd())).unwrap();
         assert_eq!(b.receive::<Attach>(REQUEST_BYTES).unwrap(), attach);

@@ -68,6 +68,26 @@ pub struct Attach {
     /// How accesses to mapped registers are caught.
     #[serde(default)]
     pub mmio: Mmio,
+    /// Whether a second descriptor comes, in a message of its own: where to write why calls are
+    /// refused.
+    #[serde(default)]
+    pub explain: bool,
+}
+
+/// The machine serves the program.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Joined {
+    /// What the machine calls it, for [`Request::Account`].
+    pub session: u64,
+}
+
+/// What a machine counts of a program.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Counts {
+    /// Calls that were refused.
+    pub refused: u64,
+    /// Faults of DMA.
+    pub faults: u64,
 }
 
 /// How accesses to mapped device registers are caught.
@@ -209,6 +229,11 @@ pub enum Request {
         vm: Option<String>,
         /// The program's name, for messages.
         program: String,
+    },
+    /// What was counted of a program that has joined. What is to be written about it is written first.
+    Account {
+        /// As [`Joined`] says.
+        session: u64,
     },
     /// About mediated devices.
     Mdev(MdevRequest),

@@ -9,6 +9,6 @@ pub mod tree;
 pub use channel::{Channel, SCHEMA, WireError};
 pub(crate) use description::describe;
 pub use messages::{
-    Attach, Description, Library, Mmio, Mode, NodeName, Placeholder, REPLY_BYTES, REQUEST_BYTES,
-    Release, Request,
+    Attach, Counts, Description, Joined, Library, Mmio, Mode, NodeName, Placeholder, REPLY_BYTES,
+    REQUEST_BYTES, Release, Request,
 };

@@ -13,9 +13,8 @@ use ioasid_core::{inspect, spa::SpaSpace, sync::Mutex};
 use ioasid_iommu::{DeviceConfig, Iommu, IommuConfig};
 use ioasid_iommufd::Context;
 use ioasid_supervisor::{LiveFile, MachineView, SysfsEntry, SysfsFile, SysfsKind, VfioNode};
-use ioasid_uapi::Errno;
 use ioasid_vfio::{
-    DeviceModel, Migrate, Passthrough, StateError, Vfio,
+    AttributeError, DeviceModel, Migrate, Passthrough, StateError, Vfio,
     pci::{Bar, Function, FunctionBuilder, MsixLayout},
 };
 
@@ -262,11 +261,19 @@ impl MachineView for Example {
             .to_vec()
     }
 
-    fn write_attribute(&self, _vm: Option<&str>, _path: &str, data: &[u8]) -> Result<(), Errno> {
-        let text = std::str::from_utf8(data).map_err(|_| Errno::EINVAL)?;
-        let count: u64 = text.trim_end().parse().map_err(|_| Errno::EINVAL)?;
+    fn write_attribute(
+        &self,
+        _vm: Option<&str>,
+        _path: &str,
+        data: &[u8],
+    ) -> Result<(), AttributeError> {
+        let text = std::str::from_utf8(data).map_err(|_| AttributeError::Invalid)?;
+        let count: u64 = text
+            .trim_end()
+            .parse()
+            .map_err(|_| AttributeError::Invalid)?;
         if count > 9 {
-            return Err(Errno::ERANGE);
+            return Err(AttributeError::OutOfRange);
         }
         self.count.store(count, Ordering::Release);
         self.generation.fetch_add(1, Ordering::AcqRel);

@@ -173,6 +173,7 @@ pub(crate) fn hostile_peer(setting: Setting) -> Result<(), Failed> {
                     sys: None,
                 },
                 mmio: ioasid_supervisor::Mmio::Auto,
+                explain: false,
             };
             let null = fs::File::open("/dev/null")?;
             channel.send(&attach, Some(null.as_fd()))?;

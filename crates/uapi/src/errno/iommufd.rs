@@ -50,6 +50,7 @@ impl From<MapError> for Errno {
     fn from(error: MapError) -> Self {
         match error {
             MapError::Empty
+            | MapError::TooLong { .. }
             | MapError::Misaligned { .. }
             | MapError::NoPermission
             | MapError::Reserved { .. }

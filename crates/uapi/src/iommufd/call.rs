@@ -6,12 +6,12 @@ use ioasid_iommufd::{Context, ObjectId, UserData};
 use zerocopy::{FromBytes, Immutable, IntoBytes};
 
 use super::Command;
-use crate::{Errno, Program};
+use crate::{CallError, Program, error::RequestError, memory};
 
 /// The largest struct of a command: the self-test's.
 pub(super) const MAX_SIZE: usize = 72;
 
-/// Bytes looked at or cleared at a time in a program's memory.
+/// Bytes cleared at a time in a program's memory.
 const CHUNK: usize = 4096;
 
 /// One ioctl in progress: what the handler of a command works on.
@@ -34,49 +34,47 @@ impl<'a> Call<'a> {
         cmd: u32,
         arg: u64,
         program: &'a dyn Program,
-    ) -> Result<Self, Errno> {
+    ) -> Result<Self, CallError> {
         let mut size = [0; 4];
-        program.read(arg, &mut size)?;
+        memory::read(program, arg, &mut size)?;
         let user_size = u32::from_ne_bytes(size) as usize;
         if command.request != cmd {
-            return Err(Errno::ENOTTY);
+            return Err(RequestError::OtherRequest {
+                request: cmd,
+                known: command.request,
+                name: command.name,
+            }
+            .into());
         }
         if user_size < command.min_size {
-            return Err(Errno::EINVAL);
+            return Err(RequestError::TooSmall {
+                size: user_size as u64,
+                min: command.min_size as u64,
+            }
+            .into());
         }
         let known = user_size.min(command.size);
         let mut bytes = [0; MAX_SIZE];
-        let call = |bytes| Call {
+        memory::expect_zeros(program, arg, known as u64, user_size as u64)?;
+        let (head, rest) = bytes.split_at_mut(size.len());
+        // The size was read above: what the program has written there since does not count.
+        head.copy_from_slice(&size);
+        if let Some(rest) = rest.get_mut(..known - size.len()) {
+            memory::read(program, memory::address(arg, size.len() as u64)?, rest)?;
+        }
+        Ok(Call {
             context,
             command,
             program,
             arg,
             size: known,
             bytes,
-        };
-        call(bytes).must_be_zero(known, user_size)?;
-        let (head, rest) = bytes.split_at_mut(size.len());
-        // The size was read above: what the program has written there since does not count.
-        head.copy_from_slice(&size);
-        if let Some(rest) = rest.get_mut(..known - size.len()) {
-            program.read(address(arg, size.len() as u64)?, rest)?;
-        }
-        Ok(call(bytes))
+        })
     }
 
-    /// Bytes `from..to` from the start of the struct are beyond what is known.
-    fn must_be_zero(&self, from: usize, to: usize) -> Result<(), Errno> {
-        let mut chunk = [0; CHUNK];
-        let mut at = from;
-        while at < to {
-            let part = &mut chunk[..CHUNK.min(to - at)];
-            self.program.read(address(self.arg, at as u64)?, part)?;
-            if part.iter().any(|byte| *byte != 0) {
-                return Err(Errno::E2BIG);
-            }
-            at += part.len();
-        }
-        Ok(())
+    /// The request, as it was issued.
+    pub(super) fn request(&self) -> u32 {
+        self.command.request
     }
 
     /// The file that the ioctl was issued on.
@@ -99,10 +97,9 @@ impl<'a> Call<'a> {
     ///
     /// # Errors
     /// EFAULT.
-    pub fn reply<T: IntoBytes + Immutable>(&self, reply: &T) -> Result<u64, Errno> {
+    pub fn reply<T: IntoBytes + Immutable>(&self, reply: &T) -> Result<u64, CallError> {
         let bytes = reply.as_bytes();
-        self.program
-            .write(self.arg, &bytes[..self.size.min(bytes.len())])?;
+        memory::write(self.program, self.arg, &bytes[..self.size.min(bytes.len())])?;
         Ok(0)
     }
 
@@ -112,7 +109,7 @@ impl<'a> Call<'a> {
         &self,
         reply: &T,
         id: ObjectId,
-    ) -> Result<u64, Errno> {
+    ) -> Result<u64, CallError> {
         let replied = self.reply(reply);
         if replied.is_err() {
             let _ = self.context.destroy(id);
@@ -126,9 +123,9 @@ impl<'a> Call<'a> {
     }
 
     /// Copies one field back and nothing else.
-    pub(super) fn reply_field(&self, offset: usize, value: u64) -> Result<u64, Errno> {
-        let field = address(self.arg, offset as u64)?;
-        self.program.write(field, value.as_bytes())?;
+    pub(super) fn reply_field(&self, offset: usize, value: u64) -> Result<u64, CallError> {
+        let field = memory::address(self.arg, offset as u64)?;
+        memory::write(self.program, field, value.as_bytes())?;
         Ok(0)
     }
 
@@ -138,29 +135,24 @@ impl<'a> Call<'a> {
         array: u64,
         index: usize,
         into: &mut [T],
-    ) -> Result<(), Errno> {
-        let offset = (index as u64).checked_mul(size_of::<T>() as u64);
-        let from = address(array, offset.ok_or(Errno::EFAULT)?)?;
-        Ok(self.program.read(from, into.as_mut_bytes())?)
+    ) -> Result<(), CallError> {
+        let offset = (index as u64).saturating_mul(size_of::<T>() as u64);
+        let from = memory::address(array, offset)?;
+        Ok(memory::read(self.program, from, into.as_mut_bytes())?)
     }
 
     /// Fills `len` bytes of the program with 0.
-    pub(super) fn clear(&self, from: u64, len: u64) -> Result<(), Errno> {
+    pub(super) fn clear(&self, from: u64, len: u64) -> Result<(), CallError> {
         let zeros = [0; CHUNK];
         let mut at = 0;
         while at < len {
             let part = (CHUNK as u64).min(len - at);
-            self.program
-                .write(address(from, at)?, &zeros[..part as usize])?;
+            let to = memory::address(from, at)?;
+            memory::write(self.program, to, &zeros[..part as usize])?;
             at += part;
         }
         Ok(())
     }
-}
-
-/// `offset` bytes from `base` in a program; EFAULT past the end of all addresses.
-pub(super) fn address(base: u64, offset: u64) -> Result<u64, Errno> {
-    base.checked_add(offset).ok_or(Errno::EFAULT)
 }
 
 impl fmt::Debug for Call<'_> {

@@ -10,29 +10,40 @@ use ioasid_core::Prot;
 use ioasid_iommufd::{Context, Error, ObjectId};
 use zerocopy::{FromBytes, Immutable, IntoBytes};
 
-use super::{
-    call::address,
-    ioas::{check_end, pages_of},
-};
+use super::ioas::{check_end, pages_of};
 use crate::{
-    Errno, Program,
+    CallError, Program,
+    decode::{Described, names},
+    error::{FieldError, RequestError},
+    memory,
     spec::container as spec,
-    table::{self, File, Row},
+    table::{self, Argument, File, Row},
 };
 
-type Handler = fn(&Container<'_>) -> Result<u64, Errno>;
+type Handler = fn(&Container<'_>) -> Result<u64, CallError>;
 
 type Command = table::Command<Handler>;
 
 /// The commands, by number.
 const COMMANDS: &[Command] = &[
-    Command::plain(spec::GET_API_VERSION, "GET_API_VERSION", |_| {
-        Ok(spec::API_VERSION)
-    }),
-    Command::plain(spec::CHECK_EXTENSION, "CHECK_EXTENSION", |call| {
-        call.check_extension()
-    }),
-    Command::plain(spec::SET_IOMMU, "SET_IOMMU", |call| call.set_iommu()),
+    Command::plain(
+        spec::GET_API_VERSION,
+        "GET_API_VERSION",
+        Argument::None,
+        |_| Ok(spec::API_VERSION),
+    ),
+    Command::plain(
+        spec::CHECK_EXTENSION,
+        "CHECK_EXTENSION",
+        Argument::Number(names::EXTENSION),
+        |call| call.check_extension(),
+    ),
+    Command::plain(
+        spec::SET_IOMMU,
+        "SET_IOMMU",
+        Argument::Number(names::EXTENSION),
+        |call| call.set_iommu(),
+    ),
     Command::with::<spec::Info>(
         spec::IOMMU_GET_INFO,
         "IOMMU_GET_INFO",
@@ -45,7 +56,7 @@ const COMMANDS: &[Command] = &[
     }),
 ];
 
-const fn command<T>(request: u32, name: &'static str, handler: Handler) -> Command {
+const fn command<T: Described>(request: u32, name: &'static str, handler: Handler) -> Command {
     Command::with::<T>(request, name, size_of::<T>(), handler)
 }
 
@@ -60,13 +71,22 @@ pub(super) fn ioctl(
     cmd: u32,
     arg: u64,
     program: &dyn Program,
-) -> Result<u64, Errno> {
-    let command = table::find(COMMANDS, cmd).ok_or(Errno::ENOTTY)?;
+) -> Result<u64, CallError> {
+    let command = table::find(COMMANDS, cmd).ok_or_else(|| super::unknown(cmd))?;
     (command.handler)(&Container {
         context,
         arg,
         program,
     })
+}
+
+/// That a struct has at least `min` bytes.
+fn long_enough(argsz: u32, min: usize) -> Result<(), RequestError> {
+    let (size, min) = (argsz.into(), min as u64);
+    match size < min {
+        true => Err(RequestError::TooSmall { size, min }),
+        false => Ok(()),
+    }
 }
 
 /// One command in progress.
@@ -77,18 +97,19 @@ struct Container<'a> {
 }
 
 impl Container<'_> {
-    fn read<T: FromBytes + IntoBytes>(&self) -> Result<T, Errno> {
+    fn read<T: FromBytes + IntoBytes>(&self) -> Result<T, CallError> {
         let mut args = T::new_zeroed();
-        self.program.read(self.arg, args.as_mut_bytes())?;
+        memory::read(self.program, self.arg, args.as_mut_bytes())?;
         Ok(args)
     }
 
     /// Writes at `offset` from the struct's start.
-    fn write(&self, offset: u64, bytes: &[u8]) -> Result<(), Errno> {
-        Ok(self.program.write(address(self.arg, offset)?, bytes)?)
+    fn write(&self, offset: u64, bytes: &[u8]) -> Result<(), CallError> {
+        let at = memory::address(self.arg, offset)?;
+        Ok(memory::write(self.program, at, bytes)?)
     }
 
-    fn check_extension(&self) -> Result<u64, Errno> {
+    fn check_extension(&self) -> Result<u64, CallError> {
         match self.arg {
             spec::TYPE1_IOMMU | spec::TYPE1V2_IOMMU | spec::UNMAP_ALL => Ok(1),
             spec::DMA_CC_IOMMU => {
@@ -99,9 +120,14 @@ impl Container<'_> {
         }
     }
 
-    fn set_iommu(&self) -> Result<u64, Errno> {
+    fn set_iommu(&self) -> Result<u64, CallError> {
         if !matches!(self.arg, spec::TYPE1_IOMMU | spec::TYPE1V2_IOMMU) {
-            return Err(Errno::EINVAL);
+            return Err(RequestError::Invalid(FieldError::Value {
+                field: "the type of IOMMU",
+                value: self.arg,
+                known: names::IOMMU_TYPE,
+            })
+            .into());
         }
         let ioas = self.context.vfio_ioas()?;
         if self.arg == spec::TYPE1_IOMMU {
@@ -111,12 +137,11 @@ impl Container<'_> {
         Ok(0)
     }
 
-    fn map_dma(&self) -> Result<u64, Errno> {
+    fn map_dma(&self) -> Result<u64, CallError> {
         let args: spec::DmaMap = self.read()?;
-        let known = spec::MAP_READ | spec::MAP_WRITE;
-        if (args.argsz as usize) < size_of::<spec::DmaMap>() || args.flags & !known != 0 {
-            return Err(Errno::EINVAL);
-        }
+        long_enough(args.argsz, size_of::<spec::DmaMap>())?;
+        let checked = FieldError::flags("flags", args.flags, names::COMPAT_DMA_MAP);
+        checked.map_err(RequestError::Invalid)?;
         let prot = Prot {
             read: args.flags & spec::MAP_READ != 0,
             write: args.flags & spec::MAP_WRITE != 0,
@@ -125,22 +150,27 @@ impl Container<'_> {
         check_end(args.vaddr, args.size)?;
         let map = pages_of(args.vaddr, args.size, Some(args.iova), prot)?;
         let start = args.vaddr - map.offset;
-        let pages = self.program.pages(start, args.size + map.offset)?;
+        let len = args.size + map.offset;
+        let pages = self.program.pages(start, len);
+        let pages = pages.map_err(|source| RequestError::Pages {
+            address: start,
+            len,
+            source,
+        })?;
         let account = self.program.account();
         self.context.vfio_map(account, ioas, pages, map)?;
         Ok(0)
     }
 
-    fn unmap_dma(&self) -> Result<u64, Errno> {
+    fn unmap_dma(&self) -> Result<u64, CallError> {
         let mut args: spec::DmaUnmap = self.read()?;
-        let short = (args.argsz as usize) < size_of::<spec::DmaUnmap>();
-        if short || args.flags & !spec::UNMAP_FLAG_ALL != 0 {
-            return Err(Errno::EINVAL);
-        }
+        long_enough(args.argsz, size_of::<spec::DmaUnmap>())?;
+        let checked = FieldError::flags("flags", args.flags, names::COMPAT_DMA_UNMAP);
+        checked.map_err(RequestError::Invalid)?;
         let ioas = self.context.vfio_ioas()?;
         let (bytes, result) = if args.flags & spec::UNMAP_FLAG_ALL != 0 {
             if args.iova != 0 || args.size != 0 {
-                return Err(Errno::EINVAL);
+                return Err(ioasid_vfio::error::MapError::RangeWithAll.into());
             }
             self.context.vfio_unmap_all(ioas)?
         } else {
@@ -169,15 +199,12 @@ impl Container<'_> {
 
     /// The chain of capabilities goes behind the struct as far as it fits; the program learns how
     /// many bytes all of it needs.
-    fn get_info(&self) -> Result<u64, Errno> {
+    fn get_info(&self) -> Result<u64, CallError> {
         let mut info = spec::Info::default();
-        let head = info.as_mut_bytes();
-        let head = head.get_mut(..spec::INFO_MIN).ok_or(Errno::EINVAL)?;
-        self.program.read(self.arg, head)?;
+        let (head, _) = info.as_mut_bytes().split_at_mut(spec::INFO_MIN);
+        memory::read(self.program, self.arg, head)?;
         let room = info.argsz as usize;
-        if room < spec::INFO_MIN {
-            return Err(Errno::EINVAL);
-        }
+        long_enough(info.argsz, spec::INFO_MIN)?;
         let ioas = self.context.vfio_ioas()?;
         info.flags = spec::INFO_PGSIZES | spec::INFO_CAPS;
         info.iova_pgsizes = self.context.ioas_page_sizes(ioas)?;
@@ -207,7 +234,7 @@ impl Container<'_> {
         room: usize,
         at: usize,
         cap: &T,
-    ) -> Result<(), Errno> {
+    ) -> Result<(), CallError> {
         if room.saturating_sub(at) >= size_of::<T>() {
             self.write(at as u64, cap.as_bytes())?;
         }
@@ -215,7 +242,12 @@ impl Container<'_> {
     }
 
     /// Writes the ranges that fit; the capability's head only if all do. Returns its bytes.
-    fn write_iova_ranges(&self, ioas: ObjectId, room: usize, at: usize) -> Result<usize, Errno> {
+    fn write_iova_ranges(
+        &self,
+        ioas: ObjectId,
+        room: usize,
+        at: usize,
+    ) -> Result<usize, CallError> {
         let ranges = self.context.ioas_iova_ranges(ioas)?.ranges;
         let head = size_of::<spec::CapIovaRange>();
         let mut bytes = head;

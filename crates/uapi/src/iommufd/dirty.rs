@@ -3,25 +3,26 @@
 use ioasid_core::AddrRange;
 use ioasid_iommufd::{DirtyRequest, ObjectId};
 
-use super::call::Call;
-use crate::{Errno, bitmap::Bitmap, spec::iommufd as spec};
+use super::{call::Call, supported};
+use crate::{CallError, bitmap::Bitmap, decode::names, error::FieldError, spec::iommufd as spec};
 
-pub(super) fn set_tracking(call: &Call<'_>) -> Result<u64, Errno> {
+pub(super) fn set_tracking(call: &Call<'_>) -> Result<u64, CallError> {
     let args: spec::HwptSetDirtyTracking = call.args();
-    if args.flags & !spec::DIRTY_TRACKING_ENABLE != 0 {
-        return Err(Errno::EOPNOTSUPP);
-    }
+    supported(FieldError::flags(
+        "flags",
+        args.flags,
+        names::DIRTY_TRACKING,
+    ))?;
     let on = args.flags & spec::DIRTY_TRACKING_ENABLE != 0;
     call.context()
         .hwpt_set_dirty_tracking(ObjectId::from_raw(args.hwpt_id), on)?;
     Ok(0)
 }
 
-pub(super) fn get_bitmap(call: &Call<'_>) -> Result<u64, Errno> {
+pub(super) fn get_bitmap(call: &Call<'_>) -> Result<u64, CallError> {
     let args: spec::HwptGetDirtyBitmap = call.args();
-    if args.flags & !spec::DIRTY_BITMAP_NO_CLEAR != 0 || args.reserved != 0 {
-        return Err(Errno::EOPNOTSUPP);
-    }
+    supported(FieldError::flags("flags", args.flags, names::DIRTY_BITMAP))?;
+    supported(FieldError::zero("reserved", args.reserved))?;
     let request = DirtyRequest {
         hwpt: ObjectId::from_raw(args.hwpt_id),
         iova: args.iova,

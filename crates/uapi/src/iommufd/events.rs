@@ -6,14 +6,16 @@ use std::sync::Arc;
 use ioasid_iommufd::{EventFile, ObjectId, VeventqAlloc};
 use zerocopy::{Immutable, IntoBytes};
 
-use super::call::Call;
-use crate::{Errno, spec::iommufd as spec};
+use super::{call::Call, supported};
+use crate::{
+    CallError,
+    error::{FieldError, RequestError},
+    spec::iommufd as spec,
+};
 
-pub(super) fn fault_queue_alloc(call: &Call<'_>) -> Result<u64, Errno> {
+pub(super) fn fault_queue_alloc(call: &Call<'_>) -> Result<u64, CallError> {
     let mut args: spec::FaultAlloc = call.args();
-    if args.flags != 0 {
-        return Err(Errno::EOPNOTSUPP);
-    }
+    supported(FieldError::zero("flags", args.flags))?;
     let (id, file) = call.context().fault_queue_alloc()?;
     args.out_fault_id = id.get();
     install(call, id, file, |fd| {
@@ -22,11 +24,11 @@ pub(super) fn fault_queue_alloc(call: &Call<'_>) -> Result<u64, Errno> {
     })
 }
 
-pub(super) fn veventq_alloc(call: &Call<'_>) -> Result<u64, Errno> {
+pub(super) fn veventq_alloc(call: &Call<'_>) -> Result<u64, CallError> {
     let mut args: spec::VeventqAlloc = call.args();
-    if args.flags != 0 || args.reserved != 0 || args.kind == spec::VEVENTQ_TYPE_DEFAULT {
-        return Err(Errno::EOPNOTSUPP);
-    }
+    supported(FieldError::zero("flags", args.flags))?;
+    supported(FieldError::zero("reserved", args.reserved))?;
+    supported(FieldError::chosen("type", args.kind))?;
     let (id, file) = call.context().veventq_alloc(VeventqAlloc {
         viommu: ObjectId::from_raw(args.viommu_id),
         kind: args.kind,
@@ -45,11 +47,12 @@ fn install<T: IntoBytes + Immutable>(
     id: ObjectId,
     file: Arc<dyn EventFile>,
     mut reply: impl FnMut(u32) -> T,
-) -> Result<u64, Errno> {
+) -> Result<u64, CallError> {
     // A descriptor that the program has cannot be taken back: whether the reply arrives comes first.
     let replied = call.reply(&reply(0)).and_then(|_| {
         let program = call.program();
-        Ok(program.install_event_file(Arc::clone(&file), true)?)
+        let installed = program.install_event_file(Arc::clone(&file), true);
+        Ok(installed.map_err(RequestError::NoDescriptor)?)
     });
     match replied {
         Ok(fd) => call.reply(&reply(fd.cast_unsigned())),

@@ -3,14 +3,12 @@
 use ioasid_iommufd::{AllocError, HwData, HwptAlloc, HwptFlags, ObjectId};
 use zerocopy::IntoBytes;
 
-use super::call::{Call, address};
-use crate::{Errno, spec::iommufd as spec};
+use super::{call::Call, supported};
+use crate::{CallError, decode::names, error::FieldError, memory, spec::iommufd as spec};
 
-pub(super) fn alloc(call: &Call<'_>) -> Result<u64, Errno> {
+pub(super) fn alloc(call: &Call<'_>) -> Result<u64, CallError> {
     let mut args: spec::HwptAlloc = call.args();
-    if args.reserved != 0 {
-        return Err(Errno::EOPNOTSUPP);
-    }
+    supported(FieldError::zero("reserved", args.reserved))?;
     let has_data = args.data_type != spec::HWPT_DATA_NONE;
     if has_data != (args.data_len != 0) {
         return Err(AllocError::DataLength {
@@ -31,11 +29,12 @@ pub(super) fn alloc(call: &Call<'_>) -> Result<u64, Errno> {
     call.reply_new(&args, id)
 }
 
-pub(super) fn hw_info(call: &Call<'_>) -> Result<u64, Errno> {
+pub(super) fn hw_info(call: &Call<'_>) -> Result<u64, CallError> {
     let mut args: spec::HwInfo = call.args();
-    if args.flags & !spec::HW_INFO_FLAG_INPUT_TYPE != 0 || args.reserved != [0; 3] {
-        return Err(Errno::EOPNOTSUPP);
-    }
+    supported(FieldError::flags("flags", args.flags, names::HW_INFO_FLAGS))?;
+    let [first, second, third] = args.reserved;
+    let reserved = u32::from_le_bytes([first, second, third, 0]);
+    supported(FieldError::zero("reserved", reserved))?;
     if args.flags & spec::HW_INFO_FLAG_INPUT_TYPE == 0 {
         args.data_type = spec::HW_INFO_TYPE_DEFAULT;
     }
@@ -54,17 +53,17 @@ pub(super) fn hw_info(call: &Call<'_>) -> Result<u64, Errno> {
         HwData::None => (spec::HW_INFO_TYPE_DEFAULT, Vec::new()),
     };
     if wanted != spec::HW_INFO_TYPE_DEFAULT && wanted != kind {
-        return Err(Errno::EOPNOTSUPP);
+        return Err(AllocError::TypeNotSupported(wanted).into());
     }
     let room = args.data_len as usize;
     let copied = data.len().min(room);
     if copied > 0 {
-        call.program().write(args.data_uptr, &data[..copied])?;
+        memory::write(call.program(), args.data_uptr, &data[..copied])?;
     }
     // A program that knows a longer struct finds zeros in the rest of it.
     if room > copied {
         call.clear(
-            address(args.data_uptr, copied as u64)?,
+            memory::address(args.data_uptr, copied as u64)?,
             (room - copied) as u64,
         )?;
     }

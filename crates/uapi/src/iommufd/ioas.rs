@@ -10,28 +10,30 @@ use ioasid_core::{
 use ioasid_iommufd::{CopyArgs, MapArgs, MapError, ObjectId, RangeError, UnmapError};
 use zerocopy::IntoBytes;
 
-use super::call::Call;
-use crate::{Errno, spec::iommufd as spec};
+use super::{call::Call, supported};
+use crate::{
+    CallError,
+    decode::names,
+    error::{FieldError, RequestError},
+    memory,
+    spec::iommufd as spec,
+};
 
 /// Ranges that ALLOW_IOVAS takes. The kernel's limit is the memory that the program may use; an
 /// IOAS here has at most this many.
 const ALLOWED_RANGES: u32 = 1 << 16;
 
-pub(super) fn alloc(call: &Call<'_>) -> Result<u64, Errno> {
+pub(super) fn alloc(call: &Call<'_>) -> Result<u64, CallError> {
     let mut args: spec::IoasAlloc = call.args();
-    if args.flags != 0 {
-        return Err(Errno::EOPNOTSUPP);
-    }
+    supported(FieldError::zero("flags", args.flags))?;
     let id = call.context().ioas_alloc()?;
     args.out_ioas_id = id.get();
     call.reply_new(&args, id)
 }
 
-pub(super) fn iova_ranges(call: &Call<'_>) -> Result<u64, Errno> {
+pub(super) fn iova_ranges(call: &Call<'_>) -> Result<u64, CallError> {
     let mut args: spec::IoasIovaRanges = call.args();
-    if args.reserved != 0 {
-        return Err(Errno::EOPNOTSUPP);
-    }
+    supported(FieldError::zero("reserved", args.reserved))?;
     let found = call
         .context()
         .ioas_iova_ranges(ObjectId::from_raw(args.ioas_id))?;
@@ -46,24 +48,25 @@ pub(super) fn iova_ranges(call: &Call<'_>) -> Result<u64, Errno> {
         })
         .collect();
     if !ranges.is_empty() {
-        call.program()
-            .write(args.allowed_iovas, ranges.as_bytes())?;
+        memory::write(call.program(), args.allowed_iovas, ranges.as_bytes())?;
     }
     args.num_iovas = u32::try_from(found.ranges.len()).unwrap_or(u32::MAX);
     args.out_iova_alignment = found.alignment;
     call.reply(&args)?;
     // The number that is needed and the ranges that fit are written all the same.
     if found.ranges.len() > room {
-        return Err(Errno::EMSGSIZE);
+        return Err(RequestError::NoRoom {
+            room: room as u64,
+            needed: found.ranges.len() as u64,
+        }
+        .into());
     }
     Ok(0)
 }
 
-pub(super) fn allow_iovas(call: &Call<'_>) -> Result<u64, Errno> {
+pub(super) fn allow_iovas(call: &Call<'_>) -> Result<u64, CallError> {
     let args: spec::IoasAllowIovas = call.args();
-    if args.reserved != 0 {
-        return Err(Errno::EOPNOTSUPP);
-    }
+    supported(FieldError::zero("reserved", args.reserved))?;
     let ioas = ObjectId::from_raw(args.ioas_id);
     call.context().ioas_exists(ioas)?;
     let mut allowed = Vec::new();
@@ -71,7 +74,11 @@ pub(super) fn allow_iovas(call: &Call<'_>) -> Result<u64, Errno> {
     let count = args.num_iovas as usize;
     while allowed.len() < count {
         if allowed.len() >= ALLOWED_RANGES as usize {
-            return Err(Errno::ENOMEM);
+            return Err(RequestError::TooManyRanges {
+                given: count as u64,
+                limit: ALLOWED_RANGES.into(),
+            }
+            .into());
         }
         let room = chunk.len().min(count - allowed.len());
         let chunk = &mut chunk[..room];
@@ -87,13 +94,11 @@ pub(super) fn allow_iovas(call: &Call<'_>) -> Result<u64, Errno> {
 }
 
 /// What MAP, MAP_FILE and COPY check in common, before any id is looked up.
-fn check_map(flags: u32, addresses: &[u64]) -> Result<Prot, Errno> {
-    let known = spec::MAP_FIXED_IOVA | spec::MAP_WRITEABLE | spec::MAP_READABLE;
-    if flags & !known != 0 {
-        return Err(Errno::EOPNOTSUPP);
-    }
-    if addresses.contains(&u64::MAX) {
-        return Err(Errno::EOVERFLOW);
+fn check_map(flags: u32, addresses: &[(&'static str, u64)]) -> Result<Prot, CallError> {
+    supported(FieldError::flags("flags", flags, names::IOAS_MAP))?;
+    if let Some((field, value)) = addresses.iter().find(|(_, value)| *value == u64::MAX) {
+        let (field, value) = (*field, *value);
+        return Err(RequestError::LastAddress { field, value }.into());
     }
     let prot = Prot {
         read: flags & spec::MAP_READABLE != 0,
@@ -110,12 +115,10 @@ fn fixed(flags: u32, iova: u64) -> Option<u64> {
     (flags & spec::MAP_FIXED_IOVA != 0).then_some(iova)
 }
 
-pub(super) fn map(call: &Call<'_>) -> Result<u64, Errno> {
+pub(super) fn map(call: &Call<'_>) -> Result<u64, CallError> {
     let mut args: spec::IoasMap = call.args();
-    if args.reserved != 0 {
-        return Err(Errno::EOPNOTSUPP);
-    }
-    let prot = check_map(args.flags, &[args.iova, args.length])?;
+    supported(FieldError::zero("reserved", args.reserved))?;
+    let prot = check_map(args.flags, &[("iova", args.iova), ("length", args.length)])?;
     let ioas = ObjectId::from_raw(args.ioas_id);
     call.context().ioas_exists(ioas)?;
     check_end(args.user_va, args.length)?;
@@ -125,18 +128,22 @@ pub(super) fn map(call: &Call<'_>) -> Result<u64, Errno> {
         fixed(args.flags, args.iova),
         prot,
     )?;
-    let pages = call
-        .program()
-        .pages(args.user_va - map.offset, args.length + map.offset)?;
+    let (address, len) = (args.user_va - map.offset, args.length + map.offset);
+    let pages = call.program().pages(address, len);
+    let pages = pages.map_err(|source| RequestError::Pages {
+        address,
+        len,
+        source,
+    })?;
     let account = call.program().account();
     let context = call.context();
     args.iova = context.ioas_map_for(account, ioas, pages, map)?;
     call.reply(&args)
 }
 
-pub(super) fn map_file(call: &Call<'_>) -> Result<u64, Errno> {
+pub(super) fn map_file(call: &Call<'_>) -> Result<u64, CallError> {
     let mut args: spec::IoasMapFile = call.args();
-    let prot = check_map(args.flags, &[args.iova, args.length])?;
+    let prot = check_map(args.flags, &[("iova", args.iova), ("length", args.length)])?;
     let ioas = ObjectId::from_raw(args.ioas_id);
     call.context().ioas_exists(ioas)?;
     // The length before the file is looked up, as in the kernel (`iopt_map_file_pages`).
@@ -157,7 +164,15 @@ pub(super) fn map_file(call: &Call<'_>) -> Result<u64, Errno> {
     let pages: Arc<dyn PageSource> = match pages {
         Ok(pages) => pages,
         Err(FdError::WrongType | FdError::BeyondEnd) => Arc::new(NoPages { start, len }),
-        Err(error) => return Err(error.into()),
+        Err(source) => {
+            return Err(RequestError::FilePages {
+                fd: args.fd,
+                start,
+                len,
+                source,
+            }
+            .into());
+        }
     };
     let account = call.program().account();
     let context = call.context();
@@ -177,9 +192,12 @@ pub(super) fn pages_of(
     len: u64,
     iova: Option<u64>,
     prot: Prot,
-) -> Result<MapArgs, Errno> {
-    if len == 0 || len > u64::MAX - PAGE_SIZE {
+) -> Result<MapArgs, CallError> {
+    if len == 0 {
         return Err(MapError::Empty.into());
+    }
+    if len > u64::MAX - PAGE_SIZE {
+        return Err(MapError::TooLong { len }.into());
     }
     Ok(MapArgs {
         iova,
@@ -223,9 +241,14 @@ impl PageSource for NoPages {
     }
 }
 
-pub(super) fn copy(call: &Call<'_>) -> Result<u64, Errno> {
+pub(super) fn copy(call: &Call<'_>) -> Result<u64, CallError> {
     let mut args: spec::IoasCopy = call.args();
-    let prot = check_map(args.flags, &[args.length, args.src_iova, args.dst_iova])?;
+    let addresses = [
+        ("length", args.length),
+        ("src_iova", args.src_iova),
+        ("dst_iova", args.dst_iova),
+    ];
+    let prot = check_map(args.flags, &addresses)?;
     args.dst_iova = call.context().ioas_copy(CopyArgs {
         dst: ObjectId::from_raw(args.dst_ioas_id),
         src: ObjectId::from_raw(args.src_ioas_id),
@@ -237,7 +260,7 @@ pub(super) fn copy(call: &Call<'_>) -> Result<u64, Errno> {
     call.reply(&args)
 }
 
-pub(super) fn unmap(call: &Call<'_>) -> Result<u64, Errno> {
+pub(super) fn unmap(call: &Call<'_>) -> Result<u64, CallError> {
     let mut args: spec::IoasUnmap = call.args();
     let ioas = ObjectId::from_raw(args.ioas_id);
     args.length = if args.iova == 0 && args.length == u64::MAX {

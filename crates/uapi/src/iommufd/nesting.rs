@@ -2,13 +2,13 @@
 
 use ioasid_iommufd::{HwQueueAlloc, Invalidated, ObjectId, UserArray, ViommuAlloc};
 
-use super::call::Call;
-use crate::{Errno, spec::iommufd as spec};
+use super::{call::Call, supported};
+use crate::{CallError, error::FieldError, spec::iommufd as spec};
 
-pub(super) fn invalidate(call: &Call<'_>) -> Result<u64, Errno> {
+pub(super) fn invalidate(call: &Call<'_>) -> Result<u64, CallError> {
     let mut args: spec::HwptInvalidate = call.args();
     let (done, result) = match invalidated(call, &args) {
-        Ok(Invalidated { done, result }) => (done, result.map_err(Errno::from)),
+        Ok(Invalidated { done, result }) => (done, result.map_err(CallError::from)),
         Err(error) => (0, Err(error)),
     };
     // How far it came is reported in any case.
@@ -17,10 +17,8 @@ pub(super) fn invalidate(call: &Call<'_>) -> Result<u64, Errno> {
     result.map(|()| 0)
 }
 
-fn invalidated(call: &Call<'_>, args: &spec::HwptInvalidate) -> Result<Invalidated, Errno> {
-    if args.reserved != 0 {
-        return Err(Errno::EOPNOTSUPP);
-    }
+fn invalidated(call: &Call<'_>, args: &spec::HwptInvalidate) -> Result<Invalidated, CallError> {
+    supported(FieldError::zero("reserved", args.reserved))?;
     let entries = UserArray::new(
         call.program(),
         args.data_type,
@@ -32,11 +30,10 @@ fn invalidated(call: &Call<'_>, args: &spec::HwptInvalidate) -> Result<Invalidat
     Ok(call.context().hwpt_invalidate(id, &entries))
 }
 
-pub(super) fn viommu_alloc(call: &Call<'_>) -> Result<u64, Errno> {
+pub(super) fn viommu_alloc(call: &Call<'_>) -> Result<u64, CallError> {
     let mut args: spec::ViommuAlloc = call.args();
-    if args.flags != 0 || args.kind == spec::VIOMMU_TYPE_DEFAULT {
-        return Err(Errno::EOPNOTSUPP);
-    }
+    supported(FieldError::zero("flags", args.flags))?;
+    supported(FieldError::chosen("type", args.kind))?;
     let id = call.context().viommu_alloc(ViommuAlloc {
         kind: args.kind,
         device: ObjectId::from_raw(args.dev_id),
@@ -47,7 +44,7 @@ pub(super) fn viommu_alloc(call: &Call<'_>) -> Result<u64, Errno> {
     call.reply_new(&args, id)
 }
 
-pub(super) fn vdevice_alloc(call: &Call<'_>) -> Result<u64, Errno> {
+pub(super) fn vdevice_alloc(call: &Call<'_>) -> Result<u64, CallError> {
     let mut args: spec::VdeviceAlloc = call.args();
     let id = call.context().vdevice_alloc(
         ObjectId::from_raw(args.viommu_id),
@@ -58,11 +55,10 @@ pub(super) fn vdevice_alloc(call: &Call<'_>) -> Result<u64, Errno> {
     call.reply_new(&args, id)
 }
 
-pub(super) fn hw_queue_alloc(call: &Call<'_>) -> Result<u64, Errno> {
+pub(super) fn hw_queue_alloc(call: &Call<'_>) -> Result<u64, CallError> {
     let mut args: spec::HwQueueAlloc = call.args();
-    if args.flags != 0 || args.kind == spec::HW_QUEUE_TYPE_DEFAULT {
-        return Err(Errno::EOPNOTSUPP);
-    }
+    supported(FieldError::zero("flags", args.flags))?;
+    supported(FieldError::chosen("type", args.kind))?;
     let id = call.context().hw_queue_alloc(HwQueueAlloc {
         viommu: ObjectId::from_raw(args.viommu_id),
         kind: args.kind,

@@ -5,24 +5,22 @@ use std::mem::offset_of;
 
 use ioasid_iommufd::{ObjectId, OptionError};
 
-use super::call::Call;
-use crate::{Errno, spec::iommufd as spec};
+use super::{call::Call, no_value, supported};
+use crate::{CallError, decode::names, error::FieldError, spec::iommufd as spec};
 
-pub(super) fn destroy(call: &Call<'_>) -> Result<u64, Errno> {
+pub(super) fn destroy(call: &Call<'_>) -> Result<u64, CallError> {
     let args: spec::Destroy = call.args();
     call.context().destroy(ObjectId::from_raw(args.id))?;
     Ok(0)
 }
 
-pub(super) fn option(call: &Call<'_>) -> Result<u64, Errno> {
+pub(super) fn option(call: &Call<'_>) -> Result<u64, CallError> {
     let args: spec::Opt = call.args();
-    if args.reserved != 0 {
-        return Err(Errno::EOPNOTSUPP);
-    }
+    supported(FieldError::zero("reserved", args.reserved))?;
     let value = match args.option_id {
         spec::OPTION_RLIMIT_MODE => rlimit_mode(call, &args)?,
         spec::OPTION_HUGE_PAGES => huge_pages(call, &args)?,
-        _ => return Err(Errno::EOPNOTSUPP),
+        other => return Err(no_value("option_id", other, names::OPTION)),
     };
     // Only the value is written back.
     call.reply_field(offset_of!(spec::Opt, val64), value)
@@ -37,10 +35,8 @@ fn flag(value: u64) -> Result<bool, OptionError> {
 }
 
 /// The kernel asks for CAP_SYS_RESOURCE to set it; here it limits nobody, so everybody may.
-fn rlimit_mode(call: &Call<'_>, args: &spec::Opt) -> Result<u64, Errno> {
-    if args.object_id != 0 {
-        return Err(Errno::EOPNOTSUPP);
-    }
+fn rlimit_mode(call: &Call<'_>, args: &spec::Opt) -> Result<u64, CallError> {
+    supported(FieldError::zero("object_id", args.object_id))?;
     match args.op {
         spec::OPTION_OP_GET => Ok(call.context().rlimit_per_process().into()),
         spec::OPTION_OP_SET => {
@@ -52,11 +48,11 @@ fn rlimit_mode(call: &Call<'_>, args: &spec::Opt) -> Result<u64, Errno> {
             set?;
             Ok(args.val64)
         }
-        _ => Err(Errno::EOPNOTSUPP),
+        other => Err(no_value("op", other, names::OPTION_OP)),
     }
 }
 
-fn huge_pages(call: &Call<'_>, args: &spec::Opt) -> Result<u64, Errno> {
+fn huge_pages(call: &Call<'_>, args: &spec::Opt) -> Result<u64, CallError> {
     let ioas = ObjectId::from_raw(args.object_id);
     let current = call.context().ioas_huge_pages(ioas)?;
     match args.op {
@@ -66,15 +62,13 @@ fn huge_pages(call: &Call<'_>, args: &spec::Opt) -> Result<u64, Errno> {
                 .set_ioas_huge_pages(ioas, flag(args.val64)?)?;
             Ok(args.val64)
         }
-        _ => Err(Errno::EOPNOTSUPP),
+        other => Err(no_value("op", other, names::OPTION_OP)),
     }
 }
 
-pub(super) fn vfio_ioas(call: &Call<'_>) -> Result<u64, Errno> {
+pub(super) fn vfio_ioas(call: &Call<'_>) -> Result<u64, CallError> {
     let mut args: spec::VfioIoas = call.args();
-    if args.reserved != 0 {
-        return Err(Errno::EOPNOTSUPP);
-    }
+    supported(FieldError::zero("reserved", args.reserved))?;
     match args.op {
         spec::VFIO_IOAS_GET => {
             args.ioas_id = call.context().vfio_ioas()?.get();
@@ -89,15 +83,13 @@ pub(super) fn vfio_ioas(call: &Call<'_>) -> Result<u64, Errno> {
             call.context().set_vfio_ioas(None)?;
             Ok(0)
         }
-        _ => Err(Errno::EOPNOTSUPP),
+        other => Err(no_value("op", other, names::VFIO_IOAS)),
     }
 }
 
-pub(super) fn change_process(call: &Call<'_>) -> Result<u64, Errno> {
+pub(super) fn change_process(call: &Call<'_>) -> Result<u64, CallError> {
     let args: spec::IoasChangeProcess = call.args();
-    if args.reserved != 0 {
-        return Err(Errno::EOPNOTSUPP);
-    }
+    supported(FieldError::zero("reserved", args.reserved))?;
     call.context().change_process(call.program().account())?;
     Ok(0)
 }

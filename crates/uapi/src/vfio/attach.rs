@@ -2,28 +2,33 @@
 
 use std::sync::Arc;
 
-use ioasid_core::host::{Caller, FdError};
+use ioasid_core::host::FdError;
 use ioasid_iommufd::{Context, ObjectId};
-use ioasid_vfio::{DeviceFile, UserPasid};
+use ioasid_vfio::{DeviceFile, UserPasid, error::TokenError};
 
-use super::copy;
-use crate::{Errno, Program, spec::vfio as spec};
+use super::{copy, long_enough, named, valid};
+use crate::{
+    CallError, Program,
+    decode::names,
+    error::{FieldError, RequestError, Wanted},
+    memory,
+    spec::vfio as spec,
+};
 
 /// Offset of `out_devid` in the struct of BIND_IOMMUFD.
 const OUT_DEVID: u64 = std::mem::offset_of!(spec::BindIommufd, out_devid) as u64;
 /// Offset of `pt_id` in the struct of ATTACH_IOMMUFD_PT.
 const PT_ID: u64 = std::mem::offset_of!(spec::AttachIommufdPt, pt_id) as u64;
 
-pub(super) fn bind(file: &DeviceFile, arg: u64, program: &dyn Program) -> Result<u64, Errno> {
+pub(super) fn bind(file: &DeviceFile, arg: u64, program: &dyn Program) -> Result<u64, CallError> {
     let request: spec::BindIommufd = copy::extensible(program, arg, spec::BindIommufd::MIN)?;
-    if request.iommufd < 0 || request.flags & !spec::BindIommufd::TOKEN != 0 {
-        return Err(Errno::EINVAL);
-    }
+    valid(named("iommufd", request.iommufd))?;
+    valid(FieldError::flags("flags", request.flags, names::BIND))?;
     let id = file.bind_with(|| {
         check_token(file, &request, program)?;
         context(request.iommufd, program)
     })?;
-    let answer = copy::offset(arg, OUT_DEVID).and_then(|at| write_id(program, at, id));
+    let answer = write_id(program, (arg, OUT_DEVID), id);
     answer.inspect_err(|_| file.unbind())?;
     Ok(0)
 }
@@ -33,26 +38,28 @@ fn check_token(
     file: &DeviceFile,
     request: &spec::BindIommufd,
     program: &dyn Program,
-) -> Result<(), Errno> {
+) -> Result<(), CallError> {
     let given = request.flags & spec::BindIommufd::TOKEN != 0;
     let mut token = [0; 16];
     if given {
         if !file.device().knows_tokens() {
-            return Err(Errno::EINVAL);
+            return Err(TokenError::Unneeded.into());
         }
-        Caller::read(program, request.token_uuid_ptr, &mut token)?;
+        memory::read(program, request.token_uuid_ptr, &mut token)?;
     }
     Ok(file.device().check_token(given.then_some(&token))?)
 }
 
-fn context(fd: i32, program: &dyn Program) -> Result<Arc<Context>, Errno> {
-    program.iommufd(fd).map_err(|error| match error {
-        FdError::WrongType => Errno::EBADFD,
-        error => error.into(),
-    })
+fn context(fd: i32, program: &dyn Program) -> Result<Arc<Context>, CallError> {
+    let wanted = Wanted::Iommufd;
+    let file = program.iommufd(fd).map_err(|source| match source {
+        FdError::WrongType => RequestError::WrongFile { fd, wanted },
+        source => RequestError::Descriptor { fd, wanted, source },
+    });
+    Ok(file?)
 }
 
-pub(super) fn attach(file: &DeviceFile, arg: u64, program: &dyn Program) -> Result<u64, Errno> {
+pub(super) fn attach(file: &DeviceFile, arg: u64, program: &dyn Program) -> Result<u64, CallError> {
     use spec::AttachIommufdPt;
     let request: AttachIommufdPt = copy::standard(program, arg, AttachIommufdPt::MIN)?;
     let head = Head {
@@ -62,7 +69,7 @@ pub(super) fn attach(file: &DeviceFile, arg: u64, program: &dyn Program) -> Resu
     };
     let pasid = pasid(file, &head, arg, program)?;
     let id = file.attach(ObjectId::from_raw(request.pt_id), pasid)?;
-    let answer = copy::offset(arg, PT_ID).and_then(|at| write_id(program, at, id));
+    let answer = write_id(program, (arg, PT_ID), id);
     // An attachment that the program does not learn of is no attachment.
     answer.inspect_err(|_| {
         let _ = file.detach(pasid);
@@ -70,7 +77,7 @@ pub(super) fn attach(file: &DeviceFile, arg: u64, program: &dyn Program) -> Resu
     Ok(0)
 }
 
-pub(super) fn detach(file: &DeviceFile, arg: u64, program: &dyn Program) -> Result<u64, Errno> {
+pub(super) fn detach(file: &DeviceFile, arg: u64, program: &dyn Program) -> Result<u64, CallError> {
     use spec::DetachIommufdPt;
     let request: DetachIommufdPt = copy::standard(program, arg, DetachIommufdPt::MIN)?;
     let head = Head {
@@ -102,19 +109,15 @@ fn pasid(
     head: &Head,
     arg: u64,
     program: &dyn Program,
-) -> Result<Option<UserPasid>, Errno> {
-    if head.flags & !PASID != 0 {
-        return Err(Errno::EINVAL);
-    }
+) -> Result<Option<UserPasid>, CallError> {
+    valid(FieldError::flags("flags", head.flags, names::PASID))?;
     if head.flags & PASID == 0 {
         return Ok(None);
     }
     let pasids = file.user_pasids()?;
     let mut number = [0; 4];
-    if (head.argsz as usize) < head.min + number.len() {
-        return Err(Errno::EINVAL);
-    }
-    Caller::read(program, copy::offset(arg, head.min as u64)?, &mut number)?;
+    long_enough(head.argsz, head.min + number.len())?;
+    memory::read(program, copy::offset(arg, head.min as u64)?, &mut number)?;
     Ok(Some(pasids.pasid(u32::from_ne_bytes(number))))
 }
 
@@ -122,6 +125,12 @@ fn pasid(
 const _: () = assert!(size_of::<spec::AttachIommufdPt>() == spec::AttachIommufdPt::MIN + 4);
 const _: () = assert!(size_of::<spec::DetachIommufdPt>() == spec::DetachIommufdPt::MIN + 4);
 
-fn write_id(program: &dyn Program, address: u64, id: ObjectId) -> Result<(), Errno> {
-    Ok(Caller::write(program, address, &id.get().to_ne_bytes())?)
+/// Writes an id into a field of a struct.
+fn write_id(
+    program: &dyn Program,
+    (base, offset): (u64, u64),
+    id: ObjectId,
+) -> Result<(), CallError> {
+    let field = copy::offset(base, offset)?;
+    Ok(memory::write(program, field, &id.get().to_ne_bytes())?)
 }

@@ -7,35 +7,52 @@
 
 use std::mem::size_of;
 
-use ioasid_core::{AddrRange, Prot, host::Caller};
+use ioasid_core::{AddrRange, Prot};
 use ioasid_vfio::{
     Container,
     container::{DirtyRange, Extension, MapRequest, UnmapRequest, Version},
+    error::{ContainerError, MapError},
 };
 use zerocopy::{FromBytes, Immutable, IntoBytes};
 
-use super::copy;
+use super::{copy, long_enough, valid};
 use crate::{
-    Errno, Program,
+    CallError, Program,
+    decode::{Described, names},
+    error::{FieldError, RequestError},
+    memory,
     spec::container as spec,
-    table::{self, File, Row},
+    table::{self, Argument, File, Row},
 };
 
 mod bitmap;
 
 use bitmap::DirtyBits;
 
-type Handler = fn(&Container, u64, &dyn Program) -> Result<u64, Errno>;
+type Handler = fn(&Container, u64, &dyn Program) -> Result<u64, CallError>;
 
 type Command = table::Command<Handler>;
 
 /// The commands that work on any container, by number.
 const COMMANDS: &[Command] = &[
-    Command::plain(spec::GET_API_VERSION, "GET_API_VERSION", |_, _, _| {
-        Ok(spec::API_VERSION)
-    }),
-    Command::plain(spec::CHECK_EXTENSION, "CHECK_EXTENSION", check_extension),
-    Command::plain(spec::SET_IOMMU, "SET_IOMMU", set_iommu),
+    Command::plain(
+        spec::GET_API_VERSION,
+        "GET_API_VERSION",
+        Argument::None,
+        |_, _, _| Ok(spec::API_VERSION),
+    ),
+    Command::plain(
+        spec::CHECK_EXTENSION,
+        "CHECK_EXTENSION",
+        Argument::Number(names::EXTENSION),
+        check_extension,
+    ),
+    Command::plain(
+        spec::SET_IOMMU,
+        "SET_IOMMU",
+        Argument::Number(names::EXTENSION),
+        set_iommu,
+    ),
 ];
 
 /// The commands of the type 1 backend, by number.
@@ -46,7 +63,7 @@ const TYPE1: &[Command] = &[
     command::<spec::DirtyBitmap>(spec::IOMMU_DIRTY_PAGES, "IOMMU_DIRTY_PAGES", dirty_pages),
 ];
 
-const fn command<T>(request: u32, name: &'static str, handler: Handler) -> Command {
+const fn command<T: Described>(request: u32, name: &'static str, handler: Handler) -> Command {
     Command::with::<T>(request, name, size_of::<T>(), handler)
 }
 
@@ -64,18 +81,21 @@ pub fn ioctl(
     cmd: u32,
     arg: u64,
     program: &dyn Program,
-) -> Result<u64, Errno> {
+) -> Result<u64, CallError> {
     if let Some(command) = table::find(COMMANDS, cmd) {
         return (command.handler)(container, arg, program);
     }
     if container.version().is_none() {
-        return Err(Errno::EINVAL);
+        return Err(ContainerError::NoBackend.into());
     }
-    let command = table::find(TYPE1, cmd).ok_or(Errno::ENOTTY)?;
+    let command = table::find(TYPE1, cmd).ok_or(RequestError::UnknownCommand {
+        file: File::Container,
+        request: cmd,
+    })?;
     (command.handler)(container, arg, program)
 }
 
-fn check_extension(container: &Container, arg: u64, _: &dyn Program) -> Result<u64, Errno> {
+fn check_extension(container: &Container, arg: u64, _: &dyn Program) -> Result<u64, CallError> {
     let extension = match arg {
         spec::TYPE1_IOMMU | spec::TYPE1V2_IOMMU | spec::UNMAP_ALL => Extension::Always,
         spec::DMA_CC_IOMMU => Extension::DmaCoherent,
@@ -85,7 +105,7 @@ fn check_extension(container: &Container, arg: u64, _: &dyn Program) -> Result<u
     Ok(container.has(extension).into())
 }
 
-fn set_iommu(container: &Container, arg: u64, _: &dyn Program) -> Result<u64, Errno> {
+fn set_iommu(container: &Container, arg: u64, _: &dyn Program) -> Result<u64, CallError> {
     let version = match arg {
         spec::TYPE1_IOMMU => Some(Version::V1),
         spec::TYPE1V2_IOMMU => Some(Version::V2),
@@ -100,7 +120,7 @@ fn set_iommu(container: &Container, arg: u64, _: &dyn Program) -> Result<u64, Er
 
 /// The chain of capabilities goes behind the struct if all of it fits; else the program learns how
 /// many bytes it needs.
-fn info(container: &Container, arg: u64, program: &dyn Program) -> Result<u64, Errno> {
+fn info(container: &Container, arg: u64, program: &dyn Program) -> Result<u64, CallError> {
     const HEAD: usize = size_of::<spec::Info>();
     let given: spec::Info = copy::standard(program, arg, spec::INFO_MIN)?;
     let info = container.info()?;
@@ -144,7 +164,7 @@ fn info(container: &Container, arg: u64, program: &dyn Program) -> Result<u64, E
     if (given.argsz as usize) < needed {
         answer.argsz = u32::try_from(needed).unwrap_or(u32::MAX);
     } else {
-        Caller::write(program, copy::offset(arg, HEAD as u64)?, &chain)?;
+        memory::write(program, copy::offset(arg, HEAD as u64)?, &chain)?;
         answer.cap_offset = HEAD as u32;
     }
     copy::write_back(program, arg, &answer, given.argsz as usize)?;
@@ -163,12 +183,10 @@ fn push<T: IntoBytes + Immutable>(chain: &mut Vec<u8>, cap: &T, more: bool) {
     }
 }
 
-fn map(container: &Container, arg: u64, program: &dyn Program) -> Result<u64, Errno> {
+fn map(container: &Container, arg: u64, program: &dyn Program) -> Result<u64, CallError> {
     let args: spec::DmaMap = copy::standard(program, arg, size_of::<spec::DmaMap>())?;
     let has = |flag: u32| args.flags & flag != 0;
-    if has(!(spec::MAP_READ | spec::MAP_WRITE | spec::MAP_VADDR)) {
-        return Err(Errno::EINVAL);
-    }
+    valid(FieldError::flags("flags", args.flags, names::DMA_MAP))?;
     let request = MapRequest {
         iova: args.iova,
         vaddr: args.vaddr,
@@ -179,24 +197,36 @@ fn map(container: &Container, arg: u64, program: &dyn Program) -> Result<u64, Er
         },
         update: has(spec::MAP_VADDR),
     };
-    let pages = || Ok(program.pages_or_registers(args.vaddr, args.size)?);
-    container.map::<Errno>(program.account(), &request, pages)?;
+    let pages = || {
+        let pages = program.pages_or_registers(args.vaddr, args.size);
+        let (address, len) = (args.vaddr, args.size);
+        Ok(pages.map_err(|source| RequestError::Pages {
+            address,
+            len,
+            source,
+        })?)
+    };
+    container.map::<CallError>(program.account(), &request, pages)?;
     Ok(0)
 }
 
-fn unmap(container: &Container, arg: u64, program: &dyn Program) -> Result<u64, Errno> {
+fn unmap(container: &Container, arg: u64, program: &dyn Program) -> Result<u64, CallError> {
     const SIZE: usize = size_of::<spec::DmaUnmap>();
     let mut args: spec::DmaUnmap = copy::standard(program, arg, SIZE)?;
     let has = |flag: u32| args.flags & flag != 0;
     let others = spec::UNMAP_FLAG_ALL | spec::UNMAP_VADDR;
-    if has(!(spec::UNMAP_DIRTY | others)) || (has(spec::UNMAP_DIRTY) && has(others)) {
-        return Err(Errno::EINVAL);
+    valid(FieldError::flags("flags", args.flags, names::DMA_UNMAP))?;
+    if has(spec::UNMAP_DIRTY) && has(others) {
+        return Err(RequestError::Invalid(FieldError::Exclusive {
+            field: "flags",
+            value: args.flags.into(),
+            known: names::DMA_UNMAP,
+        })
+        .into());
     }
     let mut bits = None;
     if has(spec::UNMAP_DIRTY) {
-        if (args.argsz as usize) < SIZE + size_of::<spec::Bitmap>() {
-            return Err(Errno::EINVAL);
-        }
+        long_enough(args.argsz, SIZE + size_of::<spec::Bitmap>())?;
         let bitmap = behind(program, arg, SIZE)?;
         bits = Some(DirtyBits::new(program, args.iova, args.size, &bitmap)?);
     }
@@ -211,40 +241,46 @@ fn unmap(container: &Container, arg: u64, program: &dyn Program) -> Result<u64, 
         Some(bits) => bits.set(mapping),
         None => Ok(()),
     };
-    args.size = container.unmap::<Errno>(&request, set_bits)?;
+    args.size = container.unmap::<CallError>(&request, set_bits)?;
     copy::write_back(program, arg, &args, SIZE)?;
     Ok(0)
 }
 
-fn dirty_pages(container: &Container, arg: u64, program: &dyn Program) -> Result<u64, Errno> {
+fn dirty_pages(container: &Container, arg: u64, program: &dyn Program) -> Result<u64, CallError> {
     const SIZE: usize = size_of::<spec::DirtyBitmap>();
     if container.version() == Some(Version::V1) {
-        return Err(Errno::EACCES);
+        return Err(MapError::NoDirtyPages.into());
     }
     let args: spec::DirtyBitmap = copy::standard(program, arg, SIZE)?;
     match args.flags {
         spec::DIRTY_START => container.set_dirty_tracking(true)?,
         spec::DIRTY_STOP => container.set_dirty_tracking(false)?,
         spec::DIRTY_GET => {
-            if (args.argsz as usize) < SIZE + size_of::<spec::DirtyBitmapGet>() {
-                return Err(Errno::EINVAL);
-            }
+            long_enough(args.argsz, SIZE + size_of::<spec::DirtyBitmapGet>())?;
             let get: spec::DirtyBitmapGet = behind(program, arg, SIZE)?;
-            if get.size == 0 {
-                return Err(Errno::EINVAL);
+            let (start, size) = (get.iova, get.size);
+            if size == 0 {
+                return Err(MapError::Empty { iova: start }.into());
             }
-            AddrRange::from_len(get.iova, get.size).ok_or(Errno::EOVERFLOW)?;
+            AddrRange::from_len(start, size).ok_or(MapError::Overflow { start, size })?;
             let bits = DirtyBits::new(program, get.iova, get.size, &get.bitmap)?;
             let range = DirtyRange {
                 iova: get.iova,
                 size: get.size,
                 page_size: get.bitmap.pgsize,
             };
-            container.dirty::<Errno>(&range, |mapping| bits.set(mapping))?;
+            container.dirty::<CallError>(&range, |mapping| bits.set(mapping))?;
         }
         // The flags are one of three numbers: none, several or others are refused alike
         // (`vfio_iommu_type1_dirty_pages`).
-        _ => return Err(Errno::EINVAL),
+        _ => {
+            return Err(RequestError::Invalid(FieldError::OneOf {
+                field: "flags",
+                value: args.flags.into(),
+                known: names::DIRTY_PAGES,
+            })
+            .into());
+        }
     }
     Ok(0)
 }
@@ -254,9 +290,9 @@ fn behind<T: FromBytes + IntoBytes>(
     program: &dyn Program,
     arg: u64,
     size: usize,
-) -> Result<T, Errno> {
+) -> Result<T, CallError> {
     let mut value = T::new_zeroed();
     let at = copy::offset(arg, size as u64)?;
-    Caller::read(program, at, value.as_mut_bytes())?;
+    memory::read(program, at, value.as_mut_bytes())?;
     Ok(value)
 }

@@ -3,18 +3,25 @@
 
 use std::sync::Arc;
 
-use ioasid_core::host::{Caller, IrqSink};
-use ioasid_vfio::{DeviceFile, device::Feature as Known};
+use ioasid_core::host::IrqSink;
+use ioasid_vfio::{DeviceFile, device::Feature as Known, error::FeatureError};
 
 use zerocopy::{FromZeros, IntoBytes};
 
-use super::{copy, logging, migration};
+use super::{copy, logging, long_enough, migration, named, valid};
 use crate::{
-    Errno, Program,
+    CallError, Program,
+    decode::names,
+    error::{FieldError, RequestError, Wanted},
+    memory,
     spec::vfio::{DmaLoggingControl, DmaLoggingReport, Feature, LowPowerWakeup},
 };
 
-pub(super) fn feature(file: &DeviceFile, arg: u64, program: &dyn Program) -> Result<u64, Errno> {
+pub(super) fn feature(
+    file: &DeviceFile,
+    arg: u64,
+    program: &dyn Program,
+) -> Result<u64, CallError> {
     let request: Feature = copy::standard(program, arg, Feature::MIN)?;
     check_flags(&request)?;
     let number = request.flags & Feature::NUMBER;
@@ -30,19 +37,19 @@ pub(super) fn feature(file: &DeviceFile, arg: u64, program: &dyn Program) -> Res
             return migration::feature(file, &request, arg, program).map(|()| 0);
         }
         // It is refused before anything else is looked at, for it needs a state that never is.
-        Feature::MIG_PRECOPY_INFO_V2 => return Err(Errno::EINVAL),
+        Feature::MIG_PRECOPY_INFO_V2 => return Err(RequestError::NoPrecopy.into()),
         // Exported memory needs a kernel with dma-bufs.
-        _ => return Err(Errno::ENOTTY),
+        number => return Err(RequestError::UnknownFeature { number }.into()),
     };
     if !file.has_feature(needs) {
-        return Err(Errno::ENOTTY);
+        return Err(FeatureError::Absent(needs).into());
     }
     let data = copy::offset(arg, Feature::MIN as u64)?;
     match number {
         Feature::VF_TOKEN => {
             if settable(&request, 16)? {
                 let mut token = [0; 16];
-                Caller::read(program, data, &mut token)?;
+                memory::read(program, data, &mut token)?;
                 file.set_token(token)?;
             }
         }
@@ -83,17 +90,22 @@ pub(super) fn feature(file: &DeviceFile, arg: u64, program: &dyn Program) -> Res
 
 /// Whether a feature that can be set alone, with `bytes` of data, is to be set; otherwise the
 /// program only asks whether it can be.
-fn settable(request: &Feature, bytes: usize) -> Result<bool, Errno> {
+fn settable(request: &Feature, bytes: usize) -> Result<bool, CallError> {
     check_feature(request, Feature::SET, bytes)
 }
 
 /// That the flags of a request go together, whatever the feature (`vfio_ioctl_device_feature`).
-fn check_flags(request: &Feature) -> Result<(), Errno> {
+fn check_flags(request: &Feature) -> Result<(), CallError> {
+    let wish = request.flags & !Feature::NUMBER;
+    valid(FieldError::flags("flags", wish, names::FEATURE_WISH))?;
     let both = Feature::GET | Feature::SET;
-    let known = Feature::NUMBER | both | Feature::PROBE;
-    let probes = request.flags & Feature::PROBE != 0;
-    if request.flags & !known != 0 || (request.flags & both == both && !probes) {
-        return Err(Errno::EINVAL);
+    if wish & (both | Feature::PROBE) == both {
+        return Err(RequestError::Invalid(FieldError::Exclusive {
+            field: "flags",
+            value: wish.into(),
+            known: names::FEATURE_WAY,
+        })
+        .into());
     }
     Ok(())
 }
@@ -103,29 +115,43 @@ fn check_flags(request: &Feature) -> Result<(), Errno> {
 /// (`vfio_check_feature`, `include/linux/vfio.h`).
 ///
 /// # Errors
-/// [`Errno::EINVAL`] if the flags do not go together, ask for what is not possible or for nothing, or
+/// EINVAL if the flags do not go together, ask for what is not possible or for nothing, or
 /// if there is no room for the data.
-pub fn check_feature(request: &Feature, possible: u32, bytes: usize) -> Result<bool, Errno> {
+pub fn check_feature(request: &Feature, possible: u32, bytes: usize) -> Result<bool, CallError> {
     check_flags(request)?;
     let wish = request.flags & (Feature::GET | Feature::SET);
     if wish & !possible != 0 {
-        return Err(Errno::EINVAL);
+        return Err(RequestError::FeatureWay {
+            number: request.flags & Feature::NUMBER,
+            set: wish & !possible & Feature::SET != 0,
+        }
+        .into());
     }
     if request.flags & Feature::PROBE != 0 {
         return Ok(false);
     }
-    if wish == 0 || (request.argsz as usize) < Feature::MIN + bytes {
-        return Err(Errno::EINVAL);
+    if wish == 0 {
+        return Err(RequestError::Invalid(FieldError::OneOf {
+            field: "flags",
+            value: request.flags.into(),
+            known: names::FEATURE_WAY,
+        })
+        .into());
     }
+    long_enough(request.argsz, Feature::MIN + bytes)?;
     Ok(true)
 }
 
-fn wakeup(data: u64, program: &dyn Program) -> Result<Arc<dyn IrqSink>, Errno> {
+fn wakeup(data: u64, program: &dyn Program) -> Result<Arc<dyn IrqSink>, CallError> {
     let mut entry = LowPowerWakeup::new_zeroed();
-    Caller::read(program, data, entry.as_mut_bytes())?;
-    match entry.wakeup_eventfd {
-        fd @ 0.. => Ok(program.eventfd(fd)?),
-        // A program that wants no eventfd has a feature of its own for that.
-        _ => Err(Errno::EINVAL),
-    }
+    memory::read(program, data, entry.as_mut_bytes())?;
+    // A program that wants no eventfd has a feature of its own for that.
+    valid(named("wakeup_eventfd", entry.wakeup_eventfd))?;
+    let fd = entry.wakeup_eventfd;
+    let eventfd = program.eventfd(fd);
+    Ok(eventfd.map_err(|source| RequestError::Descriptor {
+        fd,
+        wanted: Wanted::Eventfd,
+        source,
+    })?)
 }

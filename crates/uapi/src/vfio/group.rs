@@ -1,16 +1,19 @@
 //! The ioctls of a VFIO group, `/dev/vfio/N` (`drivers/vfio/group.c`).
 
-use ioasid_core::host::{Caller, FdError};
+use ioasid_core::host::FdError;
 use ioasid_vfio::{ContainerFile, GroupFile};
 
 use super::copy;
 use crate::{
-    Errno, Program,
+    CallError, Program,
+    decode::Described,
+    error::{RequestError, Wanted},
+    memory,
     spec::group as spec,
-    table::{self, File, Row},
+    table::{self, Argument, File, Row},
 };
 
-type Handler = fn(&GroupFile, u64, &dyn Program) -> Result<u64, Errno>;
+type Handler = fn(&GroupFile, u64, &dyn Program) -> Result<u64, CallError>;
 
 type Command = table::Command<Handler>;
 
@@ -18,15 +21,24 @@ type Command = table::Command<Handler>;
 const COMMANDS: &[Command] = &[
     command::<spec::GroupStatus>(spec::GET_STATUS, "GET_STATUS", status),
     command::<i32>(spec::SET_CONTAINER, "SET_CONTAINER", set_container),
-    Command::plain(spec::UNSET_CONTAINER, "UNSET_CONTAINER", |group, _, _| {
-        group.unset_container()?;
-        Ok(0)
-    }),
-    // A text, up to a 0.
-    Command::plain(spec::GET_DEVICE_FD, "GET_DEVICE_FD", device_fd),
+    Command::plain(
+        spec::UNSET_CONTAINER,
+        "UNSET_CONTAINER",
+        Argument::None,
+        |group, _, _| {
+            group.unset_container()?;
+            Ok(0)
+        },
+    ),
+    Command::plain(
+        spec::GET_DEVICE_FD,
+        "GET_DEVICE_FD",
+        Argument::Text,
+        device_fd,
+    ),
 ];
 
-const fn command<T>(request: u32, name: &'static str, handler: Handler) -> Command {
+const fn command<T: Described>(request: u32, name: &'static str, handler: Handler) -> Command {
     Command::with::<T>(request, name, size_of::<T>(), handler)
 }
 
@@ -42,12 +54,20 @@ pub(crate) fn rows() -> impl Iterator<Item = Row> {
 ///
 /// # Errors
 /// What the kernel would answer.
-pub fn ioctl(group: &GroupFile, cmd: u32, arg: u64, program: &dyn Program) -> Result<u64, Errno> {
-    let command = table::find(COMMANDS, cmd).ok_or(Errno::ENOTTY)?;
+pub fn ioctl(
+    group: &GroupFile,
+    cmd: u32,
+    arg: u64,
+    program: &dyn Program,
+) -> Result<u64, CallError> {
+    let command = table::find(COMMANDS, cmd).ok_or(RequestError::UnknownCommand {
+        file: File::Group,
+        request: cmd,
+    })?;
     (command.handler)(group, arg, program)
 }
 
-fn status(group: &GroupFile, arg: u64, program: &dyn Program) -> Result<u64, Errno> {
+fn status(group: &GroupFile, arg: u64, program: &dyn Program) -> Result<u64, CallError> {
     use spec::GroupStatus;
     let size = size_of::<GroupStatus>();
     let mut answer: GroupStatus = copy::standard(program, arg, size)?;
@@ -59,29 +79,34 @@ fn status(group: &GroupFile, arg: u64, program: &dyn Program) -> Result<u64, Err
     Ok(0)
 }
 
-fn set_container(group: &GroupFile, arg: u64, program: &dyn Program) -> Result<u64, Errno> {
+fn set_container(group: &GroupFile, arg: u64, program: &dyn Program) -> Result<u64, CallError> {
     let mut fd = [0; 4];
-    program.read(arg, &mut fd)?;
-    let file = match program.container(i32::from_ne_bytes(fd)) {
+    memory::read(program, arg, &mut fd)?;
+    let (fd, wanted) = (i32::from_ne_bytes(fd), Wanted::Container);
+    let file = match program.container(fd) {
+        Ok(file) => Some(file),
         // Found out after what the group itself says.
         Err(FdError::WrongType) => None,
-        file => Some(file?),
+        Err(source) => {
+            return Err(RequestError::Descriptor { fd, wanted, source }.into());
+        }
     };
     group.expect_no_container()?;
-    let file: ContainerFile = file.ok_or(Errno::EBADFD)?;
+    let file: ContainerFile = file.ok_or(RequestError::WrongFile { fd, wanted })?;
     group.set_container(file)?;
     Ok(0)
 }
 
-fn device_fd(group: &GroupFile, arg: u64, program: &dyn Program) -> Result<u64, Errno> {
+fn device_fd(group: &GroupFile, arg: u64, program: &dyn Program) -> Result<u64, CallError> {
     let name = name(arg, program)?;
     let file = group.open_device(&name)?;
-    let fd = program.install_device_file(file)?;
-    u64::try_from(fd).map_err(|_| Errno::EBADF)
+    let fd = program.install_device_file(file);
+    let fd = fd.map_err(RequestError::NoDescriptor)?;
+    Ok(u64::try_from(fd).map_err(|_| RequestError::NoDescriptor(FdError::NotOpen))?)
 }
 
 /// The text at `arg`, up to a 0 (`strndup_user`).
-fn name(arg: u64, program: &dyn Program) -> Result<Vec<u8>, Errno> {
+fn name(arg: u64, program: &dyn Program) -> Result<Vec<u8>, CallError> {
     let mut name = Vec::new();
     let mut buffer = [0; 256];
     while name.len() < NAME {
@@ -90,7 +115,7 @@ fn name(arg: u64, program: &dyn Program) -> Result<Vec<u8>, Errno> {
         let room = 4096 - at % 4096;
         let len = usize::try_from(room).unwrap_or(0).min(buffer.len());
         let part = buffer.get_mut(..len).unwrap_or_default();
-        Caller::read(program, at, part)?;
+        memory::read(program, at, part)?;
         match part.iter().position(|byte| *byte == 0) {
             Some(end) => {
                 name.extend_from_slice(part.get(..end).unwrap_or_default());
@@ -102,5 +127,6 @@ fn name(arg: u64, program: &dyn Program) -> Result<Vec<u8>, Errno> {
             None => name.extend_from_slice(part),
         }
     }
-    Err(Errno::EINVAL)
+    let limit = NAME as u64;
+    Err(RequestError::NameTooLong { limit }.into())
 }

@@ -1,13 +1,12 @@
 //! What a device has: GET_INFO, GET_REGION_INFO, GET_IRQ_INFO.
 
-use ioasid_core::host::Caller;
 use ioasid_vfio::DeviceFile;
 use zerocopy::IntoBytes;
 
 use super::copy;
-use crate::{Errno, Program, spec::vfio as spec};
+use crate::{CallError, Program, memory, spec::vfio as spec};
 
-pub(super) fn device(file: &DeviceFile, arg: u64, program: &dyn Program) -> Result<u64, Errno> {
+pub(super) fn device(file: &DeviceFile, arg: u64, program: &dyn Program) -> Result<u64, CallError> {
     let given: spec::DeviceInfo = copy::standard(program, arg, spec::DeviceInfo::MIN)?;
     let info = file.info()?;
     let reset = if info.reset {
@@ -36,7 +35,7 @@ pub(super) fn device(file: &DeviceFile, arg: u64, program: &dyn Program) -> Resu
         if (given.argsz as usize) < size + caps.len() {
             answer.argsz = (size + caps.len()) as u32;
         } else {
-            Caller::write(program, copy::offset(arg, size as u64)?, &caps)?;
+            memory::write(program, copy::offset(arg, size as u64)?, &caps)?;
             answer.cap_offset = size as u32;
         }
     }
@@ -44,7 +43,7 @@ pub(super) fn device(file: &DeviceFile, arg: u64, program: &dyn Program) -> Resu
     Ok(0)
 }
 
-pub(super) fn region(file: &DeviceFile, arg: u64, program: &dyn Program) -> Result<u64, Errno> {
+pub(super) fn region(file: &DeviceFile, arg: u64, program: &dyn Program) -> Result<u64, CallError> {
     use spec::RegionInfo;
     let mut info: RegionInfo = copy::standard(program, arg, RegionInfo::MIN)?;
     let region = file.region_info(info.index)?;
@@ -74,7 +73,7 @@ pub(super) fn region(file: &DeviceFile, arg: u64, program: &dyn Program) -> Resu
             info.argsz = needed as u32;
             info.cap_offset = 0;
         } else {
-            Caller::write(program, copy::offset(arg, RegionInfo::MIN as u64)?, &caps)?;
+            memory::write(program, copy::offset(arg, RegionInfo::MIN as u64)?, &caps)?;
             info.cap_offset = RegionInfo::MIN as u32;
         }
     }
@@ -109,7 +108,7 @@ fn push_cap(chain: &mut Vec<u8>, start: usize, id: u16, version: u16, data: &[u8
     chain.resize(chain.len().next_multiple_of(8), 0);
 }
 
-pub(super) fn irq(file: &DeviceFile, arg: u64, program: &dyn Program) -> Result<u64, Errno> {
+pub(super) fn irq(file: &DeviceFile, arg: u64, program: &dyn Program) -> Result<u64, CallError> {
     use spec::IrqInfo;
     let mut info: IrqInfo = copy::standard(program, arg, IrqInfo::MIN)?;
     let irq = file.irq_info(info.index)?;

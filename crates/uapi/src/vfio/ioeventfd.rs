@@ -3,14 +3,32 @@
 
 use ioasid_vfio::{DeviceFile, StoreRequest};
 
-use super::copy;
-use crate::{Errno, Program, spec::vfio as spec};
+use super::{copy, named, valid};
+use crate::{
+    CallError, Program,
+    decode::names,
+    error::{FieldError, RequestError},
+    spec::vfio as spec,
+};
 
-pub(super) fn set(file: &DeviceFile, arg: u64, program: &dyn Program) -> Result<u64, Errno> {
+pub(super) fn set(file: &DeviceFile, arg: u64, program: &dyn Program) -> Result<u64, CallError> {
     let request: spec::Ioeventfd = copy::standard(program, arg, spec::Ioeventfd::MIN)?;
-    let size = u8::try_from(request.flags).map_err(|_| Errno::EINVAL)?;
-    if !matches!(size, 1 | 2 | 4 | 8) || request.fd < -1 {
-        return Err(Errno::EINVAL);
+    let size = match request.flags {
+        1 => 1,
+        2 => 2,
+        4 => 4,
+        8 => 8,
+        other => {
+            return Err(RequestError::Invalid(FieldError::Value {
+                field: "flags",
+                value: other.into(),
+                known: names::STORE_BYTES,
+            })
+            .into());
+        }
+    };
+    if request.fd != -1 {
+        valid(named("fd", request.fd))?;
     }
     let store = StoreRequest {
         offset: request.offset,

@@ -1,24 +1,31 @@
 //! SET_IRQS: the header, its data, and the eventfds in it
 //! (`vfio_set_irqs_validate_and_prepare`, `drivers/vfio/vfio_main.c`).
 
-use ioasid_core::host::Caller;
-use ioasid_vfio::{DeviceFile, Eventfd, IrqAction, IrqData, IrqIndex, SetIrqs};
+use ioasid_vfio::{DeviceFile, Eventfd, IrqAction, IrqData, IrqIndex, SetIrqs, error::IrqError};
 
-use super::copy;
+use super::{copy, long_enough, valid};
 use crate::{
-    Errno, Program,
+    CallError, Program,
+    decode::names,
+    error::{FieldError, RequestError},
+    memory,
     spec::vfio::{self as spec, IrqSet},
 };
 
-pub(super) fn set(file: &DeviceFile, arg: u64, program: &dyn Program) -> Result<u64, Errno> {
+pub(super) fn set(file: &DeviceFile, arg: u64, program: &dyn Program) -> Result<u64, CallError> {
     let header: IrqSet = copy::standard(program, arg, IrqSet::MIN)?;
     let index = IrqIndex::new(header.index)?;
-    if header.count >= u32::MAX - header.start || header.flags & !known_flags() != 0 {
-        return Err(Errno::EINVAL);
-    }
+    valid(FieldError::flags("flags", header.flags, names::IRQ_SET))?;
     let available = index.count(file.device().model().function());
-    if header.start >= available || header.start + header.count > available {
-        return Err(Errno::EINVAL);
+    let end = u64::from(header.start) + u64::from(header.count);
+    if header.start >= available || end > available.into() {
+        return Err(IrqError::NoSuchVectors {
+            index,
+            start: header.start,
+            count: header.count,
+            available,
+        }
+        .into());
     }
     let numbers = numbers(&header, arg, program)?;
     let action = match header.flags & IrqSet::ACTIONS {
@@ -26,7 +33,14 @@ pub(super) fn set(file: &DeviceFile, arg: u64, program: &dyn Program) -> Result<
         IrqSet::ACTION_UNMASK => IrqAction::Unmask,
         IrqSet::ACTION_TRIGGER => IrqAction::Trigger,
         // None of the actions, or several: the index has no handler for that.
-        _ => return Err(Errno::ENOTTY),
+        _ => {
+            return Err(RequestError::NoHandler(FieldError::OneOf {
+                field: "flags",
+                value: header.flags.into(),
+                known: names::IRQ_ACTION,
+            })
+            .into());
+        }
     };
     if let (IrqIndex::Intx, IrqAction::Unmask, Numbers::Eventfds(fds)) = (index, action, &numbers)
         && let [fd] = fds.as_slice()
@@ -57,10 +71,6 @@ pub(super) fn set(file: &DeviceFile, arg: u64, program: &dyn Program) -> Result<
     Ok(0)
 }
 
-const fn known_flags() -> u32 {
-    IrqSet::DATA_MASK | IrqSet::ACTIONS
-}
-
 /// The data of a request, as it stands in the program's memory.
 enum Numbers {
     None,
@@ -70,22 +80,27 @@ enum Numbers {
 
 /// The data behind the header: the size of each element follows from the flags, their number was
 /// checked against the index.
-fn numbers(header: &IrqSet, arg: u64, program: &dyn Program) -> Result<Numbers, Errno> {
+fn numbers(header: &IrqSet, arg: u64, program: &dyn Program) -> Result<Numbers, CallError> {
     let element = match header.flags & IrqSet::DATA_MASK {
         IrqSet::DATA_NONE => return Ok(Numbers::None),
         IrqSet::DATA_BOOL => 1,
         IrqSet::DATA_EVENTFD => 4,
         // The data is of one kind: two kinds at once are refused, as none
         // (`vfio_set_irqs_validate_and_prepare`).
-        _ => return Err(Errno::EINVAL),
+        _ => {
+            return Err(RequestError::Invalid(FieldError::OneOf {
+                field: "flags",
+                value: header.flags.into(),
+                known: names::IRQ_DATA,
+            })
+            .into());
+        }
     };
     let len = header.count as usize * element;
-    if (header.argsz as usize - IrqSet::MIN) < len {
-        return Err(Errno::EINVAL);
-    }
+    long_enough(header.argsz, IrqSet::MIN + len)?;
     let mut bytes = vec![0; len];
     if len > 0 {
-        Caller::read(program, copy::offset(arg, IrqSet::MIN as u64)?, &mut bytes)?;
+        memory::read(program, copy::offset(arg, IrqSet::MIN as u64)?, &mut bytes)?;
     }
     if element == 1 {
         return Ok(Numbers::Bools(

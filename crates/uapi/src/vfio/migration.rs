@@ -1,13 +1,16 @@
 //! The features of migration (`vfio_ioctl_device_feature_mig_device_state` and its neighbours,
 //! `drivers/vfio/vfio_main.c`).
 
-use ioasid_core::host::Caller;
-use ioasid_vfio::{DeviceFile, Error, MigrationState};
+use ioasid_vfio::{
+    DeviceFile, Error, MigrationState, device::Feature as Known, error::FeatureError,
+};
 use zerocopy::{FromZeros, IntoBytes};
 
 use super::{check_feature, copy};
 use crate::{
-    Errno, Program,
+    CallError, Program,
+    error::RequestError,
+    memory,
     spec::vfio::{Feature, MigState},
 };
 
@@ -17,9 +20,9 @@ pub(super) fn feature(
     request: &Feature,
     arg: u64,
     program: &dyn Program,
-) -> Result<(), Errno> {
+) -> Result<(), CallError> {
     if !file.can_migrate() {
-        return Err(Errno::ENOTTY);
+        return Err(FeatureError::Absent(Known::Migration).into());
     }
     let number = request.flags & Feature::NUMBER;
     let possible = match number {
@@ -35,13 +38,13 @@ pub(super) fn feature(
         Feature::MIG_DATA_SIZE => file.migration_size()?,
         _ => return state(file, request.flags & Feature::SET != 0, data, program),
     };
-    Ok(Caller::write(program, data, &word.to_ne_bytes())?)
+    Ok(memory::write(program, data, &word.to_ne_bytes())?)
 }
 
 /// Reports the state, or changes it. A state that has data comes with a descriptor for it.
-fn state(file: &DeviceFile, sets: bool, at: u64, program: &dyn Program) -> Result<(), Errno> {
+fn state(file: &DeviceFile, sets: bool, at: u64, program: &dyn Program) -> Result<(), CallError> {
     let mut mig = MigState::new_zeroed();
-    Caller::read(program, at, mig.as_mut_bytes())?;
+    memory::read(program, at, mig.as_mut_bytes())?;
     let changed = match sets {
         true => MigrationState::wanted(mig.device_state)
             .map_err(Error::from)
@@ -53,10 +56,11 @@ fn state(file: &DeviceFile, sets: bool, at: u64, program: &dyn Program) -> Resul
     };
     mig.data_fd = -1;
     // A descriptor that the program has cannot be taken back: whether its memory is there comes first.
-    Caller::write(program, at, mig.as_bytes())?;
+    memory::write(program, at, mig.as_bytes())?;
     if let Some(data) = changed? {
-        mig.data_fd = program.install_event_file(data, true)?;
-        Caller::write(program, at, mig.as_bytes())?;
+        let installed = program.install_event_file(data, true);
+        mig.data_fd = installed.map_err(RequestError::NoDescriptor)?;
+        memory::write(program, at, mig.as_bytes())?;
     }
     Ok(())
 }

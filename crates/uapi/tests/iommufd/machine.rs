@@ -276,7 +276,7 @@ impl Machine {
     }
 
     pub(crate) fn at(&self, request: u32, address: u64) -> Result<u64, Errno> {
-        ioctl(&self.context, request, address, &self.program)
+        Ok(ioctl(&self.context, request, address, &self.program)?)
     }
 
     /// Runs a command with this struct (its `size` is set here); what it has become, and the result.

@@ -144,7 +144,7 @@ fn a_device_of_a_group_cannot_be_bound_or_attached() {
     let file = machine.program.devices.lock()[0].clone();
     let call = |cmd, bytes: &[u8]| {
         machine.program.put(BASE, bytes);
-        device_ioctl(&file, cmd, BASE, &machine.program)
+        device_ioctl(&file, cmd, BASE, &machine.program).map_err(Errno::from)
     };
     assert_eq!(call(DEVICE_GET_INFO, &words(&[16, 0, 0, 0])), Ok(0));
     for cmd in [DEVICE_ATTACH_IOMMUFD_PT, DEVICE_DETACH_IOMMUFD_PT] {
@@ -167,7 +167,8 @@ fn a_file_of_its_own_is_ebusy_while_the_group_is_open_and_the_other_way_round() 
             ..BindIommufd::default()
         };
         machine.program.put(BASE, request.as_bytes());
-        device_ioctl(&file, DEVICE_BIND_IOMMUFD, BASE, &machine.program)
+        let bound = device_ioctl(&file, DEVICE_BIND_IOMMUFD, BASE, &machine.program);
+        bound.map_err(Errno::from)
     };
     assert_eq!(bind(0, 0), Err(Errno::EBUSY));
     assert_eq!(

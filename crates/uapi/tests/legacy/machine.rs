@@ -213,13 +213,13 @@ impl Machine {
     }
 
     pub(crate) fn group_at(&self, cmd: u32, arg: u64) -> Result<u64, Errno> {
-        group_ioctl(&self.group, cmd, arg, &self.program)
+        Ok(group_ioctl(&self.group, cmd, arg, &self.program)?)
     }
 
     /// The same of the child's group.
     pub(crate) fn child(&self, cmd: u32, bytes: &[u8]) -> Result<u64, Errno> {
         self.program.put(BASE, bytes);
-        group_ioctl(&self.child_group, cmd, BASE, &self.program)
+        Ok(group_ioctl(&self.child_group, cmd, BASE, &self.program)?)
     }
 
     /// The ioctl `cmd` of the container with these bytes as its struct.
@@ -230,7 +230,7 @@ impl Machine {
 
     pub(crate) fn container_at(&self, cmd: u32, arg: u64) -> Result<u64, Errno> {
         let container = Arc::clone(&self.program.container.lock());
-        container_ioctl(&container, cmd, arg, &self.program)
+        Ok(container_ioctl(&container, cmd, arg, &self.program)?)
     }
 }
 

@@ -219,7 +219,7 @@ impl Machine {
 
     /// The ioctl `cmd` with its struct at `address`.
     pub(crate) fn at(&self, cmd: u32, address: u64) -> Result<u64, Errno> {
-        device_ioctl(&self.file, cmd, address, &self.program)
+        Ok(device_ioctl(&self.file, cmd, address, &self.program)?)
     }
 
     /// The words of the struct after a call.

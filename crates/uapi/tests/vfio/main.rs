@@ -261,7 +261,8 @@ fn an_emulated_device_is_an_access_object_to_iommufd() {
         let command = COMMANDS.iter().find(|command| command.name == name);
         machine.program.put(BASE, words);
         let request = command.unwrap().request;
-        ioasid_uapi::iommufd::ioctl(context, request, BASE, &machine.program)
+        let done = ioasid_uapi::iommufd::ioctl(context, request, BASE, &machine.program);
+        done.map_err(Errno::from)
     };
     let info = [40, 0, id, 0, 0, 0, 0, 0, 0, 0];
     assert_eq!(iommufd("GET_HW_INFO", &info), Err(Errno::ENOENT));
@@ -446,7 +447,15 @@ fn there_are_no_features_and_no_bus_resets() {
 
 #[test]
 fn reads_and_writes_answer_with_errnos() {
-    use ioasid_uapi::vfio::{pread, pwrite};
+    use ioasid_uapi::vfio;
+    let pread = |file: &_, at, bytes: &mut [u8]| {
+        let read = vfio::pread(file, at, bytes);
+        read.map_err(Errno::from)
+    };
+    let pwrite = |file: &_, at, bytes: &[u8]| {
+        let written = vfio::pwrite(file, at, bytes);
+        written.map_err(Errno::from)
+    };
     let machine = Machine::whole();
     let file = &machine.file;
     assert_eq!(pread(file, 0, &mut [0; 8]), Err(Errno::EINVAL), "unbound");

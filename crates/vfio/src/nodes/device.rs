@@ -2,8 +2,11 @@
 
 use std::{fmt, sync::Arc, time::Duration};
 
-use ioasid_core::inspect::{Inspect, Node};
-use ioasid_iommu::FaultLog;
+use ioasid_core::{
+    PciAddress,
+    inspect::{Inspect, Node},
+};
+use ioasid_iommu::{FaultLog, Requests};
 
 use super::{file::DeviceFile, group::VfioGroup};
 use crate::{
@@ -93,6 +96,13 @@ impl VfioDevice {
     /// Whether it is a mediated device: a child with a default PASID, or an emulated one.
     pub fn is_child(&self) -> bool {
         self.core.is_child()
+    }
+
+    /// The device behind the IOMMU that issues its requests, and which of that device's they are. None
+    /// for a child that is not bound, and for an emulated device.
+    pub fn requester(&self) -> Option<(PciAddress, Requests)> {
+        let (device, requests) = self.core.hardware().requester()?;
+        Some((device.address(), requests))
     }
 
     /// The faults of its DMA.

@@ -185,14 +185,13 @@ mod tests {
             reserved: range(0xfee0_0000, 0xfeef_ffff),
             by: ReservedBy::Device {
                 device: ObjectId::from_raw(3),
+                address: "0000:6a:01.0".parse().unwrap(),
                 kind: ReservedKind::Msi,
             },
         });
-        let sentence = error.to_string();
-        assert!(
-            sentence.ends_with("which is the interrupt window of device 3"),
-            "{sentence}"
-        );
+        let sentence = "overlaps the MSI window 0xfee00000-0xfeefffff of 0000:6a:01.0; \
+                        IOAS_IOVA_RANGES lists what is free";
+        assert_eq!(error.to_string(), sentence);
     }
 
     #[test]

@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-use ioasid_core::{AddrRange, DomainId};
+use ioasid_core::{AddrRange, DomainId, PciAddress};
 use ioasid_iommu::ReservedKind;
 
 use crate::base::id::ObjectId;
@@ -14,6 +14,8 @@ pub enum ReservedBy {
     Device {
         /// The device object.
         device: ObjectId,
+        /// Where the device is.
+        address: PciAddress,
         /// What the device or its IOMMU does there.
         kind: ReservedKind,
     },
@@ -23,21 +25,28 @@ pub enum ReservedBy {
     BackEnd,
 }
 
-impl fmt::Display for ReservedBy {
+/// A reserved range, as sentences have it.
+struct Window(AddrRange, ReservedBy);
+
+impl fmt::Display for Window {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            ReservedBy::Device { device, kind } => {
+        let Window(range, by) = self;
+        let (start, last) = (range.start(), range.last());
+        match by {
+            ReservedBy::Device { address, kind, .. } => {
                 let what = match kind {
-                    ReservedKind::Direct | ReservedKind::DirectRelaxable => "a one-to-one mapping",
-                    ReservedKind::Reserved => "a reserved region",
-                    ReservedKind::Msi | ReservedKind::SoftwareMsi => "the interrupt window",
+                    ReservedKind::Direct | ReservedKind::DirectRelaxable => "one-to-one mapping",
+                    ReservedKind::Reserved => "reserved region",
+                    ReservedKind::Msi | ReservedKind::SoftwareMsi => "MSI window",
                 };
-                write!(f, "{what} of device {device}")
+                write!(f, "the {what} {start:#x}-{last:#x} of {address}")
             }
-            ReservedBy::Domain(domain) => {
-                write!(f, "outside the page table of domain {}", domain.get())
-            }
-            ReservedBy::BackEnd => f.write_str("reserved by the IOMMU"),
+            ReservedBy::Domain(domain) => write!(
+                f,
+                "{start:#x}-{last:#x}, which the page table of domain {} cannot translate",
+                domain.get()
+            ),
+            ReservedBy::BackEnd => write!(f, "{start:#x}-{last:#x}, which the IOMMU reserves"),
         }
     }
 }
@@ -48,10 +57,18 @@ pub enum MapError {
     /// The length is 0 (EINVAL).
     #[error("the length of the mapping is 0")]
     Empty,
+    /// The length is too close to 2^64 (EINVAL).
+    #[error("a mapping of {len:#x} bytes is longer than any can be")]
+    TooLong {
+        /// Bytes.
+        len: u64,
+    },
     /// An address, offset or length does not fit the alignment of the IOAS (EINVAL).
-    #[error("{value:#x} is no multiple of {alignment:#x}, the alignment of the IOAS")]
+    #[error("the {what} {value:#x} is no multiple of {alignment:#x}, the alignment of the IOAS")]
     Misaligned {
-        /// What is not aligned.
+        /// Which number it is: IOVA, length, offset of the memory in its page, address.
+        what: &'static str,
+        /// The number.
         value: u64,
         /// What the page tables of the IOAS need, in bytes.
         alignment: u64,
@@ -65,10 +82,10 @@ pub enum MapError {
         len: u64,
     },
     /// Neither readable nor writeable was asked for (EINVAL).
-    #[error("a mapping must be readable or writeable")]
+    #[error("the flags allow neither READABLE nor WRITEABLE: a mapping needs one of them")]
     NoPermission,
     /// The range meets a reserved range (EINVAL).
-    #[error("the range {range} meets {reserved}, which is {by}")]
+    #[error("overlaps {}; IOAS_IOVA_RANGES lists what is free", Window(*reserved, *by))]
     Reserved {
         /// What was to be mapped.
         range: AddrRange,
@@ -78,7 +95,7 @@ pub enum MapError {
         by: ReservedBy,
     },
     /// The range is mapped already, wholly or in part (EEXIST).
-    #[error("the range {range} meets {mapped}, which is mapped already")]
+    #[error("the range {range} overlaps the mapping {mapped}: unmap that first")]
     Exists {
         /// What was to be mapped.
         range: AddrRange,
@@ -231,7 +248,7 @@ pub enum RangeError {
         range: AddrRange,
     },
     /// A mapping stands where a range must stay unmapped (EADDRINUSE).
-    #[error("{reserved} is {by} and must stay unmapped, but {area} is mapped")]
+    #[error("{area} is mapped and overlaps {}: unmap it first", Window(*reserved, *by))]
     Mapped {
         /// The range to reserve.
         reserved: AddrRange,
@@ -241,7 +258,7 @@ pub enum RangeError {
         by: ReservedBy,
     },
     /// A range that must stay unmapped was promised to stay mappable (EADDRINUSE).
-    #[error("{reserved} is {by} and must stay unmapped, but an allowed range meets it")]
+    #[error("an allowed range of the IOAS overlaps {}", Window(*reserved, *by))]
     Allowed {
         /// The range to reserve.
         reserved: AddrRange,

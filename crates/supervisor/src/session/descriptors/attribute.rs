@@ -13,9 +13,8 @@ use std::{
     sync::Arc,
 };
 
-use ioasid_core::host::Caller;
 use ioasid_host::Process;
-use ioasid_uapi::Errno;
+use ioasid_uapi::{CallError, error::FileError, memory};
 use rustix::fs::{MemfdFlags, Mode, OFlags, memfd_create};
 
 use crate::{
@@ -67,6 +66,11 @@ impl AttributeFile {
         Ok((Arc::new(file), program))
     }
 
+    /// Its path below `/sys`.
+    pub(crate) fn path(&self) -> &str {
+        &self.path
+    }
+
     /// How many bytes there are, if they have places.
     pub(crate) fn size(&self) -> Option<i64> {
         let live = self.live.as_ref()?;
@@ -80,7 +84,7 @@ impl AttributeFile {
         direction: Direction,
         pieces: &[Piece],
         start: u64,
-    ) -> Result<u64, Errno> {
+    ) -> Result<u64, CallError> {
         match direction {
             Direction::Write => {
                 let mut data = Vec::new();
@@ -89,7 +93,7 @@ impl AttributeFile {
                     let at = data.len();
                     data.resize(at + len.min(PAGE - at), 0);
                     let part = data.get_mut(at..).unwrap_or_default();
-                    process.read(piece.address, part)?;
+                    memory::read(process, piece.address, part)?;
                 }
                 Ok(self.store(start, &data)? as u64)
             }
@@ -100,7 +104,7 @@ impl AttributeFile {
                 for piece in pieces {
                     let rest = text.get(done..).unwrap_or_default();
                     let len = usize::try_from(piece.len).map_or(rest.len(), |n| n.min(rest.len()));
-                    process.write(piece.address, rest.get(..len).unwrap_or_default())?;
+                    memory::write(process, piece.address, rest.get(..len).unwrap_or_default())?;
                     done += len;
                 }
                 Ok((done - first) as u64)
@@ -116,10 +120,10 @@ impl AttributeFile {
         };
         let data = data.get(..len).unwrap_or_default();
         for (at, bytes) in changes(&self.first, data) {
-            if let Err(errno) = self.store(at as u64, bytes) {
+            if let Err(error) = self.store(at as u64, bytes) {
                 tracing::warn!(
                     path = self.path,
-                    ?errno,
+                    %error,
                     "a write to an attribute fails unheard"
                 );
             }
@@ -127,9 +131,13 @@ impl AttributeFile {
     }
 
     /// Writes `data`, at `start` if there are places; returns how much was taken.
-    fn store(&self, start: u64, data: &[u8]) -> Result<usize, Errno> {
+    fn store(&self, start: u64, data: &[u8]) -> Result<usize, CallError> {
         if let Some(live) = &self.live {
-            return live.write_at(start, data).map_err(|_| Errno::EINVAL);
+            let written = live.write_at(start, data);
+            return Ok(written.map_err(|_| FileError::BadText {
+                offset: start,
+                len: data.len() as u64,
+            })?);
         }
         let Machine { view, vm } = &self.machine;
         view.write_attribute(vm.as_deref(), &self.path, data)?;

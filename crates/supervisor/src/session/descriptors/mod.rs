@@ -19,11 +19,11 @@ use std::{
 use files::Files;
 use identities::Identities;
 use ioasid_host::{Client, Process};
-use ioasid_uapi::Errno;
+use ioasid_uapi::{CallError, error::FileError};
 use mappings::Mappings;
 use numbers::Numbers;
 use object::{Node, Object, OpenFile};
-use rustix::fs::OFlags;
+use rustix::{fs::OFlags, io::Errno as HostErrno};
 
 use super::{
     answer::{Answer, Outcome, Pending},
@@ -109,6 +109,7 @@ impl Descriptors {
             let files = &self.files;
             self.mappings.keep(|file| files.get(file).is_some());
             self.count();
+            self.note_bound();
         }
         closed
     }
@@ -126,13 +127,22 @@ impl Descriptors {
         self.program.set_open_files(self.files.len());
     }
 
+    /// The devices that are open may be bound, or no more.
+    pub(crate) fn note_bound(&self) {
+        let devices = self.files.iter().filter_map(|file| match &file.object {
+            Object::Device(device) => device.device().requester(),
+            _ => None,
+        });
+        self.program.observers.set_bound(devices);
+    }
+
     /// Makes a file for `object`, an open of `node` with `flags`.
     pub(crate) fn create(
         &mut self,
         object: Object,
         node: Node,
         flags: OFlags,
-    ) -> Result<OwnedFd, Errno> {
+    ) -> Result<OwnedFd, CallError> {
         match self.files.create(object.clone(), node, flags) {
             Ok(file) => {
                 self.count();
@@ -141,7 +151,7 @@ impl Descriptors {
             Err(error) => {
                 tracing::warn!(%error, "no file can be made for a program");
                 object.close();
-                Err(Errno::ENOMEM)
+                Err(FileError::NoResource.into())
             }
         }
     }
@@ -170,35 +180,36 @@ impl Descriptors {
     ) -> Outcome {
         let listener = &self.program.listener;
         if let Some(number) = self.numbers.first_free(call.process, least)
-            && listener
-                .reply_with_fd(call.id, file, Some(number), cloexec)
-                .is_ok()
+            && let Ok(fd) = listener.reply_with_fd(call.id, file, Some(number), cloexec)
         {
-            return Ok(Answer::Answered);
+            return Ok(Answer::Answered(Some(fd)));
         }
         // They are used up, or over a limit that was lowered: any number then. Ioctls work there.
         match listener.reply_with_fd(call.id, file, None, cloexec) {
-            Ok(_) => Ok(Answer::Answered),
-            Err(error) if error.raw_os_error() == Some(libc::ENOENT) => Ok(Answer::Answered),
+            Ok(fd) => Ok(Answer::Answered(Some(fd))),
+            Err(error) if error.raw_os_error() == Some(libc::ENOENT) => Ok(Answer::Answered(None)),
             // Its table is full: what the kernel says is what `open` says.
+            Err(error) if error.raw_os_error() == Some(libc::EMFILE) => {
+                Err(FileError::NoNumber.into())
+            }
             Err(error) => {
-                let errno = error.raw_os_error().unwrap_or(Errno::ENOMEM.get());
-                listener.fail(call.id, errno);
-                Ok(Answer::Answered)
+                let errno = HostErrno::from_io_error(&error).unwrap_or(HostErrno::NOMEM);
+                Ok(Answer::Fails(errno))
             }
         }
     }
 
     /// Answers an open with `file`, on any number.
     pub(crate) fn give(&self, call: Pending<'_>, file: BorrowedFd<'_>, cloexec: bool) -> Answer {
-        use rustix::io::Errno;
         match self
             .program
             .listener
             .reply_with_fd(call.id, file, None, cloexec)
         {
-            Ok(_) => Answer::Answered,
-            Err(error) => Answer::Fails(Errno::from_io_error(&error).unwrap_or(Errno::MFILE)),
+            Ok(fd) => Answer::Answered(Some(fd)),
+            Err(error) => {
+                Answer::Fails(HostErrno::from_io_error(&error).unwrap_or(HostErrno::MFILE))
+            }
         }
     }
 

@@ -2,7 +2,7 @@
 
 use std::os::fd::AsFd;
 
-use ioasid_uapi::Errno;
+use ioasid_uapi::error::FileError;
 use rustix::fs::OFlags;
 
 use crate::session::{
@@ -36,7 +36,7 @@ pub(crate) fn flags(descriptors: &mut Descriptors, call: Pending<'_>, fd: i32) -
     let Ok(file) = call.process.get_fd(fd) else {
         return Ok(Answer::Proceed);
     };
-    let flags = rustix::fs::fcntl_getfl(&file).map_err(|_| Errno::EBADF)?;
+    let flags = rustix::fs::fcntl_getfl(&file).map_err(|_| FileError::Closed { fd })?;
     let flags = flags.difference(OFlags::ACCMODE).union(access);
     Ok(Answer::Value(flags.bits().into()))
 }

@@ -1,7 +1,10 @@
 //! `ioctl` on files of the machine.
 
 use ioasid_host::ProcessError;
-use ioasid_uapi::{self as uapi, Errno};
+use ioasid_uapi::{
+    self as uapi, CallError,
+    error::{FileError, Operation},
+};
 
 use super::ioctl_caller::{IoctlCaller, Named, keep};
 use crate::session::{
@@ -38,20 +41,24 @@ pub(crate) fn ioctl(
     if result.is_ok() && !named.promises.is_empty() {
         keep(&mut state.descriptors, call, named.promises)?;
     }
+    if result.is_ok() && uapi::vfio::binds(request) {
+        state.descriptors.note_bound();
+    }
     result.map(Answer::Value)
 }
 
 /// An ioctl on a file of the machine, and what came of the descriptors that its argument names.
 fn carry_out(
-    state: &State,
+    state: &mut State,
     call: Pending<'_>,
     identity: Identity,
     request: u32,
     argument: u64,
-) -> (Result<u64, Errno>, Named) {
+) -> (Result<u64, CallError>, Named) {
     let files = &state.descriptors.files;
     let Some(file) = files.get(identity) else {
-        return (Err(Errno::EBADF), Named::default());
+        let fd = -1;
+        return (Err(FileError::Closed { fd }.into()), Named::default());
     };
     let numbers = state.descriptors.numbers();
     let program = IoctlCaller::new(call.process, files, numbers, argument);
@@ -67,8 +74,16 @@ fn carry_out(
             uapi::vfio::container_ioctl(container, request, argument, &program)
         }
         Object::Group(group) => uapi::vfio::group_ioctl(group, request, argument, &program),
-        Object::Event(_) | Object::FailNth(_) | Object::Attribute(_) => Err(Errno::ENOTTY),
+        Object::Event(_) | Object::FailNth(_) | Object::Attribute(_) => {
+            Err(FileError::NoOperation {
+                operation: Operation::Ioctl,
+            }
+            .into())
+        }
     };
+    if !state.program.observers.is_empty() {
+        state.argument = program.argument();
+    }
     let named = program.finish(result.is_ok());
     (result, named)
 }

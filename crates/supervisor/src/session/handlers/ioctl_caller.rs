@@ -10,7 +10,7 @@ use ioasid_core::{
 };
 use ioasid_host::Process;
 use ioasid_iommufd::{Context, EventFile};
-use ioasid_uapi::{Errno, Program};
+use ioasid_uapi::{CallError, Program, error::FileError};
 use ioasid_vfio::{ContainerFile, DeviceFile};
 
 use crate::session::{
@@ -181,6 +181,16 @@ impl<'a> IoctlCaller<'a> {
         i32::try_from(number).map_err(|_| FdError::NoneFree)
     }
 
+    /// The struct as it was when it was first read, as far as it has been.
+    pub(crate) fn argument(&self) -> Vec<u8> {
+        let argument = lock(&self.argument);
+        argument
+            .bytes
+            .get(..argument.len)
+            .unwrap_or_default()
+            .to_vec()
+    }
+
     /// The ioctl is done; nothing is given for one that failed.
     pub(crate) fn finish(self, succeeded: bool) -> Named {
         let not_bound = *lock(&self.not_bound);
@@ -289,7 +299,7 @@ pub(crate) fn keep(
     descriptors: &mut Descriptors,
     call: Pending<'_>,
     promises: Vec<Promise>,
-) -> Result<(), Errno> {
+) -> Result<(), CallError> {
     let mut promises = promises.into_iter();
     for promise in promises.by_ref() {
         let made = match promise.file.clone() {
@@ -305,8 +315,8 @@ pub(crate) fn keep(
             promise.file.close();
             promises.for_each(Promise::withdraw);
             return Err(match error.raw_os_error() {
-                Some(libc::EBADF | libc::EMFILE) => Errno::EMFILE,
-                _ => Errno::ENOMEM,
+                Some(libc::EBADF | libc::EMFILE) => FileError::NoNumber.into(),
+                _ => FileError::NoResource.into(),
             });
         }
     }

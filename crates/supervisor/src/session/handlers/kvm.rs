@@ -4,7 +4,6 @@
 //! monitor takes for the end. What the kernel would do with a file of its own is about caches and
 //! interrupts of hardware: for a software device there is nothing to be done.
 
-use ioasid_core::host::Caller;
 use rustix::fs::{CWD, readlinkat};
 
 use crate::session::{
@@ -33,7 +32,7 @@ pub(crate) fn set_attribute(
     }
     // struct kvm_device_attr: flags, group, attr, addr.
     let mut bytes = [0; 24];
-    call.process.read(address, &mut bytes)?;
+    call.read(address, &mut bytes)?;
     let [_, group, low, high, at_low, at_high] = words(&bytes);
     let attribute = u64::from(high) << 32 | u64::from(low);
     let file_number_at = u64::from(at_high) << 32 | u64::from(at_low);
@@ -41,7 +40,7 @@ pub(crate) fn set_attribute(
         return Ok(Answer::Proceed);
     }
     let mut number = [0; 4];
-    call.process.read(file_number_at, &mut number)?;
+    call.read(file_number_at, &mut number)?;
     let identity = state.bound(call, i32::from_ne_bytes(number))?;
     let file = identity.and_then(|identity| state.descriptors.files.get(identity));
     let known =

@@ -2,7 +2,6 @@
 
 use std::os::fd::AsFd;
 
-use ioasid_core::host::Caller;
 use rustix::{
     fs::{AtFlags, CWD, statat},
     io::Errno,
@@ -35,7 +34,7 @@ pub(crate) fn list(
     };
     match listing {
         Ok(listing) => {
-            call.process.write(buffer, &listing)?;
+            call.write(buffer, &listing)?;
             Ok(Answer::Value(listing.len() as u64))
         }
         Err(errno) => Ok(Answer::Fails(errno)),

@@ -8,7 +8,10 @@
 use std::{fs::File, os::unix::fs::FileExt, sync::Arc};
 
 use ioasid_iommufd::{Mapped, MmapRequest};
-use ioasid_uapi::Errno;
+use ioasid_uapi::{
+    CallError,
+    error::{FileError, Operation},
+};
 use ioasid_vfio::MapRequest;
 
 use crate::{
@@ -17,7 +20,7 @@ use crate::{
         answer::{Answer, Outcome, Pending},
         descriptors::{Descriptors, object::Object},
         identity::Identity,
-        state::State,
+        state::{State, unusable},
     },
 };
 
@@ -35,7 +38,7 @@ pub(crate) fn mmap(state: &mut State, call: Pending<'_>, arguments: Mmap) -> Out
     let Some(identity) = state.bound_as(call, fd, found)? else {
         // As on a kernel that is locked down.
         return match state.paths.is_bar(found) {
-            true => Err(Errno::EPERM),
+            true => Err(FileError::Lockdown.into()),
             false => Ok(Answer::Proceed),
         };
     };
@@ -45,14 +48,18 @@ pub(crate) fn mmap(state: &mut State, call: Pending<'_>, arguments: Mmap) -> Out
     let shared = is_shared(flags);
     let stores = shared && prot & libc::PROT_WRITE as u64 != 0;
     if !file.is_readable() || (stores && !file.is_writable()) {
-        return Err(Errno::EACCES);
+        let operation = Operation::Map;
+        return Err(FileError::NotOpenFor { operation }.into());
     }
     match &file.object {
         Object::Container(_)
         | Object::Group(_)
         | Object::Event(_)
         | Object::FailNth(_)
-        | Object::Attribute(_) => Err(Errno::ENODEV),
+        | Object::Attribute(_) => Err(FileError::NoOperation {
+            operation: Operation::Map,
+        }
+        .into()),
         Object::Device(device) => {
             device.mmap_check(MapRequest {
                 offset,
@@ -84,16 +91,20 @@ fn fill(
     (fd, identity): (i32, Identity),
     offset: u64,
     held: &Mapped,
-) -> Result<(), Errno> {
+) -> Result<(), CallError> {
     if descriptors.mappings.has(identity, offset) {
         return Ok(());
     }
-    let file = File::from(call.process.get_fd(fd)?);
+    let file = File::from(
+        call.process
+            .get_fd(fd)
+            .map_err(|source| unusable(fd, source))?,
+    );
     let mut bytes = vec![0; held.memory().bytes().len()];
     held.memory().read(0, &mut bytes);
     // Makes the file larger where it is too small.
     let written = file.write_all_at(&bytes, offset);
-    written.map_err(|_| Errno::ENOMEM)
+    Ok(written.map_err(|_| FileError::NoResource)?)
 }
 
 fn is_shared(flags: u64) -> bool {

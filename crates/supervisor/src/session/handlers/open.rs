@@ -5,8 +5,7 @@ use std::{
     os::fd::{AsFd, OwnedFd},
 };
 
-use ioasid_core::host::Caller;
-use ioasid_uapi::Errno;
+use ioasid_uapi::{CallError, error::FileError};
 use rustix::{
     fs::{CWD, Mode, OFlags, openat},
     io::Errno as HostErrno,
@@ -52,7 +51,7 @@ pub(crate) fn open_how(
     if size < size_of_val(&words) as u64 {
         return Ok(Answer::Proceed);
     }
-    call.process.read(how, words.as_flattened_mut())?;
+    call.read(how, words.as_flattened_mut())?;
     let [flags, _, resolve] = words.map(u64::from_ne_bytes);
     if resolve != 0 && state.paths.overlay().is_none() {
         // The kernel keeps its own rules and opens the placeholder, which is bound late.
@@ -120,7 +119,7 @@ fn node_of(
     call: Pending<'_>,
     path: &CString,
     PathArgument { dirfd, follow, .. }: PathArgument,
-) -> Result<Result<NodeName, Answer>, Errno> {
+) -> Result<Result<NodeName, Answer>, CallError> {
     let Some(identity) = lookup::look_up(call.process, call.tid, dirfd, path, follow) else {
         return Ok(Err(Answer::Proceed));
     };
@@ -129,7 +128,12 @@ fn node_of(
     }
     match state.descriptors.files.get(identity) {
         // A file of the machine that is opened again through /proc is a new open of its node.
-        Some(file) => Ok(Ok(file.node.as_ref().ok_or(Errno::ENXIO)?.name.clone())),
+        Some(file) => Ok(Ok(file
+            .node
+            .as_ref()
+            .ok_or(FileError::NoNode)?
+            .name
+            .clone())),
         None => Ok(Err(Answer::Proceed)),
     }
 }
@@ -186,7 +190,7 @@ fn open_fail_nth(
     state: &mut State,
     call: Pending<'_>,
     path: &CString,
-) -> Result<Option<OwnedFd>, Errno> {
+) -> Result<Option<OwnedFd>, CallError> {
     if !state.machine.view.injects_faults() {
         return Ok(None);
     }
@@ -195,7 +199,7 @@ fn open_fail_nth(
     };
     let file = state.descriptors.files.create_fail_nth(tid);
     state.descriptors.count();
-    file.map(Some).map_err(|_| Errno::ENOMEM)
+    Ok(file.map(Some).map_err(|_| FileError::NoResource)?)
 }
 
 /// The file that a program gets for the attribute that `path` leads to, if it does; `reads` says
@@ -207,15 +211,17 @@ fn open_attribute(
     path: &CString,
     argument: PathArgument,
     reads: bool,
-) -> Result<Option<OwnedFd>, Errno> {
+) -> Result<Option<OwnedFd>, CallError> {
     let Some(found) = state.paths.attribute_at(call, path, argument) else {
         return Ok(None);
     };
     if found.mode & WRITABLE == 0 || (reads && found.mode & READABLE == 0) {
-        return Err(Errno::EACCES);
+        let path = found.path;
+        return Err(FileError::AttributeMode { path }.into());
     }
     if !found.is_built {
-        return Err(Errno::EOPNOTSUPP);
+        let path = found.path;
+        return Err(FileError::AttributeNotBuilt { path }.into());
     }
     let files = &mut state.descriptors.files;
     let made = AttributeFile::new(&state.machine, found.path, reads);
@@ -224,5 +230,5 @@ fn open_attribute(
         Ok(program)
     });
     state.descriptors.count();
-    made.map(Some).map_err(|_| Errno::ENOMEM)
+    Ok(made.map(Some).map_err(|_| FileError::NoResource)?)
 }

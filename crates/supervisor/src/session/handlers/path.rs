@@ -4,8 +4,8 @@
 //! What a path means is found in [`crate::session::paths`]. A path of the host's is left to the
 //! kernel, and so is its errno.
 
-use ioasid_core::host::Caller;
 use ioasid_host::Process;
+use ioasid_uapi::memory;
 use rustix::{
     fs::{Access, AtFlags, CWD, accessat},
     io::Errno,
@@ -101,6 +101,6 @@ fn copy_target(process: &Process, target: &[u8], buffer: u64, size: i32) -> Outc
         return Ok(Answer::Fails(Errno::INVAL));
     };
     let len = target.len().min(size).min(MAX_TARGET);
-    process.write(buffer, target.get(..len).unwrap_or_default())?;
+    memory::write(process, buffer, target.get(..len).unwrap_or_default())?;
     Ok(Answer::Value(len as u64))
 }

@@ -1,7 +1,7 @@
 //! Questions of the library in the program ([`ioasid_preload::call`]).
 
 use ioasid_preload::call::{Kind, Shape};
-use ioasid_uapi::Errno;
+use ioasid_uapi::error::RegisterError;
 
 use crate::{
     calls::call::RegisterQuestion,
@@ -17,7 +17,9 @@ use crate::{
 /// EINVAL if it cannot be understood; EFAULT if the address is no register; ENOENT if the file is
 /// no node.
 pub(crate) fn ask(state: &mut State, call: Pending<'_>, question: RegisterQuestion) -> Outcome {
-    let shape = Shape::decode(question.shape).ok_or(Errno::EINVAL)?;
+    let shape = Shape::decode(question.shape).ok_or(RegisterError::Malformed {
+        shape: question.shape,
+    })?;
     match shape.kind {
         Kind::Node => node(state, question),
         _ => state
@@ -35,6 +37,6 @@ fn node(state: &State, question: RegisterQuestion) -> Outcome {
     let node = node.or_else(|| state.paths.node_at(identity));
     let (major, minor) = node
         .and_then(|node| state.paths.rdev_of(node))
-        .ok_or(Errno::ENOENT)?;
+        .ok_or(RegisterError::NoNode)?;
     Ok(Answer::Value(u64::from(major) << 32 | u64::from(minor)))
 }

@@ -2,7 +2,7 @@
 //! fs/read_write.c, fs/sync.c, mm/memfd.c). The memfd behind a node is a regular one, and would
 //! obey.
 
-use ioasid_uapi::Errno;
+use ioasid_uapi::error::{FileError, Operation};
 
 use crate::session::{
     answer::{Answer, Outcome, Pending},
@@ -69,7 +69,7 @@ pub(crate) fn truncate(
     with_file(descriptors, call, fd, |file| {
         match is_attribute(file) && file.is_writable() && len <= i64::MAX as u64 {
             true => Ok(Answer::Value(0)),
-            false => Err(Errno::EINVAL),
+            false => Err(nothing(Operation::Truncate).into()),
         }
     })
 }
@@ -83,7 +83,7 @@ pub(crate) fn allocate(
     range: (u64, u64),
 ) -> Outcome {
     with_file(descriptors, call, fd, |file| {
-        Err(fallocate(file, is_attribute(file), mode.into(), range))
+        Err(fallocate(file, is_attribute(file), mode.into(), range).into())
     })
 }
 
@@ -91,30 +91,35 @@ pub(crate) fn allocate(
 pub(crate) fn sync(descriptors: &mut Descriptors, call: Pending<'_>, fd: i32) -> Outcome {
     with_file(descriptors, call, fd, |file| match is_attribute(file) {
         true => Ok(Answer::Value(0)),
-        false => Err(Errno::EINVAL),
+        false => Err(nothing(Operation::Sync).into()),
     })
 }
 
 /// `fcntl(F_ADD_SEALS)`.
 pub(crate) fn add_seals(descriptors: &mut Descriptors, call: Pending<'_>, fd: i32) -> Outcome {
     with_file(descriptors, call, fd, |file| match file.is_writable() {
-        true => Err(Errno::EINVAL),
-        false => Err(Errno::EPERM),
+        true => Err(nothing(Operation::Seal).into()),
+        false => Err(FileError::NotOpenFor {
+            operation: Operation::Seal,
+        }
+        .into()),
     })
 }
 
 /// `fcntl(F_GET_SEALS)`.
 pub(crate) fn get_seals(descriptors: &mut Descriptors, call: Pending<'_>, fd: i32) -> Outcome {
-    with_file(descriptors, call, fd, |_| Err(Errno::EINVAL))
+    with_file(descriptors, call, fd, |_| {
+        Err(nothing(Operation::Seal).into())
+    })
 }
 
 fn move_position(file: &mut OpenFile, offset: i64, whence: u32) -> Outcome {
     const LAST_WHENCE: u32 = libc::SEEK_HOLE as u32;
     if whence > LAST_WHENCE {
-        return Err(Errno::EINVAL);
+        return Err(FileError::BadWhence { whence }.into());
     }
     if !is_attribute(file) {
-        return Err(Errno::ESPIPE);
+        return Err(nothing(Operation::Seek).into());
     }
     let from = match whence as i32 {
         libc::SEEK_SET => 0,
@@ -124,31 +129,42 @@ fn move_position(file: &mut OpenFile, offset: i64, whence: u32) -> Outcome {
             _ => ATTRIBUTE_SIZE,
         },
         // SEEK_DATA and SEEK_HOLE: a file of kernfs knows neither (`seq_lseek`).
-        _ => return Err(Errno::EINVAL),
+        _ => return Err(FileError::BadWhence { whence }.into()),
     };
     let to = from
         .checked_add(offset)
         .and_then(|to| u64::try_from(to).ok());
-    file.position = to.ok_or(Errno::EINVAL)?;
+    file.position = to.ok_or(FileError::BadOffset {
+        offset: offset.cast_unsigned(),
+        len: 0,
+    })?;
     Ok(Answer::Value(file.position))
 }
 
-fn fallocate(file: &OpenFile, in_sys: bool, mode: u64, (offset, len): (u64, u64)) -> Errno {
+fn fallocate(file: &OpenFile, in_sys: bool, mode: u64, (offset, len): (u64, u64)) -> FileError {
     let kind = mode & MODES;
     let kept = mode & KEEP_SIZE != 0;
     if offset.cast_signed() < 0 || len.cast_signed() <= 0 {
-        Errno::EINVAL
+        FileError::BadOffset { offset, len }
     } else if mode & !(MODES | KEEP_SIZE) != 0
         || kind.count_ones() > 1
         || (kind == PUNCH_HOLE && !kept)
         || (kind & MODES_OF_ALL != 0 && kept)
     {
-        Errno::EOPNOTSUPP
+        FileError::FlagsNotSupported {
+            operation: Operation::Allocate,
+            flags: mode,
+        }
     } else if !file.is_writable() {
-        Errno::EBADF
-    } else if in_sys {
-        Errno::EOPNOTSUPP
+        FileError::NotOpenFor {
+            operation: Operation::Allocate,
+        }
     } else {
-        Errno::ENODEV
+        FileError::NoExtents { in_sys }
     }
+}
+
+/// An operation that a node does not have.
+fn nothing(operation: Operation) -> FileError {
+    FileError::NoOperation { operation }
 }

@@ -53,7 +53,7 @@ pub(crate) fn stat_path(
             Err(errno) => return Ok(Answer::Fails(errno)),
         },
     };
-    call.process.write(buffer, stat.bytes())?;
+    call.write(buffer, stat.bytes())?;
     Ok(Answer::Value(0))
 }
 
@@ -83,7 +83,7 @@ pub(crate) fn statx(
             }
         }
     };
-    call.process.write(buffer, statx.bytes())?;
+    call.write(buffer, statx.bytes())?;
     Ok(Answer::Value(0))
 }
 

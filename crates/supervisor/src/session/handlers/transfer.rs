@@ -1,8 +1,12 @@
 //! `read`, `write` and their variants, on files of the machine.
 
-use ioasid_core::{host::Caller, range::AddrRange};
+use ioasid_core::range::AddrRange;
 use ioasid_host::Process;
-use ioasid_uapi::{self as uapi, Errno};
+use ioasid_uapi::{
+    self as uapi, CallError,
+    error::{FileError, RequestError},
+    memory,
+};
 use ioasid_vfio::DeviceFile;
 
 use crate::{
@@ -13,7 +17,7 @@ use crate::{
             event::EventPipe,
             object::{Object, OpenFile},
         },
-        pieces::{Piece, pieces},
+        pieces::{Piece, operation, pieces},
         state::State,
     },
 };
@@ -37,8 +41,11 @@ pub(crate) fn transfer(state: &mut State, call: Pending<'_>, transfer: &Transfer
     let start = offset.unwrap_or(file.position);
     let moved = match &file.object {
         // These have neither read nor write.
-        Object::Iommufd(_) | Object::Container(_) | Object::Group(_) => return Err(Errno::EINVAL),
-        Object::Event(_) if offset.is_some() => return Err(Errno::ESPIPE),
+        Object::Iommufd(_) | Object::Container(_) | Object::Group(_) => {
+            let operation = operation(direction);
+            return Err(FileError::NoOperation { operation }.into());
+        }
+        Object::Event(_) if offset.is_some() => return Err(FileError::NoOffsets.into()),
         Object::Event(pipe) => {
             let pieces = pieces(process, transfer)?;
             let moved = each(&pieces, |piece, _| {
@@ -58,11 +65,11 @@ pub(crate) fn transfer(state: &mut State, call: Pending<'_>, transfer: &Transfer
         }
         Object::Device(device) => {
             if start.cast_signed() < 0 {
-                return Err(Errno::EINVAL);
+                return Err(beyond(start, 0).into());
             }
             let pieces = pieces(process, transfer)?;
             each(&pieces, |piece, done| {
-                let at = start.checked_add(done).ok_or(Errno::EINVAL)?;
+                let at = start.checked_add(done).ok_or_else(|| beyond(start, done))?;
                 move_bytes(process, device, direction, piece, at)
             })?
         }
@@ -78,12 +85,9 @@ pub(crate) fn transfer(state: &mut State, call: Pending<'_>, transfer: &Transfer
 }
 
 /// Whether the file may be read or written, there.
-fn check(file: &OpenFile, transfer: &Transfer) -> Result<(), Errno> {
-    if transfer
-        .offset
-        .is_some_and(|offset| offset.cast_signed() < 0)
-    {
-        return Err(Errno::EINVAL);
+fn check(file: &OpenFile, transfer: &Transfer) -> Result<(), CallError> {
+    if let Some(offset) = transfer.offset.filter(|offset| offset.cast_signed() < 0) {
+        return Err(beyond(offset, 0).into());
     }
     let open_for_it = match transfer.direction {
         Direction::Read => file.is_readable(),
@@ -91,16 +95,24 @@ fn check(file: &OpenFile, transfer: &Transfer) -> Result<(), Errno> {
     };
     match open_for_it {
         true => Ok(()),
-        false => Err(Errno::EBADF),
+        false => {
+            let operation = operation(transfer.direction);
+            Err(FileError::NotOpenFor { operation }.into())
+        }
     }
+}
+
+/// No file has `len` bytes from `offset` on.
+fn beyond(offset: u64, len: u64) -> FileError {
+    FileError::BadOffset { offset, len }
 }
 
 /// Piece by piece, as the kernel serves files that know no vectors; an error counts only if nothing
 /// was moved before it.
 fn each(
     pieces: &[Piece],
-    mut step: impl FnMut(&Piece, u64) -> Result<u64, Errno>,
-) -> Result<u64, Errno> {
+    mut step: impl FnMut(&Piece, u64) -> Result<u64, CallError>,
+) -> Result<u64, CallError> {
     let mut done = 0;
     for piece in pieces {
         match step(piece, done) {
@@ -110,7 +122,7 @@ fn each(
                     break;
                 }
             }
-            Err(errno) if done == 0 => return Err(errno),
+            Err(error) if done == 0 => return Err(error),
             Err(_) => break,
         }
     }
@@ -124,7 +136,7 @@ fn move_bytes(
     direction: Direction,
     piece: &Piece,
     start: u64,
-) -> Result<u64, Errno> {
+) -> Result<u64, CallError> {
     uapi::vfio::check_access(device, start, piece.len)?;
     let mut done = 0;
     let mut buffer = [0u8; ACCESS_BYTES as usize];
@@ -132,22 +144,23 @@ fn move_bytes(
         let len = usize::try_from((piece.len - done).min(ACCESS_BYTES)).unwrap_or(0);
         let bytes = buffer.get_mut(..len).unwrap_or_default();
         let address = piece.address.wrapping_add(done);
-        let at = start.checked_add(done).ok_or(Errno::EINVAL);
+        let at = start.checked_add(done);
+        let at = at.ok_or_else(|| CallError::from(beyond(start, done)));
         let moved = at.and_then(|at| match direction {
             Direction::Read => {
                 let moved = uapi::vfio::pread(device, at, bytes)?;
-                process.write(address, bytes.get(..moved).unwrap_or_default())?;
+                memory::write(process, address, bytes.get(..moved).unwrap_or_default())?;
                 Ok(moved)
             }
             Direction::Write => {
-                process.read(address, bytes)?;
+                memory::read(process, address, bytes)?;
                 uapi::vfio::pwrite(device, at, bytes)
             }
         });
         match moved {
             Ok(0) => break,
             Ok(moved) => done += moved as u64,
-            Err(errno) if done == 0 => return Err(errno),
+            Err(error) if done == 0 => return Err(error),
             Err(_) => break,
         }
         if done >= piece.len {
@@ -163,7 +176,7 @@ fn move_events(
     pipe: &EventPipe,
     direction: Direction,
     piece: &Piece,
-) -> Result<u64, Errno> {
+) -> Result<u64, CallError> {
     let file = pipe.file();
     match direction {
         Direction::Read => {
@@ -171,11 +184,12 @@ fn move_events(
             let range = AddrRange::from_len(piece.address, piece.len);
             let fits = range.is_some_and(|range| process.is_writable(range));
             if piece.len > 0 && !fits && file.is_readable() {
-                return Err(Errno::EFAULT);
+                let (address, len) = (piece.address, piece.len);
+                return Err(RequestError::Unwritable { address, len }.into());
             }
             let count = usize::try_from(piece.len).unwrap_or(usize::MAX);
             let events = file.read(count)?;
-            process.write(piece.address, &events)?;
+            memory::write(process, piece.address, &events)?;
             Ok(events.len() as u64)
         }
         Direction::Write => {
@@ -184,7 +198,7 @@ fn move_events(
                 len = ANSWER_BYTES - ACCESS_BYTES + len % ACCESS_BYTES;
             }
             let mut answers = vec![0; usize::try_from(len).unwrap_or(0)];
-            process.read(piece.address, &mut answers)?;
+            memory::read(process, piece.address, &mut answers)?;
             Ok(file.write(&answers)? as u64)
         }
     }

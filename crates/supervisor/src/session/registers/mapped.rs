@@ -11,7 +11,7 @@ use std::{
 
 use ioasid_host::Process;
 use ioasid_preload::call::{Kind, Shape};
-use ioasid_uapi::Errno;
+use ioasid_uapi::{CallError, error::RegisterError};
 use ioasid_vfio::DeviceFile;
 
 use crate::session::identity::Identity;
@@ -51,16 +51,18 @@ pub(crate) fn carry_out(
     address: u64,
     shape: Shape,
     data: &mut [u8; 64],
-) -> Result<(), Errno> {
-    let place = process.mapped_file(address).ok_or(Errno::EFAULT)?;
-    let file = mapped.get(place.identity).ok_or(Errno::EFAULT)?;
+) -> Result<(), CallError> {
+    let size = shape.size as u64;
+    let missing = RegisterError::NotMapped { address, size };
+    let place = process.mapped_file(address).ok_or(missing)?;
+    let file = mapped.get(place.identity).ok_or(missing)?;
     let allowed = match shape.kind {
         Kind::Load => place.readable,
         Kind::Store | Kind::Enqueue => place.writable,
         Kind::Refuse | Kind::Share | Kind::Await | Kind::Node => false,
     };
     if !allowed || place.left < shape.size as u64 - 1 {
-        return Err(Errno::EFAULT);
+        return Err(missing.into());
     }
     let bytes = data.get_mut(..shape.size).unwrap_or_default();
     match shape.kind {

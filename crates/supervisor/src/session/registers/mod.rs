@@ -11,10 +11,13 @@ mod trace;
 
 use std::{os::fd::AsFd, sync::Arc};
 
-use ioasid_core::host::Caller;
 use ioasid_host::{Client, Process};
 use ioasid_preload::call::{IN_BUFFER, Kind, Shape};
-use ioasid_uapi::Errno;
+use ioasid_uapi::{
+    CallError,
+    error::{FileError, RegisterError},
+    memory,
+};
 use ioasid_vfio::DeviceFile;
 use mapped::{Mapped, carry_out, report_instruction};
 use poller::Poller;
@@ -65,9 +68,9 @@ impl Registers {
         process: &Arc<Process>,
         identity: Identity,
         file: &Arc<DeviceFile>,
-    ) -> Result<(), Errno> {
+    ) -> Result<(), CallError> {
         if !self.can_be_mapped() {
-            return Err(Errno::EINVAL);
+            return Err(FileError::MappingOff.into());
         }
         self.mapped.insert(identity, file);
         if self.mode != Mmio::Ptrace && process.has_mapped(preload::NAME) {
@@ -108,6 +111,13 @@ impl Registers {
         Ok(())
     }
 
+    /// The device whose register is mapped at an address of `process`, and its file offset.
+    pub(crate) fn place(&self, process: &Process, address: u64) -> Option<(String, u64)> {
+        let place = process.mapped_file(address)?;
+        let file = self.mapped.get(place.identity)?;
+        Some((file.device().name().to_owned(), place.offset))
+    }
+
     /// Carries out one access that the library in `process` asks for by a system call.
     ///
     /// # Errors
@@ -126,7 +136,7 @@ impl Registers {
             }
         } else if shape.kind != Kind::Load {
             let bytes = data.get_mut(..shape.size).unwrap_or_default();
-            process.read(buffer, bytes)?;
+            memory::read(process, buffer, bytes)?;
         }
         carry_out(process, &self.mapped, address, shape, &mut data)?;
         self.poller.note(process);
@@ -137,11 +147,11 @@ impl Registers {
             Kind::Load => {
                 let bytes = data.get(..shape.size).unwrap_or_default();
                 if shape.size > size_of_val(&word) {
-                    process.write(buffer, bytes)?;
+                    memory::write(process, buffer, bytes)?;
                     return Ok(Answer::Value(0));
                 }
                 if (-4095..0).contains(&word.cast_signed()) {
-                    process.write(buffer, bytes)?;
+                    memory::write(process, buffer, bytes)?;
                     let errno = rustix::io::Errno::from_raw_os_error(IN_BUFFER);
                     return Ok(Answer::Fails(errno));
                 }
@@ -158,10 +168,10 @@ impl Registers {
         process: &Process,
         question: RegisterQuestion,
         shape: Shape,
-    ) -> Result<(), Errno> {
+    ) -> Result<(), CallError> {
         let mut data = [0; 64];
         let bytes = data.get_mut(..shape.size).unwrap_or_default();
-        process.read(question.buffer, bytes)?;
+        memory::read(process, question.buffer, bytes)?;
         if !std::mem::replace(&mut self.reported_instruction, true) {
             report_instruction(process.id(), question.address, bytes);
         }
@@ -183,7 +193,8 @@ impl Registers {
             Kind::Load | Kind::Store | Kind::Enqueue => self.access(call.process, question, shape),
             Kind::Refuse => {
                 self.refuse(call.process, question, shape)?;
-                Err(Errno::EFAULT)
+                let address = question.address;
+                Err(RegisterError::Instruction { address }.into())
             }
             Kind::Await => {
                 self.poller.wait_for_answer(call.process);
@@ -195,12 +206,15 @@ impl Registers {
                     .share(call.process, &self.mapped, &program.requests)?;
                 let listener = &program.listener;
                 match listener.reply_with_fd(call.id, page.as_fd(), None, true) {
-                    Ok(_) => Ok(Answer::Answered),
-                    Err(_) => Err(Errno::EMFILE),
+                    Ok(fd) => Ok(Answer::Answered(Some(fd))),
+                    Err(_) => Err(FileError::NoNumber.into()),
                 }
             }
             // About a path, not a register.
-            Kind::Node => Err(Errno::EINVAL),
+            Kind::Node => Err(RegisterError::Malformed {
+                shape: question.shape,
+            }
+            .into()),
         }
     }
 

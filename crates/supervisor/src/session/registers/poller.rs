@@ -29,7 +29,10 @@ use std::{
 
 use ioasid_host::Process;
 use ioasid_preload::{call::Shape, page::Question};
-use ioasid_uapi::Errno;
+use ioasid_uapi::{
+    CallError,
+    error::{FileError, RegisterError},
+};
 
 use super::mapped::{self, Mapped};
 use crate::{session::descriptors::memfd::memfd, system::shared_page::SharedPage};
@@ -128,20 +131,22 @@ impl Poller {
         process: &Arc<Process>,
         mapped: &Arc<Mapped>,
         requests: &Arc<AtomicU64>,
-    ) -> Result<OwnedFd, Errno> {
+    ) -> Result<OwnedFd, CallError> {
         if !self.spare {
-            return Err(Errno::ENODEV);
+            return Err(RegisterError::NotWatched.into());
         }
         self.forget_ended();
         if self.pages.contains_key(&process.number()) {
-            return Err(Errno::EBUSY);
+            return Err(RegisterError::HasPage.into());
         }
         if self.pages.len() >= MOST_PAGES {
-            return Err(Errno::ENOSPC);
+            let limit = MOST_PAGES;
+            return Err(RegisterError::TooManyPages { limit }.into());
         }
-        self.start(mapped, requests).map_err(|_| Errno::ENOMEM)?;
-        let file = memfd("registers").map_err(|_| Errno::ENOMEM)?;
-        let page = SharedPage::new(file.as_fd()).map_err(|_| Errno::ENOMEM)?;
+        let failed = |_| FileError::NoResource;
+        self.start(mapped, requests).map_err(failed)?;
+        let file = memfd("registers").map_err(|_| FileError::NoResource)?;
+        let page = SharedPage::new(file.as_fd()).map_err(failed)?;
         let watched = Arc::new(Watched {
             page,
             process: Arc::downgrade(process),

@@ -1,10 +1,10 @@
 //! Dirty bits as a program gets them: 64 to a word, the first page of the range in the lowest bit of
 //! the first (`update_user_bitmap`, drivers/vfio/vfio_iommu_type1.c).
 
-use ioasid_core::{AddrRange, host::Caller};
+use ioasid_core::AddrRange;
 
 use super::{super::copy, spec};
-use crate::{Errno, Program};
+use crate::{CallError, Program, error::RequestError, memory};
 
 /// One past the last address that a program can have (`TASK_SIZE_MAX` with four levels).
 const USER_END: u64 = (1 << 47) - 4096;
@@ -34,16 +34,26 @@ impl<'a> DirtyBits<'a> {
         iova: u64,
         size: u64,
         bitmap: &spec::Bitmap,
-    ) -> Result<Self, Errno> {
+    ) -> Result<Self, CallError> {
         let end = bitmap.data.checked_add(bitmap.size);
         if end.is_none_or(|end| end > USER_END) {
-            return Err(Errno::EINVAL);
+            return Err(RequestError::BitmapAddress {
+                address: bitmap.data,
+                size: bitmap.size,
+            }
+            .into());
         }
         // The kernel takes the lowest bit for the size of a page here, and compares it later.
         let pages = size >> (bitmap.pgsize.trailing_zeros() % u64::BITS);
         let needed = pages.div_ceil(WORD_BITS).saturating_mul(WORD);
         if pages == 0 || bitmap.size < needed.max(1) || bitmap.size > spec::MAX_DIRTY_BITMAP {
-            return Err(Errno::EINVAL);
+            return Err(RequestError::BitmapSize {
+                size: bitmap.size,
+                needed: needed.max(1),
+                limit: spec::MAX_DIRTY_BITMAP,
+                pages,
+            }
+            .into());
         }
         Ok(DirtyBits {
             program,
@@ -63,7 +73,7 @@ impl<'a> DirtyBits<'a> {
     ///
     /// # Errors
     /// EFAULT.
-    pub(super) fn set(&self, mapping: AddrRange) -> Result<(), Errno> {
+    pub(super) fn set(&self, mapping: AddrRange) -> Result<(), CallError> {
         let shift = self.page_size.trailing_zeros() % u64::BITS;
         let first = mapping.start().saturating_sub(self.iova) >> shift;
         let last = mapping.last().saturating_sub(self.iova) >> shift;
@@ -71,7 +81,7 @@ impl<'a> DirtyBits<'a> {
         let mut head = u64::MAX << (first % WORD_BITS);
         if !first.is_multiple_of(WORD_BITS) {
             let mut before = [0; WORD as usize];
-            Caller::read(self.program, word(first)?, &mut before)?;
+            memory::read(self.program, word(first)?, &mut before)?;
             head |= u64::from_ne_bytes(before) & !(u64::MAX << (first % WORD_BITS));
         }
         let tail = u64::MAX >> (WORD_BITS - 1 - last % WORD_BITS);
@@ -91,7 +101,7 @@ impl<'a> DirtyBits<'a> {
             });
             let bytes: Vec<u8> = values.flat_map(u64::to_ne_bytes).collect();
             let at = copy::offset(word(first)?, done * WORD)?;
-            Caller::write(self.program, at, &bytes)?;
+            memory::write(self.program, at, &bytes)?;
             done += len;
         }
         Ok(())

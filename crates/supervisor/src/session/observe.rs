@@ -1,0 +1,261 @@
+//! What others may want to know of the calls of a program: each call on a file of the machine, when it is
+//! finished, and each fault of DMA.
+//!
+//! Nothing is watched by default, and a call then pays for one comparison. A refusal is counted in any
+//! case ([`Account`]): the program that fails after it can be told where to look.
+
+use std::{
+    fmt,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::{Duration, Instant},
+};
+
+use ioasid_core::{PciAddress, sync::Mutex};
+use ioasid_iommu::{DmaRefusal, DmaWatcher, Requests};
+use ioasid_uapi::{CallError, decode::Decoded, table};
+
+use crate::wire::Counts;
+
+/// The file of the machine that a call is about.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum CalledFile {
+    /// `/dev/iommu`.
+    Iommu,
+    /// `/dev/vfio/vfio`.
+    Container,
+    /// `/dev/vfio/NUMBER`.
+    Group(u32),
+    /// `/dev/vfio/devices/NAME`, or the same device by its group.
+    Device(String),
+    /// A file of events, which an ioctl gave.
+    Events,
+    /// An attribute of `/sys`, by its path below.
+    Attribute(String),
+    /// `fail-nth` of a thread.
+    FailNth,
+}
+
+impl CalledFile {
+    /// Whose ioctls the file has, if it has any.
+    pub fn table(&self) -> Option<table::File> {
+        match self {
+            CalledFile::Iommu => Some(table::File::Iommufd),
+            CalledFile::Container => Some(table::File::Container),
+            CalledFile::Group(_) => Some(table::File::Group),
+            CalledFile::Device(_) => Some(table::File::Device),
+            CalledFile::Events | CalledFile::Attribute(_) | CalledFile::FailNth => None,
+        }
+    }
+}
+
+impl fmt::Display for CalledFile {
+    /// In one word: `iommu`, `vfio0`, `group 5`.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            CalledFile::Iommu => f.write_str("iommu"),
+            CalledFile::Container => f.write_str("container"),
+            CalledFile::Group(number) => write!(f, "group {number}"),
+            CalledFile::Device(name) => f.write_str(name),
+            CalledFile::Events => f.write_str("events"),
+            CalledFile::Attribute(path) => write!(f, "/sys/{path}"),
+            CalledFile::FailNth => f.write_str("fail-nth"),
+        }
+    }
+}
+
+/// How a call ended.
+#[derive(Clone, Copy, Debug)]
+pub enum CallResult<'a> {
+    /// It returned this.
+    Value(u64),
+    /// It returned a new descriptor.
+    Descriptor(i32),
+    /// It was allowed, and the kernel carried it out.
+    Proceeds,
+    /// It was refused.
+    Refused(&'a CallError),
+    /// The host refused what the session did in its place, with this errno.
+    Host(i32),
+}
+
+/// A call that has an end.
+#[derive(Debug)]
+pub struct FinishedCall<'a> {
+    /// The program's name.
+    pub program: &'a str,
+    /// The process.
+    pub process: i32,
+    /// The thread.
+    pub thread: u32,
+    /// The file; none if the call names none of the machine.
+    pub file: Option<CalledFile>,
+    /// The descriptor, if the call names one.
+    pub fd: Option<i32>,
+    /// What the program asked for.
+    pub call: Decoded,
+    /// The ioctl's number, if it is one.
+    pub request: Option<u32>,
+    /// What an ioctl that succeeded wrote into its struct.
+    pub reply: Option<Decoded>,
+    /// How it ended.
+    pub result: CallResult<'a>,
+    /// How long the session took.
+    pub took: Duration,
+}
+
+/// Wants to know of calls.
+///
+/// It is called on the thread that answers the program, or one of its other threads, and must not block:
+/// the program waits meanwhile.
+pub trait CallObserver: Send + Sync + fmt::Debug {
+    /// Whether it wants calls that were not refused, too. Asked once.
+    fn wants_all(&self) -> bool;
+
+    /// A call was finished. The program does not have the answer yet, but for a new descriptor.
+    fn finished(&self, call: &FinishedCall<'_>);
+
+    /// DMA of a device that the program has was refused. Called on a thread of the device, which serves
+    /// every program.
+    fn refused_dma(&self, refusal: &DmaRefusal) {
+        let _ = refusal;
+    }
+}
+
+/// How many calls were refused, and how many faults of DMA there were.
+#[derive(Debug, Default)]
+pub struct Account {
+    refused: AtomicU64,
+    faults: AtomicU64,
+}
+
+impl Account {
+    /// Calls that were refused.
+    pub fn refused(&self) -> u64 {
+        self.refused.load(Ordering::Relaxed)
+    }
+
+    /// Faults of DMA.
+    pub fn faults(&self) -> u64 {
+        self.faults.load(Ordering::Relaxed)
+    }
+
+    /// Both.
+    pub fn counts(&self) -> Counts {
+        Counts {
+            refused: self.refused(),
+            faults: self.faults(),
+        }
+    }
+
+    pub(crate) fn add_refused(&self) {
+        self.refused.fetch_add(1, Ordering::Relaxed);
+    }
+
+    pub(crate) fn add_fault(&self) {
+        self.faults.fetch_add(1, Ordering::Relaxed);
+    }
+}
+
+/// All that want to know of the calls of one program, and the account that is kept in any case.
+#[derive(Debug)]
+pub struct Observers {
+    all: Vec<Arc<dyn CallObserver>>,
+    /// Whether one of them wants every call.
+    wants_all: bool,
+    account: Arc<Account>,
+    /// Whose DMA counts.
+    devices: Devices,
+}
+
+/// Devices whose DMA is a program's business.
+#[derive(Debug)]
+pub(crate) enum Devices {
+    /// All of the machine: nobody else uses it.
+    All,
+    /// Those that it has bound.
+    Bound(Mutex<Vec<(PciAddress, Requests)>>),
+}
+
+impl Observers {
+    /// Of a program that has a machine for itself: every refused DMA is its business.
+    pub fn of_private_machine(all: Vec<Arc<dyn CallObserver>>) -> Arc<Self> {
+        Self::new(all, Devices::All)
+    }
+
+    /// Of a program on a machine that others use too: what counts is DMA of devices that it has bound.
+    pub fn of_shared_machine(all: Vec<Arc<dyn CallObserver>>) -> Arc<Self> {
+        Self::new(all, Devices::Bound(Mutex::default()))
+    }
+
+    fn new(all: Vec<Arc<dyn CallObserver>>, devices: Devices) -> Arc<Self> {
+        Arc::new(Observers {
+            wants_all: all.iter().any(|observer| observer.wants_all()),
+            all,
+            account: Arc::default(),
+            devices,
+        })
+    }
+
+    /// The devices that the program has bound are these.
+    pub(crate) fn set_bound(&self, bound: impl Iterator<Item = (PciAddress, Requests)>) {
+        if let Devices::Bound(list) = &self.devices {
+            *list.lock() = bound.collect();
+        }
+    }
+
+    /// What is counted.
+    pub fn account(&self) -> &Arc<Account> {
+        &self.account
+    }
+
+    /// Whether nobody wants to know anything.
+    pub fn is_empty(&self) -> bool {
+        self.all.is_empty()
+    }
+
+    /// Whether one wants to know of every call.
+    pub fn wants_all(&self) -> bool {
+        self.wants_all
+    }
+
+    /// The time now, if a call that begins now is to be reported whatever becomes of it, or if how long
+    /// it takes is to be known.
+    pub(crate) fn watch(&self) -> Option<Instant> {
+        (!self.all.is_empty()).then(Instant::now)
+    }
+
+    /// Tells all of them.
+    pub(crate) fn finished(&self, call: &FinishedCall<'_>) {
+        let refused = matches!(call.result, CallResult::Refused(_));
+        for observer in &self.all {
+            if refused || observer.wants_all() {
+                observer.finished(call);
+            }
+        }
+    }
+}
+
+impl DmaWatcher for Observers {
+    fn refused(&self, refusal: &DmaRefusal) {
+        let (device, pasid) = refusal.source();
+        let own = match &self.devices {
+            Devices::All => true,
+            Devices::Bound(list) => {
+                let list = list.lock();
+                let is_it = |(address, requests): &(PciAddress, Requests)| {
+                    *address == device && requests.include(pasid)
+                };
+                list.iter().any(is_it)
+            }
+        };
+        if own {
+            self.account.add_fault();
+            for observer in &self.all {
+                observer.refused_dma(refusal);
+            }
+        }
+    }
+}

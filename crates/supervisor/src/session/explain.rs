@@ -120,6 +120,9 @@ impl CallObserver for Explainer {
         let CallResult::Refused(error) = call.result else {
             return;
         };
+        if call.is_foreign {
+            return;
+        }
         let process = match self.is_first(call.process) {
             true => String::new(),
             false => format!("[pid {}] ", call.process),

@@ -102,6 +102,9 @@ pub struct FinishedCall<'a> {
     pub reply: Option<Decoded>,
     /// How it ended.
     pub result: CallResult<'a>,
+    /// It is an ioctl of another subsystem, such as the one by which a C library asks whether a file is a
+    /// terminal: that it was refused is no news.
+    pub is_foreign: bool,
     /// How long the session took.
     pub took: Duration,
 }

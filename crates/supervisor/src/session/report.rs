@@ -83,6 +83,7 @@ pub(crate) fn finished(
         request: said.request,
         reply: said.reply,
         result,
+        is_foreign: is_foreign(&call),
         took,
     });
 }
@@ -93,7 +94,15 @@ fn counts(call: &Call) -> bool {
     match call {
         Call::Greeting { .. } => false,
         Call::Register(question) => is_access(question).is_some(),
-        _ => true,
+        call => !is_foreign(call),
+    }
+}
+
+/// Whether it is an ioctl of another type than those of the machine's files.
+fn is_foreign(call: &Call) -> bool {
+    match call {
+        Call::Ioctl { request, .. } => (request >> 8) & 0xff != ioasid_uapi::spec::iommufd::TYPE,
+        _ => false,
     }
 }
 

@@ -9,16 +9,16 @@ pub enum AttributeError {
     #[error("no such attribute, or it cannot be written")]
     NotWritable,
     /// What is written is not what the attribute takes (EINVAL).
-    #[error("not what the attribute takes")]
+    #[error("what is written is not what the attribute takes")]
     Invalid,
     /// The attribute takes it in Linux, and what it does is not built (EOPNOTSUPP).
-    #[error("what that does is not built")]
+    #[error("what a write to the attribute does is not built")]
     NotBuilt,
     /// The number is larger than there can be (ERANGE).
-    #[error("the number is out of range")]
+    #[error("the number that is written is out of range")]
     OutOfRange,
     /// Something is in use (EBUSY).
-    #[error("in use")]
+    #[error("what the attribute is about is in use")]
     Busy,
     /// The device is gone (ENODEV).
     #[error("the device is gone")]

@@ -7,7 +7,7 @@ use ioasid_iommu::PasidError;
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum BindError {
     /// The file is not bound, or closed (EINVAL).
-    #[error("the device file is not bound to an iommufd")]
+    #[error("the device file is not bound: VFIO_DEVICE_BIND_IOMMUFD first")]
     NotBound,
     /// This file is bound already (EINVAL).
     #[error("the device file is bound already")]
@@ -25,7 +25,7 @@ pub enum BindError {
         open: usize,
     },
     /// No default PASID is left for a child (ENOSPC).
-    #[error("no PASID is left for the mediated device")]
+    #[error("no PASID is left for the mediated device: {0}")]
     NoPasid(#[source] PasidError),
     /// The default PASID of a child is none that its parent can send (ENOSPC).
     #[error("PASID {pasid} is none that the parent device can send: it has {limit}")]

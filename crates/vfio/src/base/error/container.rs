@@ -6,19 +6,19 @@ use ioasid_core::AddrRange;
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum ContainerError {
     /// No group is in the container (EINVAL).
-    #[error("the container has no group")]
+    #[error("the container has no group: VFIO_GROUP_SET_CONTAINER first")]
     NoGroup,
     /// The container has no IOMMU backend (EINVAL).
-    #[error("the container has no IOMMU backend")]
+    #[error("the container has no IOMMU backend: VFIO_SET_IOMMU first")]
     NoBackend,
     /// The container has an IOMMU backend (EINVAL).
     #[error("the container has an IOMMU backend already")]
     BackendSet,
     /// No IOMMU backend is of this type (ENODEV).
-    #[error("no IOMMU backend is of this type")]
+    #[error("no IOMMU backend is of this type: TYPE1_IOMMU (1) and TYPE1v2_IOMMU (3) are")]
     NoSuchBackend,
     /// A range that a device of the group reserves is mapped (EINVAL).
-    #[error("a range that a device of the group reserves is mapped")]
+    #[error("the container and the group do not go together: {0}")]
     ReservedMapped(#[source] ioasid_iommufd::Error),
     /// Mappings have no address in the program for the time being (EBUSY).
     #[error("{mappings} mappings have no valid address in the program")]

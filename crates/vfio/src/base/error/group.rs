@@ -13,7 +13,7 @@ pub enum GroupError {
     },
     /// The group's file is open: it cannot be opened again, and no device of it can be bound through a
     /// file of its own (EBUSY).
-    #[error("group {group} is open")]
+    #[error("group {group} is open: its devices are used through it alone, by whoever has it")]
     Open {
         /// Its number.
         group: u32,
@@ -35,7 +35,7 @@ pub enum GroupError {
         group: u32,
     },
     /// The group has no container (EINVAL).
-    #[error("group {group} has no container")]
+    #[error("group {group} has no container: VFIO_GROUP_SET_CONTAINER first")]
     NoContainer {
         /// Its number.
         group: u32,
@@ -71,6 +71,6 @@ pub enum DeviceNameError {
         text: String,
     },
     /// The token is no UUID (EINVAL).
-    #[error("the VF token behind the name of a device is no UUID")]
+    #[error("the VF token behind the name of a device is no UUID: {0}")]
     Token(#[source] UuidError),
 }

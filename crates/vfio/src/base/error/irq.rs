@@ -97,7 +97,7 @@ pub enum IrqError {
     },
     /// A file descriptor of the program is no eventfd: EBADF if it is not open, EINVAL if it is another
     /// kind of file.
-    #[error("the descriptor for vector {vector} is no eventfd")]
+    #[error("the descriptor for vector {vector} is no eventfd: {source}")]
     Eventfd {
         /// The vector.
         vector: u32,

@@ -49,7 +49,7 @@ pub enum MdevError {
     #[error(transparent)]
     Bind(#[from] BindError),
     /// The device model refused (EIO).
-    #[error("the device makes no mediated device")]
+    #[error("the device makes no mediated device: {0}")]
     Device(#[source] DeviceError),
 }
 

@@ -56,7 +56,9 @@ pub enum RegionError {
     #[error("registers can only be mapped shared, from a file that is open for writing")]
     PrivateMapping,
     /// The range of a mapping does not begin at a page or is not inside of what can be mapped (EINVAL).
-    #[error("{len:#x} bytes at the file offset {offset:#x} cannot be mapped")]
+    #[error(
+        "{len:#x} bytes at the file offset {offset:#x} cannot be mapped: GET_REGION_INFO says what can"
+    )]
     NotMappable {
         /// File offset.
         offset: u64,

@@ -26,17 +26,12 @@
 
 use std::{borrow::Cow, fmt};
 
-use crate::table::{self, Argument, File};
-
-mod field;
-mod iommufd;
-pub mod names;
-mod value;
-mod vfio;
-
-pub use field::{Described, Field, Form, Way};
-pub(crate) use field::{Tail, described};
-pub use value::{Names, Value};
+pub use crate::fields::{Described, Field, Form, Named, Names, Value, Way, names};
+use crate::{
+    fields::number,
+    ioctls,
+    table::{Argument, File},
+};
 
 /// Most bytes of a struct with the data behind it that are worth a look.
 pub const LONGEST: usize = 4096;
@@ -48,17 +43,6 @@ pub struct Decoded {
     pub name: Cow<'static, str>,
     /// Names and values, in the order in which a person wants them.
     pub fields: Vec<Named>,
-}
-
-/// A value with its name.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Named {
-    /// The field's name, shortened to what the field says.
-    pub name: &'static str,
-    /// Its value.
-    pub value: Value,
-    /// It is what it nearly always is, the usual size or 0 where only 0 is known: not for people.
-    pub usual: bool,
 }
 
 impl Decoded {
@@ -104,10 +88,10 @@ impl fmt::Display for Decoded {
 /// How many bytes from the argument on [`request`] and [`reply`] want, of a struct whose first bytes are
 /// `head` (16 are enough). 0 if the argument is no address.
 pub fn length(file: File, request: u32, head: &[u8]) -> usize {
-    match table::find_row(file, request).map(|row| row.argument) {
+    match ioctls::find(file, request).map(|row| row.argument) {
         Some(Argument::Text) => LONGEST,
         Some(Argument::Struct { size, grows, .. }) if grows => {
-            let given = field::number(head, 0, 4).unwrap_or(0);
+            let given = number(head, 0, 4).unwrap_or(0);
             usize::try_from(given)
                 .unwrap_or(LONGEST)
                 .clamp(size.min(LONGEST), LONGEST)
@@ -135,7 +119,7 @@ fn decode(
     bytes: &[u8],
     wanted: impl Fn(Way) -> bool,
 ) -> Decoded {
-    let Some(row) = table::find_row(file, request) else {
+    let Some(row) = ioctls::find(file, request) else {
         let name = format!("ioctl({request:#x})");
         let unknown = Decoded::new(name);
         return match wanted(Way::In) {

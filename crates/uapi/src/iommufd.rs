@@ -15,8 +15,8 @@ use ioasid_iommufd::Context;
 
 use crate::{
     CallError, Program,
-    decode::{Described, Names},
     error::{FieldError, RequestError},
+    fields::{Described, Names},
     spec::iommufd as spec,
     table::{self, File, Row},
 };

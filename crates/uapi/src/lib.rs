@@ -6,7 +6,8 @@
 //! * [`error`]: why a call was refused, with the values of the rule; [`errno`]: the only place in the
 //!   project where an errno has a number.
 //! * [`decode`]: a call and its struct as names and values, for people and for traces.
-//! * [`table`]: all ioctls in one list, and how much of each there is.
+//! * [`table`]: what a dispatch table is made of; [`ioctls`]: all ioctls in one list, and how much of
+//!   each there is.
 //! * [`Program`], [`memory`]: what an ioctl needs of the program that issued it.
 //!
 //! Sizes, flags, errnos and the order of checks are Linux 7.2's. Nothing that a program sends makes
@@ -18,6 +19,8 @@ mod bitmap;
 pub mod decode;
 pub mod errno;
 pub mod error;
+mod fields;
+pub mod ioctls;
 pub mod iommufd;
 pub mod memory;
 pub mod program;

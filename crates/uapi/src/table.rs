@@ -1,14 +1,11 @@
-//! The shape of every table of ioctls, and all of them in one list: what `docs/ioctls.md` shows.
+//! The shape of every table of ioctls.
 //!
 //! Each kind of file has a table of [`Command`]s, one a line: number, name, struct, handler. What a
 //! handler gets is the kind's own business, and so is the order of its checks.
 
 use std::fmt;
 
-use crate::{
-    decode::{Described, Field, Names, Tail},
-    iommufd, vfio,
-};
+use crate::fields::{Described, Field, Names, Tail};
 
 /// Whether an ioctl does what Linux 7.2 does.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -199,40 +196,5 @@ impl fmt::Display for File {
             File::Group => "a VFIO group",
             File::Device => "a VFIO device",
         })
-    }
-}
-
-/// The ioctl `request` of a kind of file. On `/dev/iommu` those of a container are found too.
-pub fn find_row(file: File, request: u32) -> Option<Row> {
-    let is_it = |row: &Row| row.request == request;
-    match file {
-        File::Iommufd | File::CompatContainer => iommufd::rows().find(is_it),
-        File::Container => vfio::container::rows().find(is_it),
-        File::Group => vfio::group::rows().find(is_it),
-        File::Device => vfio::rows().find(is_it),
-    }
-}
-
-/// Every ioctl, by kind and number.
-pub fn ioctls() -> Vec<Row> {
-    let mut rows: Vec<Row> = iommufd::rows().collect();
-    rows.extend(vfio::container::rows());
-    rows.extend(vfio::group::rows());
-    rows.extend(vfio::rows());
-    rows.sort_by_key(|row| (row.file, row.request));
-    rows
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_table_has_each_number_once() {
-        let rows = ioctls();
-        for pair in rows.windows(2) {
-            let key = |row: &Row| (row.file, row.request);
-            assert!(key(&pair[0]) < key(&pair[1]), "{pair:?}");
-        }
     }
 }

@@ -10,8 +10,8 @@ use ioasid_vfio::{DeviceFile, error::BindError};
 
 use crate::{
     CallError, Program,
-    decode::Described,
     error::{FieldError, RequestError},
+    fields::Described,
     spec::vfio as spec,
     table::{self, Argument, File, Row, Support},
 };

@@ -5,8 +5,9 @@ use std::collections::BTreeSet;
 
 use ioasid_uapi::{
     decode::{self, Value, Way},
+    ioctls,
     spec::{iommufd as iommu, vfio},
-    table::{Argument, File, Row, ioctls},
+    table::{Argument, File, Row},
 };
 use zerocopy::IntoBytes;
 
@@ -20,7 +21,7 @@ fn fields(row: &Row) -> Vec<decode::Field> {
 
 #[test]
 fn every_ioctl_decodes_to_its_name_and_its_fields() {
-    for row in ioctls() {
+    for row in ioctls::all() {
         let call = decode::request(row.file, row.request, 0, &[0; 256]);
         assert_eq!(call.name, row.name);
         let text = call.to_string();
@@ -34,7 +35,7 @@ fn every_ioctl_decodes_to_its_name_and_its_fields() {
 
 #[test]
 fn the_fields_of_a_struct_are_apart_and_inside() {
-    for row in ioctls() {
+    for row in ioctls::all() {
         let Argument::Struct { size, .. } = row.argument else {
             continue;
         };
@@ -54,7 +55,7 @@ fn the_fields_of_a_struct_are_apart_and_inside() {
 
 #[test]
 fn what_is_written_into_a_field_is_read_from_it() {
-    for row in ioctls() {
+    for row in ioctls::all() {
         let Argument::Struct { size, .. } = row.argument else {
             continue;
         };

@@ -3,7 +3,7 @@
 
 use std::{collections::BTreeMap, path::Path};
 
-use ioasid_uapi::table::{Row, ioctls};
+use ioasid_uapi::{ioctls, table::Row};
 
 /// Heading, number and name of a row.
 type Key = (String, u32, String);
@@ -39,7 +39,7 @@ fn expected(row: &Row) -> (Key, String) {
 fn the_document_has_every_ioctl_and_no_other() {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../docs/ioctls.md");
     let document = std::fs::read_to_string(path).unwrap();
-    let dispatched: BTreeMap<_, _> = ioctls().iter().map(expected).collect();
+    let dispatched: BTreeMap<_, _> = ioctls::all().iter().map(expected).collect();
     assert_eq!(rows(&document), dispatched);
 }
 
@@ -47,7 +47,7 @@ fn the_document_has_every_ioctl_and_no_other() {
 fn every_command_of_linux_is_dispatched_or_named_as_missing() {
     // include/uapi/linux/{iommufd,vfio}.h: 21 commands of /dev/iommu, 6 of a container on it, 7 of a
     // container, 4 of a group, and those of devices.
-    let rows = ioctls();
+    let rows = ioctls::all();
     assert_eq!(rows.len(), 21 + 6 + 7 + 4 + 14);
 }
 

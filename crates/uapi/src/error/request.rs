@@ -4,7 +4,7 @@ use std::fmt;
 
 use ioasid_core::{host::FdError, memory::PinError};
 
-use crate::{decode::Names, table::File};
+use crate::{fields::Names, table::File};
 
 /// Why an ioctl was refused for what the program handed over.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]

@@ -13,8 +13,8 @@ use zerocopy::{FromBytes, Immutable, IntoBytes};
 use super::ioas::{check_end, pages_of};
 use crate::{
     CallError, Program,
-    decode::{Described, names},
     error::{FieldError, RequestError},
+    fields::{Described, names},
     memory,
     spec::container as spec,
     table::{self, Argument, File, Row},

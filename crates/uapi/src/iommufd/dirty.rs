@@ -4,7 +4,7 @@ use ioasid_core::AddrRange;
 use ioasid_iommufd::{DirtyRequest, ObjectId};
 
 use super::{call::Call, supported};
-use crate::{CallError, bitmap::Bitmap, decode::names, error::FieldError, spec::iommufd as spec};
+use crate::{CallError, bitmap::Bitmap, error::FieldError, fields::names, spec::iommufd as spec};
 
 pub(super) fn set_tracking(call: &Call<'_>) -> Result<u64, CallError> {
     let args: spec::HwptSetDirtyTracking = call.args();

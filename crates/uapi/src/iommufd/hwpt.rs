@@ -4,7 +4,7 @@ use ioasid_iommufd::{AllocError, HwData, HwptAlloc, HwptFlags, ObjectId};
 use zerocopy::IntoBytes;
 
 use super::{call::Call, supported};
-use crate::{CallError, decode::names, error::FieldError, memory, spec::iommufd as spec};
+use crate::{CallError, error::FieldError, fields::names, memory, spec::iommufd as spec};
 
 pub(super) fn alloc(call: &Call<'_>) -> Result<u64, CallError> {
     let mut args: spec::HwptAlloc = call.args();

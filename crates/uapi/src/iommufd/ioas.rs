@@ -13,8 +13,8 @@ use zerocopy::IntoBytes;
 use super::{call::Call, supported};
 use crate::{
     CallError,
-    decode::names,
     error::{FieldError, RequestError},
+    fields::names,
     memory,
     spec::iommufd as spec,
 };

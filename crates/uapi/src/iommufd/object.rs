@@ -6,7 +6,7 @@ use std::mem::offset_of;
 use ioasid_iommufd::{ObjectId, OptionError};
 
 use super::{call::Call, no_value, supported};
-use crate::{CallError, decode::names, error::FieldError, spec::iommufd as spec};
+use crate::{CallError, error::FieldError, fields::names, spec::iommufd as spec};
 
 pub(super) fn destroy(call: &Call<'_>) -> Result<u64, CallError> {
     let args: spec::Destroy = call.args();

@@ -9,8 +9,8 @@ use ioasid_vfio::{DeviceFile, UserPasid, error::TokenError};
 use super::{copy, long_enough, named, valid};
 use crate::{
     CallError, Program,
-    decode::names,
     error::{FieldError, RequestError, Wanted},
+    fields::names,
     memory,
     spec::vfio as spec,
 };

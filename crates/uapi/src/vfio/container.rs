@@ -18,8 +18,8 @@ use zerocopy::{FromBytes, Immutable, IntoBytes};
 use super::{copy, long_enough, valid};
 use crate::{
     CallError, Program,
-    decode::{Described, names},
     error::{FieldError, RequestError},
+    fields::{Described, names},
     memory,
     spec::container as spec,
     table::{self, Argument, File, Row},

@@ -11,8 +11,8 @@ use zerocopy::{FromZeros, IntoBytes};
 use super::{copy, logging, long_enough, migration, named, valid};
 use crate::{
     CallError, Program,
-    decode::names,
     error::{FieldError, RequestError, Wanted},
+    fields::names,
     memory,
     spec::vfio::{DmaLoggingControl, DmaLoggingReport, Feature, LowPowerWakeup},
 };

@@ -6,8 +6,8 @@ use ioasid_vfio::{ContainerFile, GroupFile};
 use super::copy;
 use crate::{
     CallError, Program,
-    decode::Described,
     error::{RequestError, Wanted},
+    fields::Described,
     memory,
     spec::group as spec,
     table::{self, Argument, File, Row},

@@ -6,8 +6,8 @@ use ioasid_vfio::{DeviceFile, StoreRequest};
 use super::{copy, named, valid};
 use crate::{
     CallError, Program,
-    decode::names,
     error::{FieldError, RequestError},
+    fields::names,
     spec::vfio as spec,
 };
 

@@ -6,8 +6,8 @@ use ioasid_vfio::{DeviceFile, Eventfd, IrqAction, IrqData, IrqIndex, SetIrqs, er
 use super::{copy, long_enough, valid};
 use crate::{
     CallError, Program,
-    decode::names,
     error::{FieldError, RequestError},
+    fields::names,
     memory,
     spec::vfio::{self as spec, IrqSet},
 };

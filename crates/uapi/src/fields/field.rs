@@ -1,6 +1,17 @@
 //! Fields of a struct: where they are and what they are called.
 
-use super::{Named, Names, Value};
+use super::{Names, Value};
+
+/// A value with its name.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Named {
+    /// The field's name, shortened to what the field says.
+    pub name: &'static str,
+    /// Its value.
+    pub value: Value,
+    /// It is what it nearly always is, the usual size or 0 where only 0 is known: not for people.
+    pub usual: bool,
+}
 
 /// How a field is shown.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -120,25 +131,25 @@ pub(crate) const fn width<T, F>(_: fn(&T) -> &F) -> usize {
 /// Describes structs: `way "name" = field, form`, and `if flag` for a field that counts only if `flag`
 /// is set in the field `flags`.
 macro_rules! described {
-    (@way in) => { $crate::decode::Way::In };
-    (@way out) => { $crate::decode::Way::Out };
-    (@way both) => { $crate::decode::Way::Both };
+    (@way in) => { $crate::fields::Way::In };
+    (@way out) => { $crate::fields::Way::Out };
+    (@way both) => { $crate::fields::Way::Both };
     (@when $type:ty,) => { None };
     (@when $type:ty, $flag:expr) => {
         Some((std::mem::offset_of!($type, flags), $flag as u64))
     };
     ($($type:ty { $($way:ident $name:literal = $field:ident, $form:expr $(, if $flag:expr)?;)* }
         $(+ $tail:ident)?)*) => {$(
-        impl $crate::decode::Described for $type {
-            const FIELDS: &'static [$crate::decode::Field] = &[$($crate::decode::Field {
+        impl $crate::fields::Described for $type {
+            const FIELDS: &'static [$crate::fields::Field] = &[$($crate::fields::Field {
                 name: $name,
                 offset: std::mem::offset_of!($type, $field),
-                width: $crate::decode::field::width::<$type, _>(|value| &value.$field),
+                width: $crate::fields::width::<$type, _>(|value| &value.$field),
                 form: $form,
-                way: $crate::decode::described!(@way $way),
-                when: $crate::decode::described!(@when $type, $($flag)?),
+                way: $crate::fields::described!(@way $way),
+                when: $crate::fields::described!(@when $type, $($flag)?),
             },)*];
-            $(const TAIL: Option<$crate::decode::field::Tail> = Some($tail);)?
+            $(const TAIL: Option<$crate::fields::Tail> = Some($tail);)?
         }
     )*};
 }

@@ -395,7 +395,7 @@ fn serve(shared: &Shared, stream: UnixStream) -> Result<(), WireError> {
         Request::Inject(request) => match shared.view.inject(&request) {
             Ok(()) => channel.send(&Tree::default(), None),
             Err(sentence) => channel.refuse(&sentence),
-}
+        },
 
         Request::Account { session } => match shared.counts(session) {
             Some(counts) => channel.send(&counts, None),

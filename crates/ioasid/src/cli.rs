@@ -8,7 +8,7 @@ use clap::{
 };
 use ioasid_supervisor::Mmio;
 
-use crate::inject::InjectArgs;
+use crate::{check::CheckArgs, inject::InjectArgs};
 
 /// The Linux I/O address space system in user space.
 ///
@@ -41,6 +41,10 @@ pub(crate) enum Verb {
     /// The exit status is the program's own, or 128+N if signal N killed it; 125 if ioasid itself
     /// failed, 126 if the program could not be executed, 127 if it was not found.
     Run(RunArgs),
+    /// Show what a machine will look like, and whether this host can run it.
+    ///
+    /// The exit status is 0 if it can, and 1 if not, with what to do about each obstacle.
+    Check(CheckArgs),
     /// Keep a machine running, for programs to join.
     Serve(ServeArgs),
     /// Show what a running machine holds.
@@ -61,14 +65,21 @@ pub(crate) enum Verb {
 
 /// Where a machine comes from.
 #[derive(Args, Debug)]
-#[group(multiple = false)]
 pub(crate) struct MachineArgs {
     /// Build the machine that this TOML file describes.
     #[arg(long, value_name = "FILE")]
     pub(crate) machine: Option<PathBuf>,
+    /// Devices.
+    #[command(flatten)]
+    pub(crate) devices: DeviceArgs,
+}
+
+/// Devices of a machine that no file describes.
+#[derive(Args, Debug)]
+pub(crate) struct DeviceArgs {
     /// Build a machine of this device, such as dsa,queues=4,driver=vfio; may be given again. `help`
     /// lists the models, MODEL,help the keys of one.
-    #[arg(long, value_name = "MODEL[,KEY=VALUE...]")]
+    #[arg(long, value_name = "MODEL[,KEY=VALUE...]", conflicts_with = "machine")]
     pub(crate) device: Vec<String>,
 }
 

@@ -15,12 +15,14 @@
 #![forbid(unsafe_code)]
 
 mod catalog;
+mod check;
 mod cli;
 mod demo;
 mod explain;
 mod find;
 mod guests;
 mod inject;
+mod machines;
 mod tree;
 mod verbs;
 mod view;
@@ -87,6 +89,7 @@ pub fn main_with(models: Models) -> ExitCode {
     };
     let result = match cli.verb {
         Verb::Run(args) => verbs::run(args, &models, cli.quiet),
+        Verb::Check(args) => check::run_check(args, &models),
         Verb::Serve(args) => verbs::serve(args, &models),
         Verb::Inspect(args) => verbs::inspect(args),
         Verb::Mdev(args) => verbs::mdev(args),

@@ -1,9 +1,6 @@
 //! What each verb does, apart from the demo.
 
-use std::sync::Arc;
-
 use anyhow::{Context as _, Result, bail};
-use ioasid_core::host::StdSpawner;
 use ioasid_host::{confine, prepare_received, service};
 use ioasid_machine::{Machine, MachineFile, Models};
 use ioasid_supervisor::{
@@ -18,28 +15,16 @@ use signal_hook::{
 
 use crate::{
     catalog,
-    cli::{InspectArgs, MachineArgs, MdevArgs, MdevVerb, RunArgs, ServeArgs},
+    cli::{InspectArgs, MdevArgs, MdevVerb, RunArgs, ServeArgs},
     demo, explain,
     find::{chosen, socket},
     guests::Guests,
-    print, say, tree, view,
+    machines, print, say, tree, view,
 };
-
-fn build(name: &str, file: &MachineFile) -> Result<Arc<Machine>> {
-    Machine::build(name, file, &StdSpawner).context("building the machine")
-}
-
-fn machine_file(args: &MachineArgs, models: &Models) -> Result<MachineFile> {
-    Ok(match &args.machine {
-        Some(path) => MachineFile::load(path, models)?,
-        None if !args.device.is_empty() => MachineFile::from_device_strings(&args.device, models)?,
-        None => MachineFile::default_machine(),
-    })
-}
 
 /// `ioasid run`: the program's exit status.
 pub(crate) fn run(args: RunArgs, models: &Models, quiet: bool) -> Result<u8> {
-    if let Some(help) = catalog::help(&args.machine.device, models)? {
+    if let Some(help) = catalog::help(&args.machine.devices.device, models)? {
         print(&help)?;
         return Ok(0);
     }
@@ -57,9 +42,13 @@ pub(crate) fn run(args: RunArgs, models: &Models, quiet: bool) -> Result<u8> {
     let ended = match &args.join {
         Some(machine) => start_joined(&socket(machine)?, options)?.finish()?,
         None => {
-            let mut file = machine_file(&args.machine, models)?;
+            let devices = &args.machine.devices.device;
+            let mut file = machines::file(args.machine.machine.as_deref(), devices, models)?;
             file.iommu.enforce_memlock |= args.enforce_memlock;
-            let machine = build("private", &file)?;
+            let machine = machines::build("private", &file)?;
+            for line in machine.outline() {
+                tracing::info!("{line}");
+            }
             known_vm(&machine, options.vm.as_deref())?;
             // Other terminals may look at it; a program does not depend on it.
             let name = format!("run-{}", std::process::id());
@@ -122,7 +111,7 @@ pub(crate) fn serve(args: ServeArgs, models: &Models) -> Result<u8> {
         Some(path) => path,
         None => control::socket_path(&name)?,
     };
-    let machine = build(&name, &file)?;
+    let machine = machines::build(&name, &file)?;
     let busy = match args.busy {
         true => demo::parent::keep_busy(&machine)?,
         false => Vec::new(),

@@ -6,7 +6,7 @@
 //!   goes and changes while the machine runs.
 //! * `functions`, `live`: the PCI functions that programs see, and the files that follow their
 //!   registers. `attribute`: the files that programs write.
-//! * `view`, `node`: what programs and virtual machines can open. `inspect`: what people can see.
+//! * `view`, `node`: what programs and virtual machines can open. `inspect`, `outline`: what people can see.
 //! * `injected`: failures that a test asks for.
 
 mod attribute;
@@ -20,6 +20,7 @@ mod inspect;
 mod live;
 mod mdevs;
 mod node;
+mod outline;
 mod running;
 mod sriov;
 mod view;
@@ -27,4 +28,5 @@ mod view;
 pub use error::{BuiltError, MachineError};
 pub use live::LiveFile;
 pub use node::{ExportedDevice, MdevInfo, VfioNode};
+pub use outline::Outline;
 pub use running::Machine;

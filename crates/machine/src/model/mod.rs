@@ -64,6 +64,12 @@ pub trait Model: 'static {
         Ok(())
     }
 
+    /// What the section asks for, in a few words, such as its queues: for people.
+    fn contents(section: &Self::Section) -> String {
+        let _ = section;
+        String::new()
+    }
+
     /// The mediated devices that the section asks for from the start: of a parent with
     /// `driver = "host"`. Those of an `[[emulated]]` section are not the model's business.
     fn mdevs(section: &Self::Section) -> Vec<MdevSection> {

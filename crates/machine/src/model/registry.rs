@@ -129,6 +129,9 @@ pub trait Section: fmt::Debug + Send + Sync {
     /// What the model says.
     fn check(&self, driver: Driver) -> Result<(), ModelError>;
 
+    /// What it asks for, in a few words.
+    fn contents(&self) -> String;
+
     /// The mediated devices that are there from the start.
     fn mdevs(&self) -> Vec<MdevSection>;
 
@@ -164,6 +167,10 @@ impl<M: Model> Section for Typed<M> {
 
     fn check(&self, driver: Driver) -> Result<(), ModelError> {
         M::check(&self.0, driver)
+    }
+
+    fn contents(&self) -> String {
+        M::contents(&self.0)
     }
 
     fn mdevs(&self) -> Vec<MdevSection> {

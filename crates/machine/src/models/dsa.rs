@@ -183,6 +183,10 @@ impl Model for Dsa {
         Ok(section.check(driver)?)
     }
 
+    fn contents(section: &Section) -> String {
+        queue::contents(section.engines, "queues", &section.queues())
+    }
+
     fn mdevs(section: &Section) -> Vec<MdevSection> {
         queue::mdevs(&section.queue, TYPE_1DWQ)
     }

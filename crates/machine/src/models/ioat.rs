@@ -114,6 +114,10 @@ impl Model for Ioat {
         Ok(section.check(driver)?)
     }
 
+    fn contents(section: &Section) -> String {
+        queue::contents(section.engines, "channels", &section.channels())
+    }
+
     fn mdevs(section: &Section) -> Vec<MdevSection> {
         queue::mdevs(&section.channel, TYPE_1CHAN)
     }

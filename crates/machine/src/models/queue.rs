@@ -107,6 +107,16 @@ pub(super) fn list(sections: &[QueueSection], queues: Option<usize>) -> Vec<Queu
     vec![queue; queues.unwrap_or(DEFAULT_QUEUES)]
 }
 
+/// Engines and queues in a few words.
+pub(super) fn contents(engines: usize, what: &str, queues: &[QueueSection]) -> String {
+    let mdevs = queues.iter().filter(|queue| queue.owner == Owner::Mdev);
+    let of_mdevs = match mdevs.count() {
+        0 => String::new(),
+        mdevs => format!(", {mdevs} of them for mediated devices"),
+    };
+    format!("{engines} engines, {} {what}{of_mdevs}", queues.len())
+}
+
 /// Checks the numbers of engines and queues.
 pub(super) fn check_numbers(
     engines: usize,

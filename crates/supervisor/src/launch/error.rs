@@ -63,7 +63,7 @@ impl LaunchError {
     pub fn hint(&self) -> Option<&'static str> {
         match self {
             LaunchError::UserNamespace(_) | LaunchError::IdMap(_) | LaunchError::Mount(_) => {
-                namespace_hint()
+                Some(namespace_hint())
             }
             LaunchError::Filter(error) if is(error, libc::EINVAL) => {
                 Some("Linux 5.19 or newer is needed (SECCOMP_FILTER_FLAG_WAIT_KILLABLE_RECV)")
@@ -86,27 +86,23 @@ fn filter_sentence(error: &io::Error) -> String {
     }
 }
 
-/// Asks the host's switches which of them it was.
-fn namespace_hint() -> Option<&'static str> {
+/// What allows namespaces on this host: asks its switches which of them it was.
+pub fn namespace_hint() -> &'static str {
     let switch = |path: &str| fs::read_to_string(path).map(|text| text.trim().to_owned());
     let is_set = |path, value: &str| switch(path).is_ok_and(|text| text == value);
     if is_set("/proc/sys/user/max_user_namespaces", "0") {
-        Some("sysctl user.max_user_namespaces=10000 allows user namespaces")
+        "sysctl user.max_user_namespaces=10000 allows user namespaces"
     } else if is_set("/proc/sys/kernel/unprivileged_userns_clone", "0") {
-        Some("sysctl kernel.unprivileged_userns_clone=1 allows user namespaces")
+        "sysctl kernel.unprivileged_userns_clone=1 allows user namespaces"
     } else if is_set(
         "/proc/sys/kernel/apparmor_restrict_unprivileged_userns",
         "1",
     ) {
-        Some(
-            "sysctl kernel.apparmor_restrict_unprivileged_userns=0 lifts AppArmor's restriction, \
-             or run as root",
-        )
+        "sysctl kernel.apparmor_restrict_unprivileged_userns=0 lifts AppArmor's restriction, \
+             or run as root"
     } else {
-        Some(
-            "inside a container, allow user namespaces (for example \
-             --security-opt seccomp=unconfined) or run as root with CAP_SYS_ADMIN",
-        )
+        "inside a container, allow user namespaces (for example \
+             --security-opt seccomp=unconfined) or run as root with CAP_SYS_ADMIN"
     }
 }
 

@@ -35,7 +35,7 @@ use std::{
     process::{Command, ExitCode},
 };
 
-pub use error::LaunchError;
+pub use error::{LaunchError, namespace_hint};
 pub use words::{EXIT_FAILED, EXIT_NOT_EXECUTABLE, EXIT_NOT_FOUND, LINGER, VERB};
 use words::{NAMESPACES_IF_ALLOWED, NO_NAMESPACES, REMOUNT, descriptor};
 

@@ -141,6 +141,8 @@ pub struct Running {
     told: Told,
     launcher: PathBuf,
     signals: Option<ForwardSignals>,
+    /// Why it has no namespace, if it has none.
+    trapped: Option<String>,
     /// The library's directory, if it is not in the program's own `/dev`.
     _library: Option<TempDir>,
 }
@@ -274,12 +276,17 @@ pub fn start_joined(socket: &Path, mut options: RunOptions) -> Result<Running, R
     }
 }
 
+/// Yama's `kernel.yama.ptrace_scope`; none where there is no Yama.
+pub fn ptrace_scope() -> Option<String> {
+    let scope = std::fs::read_to_string("/proc/sys/kernel/yama/ptrace_scope").ok()?;
+    Some(scope.trim().to_owned())
+}
+
 /// With Yama's scope 1 this process may look into its descendants alone, and a daemon is none any
 /// more, unless it falls to this process when its parent ends. In a user namespace that we have
 /// made we may look into everything.
 fn keep_orphans() {
-    let scope = std::fs::read_to_string("/proc/sys/kernel/yama/ptrace_scope");
-    if scope.is_ok_and(|scope| scope.trim() == "1") {
+    if ptrace_scope().as_deref() == Some("1") {
         let us = rustix::process::getpid();
         if let Err(error) = rustix::process::set_child_subreaper(Some(us)) {
             tracing::warn!(%error, "daemons that the program starts cannot be served");
@@ -297,6 +304,7 @@ struct Launcher {
     mmio: Mmio,
     library: Library,
     library_dir: Option<TempDir>,
+    trapped: Option<String>,
 }
 
 impl Launcher {
@@ -337,6 +345,7 @@ impl Launcher {
             mmio: options.mmio,
             library: Library::None,
             library_dir: None,
+            trapped: None,
         })
     }
 
@@ -354,6 +363,9 @@ impl Launcher {
             Ok(mut attach) => {
                 tracing::info!(mode = %attach.mode, "the program's /dev and /sys");
                 attach.mmio = self.mmio;
+                if let Mode::Paths { reason } = &attach.mode {
+                    self.trapped = Some(reason.clone());
+                }
                 self.provide_library(&attach.mode);
                 if self.signals.is_some() && matches!(attach.mode, Mode::Paths { .. }) {
                     keep_orphans();
@@ -412,6 +424,7 @@ impl Launcher {
             told,
             launcher: self.path,
             signals: self.signals,
+            trapped: self.trapped,
             _library: self.library_dir,
         }
     }
@@ -426,6 +439,11 @@ impl Running {
     /// The child, for its pipes and for `kill`.
     pub fn child(&mut self) -> &mut Child {
         &mut self.child
+    }
+
+    /// Why it has no namespace of its own, so that every path is trapped; none if it has one.
+    pub fn trapped(&self) -> Option<&str> {
+        self.trapped.as_deref()
     }
 
     /// The session that serves it, if that is in this process and the program has started.

@@ -86,6 +86,10 @@ const TESTS: &[(&str, Test<Installation>)] = &[
         "a device of a running machine fails, is reset and is removed on purpose",
         injected::served,
     ),
+    (
+        "a check says what there will be, and what stands in the way",
+        programs::check,
+    ),
     ("documented commands do what the pages say", pages::run),
     (
         "a first DMA takes twenty lines of Python, and a `main` of twenty lines of Rust",

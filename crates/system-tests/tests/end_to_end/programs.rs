@@ -416,6 +416,37 @@ pub(super) fn emulated(installation: &Installation) -> Result<String> {
     Ok("bound, attached, copied in and out, refused after an unmap".to_owned())
 }
 
+pub(super) fn check(installation: &Installation) -> Result<String> {
+    let ioasid = installation.path("ioasid").display().to_string();
+    for user in installation.users() {
+        let mut command = installation.ioasid(user);
+        let text = succeed(command.args(["check", "--device", "dsa,queues=2,vm=a"]))?;
+        let device = "  0000:6a:01.0 dsa: /dev/vfio/devices/vfio0, of a; 2 engines, 2 queues\n";
+        ensure!(
+            text.contains(device) && text.ends_with("It can be run here.\n"),
+            "as {user:?} it says {text}"
+        );
+        // There is one obstacle that every host has: a listener that is there already.
+        let mut command = installation.ioasid(user);
+        let output = command.args(["run", "--", &ioasid, "check"]).output()?;
+        let text = String::from_utf8_lossy(&output.stdout);
+        ensure!(
+            output.status.code() == Some(1)
+                && text.contains("  no    ioasid run inside ioasid run is not possible")
+                && text.ends_with("It cannot be run here.\n"),
+            "as {user:?}, inside of a run, it says {text}"
+        );
+        let mut command = installation.ioasid(user);
+        let output = command.args(["run", "-v", "--", "true"]).output()?;
+        let text = String::from_utf8_lossy(&output.stderr);
+        ensure!(
+            text.contains("0000:6a:01.0 dsa: not for programs"),
+            "as {user:?}, `run -v` says {text}"
+        );
+    }
+    Ok("a machine that can be run, and one that cannot".to_owned())
+}
+
 pub(super) fn first_dma(installation: &Installation) -> Result<String> {
     let said = "the device copied: hello\n";
     let mut sizes = Vec::new();

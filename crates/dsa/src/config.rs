@@ -30,6 +30,9 @@ pub struct DsaConfig {
     pub max_transfer_shift: u8,
     /// What it is in SR-IOV.
     pub role: Role,
+    /// The group into which the host's driver puts each engine; without one, group 0. A device has as
+    /// many groups as engines.
+    pub engine_groups: Vec<usize>,
 }
 
 /// What a device is in single root I/O virtualization.
@@ -62,6 +65,7 @@ impl DsaConfig {
             device_tlb: true,
             max_transfer_shift: MAX_TRANSFER_SHIFT,
             role: Role::Alone,
+            engine_groups: Vec::new(),
         }
     }
 }
@@ -80,6 +84,14 @@ pub struct QueueConfig {
     pub size: u16,
     /// Set aside for mediated devices.
     pub mdev: bool,
+    /// The group into which the host's driver puts it.
+    pub group: usize,
+    /// Among the queues of the group, 1..=15.
+    pub priority: u8,
+    /// Most bytes of a descriptor of the host's driver, as a power of two; the device's without one.
+    pub transfer_shift: Option<u8>,
+    /// Most descriptors of its batches, as a power of two; the device's without one.
+    pub batch_shift: Option<u8>,
 }
 
 impl Default for QueueConfig {
@@ -87,6 +99,10 @@ impl Default for QueueConfig {
         QueueConfig {
             size: 32,
             mdev: false,
+            group: 0,
+            priority: 10,
+            transfer_shift: None,
+            batch_shift: None,
         }
     }
 }
@@ -122,6 +138,14 @@ pub enum ConfigError {
         index: usize,
         /// Its entries.
         size: u16,
+    },
+    /// A group that the device does not have.
+    #[error("group {group}: a device of {engines} engines has as many groups, from 0")]
+    Group {
+        /// The group.
+        group: usize,
+        /// Its engines.
+        engines: usize,
     },
     /// A child of a queue that was not set aside for mediated devices.
     #[error("queue {0} is not set aside for mediated devices")]

@@ -47,8 +47,14 @@ pub struct HostDriver {
 /// A job under way, by the slot of its completion record.
 pub type Job = PendingJob<usize>;
 
+/// The bits of those whose group is `group`.
+fn members(groups: impl Iterator<Item = usize>, group: usize) -> u64 {
+    let own = (0..).zip(groups).filter(|(_, of)| *of == group);
+    own.fold(0, |bits, (index, _): (u32, usize)| bits | 1 << index)
+}
+
 impl HostDriver {
-    /// Takes the device: claims it for the DMA API, puts all its queues and engines into one group,
+    /// Takes the device: claims it for the DMA API, puts its queues and engines into their groups,
     /// gives each queue its entries and enables the device.
     ///
     /// # Errors
@@ -65,16 +71,26 @@ impl HostDriver {
             .function()
             .write_config(pci::COMMAND as u64, &command);
         this.command(Command::ResetDevice, 0)?;
-        let bits = |count: usize| (1_u64 << count) - 1;
-        this.write64(reg::GRPCFG, bits(device.queues().len()));
-        this.write64(reg::GRPCFG + GRPCFG_SIZE / 2, bits(device.engines()));
+        for group in 0..device.engines() {
+            let entry = reg::GRPCFG + group as u64 * GRPCFG_SIZE;
+            let queues = device.queues().iter().map(|queue| queue.group);
+            let engines = (0..device.engines()).map(|engine| device.engine_group(engine));
+            this.write64(entry, members(queues, group));
+            this.write64(entry + GRPCFG_SIZE / 2, members(engines, group));
+        }
         let capabilities = GenCap::from_bits(this.read64(reg::GENCAP));
-        let limits = WqLimits::new()
-            .with_max_xfer_shift(capabilities.max_xfer_shift())
-            .with_max_batch_shift(capabilities.max_batch_shift());
-        let usage = WqUse::new().with_dedicated(true).with_priority(10);
         for (queue, config) in (0..).zip(device.queues()) {
             let entry = reg::WQCFG + queue * WQCFG_SIZE;
+            let (transfer, batch) = (
+                capabilities.max_xfer_shift(),
+                capabilities.max_batch_shift(),
+            );
+            let limits = WqLimits::new()
+                .with_max_xfer_shift(config.transfer_shift.unwrap_or(transfer).min(transfer))
+                .with_max_batch_shift(config.batch_shift.unwrap_or(batch).min(batch));
+            let usage = WqUse::new()
+                .with_dedicated(true)
+                .with_priority(config.priority.clamp(1, 15));
             this.write32(entry, config.size.into());
             this.write32(entry + 8, usage.into_bits());
             this.write32(entry + 12, limits.into_bits());

@@ -76,6 +76,7 @@ impl Target {
         config.queues[1] = QueueConfig {
             size: entries,
             mdev: true,
+            ..QueueConfig::default()
         };
         let dsa = new_dsa(&iommu, &device, config);
         let host = HostDriver::probe(&dsa).unwrap();

@@ -45,6 +45,7 @@ pub struct DsaDevice {
     engines: usize,
     max_transfer_shift: u8,
     role: Role,
+    engine_groups: Vec<usize>,
 }
 
 impl DsaDevice {
@@ -65,6 +66,7 @@ impl DsaDevice {
             device_tlb,
             max_transfer_shift,
             role,
+            engine_groups,
         } = config;
         if max_transfer_shift > MAX_TRANSFER_SHIFT {
             return Err(ConfigError::TransferShift(max_transfer_shift).into());
@@ -79,6 +81,11 @@ impl DsaDevice {
             if !(1..=MAX_QUEUE_SIZE).contains(size) {
                 return Err(ConfigError::QueueSize { index, size: *size }.into());
             }
+        }
+        let groups = queues.iter().map(|queue| queue.group);
+        let mut groups = groups.chain(engine_groups.iter().copied());
+        if let Some(group) = groups.find(|group| *group >= engines) {
+            return Err(ConfigError::Group { group, engines }.into());
         }
         let function = function(queues.len(), queues.len() + 1, &device, device_tlb, role)
             .map_err(ConfigError::Layout)?;
@@ -96,6 +103,7 @@ impl DsaDevice {
             engines,
             max_transfer_shift,
             role,
+            engine_groups,
         });
         let started = this.pool.start(engines, "dsa", spawner);
         started.map_err(Error::Engine)?;
@@ -115,6 +123,11 @@ impl DsaDevice {
     /// Number of engines.
     pub fn engines(&self) -> usize {
         self.engines
+    }
+
+    /// The group of engine `index`.
+    pub(crate) fn engine_group(&self, index: usize) -> usize {
+        self.engine_groups.get(index).copied().unwrap_or(0)
     }
 
     /// Entries of all queues together.

@@ -10,9 +10,13 @@ use ioasid_dsa::{
 use ioasid_iommu::Device;
 use serde::Deserialize;
 
-use super::queue::{self, Owner, QueueError, QueueSection};
+use super::{
+    accel::{AccelConfig, AccelError, WorkQueue},
+    queue::{self, Owner, QueueError, QueueSection},
+};
 use crate::model::{
     self, Built, Driver, Key, MdevSection, Model, ModelError, Site, SiteError, VirtualFunctions,
+    names::parsed,
 };
 
 /// Most descriptors in one queue.
@@ -31,8 +35,8 @@ pub struct Dsa;
 #[serde(deny_unknown_fields)]
 pub struct Section {
     /// Engines (threads that move bytes), 1..=[`queue::MAX_ENGINES`].
-    #[serde(default = "engines")]
-    pub engines: usize,
+    #[serde(default)]
+    engines: Option<usize>,
     /// Most bytes that one descriptor moves, a power of two up to 2 MiB, which it is by default.
     #[serde(default)]
     pub max_transfer: Option<u32>,
@@ -40,6 +44,9 @@ pub struct Section {
     /// `driver = "vfio"`. They take the addresses after the device's own.
     #[serde(default)]
     pub vfs: u16,
+    /// Queues and engines as accel-config says them, instead of the other keys.
+    #[serde(default, deserialize_with = "parsed")]
+    config: Option<AccelConfig>,
     /// Number of queues without `[[device.queue]]` sections, 1..=[`queue::MAX_QUEUES`].
     #[serde(default, alias = "channels")]
     queues: Option<usize>,
@@ -48,13 +55,15 @@ pub struct Section {
     queue: Vec<QueueSection>,
 }
 
-fn engines() -> usize {
-    queue::DEFAULT_ENGINES
-}
-
 /// What is wrong with a section.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[derive(Debug, thiserror::Error)]
 pub enum SectionError {
+    /// The same is said twice.
+    #[error("config says what {0} says: leave one of them out")]
+    Twice(&'static str),
+    /// What the file asks for.
+    #[error("config: {0}")]
+    Accel(#[from] AccelError),
     /// The number of virtual functions.
     #[error("vfs must be 0 to {MAX_VIRTUAL}, not {0}")]
     VirtualFunctions(u16),
@@ -80,10 +89,36 @@ pub enum SectionError {
 impl Section {
     /// Its queues, from queue 0: those of its sections, or as many of the driver's as it says.
     pub fn queues(&self) -> Vec<QueueSection> {
+        if let Some(config) = &self.config {
+            let queue = |queue: &WorkQueue| QueueSection {
+                size: Some(queue.size),
+                ..QueueSection::of(queue.owner())
+            };
+            return config.queues.iter().map(queue).collect();
+        }
         queue::list(&self.queue, self.queues)
     }
 
+    /// Its engines.
+    pub fn engines(&self) -> usize {
+        match &self.config {
+            Some(config) => config.engines.len(),
+            None => self.engines.unwrap_or(queue::DEFAULT_ENGINES),
+        }
+    }
+
     fn check(&self, driver: Driver) -> Result<(), SectionError> {
+        if let Some(config) = &self.config {
+            let others = [
+                ("engines", self.engines.is_some()),
+                ("queues", self.queues.is_some()),
+                ("[[device.queue]]", !self.queue.is_empty()),
+            ];
+            if let Some((name, _)) = others.into_iter().find(|(_, given)| *given) {
+                return Err(SectionError::Twice(name));
+            }
+            config.check(driver)?;
+        }
         if self.vfs > MAX_VIRTUAL {
             return Err(SectionError::VirtualFunctions(self.vfs));
         }
@@ -95,7 +130,7 @@ impl Section {
         {
             return Err(SectionError::MaxTransfer(bytes));
         }
-        queue::check_numbers(self.engines, &self.queue, self.queues)?;
+        queue::check_numbers(self.engines(), &self.queue, self.queues)?;
         for (index, queue) in self.queue.iter().enumerate() {
             if let Some(size) = queue.size
                 && !(1..=MAX_QUEUE_SIZE).contains(&size)
@@ -109,16 +144,29 @@ impl Section {
 
     fn config(&self) -> DsaConfig {
         let queues = self.queues();
-        let queues = queues.iter().map(|queue| {
+        let accel = self.config.as_ref();
+        let queues = queues.iter().enumerate().map(|(index, queue)| {
             let size = queue.size.unwrap_or(DEFAULT_QUEUE_SIZE);
-            QueueConfig {
+            let config = QueueConfig {
                 size: u16::try_from(size).unwrap_or(u16::MAX),
                 mdev: queue.owner == Owner::Mdev,
+                ..QueueConfig::default()
+            };
+            match accel.and_then(|accel| accel.queues.get(index)) {
+                None => config,
+                Some(queue) => QueueConfig {
+                    group: queue.group,
+                    priority: queue.priority,
+                    transfer_shift: queue.transfer_shift,
+                    batch_shift: queue.batch_shift,
+                    ..config
+                },
             }
         });
         DsaConfig {
             queues: queues.collect(),
-            engines: self.engines,
+            engines: self.engines(),
+            engine_groups: accel.map_or_else(Vec::new, |accel| accel.engines.clone()),
             device_tlb: true,
             max_transfer_shift: self
                 .max_transfer
@@ -175,6 +223,12 @@ impl Model for Dsa {
             default: "0",
             meaning: "virtual functions (SR-IOV)",
         },
+        Key {
+            name: "config",
+            values: "a file",
+            default: "none",
+            meaning: "queues and engines as accel-config saves them",
+        },
     ];
     const HOST_DRIVER: Option<&'static str> = Some("idxd");
     type Section = Section;
@@ -184,7 +238,7 @@ impl Model for Dsa {
     }
 
     fn contents(section: &Section) -> String {
-        queue::contents(section.engines, "queues", &section.queues())
+        queue::contents(section.engines(), "queues", &section.queues())
     }
 
     fn mdevs(section: &Section) -> Vec<MdevSection> {
@@ -227,6 +281,7 @@ impl Model for Dsa {
             device_tlb: true,
             max_transfer_shift: MAX_TRANSFER_SHIFT,
             role: Role::Virtual,
+            engine_groups: Vec::new(),
         };
         let dsa = DsaDevice::new(site.iommu(), Arc::clone(&device), config, site.spawner())?;
         Ok(Built::function(dsa, device))

@@ -1,5 +1,6 @@
 //! The models that the project brings along, each registered as one of another crate would be.
 
+pub mod accel;
 pub mod dsa;
 pub mod edu;
 pub mod ioat;

@@ -44,6 +44,19 @@ pub struct QueueSection {
     pub size: Option<u32>,
 }
 
+impl QueueSection {
+    /// A queue of `owner`, and nothing else said of it.
+    pub(super) fn of(owner: Owner) -> Self {
+        QueueSection {
+            owner,
+            uuid: None,
+            vm: None,
+            present_as: None,
+            size: None,
+        }
+    }
+}
+
 /// What uses a queue of a device that the host drives.
 #[derive(Clone, Copy, Debug, Deserialize, PartialEq, Eq)]
 #[serde(rename_all = "lowercase")]
@@ -97,14 +110,7 @@ pub(super) fn list(sections: &[QueueSection], queues: Option<usize>) -> Vec<Queu
     if !sections.is_empty() {
         return sections.to_vec();
     }
-    let queue = QueueSection {
-        owner: Owner::Host,
-        uuid: None,
-        vm: None,
-        present_as: None,
-        size: None,
-    };
-    vec![queue; queues.unwrap_or(DEFAULT_QUEUES)]
+    vec![QueueSection::of(Owner::Host); queues.unwrap_or(DEFAULT_QUEUES)]
 }
 
 /// Engines and queues in a few words.

@@ -90,6 +90,10 @@ const TESTS: &[(&str, Test<Installation>)] = &[
         "a check says what there will be, and what stands in the way",
         programs::check,
     ),
+    (
+        "a device has the queues of a file of accel-config's, and programs use them",
+        programs::accel_config,
+    ),
     ("documented commands do what the pages say", pages::run),
     (
         "a first DMA takes twenty lines of Python, and a `main` of twenty lines of Rust",

@@ -447,6 +447,32 @@ pub(super) fn check(installation: &Installation) -> Result<String> {
     Ok("a machine that can be run, and one that cannot".to_owned())
 }
 
+pub(super) fn accel_config(installation: &Installation) -> Result<String> {
+    let config = installation.path("saved.json");
+    let example = root().join("crates/machine/tests/accel/two_groups.json");
+    fs::copy(&example, &config).with_context(|| format!("copying {}", example.display()))?;
+    let machine = installation.path("accel.toml");
+    let section = format!(
+        "[[device]]\nmodel = \"dsa\"\ndriver = \"host\"\nconfig = \"{}\"\n",
+        config.display()
+    );
+    fs::write(&machine, section)?;
+    let served = Served::start(installation, User::Own, Some(&machine), &["--busy"])?;
+    let socket = served.socket().display().to_string();
+    let uuid = "5f2e6a9e-93a1-4f0a-9b3e-3d8f0c1b2a0c";
+    let mut command = installation.ioasid(User::Own);
+    command.args(["mdev", "create", "0000:6a:01.0", uuid, "--machine", &socket]);
+    succeed(&mut command)?;
+    let mut command = installation.ioasid(User::Own);
+    command.args(["run", "--join", &socket, "--"]);
+    command.arg(installation.client(Client::Dynamic));
+    succeed(command.args(["--pdev", "none", "--mdev", "first", "--mib", "4"]))?;
+    Ok(
+        "two groups with the host's driver at work, and a program on the queue of type mdev"
+            .to_owned(),
+    )
+}
+
 pub(super) fn first_dma(installation: &Installation) -> Result<String> {
     let said = "the device copied: hello\n";
     let mut sizes = Vec::new();

@@ -56,6 +56,10 @@ impl Installation {
             "edu",
             "--example",
             "first_dma",
+            "--example",
+            "mistakes",
+            "--example",
+            "planted",
         ]))?;
         // crt-static needs an explicit target, or proc macros would be built with it as well.
         let target = format!("{}-unknown-linux-gnu", std::env::consts::ARCH);
@@ -80,6 +84,8 @@ impl Installation {
             (built.join("release/passthrough-client"), "client"),
             (built.join("release/examples/edu"), "edu"),
             (built.join("release/examples/first_dma"), "first_dma"),
+            (built.join("release/examples/mistakes"), "mistakes"),
+            (built.join("release/examples/planted"), "planted"),
             (
                 built
                     .join("static")

@@ -29,7 +29,11 @@ use xtask::workspace::{root, target_directory};
 use crate::installation::{Installation, User};
 
 /// The pages, from the root of the checkout.
-pub const PAGES: &[&str] = &["docs/tutorial.md", "docs/how-to/inject.md"];
+pub const PAGES: &[&str] = &[
+    "docs/tutorial.md",
+    "docs/how-to/inject.md",
+    "docs/how-to/why-a-call-failed.md",
+];
 
 /// What stands for any text.
 const ANY: &str = "...";

@@ -1,7 +1,9 @@
 //! `ioasid run`, `serve`, `inspect` and `demo` with an ordinary client; as root also for an
 //! unprivileged user.
 
+mod explain;
 mod injected;
+mod mistakes;
 mod programs;
 
 use std::process::ExitCode;
@@ -24,6 +26,22 @@ struct CommandLine {
 }
 
 const TESTS: &[(&str, Test<Installation>)] = &[
+    (
+        "--explain says of each mistake what it was",
+        explain::mistakes,
+    ),
+    (
+        "--explain works on a machine that is served",
+        explain::joined,
+    ),
+    (
+        "--explain finds the mistake in a program on published crates",
+        explain::published,
+    ),
+    (
+        "--explain holds up nobody if it is not read",
+        explain::unread,
+    ),
     ("the demo passes for every user", programs::demo),
     (
         "a program keeps its uid, its exit status and its signals",

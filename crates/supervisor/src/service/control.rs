@@ -485,7 +485,7 @@ impl Shared {
         let kept = accounts.remove(at)?;
         drop(accounts);
         if let Some(explainer) = &kept.explainer {
-            explainer.settle();
+            explainer.finish();
         }
         Some(kept.account.counts())
     }

@@ -165,7 +165,7 @@ impl Told {
             Told::Nothing => Counts::default(),
             Told::Here(account, explainer) => {
                 if let Some(explainer) = explainer {
-                    explainer.settle();
+                    explainer.finish();
                 }
                 account.counts()
             }

@@ -33,7 +33,8 @@ const PATIENCE: Duration = Duration::from_secs(2);
 /// Writes a line for each refused call and each fault of DMA.
 #[derive(Debug)]
 pub struct Explainer {
-    lines: SyncSender<String>,
+    /// None once there will be no more.
+    lines: Mutex<Option<SyncSender<String>>>,
     progress: Arc<Progress>,
     /// The process whose calls need no number: the first that made one.
     first: AtomicI32,
@@ -75,14 +76,16 @@ impl Explainer {
             .name("explain".to_owned())
             .spawn(move || write_lines(File::from(to), &queue, &written))?;
         Ok(Arc::new(Explainer {
-            lines,
+            lines: Mutex::new(Some(lines)),
             progress,
             first: AtomicI32::new(0),
         }))
     }
 
-    /// Waits until the lines so far are written, a moment at the most if they cannot be.
-    pub fn settle(&self) {
+    /// Waits until the lines so far are written, a moment at the most if they cannot be. There will be no
+    /// more: the descriptor is closed, which its reader may wait for.
+    pub fn finish(&self) {
+        self.close();
         let counts = self.progress.counts();
         let pending = |counts: &mut Counts| counts.written < counts.queued && !counts.closed;
         let waited = self
@@ -92,9 +95,22 @@ impl Explainer {
         drop(waited.unwrap_or_else(PoisonError::into_inner));
     }
 
+    /// Ends the thread when it has written what is queued.
+    fn close(&self) {
+        *self.lines() = None;
+    }
+
+    fn lines(&self) -> MutexGuard<'_, Option<SyncSender<String>>> {
+        self.lines.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     fn queue(&self, line: String) {
+        let lines = self.lines();
+        let Some(lines) = &*lines else {
+            return;
+        };
         let mut counts = self.progress.counts();
-        match self.lines.try_send(line) {
+        match lines.try_send(line) {
             Ok(()) => counts.queued += 1,
             Err(TrySendError::Full(_)) => counts.lost += 1,
             // The reader has gone, and wants no more.
@@ -133,15 +149,29 @@ impl CallObserver for Explainer {
             Some(_) if call.fd.is_none() && call.call.get("path").is_some() => String::new(),
             Some(file) => format!("{file} "),
         };
-        let (errno, asked) = (error.errno(), &call.call);
+        // An access to a mapping has no errno: the program gets a signal.
+        let errno = match is_access(call) {
+            true => "SIGBUS".to_owned(),
+            false => error.errno().to_string(),
+        };
+        let asked = &call.call;
         self.queue(format!(
             "{PREFIX}{process}{file}{asked} -> {errno}: {error}\n"
         ));
     }
 
+    fn ended(&self) {
+        self.close();
+    }
+
     fn refused_dma(&self, refusal: &DmaRefusal) {
         self.queue(format!("{PREFIX}DMA fault: {refusal}\n"));
     }
+}
+
+/// Whether the call is an access to a mapped register.
+fn is_access(call: &FinishedCall<'_>) -> bool {
+    matches!(&*call.call.name, "load" | "store" | "enqueue")
 }
 
 /// Writes what comes through the queue, until its other end is gone or nobody reads.

@@ -15,7 +15,12 @@ use std::{
 
 use ioasid_core::{PciAddress, sync::Mutex};
 use ioasid_iommu::{DmaRefusal, DmaWatcher, Requests};
-use ioasid_uapi::{CallError, decode::Decoded, table};
+use ioasid_uapi::{
+    CallError,
+    decode::{Decoded, Value, names},
+    table,
+};
+use ioasid_vfio::RegionIndex;
 
 use crate::wire::Counts;
 
@@ -125,6 +130,9 @@ pub trait CallObserver: Send + Sync + fmt::Debug {
     fn refused_dma(&self, refusal: &DmaRefusal) {
         let _ = refusal;
     }
+
+    /// The program and all that it started are gone, and what they had is closed.
+    fn ended(&self) {}
 }
 
 /// How many calls were refused, and how many faults of DMA there were.
@@ -230,6 +238,13 @@ impl Observers {
         (!self.all.is_empty()).then(Instant::now)
     }
 
+    /// Tells all of them that the program is gone.
+    pub(crate) fn ended(&self) {
+        for observer in &self.all {
+            observer.ended();
+        }
+    }
+
     /// Tells all of them.
     pub(crate) fn finished(&self, call: &FinishedCall<'_>) {
         let refused = matches!(call.result, CallResult::Refused(_));
@@ -238,6 +253,18 @@ impl Observers {
                 observer.finished(call);
             }
         }
+    }
+}
+
+/// The region and the offset in it that a file offset stands for.
+pub(crate) fn place(call: Decoded, offset: u64) -> Decoded {
+    match RegionIndex::at(offset) {
+        Ok((region, within)) => {
+            let names = names::REGION_INDEX;
+            let call = call.with("region", Value::name(region.number().into(), names));
+            call.with("offset", Value::Hex(within))
+        }
+        Err(_) => call.with("offset", Value::Hex(offset)),
     }
 }
 

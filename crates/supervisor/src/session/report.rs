@@ -9,12 +9,11 @@ use ioasid_uapi::{
     decode::{self, Decoded, LONGEST, Value},
     table::File,
 };
-use ioasid_vfio::RegionIndex;
 
 use super::{
     answer::{Answer, Outcome},
     descriptors::object::{Object, OpenFile},
-    observe::{CallResult, CalledFile, FinishedCall},
+    observe::{CallResult, CalledFile, FinishedCall, place},
     paths::lookup,
     state::State,
 };
@@ -389,18 +388,6 @@ impl Asked<'_> {
             request: None,
             reply: None,
         })
-    }
-}
-
-/// The region and the offset in it that a file offset stands for.
-fn place(call: Decoded, offset: u64) -> Decoded {
-    match RegionIndex::at(offset) {
-        Ok((region, within)) => {
-            let names = decode::names::REGION_INDEX;
-            let call = call.with("region", Value::name(region.number().into(), names));
-            call.with("offset", Value::Hex(within))
-        }
-        Err(_) => call.with("offset", Value::Hex(offset)),
     }
 }
 

@@ -50,6 +50,7 @@ impl Server {
         self.state.client.stop();
         // The waiting thread may end the process, and a directory would stay behind.
         self.state.paths.remove_overlay();
+        self.state.program.observers.ended();
         finished();
         // A served machine goes on without this program.
         drop(self);

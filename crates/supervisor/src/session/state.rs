@@ -52,7 +52,7 @@ impl State {
     ) -> io::Result<Self> {
         Ok(State {
             paths: Paths::new(program, &machine, attach.mode)?,
-            registers: Registers::new(attach.mmio, &client),
+            registers: Registers::new(attach.mmio, program, &client),
             descriptors: Descriptors::new(program, &client, attach.base)?,
             faults: Faults::default(),
             argument: Vec::new(),

@@ -7,22 +7,69 @@ use std::{
     collections::HashMap,
     fmt::Write as _,
     sync::{Arc, Mutex, MutexGuard, PoisonError, Weak},
+    time::Duration,
 };
 
 use ioasid_host::Process;
 use ioasid_preload::call::{Kind, Shape};
-use ioasid_uapi::{CallError, error::RegisterError};
+use ioasid_uapi::{
+    CallError,
+    decode::{Decoded, Value},
+    error::RegisterError,
+};
 use ioasid_vfio::DeviceFile;
 
-use crate::session::identity::Identity;
+use crate::session::{
+    identity::Identity,
+    observe::{CallResult, CalledFile, FinishedCall, place},
+    program::Program,
+};
 
 /// The open device files that some process has mapped, for threads beside the session's.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(crate) struct Mapped {
+    program: Arc<Program>,
     files: Mutex<HashMap<Identity, Weak<DeviceFile>>>,
 }
 
 impl Mapped {
+    pub(crate) fn new(program: &Arc<Program>) -> Arc<Self> {
+        Arc::new(Mapped {
+            program: Arc::clone(program),
+            files: Mutex::default(),
+        })
+    }
+
+    /// Counts an access that its device refused to a traced thread of `process`, and tells observers.
+    /// Accesses that the session is asked for it reports like every call.
+    pub(crate) fn report(
+        &self,
+        (process, thread): (&Process, i32),
+        (name, len): (&'static str, usize),
+        (file, offset): (&DeviceFile, u64),
+        error: &CallError,
+    ) {
+        let observers = &self.program.observers;
+        observers.account().add_refused();
+        if observers.is_empty() {
+            return;
+        }
+        let call = place(Decoded::new(name), offset);
+        observers.finished(&FinishedCall {
+            program: &self.program.name,
+            process: process.id(),
+            thread: thread.cast_unsigned(),
+            file: Some(CalledFile::Device(file.device().name().to_owned())),
+            fd: None,
+            call: call.with("len", Value::Number(len as u64)),
+            request: None,
+            reply: None,
+            result: CallResult::Refused(error),
+            is_foreign: false,
+            took: Duration::ZERO,
+        });
+    }
+
     fn files(&self) -> MutexGuard<'_, HashMap<Identity, Weak<DeviceFile>>> {
         self.files.lock().unwrap_or_else(PoisonError::into_inner)
     }

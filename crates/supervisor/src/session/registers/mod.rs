@@ -42,10 +42,10 @@ pub(crate) struct Registers {
 }
 
 impl Registers {
-    pub(crate) fn new(mode: Mmio, client: &Arc<Client>) -> Self {
+    pub(crate) fn new(mode: Mmio, program: &Arc<Program>, client: &Arc<Client>) -> Self {
         Registers {
             mode,
-            mapped: Arc::default(),
+            mapped: Mapped::new(program),
             client: Arc::clone(client),
             tracers: Arc::default(),
             poller: Poller::new(),

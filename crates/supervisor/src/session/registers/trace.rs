@@ -210,6 +210,7 @@ impl Tracer {
         let process = self.client.process(tid).map_err(|_| Unrelated)?;
         let mut space = Memory {
             process: &process,
+            tid,
             mapped: &self.mapped,
             strict,
             touched: false,
@@ -401,6 +402,8 @@ impl Cpu for Stopped {
 #[derive(Debug)]
 struct Memory<'a> {
     process: &'a Process,
+    /// The thread that has stopped.
+    tid: i32,
     mapped: &'a Mapped,
     /// Only registers are to be written.
     strict: bool,
@@ -430,7 +433,8 @@ impl Memory<'_> {
     /// How an access to a register ended.
     fn answered<T>(
         &mut self,
-        address: u64,
+        (name, address, len): (&'static str, u64, usize),
+        register: &Register,
         result: Result<T, ioasid_vfio::Error>,
     ) -> Result<T, Fault> {
         match result {
@@ -438,7 +442,13 @@ impl Memory<'_> {
                 self.touched = true;
                 Ok(value)
             }
-            Err(_) => Err(fault(address, FaultKind::Bus)),
+            Err(error) => {
+                let place = (&*register.file, register.offset);
+                let caller = (self.process, self.tid);
+                self.mapped
+                    .report(caller, (name, len), place, &error.into());
+                Err(fault(address, FaultKind::Bus))
+            }
         }
     }
 }
@@ -452,7 +462,7 @@ impl Space for Memory<'_> {
         match self.register(address) {
             Some(register) if register.readable => {
                 let result = register.file.mapped_read(register.offset, data);
-                self.answered(address, result)
+                self.answered(("load", address, data.len()), &register, result)
             }
             Some(_) => Err(fault(address, FaultKind::Page)),
             None => {
@@ -466,7 +476,7 @@ impl Space for Memory<'_> {
         match self.register(address) {
             Some(register) if register.writable => {
                 let result = register.file.mapped_write(register.offset, data);
-                self.answered(address, result)
+                self.answered(("store", address, data.len()), &register, result)
             }
             None if !self.strict => {
                 let written = self.process.write(address, data);
@@ -480,7 +490,9 @@ impl Space for Memory<'_> {
         match self.register(address) {
             Some(register) if register.writable => {
                 let result = register.file.mapped_enqueue(register.offset, command);
-                self.answered(address, result).map(|taken| !taken)
+                let taken =
+                    self.answered(("enqueue", address, command.len()), &register, result)?;
+                Ok(!taken)
             }
             _ => Err(fault(address, FaultKind::Page)),
         }

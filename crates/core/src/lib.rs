@@ -10,6 +10,7 @@
 //! * [`host`]: traits that an operating system (or a test) implements: interrupt sinks, workers.
 //! * [`inject`]: failures that a test asks for.
 //! * [`inspect`]: the tree of named values that each floor fills for itself.
+//! * [`observe`]: what a machine does, told to one observer as it happens.
 //! * [`regmap`]: register files: which registers an access of any width touches.
 //! * [`statistics`]: what a driver counts of its jobs, and how long they took.
 //! * [`sync`]: locks, atomics and threads, replaceable by a model checker's. [`lock_order`]: in which
@@ -28,6 +29,7 @@ pub mod inject;
 pub mod inspect;
 pub mod lock_order;
 pub mod memory;
+pub mod observe;
 pub mod range;
 pub mod regmap;
 pub mod spa;

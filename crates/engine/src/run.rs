@@ -8,11 +8,12 @@
 //! * belongs to a function that must not issue requests goes back to its unit, which has no work
 //!   until it may.
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Instant};
 
 use ioasid_core::{
     host::{Worker, hand_over},
     inject::{Failure, Point},
+    observe::{Event, Unit, WorkEnd},
     sync::{MutexGuard, thread},
 };
 use ioasid_iommu::{DmaPort, Fault, PageResponse};
@@ -34,7 +35,7 @@ impl<S: Schedule> EnginePool<S> {
             match state.schedule.next(index) {
                 Some(job) => {
                     drop(state);
-                    self.take_up(job, &mut port);
+                    self.take_up(job, &mut port, index);
                     state = self.state();
                 }
                 None => {
@@ -52,15 +53,15 @@ impl<S: Schedule> EnginePool<S> {
 
     /// Executes `job`, or fails with it as a test has asked for.
     #[inline]
-    fn take_up(self: &Arc<Self>, job: S::Job, port: &mut DmaPort) {
+    fn take_up(self: &Arc<Self>, job: S::Job, port: &mut DmaPort, engine: usize) {
         match self.device().injections().is_armed() {
-            false => self.execute(job, port, Place::Engine),
-            true => self.take_up_counted(job, port),
+            false => self.execute(job, port, Some(engine)),
+            true => self.take_up_counted(job, port, engine),
         }
     }
 
     #[cold]
-    fn take_up_counted(self: &Arc<Self>, mut job: S::Job, port: &mut DmaPort) {
+    fn take_up_counted(self: &Arc<Self>, mut job: S::Job, port: &mut DmaPort, engine: usize) {
         // A job that comes back from a turn has been counted.
         let is_new = self.state().begun.insert(job.id());
         let injections = self.device().injections();
@@ -73,13 +74,19 @@ impl<S: Schedule> EnginePool<S> {
             Some(Failure::Delay(time)) => thread::sleep(time),
             Some(Failure::Nothing) | None => {}
         }
-        self.execute(job, port, Place::Engine);
+        self.execute(job, port, Some(engine));
         // One that was aborted has entered none.
         port.refuse_next(false);
     }
 
-    /// Executes `job` as far as it goes at `place`.
-    fn execute(self: &Arc<Self>, mut job: S::Job, port: &mut DmaPort, place: Place) {
+    /// Executes `job` as far as it goes on `engine`, or on its client's worker without one.
+    fn execute(self: &Arc<Self>, mut job: S::Job, port: &mut DmaPort, engine: Option<usize>) {
+        let place = match engine {
+            Some(_) => Place::Engine,
+            None => Place::Worker,
+        };
+        let watched = self.device().watch().is_on();
+        let began = watched.then(|| (job.id(), Instant::now()));
         job.begin();
         let result = loop {
             if job.aborted() {
@@ -91,14 +98,33 @@ impl<S: Schedule> EnginePool<S> {
                 result => break result,
             }
         };
-        match result {
+        let operation = job.operation();
+        let end = match result {
             Ok(()) => self.conclude(job, port, place),
             Err(halt) => self.leave(self.state(), job, place, halt),
+        };
+        if let Some((id, began)) = began {
+            self.device().watch().tell(|| Event::Worked {
+                unit: self.unit(id.unit),
+                number: id.number,
+                operation,
+                engine,
+                began,
+                end,
+            });
+        }
+    }
+
+    /// The name of a queue or channel to who watches.
+    fn unit(&self, number: usize) -> Unit {
+        Unit {
+            device: self.device().address(),
+            number,
         }
     }
 
     /// Ends a job whose steps are done.
-    fn conclude(self: &Arc<Self>, mut job: S::Job, port: &mut DmaPort, place: Place) {
+    fn conclude(self: &Arc<Self>, mut job: S::Job, port: &mut DmaPort, place: Place) -> WorkEnd {
         loop {
             let locked = (place == Place::Engine).then(|| self.state());
             let result = match job.aborted() {
@@ -109,7 +135,12 @@ impl<S: Schedule> EnginePool<S> {
             match result {
                 Ok(()) => {
                     state.schedule.account(&mut job, place);
-                    return self.end(state, job, Some(place));
+                    let end = match job.aborted() {
+                        true => WorkEnd::Aborted,
+                        false => WorkEnd::Done,
+                    };
+                    self.end(state, job, Some(place));
+                    return end;
                 }
                 Err(Halt::Budget) => {}
                 Err(halt) => return self.leave(state, job, place, halt),
@@ -124,7 +155,7 @@ impl<S: Schedule> EnginePool<S> {
         mut job: S::Job,
         place: Place,
         halt: Halt,
-    ) {
+    ) -> WorkEnd {
         state.schedule.account(&mut job, place);
         match halt {
             Halt::Budget => self.put_back(state, job, place, false),
@@ -133,6 +164,7 @@ impl<S: Schedule> EnginePool<S> {
                 state.schedule.make_remote(&job);
                 drop(state);
                 self.hand_over(job, &worker);
+                WorkEnd::Remote
             }
             Halt::Page(fault) => self.park(state, job, place, &fault),
         }
@@ -144,12 +176,16 @@ impl<S: Schedule> EnginePool<S> {
         job: S::Job,
         place: Place,
         withheld: bool,
-    ) {
+    ) -> WorkEnd {
         match state.schedule.put_back(job, withheld) {
             Ok(true) => self.release(state, Some(place)),
             Ok(false) => {}
-            Err(job) => self.end(state, job, Some(place)),
+            Err(job) => {
+                self.end(state, job, Some(place));
+                return WorkEnd::Aborted;
+            }
         }
+        WorkEnd::Later
     }
 
     /// The job is done, or cut short.
@@ -172,13 +208,16 @@ impl<S: Schedule> EnginePool<S> {
         job: S::Job,
         place: Place,
         fault: &Fault,
-    ) {
+    ) -> WorkEnd {
         let id = job.id();
         // Parked before asking: the answer may come from within the request.
         match state.schedule.park(job) {
             Ok(true) => self.release(state, Some(place)),
             Ok(false) => drop(state),
-            Err(job) => return self.end(state, job, Some(place)),
+            Err(job) => {
+                self.end(state, job, Some(place));
+                return WorkEnd::Aborted;
+            }
         }
         let pool = Arc::downgrade(self);
         let on_answer = move |response| {
@@ -192,13 +231,14 @@ impl<S: Schedule> EnginePool<S> {
             // There is nothing that answers such requests.
             self.change(|schedule| schedule.unpark(id, true));
         }
+        WorkEnd::Page
     }
 
     /// Lets `worker` execute the rest of `job`.
     fn hand_over(self: &Arc<Self>, job: S::Job, worker: &Arc<dyn Worker>) {
         let run = |(pool, job): (Arc<Self>, S::Job)| {
             let mut port = pool.device().port();
-            pool.execute(job, &mut port, Place::Worker);
+            pool.execute(job, &mut port, None);
         };
         // Its client is gone: the job ends without a trace in memory.
         let lost = |(pool, mut job): (Arc<Self>, S::Job)| {

@@ -57,6 +57,11 @@ pub trait Job: Send + Sized + 'static {
     /// Its name.
     fn id(&self) -> JobId;
 
+    /// What it does, in a word for a trace. Asked when a part of it is done.
+    fn operation(&self) -> &'static str {
+        "descriptor"
+    }
+
     /// Whether it should end as soon as it can, without a trace in memory.
     fn aborted(&self) -> bool;
 

@@ -103,6 +103,8 @@ pub(crate) struct Channel {
     dca: u32,
     /// DMACOUNT; descriptors under way look at it too.
     target: Arc<AtomicU16>,
+    /// Descriptors of chains before, and multiples of 2^16 of this one.
+    earlier: u64,
     /// Descriptors of the chain that are done.
     processed: u16,
     /// Address of the last of them, or 0.
@@ -151,6 +153,7 @@ impl Channel {
             mask: ChanErr::new(),
             dca: 0,
             target: Arc::default(),
+            earlier: 0,
             processed: 0,
             completed: 0,
             next: 0,
@@ -180,6 +183,16 @@ impl Channel {
         self.target
             .load(Ordering::Relaxed)
             .wrapping_sub(self.processed)
+    }
+
+    /// The number of the next descriptor among all of the channel.
+    fn number(&self) -> u64 {
+        self.earlier.wrapping_add(self.processed.into())
+    }
+
+    /// The number of the next descriptor that will be asked for.
+    pub(crate) fn submitted(&self) -> u64 {
+        self.number().wrapping_add(self.depth().into())
     }
 
     /// The value of a register.
@@ -267,6 +280,7 @@ impl Channel {
             Halted | Suspended | Armed => {
                 // A descriptor of the chain before that could not be ended.
                 self.stats.aborted += u64::from(self.held.take().is_some());
+                self.earlier = self.submitted();
                 self.chain = address;
                 self.next = address;
                 self.first = true;
@@ -434,7 +448,8 @@ impl Channel {
         let held = self.held.take();
         let execution = held.unwrap_or_else(|| Execution::new(self.terms()));
         self.run_state = RunState::OnEngine;
-        Some(Task::new(channel, client, execution, &self.aborted))
+        let id = (channel, self.number());
+        Some(Task::new(id, client, execution, &self.aborted))
     }
 
     /// What the next descriptor is begun with.
@@ -482,7 +497,9 @@ impl Channel {
         }
         self.completed = ending.address;
         self.next = ending.next;
-        self.processed = self.processed.wrapping_add(ending.count);
+        let (processed, wrapped) = self.processed.overflowing_add(ending.count);
+        self.processed = processed;
+        self.earlier += u64::from(wrapped) << 16;
         self.status = if std::mem::take(&mut self.suspending) {
             ChannelStatus::Suspended
         } else if self.depth() == 0 {
@@ -522,6 +539,7 @@ impl Channel {
         self.claim = old.claim;
         self.paused = old.paused;
         self.stats = old.stats;
+        self.earlier = old.submitted();
         if reset == Reset::Channel {
             self.control = old.control.with_int_disable(false);
             self.completion = old.completion;

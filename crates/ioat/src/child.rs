@@ -113,11 +113,9 @@ impl Registers for IoatChild {
     }
 
     fn write_channel(&self, _index: usize, register: Chan, value: u64, mask: u64) {
-        let own = |channel: &mut Channel| match self.owns(channel) {
-            true => channel.write(register, value, mask),
-            false => None,
-        };
-        schedule::change(&self.parent().pool, self.channel(), own);
+        let own = |channel: &Channel| self.owns(channel);
+        let write = (register, value, mask);
+        schedule::write_register(&self.parent().pool, self.channel(), own, write);
     }
 }
 

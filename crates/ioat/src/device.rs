@@ -170,10 +170,7 @@ impl Registers for IoatDevice {
     }
 
     fn write_channel(&self, index: usize, register: Chan, value: u64, mask: u64) {
-        schedule::change(&self.pool, index, |channel| match is_open(channel) {
-            true => channel.write(register, value, mask),
-            false => None,
-        });
+        schedule::write_register(&self.pool, index, is_open, (register, value, mask));
     }
 }
 

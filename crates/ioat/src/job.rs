@@ -17,6 +17,8 @@ use crate::{
 #[derive(Debug)]
 pub(crate) struct Task {
     pub(crate) channel: usize,
+    /// Its number among those of the channel.
+    number: u64,
     client: Arc<Client>,
     execution: Execution,
     aborted: Arc<AtomicBool>,
@@ -28,13 +30,14 @@ pub(crate) struct Task {
 
 impl Task {
     pub(crate) fn new(
-        channel: usize,
+        (channel, number): (usize, u64),
         client: Arc<Client>,
         execution: Execution,
         aborted: &Arc<AtomicBool>,
     ) -> Self {
         Task {
             channel,
+            number,
             client,
             aborted: Arc::clone(aborted),
             ending: None,
@@ -73,8 +76,12 @@ impl Job for Task {
     fn id(&self) -> JobId {
         JobId {
             unit: self.channel,
-            number: 0,
+            number: self.number,
         }
+    }
+
+    fn operation(&self) -> &'static str {
+        self.execution.operation()
     }
 
     fn aborted(&self) -> bool {

@@ -5,12 +5,14 @@
 
 use std::{collections::VecDeque, mem};
 
+use ioasid_core::observe::{Event, Unit};
 use ioasid_engine::{EnginePool, Job as _, Place, Schedule, Wanted};
 
 use crate::{
     channel::{Channel, Reset, RunState},
     endpoint::Message,
     job::Task,
+    spec::map::Chan,
 };
 
 /// The engines of a device and its channels.
@@ -123,6 +125,35 @@ pub(crate) fn change(
     change: impl FnOnce(&mut Channel) -> Option<Message>,
 ) {
     pool.change(|state| state.change(index, change));
+}
+
+/// Writes a register of channel `index` if `is_open`.
+pub(crate) fn write_register(
+    pool: &Pool,
+    index: usize,
+    is_open: impl FnOnce(&Channel) -> bool,
+    (register, value, mask): (Chan, u64, u64),
+) {
+    change(pool, index, |channel| {
+        if !is_open(channel) {
+            return None;
+        }
+        let first = channel.submitted();
+        let message = channel.write(register, value, mask);
+        let count = channel.submitted().saturating_sub(first);
+        if count > 0 {
+            let device = pool.device();
+            device.watch().tell(|| Event::Submitted {
+                unit: Unit {
+                    device: device.address(),
+                    number: index,
+                },
+                first,
+                count,
+            });
+        }
+        message
+    });
 }
 
 /// Resets the channels that `concerns`, by index too, and waits until none of their descriptors is

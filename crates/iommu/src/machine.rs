@@ -8,6 +8,7 @@ use ioasid_core::{
     inject::Injections,
     inspect::{Inspect, Node, Value},
     lock_order::OrderedMutex,
+    observe::Watch,
     spa::SpaSpace,
     sync::atomic::{AtomicU32, Ordering},
 };
@@ -92,6 +93,11 @@ impl Iommu {
     /// Tells `watcher` of all DMA that is refused from now on, as long as it lives.
     pub fn watch_refused_dma(&self, watcher: &Arc<dyn DmaWatcher>) {
         self.shared.watchers.add(watcher);
+    }
+
+    /// Who watches the machine.
+    pub fn watch(&self) -> &Arc<Watch> {
+        &self.shared.watch
     }
 
     /// The machine's own PASIDs: what parents give to their children.

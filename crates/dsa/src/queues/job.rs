@@ -8,6 +8,7 @@ use ioasid_iommu::{DmaPort, Stop};
 use crate::{
     exec::{Counts, Effects, Execution, Terms},
     queues::session::Session,
+    spec::Opcode,
 };
 
 /// A descriptor under way.
@@ -58,6 +59,11 @@ impl Job for Task {
             unit: self.queue,
             number: self.sequence,
         }
+    }
+
+    fn operation(&self) -> &'static str {
+        let opcode = Opcode::from_code(self.execution.descriptor().opcode);
+        opcode.map_or("unknown", Opcode::name)
     }
 
     fn aborted(&self) -> bool {

@@ -178,6 +178,11 @@ impl Queue {
         Ok(())
     }
 
+    /// The number of the descriptor that was accepted last.
+    pub(crate) const fn last_accepted(&self) -> u64 {
+        self.next_sequence.wrapping_sub(1)
+    }
+
     /// In whose name a descriptor is accepted.
     fn admit(&mut self, descriptor: &Descriptor, store: Store) -> Result<Arc<Session>, Refused> {
         let session = match &self.session {

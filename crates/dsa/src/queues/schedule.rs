@@ -1,6 +1,7 @@
 //! The device's queues as its engines see them: what comes next, and what becomes of a descriptor
 //! that leaves an engine. And as a portal sees them: what it stores is work for an engine.
 
+use ioasid_core::observe::{Event, Unit};
 use ioasid_engine::{EnginePool, Job as _, JobId, Place, Schedule, Wanted};
 
 use crate::{
@@ -111,6 +112,17 @@ pub(crate) fn submit(
         };
         let index = target.session.as_ref().map_or(0, |session| session.index);
         let accepted = target.accept(descriptor, store);
+        if accepted.is_ok() {
+            let device = pool.device();
+            device.watch().tell(|| Event::Submitted {
+                unit: Unit {
+                    device: device.address(),
+                    number: queue,
+                },
+                first: target.last_accepted(),
+                count: 1,
+            });
+        }
         let wanted = match (&accepted, state.all_engines_serve(queue)) {
             (Err(_), _) => Wanted::NONE,
             (Ok(()), true) => Wanted::Some(1),

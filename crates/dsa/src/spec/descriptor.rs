@@ -56,6 +56,23 @@ impl Opcode {
         Opcode::ALL.into_iter().find(|o| *o as u8 == code)
     }
 
+    /// Its name in a word.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Opcode::Noop => "noop",
+            Opcode::Batch => "batch",
+            Opcode::Drain => "drain",
+            Opcode::MemoryMove => "memmove",
+            Opcode::Fill => "fill",
+            Opcode::Compare => "compare",
+            Opcode::ComparePattern => "compare-pattern",
+            Opcode::Dualcast => "dualcast",
+            Opcode::CrcGen => "crc",
+            Opcode::CopyCrc => "copy-crc",
+            Opcode::CacheFlush => "cache-flush",
+        }
+    }
+
     /// The first quadword of the operations capability register.
     pub fn capabilities() -> u64 {
         Opcode::ALL.iter().fold(0, |caps, o| caps | 1 << *o as u8)

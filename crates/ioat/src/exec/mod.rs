@@ -110,6 +110,12 @@ impl From<Stop> for Failure {
 }
 
 impl Execution {
+    /// What it does, as far as the descriptor has been read.
+    pub(crate) fn operation(&self) -> &'static str {
+        let op = Opcode::from_code(self.descriptor.control().op());
+        op.map_or("unknown", Opcode::name)
+    }
+
     pub(crate) fn new(terms: Terms) -> Self {
         Execution {
             next: terms.address,

@@ -62,6 +62,18 @@ impl Opcode {
         })
     }
 
+    /// Its name in a word.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Opcode::Copy => "copy",
+            Opcode::Fill => "fill",
+            Opcode::Xor => "xor",
+            Opcode::XorVal => "xor-val",
+            Opcode::Pq => "pq",
+            Opcode::PqVal => "pq-val",
+        }
+    }
+
     /// Whether it has several sources.
     pub const fn is_parity(self) -> bool {
         !matches!(self, Opcode::Copy | Opcode::Fill)

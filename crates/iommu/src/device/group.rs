@@ -21,6 +21,7 @@ use std::{
 use ioasid_core::{
     AddrRange, DomainId, Pasid,
     lock_order::{OrderedGuard, OrderedMutex},
+    observe::Event,
 };
 
 use super::{Device, error::DeviceError, route_table::Attachment};
@@ -162,10 +163,21 @@ impl GroupState {
                 device.routes().set(pasid, attachment);
             }
         }
+        let domain = route.as_ref().map(|route| route.domain.id());
         let old = match route {
             Some(route) => self.routes.insert(pasid, route),
             None => self.routes.remove(&pasid),
-        }?;
+        };
+        let before = old.as_ref().map(|route| route.domain.id());
+        for device in devices.iter().filter(|_| domain.or(before).is_some()) {
+            device.watch().tell(|| Event::Route {
+                device: device.address(),
+                pasid,
+                domain,
+                before,
+            });
+        }
+        let old = old?;
         self.last_draining += 1;
         self.draining.push(Draining {
             number: self.last_draining,

@@ -13,6 +13,7 @@ use ioasid_core::{
     inject::Injections,
     inspect::{Inspect, Node, Value},
     memory::PAGE_SIZE,
+    observe::Watch,
 };
 use ioasid_pgtable::TableFormat;
 
@@ -223,6 +224,11 @@ impl Device {
     /// Tells all who want to know that DMA of this device was refused.
     pub(crate) fn tell_refused(&self, refusal: &DmaRefusal) {
         self.shared.watchers.tell(refusal);
+    }
+
+    /// Who watches the machine that the device is in.
+    pub fn watch(&self) -> &Arc<Watch> {
+        &self.shared.watch
     }
 
     /// Faults that no owner of an attachment gets: nothing was attached, or the default domain.

@@ -12,6 +12,7 @@ use ioasid_core::{
     Access, DomainId, Pasid,
     grace::Slot,
     memory::{MemoryGone, RawBytes},
+    observe::Event,
     sync::atomic::{Ordering, fence},
 };
 
@@ -164,6 +165,13 @@ impl FaultReporter {
     /// Reports and counts one fault.
     pub fn report(&self, fault: &Fault) {
         self.device.tell_refused(&DmaRefusal::Fault(*fault));
+        self.device.watch().tell(|| Event::Fault {
+            device: fault.device,
+            pasid: fault.pasid,
+            access: fault.access,
+            iova: fault.iova,
+            reason: fault.reason.name(),
+        });
         match &self.attachment {
             Some(attachment) => {
                 attachment.space.faults.fetch_add(1, Ordering::Relaxed);
@@ -226,13 +234,20 @@ impl DmaGuard<'_> {
     /// earlier calls (at the end of the range, if the direction is backward).
     pub fn copy_on(&mut self, dst: u64, src: u64, len: u64, done: u64) -> Transfer {
         let direction = Direction::of(dst, src, len);
-        self.bulk(len.saturating_sub(done), |guard, now, room| {
+        let transfer = self.bulk(len.saturating_sub(done), |guard, now, room| {
             let done = done + now;
             match direction {
                 Direction::Forward => guard.copy_up(dst, src, done, room),
                 Direction::Backward => guard.copy_down(dst, src, len - done, room),
             }
-        })
+        });
+        let first = match direction {
+            Direction::Forward => done,
+            Direction::Backward => len.saturating_sub(done + transfer.done),
+        };
+        self.tell(Access::Read, src.wrapping_add(first), transfer.done);
+        self.tell(Access::Write, dst.wrapping_add(first), transfer.done);
+        transfer
     }
 
     /// Writes `pattern`, little-endian and repeated, to `len` bytes from `dst`. To go on after
@@ -245,12 +260,14 @@ impl DmaGuard<'_> {
         {
             *byte = value;
         }
-        self.bulk(len, |guard, done, room| {
+        let transfer = self.bulk(len, |guard, done, room| {
             let iova = guard.view.at(dst, done, Access::Write)?;
             let phase = (done % 8) as usize;
             let room = room.min((BOUNCE - 8) as u64) as usize;
             guard.view.store(iova, &guard.bounce[phase..phase + room])
-        })
+        });
+        self.tell(Access::Write, dst, transfer.done);
+        transfer
     }
 
     /// Compares `len` bytes at `a` and `b`. The offset of the first difference ends it, without a
@@ -286,23 +303,29 @@ impl DmaGuard<'_> {
                 None => Ok(len_b as u64),
             }
         });
+        self.tell(Access::Read, a, transfer.done);
+        self.tell(Access::Read, b, transfer.done);
         (transfer, difference)
     }
 
     /// Reads `dst.len()` bytes from `iova`.
     pub fn read(&mut self, iova: u64, dst: &mut [u8]) -> Transfer {
-        self.small(dst.len(), |guard, done, room| {
+        let transfer = self.small(dst.len(), |guard, done, room| {
             let at = guard.view.at(iova, done as u64, Access::Read)?;
             guard.view.fetch(at, &mut dst[done..done + room])
-        })
+        });
+        self.tell(Access::Read, iova, transfer.done);
+        transfer
     }
 
     /// Writes `src` at `iova`.
     pub fn write(&mut self, iova: u64, src: &[u8]) -> Transfer {
-        self.small(src.len(), |guard, done, room| {
+        let transfer = self.small(src.len(), |guard, done, room| {
             let at = guard.view.at(iova, done as u64, Access::Write)?;
             guard.view.store(at, &src[done..done + room])
-        })
+        });
+        self.tell(Access::Write, iova, transfer.done);
+        transfer
     }
 
     /// Writes one byte after everything this thread wrote before: the byte that shows a waiting CPU
@@ -340,6 +363,22 @@ impl DmaGuard<'_> {
         match src.get(*done as usize..) {
             None | Some([]) => Ok(()),
             Some(rest) => self.write(iova.wrapping_add(*done), rest).advance(done),
+        }
+    }
+
+    /// Tells who watches that `len` bytes from `iova` were moved.
+    #[inline]
+    fn tell(&self, access: Access, iova: u64, len: u64) {
+        let watch = self.view.device.watch();
+        if len > 0 && watch.is_on() {
+            watch.tell(|| Event::Dma {
+                device: self.view.device.address(),
+                pasid: self.view.pasid,
+                domain: self.domain(),
+                access,
+                iova,
+                len,
+            });
         }
     }
 

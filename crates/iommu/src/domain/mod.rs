@@ -13,6 +13,7 @@ use ioasid_core::{
     inspect::{Inspect, Node, Value},
     lock_order::OrderedMutex,
     memory::PAGE_SIZE,
+    observe::Event,
     sync::atomic::{AtomicU64, Ordering},
 };
 use ioasid_pgtable::{MapError, PageTable, TableConfig, Translation};
@@ -127,7 +128,12 @@ impl Domain {
         let table = self.table().ok_or(MapError::NoPageTable)?;
         // The tables that the range needs: before the first entry is written.
         failpoint::allocation()?;
-        table.map(iova, spa, len, prot)
+        table.map(iova, spa, len, prot)?;
+        if let Some(iova) = AddrRange::from_len(iova, len) {
+            let domain = self.id();
+            self.shared.watch.tell(|| Event::Map { domain, iova, prot });
+        }
+        Ok(())
     }
 
     /// Takes away every leaf that lies wholly in `range` and returns their bytes. When it returns,
@@ -142,8 +148,13 @@ impl Domain {
         let cleared: Vec<_> = ranges.iter().map(|range| table.unmap(*range)).collect();
         self.flush(ranges);
         let mut bytes = 0;
-        for unmapped in cleared {
+        for (unmapped, range) in cleared.into_iter().zip(ranges) {
             bytes += unmapped.bytes;
+            self.shared.watch.tell(|| Event::Unmap {
+                domain: self.id(),
+                iova: *range,
+                bytes: unmapped.bytes,
+            });
             table.recycle(unmapped.freed);
         }
         bytes

@@ -5,18 +5,20 @@ use std::{fmt, sync::Arc};
 use ioasid_core::{
     DomainId,
     grace::{Grace, Slot},
+    observe::Watch,
     spa::SpaSpace,
     sync::Mutex,
 };
 
 use crate::events::{fault::DmaWatchers, page_request::PendingRequests};
 
-/// Memory, barrier and page requests of one machine. It knows none of its users.
+/// Memory, barrier, page requests and observer of one machine. It knows none of its users.
 pub(crate) struct Shared {
     pub(crate) space: Arc<SpaSpace>,
     pub(crate) grace: Arc<Grace>,
     pub(crate) pending: PendingRequests,
     pub(crate) watchers: DmaWatchers,
+    pub(crate) watch: Arc<Watch>,
     /// The marker of readers that are no DMA.
     reader: Mutex<Slot>,
 }
@@ -29,6 +31,7 @@ impl Shared {
             space: SpaSpace::new(Arc::clone(&grace)),
             pending: PendingRequests::default(),
             watchers: DmaWatchers::default(),
+            watch: Arc::default(),
             reader: Mutex::new(grace.slot()),
             grace,
         })

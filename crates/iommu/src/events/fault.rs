@@ -36,14 +36,6 @@ pub enum FaultReason {
 }
 
 impl FaultReason {
-    /// Whether a page request could make the access succeed: the translation is missing or too
-    /// weak, and the manager of the address space may add it.
-    pub const fn is_recoverable(self) -> bool {
-        matches!(self, FaultReason::NotPresent | FaultReason::Permission)
-    }
-}
-
-impl FaultReason {
     /// In a few words.
     pub const fn name(self) -> &'static str {
         match self {
@@ -57,6 +49,12 @@ impl FaultReason {
             FaultReason::InterruptWindow => "interrupt window",
             FaultReason::Injected => "injected by a test",
         }
+    }
+
+    /// Whether a page request could make the access succeed: the translation is missing or too
+    /// weak, and the manager of the address space may add it.
+    pub const fn is_recoverable(self) -> bool {
+        matches!(self, FaultReason::NotPresent | FaultReason::Permission)
     }
 }
 

@@ -21,13 +21,20 @@ pub enum IrqIndex {
 
 impl fmt::Display for IrqIndex {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
+        f.write_str(self.name())
+    }
+}
+
+impl IrqIndex {
+    /// Its name.
+    pub const fn name(self) -> &'static str {
+        match self {
             IrqIndex::Intx => "INTx",
             IrqIndex::Msi => "MSI",
             IrqIndex::Msix => "MSI-X",
             IrqIndex::Error => "error",
             IrqIndex::Request => "request",
-        })
+        }
     }
 }
 

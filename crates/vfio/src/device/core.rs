@@ -16,6 +16,7 @@ use super::{
     registers::Registers,
     token::Sriov,
     users::Users,
+    watched::Watched,
 };
 use crate::{
     base::{
@@ -39,16 +40,21 @@ pub(crate) struct DeviceCore {
     sriov: Sriov,
     faults: Arc<FaultLog>,
     users: Users,
+    watched: Watched,
 }
 
 impl DeviceCore {
-    pub(crate) fn new(model: Arc<dyn DeviceModel>, passthrough: Passthrough) -> Arc<Self> {
+    pub(crate) fn new(
+        model: Arc<dyn DeviceModel>,
+        passthrough: Passthrough,
+        watched: Watched,
+    ) -> Arc<Self> {
         let function = model.function();
         let sriov = Sriov::new(function.sriov().is_some(), function.is_virtual());
         let gate = Arc::new(Gate::default());
         let hardware = Hardware::new(model, passthrough);
         Arc::new(DeviceCore {
-            registers: Registers::new(&hardware, &gate),
+            registers: Registers::new(&hardware, &gate, &watched),
             migration: Migration::new(&gate),
             gate,
             hardware,
@@ -58,6 +64,7 @@ impl DeviceCore {
             sriov,
             faults: FaultLog::new(FaultLog::DEFAULT_CAPACITY),
             users: Users::default(),
+            watched,
         })
     }
 
@@ -101,6 +108,10 @@ impl DeviceCore {
 
     pub(crate) fn faults(&self) -> &Arc<FaultLog> {
         &self.faults
+    }
+
+    pub(crate) fn watched(&self) -> &Watched {
+        &self.watched
     }
 
     pub(crate) fn users(&self) -> &Users {

@@ -6,6 +6,7 @@
 //! * `migration`, `dma_log`, `low_power`, `ioeventfd`, `token`: one feature each.
 //! * `users`: open files and the one that has bound the device; `binding`: the device in an iommufd
 //!   context; `usage`: one use of the device from begin to end.
+//! * `watched`: what a trace is told of it.
 
 pub(crate) mod binding;
 pub(crate) mod core;
@@ -21,7 +22,9 @@ pub(crate) mod registers;
 pub(crate) mod token;
 pub(crate) mod usage;
 mod users;
+mod watched;
 
+pub(crate) use self::watched::Watched;
 pub use self::{
     binding::{UserPasid, UserPasids},
     ioeventfd::StoreRequest,

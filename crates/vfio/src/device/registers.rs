@@ -19,6 +19,7 @@ use super::{
     hardware::Hardware,
     low_power::LowPower,
     region::{RegionIndex, RegionInfo},
+    watched::Watched,
 };
 use crate::{
     base::error::RegionError,
@@ -131,15 +132,17 @@ pub(crate) struct Registers {
     gate: Arc<Gate>,
     power: LowPower,
     mappable: AtomicBool,
+    watched: Watched,
 }
 
 impl Registers {
-    pub(crate) fn new(hardware: &Arc<Hardware>, gate: &Arc<Gate>) -> Arc<Self> {
+    pub(crate) fn new(hardware: &Arc<Hardware>, gate: &Arc<Gate>, watched: &Watched) -> Arc<Self> {
         Arc::new(Registers {
             hardware: Arc::clone(hardware),
             gate: Arc::clone(gate),
             power: LowPower::default(),
             mappable: AtomicBool::new(false),
+            watched: watched.clone(),
         })
     }
 
@@ -171,14 +174,18 @@ impl Registers {
         if data.is_empty() {
             return Ok(0);
         }
-        match RegionIndex::at(offset)? {
-            (RegionIndex::Config, offset) => {
+        let (region, offset) = RegionIndex::at(offset)?;
+        let count = match region {
+            RegionIndex::Config => {
                 self.function().read_config(offset, data)?;
-                Ok(data.len())
+                data.len()
             }
-            (RegionIndex::Bar(bar), offset) => self.read_bar(bar, offset, data),
-            (region @ (RegionIndex::Rom | RegionIndex::Vga), _) => Err(absent(region)),
-        }
+            RegionIndex::Bar(bar) => self.read_bar(bar, offset, data)?,
+            RegionIndex::Rom | RegionIndex::Vga => return Err(absent(region)),
+        };
+        let read = data.get(..count).unwrap_or_default();
+        self.watched.access(region, offset, false, read);
+        Ok(count)
     }
 
     /// Writes at a file offset, with the gate held exclusively outside BARs; the bytes, and what the
@@ -191,16 +198,19 @@ impl Registers {
         if data.is_empty() {
             return Ok((0, ConfigEffect::None));
         }
-        match RegionIndex::at(offset)? {
-            (RegionIndex::Config, offset) => {
+        let (region, offset) = RegionIndex::at(offset)?;
+        match region {
+            RegionIndex::Config => {
+                self.watched.access(region, offset, true, data);
                 let effect = self.function().write_config(offset, data)?;
                 Ok((data.len(), effect))
             }
-            (RegionIndex::Bar(bar), offset) => {
+            RegionIndex::Bar(bar) => {
+                self.watched.access(region, offset, true, data);
                 let count = self.write_bar(bar, offset, data)?;
                 Ok((count, ConfigEffect::None))
             }
-            (region @ (RegionIndex::Rom | RegionIndex::Vga), _) => Err(absent(region)),
+            RegionIndex::Rom | RegionIndex::Vga => Err(absent(region)),
         }
     }
 
@@ -279,7 +289,10 @@ impl Registers {
         let (bar, offset, inside) = self.mapped(offset, data.len())?;
         let (registers, tail) = data.split_at_mut_checked(inside).unwrap_or_default();
         tail.fill(0xff);
-        self.load_bar(bar, offset, registers)
+        self.load_bar(bar, offset, registers)?;
+        let region = RegionIndex::Bar(bar);
+        self.watched.access(region, offset, false, data);
+        Ok(())
     }
 
     /// A load from a mapping reaches the MSI-X table too: it reads as after a reset, masked and without
@@ -309,6 +322,8 @@ impl Registers {
 
     /// The MSI-X table ignores stores.
     fn store_bar(&self, bar: u8, offset: u64, data: &[u8]) -> Result<(), RegionError> {
+        let region = RegionIndex::Bar(bar);
+        self.watched.access(region, offset, true, data);
         let layout = self.layout(bar)?;
         for (range, piece) in layout.pieces(offset, data.len(), layout.widest_store()) {
             let at = offset + range.start as u64;
@@ -333,6 +348,8 @@ impl Registers {
     /// A deferrable store to a mapping; whether the device took it.
     pub(crate) fn enqueue(&self, offset: u64, data: &[u8; 64]) -> Result<bool, RegionError> {
         let (bar, offset, inside) = self.mapped(offset, data.len())?;
+        let region = RegionIndex::Bar(bar);
+        self.watched.access(region, offset, true, data);
         let model = self.hardware.model();
         let aligned = offset.is_multiple_of(64) && inside == data.len();
         Ok(aligned && !self.is_msix(bar, offset) && model.enqueue(bar, offset, data))

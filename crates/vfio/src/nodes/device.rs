@@ -5,13 +5,14 @@ use std::{fmt, sync::Arc, time::Duration};
 use ioasid_core::{
     PciAddress,
     inspect::{Inspect, Node},
+    observe::Watch,
 };
 use ioasid_iommu::{FaultLog, Requests};
 
 use super::{file::DeviceFile, group::VfioGroup};
 use crate::{
     base::error::{BindError, RegionError, TokenError},
-    device::{Feature, Token, core::DeviceCore},
+    device::{Feature, Token, Watched, core::DeviceCore},
     model::{DeviceModel, Passthrough},
 };
 
@@ -44,13 +45,21 @@ impl VfioDevice {
         group: Arc<VfioGroup>,
         model: Arc<dyn DeviceModel>,
         passthrough: Passthrough,
+        watch: &Arc<Watch>,
     ) -> Arc<Self> {
+        let name = format!("vfio{index}");
+        let known_as = if bus_name.is_empty() {
+            &name
+        } else {
+            &bus_name
+        };
+        let watched = Watched::new(known_as, watch);
         Arc::new(VfioDevice {
             index,
-            name: format!("vfio{index}"),
+            name,
             bus_name,
             group,
-            core: DeviceCore::new(model, passthrough),
+            core: DeviceCore::new(model, passthrough, watched),
         })
     }
 

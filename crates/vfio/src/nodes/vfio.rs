@@ -58,7 +58,8 @@ impl Vfio {
         let group = known.unwrap_or_else(|| VfioGroup::new(group));
         let index = (0..).zip(devices.keys()).find(|(free, used)| free != *used);
         let index = index.map_or(devices.len() as u32, |(free, _)| free);
-        let device = VfioDevice::new(index, name, Arc::clone(&group), model, passthrough);
+        let watch = self.iommu.watch();
+        let device = VfioDevice::new(index, name, Arc::clone(&group), model, passthrough, watch);
         devices.insert(index, Arc::clone(&device));
         drop(devices);
         group.add(&device);

@@ -203,7 +203,10 @@ impl DeviceFile {
         let core = self.core();
         let _shared = core.gate().shared();
         self.expect_bound()?;
-        Ok(core.interrupts().set(core.hardware().function(), request)?)
+        let request = core.watched().irqs(request);
+        Ok(core
+            .interrupts()
+            .set(core.hardware().function(), &request)?)
     }
 
     /// Lets an eventfd unmask the wired interrupt.

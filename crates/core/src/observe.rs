@@ -89,8 +89,8 @@ pub enum Event<'a> {
         region: u32,
         /// Offset in the region.
         offset: u64,
-        /// Whether it was written.
-        write: bool,
+        /// How.
+        access: RegisterAccess,
         /// The bytes, in the order of their addresses.
         data: &'a [u8],
     },
@@ -118,6 +118,19 @@ pub enum Event<'a> {
         /// Why it ended.
         end: WorkEnd,
     },
+}
+
+/// How a register is reached.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum RegisterAccess {
+    /// By `read` on the file of the device.
+    Read,
+    /// By `write`.
+    Write,
+    /// By a load from a mapping.
+    Load,
+    /// By a store to one.
+    Store,
 }
 
 /// A queue or channel of a device.

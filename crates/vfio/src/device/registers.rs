@@ -14,6 +14,8 @@ use std::{
     },
 };
 
+use ioasid_core::observe::RegisterAccess;
+
 use super::{
     gate::Gate,
     hardware::Hardware,
@@ -184,7 +186,8 @@ impl Registers {
             RegionIndex::Rom | RegionIndex::Vga => return Err(absent(region)),
         };
         let read = data.get(..count).unwrap_or_default();
-        self.watched.access(region, offset, false, read);
+        self.watched
+            .access(RegisterAccess::Read, (region, offset), read);
         Ok(count)
     }
 
@@ -201,12 +204,12 @@ impl Registers {
         let (region, offset) = RegionIndex::at(offset)?;
         match region {
             RegionIndex::Config => {
-                self.watched.access(region, offset, true, data);
+                self.watched.access(RegisterAccess::Write, (region, offset), data);
                 let effect = self.function().write_config(offset, data)?;
                 Ok((data.len(), effect))
             }
             RegionIndex::Bar(bar) => {
-                self.watched.access(region, offset, true, data);
+                self.watched.access(RegisterAccess::Write, (region, offset), data);
                 let count = self.write_bar(bar, offset, data)?;
                 Ok((count, ConfigEffect::None))
             }
@@ -291,7 +294,8 @@ impl Registers {
         tail.fill(0xff);
         self.load_bar(bar, offset, registers)?;
         let region = RegionIndex::Bar(bar);
-        self.watched.access(region, offset, false, data);
+        self.watched
+            .access(RegisterAccess::Load, (region, offset), data);
         Ok(())
     }
 
@@ -323,7 +327,7 @@ impl Registers {
     /// The MSI-X table ignores stores.
     fn store_bar(&self, bar: u8, offset: u64, data: &[u8]) -> Result<(), RegionError> {
         let region = RegionIndex::Bar(bar);
-        self.watched.access(region, offset, true, data);
+        self.watched.access(RegisterAccess::Store, (region, offset), data);
         let layout = self.layout(bar)?;
         for (range, piece) in layout.pieces(offset, data.len(), layout.widest_store()) {
             let at = offset + range.start as u64;
@@ -349,7 +353,7 @@ impl Registers {
     pub(crate) fn enqueue(&self, offset: u64, data: &[u8; 64]) -> Result<bool, RegionError> {
         let (bar, offset, inside) = self.mapped(offset, data.len())?;
         let region = RegionIndex::Bar(bar);
-        self.watched.access(region, offset, true, data);
+        self.watched.access(RegisterAccess::Store, (region, offset), data);
         let model = self.hardware.model();
         let aligned = offset.is_multiple_of(64) && inside == data.len();
         Ok(aligned && !self.is_msix(bar, offset) && model.enqueue(bar, offset, data))

@@ -5,7 +5,7 @@ use std::{borrow::Cow, sync::Arc, time::Duration};
 
 use ioasid_core::{
     host::IrqSink,
-    observe::{Event, Watch},
+    observe::{Event, RegisterAccess, Watch},
 };
 
 use super::{
@@ -30,14 +30,19 @@ impl Watched {
         }
     }
 
-    /// Tells that `data` was read or written at `offset` of `region`.
+    /// Tells that `data` was reached at `offset` of `region`.
     #[inline]
-    pub(crate) fn access(&self, region: RegionIndex, offset: u64, write: bool, data: &[u8]) {
+    pub(crate) fn access(
+        &self,
+        access: RegisterAccess,
+        (region, offset): (RegionIndex, u64),
+        data: &[u8],
+    ) {
         self.watch.tell(|| Event::Register {
             device: &self.name,
             region: region.number(),
             offset,
-            write,
+            access,
             data,
         });
     }

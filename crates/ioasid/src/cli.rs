@@ -8,7 +8,11 @@ use clap::{
 };
 use ioasid_supervisor::Mmio;
 
-use crate::{check::CheckArgs, inject::InjectArgs};
+use crate::{
+    check::CheckArgs,
+    inject::InjectArgs,
+    trace::{ReplayArgs, TraceArgs},
+};
 
 /// The Linux I/O address space system in user space.
 ///
@@ -22,7 +26,7 @@ use crate::{check::CheckArgs, inject::InjectArgs};
     disable_help_subcommand = true
 )]
 pub(crate) struct Cli {
-    /// Say more on stderr (-v: modes and steps, -vv: each request).
+    /// Say more on stderr (-v: modes and steps, -vv: also each call that `run` or `serve` answers).
     #[arg(short, long, global = true, action = clap::ArgAction::Count)]
     pub(crate) verbose: u8,
     /// Say nothing but errors on stderr: not that a program was refused something, either.
@@ -53,6 +57,12 @@ pub(crate) enum Verb {
     Mdev(MdevArgs),
     /// Make something of a running machine fail on purpose: to test what a program does then.
     Inject(InjectArgs),
+    /// Look at a trace that `--trace` wrote.
+    Trace(TraceArgs),
+    /// Run the calls of a trace against a fresh machine, and tell the first difference.
+    ///
+    /// The exit status is 0 if there is none, and 1 otherwise.
+    Replay(ReplayArgs),
     /// Show one parent device with three queues and two VMs at work, and check every claim.
     Demo(DemoArgs),
     /// The child side of `run`.
@@ -99,6 +109,10 @@ pub(crate) struct RunArgs {
     /// Enforce RLIMIT_MEMLOCK (`ulimit -l`) on what the program maps, as the kernel does.
     #[arg(long, conflicts_with = "join")]
     pub(crate) enforce_memlock: bool,
+    /// Write what happens to FILE, as lines of JSON: every call, DMA, interrupt, fault, attach and
+    /// mapping. `ioasid trace` shows it, and docs/trace.md describes it.
+    #[arg(long, value_name = "FILE", conflicts_with = "join")]
+    pub(crate) trace: Option<PathBuf>,
     /// Show the program only what this VM owns.
     #[arg(long, value_name = "NAME")]
     pub(crate) vm: Option<String>,
@@ -151,6 +165,9 @@ pub(crate) struct ServeArgs {
     /// Path of the control socket, instead of one made from the name.
     #[arg(long, value_name = "PATH", conflicts_with = "name")]
     pub(crate) socket: Option<PathBuf>,
+    /// Write what happens to FILE, as `run --trace` does.
+    #[arg(long, value_name = "FILE", conflicts_with = "no_join")]
+    pub(crate) trace: Option<PathBuf>,
     /// Keep the first queue of every parent's own driver busy with copies, each byte checked;
     /// `inspect` shows the account.
     #[arg(long)]
@@ -210,6 +227,9 @@ pub(crate) struct DemoArgs {
     /// Print one JSON object with every claim and what was measured.
     #[arg(long)]
     pub(crate) json: bool,
+    /// Write what happens to FILE, as `run --trace` does.
+    #[arg(long, value_name = "FILE")]
+    pub(crate) trace: Option<PathBuf>,
     /// Check the claims a few times more often.
     #[arg(long, hide = true, default_value_t = 1)]
     pub(crate) rounds: u32,

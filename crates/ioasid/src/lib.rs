@@ -23,6 +23,7 @@ mod find;
 mod guests;
 mod inject;
 mod machines;
+mod trace;
 mod tree;
 mod verbs;
 mod view;
@@ -44,6 +45,8 @@ pub use ioasid_vfio as vfio;
 
 /// Exit status of `run` when ioasid itself failed, as `env` and `timeout` have it.
 const RUN_FAILED: u8 = 125;
+/// From here on `-v` shows each call.
+const CALLS_SHOWN: u8 = 2;
 /// Exit status of the other verbs when something failed.
 const FAILED: u8 = 1;
 /// Exit status for a command line that makes no sense.
@@ -88,12 +91,14 @@ pub fn main_with(models: Models) -> ExitCode {
         FAILED
     };
     let result = match cli.verb {
-        Verb::Run(args) => verbs::run(args, &models, cli.quiet),
+        Verb::Run(args) => verbs::run(args, &models, cli.verbose, cli.quiet),
         Verb::Check(args) => check::run_check(args, &models),
-        Verb::Serve(args) => verbs::serve(args, &models),
+        Verb::Serve(args) => verbs::serve(args, &models, cli.verbose),
         Verb::Inspect(args) => verbs::inspect(args),
         Verb::Mdev(args) => verbs::mdev(args),
         Verb::Inject(args) => inject::run(args),
+        Verb::Trace(args) => trace::run(args),
+        Verb::Replay(args) => trace::replay(&args, &models),
         Verb::Demo(args) => demo::run(&args),
         Verb::Vm(_) => demo::vm::main().map(|()| 0),
         Verb::Launch(_) => Ok(USAGE),

@@ -5,7 +5,7 @@ use ioasid_host::{confine, prepare_received, service};
 use ioasid_machine::{Machine, MachineFile, Models};
 use ioasid_supervisor::{
     ControlServer, RunOptions, control,
-    run::{start, start_joined},
+    run::{Ended, Running, start, start_joined},
     view::MdevRequest,
 };
 use signal_hook::{
@@ -14,26 +14,28 @@ use signal_hook::{
 };
 
 use crate::{
-    catalog,
+    CALLS_SHOWN, catalog,
     cli::{InspectArgs, MdevArgs, MdevVerb, RunArgs, ServeArgs},
     demo, explain,
     find::{chosen, socket},
     guests::Guests,
-    machines, print, say, tree, view,
+    machines, print, say,
+    trace::{self, Subject, Tracing},
+    tree, view,
 };
 
 /// `ioasid run`: the program's exit status.
-pub(crate) fn run(args: RunArgs, models: &Models, quiet: bool) -> Result<u8> {
+pub(crate) fn run(args: RunArgs, models: &Models, verbose: u8, quiet: bool) -> Result<u8> {
     if let Some(help) = catalog::help(&args.machine.devices.device, models)? {
         print(&help)?;
         return Ok(0);
     }
-    let mut words = args.program.into_iter();
+    let mut words = args.program.iter();
     let program = words
         .next()
         .context("no program given: ioasid run [OPTIONS] -- PROGRAM...")?;
     let mut options = RunOptions::new(program, words);
-    options.vm = args.vm;
+    options.vm.clone_from(&args.vm);
     options.forward_signals = true;
     options.namespaces = !args.no_namespaces;
     options.mmio = args.mmio;
@@ -41,29 +43,7 @@ pub(crate) fn run(args: RunArgs, models: &Models, quiet: bool) -> Result<u8> {
     options.explain = args.explain.as_deref().map(explain::open).transpose()?;
     let ended = match &args.join {
         Some(machine) => start_joined(&socket(machine)?, options)?.finish()?,
-        None => {
-            let devices = &args.machine.devices.device;
-            let mut file = machines::file(args.machine.machine.as_deref(), devices, models)?;
-            file.iommu.enforce_memlock |= args.enforce_memlock;
-            let machine = machines::build("private", &file)?;
-            for line in machine.outline() {
-                tracing::info!("{line}");
-            }
-            known_vm(&machine, options.vm.as_deref())?;
-            // Other terminals may look at it; a program does not depend on it.
-            let name = format!("run-{}", std::process::id());
-            let server = control::socket_path(&name)
-                .and_then(|path| ControlServer::start(view::of(&machine), path));
-            if let Err(error) = &server {
-                tracing::info!("this machine cannot be inspected: {error}");
-            }
-            let view = if args.selftest {
-                view::with_selftest(&machine)
-            } else {
-                view::of(&machine)
-            };
-            start(view, options)?.finish()?
-        }
+        None => run_private(&args, models, options, verbose >= CALLS_SHOWN)?,
     };
     if ended.status != 0
         && !quiet
@@ -73,6 +53,54 @@ pub(crate) fn run(args: RunArgs, models: &Models, quiet: bool) -> Result<u8> {
         say(&line);
     }
     Ok(u8::try_from(ended.status).unwrap_or(u8::MAX))
+}
+
+/// Runs a program on a machine of its own. The machine is gone when this returns.
+fn run_private(
+    args: &RunArgs,
+    models: &Models,
+    options: RunOptions,
+    calls_shown: bool,
+) -> Result<Ended> {
+    let devices = &args.machine.devices.device;
+    let mut file = machines::file(args.machine.machine.as_deref(), devices, models)?;
+    file.iommu.enforce_memlock |= args.enforce_memlock;
+    let machine = machines::build("private", &file)?;
+    for line in machine.outline() {
+        tracing::info!("{line}");
+    }
+    known_vm(&machine, options.vm.as_deref())?;
+    let subject = Subject {
+        program: &args.program,
+        machine: trace::source(args.machine.machine.as_deref(), devices)?,
+        selftest: args.selftest,
+        enforce_memlock: args.enforce_memlock,
+    };
+    let tracing = Tracing::start(args.trace.as_deref(), calls_shown, &machine, subject)?;
+    // Other terminals may look at it; a program does not depend on it.
+    let name = format!("run-{}", std::process::id());
+    let server =
+        control::socket_path(&name).and_then(|path| ControlServer::start(view::of(&machine), path));
+    if let Err(error) = &server {
+        tracing::info!("this machine cannot be inspected: {error}");
+    }
+    let view = if args.selftest {
+        view::with_selftest(&machine, tracing.as_ref())
+    } else {
+        view::traced(&machine, tracing.as_ref())
+    };
+    let ended = start(view, options).and_then(Running::finish);
+    // Nothing happens any more when the machine is gone.
+    drop(server);
+    drop(machine);
+    let traced = tracing.map_or(Ok(()), Tracing::finish);
+    let ended = ended?;
+    match traced {
+        Err(error) if ended.status == 0 => return Err(error),
+        Err(error) => say(&format!("ioasid: {error:#}")),
+        Ok(()) => {}
+    }
+    Ok(ended)
 }
 
 fn known_vm(machine: &Machine, vm: Option<&str>) -> Result<()> {
@@ -89,7 +117,7 @@ fn known_vm(machine: &Machine, vm: Option<&str>) -> Result<()> {
 }
 
 /// `ioasid serve`: until a signal ends it.
-pub(crate) fn serve(args: ServeArgs, models: &Models) -> Result<u8> {
+pub(crate) fn serve(args: ServeArgs, models: &Models, verbose: u8) -> Result<u8> {
     // Before anything else has a descriptor.
     let passed = service::listen_fds();
     service::raise_descriptor_limit();
@@ -112,6 +140,14 @@ pub(crate) fn serve(args: ServeArgs, models: &Models) -> Result<u8> {
         None => control::socket_path(&name)?,
     };
     let machine = machines::build(&name, &file)?;
+    let subject = Subject {
+        program: &[],
+        machine: trace::source(args.machine.as_deref(), &[])?,
+        selftest: false,
+        enforce_memlock: false,
+    };
+    let shown = verbose >= CALLS_SHOWN;
+    let tracing = Tracing::start(args.trace.as_deref(), shown, &machine, subject)?;
     let busy = match args.busy {
         true => demo::parent::keep_busy(&machine)?,
         false => Vec::new(),
@@ -119,7 +155,7 @@ pub(crate) fn serve(args: ServeArgs, models: &Models) -> Result<u8> {
     let mut end = Signals::new([SIGTERM, SIGINT, SIGHUP]).context("waiting for signals")?;
     let sockets = args.socket_dir.unwrap_or_else(|| path.with_extension("vm"));
     let guests = Guests::start(&machine, &sockets, passed)?;
-    let view = view::serving(&machine, guests.server());
+    let view = view::serving(&machine, tracing.as_ref(), guests.server());
     let server = ControlServer::start_with(view, path, !args.no_join)?;
     let shown = server.path().display();
     say(&format!("ioasid: machine `{name}` at {shown}"));
@@ -157,6 +193,8 @@ pub(crate) fn serve(args: ServeArgs, models: &Models) -> Result<u8> {
             );
         }
     }
+    drop(machine);
+    tracing.map_or(Ok(()), Tracing::finish)?;
     Ok(0)
 }
 

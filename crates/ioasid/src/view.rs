@@ -7,6 +7,8 @@ use ioasid_selftest::SelfTest;
 use ioasid_supervisor::{BuiltMachine, Harness, MachineView};
 use ioasid_vfio_user::Server;
 
+use crate::trace::Tracing;
+
 /// Where a test looks whether the kernel can make allocations fail, in the debug file system, and
 /// what it sets there. Here they always may fail, and nothing is logged about it.
 const FAULT_INJECTION: [(&str, &str); 5] = [
@@ -19,20 +21,36 @@ const FAULT_INJECTION: [(&str, &str); 5] = [
 
 /// `machine` alone.
 pub(crate) fn of(machine: &Arc<Machine>) -> Arc<dyn MachineView> {
-    Arc::new(BuiltMachine::new(machine))
+    traced(machine, None)
+}
+
+/// `machine`; calls of programs go to `tracing`, if there is one.
+pub(crate) fn traced(machine: &Arc<Machine>, tracing: Option<&Tracing>) -> Arc<dyn MachineView> {
+    Arc::new(built(machine, tracing))
+}
+
+fn built(machine: &Arc<Machine>, tracing: Option<&Tracing>) -> BuiltMachine {
+    BuiltMachine::new(machine).with_recorder(tracing.map(Tracing::recorder))
 }
 
 /// `machine` with the kernel's self-test beside it.
-pub(crate) fn with_selftest(machine: &Arc<Machine>) -> Arc<dyn MachineView> {
+pub(crate) fn with_selftest(
+    machine: &Arc<Machine>,
+    tracing: Option<&Tracing>,
+) -> Arc<dyn MachineView> {
     let harness = Harness {
         extension: Arc::new(SelfTest),
         files: ("kernel/debug", &FAULT_INJECTION),
     };
-    Arc::new(BuiltMachine::new(machine).with_harness(harness))
+    Arc::new(built(machine, tracing).with_harness(harness))
 }
 
 /// `machine`, whose devices `server` offers to virtual machines too.
-pub(crate) fn serving(machine: &Arc<Machine>, server: &Arc<Server>) -> Arc<dyn MachineView> {
+pub(crate) fn serving(
+    machine: &Arc<Machine>,
+    tracing: Option<&Tracing>,
+    server: &Arc<Server>,
+) -> Arc<dyn MachineView> {
     let server = Arc::clone(server);
-    Arc::new(BuiltMachine::new(machine).with_part("vfio_user", server))
+    Arc::new(built(machine, tracing).with_part("vfio_user", server))
 }

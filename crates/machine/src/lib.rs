@@ -21,7 +21,7 @@ pub mod model;
 pub mod models;
 pub mod sysfs;
 
-pub use file::{MachineFile, MachineFileError};
+pub use file::{DEFAULT_MACHINE, MachineFile, MachineFileError};
 pub use ioasid_vfio::AttributeError;
 pub use machine::{ExportedDevice, LiveFile, Machine, MachineError, MdevInfo, VfioNode};
 pub use model::{Model, Models};

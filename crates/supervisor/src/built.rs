@@ -9,6 +9,7 @@ use ioasid_core::{
 use ioasid_iommu::DmaWatcher;
 use ioasid_iommufd::Context;
 use ioasid_machine::{Machine, MachineError};
+use ioasid_trace::Recorder;
 use ioasid_uapi::iommufd::Extension;
 use ioasid_vfio::AttributeError;
 
@@ -22,6 +23,7 @@ pub struct BuiltMachine {
     /// A part of the tree that `inspect` shows, by its name.
     part: Option<(&'static str, Arc<dyn Inspect + Send + Sync>)>,
     harness: Option<Harness>,
+    recorder: Option<Arc<Recorder>>,
 }
 
 /// What a test of the kernel's own needs beside a machine.
@@ -44,6 +46,7 @@ impl BuiltMachine {
             machine: Arc::clone(machine),
             part: None,
             harness: None,
+            recorder: None,
         }
     }
 
@@ -51,6 +54,13 @@ impl BuiltMachine {
     #[must_use]
     pub fn with_part(mut self, name: &'static str, part: Arc<dyn Inspect + Send + Sync>) -> Self {
         self.part = Some((name, part));
+        self
+    }
+
+    /// Tells `recorder` the calls of programs.
+    #[must_use]
+    pub fn with_recorder(mut self, recorder: Option<Arc<Recorder>>) -> Self {
+        self.recorder = recorder;
         self
     }
 
@@ -91,6 +101,10 @@ impl MachineView for BuiltMachine {
 
     fn extension(&self) -> Option<&dyn Extension> {
         Some(&*self.harness.as_ref()?.extension)
+    }
+
+    fn recorder(&self) -> Option<Arc<Recorder>> {
+        self.recorder.clone()
     }
 
     fn injects_faults(&self) -> bool {

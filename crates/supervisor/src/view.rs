@@ -6,6 +6,7 @@ use std::{fmt, sync::Arc};
 use ioasid_core::{inspect, spa::SpaSpace};
 use ioasid_iommu::DmaWatcher;
 use ioasid_iommufd::Context;
+use ioasid_trace::Recorder;
 use ioasid_uapi::iommufd::Extension;
 use ioasid_vfio::AttributeError;
 use serde::{Deserialize, Serialize};
@@ -65,6 +66,11 @@ pub trait MachineView: Send + Sync + fmt::Debug {
 
     /// A command that a back end adds to those of `/dev/iommu`; none by default.
     fn extension(&self) -> Option<&dyn Extension> {
+        None
+    }
+
+    /// Where calls of programs are told; by default nowhere.
+    fn recorder(&self) -> Option<Arc<Recorder>> {
         None
     }
 

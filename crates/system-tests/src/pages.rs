@@ -33,6 +33,7 @@ pub const PAGES: &[&str] = &[
     "docs/tutorial.md",
     "docs/how-to/inject.md",
     "docs/how-to/why-a-call-failed.md",
+    "docs/trace.md",
 ];
 
 /// What stands for any text.

@@ -28,8 +28,8 @@ const ENGINES: u64 = 1;
 const QUEUES: u64 = 10_000;
 /// The thread of what runs on workers.
 const WORKERS: u64 = 20_000;
-/// How long a submission is shown, in microseconds.
-const SUBMISSION: f64 = 0.001;
+/// How long what takes no time is shown, in microseconds.
+const MOMENT: f64 = 0.001;
 /// Calls that are looked at for the one that a submission lies in: one for each program at work.
 const CANDIDATES: usize = 64;
 
@@ -241,16 +241,12 @@ impl<W: Write> Export<W> {
         };
         let event = Event::new("X", "submit", format!("submit #{}", submit.first), submit.t)
             .on(track)
-            .lasting(SUBMISSION)
+            .lasting(MOMENT)
             .with(json!({ "device": submit.device, "queue": submit.unit, "count": submit.count }));
         self.write(&event)?;
         for number in (submit.first..).take(usize::try_from(submit.count).unwrap_or(0)) {
             let descriptor = (submit.device.clone(), submit.unit, number);
-            // One on a worker has no thread that an arrow could end at.
-            let Some((work, engine)) = ends
-                .get(&descriptor)
-                .and_then(|work| Some((*work, work.engine?)))
-            else {
+            let Some(work) = ends.get(&descriptor) else {
                 continue;
             };
             self.arrows += 1;
@@ -258,8 +254,12 @@ impl<W: Write> Export<W> {
             start.id = Some(self.arrows);
             self.write(&start)?;
             // Inside of the span, also for those who take its end for outside.
-            let end = work.t + work.duration.saturating_sub(1);
-            let track = self.track(&work.device, ENGINES + u64::from(engine))?;
+            let (end, tid) = match work.engine {
+                Some(engine) => (work.duration.saturating_sub(1), ENGINES + u64::from(engine)),
+                None => (work.duration, WORKERS),
+            };
+            let end = work.t + end;
+            let track = self.track(&work.device, tid)?;
             let mut end = Event::new("f", "descriptor", "descriptor", end.max(submit.t)).on(track);
             end.id = Some(self.arrows);
             end.bp = Some("e");
@@ -280,7 +280,14 @@ impl<W: Write> Export<W> {
                 event.id = Some(self.arrows);
                 self.write(&event.with(args.clone()))?;
             }
-            return Ok(());
+            if work.end != "done" {
+                return Ok(());
+            }
+            // What an arrow can end at: a span of its own.
+            let event = Event::new("X", "worker", "done", work.t + work.duration)
+                .on(track)
+                .lasting(MOMENT);
+            return self.write(&event);
         };
         let track = self.track(&work.device, ENGINES + u64::from(engine))?;
         let event = Event::new("X", "descriptor", name, work.t)

@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-use serde_json::Value;
+use serde_json::{Map, Value};
 
 use crate::schema::{Call, Line, Name};
 
@@ -123,19 +123,13 @@ fn show_call(f: &mut fmt::Formatter<'_>, call: &Call) -> fmt::Result {
         if let Some(device) = &call.device {
             write!(f, " {device}")?;
         }
-        if let Some(file) = call.file {
-            write!(f, " #{file}")?;
-        }
         f.write_str(" ")?;
     }
-    write!(f, "{}(", call.name)?;
-    for (index, (name, value)) in call.args.iter().enumerate() {
-        let comma = if index > 0 { ", " } else { "" };
-        match value {
-            Value::String(text) => write!(f, "{comma}{name}={text}")?,
-            value => write!(f, "{comma}{name}={value}")?,
-        }
+    if let Some(file) = call.file {
+        write!(f, "#{file} ")?;
     }
+    write!(f, "{}(", call.name)?;
+    show_fields(f, &call.args)?;
     f.write_str(") = ")?;
     match (&call.errno, call.result) {
         (Some(errno), _) => {
@@ -147,7 +141,23 @@ fn show_call(f: &mut fmt::Formatter<'_>, call: &Call) -> fmt::Result {
         (None, Some(result)) => write!(f, "{result}")?,
         (None, None) => f.write_str("?")?,
     }
+    if !call.reply.is_empty() {
+        f.write_str(" {")?;
+        show_fields(f, &call.reply)?;
+        f.write_str("}")?;
+    }
     write!(f, " <{}>", Seconds(call.duration))
+}
+
+fn show_fields(f: &mut fmt::Formatter<'_>, fields: &Map<String, Value>) -> fmt::Result {
+    for (index, (name, value)) in fields.iter().enumerate() {
+        let comma = if index > 0 { ", " } else { "" };
+        match value {
+            Value::String(text) => write!(f, "{comma}{name}={text}")?,
+            value => write!(f, "{comma}{name}={value}")?,
+        }
+    }
+    Ok(())
 }
 
 fn source(f: &mut fmt::Formatter<'_>, device: &Name, pasid: Option<u32>) -> fmt::Result {

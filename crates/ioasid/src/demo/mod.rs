@@ -14,6 +14,7 @@ pub(crate) mod vm;
 
 use std::{
     fmt,
+    path::Path,
     sync::Arc,
     time::{Duration, Instant},
 };
@@ -24,7 +25,11 @@ use ioasid_iommu::{Domain, Iommu};
 use ioasid_machine::{Machine, MachineFile, models::dsa};
 use ioasid_supervisor::ControlServer;
 
-use crate::{cli::DemoArgs, view};
+use crate::{
+    cli::DemoArgs,
+    trace::{self, Subject, Tracing},
+    view,
+};
 use guest::Guest;
 use order::{Order, Which};
 use output::{Outcome, Output};
@@ -53,15 +58,18 @@ pub(crate) fn run(args: &DemoArgs) -> Result<u8> {
             "each VM is a process that uses /dev/iommu and /dev/vfio as on real hardware.",
         ],
     );
-    let mut demo = Demo::set_up(&mut output)?;
+    let mut demo = Demo::set_up(args.trace.as_deref(), &mut output)?;
+    let tracing = demo.tracing.take();
     claims::check(&mut demo, &mut output)?;
     demo.take_down(&mut output)?;
+    tracing.map_or(Ok(()), Tracing::finish)?;
     Ok(u8::from(output.finish(start.elapsed().as_secs_f64()) > 0))
 }
 
 /// The running machine and what uses it.
 struct Demo {
     machine: Arc<Machine>,
+    tracing: Option<Tracing>,
     server: ControlServer,
     snapshots: Snapshots,
     parent: Parent,
@@ -83,10 +91,17 @@ struct History {
 }
 
 impl Demo {
-    fn set_up(output: &mut Output) -> Result<Self> {
+    fn set_up(trace: Option<&Path>, output: &mut Output) -> Result<Self> {
         let machine = Machine::build("demo", &MachineFile::default_machine(), &StdSpawner)?;
         let socket = std::env::temp_dir().join(format!("ioasid-demo-{}.sock", std::process::id()));
-        let server = ControlServer::start(view::of(&machine), socket)?;
+        let subject = Subject {
+            program: &[],
+            machine: trace::source(None, &[])?,
+            selftest: false,
+            enforce_memlock: false,
+        };
+        let tracing = Tracing::start(trace, false, &machine, subject)?;
+        let server = ControlServer::start(view::traced(&machine, tracing.as_ref()), socket)?;
         let mut snapshots = Snapshots::new(machine.iommu().clone());
         let mut history = History::default();
 
@@ -156,6 +171,7 @@ impl Demo {
         }
         Ok(Demo {
             machine,
+            tracing,
             server,
             snapshots,
             parent,

@@ -34,6 +34,7 @@ use crate::{
         Session,
         explain::Explainer,
         observe::{Account, CallObserver, Observers},
+        tracer::CallTracer,
     },
     view::{InjectRequest, MachineView, MdevRequest},
     wire::{
@@ -447,8 +448,9 @@ fn join(
         let observer: Arc<dyn CallObserver> = explainer.clone();
         observer
     });
-    let observers = Observers::of_shared_machine(all.collect());
     let view = Arc::clone(&shared.view);
+    let tracer = CallTracer::start(&*view, &program, vm.as_deref(), attach.mmio);
+    let observers = Observers::of_shared_machine(all.chain(tracer).collect());
     match Session::start(view, program, vm, listener, attach, observers) {
         Ok(session) => {
             let joined = shared.keep(session.account(), explainer);

@@ -34,6 +34,7 @@ use crate::{
         Session,
         explain::Explainer,
         observe::{Account, CallObserver, Observers},
+        tracer::CallTracer,
     },
     system::{process::inherit, signals::ForwardSignals},
     view::MachineView,
@@ -223,6 +224,7 @@ pub fn start(view: Arc<dyn MachineView>, mut options: RunOptions) -> Result<Runn
     let Some((attach, listener)) = launcher.prepare(&description)? else {
         return Ok(launcher.into_running(None, Told::Nothing));
     };
+    observers.extend(CallTracer::start(&*view, &name, vm.as_deref(), attach.mmio));
     let observers = Observers::of_private_machine(observers);
     match Session::start(view, name, vm, listener, attach, observers) {
         Ok(session) => {

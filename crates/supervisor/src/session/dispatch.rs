@@ -52,6 +52,9 @@ pub(crate) fn dispatch(state: &mut State, request: &Request) {
 /// Carries out a request while the countdown of its thread to a failing allocation runs.
 fn with_faults(state: &mut State, request: &Request) -> Outcome {
     let armed = state.faults.get(request.tid);
+    if let Some(steps) = &state.steps {
+        steps.begin(armed);
+    }
     if armed == 0 {
         return outcome(state, request);
     }
@@ -93,6 +96,9 @@ fn outcome(state: &mut State, request: &Request) -> Outcome {
         let faulted = matches!(&outcome, Err(error) if error.errno() == Errno::EFAULT);
         if first && faulted && !process.still_same() {
             state.client.forget_memory_of(tid);
+            if let Some(steps) = &state.steps {
+                steps.again();
+            }
             continue;
         }
         return outcome;

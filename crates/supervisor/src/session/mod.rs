@@ -27,6 +27,8 @@ mod registers;
 mod report;
 mod server;
 mod state;
+mod steps;
+pub(crate) mod tracer;
 
 use std::{
     io,

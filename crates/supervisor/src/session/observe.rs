@@ -15,6 +15,7 @@ use std::{
 
 use ioasid_core::{PciAddress, sync::Mutex};
 use ioasid_iommu::{DmaRefusal, DmaWatcher, Requests};
+use ioasid_trace::schema::Exchange;
 use ioasid_uapi::{
     CallError,
     decode::{Decoded, Value, names},
@@ -112,6 +113,21 @@ pub struct FinishedCall<'a> {
     pub is_foreign: bool,
     /// How long the session took.
     pub took: Duration,
+    /// For those who want to do it again.
+    pub again: Option<Again>,
+}
+
+/// What it takes to do a call again.
+#[derive(Clone, Debug, Default)]
+pub struct Again {
+    /// The number of the file among those of the program.
+    pub file: Option<u64>,
+    /// The name of the device on its bus, if it is one.
+    pub device: Option<Arc<str>>,
+    /// The argument of an ioctl; where a read, write or mapping begins in the file.
+    pub argument: u64,
+    /// What it did in its program, in order.
+    pub steps: Vec<Exchange>,
 }
 
 /// Wants to know of calls.
@@ -124,6 +140,17 @@ pub trait CallObserver: Send + Sync + fmt::Debug {
 
     /// A call was finished. The program does not have the answer yet, but for a new descriptor.
     fn finished(&self, call: &FinishedCall<'_>);
+
+    /// Whether it wants what it takes to do a call again ([`FinishedCall::again`]), and to know of
+    /// closed files. Asked once.
+    fn wants_steps(&self) -> bool {
+        false
+    }
+
+    /// The program has let go of the file of this number.
+    fn closed(&self, file: u64) {
+        let _ = file;
+    }
 
     /// DMA of a device that the program has was refused. Called on a thread of the device, which serves
     /// every program.
@@ -176,6 +203,7 @@ pub struct Observers {
     all: Vec<Arc<dyn CallObserver>>,
     /// Whether one of them wants every call.
     wants_all: bool,
+    wants_steps: bool,
     account: Arc<Account>,
     /// Whose DMA counts.
     devices: Devices,
@@ -204,6 +232,7 @@ impl Observers {
     fn new(all: Vec<Arc<dyn CallObserver>>, devices: Devices) -> Arc<Self> {
         Arc::new(Observers {
             wants_all: all.iter().any(|observer| observer.wants_all()),
+            wants_steps: all.iter().any(|observer| observer.wants_steps()),
             all,
             account: Arc::default(),
             devices,
@@ -230,6 +259,16 @@ impl Observers {
     /// Whether one wants to know of every call.
     pub fn wants_all(&self) -> bool {
         self.wants_all
+    }
+
+    /// Whether one wants what it takes to do a call again.
+    pub fn wants_steps(&self) -> bool {
+        self.wants_steps
+    }
+
+    /// The program has let go of the file of this number.
+    pub(crate) fn closed(&self, file: u64) {
+        self.all.iter().for_each(|observer| observer.closed(file));
     }
 
     /// The time now, if a call that begins now is to be reported whatever becomes of it, or if how long

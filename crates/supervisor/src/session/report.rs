@@ -13,7 +13,7 @@ use ioasid_uapi::{
 use super::{
     answer::{Answer, Outcome},
     descriptors::object::{Object, OpenFile},
-    observe::{CallResult, CalledFile, FinishedCall, place},
+    observe::{Again, CallResult, CalledFile, FinishedCall, place},
     paths::lookup,
     state::State,
 };
@@ -72,6 +72,7 @@ pub(crate) fn finished(
     let Some(said) = asked.said(&call, result) else {
         return;
     };
+    let again = asked.again(&call, result);
     program.observers.finished(&FinishedCall {
         program: &program.name,
         process: process.id(),
@@ -84,6 +85,7 @@ pub(crate) fn finished(
         result,
         is_foreign: is_foreign(&call),
         took,
+        again,
     });
 }
 
@@ -185,6 +187,34 @@ impl Asked<'_> {
         }
     }
 
+    /// What it takes to do `call` again, if somebody wants to.
+    fn again(&mut self, call: &Call, result: CallResult<'_>) -> Option<Again> {
+        let steps = self.state.steps.as_ref()?.take();
+        let (fd, argument) = match call {
+            Call::Ioctl { fd, argument, .. } => (Some(*fd), *argument),
+            Call::Transfer(transfer) => {
+                let position = self.place_of(transfer, result);
+                (Some(transfer.fd), position.unwrap_or(0))
+            }
+            Call::Mmap(arguments) => (Some(arguments.fd), arguments.offset),
+            _ => match result {
+                CallResult::Descriptor(fd) => (Some(fd), 0),
+                _ => (None, 0),
+            },
+        };
+        let identity = fd.and_then(|fd| self.state.descriptors.identity(self.process, fd));
+        let file = identity.and_then(|identity| self.state.descriptors.files.get(identity));
+        Some(Again {
+            file: file.map(|file| file.number),
+            device: file.and_then(|file| match &file.object {
+                Object::Device(device) => Some(device.device().known_as().into()),
+                _ => None,
+            }),
+            argument,
+            steps,
+        })
+    }
+
     fn named(&self) -> Decoded {
         Decoded::new(self.name)
     }
@@ -221,14 +251,24 @@ impl Asked<'_> {
             return self.on(fd, call.with("arg", Value::Hex(argument)));
         };
         // The struct as it was when the call began: the answer may have changed its beginning.
-        let mut bytes = self.bytes(table, request, argument);
-        for (now, before) in bytes.iter_mut().zip(self.state.argument.drain(..)) {
-            *now = before;
-        }
+        let before = std::mem::take(&mut self.state.argument);
+        let noted = self.state.steps.as_ref();
+        let bytes = match noted.map(|steps| steps.image(argument, LONGEST, false)) {
+            Some(bytes) => bytes,
+            None => {
+                let mut bytes = self.bytes(table, request, argument);
+                for (now, before) in bytes.iter_mut().zip(before) {
+                    *now = before;
+                }
+                bytes
+            }
+        };
         let call = decode::request(table, request, argument, &bytes);
         let reply = match result {
             CallResult::Value(_) => {
-                let bytes = self.bytes(table, request, argument);
+                let noted = self.state.steps.as_ref();
+                let noted = noted.map(|steps| steps.image(argument, LONGEST, true));
+                let bytes = noted.unwrap_or_else(|| self.bytes(table, request, argument));
                 Some(decode::reply(table, request, &bytes))
             }
             _ => None,
@@ -295,13 +335,7 @@ impl Asked<'_> {
 
     fn transfer(&mut self, transfer: &Transfer, result: CallResult<'_>) -> Option<Said> {
         let file = self.file(transfer.fd)?;
-        let position = match (transfer.offset, result) {
-            (Some(offset), _) => Some(offset),
-            (None, CallResult::Value(moved)) => {
-                Some(self.position(transfer.fd)?.wrapping_sub(moved))
-            }
-            (None, _) => self.position(transfer.fd),
-        };
+        let position = self.place_of(transfer, result);
         let mut call = self.named();
         if let CalledFile::Device(_) = file {
             call = place(call, position.unwrap_or(0));
@@ -314,6 +348,17 @@ impl Asked<'_> {
             call = call.with("data", data);
         }
         self.on(transfer.fd, call)
+    }
+
+    /// Where in its file a read or write begins.
+    fn place_of(&mut self, transfer: &Transfer, result: CallResult<'_>) -> Option<u64> {
+        match (transfer.offset, result) {
+            (Some(offset), _) => Some(offset),
+            (None, CallResult::Value(moved)) => {
+                Some(self.position(transfer.fd)?.wrapping_sub(moved))
+            }
+            (None, _) => self.position(transfer.fd),
+        }
     }
 
     /// Where a read or write without an offset goes on.

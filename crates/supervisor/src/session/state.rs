@@ -24,6 +24,7 @@ use super::{
     paths::Paths,
     program::Program,
     registers::Registers,
+    steps::Steps,
 };
 use crate::wire::{Attach, NodeName};
 
@@ -37,6 +38,8 @@ pub(crate) struct State {
     pub(crate) paths: Paths,
     pub(crate) registers: Registers,
     pub(crate) faults: Faults,
+    /// What the call in hand does in its program, if somebody wants to know.
+    pub(crate) steps: Option<Arc<Steps>>,
     /// The struct of the ioctl in hand as it was when the call began, if somebody wants to know.
     pub(crate) argument: Vec<u8>,
 }
@@ -55,6 +58,7 @@ impl State {
             registers: Registers::new(attach.mmio, program, &client),
             descriptors: Descriptors::new(program, &client, attach.base)?,
             faults: Faults::default(),
+            steps: program.observers.wants_steps().then(Arc::default),
             argument: Vec::new(),
             program: Arc::clone(program),
             machine,

@@ -5,6 +5,7 @@ mod explain;
 mod injected;
 mod mistakes;
 mod programs;
+mod trace;
 
 use std::process::ExitCode;
 
@@ -116,6 +117,26 @@ const TESTS: &[(&str, Test<Installation>)] = &[
     (
         "a first DMA takes twenty lines of Python, and a `main` of twenty lines of Rust",
         programs::first_dma,
+    ),
+    (
+        "every line of a trace is what the schema says, and each verb tells what is in it",
+        trace::told,
+    ),
+    (
+        "traces of a client and of the demo replay without a difference",
+        trace::replayed,
+    ),
+    (
+        "a replay tells the first call that differs from its trace",
+        trace::changed,
+    ),
+    (
+        "a trace that is broken, and a disk that is full, are clear errors",
+        trace::broken,
+    ),
+    (
+        "-vv shows each call while the program runs",
+        trace::shown_live,
     ),
 ];
 

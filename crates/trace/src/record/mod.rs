@@ -11,7 +11,7 @@ use std::{
     fmt, io,
     sync::{
         Arc, Mutex, PoisonError,
-        atomic::{AtomicBool, AtomicU64, Ordering},
+        atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering},
     },
     thread::{self, JoinHandle, Thread},
     time::{Duration, Instant},
@@ -35,6 +35,7 @@ pub struct Recorder {
     shared: Arc<Shared>,
     thread: Thread,
     handle: Mutex<Option<JoinHandle<io::Result<()>>>>,
+    programs: AtomicU32,
 }
 
 struct Shared {
@@ -88,7 +89,13 @@ impl Recorder {
             shared,
             thread: handle.thread().clone(),
             handle: Mutex::new(Some(handle)),
+            programs: AtomicU32::new(0),
         }))
+    }
+
+    /// A number for one more program.
+    pub fn number_program(&self) -> u32 {
+        self.programs.fetch_add(1, Ordering::Relaxed) + 1
     }
 
     /// Nanoseconds since the trace began.

@@ -44,7 +44,7 @@ pub struct Call {
     /// The arguments by name, as far as they were decoded.
     #[serde(default, skip_serializing_if = "Map::is_empty")]
     pub args: Map<String, Value>,
-    /// What it returned, if it did not fail.
+    /// What it returned, if it did not fail. That of `mmap` is the kernel's.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub result: Option<u64>,
     /// How it failed, by the name of the errno.
@@ -53,9 +53,9 @@ pub struct Call {
     /// Why it failed, in a sentence.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub cause: Option<String>,
-    /// The allocation that was made to fail, counted from 1 (`fail-nth`).
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub fail_nth: Option<u32>,
+    /// What it answered, by name, if it is an ioctl that did not fail.
+    #[serde(default, skip_serializing_if = "Map::is_empty")]
+    pub reply: Map<String, Value>,
     /// What it did with memory and descriptors of its program, in order.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub exchange: Vec<Exchange>,
@@ -94,11 +94,26 @@ impl Object {
     }
 }
 
+/// A run of pages.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
+pub struct Extent {
+    /// The system physical address of the first byte.
+    pub spa: Hex,
+    /// Bytes.
+    pub len: Hex,
+}
+
 /// One step of a call in its program.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(tag = "did", rename_all = "kebab-case")]
 pub enum Exchange {
+    /// An allocation of it was to fail (`fail-nth`).
+    Failing {
+        /// Which one, from 1.
+        allocation: u32,
+    },
     /// It read memory.
     Read {
         /// The address.
@@ -127,6 +142,15 @@ pub enum Exchange {
         /// Bytes.
         len: Hex,
     },
+    /// Pages were pinned, and this is where they are: the same memory has the same addresses.
+    Pinned {
+        /// The address, or the offset in a file.
+        at: Hex,
+        /// Bytes.
+        len: Hex,
+        /// System physical addresses, in order.
+        extents: Vec<Extent>,
+    },
     /// Pages were not pinned.
     NotPinned {
         /// The address, or the offset in a file.
@@ -145,6 +169,15 @@ pub enum Exchange {
         /// The descriptor of the file.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         fd: Option<i32>,
+        /// They come from a file.
+        #[serde(default)]
+        from_file: bool,
+        /// They are a device's.
+        #[serde(default)]
+        of_device: bool,
+        /// The address that a chosen IOVA is congruent to.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        hint: Option<Hex>,
         /// Why not: as for `not-pinned`, or as for `descriptor`.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         error: Option<Word>,
@@ -166,6 +199,9 @@ pub enum Exchange {
         /// The descriptor.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         fd: Option<i32>,
+        /// The number of the file in this trace. There is none if the call failed afterwards.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        file: Option<u64>,
         /// Why not, as for `descriptor`.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         error: Option<Word>,

@@ -7,11 +7,12 @@
 //! A change that an older reader would misunderstand gets a new [`VERSION`].
 
 mod call;
+pub mod errors;
 mod header;
 mod machine;
 mod value;
 
-pub use call::{Call, Exchange, Object};
+pub use call::{Call, Exchange, Extent, Object};
 pub use header::{Header, Host, MachineSource};
 pub use machine::{Dma, Fault, Interrupt, Map, Register, Route, RouteChange, Submit, Unmap, Work};
 pub use value::{Bytes, Hex, Name, Word};
@@ -66,6 +67,8 @@ pub struct Start {
     pub program: u32,
     /// Its name.
     pub name: String,
+    /// Whether it can map regions of devices.
+    pub maps_regions: bool,
     /// The VM that it is limited to.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub vm: Option<String>,

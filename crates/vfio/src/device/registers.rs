@@ -204,12 +204,14 @@ impl Registers {
         let (region, offset) = RegionIndex::at(offset)?;
         match region {
             RegionIndex::Config => {
-                self.watched.access(RegisterAccess::Write, (region, offset), data);
+                self.watched
+                    .access(RegisterAccess::Write, (region, offset), data);
                 let effect = self.function().write_config(offset, data)?;
                 Ok((data.len(), effect))
             }
             RegionIndex::Bar(bar) => {
-                self.watched.access(RegisterAccess::Write, (region, offset), data);
+                self.watched
+                    .access(RegisterAccess::Write, (region, offset), data);
                 let count = self.write_bar(bar, offset, data)?;
                 Ok((count, ConfigEffect::None))
             }
@@ -327,7 +329,8 @@ impl Registers {
     /// The MSI-X table ignores stores.
     fn store_bar(&self, bar: u8, offset: u64, data: &[u8]) -> Result<(), RegionError> {
         let region = RegionIndex::Bar(bar);
-        self.watched.access(RegisterAccess::Store, (region, offset), data);
+        self.watched
+            .access(RegisterAccess::Store, (region, offset), data);
         let layout = self.layout(bar)?;
         for (range, piece) in layout.pieces(offset, data.len(), layout.widest_store()) {
             let at = offset + range.start as u64;
@@ -353,7 +356,8 @@ impl Registers {
     pub(crate) fn enqueue(&self, offset: u64, data: &[u8; 64]) -> Result<bool, RegionError> {
         let (bar, offset, inside) = self.mapped(offset, data.len())?;
         let region = RegionIndex::Bar(bar);
-        self.watched.access(RegisterAccess::Store, (region, offset), data);
+        self.watched
+            .access(RegisterAccess::Store, (region, offset), data);
         let model = self.hardware.model();
         let aligned = offset.is_multiple_of(64) && inside == data.len();
         Ok(aligned && !self.is_msix(bar, offset) && model.enqueue(bar, offset, data))

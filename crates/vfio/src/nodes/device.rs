@@ -78,6 +78,14 @@ impl VfioDevice {
         &self.bus_name
     }
 
+    /// Its name on its bus, or the one under `/dev/vfio/devices` if it has none.
+    pub fn known_as(&self) -> &str {
+        match self.bus_name.is_empty() {
+            true => &self.name,
+            false => &self.bus_name,
+        }
+    }
+
     /// The number of its group; a child's is not its parent's.
     pub fn group_number(&self) -> u32 {
         self.group.number()

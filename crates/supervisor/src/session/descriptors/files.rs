@@ -53,6 +53,8 @@ pub(crate) struct Files {
     watches: HashMap<i32, Identity>,
     events: HashMap<Identity, Arc<EventPipe>>,
     readiness: Arc<Readiness>,
+    /// The number of the last file.
+    last: u64,
     /// Whose mappings of devices are registers.
     client: Arc<Client>,
 }
@@ -66,6 +68,7 @@ impl Files {
             watches: HashMap::new(),
             events: HashMap::new(),
             readiness: Readiness::new()?,
+            last: 0,
             client: Arc::clone(client),
         })
     }
@@ -146,9 +149,11 @@ impl Files {
             self.client.add_registers(identity, Arc::new(registers));
         }
         self.watches.insert(watch, identity);
+        self.last += 1;
         self.open.insert(
             identity,
             OpenFile {
+                number: self.last,
                 object,
                 node,
                 position: 0,
@@ -157,6 +162,11 @@ impl Files {
             },
         );
         Ok(identity)
+    }
+
+    /// The number of the file that was made last.
+    pub(crate) fn last_number(&self) -> u64 {
+        self.last
     }
 
     /// What wakes the session when a file of events changes by itself.
@@ -189,7 +199,7 @@ impl Files {
     }
 
     /// Takes out what the program has closed since the last call, in the order of closing.
-    pub(crate) fn take_closed(&mut self) -> Vec<Object> {
+    pub(crate) fn take_closed(&mut self) -> Vec<OpenFile> {
         let mut closed = Vec::new();
         let mut buffer = [MaybeUninit::uninit(); 4096];
         let mut reader = inotify::Reader::new(&self.inotify, &mut buffer);
@@ -213,21 +223,21 @@ impl Files {
             if let Some(file) = self.open.remove(&identity) {
                 // The inode goes with the watch; it is gone already if this fails.
                 let _ = inotify::remove_watch(&self.inotify, file.watch);
-                closed.push(file.object);
+                closed.push(file);
             }
         }
         closed
     }
 
     /// Takes out everything: devices first, since they stand on the others.
-    pub(crate) fn take_all(&mut self) -> Vec<Object> {
+    pub(crate) fn take_all(&mut self) -> Vec<OpenFile> {
         self.watches.clear();
         self.events.clear();
         for identity in self.open.keys() {
             self.client.remove_registers(*identity);
         }
-        let mut objects: Vec<Object> = self.open.drain().map(|(_, file)| file.object).collect();
-        objects.sort_by_key(|object| match object {
+        let mut files: Vec<OpenFile> = self.open.drain().map(|(_, file)| file).collect();
+        files.sort_by_key(|file| match &file.object {
             Object::Device(_) => 0,
             Object::Event(_) | Object::Group(_) => 1,
             Object::Iommufd(_)
@@ -235,7 +245,7 @@ impl Files {
             | Object::FailNth(_)
             | Object::Attribute(_) => 2,
         });
-        objects
+        files
     }
 
     /// How many are open.

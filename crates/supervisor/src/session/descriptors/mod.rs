@@ -111,15 +111,24 @@ impl Descriptors {
             self.count();
             self.note_bound();
         }
-        closed
+        self.let_go(closed)
     }
 
     /// Everything that is open, in the order in which it is to be closed.
     pub(crate) fn take_all(&mut self) -> Vec<Object> {
         self.mappings.clear();
-        let objects = self.files.take_all();
+        let files = self.files.take_all();
         self.program.set_open_files(0);
-        objects
+        self.let_go(files)
+    }
+
+    /// The program has let go of `files`.
+    fn let_go(&self, files: Vec<OpenFile>) -> Vec<Object> {
+        let observers = &self.program.observers;
+        if observers.wants_steps() {
+            files.iter().for_each(|file| observers.closed(file.number));
+        }
+        files.into_iter().map(|file| file.object).collect()
     }
 
     /// The number of open files may have changed.

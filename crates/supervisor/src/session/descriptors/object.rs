@@ -55,6 +55,8 @@ pub(crate) struct Node {
 /// An open file.
 #[derive(Debug)]
 pub(crate) struct OpenFile {
+    /// Its number among the files of the session, from 1.
+    pub(crate) number: u64,
     /// What it is.
     pub(crate) object: Object,
     /// The node that was opened; none if the file has no name, as one of events.

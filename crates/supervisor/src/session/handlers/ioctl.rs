@@ -6,7 +6,10 @@ use ioasid_uapi::{
     error::{FileError, Operation},
 };
 
-use super::ioctl_caller::{IoctlCaller, Named, keep};
+use super::{
+    ioctl_caller::{IoctlCaller, Named, keep},
+    recorded::Recorded,
+};
 use crate::session::{
     answer::{Answer, Outcome, Pending},
     descriptors::object::Object,
@@ -36,10 +39,18 @@ pub(crate) fn ioctl(
         && let Some(not_bound) = named.not_bound
         && state.bound(call, not_bound)?.is_some()
     {
+        if let Some(steps) = &state.steps {
+            steps.again();
+        }
         (result, named) = carry_out(state, call, identity, request, argument);
     }
     if result.is_ok() && !named.promises.is_empty() {
-        keep(&mut state.descriptors, call, named.promises)?;
+        keep(
+            &mut state.descriptors,
+            call,
+            named.promises,
+            state.steps.as_deref(),
+        )?;
     }
     if result.is_ok() && uapi::vfio::binds(request) {
         state.descriptors.note_bound();
@@ -62,18 +73,26 @@ fn carry_out(
     };
     let numbers = state.descriptors.numbers();
     let program = IoctlCaller::new(call.process, files, numbers, argument);
+    let recorded = state
+        .steps
+        .as_ref()
+        .map(|steps| Recorded::new(&program, steps));
+    let asks: &dyn uapi::Program = match &recorded {
+        Some(recorded) => recorded,
+        None => &program,
+    };
     let result = match &file.object {
         Object::Iommufd(context) => match state.machine.view.extension() {
             Some(extension) => {
-                uapi::iommufd::extended_ioctl(extension, context, request, argument, &program)
+                uapi::iommufd::extended_ioctl(extension, context, request, argument, asks)
             }
-            None => uapi::iommufd::ioctl(context, request, argument, &program),
+            None => uapi::iommufd::ioctl(context, request, argument, asks),
         },
-        Object::Device(device) => uapi::vfio::device_ioctl(device, request, argument, &program),
+        Object::Device(device) => uapi::vfio::device_ioctl(device, request, argument, asks),
         Object::Container(container) => {
-            uapi::vfio::container_ioctl(container, request, argument, &program)
+            uapi::vfio::container_ioctl(container, request, argument, asks)
         }
-        Object::Group(group) => uapi::vfio::group_ioctl(group, request, argument, &program),
+        Object::Group(group) => uapi::vfio::group_ioctl(group, request, argument, asks),
         Object::Event(_) | Object::FailNth(_) | Object::Attribute(_) => {
             Err(FileError::NoOperation {
                 operation: Operation::Ioctl,

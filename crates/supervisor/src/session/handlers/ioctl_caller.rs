@@ -16,6 +16,7 @@ use ioasid_vfio::{ContainerFile, DeviceFile};
 use crate::session::{
     answer::Pending,
     descriptors::{Descriptors, files::Files, numbers::Numbers, object::Object},
+    steps::Steps,
 };
 
 /// A program in the middle of an ioctl.
@@ -147,6 +148,12 @@ impl<'a> IoctlCaller<'a> {
             promised: Mutex::default(),
             not_bound: Mutex::default(),
         }
+    }
+
+    /// The number of the file of the machine behind `fd`, if it is one.
+    pub(crate) fn number_of(&self, fd: i32) -> Option<u64> {
+        let identity = self.process.fd_identity(fd).ok()?;
+        Some(self.files.get(identity)?.number)
     }
 
     /// The file of the machine that the argument names by `fd`.
@@ -299,7 +306,9 @@ pub(crate) fn keep(
     descriptors: &mut Descriptors,
     call: Pending<'_>,
     promises: Vec<Promise>,
+    steps: Option<&Steps>,
 ) -> Result<(), CallError> {
+    let first = descriptors.files.last_number() + 1;
     let mut promises = promises.into_iter();
     for promise in promises.by_ref() {
         let made = match promise.file.clone() {
@@ -321,6 +330,9 @@ pub(crate) fn keep(
         }
     }
     descriptors.count();
+    if let Some(steps) = steps {
+        steps.name_given(first..=descriptors.files.last_number());
+    }
     Ok(())
 }
 

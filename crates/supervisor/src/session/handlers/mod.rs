@@ -9,6 +9,7 @@ pub(crate) mod mmap;
 pub(crate) mod mount;
 pub(crate) mod open;
 pub(crate) mod path;
+mod recorded;
 pub(crate) mod register;
 pub(crate) mod regular;
 pub(crate) mod stat;

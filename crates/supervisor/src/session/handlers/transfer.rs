@@ -19,6 +19,7 @@ use crate::{
         },
         pieces::{Piece, operation, pieces},
         state::State,
+        steps::Steps,
     },
 };
 
@@ -39,6 +40,7 @@ pub(crate) fn transfer(state: &mut State, call: Pending<'_>, transfer: &Transfer
     check(file, transfer)?;
     let (process, direction, offset) = (call.process, transfer.direction, transfer.offset);
     let start = offset.unwrap_or(file.position);
+    let steps = state.steps.as_deref();
     let moved = match &file.object {
         // These have neither read nor write.
         Object::Iommufd(_) | Object::Container(_) | Object::Group(_) => {
@@ -49,7 +51,7 @@ pub(crate) fn transfer(state: &mut State, call: Pending<'_>, transfer: &Transfer
         Object::Event(pipe) => {
             let pieces = pieces(process, transfer)?;
             let moved = each(&pieces, |piece, _| {
-                move_events(process, pipe, direction, piece)
+                move_events(process, pipe, direction, piece, steps)
             })?;
             return Ok(Answer::Value(moved));
         }
@@ -70,7 +72,7 @@ pub(crate) fn transfer(state: &mut State, call: Pending<'_>, transfer: &Transfer
             let pieces = pieces(process, transfer)?;
             each(&pieces, |piece, done| {
                 let at = start.checked_add(done).ok_or_else(|| beyond(start, done))?;
-                move_bytes(process, device, direction, piece, at)
+                move_bytes(process, device, direction, piece, at, steps)
             })?
         }
     };
@@ -136,6 +138,7 @@ fn move_bytes(
     direction: Direction,
     piece: &Piece,
     start: u64,
+    steps: Option<&Steps>,
 ) -> Result<u64, CallError> {
     uapi::vfio::check_access(device, start, piece.len)?;
     let mut done = 0;
@@ -149,11 +152,18 @@ fn move_bytes(
         let moved = at.and_then(|at| match direction {
             Direction::Read => {
                 let moved = uapi::vfio::pread(device, at, bytes)?;
-                memory::write(process, address, bytes.get(..moved).unwrap_or_default())?;
+                let bytes = bytes.get(..moved).unwrap_or_default();
+                memory::write(process, address, bytes)?;
+                if let Some(steps) = steps {
+                    steps.wrote(address, bytes, true);
+                }
                 Ok(moved)
             }
             Direction::Write => {
                 memory::read(process, address, bytes)?;
+                if let Some(steps) = steps {
+                    steps.read(address, bytes, true);
+                }
                 uapi::vfio::pwrite(device, at, bytes)
             }
         });
@@ -176,6 +186,7 @@ fn move_events(
     pipe: &EventPipe,
     direction: Direction,
     piece: &Piece,
+    steps: Option<&Steps>,
 ) -> Result<u64, CallError> {
     let file = pipe.file();
     match direction {
@@ -190,6 +201,9 @@ fn move_events(
             let count = usize::try_from(piece.len).unwrap_or(usize::MAX);
             let events = file.read(count)?;
             memory::write(process, piece.address, &events)?;
+            if let Some(steps) = steps {
+                steps.wrote(piece.address, &events, true);
+            }
             Ok(events.len() as u64)
         }
         Direction::Write => {
@@ -199,6 +213,9 @@ fn move_events(
             }
             let mut answers = vec![0; usize::try_from(len).unwrap_or(0)];
             memory::read(process, piece.address, &mut answers)?;
+            if let Some(steps) = steps {
+                steps.read(piece.address, &answers, true);
+            }
             Ok(file.write(&answers)? as u64)
         }
     }

@@ -67,6 +67,7 @@ impl Mapped {
             result: CallResult::Refused(error),
             is_foreign: false,
             took: Duration::ZERO,
+            again: None,
         });
     }
 

@@ -1,8 +1,9 @@
 //! The parts of the development tasks that tests use too: the floor rule between crates and inside
-//! them, the rule of short files, the workspace and what is fetched into its cache.
+//! them, the rules of short files and of errors, the workspace and what is fetched into its cache.
 #![forbid(unsafe_code)]
 #![allow(clippy::print_stdout, reason = "a tool for a terminal")]
 
+pub mod errors;
 pub mod fetch;
 pub mod floors;
 pub mod modules;

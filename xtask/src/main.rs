@@ -21,7 +21,7 @@ use std::{
 use anyhow::{Context, Result, bail};
 use clap::{Args, Parser, Subcommand};
 use xtask::{
-    fetch,
+    errors, fetch,
     floors::House,
     sizes,
     workspace::{cargo, package_name, read_dir, root, run},
@@ -157,6 +157,7 @@ fn floors() -> Result<()> {
     let mut breaches = house.breaches();
     breaches.extend(inside);
     breaches.extend(sizes::too_long(&root())?);
+    breaches.extend(errors::said_twice(&root())?);
     if breaches.is_empty() {
         println!(
             "floors: {} crates, every arrow points down",

@@ -2,7 +2,7 @@
 
 use std::process::Command;
 
-use xtask::floors::House;
+use xtask::{errors, floors::House, workspace::root};
 
 fn house() -> House {
     let output = Command::new(env!("CARGO"))
@@ -43,4 +43,10 @@ fn every_path_between_folders_points_down_and_no_cycle_of_imports_grows() {
 fn the_client_depends_on_no_crate_of_the_workspace() {
     let none: Option<&[String]> = Some(&[]);
     assert_eq!(house().dependencies("passthrough-client"), none);
+}
+
+#[test]
+fn no_error_says_its_source_and_returns_it_too() {
+    let breaches = errors::said_twice(&root()).expect("the sources are read");
+    assert_eq!(breaches, Vec::<String>::new());
 }

@@ -232,9 +232,5 @@ impl fmt::Debug for Device {
 
 fn wrap(doing: &'static str, path: &Path) -> impl FnOnce(VfioError) -> Error + use<> {
     let path = path.to_owned();
-    move |source| Error::Vfio {
-        doing,
-        path,
-        source,
-    }
+    move |error| Error::Vfio { doing, path, error }
 }

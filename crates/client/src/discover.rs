@@ -45,9 +45,9 @@ pub fn mdevs() -> Result<Vec<PathBuf>> {
 }
 
 fn entries(dir: &Path) -> Result<Vec<PathBuf>> {
-    let wrap = |source| Error::Sysfs {
+    let wrap = |error| Error::Sysfs {
         path: dir.to_owned(),
-        source,
+        error,
     };
     let listing = match fs::read_dir(dir) {
         Ok(listing) => listing,

@@ -20,41 +20,41 @@ pub enum Error {
     #[error("no {0} found in sysfs")]
     NoSuchRole(Role),
     /// sysfs could not be read.
-    #[error("cannot read {path}: {source}")]
+    #[error("cannot read {path}: {error}")]
     Sysfs {
         /// What was read.
         path: PathBuf,
         /// Why it failed.
-        source: io::Error,
+        error: io::Error,
     },
     /// `/dev/iommu` or one of its ioctls failed.
-    #[error("{doing}: {source}")]
+    #[error("{doing}: {error}")]
     Iommufd {
         /// What was being done.
         doing: &'static str,
         /// The crate's error, with the errno.
-        source: iommufd_ioctls::IommufdError,
+        error: iommufd_ioctls::IommufdError,
     },
     /// A VFIO device could not be opened, or one of its ioctls failed.
-    #[error("{doing} {path}: {source}")]
+    #[error("{doing} {path}: {error}")]
     Vfio {
         /// What was being done.
         doing: &'static str,
         /// The device's sysfs directory.
         path: PathBuf,
         /// The crate's error, with the errno where it keeps it.
-        source: vfio_ioctls::VfioError,
+        error: vfio_ioctls::VfioError,
     },
     /// Something that only `/dev/iommu` has was asked of a container.
     #[error("a VFIO container has no {0}")]
     NotInContainer(&'static str),
     /// An ioctl or system call that is made directly failed.
-    #[error("{doing}: {source}")]
+    #[error("{doing}: {error}")]
     System {
         /// What was being done.
         doing: &'static str,
         /// The errno.
-        source: io::Error,
+        error: io::Error,
     },
     /// Two devices of one IOAS report different page tables.
     #[error("the devices of one IOAS report two page tables: {first} and {second}")]
@@ -161,27 +161,31 @@ impl Error {
     pub(crate) fn last_os(doing: &'static str) -> Error {
         Error::System {
             doing,
-            source: io::Error::last_os_error(),
+            error: io::Error::last_os_error(),
         }
     }
 
     /// Wraps the error of a read or write.
     pub(crate) fn system(doing: &'static str) -> impl FnOnce(io::Error) -> Error {
-        move |source| Error::System { doing, source }
+        move |error| Error::System { doing, error }
     }
 
     /// The errno behind the error, where there is one and the crates keep it.
     pub fn errno(&self) -> Option<i32> {
-        let mut source: Option<&(dyn std::error::Error + 'static)> =
-            std::error::Error::source(self);
-        while let Some(error) = source {
+        let mut cause: Option<&(dyn std::error::Error + 'static)> = match self {
+            Error::Sysfs { error, .. } | Error::System { error, .. } => Some(error),
+            Error::Iommufd { error, .. } => Some(error),
+            Error::Vfio { error, .. } => Some(error),
+            _ => None,
+        };
+        while let Some(error) = cause {
             if let Some(error) = error.downcast_ref::<io::Error>() {
                 return error.raw_os_error();
             }
             if let Some(error) = error.downcast_ref::<vmm_sys_util::errno::Error>() {
                 return Some(error.errno());
             }
-            source = error.source();
+            cause = error.source();
         }
         None
     }

@@ -300,10 +300,10 @@ impl DsaQueue {
         let count = match self.vectors[usize::from(QUEUE_VECTOR)].read() {
             Ok(count) => count,
             Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => 0,
-            Err(source) => {
+            Err(error) => {
                 return Err(Error::System {
                     doing: "reading an eventfd",
-                    source,
+                    error,
                 });
             }
         };
@@ -364,9 +364,9 @@ struct EpollFor(Epoll);
 
 impl EpollFor {
     fn new(event: &EventFd) -> Result<EpollFor> {
-        let wrap = |source| Error::System {
+        let wrap = |error| Error::System {
             doing: "waiting for an eventfd",
-            source,
+            error,
         };
         let epoll = Epoll::new().map_err(wrap)?;
         let fd = event.as_raw_fd();
@@ -387,10 +387,10 @@ impl EpollFor {
             match self.0.wait(millis, &mut [EpollEvent::default()]) {
                 Ok(count) => return Ok(count > 0),
                 Err(error) if error.kind() == std::io::ErrorKind::Interrupted => {}
-                Err(source) => {
+                Err(error) => {
                     return Err(Error::System {
                         doing: "waiting for an eventfd",
-                        source,
+                        error,
                     });
                 }
             }
@@ -399,8 +399,8 @@ impl EpollFor {
 }
 
 fn eventfd() -> Result<EventFd> {
-    EventFd::new(libc::EFD_NONBLOCK | libc::EFD_CLOEXEC).map_err(|source| Error::System {
+    EventFd::new(libc::EFD_NONBLOCK | libc::EFD_CLOEXEC).map_err(|error| Error::System {
         doing: "creating an eventfd",
-        source,
+        error,
     })
 }

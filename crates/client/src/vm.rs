@@ -95,13 +95,12 @@ impl Vm {
         let iommufd = IommuFd::new().map_err(wrap("opening /dev/iommu"))?;
         let iommufd = Arc::new(iommufd);
         let ioas = IommufdIoas::new(Arc::clone(&iommufd)).map_err(wrap("allocating an IOAS"))?;
-        let ops = VfioIommufd::new(iommufd, Some(Arc::new(ioas)), None).map_err(|source| {
-            Error::Vfio {
+        let ops =
+            VfioIommufd::new(iommufd, Some(Arc::new(ioas)), None).map_err(|error| Error::Vfio {
                 doing: "using",
                 path: "/dev/iommu".into(),
-                source,
-            }
-        })?;
+                error,
+            })?;
         Ok(Vm {
             shared: Arc::new(Shared {
                 ops: Ops::Iommufd(Arc::new(ops)),
@@ -321,13 +320,13 @@ impl fmt::Debug for Vm {
 }
 
 fn container(doing: &'static str) -> impl FnOnce(VfioError) -> Error {
-    move |source| Error::Vfio {
+    move |error| Error::Vfio {
         doing,
         path: "/dev/vfio/vfio".into(),
-        source,
+        error,
     }
 }
 
 fn wrap(doing: &'static str) -> impl FnOnce(IommufdError) -> Error {
-    move |source| Error::Iommufd { doing, source }
+    move |error| Error::Iommufd { doing, error }
 }

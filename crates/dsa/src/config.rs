@@ -155,7 +155,13 @@ pub enum ConfigError {
     NoPasids,
     /// The PCI function cannot be laid out.
     #[error("the PCI function cannot be laid out: {0}")]
-    Layout(#[from] LayoutError),
+    Layout(LayoutError),
+}
+
+impl From<LayoutError> for ConfigError {
+    fn from(error: LayoutError) -> Self {
+        ConfigError::Layout(error)
+    }
 }
 
 /// Why a device, a child or a driver could not be made, or a job not be done.
@@ -163,7 +169,7 @@ pub enum ConfigError {
 pub enum Error {
     /// The configuration asks for something this model does not have (EINVAL).
     #[error("invalid DSA configuration: {0}")]
-    Config(#[from] ConfigError),
+    Config(ConfigError),
     /// There is no such queue (EINVAL).
     #[error("there is no queue {0}")]
     NoQueue(usize),
@@ -183,7 +189,7 @@ pub enum Error {
     Engine(#[source] std::io::Error),
     /// A command of the parent's driver failed (EIO).
     #[error("the device refused a command: {0}")]
-    Command(#[from] CommandError),
+    Command(CommandError),
     /// A job did not succeed (EIO).
     #[error("the device ended a job with status {status:#04x} after {completed} bytes")]
     Job {
@@ -194,4 +200,16 @@ pub enum Error {
         /// Address that could not be reached, for a page fault.
         fault_addr: u64,
     },
+}
+
+impl From<ConfigError> for Error {
+    fn from(error: ConfigError) -> Self {
+        Error::Config(error)
+    }
+}
+
+impl From<CommandError> for Error {
+    fn from(error: CommandError) -> Self {
+        Error::Command(error)
+    }
 }

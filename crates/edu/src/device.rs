@@ -27,7 +27,13 @@ pub enum EduError {
     Layout(#[from] LayoutError),
     /// Its thread.
     #[error("no thread for the device: {0}")]
-    Thread(#[from] io::Error),
+    Thread(io::Error),
+}
+
+impl From<io::Error> for EduError {
+    fn from(error: io::Error) -> Self {
+        EduError::Thread(error)
+    }
 }
 
 /// The educational device. Dropping it ends its thread.

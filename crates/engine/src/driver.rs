@@ -37,10 +37,16 @@ pub enum DriverError {
     Ownership(#[from] OwnershipError),
     /// A buffer could not be mapped for the device (ENOMEM).
     #[error("cannot map a buffer for the device: {0}")]
-    Buffer(#[from] DmaMapError),
+    Buffer(DmaMapError),
     /// A job did not end in time (ETIMEDOUT).
     #[error("the device did not complete a job in time")]
     Timeout,
+}
+
+impl From<DmaMapError> for DriverError {
+    fn from(error: DmaMapError) -> Self {
+        DriverError::Buffer(error)
+    }
 }
 
 impl DriverSlot {

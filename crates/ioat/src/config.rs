@@ -72,7 +72,13 @@ pub enum ConfigError {
     NoPasids,
     /// The PCI function cannot be laid out.
     #[error("the PCI function cannot be laid out: {0}")]
-    Layout(#[from] LayoutError),
+    Layout(LayoutError),
+}
+
+impl From<LayoutError> for ConfigError {
+    fn from(error: LayoutError) -> Self {
+        ConfigError::Layout(error)
+    }
 }
 
 /// Why a device, a child or a driver could not be made, or a job not be done.
@@ -80,7 +86,7 @@ pub enum ConfigError {
 pub enum Error {
     /// The configuration asks for something this model does not have (EINVAL).
     #[error("invalid I/OAT configuration: {0}")]
-    Config(#[from] ConfigError),
+    Config(ConfigError),
     /// There is no such channel (EINVAL).
     #[error("there is no channel {0}")]
     NoChannel(usize),
@@ -101,4 +107,10 @@ pub enum Error {
     /// A job did not succeed (EIO).
     #[error("the channel halted at a job: CHANERR {:#x}", .0.into_bits())]
     Job(ChanErr),
+}
+
+impl From<ConfigError> for Error {
+    fn from(error: ConfigError) -> Self {
+        Error::Config(error)
+    }
 }

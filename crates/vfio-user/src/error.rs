@@ -28,7 +28,13 @@ pub enum Error {
     Descriptor(#[from] FdError),
     /// What the ioctl said that the command stands for.
     #[error("the ioctl of this command: {0}")]
-    Ioctl(#[from] CallError),
+    Ioctl(CallError),
+}
+
+impl From<CallError> for Error {
+    fn from(error: CallError) -> Self {
+        Error::Ioctl(error)
+    }
 }
 
 /// What is wrong with a message.

@@ -16,7 +16,7 @@ pub enum ProcessError {
     NoMemory(#[source] Errno),
     /// `/proc` or a pidfd fails in another way (ESRCH, as for one that has ended).
     #[error("the process cannot be opened: {0}")]
-    Failed(#[source] Errno),
+    Failed(Errno),
 }
 
 impl From<Errno> for ProcessError {

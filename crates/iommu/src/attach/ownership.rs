@@ -51,7 +51,7 @@ pub enum OwnershipError {
     },
     /// There is no default domain (ENOMEM).
     #[error("no default domain for the group: {0}")]
-    NoDomain(#[source] DomainError),
+    NoDomain(DomainError),
     /// No memory for the claim (ENOMEM).
     #[error("no memory for the claim")]
     NoMemory(#[from] OutOfMemory),

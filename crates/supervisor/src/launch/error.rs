@@ -12,41 +12,41 @@ pub enum LaunchError {
     #[error("this verb is for ioasid's own use")]
     Usage,
     /// No message from `ioasid run`, or it said no.
-    #[error("{0}")]
+    #[error(transparent)]
     Wire(#[from] WireError),
     /// The host gives no user namespace.
     #[error("this host does not let us make a user namespace: {0}")]
-    UserNamespace(#[source] io::Error),
+    UserNamespace(io::Error),
     /// The identity maps were refused.
     #[error("cannot keep the uid and gid in the new user namespace: {0}")]
-    IdMap(#[source] io::Error),
+    IdMap(io::Error),
     /// Mounting is refused inside the namespace.
     #[error("this host does not let us mount in our own namespace: {0}")]
-    Mount(#[source] io::Error),
+    Mount(io::Error),
     /// `/dev` could not be built.
     #[error("cannot build /dev for the program: {0}")]
-    Dev(#[source] io::Error),
+    Dev(io::Error),
     /// `/sys` could not be built.
     #[error("cannot build /sys for the program: {0}")]
-    Sys(#[source] io::Error),
+    Sys(io::Error),
     /// What was mounted on `/sys` could not be covered.
     #[error("{0}")]
-    Covered(#[source] io::Error),
+    Covered(io::Error),
     /// An entry of the description is not a path below `/sys`.
     #[error(transparent)]
     SysEntry(#[from] InvalidEntry),
     /// The filter was refused.
     #[error("{}", filter_sentence(.0))]
-    Filter(#[source] io::Error),
+    Filter(io::Error),
     /// The machine cannot reach our memory.
     #[error("the machine cannot read the memory of its programs: {0}")]
-    NoMemoryAccess(#[source] io::Error),
+    NoMemoryAccess(io::Error),
     /// There is no such program.
     #[error("{0}: no such program")]
     NotFound(String),
     /// It is there and cannot be executed.
     #[error("{0}: cannot be executed: {1}")]
-    NotExecutable(String, #[source] io::Error),
+    NotExecutable(String, io::Error),
 }
 
 impl LaunchError {

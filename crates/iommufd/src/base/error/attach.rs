@@ -29,10 +29,10 @@ pub enum AttachError {
     NotAttachable(ObjectId),
     /// A driver, or another file, owns the DMA of the device's group (EPERM).
     #[error("the file cannot own the DMA of the device: {0}")]
-    NotOwner(#[source] OwnershipError),
+    NotOwner(OwnershipError),
     /// The device's group cannot be owned at present (EBUSY).
     #[error("the group of the device is busy: {0}")]
-    GroupBusy(#[source] OwnershipError),
+    GroupBusy(OwnershipError),
     /// The device, or its PASID, is attached already (EBUSY).
     #[error("device {device} is attached{} already: detach or replace it", At(*pasid))]
     Attached {
@@ -44,7 +44,7 @@ pub enum AttachError {
     /// The IOMMU refuses the domain: it is attached, reset or used by a driver (EBUSY), or the
     /// domain does not suit it (EINVAL).
     #[error("the IOMMU refuses the page table: {0}")]
-    Iommu(#[source] ioasid_iommu::AttachError),
+    Iommu(ioasid_iommu::AttachError),
     /// A replace where nothing is attached (EINVAL).
     #[error("device {device} is not attached{}, so there is nothing to replace", At(*pasid))]
     NothingToReplace {
@@ -55,7 +55,7 @@ pub enum AttachError {
     },
     /// The page table does not fit the device (EINVAL).
     #[error("the page table does not fit the device: {0}")]
-    Incompatible(#[from] Mismatch),
+    Incompatible(Mismatch),
     /// The device's group is attached to another page table (EINVAL).
     #[error("the group is attached to page table {attached}, so it cannot attach to {wanted}")]
     GroupElsewhere {
@@ -87,6 +87,12 @@ pub enum AttachError {
     /// Programs cannot choose PASIDs at this device (EOPNOTSUPP).
     #[error("device {0} has no PASIDs for programs")]
     NoPasids(ObjectId),
+}
+
+impl From<Mismatch> for AttachError {
+    fn from(error: Mismatch) -> Self {
+        AttachError::Incompatible(error)
+    }
 }
 
 impl AttachError {

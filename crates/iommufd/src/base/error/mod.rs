@@ -104,13 +104,19 @@ pub enum Error {
     /// (EFAULT), no memory or over a limit (ENOMEM), outside the file (EINVAL), taken back by its
     /// exporter (ENODEV).
     #[error("the pages cannot be pinned: {0}")]
-    Pin(#[from] PinError),
+    Pin(PinError),
     /// A back end's own reason.
     #[error(transparent)]
     Refused(#[from] Refusal),
     /// No memory for what the command makes (ENOMEM).
     #[error("there is no memory for what the command makes")]
     NoMemory,
+}
+
+impl From<PinError> for Error {
+    fn from(error: PinError) -> Self {
+        Error::Pin(error)
+    }
 }
 
 impl From<OutOfMemory> for Error {

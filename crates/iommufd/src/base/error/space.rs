@@ -122,7 +122,7 @@ pub enum MapError {
     /// A page table refuses: something is mapped there (EEXIST), the memory is not aligned to what
     /// it needs (EINVAL), or it cannot hold the addresses (ERANGE).
     #[error("a page table of the IOAS refuses the mapping: {0}")]
-    Table(#[source] ioasid_iommu::MapError),
+    Table(ioasid_iommu::MapError),
     /// A mapping of some IOAS comes from a process or a device, not from a file, so it cannot be
     /// handed over (EINVAL).
     #[error("a mapping of IOAS {ioas} is no file's memory and cannot change its process")]

@@ -3,6 +3,8 @@
 
 use std::fmt;
 
+use crate::AddrRange;
+
 /// One value of the tree.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Value {
@@ -10,6 +12,8 @@ pub enum Value {
     Count(u64),
     /// An address or register, shown in hexadecimal.
     Hex(u64),
+    /// There is none: a field that could have a value keeps its name.
+    Absent,
     /// Yes or no.
     Flag(bool),
     /// A text.
@@ -106,6 +110,22 @@ impl From<fmt::Arguments<'_>> for Value {
 impl From<Node> for Value {
     fn from(value: Node) -> Self {
         Value::Node(value)
+    }
+}
+
+impl From<AddrRange> for Value {
+    /// The first and the last address.
+    fn from(range: AddrRange) -> Self {
+        let node = Node::new()
+            .with("start", Value::Hex(range.start()))
+            .with("last", Value::Hex(range.last()));
+        Value::Node(node)
+    }
+}
+
+impl<T: Into<Value>> From<Option<T>> for Value {
+    fn from(value: Option<T>) -> Self {
+        value.map_or(Value::Absent, Into::into)
     }
 }
 

@@ -11,7 +11,7 @@ use ioasid_machine::{Machine, MachineFile};
 use ioasid_supervisor::{RunOptions, control, launch, run};
 use rustix::process::{Resource, getrlimit};
 
-use crate::{catalog, cli::DeviceArgs, machines, print, view};
+use crate::{catalog, cli::DeviceArgs, machines, stdio::print, view};
 
 /// `check`.
 #[derive(Args, Debug)]

@@ -1,6 +1,6 @@
 //! The command line.
 
-use std::{ffi::OsString, path::PathBuf};
+use std::{ffi::OsString, path::PathBuf, time::Duration};
 
 use clap::{
     Args, Parser, Subcommand,
@@ -14,6 +14,18 @@ use crate::{
     trace::{ReplayArgs, TraceArgs},
 };
 
+/// What `--help` says at its end.
+const LOG_HELP: &str = "\
+Environment:
+  IOASID_LOG  What is logged on stderr, instead of -v: a level (error, warn, info, debug, trace), or
+              levels by crate, such as info,ioasid_iommu=trace.
+  NO_COLOR    If it is set and not empty, nothing is coloured. Pipes and files never get colours.
+
+Exit status:
+  0 if it worked, 1 if not, 2 if the command line makes no sense. `run` gives its program's own,
+  125 if ioasid itself failed (the command line included), 126 if the program could not be executed,
+  127 if it was not found. 141 (SIGPIPE) if the reader of the output went away.";
+
 /// The Linux I/O address space system in user space.
 ///
 /// Programs that do device passthrough open /dev/iommu and /dev/vfio/..., map memory, attach devices
@@ -23,6 +35,7 @@ use crate::{
     name = "ioasid",
     version,
     max_term_width = 100,
+    after_help = LOG_HELP,
     disable_help_subcommand = true
 )]
 pub(crate) struct Cli {
@@ -51,8 +64,14 @@ pub(crate) enum Verb {
     Check(CheckArgs),
     /// Keep a machine running, for programs to join.
     Serve(ServeArgs),
-    /// Show what a running machine holds.
+    /// Show a running machine on one screen: programs, devices, domains, jobs, faults.
     Inspect(InspectArgs),
+    /// List the devices of a machine: what can be opened, where, and who uses it.
+    Ls(LsArgs),
+    /// Watch a running machine: programs, devices, domains and the rate of their DMA. `q` quits.
+    Top(TopArgs),
+    /// Draw programs, domains, routes and devices of a running machine.
+    Graph(GraphArgs),
     /// Create, list and remove mediated devices of a running machine.
     Mdev(MdevArgs),
     /// Make something of a running machine fail on purpose: to test what a program does then.
@@ -140,6 +159,25 @@ pub(crate) struct RunArgs {
     pub(crate) program: Vec<OsString>,
 }
 
+/// A name of a machine: a file name, as its socket is called after it.
+fn machine_name(name: &str) -> Result<String, String> {
+    match name {
+        "" => Err("a machine's name is not empty".to_owned()),
+        _ if name.contains('/') => {
+            Err("a machine's name has no `/`; --socket takes the path of a socket".to_owned())
+        }
+        _ if name.starts_with('.') => Err("a machine's name starts with no `.`".to_owned()),
+        _ => Ok(name.to_owned()),
+    }
+}
+
+/// A time in seconds.
+fn seconds(text: &str) -> Result<Duration, String> {
+    let seconds = text.parse::<f64>().ok().filter(|seconds| *seconds >= 0.1);
+    let time = seconds.and_then(|seconds| Duration::try_from_secs_f64(seconds).ok());
+    time.ok_or_else(|| "a number of seconds, at least 0.1".to_owned())
+}
+
 /// The values of `--mmio`.
 fn mmio() -> impl TypedValueParser<Value = Mmio> {
     let value = |mode: Mmio| PossibleValue::new(mode.name()).help(mode.meaning());
@@ -153,7 +191,7 @@ pub(crate) struct ServeArgs {
     #[arg(value_name = "MACHINE.toml")]
     pub(crate) machine: Option<PathBuf>,
     /// Name of the machine, for --join and inspect; the file's name by default.
-    #[arg(long)]
+    #[arg(long, value_parser = machine_name)]
     pub(crate) name: Option<String>,
     /// Where the vfio-user sockets of the devices go, one for each; beside the control socket by
     /// default.
@@ -180,9 +218,49 @@ pub(crate) struct InspectArgs {
     /// The machine: its name or the path of its socket; may be left out if only one runs.
     #[arg(value_name = "NAME|SOCKET")]
     pub(crate) machine: Option<String>,
-    /// Print one JSON object.
+    /// Show this part alone, and all of it: names with slashes between them, such as
+    /// devices/0000:6a:01.0 or iommu/domains/1.
+    #[arg(short, long, value_name = "PATH")]
+    pub(crate) path: Option<String>,
+    /// Show everything that there is to see, as a tree.
+    #[arg(short, long, conflicts_with = "path")]
+    pub(crate) all: bool,
+    /// Print one JSON object with everything, or with the part that is asked for.
     #[arg(long)]
     pub(crate) json: bool,
+}
+
+/// `ls`.
+#[derive(Args, Debug)]
+pub(crate) struct LsArgs {
+    /// The machine: its name or the path of its socket; may be left out if only one runs.
+    #[arg(value_name = "NAME|SOCKET", conflicts_with_all = ["machine", "device"], id = "running")]
+    pub(crate) machine: Option<String>,
+    /// A machine that does not run.
+    #[command(flatten)]
+    pub(crate) build: MachineArgs,
+}
+
+/// `top`.
+#[derive(Args, Debug)]
+pub(crate) struct TopArgs {
+    /// The machine: its name or the path of its socket; may be left out if only one runs.
+    #[arg(value_name = "NAME|SOCKET")]
+    pub(crate) machine: Option<String>,
+    /// Seconds between two looks.
+    #[arg(long, value_name = "SECONDS", default_value = "1", value_parser = seconds)]
+    pub(crate) every: Duration,
+}
+
+/// `graph`.
+#[derive(Args, Debug)]
+pub(crate) struct GraphArgs {
+    /// The machine: its name or the path of its socket; may be left out if only one runs.
+    #[arg(value_name = "NAME|SOCKET")]
+    pub(crate) machine: Option<String>,
+    /// Draw it as SVG, a picture that any browser shows, instead of DOT, the text that Graphviz takes.
+    #[arg(long)]
+    pub(crate) svg: bool,
 }
 
 /// `mdev`.
@@ -203,8 +281,8 @@ pub(crate) enum MdevVerb {
     Create {
         /// PCI address of the parent, such as 0000:6a:01.0.
         parent: String,
-        /// Its UUID.
-        uuid: String,
+        /// Its UUID; a new one by default. It is printed.
+        uuid: Option<String>,
         /// The type; see `mdev list`. May be left out if the parent has only one.
         #[arg(long = "type")]
         type_name: Option<String>,
@@ -213,7 +291,11 @@ pub(crate) enum MdevVerb {
         vm: Option<String>,
     },
     /// List types, free instances and devices.
-    List,
+    List {
+        /// Print one JSON object.
+        #[arg(long)]
+        json: bool,
+    },
     /// Remove a mediated device that no program uses.
     Remove {
         /// Its UUID.

@@ -22,7 +22,8 @@ pub(crate) fn socket(machine: &str) -> Result<PathBuf> {
     Ok(path)
 }
 
-fn machine_name(path: &Path) -> String {
+/// The name of the machine with this socket.
+pub(crate) fn machine_name(path: &Path) -> String {
     path.file_stem()
         .unwrap_or(path.as_os_str())
         .to_string_lossy()

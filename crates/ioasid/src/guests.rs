@@ -15,7 +15,7 @@ use anyhow::{Context as _, Result};
 use ioasid_machine::{ExportedDevice, Machine};
 use ioasid_vfio_user::{Export, Server, listen};
 
-use crate::say;
+use crate::stdio::say;
 
 /// The devices of a machine, offered to VMMs.
 #[derive(Debug)]

@@ -7,7 +7,7 @@ use ioasid_supervisor::{
     view::{Action, At, InjectRequest, InjectSection},
 };
 
-use crate::{find::chosen, say};
+use crate::{find::chosen, stdio::say};
 
 /// `inject`.
 #[derive(Args, Debug)]

@@ -1,4 +1,4 @@
-//! The program `ioasid` as a library: `run`, `serve`, `inspect`, `mdev`, `inject`, `demo`, for the device models
+//! The program `ioasid` as a library: `run`, `serve`, `inspect` and the rest, for the device models
 //! of this project and for yours.
 //!
 //! A program with device models of its own is this one with other [`Models`]:
@@ -22,17 +22,20 @@ mod explain;
 mod find;
 mod guests;
 mod inject;
+mod look;
 mod machines;
+mod stdio;
 mod trace;
-mod tree;
 mod verbs;
 mod view;
 
-use std::{ffi::OsString, process::ExitCode};
+use std::{env::VarError, process::ExitCode};
 
-use anyhow::Context as _;
+use anyhow::{Context as _, Result, bail};
 use clap::Parser as _;
 use cli::{Cli, Verb};
+use stdio::{StdoutError, has_colour, say};
+use tracing_subscriber::EnvFilter;
 
 pub use ioasid_core as core;
 pub use ioasid_iommu as iommu;
@@ -51,6 +54,11 @@ const CALLS_SHOWN: u8 = 2;
 const FAILED: u8 = 1;
 /// Exit status for a command line that makes no sense.
 const USAGE: u8 = 2;
+/// Exit status if the reader of standard output went away: that of a program which SIGPIPE ends.
+const CLOSED: u8 = 128 + 13;
+
+/// The variable that says what is logged, instead of `-v`.
+const LOG: &str = "IOASID_LOG";
 
 /// The whole program with the models of this project.
 pub fn main() -> ExitCode {
@@ -72,29 +80,35 @@ pub fn main_with(models: Models) -> ExitCode {
     {
         return ioasid_supervisor::launch::main(words);
     }
+    // The only options before a verb have no values.
+    let mut words = std::env::args_os().skip(1);
+    let verb = words.find(|word| !word.as_encoded_bytes().starts_with(b"-"));
+    let (failed, usage) = match verb {
+        Some(verb) if verb == "run" => (RUN_FAILED, RUN_FAILED),
+        _ => (FAILED, USAGE),
+    };
     let cli = match Cli::try_parse() {
         Ok(cli) => cli,
         Err(error) => {
-            let is_run = std::env::args_os().nth(1) == Some(OsString::from("run"));
-            let _ = error.print();
-            return ExitCode::from(match (error.use_stderr(), is_run) {
-                (false, _) => 0,
-                (true, true) => RUN_FAILED,
-                (true, false) => USAGE,
+            return ExitCode::from(match (error.print(), error.use_stderr()) {
+                (_, true) => usage,
+                (Ok(()), false) => 0,
+                (Err(error), false) => report(StdoutError::from(error).into(), failed),
             });
         }
     };
-    start_log(cli.verbose, cli.quiet);
-    let failed = if matches!(cli.verb, Verb::Run(_)) {
-        RUN_FAILED
-    } else {
-        FAILED
-    };
+    if let Err(error) = start_log(cli.verbose, cli.quiet) {
+        say(&format!("ioasid: {error:#}"));
+        return ExitCode::from(usage);
+    }
     let result = match cli.verb {
         Verb::Run(args) => verbs::run(args, &models, cli.verbose, cli.quiet),
         Verb::Check(args) => check::run_check(args, &models),
         Verb::Serve(args) => verbs::serve(args, &models, cli.verbose),
-        Verb::Inspect(args) => verbs::inspect(args),
+        Verb::Inspect(args) => look::inspect(&args),
+        Verb::Ls(args) => look::ls(&args, &models),
+        Verb::Top(args) => look::top(&args),
+        Verb::Graph(args) => look::graph(&args),
         Verb::Mdev(args) => verbs::mdev(args),
         Verb::Inject(args) => inject::run(args),
         Verb::Trace(args) => trace::run(args),
@@ -103,30 +117,23 @@ pub fn main_with(models: Models) -> ExitCode {
         Verb::Vm(_) => demo::vm::main().map(|()| 0),
         Verb::Launch(_) => Ok(USAGE),
     };
-    match result {
-        Ok(status) => ExitCode::from(status),
-        Err(error) => {
-            say(&format!("ioasid: {error:#}"));
-            ExitCode::from(failed)
-        }
+    ExitCode::from(result.unwrap_or_else(|error| report(error, failed)))
+}
+
+/// Says what went wrong, in one line; the exit status.
+fn report(error: anyhow::Error, failed: u8) -> u8 {
+    if let Some(StdoutError::Closed) = error.downcast_ref() {
+        return CLOSED;
     }
+    say(&format!("ioasid: {error:#}"));
+    failed
 }
 
-/// One line on stderr; a closed stderr is no reason to fail.
-fn say(line: &str) {
-    use std::io::Write as _;
-    let _ = writeln!(std::io::stderr(), "{line}");
-}
-
-/// Text on standard output, for which the verb was asked.
-fn print(text: &str) -> anyhow::Result<()> {
-    use std::io::Write as _;
-    std::io::stdout()
-        .write_all(text.as_bytes())
-        .context("writing to standard output")
-}
-
-fn start_log(verbose: u8, quiet: bool) {
+/// Logs to standard error what `verbose` or `IOASID_LOG` says.
+///
+/// # Errors
+/// If `IOASID_LOG` is no filter.
+fn start_log(verbose: u8, quiet: bool) -> Result<()> {
     let default = match verbose {
         0 if quiet => "error",
         0 => "warn",
@@ -134,10 +141,21 @@ fn start_log(verbose: u8, quiet: bool) {
         2 => "debug",
         _ => "trace",
     };
-    let filter = tracing_subscriber::EnvFilter::try_from_env("IOASID_LOG")
-        .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new(default));
+    let wanted = match std::env::var(LOG) {
+        Ok(wanted) if !wanted.is_empty() => wanted,
+        Ok(_) | Err(VarError::NotPresent) => default.to_owned(),
+        Err(error) => bail!("{LOG}: {error}"),
+    };
+    let filter = EnvFilter::builder().parse(&wanted).with_context(|| {
+        format!(
+            "{LOG}={wanted:?} is no filter: it takes a level (error, warn, info, debug, trace), or \
+             TARGET=LEVEL parts with commas between, such as info,ioasid_iommu=trace"
+        )
+    })?;
     let subscriber = tracing_subscriber::fmt()
         .with_env_filter(filter)
+        .with_ansi(has_colour(&std::io::stderr()))
         .with_writer(std::io::stderr);
     let _ = subscriber.without_time().try_init();
+    Ok(())
 }

@@ -1,11 +1,12 @@
 //! What each verb does, apart from the demo.
 
 use anyhow::{Context as _, Result, bail};
+use ioasid_core::inspect::{Node, Value};
 use ioasid_host::{confine, prepare_received, service};
 use ioasid_machine::{Machine, MachineFile, Models};
 use ioasid_supervisor::{
     ControlServer, RunOptions, control,
-    run::{Ended, Running, start, start_joined},
+    run::{Ended, start, start_joined},
     view::MdevRequest,
 };
 use signal_hook::{
@@ -15,13 +16,15 @@ use signal_hook::{
 
 use crate::{
     CALLS_SHOWN, catalog,
-    cli::{InspectArgs, MdevArgs, MdevVerb, RunArgs, ServeArgs},
+    cli::{MdevArgs, MdevVerb, RunArgs, ServeArgs},
     demo, explain,
-    find::{chosen, socket},
+    find::{chosen, machine_name, socket},
     guests::Guests,
-    machines, print, say,
+    look::tree,
+    machines,
+    stdio::{print, say},
     trace::{self, Subject, Tracing},
-    tree, view,
+    view,
 };
 
 /// `ioasid run`: the program's exit status.
@@ -89,7 +92,12 @@ fn run_private(
     } else {
         view::traced(&machine, tracing.as_ref())
     };
-    let ended = start(view, options).and_then(Running::finish);
+    let ended = start(view, options).and_then(|running| {
+        if let (Ok(server), Some(session)) = (&server, running.session()) {
+            server.show(&session.shown());
+        }
+        running.finish()
+    });
     // Nothing happens any more when the machine is gone.
     drop(server);
     drop(machine);
@@ -139,6 +147,7 @@ pub(crate) fn serve(args: ServeArgs, models: &Models, verbose: u8) -> Result<u8>
         Some(path) => path,
         None => control::socket_path(&name)?,
     };
+    control::check_free(&path)?;
     let machine = machines::build(&name, &file)?;
     let subject = Subject {
         program: &[],
@@ -198,48 +207,42 @@ pub(crate) fn serve(args: ServeArgs, models: &Models, verbose: u8) -> Result<u8>
     Ok(0)
 }
 
-/// `ioasid inspect`.
-pub(crate) fn inspect(args: InspectArgs) -> Result<u8> {
-    let path = chosen(args.machine.as_deref())?;
-    let node = control::inspect(&path).with_context(|| format!("asking {}", path.display()))?;
-    show(node, args.json);
-    Ok(0)
-}
-
 /// Prints a tree on standard output.
-fn show(node: ioasid_core::inspect::Node, json: bool) {
-    use std::io::Write as _;
-    let mut value = tree::to_json(node);
-    let text = if json {
-        if let Some(object) = value.as_object_mut() {
-            object.insert("schema".to_owned(), 1.into());
-        }
-        format!("{value:#}\n")
-    } else {
-        tree::to_text(&value)
+fn show(node: Node, json: bool) -> Result<()> {
+    let text = match json {
+        true => tree::to_json_text(&node),
+        false => tree::to_text(&node),
     };
-    // A reader that went away (`| head`) wants no more.
-    let _ = std::io::stdout().write_all(text.as_bytes());
+    Ok(print(&text)?)
 }
 
 /// `ioasid mdev`.
 pub(crate) fn mdev(args: MdevArgs) -> Result<u8> {
     let path = chosen(args.machine.as_deref())?;
-    let request = match args.verb {
+    let ask = |request| {
+        let answer = control::mdev(&path, request);
+        answer.with_context(|| format!("machine `{}`", machine_name(&path)))
+    };
+    match args.verb {
         MdevVerb::Create {
             parent,
             uuid,
             type_name,
             vm,
-        } => MdevRequest::Create {
-            parent,
-            kind: type_name,
-            uuid,
-            vm,
-        },
-        MdevVerb::List => MdevRequest::List,
-        MdevVerb::Remove { uuid } => MdevRequest::Remove { uuid },
-    };
-    show(control::mdev(&path, request)?, false);
+        } => {
+            let created = ask(MdevRequest::Create {
+                parent,
+                kind: type_name,
+                uuid: uuid.unwrap_or_else(|| uuid::Uuid::new_v4().to_string()),
+                vm,
+            })?;
+            match created.field("uuid") {
+                Some(Value::Text(uuid)) => print(&format!("{uuid}\n"))?,
+                _ => bail!("the machine does not say what it has created"),
+            }
+        }
+        MdevVerb::List { json } => show(ask(MdevRequest::List)?, json)?,
+        MdevVerb::Remove { uuid } => drop(ask(MdevRequest::Remove { uuid })?),
+    }
     Ok(0)
 }

@@ -52,5 +52,5 @@ pub(crate) fn serving(
     server: &Arc<Server>,
 ) -> Arc<dyn MachineView> {
     let server = Arc::clone(server);
-    Arc::new(built(machine, tracing).with_part("vfio_user", server))
+    Arc::new(built(machine, tracing).with_vfio_user(server))
 }

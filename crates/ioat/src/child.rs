@@ -181,13 +181,10 @@ impl DefaultPasid for IoatChild {
 
 impl Inspect for IoatChild {
     fn inspect(&self) -> Node {
-        let mut node = Node::new()
+        Node::new()
             .with("parent", self.parent().device().address().to_string())
-            .with("channel", self.channel());
-        if let Some(pasid) = self.pasid() {
-            node.set("default_pasid", pasid.get());
-        }
-        node
+            .with("channel", self.channel())
+            .with("default_pasid", self.pasid().map(Pasid::get))
     }
 }
 

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use ioasid_core::{
+    Pasid,
     host::Spawner,
     inspect::{Inspect, Node, Value},
 };
@@ -247,14 +248,13 @@ fn inspect_channel(channel: &Channel, made: &ChannelConfig) -> Node {
         ChannelStatus::Armed => "armed",
     };
     let stats = channel.stats;
-    let mut node = Node::new()
+    let pasid = channel.client.as_ref().and_then(|client| client.pasid);
+    Node::new()
         .with("owner", owner)
         .with("status", status)
-        .with("depth", u64::from(channel.depth()));
-    if let Some(pasid) = channel.client.as_ref().and_then(|client| client.pasid) {
-        node.set("pasid", pasid.get());
-    }
-    node.with("jobs", stats.ended)
+        .with("depth", u64::from(channel.depth()))
+        .with("pasid", pasid.map(Pasid::get))
+        .with("jobs", stats.ended)
         .with("failed", stats.failed)
         .with("aborted", stats.aborted)
         .with("bytes", stats.bytes)

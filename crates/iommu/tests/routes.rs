@@ -11,8 +11,8 @@ use std::sync::{
 
 use common::*;
 use ioasid_core::{
-    Access, Prot,
-    inspect::{Inspect, Value},
+    Access, AddrRange, Prot,
+    inspect::{Inspect, Node, Value},
     memory::OwnPages,
 };
 use ioasid_iommu::{
@@ -460,8 +460,13 @@ fn inspection_shows_domains_with_their_routes_and_devices_with_theirs() {
     source(&device, 5).attach(&domain, &sink()).unwrap();
     write(&mut device.port(), None, IOVA, &[0; 100]).unwrap();
     let node = domain.inspect();
-    let routes = ["0000:6a:01.0", "0000:6a:01.0 pasid 5"];
+    let routes = [None, Some(5_u32)].map(|pasid| {
+        let route = Node::new().with("device", "0000:6a:01.0");
+        route.with("pasid", pasid)
+    });
     assert_eq!(node.field("routes"), Some(&Value::from(routes.to_vec())));
+    let range = AddrRange::from_len(IOVA, 8192).unwrap();
+    assert_eq!(node.field("mapped"), Some(&Value::from(vec![range])));
     assert_eq!(node.field("mapped_bytes"), Some(&Value::Count(8192)));
     assert_eq!(node.field("table_pages"), Some(&Value::Count(4)));
     assert_eq!(node.field("dma_bytes"), Some(&Value::Count(100)));

@@ -218,6 +218,14 @@ impl PageTable {
         on_tree!(self, tree => tree.read_dirty(range, clear, report));
     }
 
+    /// The lowest addresses that are mapped, adjacent ones merged: at most `most` ranges, which `leaves`
+    /// leaves make up. If [`mapped_bytes`](Self::mapped_bytes) is more, there are more.
+    ///
+    /// Takes the writers' lock. A custom format shows none.
+    pub fn mapped_ranges(&self, most: usize, leaves: usize) -> Vec<AddrRange> {
+        on_tree!(self, tree => tree.mapped_ranges(most, leaves), _custom => Vec::new())
+    }
+
     /// Tables in the tree, the top one included. Those on their way to reuse do not count.
     pub fn table_pages(&self) -> u64 {
         on_tree!(self, tree => tree.tables(), _custom => 0)

@@ -333,6 +333,16 @@ fn compare(table: &PageTable, model: &mut Model) {
         }
     }
     assert_eq!(table.mapped_bytes(), model.bytes());
+    let leaves = model.leaves.iter();
+    let leaves = leaves.map(|(&start, leaf)| AddrRange::new(start, leaf.last).unwrap());
+    let leaves: Vec<_> = leaves.collect();
+    assert_eq!(table.mapped_ranges(usize::MAX, usize::MAX), merged(&leaves));
+    for few in 0..4 {
+        let first: Vec<_> = merged(&leaves).into_iter().take(few).collect();
+        assert_eq!(table.mapped_ranges(few, usize::MAX), first);
+        let first = &leaves[..few.min(leaves.len())];
+        assert_eq!(table.mapped_ranges(usize::MAX, few), merged(first));
+    }
     apply(table, model, &Operation::ReadDirty(0, u64::MAX, false));
 }
 

@@ -20,8 +20,8 @@ use crate::view::{
 /// A machine, with what a program of ours adds to it.
 pub struct BuiltMachine {
     machine: Arc<Machine>,
-    /// A part of the tree that `inspect` shows, by its name.
-    part: Option<(&'static str, Arc<dyn Inspect + Send + Sync>)>,
+    /// What offers it to virtual machines, for the tree that `inspect` shows.
+    vfio_user: Option<Arc<dyn Inspect + Send + Sync>>,
     harness: Option<Harness>,
     recorder: Option<Arc<Recorder>>,
 }
@@ -44,16 +44,28 @@ impl BuiltMachine {
         }
         BuiltMachine {
             machine: Arc::clone(machine),
-            part: None,
+            vfio_user: None,
             harness: None,
             recorder: None,
         }
     }
 
-    /// Shows `part` under `name` in the tree of the machine.
+    /// A device for a VM that nothing else belongs to would be one that no program can reach.
+    fn known_vm(&self, vm: &str) -> Result<(), String> {
+        if self.machine.has_vm(vm) {
+            return Ok(());
+        }
+        let known = self.machine.vms();
+        Err(match &known[..] {
+            [] => format!("the machine has no vm `{vm}`: nothing in it belongs to a vm"),
+            _ => format!("the machine has no vm `{vm}`; it has {}", known.join(", ")),
+        })
+    }
+
+    /// Shows `server`, which offers the machine to virtual machines, in its tree.
     #[must_use]
-    pub fn with_part(mut self, name: &'static str, part: Arc<dyn Inspect + Send + Sync>) -> Self {
-        self.part = Some((name, part));
+    pub fn with_vfio_user(mut self, server: Arc<dyn Inspect + Send + Sync>) -> Self {
+        self.vfio_user = Some(server);
         self
     }
 
@@ -95,6 +107,10 @@ impl Harness {
 }
 
 impl MachineView for BuiltMachine {
+    fn name(&self) -> &str {
+        self.machine.name()
+    }
+
     fn new_context(&self) -> Arc<Context> {
         self.machine.new_context()
     }
@@ -134,11 +150,8 @@ impl MachineView for BuiltMachine {
     }
 
     fn inspect(&self) -> Node {
-        let mut node = self.machine.inspect();
-        if let Some((name, part)) = &self.part {
-            node.set(*name, part.inspect());
-        }
-        node
+        let vfio_user = self.vfio_user.as_ref().map(|server| server.inspect());
+        self.machine.inspect().with("vfio_user", vfio_user)
     }
 
     fn has_vm(&self, vm: &str) -> bool {
@@ -187,8 +200,12 @@ impl MachineView for BuiltMachine {
                     (None, []) => return Err(format!("{parent} is no parent of such devices")),
                     (None, _) => return Err(format!("{parent} has several types: name one")),
                 };
+                if let Some(vm) = vm {
+                    self.known_vm(vm)?;
+                }
                 let created = self.machine.create_mdev(parent, kind, uuid, vm.clone());
-                created.map_err(|error| sentence(&error))?;
+                let created = created.map_err(|error| sentence(&error))?;
+                return Ok(Node::new().with("uuid", created.uuid.to_string()));
             }
             MdevRequest::Remove { uuid } => {
                 let removed = self.machine.remove_mdev(uuid);

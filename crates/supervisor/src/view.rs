@@ -61,6 +61,11 @@ pub enum InjectRequest {
 ///
 /// Every method may be called from any thread and must not wait for a program.
 pub trait MachineView: Send + Sync + fmt::Debug {
+    /// Its name.
+    fn name(&self) -> &str {
+        "(no name)"
+    }
+
     /// A new open file of `/dev/iommu`.
     fn new_context(&self) -> Arc<Context>;
 
@@ -137,7 +142,8 @@ pub trait MachineView: Send + Sync + fmt::Debug {
         Err(AttributeError::NotWritable)
     }
 
-    /// Creates, removes or lists mediated devices.
+    /// Creates, removes or lists mediated devices. The answer to a creation has the new `uuid`; the others
+    /// are answered by what there is then.
     ///
     /// # Errors
     /// One sentence for the user. The default knows no mediated devices.

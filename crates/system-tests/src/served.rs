@@ -23,7 +23,11 @@ pub struct Served {
     child: Child,
     socket: PathBuf,
     user: User,
+    schema: jsonschema::Validator,
 }
+
+/// The schema of what `inspect --json` prints.
+const SCHEMA: &str = include_str!("../../../docs/inspect.schema.json");
 
 /// What a process holds.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -81,6 +85,7 @@ impl Served {
             child,
             socket,
             user,
+            schema: jsonschema::draft202012::new(&serde_json::from_str(SCHEMA)?)?,
         })
     }
     /// `ioasid run --join` on this machine.
@@ -98,7 +103,7 @@ impl Served {
         &self.socket
     }
 
-    /// What `ioasid inspect --json` shows.
+    /// What `ioasid inspect --json` shows, which must be as its schema says.
     pub fn inspect(&self, installation: &Installation) -> Result<Json> {
         let output = installation
             .ioasid(self.user)
@@ -106,7 +111,11 @@ impl Served {
             .arg(&self.socket)
             .output()?;
         ensure!(output.status.success(), "inspect: {}", shown(&output));
-        Ok(serde_json::from_slice(&output.stdout)?)
+        let tree = serde_json::from_slice(&output.stdout)?;
+        if let Some(error) = self.schema.iter_errors(&tree).next() {
+            bail!("inspect: {}: {error}", error.instance_path());
+        }
+        Ok(tree)
     }
 
     /// Waits until no program holds anything: no iommufd is open, only the parents' domains are left,

@@ -43,18 +43,15 @@ pub(crate) fn serve(
     let mut receiver = Receiver::new(Arc::clone(stream), Arc::clone(closer));
     let peer = Arc::new(Peer::new(Sender::new(Arc::clone(stream))));
     stream.set_read_timeout(Some(HANDSHAKE))?;
-    let Some((header, agreement)) = handshake(&mut receiver, &peer, device)? else {
-        return Ok(());
-    };
+    let (header, agreement) = handshake(&mut receiver, &peer, device)?;
     stream.set_read_timeout(None)?;
     peer.set_max_transfer(agreement.max_transfer as usize);
     let opened = vm().map_err(Broken::Io)?;
     let target = match open(device, number, &opened) {
         Ok(target) => target,
         Err(error) => {
-            tracing::warn!(device = device.name(), %error, "the device cannot be opened");
-            reply_error(&peer, header, error)?;
-            return Ok(());
+            reply_error(&peer, header, error.clone())?;
+            return Err(Broken::Refused(error));
         }
     };
     opened.join(number, Arc::clone(&peer));
@@ -89,11 +86,11 @@ fn handshake(
     receiver: &mut Receiver,
     peer: &Peer,
     device: &VfioDevice,
-) -> Result<Option<(Header, Agreement)>, Broken> {
+) -> Result<(Header, Agreement), Broken> {
     let mut message = Message::default();
     if let Some((header, error)) = unread(receiver.receive(&mut message)?)? {
-        reply_error(peer, header, error)?;
-        return Ok(None);
+        reply_error(peer, header, error.clone())?;
+        return Err(Broken::Refused(error));
     }
     let header = message.header;
     let agreement = if header.is_reply() == Some(false) && header.command == command::VERSION {
@@ -102,10 +99,10 @@ fn handshake(
         Err(MessageError::OutOfTurn.into())
     };
     match agreement {
-        Ok(agreement) => Ok(Some((header, agreement))),
+        Ok(agreement) => Ok((header, agreement)),
         Err(error) => {
-            reply_error(peer, header, error)?;
-            Ok(None)
+            reply_error(peer, header, error.clone())?;
+            Err(Broken::Refused(error))
         }
     }
 }

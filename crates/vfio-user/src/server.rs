@@ -27,7 +27,7 @@ use ioasid_iommufd::Context;
 use ioasid_vfio::VfioDevice;
 use rustix::{
     event::{PollFd, PollFlags, Timespec, poll},
-    net::{RecvFlags, recv},
+    net::{RecvFlags, recv, sockopt::socket_peercred},
 };
 
 use crate::{connection, vm::Vm};
@@ -271,7 +271,8 @@ impl Shared {
             let _ = stream.shutdown(std::net::Shutdown::Read);
         }
         port.served.fetch_add(1, Ordering::Relaxed);
-        tracing::info!(device = port.name, "a client connects");
+        let pid = pid_of(&stream);
+        tracing::info!(device = port.name, vm = port.vm, pid, "a client connects");
         // A VM is its own name; a device without one stands alone.
         let alone = format!("device {}", port.name);
         let vm = port.vm.as_deref().unwrap_or(&alone);
@@ -286,9 +287,11 @@ impl Shared {
         });
         match result {
             Ok(()) | Err(crate::wire::Broken::Closed) => {
-                tracing::info!(device = port.name, "the client has left");
+                tracing::info!(device = port.name, vm = port.vm, pid, "the client has left");
             }
-            Err(error) => tracing::warn!(device = port.name, %error, "a connection ended"),
+            Err(error) => {
+                tracing::warn!(device = port.name, vm = port.vm, pid, %error, "a client was dropped");
+            }
         }
         hang_up(stream, &port.closer);
         give_back_memory();
@@ -306,6 +309,12 @@ impl Shared {
         vms.insert(name.to_owned(), Arc::downgrade(&vm));
         Ok(vm)
     }
+}
+
+/// The process that has connected, as it was then.
+fn pid_of(stream: &UnixStream) -> Option<i32> {
+    let peer = socket_peercred(stream).ok()?;
+    Some(peer.pid.as_raw_pid())
 }
 
 /// Ends a connection. What nobody has read of it may hold descriptors, which go with the socket: then
@@ -332,12 +341,15 @@ impl Inspect for Server {
     fn inspect(&self) -> Node {
         let ports = self.ports.lock();
         let sockets = ports.iter().map(|(port, _)| {
+            let client = port.current.lock().clone();
+            let pid = client.as_deref().and_then(pid_of).map(i32::unsigned_abs);
             let node = Node::new()
                 .with("device", port.name.as_str())
                 .with("node", port.device.name())
-                .with("vm", port.vm.as_deref().unwrap_or("-"))
+                .with("vm", port.vm.as_deref())
                 .with("socket", port.path.display().to_string())
-                .with("connected", port.current.lock().is_some())
+                .with("connected", client.is_some())
+                .with("pid", pid)
                 .with("clients_so_far", port.served.load(Ordering::Relaxed))
                 .with("closing", Value::Node(port.closer.inspect()));
             Value::Node(node)

@@ -419,7 +419,7 @@ impl Inspect for Vm {
                 What::Socket(_) => "socket",
             };
             let node = Node::new()
-                .with("iova", mapping.range.to_string())
+                .with("iova", mapping.range)
                 .with("prot", mapping.prot.to_string())
                 .with("memory", memory)
                 .with("holders", mapping.users.len());

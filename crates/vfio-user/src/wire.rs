@@ -29,7 +29,10 @@ use rustix::{
 };
 use zerocopy::{FromBytes, IntoBytes};
 
-use crate::spec::{Header, MAX_DATA_XFER_SIZE};
+use crate::{
+    error::Error,
+    spec::{Header, MAX_DATA_XFER_SIZE},
+};
 
 /// Descriptors that one message may bring (`max_msg_fds`).
 pub const MAX_FDS: usize = 16;
@@ -105,9 +108,16 @@ pub(crate) enum Incoming {
 /// The connection cannot go on.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum Broken {
-    /// The client has closed it, or does not speak in time.
+    /// The client has closed it.
     #[error("the client is gone")]
     Closed,
+    /// The client has connected, and does not speak in time.
+    #[error("it says nothing")]
+    Silent,
+    /// Its first message does not begin a connection, or the device cannot be opened: the client has got
+    /// the error.
+    #[error("it was refused: {0}")]
+    Refused(Error),
     /// What came in is no message: where the next one starts is unknown.
     #[error("no message of vfio-user came in: {0}")]
     Nonsense(&'static str),
@@ -250,7 +260,8 @@ fn read(
         let received = match recvmsg(socket.as_fd(), &mut parts, &mut control, flags) {
             Ok(received) => received,
             Err(Errno::INTR) => continue,
-            Err(Errno::CONNRESET | Errno::AGAIN) => return Err(Broken::Closed),
+            Err(Errno::CONNRESET) => return Err(Broken::Closed),
+            Err(Errno::AGAIN) => return Err(Broken::Silent),
             Err(errno) => return Err(Broken::Io(errno.into())),
         };
         for part in control.drain() {

@@ -421,14 +421,11 @@ impl DefaultPasid for DsaChild {
 impl Inspect for DsaChild {
     fn inspect(&self) -> Node {
         let (enabled, pasid) = (self.view.lock().enabled, self.pasid());
-        let mut node = Node::new()
+        Node::new()
             .with("parent", self.parent().device().address().to_string())
             .with("queue", self.queue())
             .with("enabled", enabled)
-            .with("errors", self.endpoint.errors());
-        if let Some(pasid) = pasid {
-            node.set("default_pasid", pasid.get());
-        }
-        node
+            .with("errors", self.endpoint.errors())
+            .with("default_pasid", pasid.map(Pasid::get))
     }
 }

@@ -1,6 +1,9 @@
 //! A device as a tree of named values.
 
-use ioasid_core::inspect::{Inspect, Node, Value};
+use ioasid_core::{
+    Pasid,
+    inspect::{Inspect, Node, Value},
+};
 
 use crate::{
     config::{QueueConfig, QueueType},
@@ -20,18 +23,15 @@ impl Inspect for DsaDevice {
             .collect();
         let enabled = state.enabled;
         drop(state);
-        let mut node = Node::new()
+        Node::new()
             .with("model", "dsa")
             .with("address", self.device().address().to_string())
             .with("enabled", enabled)
             .with("engines", self.engines())
             .with("errors", self.endpoint.errors())
             .with("queues", Value::List(queues))
-            .with("function", self.endpoint.function().inspect());
-        if let Some(tlb) = self.pool.tlb() {
-            node.set("tlb", tlb.inspect());
-        }
-        node
+            .with("function", self.endpoint.function().inspect())
+            .with("tlb", self.pool.tlb().map(|tlb| tlb.inspect()))
     }
 }
 
@@ -52,18 +52,16 @@ fn inspect_queue(queue: &Queue, made: &QueueConfig) -> Node {
     let (waiting, under_way) = queue.depth();
     let stats = queue.stats;
     let pasid = queue.session.as_ref().and_then(|session| session.pasid);
-    let mut node = Node::new()
+    Node::new()
         .with("owner", owner)
         .with("state", state)
         .with("size", u64::from(made.size))
         .with("occupancy", waiting)
         .with("under_way", under_way)
         .with("waiting_for_pages", queue.parked())
-        .with("pasid_enabled", pasid.is_some());
-    if let Some(pasid) = pasid {
-        node.set("pasid", pasid.get());
-    }
-    node.with("accepted", stats.accepted)
+        .with("pasid_enabled", pasid.is_some())
+        .with("pasid", pasid.map(Pasid::get))
+        .with("accepted", stats.accepted)
         .with("dropped", stats.dropped)
         .with("jobs", stats.ended)
         .with("failed", stats.failed)

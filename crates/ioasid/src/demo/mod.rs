@@ -63,7 +63,7 @@ pub(crate) fn run(args: &DemoArgs) -> Result<u8> {
     claims::check(&mut demo, &mut output)?;
     demo.take_down(&mut output)?;
     tracing.map_or(Ok(()), Tracing::finish)?;
-    Ok(u8::from(output.finish(start.elapsed().as_secs_f64()) > 0))
+    Ok(u8::from(output.finish(start.elapsed().as_secs_f64())? > 0))
 }
 
 /// The running machine and what uses it.

@@ -1,10 +1,9 @@
 //! What the demo looks like on a terminal of 80 columns, with and without colour.
 
-use std::io::{IsTerminal as _, Write as _};
-
 use serde_json::json;
 
 use super::snapshot::Snapshot;
+use crate::stdio::{self, StdoutError};
 
 /// A style that a terminal may show.
 #[derive(Clone, Copy, Debug)]
@@ -32,6 +31,8 @@ pub(crate) struct Output {
     json: bool,
     steps: Vec<serde_json::Value>,
     outcomes: Vec<Outcome>,
+    /// The first that went wrong: it fails no claim, and is told at the end.
+    printed: Result<(), StdoutError>,
 }
 
 /// Columns that a line may take.
@@ -40,13 +41,12 @@ const WIDTH: usize = 80;
 impl Output {
     /// A output on standard output.
     pub(crate) fn new(json: bool) -> Self {
-        let plain = std::env::var_os("NO_COLOR").is_some_and(|value| !value.is_empty())
-            || std::env::var_os("TERM").is_some_and(|term| term == "dumb");
         Output {
-            colour: !json && !plain && std::io::stdout().is_terminal(),
+            colour: !json && stdio::has_colour(&std::io::stdout()),
             json,
             steps: Vec::new(),
             outcomes: Vec::new(),
+            printed: Ok(()),
         }
     }
 
@@ -64,19 +64,26 @@ impl Output {
         format!("\x1b[{code}m{text}\x1b[0m")
     }
 
-    fn line(&self, text: &str) {
+    fn line(&mut self, text: &str) {
         if !self.json {
-            // A reader that went away (`| head`) is no reason to fail a claim.
-            let _ = writeln!(std::io::stdout(), "{text}");
+            self.print(text);
+        }
+    }
+
+    fn print(&mut self, text: &str) {
+        if self.printed.is_ok() {
+            self.printed = stdio::print(&format!("{text}\n"));
         }
     }
 
     /// The first lines.
-    pub(crate) fn title(&self, title: &str, lines: &[&str]) {
+    pub(crate) fn title(&mut self, title: &str, lines: &[&str]) {
         self.line("");
-        self.line(&format!("  {}", self.styled(Style::Bold, title)));
+        let title = self.styled(Style::Bold, title);
+        self.line(&format!("  {title}"));
         for line in lines {
-            self.line(&format!("  {}", self.styled(Style::Dim, line)));
+            let line = self.styled(Style::Dim, line);
+            self.line(&format!("  {line}"));
         }
     }
 
@@ -84,11 +91,9 @@ impl Output {
     pub(crate) fn step(&mut self, title: &str, snapshot: &Snapshot) {
         self.line("");
         let number = self.steps.len() + 1;
-        self.line(&format!(
-            "{} {}",
-            self.styled(Style::Accent, &format!("{number:2}")),
-            self.styled(Style::Bold, title)
-        ));
+        let number = self.styled(Style::Accent, &format!("{number:2}"));
+        let heading = self.styled(Style::Bold, title);
+        self.line(&format!("{number} {heading}"));
         for row in &snapshot.rows {
             let marker = if row.is_new {
                 self.styled(Style::Accent, ">")
@@ -126,9 +131,10 @@ impl Output {
     }
 
     /// A heading above claims.
-    pub(crate) fn heading(&self, text: &str) {
+    pub(crate) fn heading(&mut self, text: &str) {
         self.line("");
-        self.line(&self.styled(Style::Bold, text));
+        let text = self.styled(Style::Bold, text);
+        self.line(&text);
     }
 
     /// One claim.
@@ -137,15 +143,20 @@ impl Output {
             Ok(text) => ("ok  ", Style::Good, text),
             Err(text) => ("FAIL", Style::Bad, text),
         };
-        self.line(&format!("  {} {}", self.styled(style, mark), outcome.claim));
+        let mark = self.styled(style, mark);
+        self.line(&format!("  {mark} {}", outcome.claim));
         for line in wrapped(text, WIDTH - 7) {
-            self.line(&format!("       {}", self.styled(Style::Dim, &line)));
+            let line = self.styled(Style::Dim, &line);
+            self.line(&format!("       {line}"));
         }
         self.outcomes.push(outcome);
     }
 
     /// The last line, or the JSON object. Gives the number of failed claims.
-    pub(crate) fn finish(self, seconds: f64) -> usize {
+    ///
+    /// # Errors
+    /// If standard output has not taken everything.
+    pub(crate) fn finish(mut self, seconds: f64) -> Result<usize, StdoutError> {
         let failed = self
             .outcomes
             .iter()
@@ -168,12 +179,12 @@ impl Output {
                 "schema": 1, "passed": passed, "failed": failed, "seconds": seconds,
                 "steps": self.steps, "claims": claims,
             });
-            let _ = writeln!(std::io::stdout(), "{object:#}");
+            self.print(&format!("{object:#}"));
         } else {
             self.line("");
             self.line(&format!("{passed} passed, {failed} failed"));
         }
-        failed
+        self.printed.map(|()| failed)
     }
 }
 

@@ -323,10 +323,7 @@ impl Inspect for Device {
             .into_iter()
             .map(|(pasid, domain)| {
                 Node::new()
-                    .with(
-                        "pasid",
-                        pasid.map_or(Value::Text("none".into()), |p| p.get().into()),
-                    )
+                    .with("pasid", pasid.map(Pasid::get))
                     .with("domain", domain.id().get())
                     .into()
             })

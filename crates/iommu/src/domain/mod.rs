@@ -40,6 +40,11 @@ pub(crate) mod space;
 
 pub use config::{DomainConfig, DomainKind};
 
+/// Ranges of mapped addresses that a domain shows of itself, and leaves that it looks at for them: a
+/// domain may have millions.
+const SHOWN_RANGES: usize = 16;
+const SHOWN_LEAVES: usize = 4096;
+
 /// One source that leads here.
 struct Attached {
     source: SourceId,
@@ -339,18 +344,24 @@ impl fmt::Debug for Domain {
 impl Inspect for Domain {
     fn inspect(&self) -> Node {
         let sources = self.source_ids().into_iter();
-        let sources = sources.map(|source| source.to_string().into()).collect();
-        let mut node = Node::new()
+        let sources = sources.map(|source| {
+            let node = Node::new().with("device", source.device.to_string());
+            node.with("pasid", source.pasid.map(Pasid::get)).into()
+        });
+        let sources: Vec<Value> = sources.collect();
+        let table = self.table();
+        let format = table.map(|_| self.config.format.to_string());
+        let shown = table.map_or(Vec::new(), |t| t.mapped_ranges(SHOWN_RANGES, SHOWN_LEAVES));
+        Node::new()
             .with("id", self.id().get())
             .with("kind", self.kind().to_string())
-            .with("routes", Value::List(sources));
-        if self.kind().is_paging() {
-            node.set("format", self.config.format.to_string())
-                .set("table_pages", self.table_pages())
-                .set("mapped_bytes", self.mapped_bytes())
-                .set("pte_writes", self.pte_writes());
-        }
-        node.with("dma_operations", self.dma_operations())
+            .with("routes", Value::List(sources))
+            .with("format", format)
+            .with("table_pages", self.table_pages())
+            .with("mapped_bytes", self.mapped_bytes())
+            .with("mapped", shown)
+            .with("pte_writes", self.pte_writes())
+            .with("dma_operations", self.dma_operations())
             .with("dma_bytes", self.dma_bytes())
             .with("faults", self.faults())
     }

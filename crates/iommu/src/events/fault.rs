@@ -8,7 +8,7 @@ use std::{
 
 use ioasid_core::{
     Access, Pasid, PciAddress,
-    inspect::{Inspect, Node},
+    inspect::{Inspect, Node, Value},
     sync::Mutex,
 };
 
@@ -273,7 +273,15 @@ impl FaultSink for FaultLog {
 impl Inspect for FaultLog {
     fn inspect(&self) -> Node {
         let state = self.state.lock();
-        let faults: Vec<String> = state.faults.iter().map(Fault::to_string).collect();
+        let faults = state.faults.iter().map(|fault| {
+            Node::new()
+                .with("device", fault.device.to_string())
+                .with("pasid", fault.pasid.map(Pasid::get))
+                .with("access", fault.access.to_string())
+                .with("iova", Value::Hex(fault.iova))
+                .with("reason", fault.reason.to_string())
+        });
+        let faults: Vec<Node> = faults.collect();
         Node::new()
             .with("faults", state.total)
             .with("dropped", state.dropped)

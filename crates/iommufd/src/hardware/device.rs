@@ -149,12 +149,9 @@ impl fmt::Debug for DeviceObject {
 
 impl Inspect for DeviceObject {
     fn inspect(&self) -> Node {
-        let node = Node::new()
+        Node::new()
             .with("id", self.id.get())
-            .with("device", self.device.address().to_string());
-        match self.child {
-            Some(pasid) => node.with("default_pasid", pasid.get()),
-            None => node,
-        }
+            .with("device", self.device.address().to_string())
+            .with("default_pasid", self.child.map(Pasid::get))
     }
 }

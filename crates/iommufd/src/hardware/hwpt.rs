@@ -190,7 +190,8 @@ impl Hwpt {
 
 impl Inspect for Hwpt {
     fn inspect(&self) -> Node {
-        let node = Node::new()
+        let faults = self.faults();
+        Node::new()
             .with("id", self.id.get())
             .with("ioas", self.ioas().id().get())
             .with("domain", self.target().id().get())
@@ -201,10 +202,10 @@ impl Inspect for Hwpt {
                 self.flags.contains(HwptFlags::DIRTY_TRACKING),
             )
             .with("pasid", self.flags.contains(HwptFlags::PASID))
-            .with("nest_parent", self.flags.contains(HwptFlags::NEST_PARENT));
-        match self.faults() {
-            Some(handler) => node.with("fault_queue", handler.queue().id().get()),
-            None => node,
-        }
+            .with("nest_parent", self.flags.contains(HwptFlags::NEST_PARENT))
+            .with(
+                "fault_queue",
+                faults.map(|handler| handler.queue().id().get()),
+            )
     }
 }

@@ -4,7 +4,7 @@
 use std::{collections::BTreeMap, fmt, sync::Arc};
 
 use ioasid_core::{
-    inspect::{Inspect, Node},
+    inspect::{Inspect, Node, Value},
     sync::Mutex,
 };
 
@@ -102,10 +102,7 @@ impl Viommu {
 impl Inspect for Viommu {
     fn inspect(&self) -> Node {
         let devices = self.devices.lock();
-        let numbers: Vec<String> = devices
-            .keys()
-            .map(|virt_id| format!("{virt_id:#x}"))
-            .collect();
+        let numbers: Vec<Value> = devices.keys().map(|id| Value::Hex(*id)).collect();
         Node::new()
             .with("id", self.id.get())
             .with("kind", self.kind)

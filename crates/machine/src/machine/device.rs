@@ -95,19 +95,18 @@ impl MachineDevice {
 
     pub(super) fn inspect(&self) -> Node {
         let model = self.section.model;
-        let mut node = Node::new()
+        let vfio = self.vfio.as_ref();
+        Node::new()
             .with("address", self.address.to_string())
             .with("model", model)
             .with("driver", self.driver_name())
-            .with("vm", self.section.vm.as_deref().unwrap_or("-"))
-            .with(model, self.whole.inspect());
-        if let Some(host) = &self.host {
-            node.set("host_queues", host.inspect_queues());
-        }
-        if let Some(device) = &self.vfio {
-            node.set("node", device.name())
-                .set("vfio", device.inspect());
-        }
-        node
+            .with("vm", self.section.vm.as_deref())
+            .with(model, self.whole.inspect())
+            .with(
+                "host_queues",
+                self.host.as_ref().map(|h| h.inspect_queues()),
+            )
+            .with("node", vfio.map(|device| device.name()))
+            .with("vfio", vfio.map(|device| device.inspect()))
     }
 }

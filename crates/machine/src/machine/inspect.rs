@@ -8,27 +8,29 @@ use super::{device::MachineDevice, node::MdevInfo, running::Machine};
 
 impl Machine {
     fn inspect_mdev(&self, mdev: &MdevInfo) -> Node {
-        let mut node = Node::new()
-            .with("uuid", mdev.uuid.to_string())
-            .with("type", mdev.type_name.as_str())
-            .with("parent", mdev.parent.as_str())
-            .with("vm", mdev.vm.as_deref().unwrap_or("-"))
-            .with("node", mdev.node.name.as_str());
         let parents = self
             .devices
             .iter()
             .filter_map(|device| device.parent.as_ref());
         let mut children = parents.filter_map(|parent| parent.inspect_child(mdev.uuid));
-        if let Some(child) = children.next() {
-            node.set("queue", child);
-        } else if let Some(child) = self.emulated.inspect_child(mdev.uuid) {
-            node.set("device", child);
-        }
-        node.with("vfio", mdev.node.device.inspect())
+        let queue = children.next();
+        let device = match queue {
+            Some(_) => None,
+            None => self.emulated.inspect_child(mdev.uuid),
+        };
+        Node::new()
+            .with("uuid", mdev.uuid.to_string())
+            .with("type", mdev.type_name.as_str())
+            .with("parent", mdev.parent.as_str())
+            .with("vm", mdev.vm.as_deref())
+            .with("node", mdev.node.name.as_str())
+            .with("queue", queue)
+            .with("device", device)
+            .with("vfio", mdev.node.device.inspect())
     }
 
-    /// The parents with their types, free instances and children.
-    pub fn inspect_mdevs(&self) -> Node {
+    /// The parents of mediated devices with their types and free instances.
+    fn inspect_mdev_types(&self) -> Vec<Node> {
         let types = self.mdev_types().into_iter().map(|entry| {
             Node::new()
                 .with("parent", entry.parent)
@@ -36,12 +38,17 @@ impl Machine {
                 .with("description", entry.description)
                 .with("available_instances", entry.available_instances)
         });
-        let types: Vec<Node> = types.collect();
+        types.collect()
+    }
+
+    /// The parents with their types, free instances and children.
+    pub fn inspect_mdevs(&self) -> Node {
         let devices: Vec<Node> = self
             .mdevs(None)
             .iter()
             .map(|mdev| self.inspect_mdev(mdev))
             .collect();
+        let types = self.inspect_mdev_types();
         Node::new().with("types", types).with("devices", devices)
     }
 }
@@ -69,6 +76,7 @@ impl Inspect for Machine {
             .with("iommu", self.iommu.inspect())
             .with("devices", devices)
             .with("mdevs", mdevs)
+            .with("mdev_types", self.inspect_mdev_types())
             .with("iommufds", Value::List(contexts))
     }
 }

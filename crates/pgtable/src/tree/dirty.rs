@@ -1,4 +1,6 @@
-//! Dirty bits: read, read and clear, and the switch.
+//! Dirty bits: read, read and clear, and the switch; what is mapped.
+
+use std::ops::ControlFlow;
 
 use ioasid_core::{
     AddrRange,
@@ -18,12 +20,12 @@ impl<F: Format> Tree<F> {
     ) {
         let _writer = self.writer.lock();
         let mut run: Option<AddrRange> = None;
-        self.leaves(range, &mut |entries, leaf| {
+        let _ = self.leaves(range, &mut |entries, leaf| {
             // What is not reported stays dirty.
             let clear = clear && range.covers(leaf);
             let (true, Some(part)) = (take_dirty::<F>(entries, clear), leaf.intersect(range))
             else {
-                return;
+                return ControlFlow::Continue(());
             };
             match run {
                 Some(before) if before.last().checked_add(1) == Some(part.start()) => {
@@ -34,27 +36,56 @@ impl<F: Format> Tree<F> {
                     run = Some(part);
                 }
             }
+            ControlFlow::Continue(())
         });
         run.into_iter().for_each(report);
+    }
+
+    /// See [`PageTable::mapped_ranges`](crate::PageTable::mapped_ranges).
+    pub(crate) fn mapped_ranges(&self, most: usize, leaves: usize) -> Vec<AddrRange> {
+        let _writer = self.writer.lock();
+        let (mut ranges, mut left) = (Vec::<AddrRange>::new(), leaves);
+        let _ = self.leaves(AddrRange::ALL, &mut |_, leaf| {
+            if left == 0 {
+                return ControlFlow::Break(());
+            }
+            left -= 1;
+            let full = ranges.len() == most;
+            match ranges.last_mut() {
+                Some(before) if before.last().checked_add(1) == Some(leaf.start()) => {
+                    *before = AddrRange::new(before.start(), leaf.last()).unwrap_or(*before);
+                }
+                _ if full => return ControlFlow::Break(()),
+                _ => ranges.push(leaf),
+            }
+            ControlFlow::Continue(())
+        });
+        ranges
     }
 
     /// See [`PageTable::set_dirty_tracking`](crate::PageTable::set_dirty_tracking).
     pub(crate) fn set_dirty_tracking(&self, on: bool) {
         let _writer = self.writer.lock();
         if on {
-            self.leaves(AddrRange::ALL, &mut |entries, _| {
+            let _ = self.leaves(AddrRange::ALL, &mut |entries, _| {
                 take_dirty::<F>(entries, true);
+                ControlFlow::Continue(())
             });
         }
         self.tracking.store(on, Ordering::SeqCst);
     }
 
-    /// Calls `visit` with each leaf that has an address in `range`, in ascending order: its slots and
-    /// its addresses.
-    fn leaves(&self, range: AddrRange, visit: &mut impl FnMut(&[AtomicU64], AddrRange)) {
+    /// Calls `visit` with each leaf that has an address in `range`, in ascending order, until it breaks
+    /// off: with the leaf's slots and its addresses.
+    fn leaves(
+        &self,
+        range: AddrRange,
+        visit: &mut impl FnMut(&[AtomicU64], AddrRange) -> ControlFlow<()>,
+    ) -> ControlFlow<()> {
         let (table, levels) = self.top();
-        if let Some(within) = AddrRange::new(range.start(), range.last().min(F::reach(levels))) {
-            self.leaves_of(table, levels - 1, within.start(), within.last(), visit);
+        match AddrRange::new(range.start(), range.last().min(F::reach(levels))) {
+            Some(within) => self.leaves_of(table, levels - 1, within.start(), within.last(), visit),
+            None => ControlFlow::Continue(()),
         }
     }
 
@@ -64,24 +95,24 @@ impl<F: Format> Tree<F> {
         level: u32,
         mut start: u64,
         last: u64,
-        visit: &mut impl FnMut(&[AtomicU64], AddrRange),
-    ) {
+        visit: &mut impl FnMut(&[AtomicU64], AddrRange) -> ControlFlow<()>,
+    ) -> ControlFlow<()> {
         loop {
             let entry = table.entry(index(start, level)).load(Ordering::Relaxed);
             let mut end = clip(start, last, level);
             if let Some(child) = self.arena.child::<F>(entry, level) {
-                self.leaves_of(child, level - 1, start, end, visit);
+                self.leaves_of(child, level - 1, start, end, visit)?;
             } else if F::is_present(entry) {
                 let mask = mask(F::leaf_shift(entry, level));
                 let (leaf, leaf_last) = (start & !mask, start | mask);
                 let (first, count) = slots(leaf, leaf_last, level);
                 if let Some(leaf) = AddrRange::new(leaf, leaf_last) {
-                    visit(table.entries(first, count), leaf);
+                    visit(table.entries(first, count), leaf)?;
                 }
                 end = leaf_last;
             }
             if end >= last {
-                return;
+                return ControlFlow::Continue(());
             }
             start = end + 1;
         }

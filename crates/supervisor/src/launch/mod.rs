@@ -98,6 +98,7 @@ fn launch(
         mode,
         mmio: Mmio::default(),
         explain: false,
+        pid: std::process::id(),
     };
     channel.send(&attach, Some(listener.as_fd()))?;
     drop(listener);

@@ -8,15 +8,11 @@
 
 use std::{
     collections::VecDeque,
-    fs::{self, DirBuilder},
-    io,
-    os::unix::{
-        fs::{DirBuilderExt, FileTypeExt, MetadataExt},
-        net::{UnixListener, UnixStream},
-    },
+    fs, io,
+    os::unix::net::{UnixListener, UnixStream},
     path::{Path, PathBuf},
     sync::{
-        Arc,
+        Arc, Weak,
         atomic::{AtomicBool, AtomicU64, Ordering},
     },
     thread::JoinHandle,
@@ -24,11 +20,20 @@ use std::{
 };
 
 use ioasid_core::{
-    inspect::{Inspect, Node, Value},
+    inspect::{Inspect, Node},
     sync::Mutex,
 };
-use rustix::process::geteuid;
+use rustix::{net::sockopt::socket_peercred, process::geteuid};
 
+pub(crate) use super::client::{account, connect};
+use super::{
+    client::PATIENCE,
+    place::{clear_stale, folder_of},
+};
+pub use super::{
+    client::{inject, inspect, mdev, ping},
+    place::{ControlError, Owner, check_free, directory, find_machines, socket_path},
+};
 use crate::{
     session::{
         Session,
@@ -36,164 +41,17 @@ use crate::{
         observe::{Account, CallObserver, Observers},
         tracer::CallTracer,
     },
-    view::{InjectRequest, MachineView, MdevRequest},
+    view::MachineView,
     wire::{
-        Attach, Channel, Counts, Joined, REPLY_BYTES, REQUEST_BYTES, Request, WireError, describe,
-        tree::Tree,
+        Attach, Channel, Counts, Joined, REQUEST_BYTES, Request, WireError, describe, tree::Tree,
     },
 };
-
-/// How long a peer may take to send or read a message.
-const PATIENCE: Duration = Duration::from_secs(10);
 
 /// Connections at a time.
 const CONNECTIONS: usize = 64;
 
 /// Programs whose accounts are kept.
 const ACCOUNTS: usize = 1024;
-
-/// Why a machine cannot be served.
-#[derive(Debug, thiserror::Error)]
-pub enum ControlError {
-    /// Another machine has that name.
-    #[error("a machine is being served at {} already", .0.display())]
-    InUse(PathBuf),
-    /// The directory belongs to another user, or others may write to it.
-    #[error("{} is not a directory of this user alone", .0.display())]
-    UnsafeDirectory(PathBuf),
-    /// There is something at that path which is no socket.
-    #[error("{} exists and is not a socket", .0.display())]
-    NotASocket(PathBuf),
-    /// Not a file name.
-    #[error("{0:?} cannot name a machine")]
-    BadName(String),
-    /// The file system or the host said no.
-    #[error("cannot serve at {}: {error}", path.display())]
-    Io {
-        /// The socket or its directory.
-        path: PathBuf,
-        /// What it said.
-        #[source]
-        error: io::Error,
-    },
-}
-
-/// Where this user's machines have their sockets. Makes the directory.
-///
-/// # Errors
-/// [`ControlError::UnsafeDirectory`], [`ControlError::Io`].
-pub fn directory() -> Result<PathBuf, ControlError> {
-    let path = directory_path();
-    let io = |error| ControlError::Io {
-        path: path.clone(),
-        error,
-    };
-    match DirBuilder::new().mode(0o700).create(&path) {
-        Err(error) if error.kind() != io::ErrorKind::AlreadyExists => return Err(io(error)),
-        _ => {}
-    }
-    let metadata = fs::symlink_metadata(&path).map_err(io)?;
-    let private =
-        metadata.is_dir() && metadata.uid() == geteuid().as_raw() && metadata.mode() & 0o022 == 0;
-    if private {
-        Ok(path)
-    } else {
-        Err(ControlError::UnsafeDirectory(path))
-    }
-}
-
-fn directory_path() -> PathBuf {
-    match std::env::var_os("XDG_RUNTIME_DIR") {
-        Some(runtime) if Path::new(&runtime).is_absolute() && Path::new(&runtime).is_dir() => {
-            Path::new(&runtime).join("ioasid")
-        }
-        _ if geteuid().is_root() && Path::new("/run").is_dir() => PathBuf::from("/run/ioasid"),
-        _ => PathBuf::from(format!("/tmp/ioasid-{}", geteuid().as_raw())),
-    }
-}
-
-/// The socket of the machine called `name`; a name with a slash in it is a path already.
-///
-/// # Errors
-/// [`ControlError::BadName`], and as [`directory`].
-pub fn socket_path(name: &str) -> Result<PathBuf, ControlError> {
-    if name.contains('/') {
-        return Ok(PathBuf::from(name));
-    }
-    if name.is_empty() || name.starts_with('.') || name.contains('\0') {
-        return Err(ControlError::BadName(name.to_owned()));
-    }
-    Ok(directory()?.join(format!("{name}.sock")))
-}
-
-/// The sockets of the machines that this user serves now, in order of name. Nothing is made or
-/// removed.
-pub fn find_machines() -> Vec<PathBuf> {
-    let Ok(entries) = fs::read_dir(directory_path()) else {
-        return Vec::new();
-    };
-    let mut found: Vec<PathBuf> = entries
-        .filter_map(|entry| Some(entry.ok()?.path()))
-        .filter(|path| path.extension().is_some_and(|e| e == "sock"))
-        .filter(|path| UnixStream::connect(path).is_ok())
-        .collect();
-    found.sort();
-    found
-}
-
-/// Connects to a machine.
-pub(crate) fn connect(path: &Path) -> io::Result<Channel> {
-    UnixStream::connect(path).map(Channel::new)
-}
-
-/// Asks the machine at `path` for its tree.
-///
-/// # Errors
-/// See [`WireError`].
-pub fn inspect(path: &Path) -> Result<Node, WireError> {
-    ask(path, &Request::Inspect)
-}
-
-/// Asks the machine at `path` whether it is there.
-///
-/// # Errors
-/// See [`WireError`].
-pub fn ping(path: &Path) -> Result<(), WireError> {
-    ask(path, &Request::Ping).map(drop)
-}
-
-/// Asks the machine at `path` about mediated devices.
-///
-/// # Errors
-/// See [`WireError`].
-pub fn mdev(path: &Path, request: MdevRequest) -> Result<Node, WireError> {
-    ask(path, &Request::Mdev(request))
-}
-
-/// Makes something of the machine at `path` fail.
-///
-/// # Errors
-/// See [`WireError`].
-pub fn inject(path: &Path, request: InjectRequest) -> Result<(), WireError> {
-    ask(path, &Request::Inject(request)).map(drop)
-}
-
-/// Asks the machine at `path` what it has counted of a program, once all that is to be written about it
-/// is written.
-///
-/// # Errors
-/// See [`WireError`].
-pub(crate) fn account(path: &Path, session: u64) -> Result<Counts, WireError> {
-    let mut channel = connect(path)?;
-    channel.send(&Request::Account { session }, None)?;
-    channel.receive(REQUEST_BYTES)
-}
-
-fn ask(path: &Path, request: &Request) -> Result<Node, WireError> {
-    let mut channel = connect(path)?;
-    channel.send(request, None)?;
-    channel.receive::<Tree>(REPLY_BYTES).map(|tree| tree.0)
-}
 
 /// A served machine.
 #[derive(Debug)]
@@ -212,6 +70,8 @@ struct Shared {
     /// What is counted of programs, the latest last: of those that have ended too.
     accounts: Mutex<VecDeque<Kept>>,
     last_session: AtomicU64,
+    /// Programs that this process serves beside those that join.
+    own: Mutex<Vec<Weak<dyn Inspect + Send + Sync>>>,
     connections: Mutex<usize>,
     stopping: AtomicBool,
 }
@@ -248,6 +108,7 @@ impl ControlServer {
             error,
         };
         clear_stale(&path)?;
+        folder_of(&path)?;
         let listener = UnixListener::bind(&path).map_err(io)?;
         rustix::fs::chmod(&path, rustix::fs::Mode::from_raw_mode(0o600))
             .map_err(|error| io(error.into()))?;
@@ -257,6 +118,7 @@ impl ControlServer {
             sessions: Mutex::new(Vec::new()),
             accounts: Mutex::default(),
             last_session: AtomicU64::new(0),
+            own: Mutex::new(Vec::new()),
             connections: Mutex::new(0),
             stopping: AtomicBool::new(false),
         });
@@ -275,6 +137,11 @@ impl ControlServer {
     /// Where it listens.
     pub fn path(&self) -> &Path {
         &self.path
+    }
+
+    /// Shows a program that this process serves itself, as long as it lives.
+    pub fn show(&self, program: &Arc<dyn Inspect + Send + Sync>) {
+        self.shared.own.lock().push(Arc::downgrade(program));
     }
 
     /// How many program trees use the machine.
@@ -299,27 +166,6 @@ impl Drop for ControlServer {
         let sessions = std::mem::take(&mut *self.shared.sessions.lock());
         drop(sessions);
         let _ = fs::remove_file(&self.path);
-    }
-}
-
-fn clear_stale(path: &Path) -> Result<(), ControlError> {
-    let io = |error| ControlError::Io {
-        path: path.to_owned(),
-        error,
-    };
-    match fs::symlink_metadata(path) {
-        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
-        Err(error) => Err(io(error)),
-        Ok(metadata) if !metadata.file_type().is_socket() => {
-            Err(ControlError::NotASocket(path.to_owned()))
-        }
-        Ok(_) => match UnixStream::connect(path) {
-            Ok(_) => Err(ControlError::InUse(path.to_owned())),
-            Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => {
-                fs::remove_file(path).map_err(io)
-            }
-            Err(error) => Err(io(error)),
-        },
     }
 }
 
@@ -350,8 +196,10 @@ fn accept(listener: &UnixListener, shared: &Arc<Shared>) {
             .name("connection".to_owned())
             .spawn(move || {
                 let shared = Arc::clone(&slot.0);
-                if let Err(error) = serve(&shared, stream) {
-                    tracing::debug!(%error, "a connection ended");
+                match serve(&shared, stream) {
+                    // Somebody has looked whether a machine is here.
+                    Ok(()) | Err(WireError::Closed) => {}
+                    Err(error) => tracing::info!(%error, "a connection was dropped"),
                 }
                 drop(slot);
             });
@@ -374,20 +222,22 @@ impl Drop for Slot {
 fn serve(shared: &Shared, stream: UnixStream) -> Result<(), WireError> {
     stream.set_read_timeout(Some(PATIENCE))?;
     stream.set_write_timeout(Some(PATIENCE))?;
-    let peer = rustix::net::sockopt::socket_peercred(&stream)
-        .map_err(io::Error::from)?
-        .uid;
+    let peer = socket_peercred(&stream).map_err(io::Error::from)?.uid;
     let mut channel = Channel::new(stream);
     let us = geteuid();
     if peer != us && !peer.is_root() {
-        return channel.refuse(&format!(
+        let reason = format!(
             "this machine belongs to uid {}, not to uid {}",
             us.as_raw(),
             peer.as_raw()
-        ));
+        );
+        return refuse(&mut channel, &reason);
     }
     match channel.receive(REQUEST_BYTES)? {
-        Request::Ping => channel.send(&Tree::default(), None),
+        Request::Ping => {
+            let answer = Node::new().with("name", shared.view.name());
+            channel.send(&Tree(answer), None)
+        }
         Request::Inspect => channel.send(&Tree(shared.inspect()), None),
         Request::Mdev(request) => match shared.view.mdev(&request) {
             Ok(node) => channel.send(&Tree(node), None),
@@ -403,19 +253,27 @@ fn serve(shared: &Shared, stream: UnixStream) -> Result<(), WireError> {
             None => channel.refuse("the machine has no account of that program"),
         },
         Request::Join { .. } if !shared.joinable => {
-            channel.refuse("this machine serves virtual machines only (serve --no-join)")
+            let reason = "this machine serves virtual machines only (serve --no-join)";
+            refuse(&mut channel, reason)
         }
         Request::Join { vm, program } => {
             if peer != us && !us.is_root() {
-                return channel.refuse(&format!(
+                let reason = format!(
                     "the machine runs as uid {} and may not read the memory of a program of root: \
                      serve it as root, or join as uid {0}",
                     us.as_raw()
-                ));
+                );
+                return refuse(&mut channel, &reason);
             }
             join(shared, &mut channel, vm, program)
         }
     }
+}
+
+/// Answers a program that it cannot use the machine.
+fn refuse(channel: &mut Channel, reason: &str) -> Result<(), WireError> {
+    tracing::info!(reason, "a program was refused");
+    channel.refuse(reason)
 }
 
 fn join(
@@ -427,12 +285,12 @@ fn join(
     if let Some(vm) = &vm
         && !shared.view.has_vm(vm)
     {
-        return channel.refuse(&format!("the machine has no vm {vm:?}"));
+        return refuse(channel, &format!("the machine has no vm {vm:?}"));
     }
     channel.send(&describe(&*shared.view, vm.as_deref()), None)?;
     let attach: Attach = channel.receive(REQUEST_BYTES)?;
     let Some(listener) = channel.take_fd() else {
-        return channel.refuse("the listener is missing");
+        return refuse(channel, "the listener is missing");
     };
     let explainer = match attach.explain {
         true => {
@@ -460,7 +318,10 @@ fn join(
             drop(sessions);
             channel.send(&joined, None)
         }
-        Err(error) => channel.refuse(&format!("the machine cannot serve the program: {error}")),
+        Err(error) => refuse(
+            channel,
+            &format!("the machine cannot serve the program: {error}"),
+        ),
     }
 }
 
@@ -499,10 +360,13 @@ impl Inspect for Shared {
         let mut node = self.view.inspect();
         let mut sessions = self.sessions.lock();
         sessions.retain(|session| !session.is_finished());
-        let programs = sessions
-            .iter()
-            .map(|session| Value::Node(session.inspect()));
-        node.set("programs", Value::List(programs.collect()));
+        let mut programs: Vec<Node> = sessions.iter().map(Inspect::inspect).collect();
+        drop(sessions);
+        let own = self.own.lock();
+        let own = own.iter().filter_map(Weak::upgrade);
+        programs.extend(own.map(|program| program.inspect()));
+        node.set("pid", std::process::id())
+            .set("programs", programs);
         node
     }
 }

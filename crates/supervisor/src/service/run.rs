@@ -113,9 +113,9 @@ pub enum RunError {
     UnknownVm(String),
     /// The launcher could not be started.
     #[error("cannot start the launcher: {0}")]
-    Spawn(#[source] io::Error),
+    Spawn(io::Error),
     /// The launcher or the machine broke off or refused.
-    #[error("{0}")]
+    #[error(transparent)]
     Wire(#[from] WireError),
     /// No machine there.
     #[error("cannot reach the machine at {}: {error}", path.display())]
@@ -123,15 +123,14 @@ pub enum RunError {
         /// Its socket.
         path: PathBuf,
         /// Why not.
-        #[source]
         error: io::Error,
     },
     /// The session could not be started.
     #[error("cannot serve the program: {0}")]
-    Session(#[source] io::Error),
+    Session(io::Error),
     /// The program could not be waited for.
     #[error("cannot wait for the program: {0}")]
-    Wait(#[source] io::Error),
+    Wait(io::Error),
 }
 
 /// A program that has been started, or that failed to start and said so on its stderr.

@@ -33,7 +33,7 @@ pub(crate) mod tracer;
 use std::{
     io,
     os::fd::{AsFd, OwnedFd},
-    sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, atomic::Ordering},
+    sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError},
 };
 
 use closer::CLOSE_PATIENCE;
@@ -53,7 +53,6 @@ use crate::{system::listener::Listener, view::MachineView, wire::Attach};
 #[derive(Debug)]
 pub struct Session {
     program: Arc<Program>,
-    vm: Option<String>,
     stop: OwnedFd,
     end: Arc<End>,
 }
@@ -83,7 +82,8 @@ impl Session {
         let client = Client::new(name.clone(), view.space())?;
         let watcher: Arc<dyn DmaWatcher> = observers.clone();
         view.watch_refused_dma(&watcher);
-        let program = Program::new(name, Listener::new(listener)?, observers);
+        let listener = Listener::new(listener)?;
+        let program = Program::new(name, attach.pid, vm.clone(), listener, observers);
         let stop = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?;
         if !can_take_descriptors() {
             tracing::warn!(
@@ -91,10 +91,7 @@ impl Session {
                  (--cap-add SYS_PTRACE)"
             );
         }
-        let machine = Machine {
-            view,
-            vm: vm.clone(),
-        };
+        let machine = Machine { view, vm };
         let state = State::new(&program, machine, client, attach)?;
         let server = Server::new(state, stop.try_clone()?)?;
         let end = Arc::<End>::default();
@@ -102,12 +99,8 @@ impl Session {
         std::thread::Builder::new()
             .name("session".to_owned())
             .spawn(move || server.run(|| ended.finish()))?;
-        Ok(Session {
-            program,
-            vm,
-            stop,
-            end,
-        })
+        program.report("a program uses the machine");
+        Ok(Session { program, stop, end })
     }
 
     /// The program's name.
@@ -118,6 +111,11 @@ impl Session {
     /// How many of its calls were refused, and how many faults its DMA had.
     pub fn account(&self) -> &Arc<Account> {
         self.program.observers.account()
+    }
+
+    /// What there is to see of the program.
+    pub fn shown(&self) -> Arc<dyn inspect::Inspect + Send + Sync> {
+        Arc::clone(&self.program) as _
     }
 
     /// Whether the tree is gone and everything it held is closed.
@@ -187,12 +185,6 @@ impl Drop for Session {
 
 impl inspect::Inspect for Session {
     fn inspect(&self) -> inspect::Node {
-        let mut node = inspect::Node::new().with("program", self.name());
-        if let Some(vm) = &self.vm {
-            node.set("vm", vm.as_str());
-        }
-        let requests = self.program.requests.load(Ordering::Relaxed);
-        node.with("requests", requests)
-            .with("open_files", self.program.open_files())
+        self.program.inspect()
     }
 }

@@ -8,6 +8,11 @@ use std::{
     },
 };
 
+use ioasid_core::{
+    inspect::{Inspect, Node},
+    sync::Mutex,
+};
+
 use super::observe::Observers;
 use crate::system::listener::Listener;
 
@@ -16,6 +21,10 @@ use crate::system::listener::Listener;
 pub(crate) struct Program {
     /// For messages.
     pub(crate) name: String,
+    /// The first process of the tree, as it knows itself.
+    pub(crate) pid: u32,
+    /// Limits it to what this VM owns.
+    pub(crate) vm: Option<String>,
     /// Where its calls arrive.
     pub(crate) listener: Listener,
     /// Calls so far, with accesses to registers that were asked for in a shared page.
@@ -23,28 +32,44 @@ pub(crate) struct Program {
     /// What wants to know of its calls.
     pub(crate) observers: Arc<Observers>,
     open_files: AtomicUsize,
+    /// Names of the device nodes that it has open.
+    devices: Mutex<Vec<String>>,
     warned: AtomicBool,
 }
 
 impl Program {
-    pub(crate) fn new(name: String, listener: Listener, observers: Arc<Observers>) -> Arc<Self> {
+    pub(crate) fn new(
+        name: String,
+        pid: u32,
+        vm: Option<String>,
+        listener: Listener,
+        observers: Arc<Observers>,
+    ) -> Arc<Self> {
         Arc::new(Program {
             name,
+            pid,
+            vm,
             listener,
             requests: Arc::default(),
             observers,
             open_files: AtomicUsize::new(0),
+            devices: Mutex::default(),
             warned: AtomicBool::new(false),
         })
     }
 
-    /// How many files of the machine are open.
-    pub(crate) fn open_files(&self) -> usize {
-        self.open_files.load(Ordering::Relaxed)
-    }
-
     pub(crate) fn set_open_files(&self, open: usize) {
         self.open_files.store(open, Ordering::Relaxed);
+    }
+
+    pub(crate) fn set_devices(&self, devices: Vec<String>) {
+        *self.devices.lock() = devices;
+    }
+
+    /// Logs what has come of it.
+    pub(crate) fn report(&self, what: &str) {
+        let vm = self.vm.as_deref();
+        tracing::info!(program = %self.name, pid = self.pid, vm, "{what}");
     }
 
     /// Warns once that a process of the program cannot be served, and why.
@@ -56,5 +81,17 @@ impl Program {
                 "a process cannot use the machine: its memory is closed to us"
             );
         }
+    }
+}
+
+impl Inspect for Program {
+    fn inspect(&self) -> Node {
+        Node::new()
+            .with("program", self.name.as_str())
+            .with("pid", self.pid)
+            .with("vm", self.vm.as_deref())
+            .with("requests", self.requests.load(Ordering::Relaxed))
+            .with("open_files", self.open_files.load(Ordering::Relaxed))
+            .with("devices", self.devices.lock().clone())
     }
 }

@@ -51,6 +51,7 @@ impl Server {
         // The waiting thread may end the process, and a directory would stay behind.
         self.state.paths.remove_overlay();
         self.state.program.observers.ended();
+        self.state.program.report("the program has left");
         finished();
         // A served machine goes on without this program.
         drop(self);

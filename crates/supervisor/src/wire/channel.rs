@@ -46,7 +46,7 @@ enum Body<T> {
 pub enum WireError {
     /// The socket failed.
     #[error("the connection failed: {0}")]
-    Io(#[from] io::Error),
+    Io(io::Error),
     /// The peer closed the connection.
     #[error("the other side closed the connection")]
     Closed,
@@ -55,7 +55,7 @@ pub enum WireError {
     TooLong(usize),
     /// Not JSON, or not the message that was waited for.
     #[error("not a message that this version understands: {0}")]
-    Malformed(#[from] serde_json::Error),
+    Malformed(serde_json::Error),
     /// A message of another version.
     #[error("not a message that this version understands: schema {0} instead of {SCHEMA}")]
     Schema(u32),
@@ -68,6 +68,18 @@ pub enum WireError {
     /// The peer refused, in one sentence.
     #[error("{0}")]
     Refused(String),
+}
+
+impl From<io::Error> for WireError {
+    fn from(error: io::Error) -> Self {
+        WireError::Io(error)
+    }
+}
+
+impl From<serde_json::Error> for WireError {
+    fn from(error: serde_json::Error) -> Self {
+        WireError::Malformed(error)
+    }
 }
 
 /// A connection.
@@ -263,6 +275,7 @@ mod tests {
             },
             mmio: Mmio::Ptrace,
             explain: false,
+            pid: 17,
         };
         a.send(&attach, Some(std::io::stdin().as_fd())).unwrap();
         assert_eq!(b.receive::<Attach>(REQUEST_BYTES).unwrap(), attach);

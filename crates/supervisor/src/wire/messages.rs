@@ -68,6 +68,9 @@ pub struct Attach {
     /// How accesses to mapped registers are caught.
     #[serde(default)]
     pub mmio: Mmio,
+    /// The process that becomes the program, as it knows itself.
+    #[serde(default)]
+    pub pid: u32,
     /// Whether a second descriptor comes, in a message of its own: where to write why calls are
     /// refused.
     #[serde(default)]

@@ -174,6 +174,7 @@ pub(crate) fn hostile_peer(setting: Setting) -> Result<(), Failed> {
                 },
                 mmio: ioasid_supervisor::Mmio::Auto,
                 explain: false,
+                pid: 0,
             };
             let null = fs::File::open("/dev/null")?;
             channel.send(&attach, Some(null.as_fd()))?;

@@ -280,7 +280,7 @@ fn is_own(tree: &Json, domain: &Json) -> bool {
     let own = [(FIRST, "0000:6a:01.0"), (FIRST_CHANNEL, "0000:6b:01.0")];
     let own = own.map(|(uuid, device)| {
         let pasid = pasid(tree, uuid).unwrap_or(0);
-        format!("{device} pasid {pasid}")
+        json!({"device": device, "pasid": pasid})
     });
     domain["kind"] == "unmanaged"
         && list(&domain["routes"]).all(|route| own.iter().any(|own| route == own))

@@ -10,7 +10,7 @@
 //! a pipe instead ([`super::event`]), opened the same way.
 
 use std::{
-    collections::HashMap,
+    collections::{BTreeSet, HashMap},
     io,
     mem::MaybeUninit,
     os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd},
@@ -55,6 +55,8 @@ pub(crate) struct Files {
     readiness: Arc<Readiness>,
     /// The number of the last file.
     last: u64,
+    /// Open files of devices.
+    devices: usize,
     /// Whose mappings of devices are registers.
     client: Arc<Client>,
 }
@@ -69,6 +71,7 @@ impl Files {
             events: HashMap::new(),
             readiness: Readiness::new()?,
             last: 0,
+            devices: 0,
             client: Arc::clone(client),
         })
     }
@@ -147,6 +150,7 @@ impl Files {
         if let Object::Device(device) = &object {
             let registers = Bars(Arc::clone(device));
             self.client.add_registers(identity, Arc::new(registers));
+            self.devices += 1;
         }
         self.watches.insert(watch, identity);
         self.last += 1;
@@ -223,6 +227,7 @@ impl Files {
             if let Some(file) = self.open.remove(&identity) {
                 // The inode goes with the watch; it is gone already if this fails.
                 let _ = inotify::remove_watch(&self.inotify, file.watch);
+                self.devices -= usize::from(matches!(file.object, Object::Device(_)));
                 closed.push(file);
             }
         }
@@ -233,6 +238,7 @@ impl Files {
     pub(crate) fn take_all(&mut self) -> Vec<OpenFile> {
         self.watches.clear();
         self.events.clear();
+        self.devices = 0;
         for identity in self.open.keys() {
             self.client.remove_registers(*identity);
         }
@@ -246,6 +252,20 @@ impl Files {
             | Object::Attribute(_) => 2,
         });
         files
+    }
+
+    /// How many of them are devices.
+    pub(crate) fn devices(&self) -> usize {
+        self.devices
+    }
+
+    /// The names of the devices that are open, in order, each once.
+    pub(crate) fn device_names(&self) -> Vec<String> {
+        let names = self.open.values().filter_map(|file| match &file.object {
+            Object::Device(device) => Some(device.device().name().to_owned()),
+            _ => None,
+        });
+        names.collect::<BTreeSet<_>>().into_iter().collect()
     }
 
     /// How many are open.

@@ -41,6 +41,8 @@ pub(crate) struct Descriptors {
     numbers: Numbers,
     /// That a file is on a number that is not reserved was logged.
     reported_number: Cell<bool>,
+    /// Open files of devices when they were last counted.
+    devices: Cell<usize>,
 }
 
 impl Descriptors {
@@ -53,6 +55,7 @@ impl Descriptors {
             mappings: Mappings::default(),
             numbers: Numbers { base },
             reported_number: Cell::new(false),
+            devices: Cell::new(0),
         })
     }
 
@@ -119,6 +122,7 @@ impl Descriptors {
         self.mappings.clear();
         let files = self.files.take_all();
         self.program.set_open_files(0);
+        self.program.set_devices(Vec::new());
         self.let_go(files)
     }
 
@@ -134,6 +138,10 @@ impl Descriptors {
     /// The number of open files may have changed.
     pub(crate) fn count(&self) {
         self.program.set_open_files(self.files.len());
+        let devices = self.files.devices();
+        if devices != self.devices.replace(devices) {
+            self.program.set_devices(self.files.device_names());
+        }
     }
 
     /// The devices that are open may be bound, or no more.

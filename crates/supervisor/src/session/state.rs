@@ -115,7 +115,7 @@ impl State {
         let process = call.process;
         let mut numbers = process.duplicates(fd);
         numbers.retain(|number| process.fd_identity(*number) == Ok(identity));
-        let flags = |fd| process.fd_flags(fd).map_err(|source| unusable(fd, source));
+        let flags = |fd| process.fd_flags(fd).map_err(|error| unusable(fd, error));
         let file = self.open_node(node, flags(fd)?)?;
         let stat = rustix::fs::fstat(&file).map_err(|_| FileError::HostFailed)?;
         numbers.push(fd);
@@ -177,7 +177,7 @@ fn gone(name: impl ToString) -> FileError {
 }
 
 /// A descriptor that a call means cannot be looked at.
-pub(crate) fn unusable(fd: i32, source: FdError) -> RequestError {
+pub(crate) fn unusable(fd: i32, error: FdError) -> RequestError {
     let wanted = Wanted::OfMachine;
-    RequestError::Descriptor { fd, wanted, source }
+    RequestError::Descriptor { fd, wanted, error }
 }

@@ -38,10 +38,10 @@ impl From<RequestError> for Errno {
             RequestError::Unreadable { .. }
             | RequestError::Unwritable { .. }
             | RequestError::BeyondMemory { .. } => Errno::EFAULT,
-            RequestError::Pages { source, .. } => source.into(),
-            RequestError::FilePages { source, .. }
-            | RequestError::Descriptor { source, .. }
-            | RequestError::NoDescriptor(source) => source.into(),
+            RequestError::Pages { error, .. } => error.into(),
+            RequestError::FilePages { error, .. }
+            | RequestError::Descriptor { error, .. }
+            | RequestError::NoDescriptor(error) => error.into(),
             RequestError::WrongFile { .. } => Errno::EBADFD,
             RequestError::NoRoom { .. } => Errno::EMSGSIZE,
             RequestError::TooManyRanges { .. } => Errno::ENOMEM,

@@ -96,7 +96,7 @@ impl From<IrqError> for Errno {
             | IrqError::NoEventfd { .. } => Errno::EINVAL,
             IrqError::NoSuchAction { .. } => Errno::ENOTTY,
             IrqError::NoVectors { .. } => Errno::ERANGE,
-            IrqError::Eventfd { source, .. } => source.into(),
+            IrqError::Eventfd { error, .. } => error.into(),
             IrqError::UnmaskedAlready => Errno::EBUSY,
         }
     }

@@ -90,17 +90,17 @@ pub enum RequestError {
     },
     /// The memory to map cannot be had: not mapped with the permission (EFAULT), no memory or over a
     /// limit (ENOMEM), outside its object (EINVAL), taken back (ENODEV).
-    #[error("{len:#x} bytes at the program's address {address:#x} cannot be pinned: {source}")]
+    #[error("{len:#x} bytes at the program's address {address:#x} cannot be pinned: {error}")]
     Pages {
         /// Where they are.
         address: u64,
         /// Bytes.
         len: u64,
         /// Why not.
-        source: PinError,
+        error: PinError,
     },
     /// The range of a file to map cannot be had (as [`FdError`], EINVAL for a wrong type).
-    #[error("{len:#x} bytes from offset {start:#x} of descriptor {fd} cannot be mapped: {source}")]
+    #[error("{len:#x} bytes from offset {start:#x} of descriptor {fd} cannot be mapped: {error}")]
     FilePages {
         /// The descriptor.
         fd: i32,
@@ -109,17 +109,17 @@ pub enum RequestError {
         /// Bytes.
         len: u64,
         /// Why not.
-        source: FdError,
+        error: FdError,
     },
     /// A descriptor that the struct names cannot be used (as [`FdError`], EINVAL for a wrong type).
-    #[error("descriptor {fd} cannot be used as {wanted}: {source}")]
+    #[error("descriptor {fd} cannot be used as {wanted}: {error}")]
     Descriptor {
         /// The descriptor.
         fd: i32,
         /// What it must be.
         wanted: Wanted,
         /// Why not.
-        source: FdError,
+        error: FdError,
     },
     /// A descriptor that the struct names is another kind of file (EBADFD).
     #[error("descriptor {fd} is not {wanted}")]
@@ -131,7 +131,7 @@ pub enum RequestError {
     },
     /// The program can be given no descriptor (EMFILE, ENOMEM).
     #[error("the program can be given no descriptor: {0}")]
-    NoDescriptor(#[source] FdError),
+    NoDescriptor(FdError),
     /// The array is too short for the answer; what fits, and the number, were written (EMSGSIZE).
     #[error("the array has room for {room} elements, and there are {needed}")]
     NoRoom {

@@ -152,10 +152,10 @@ impl Container<'_> {
         let start = args.vaddr - map.offset;
         let len = args.size + map.offset;
         let pages = self.program.pages(start, len);
-        let pages = pages.map_err(|source| RequestError::Pages {
+        let pages = pages.map_err(|error| RequestError::Pages {
             address: start,
             len,
-            source,
+            error,
         })?;
         let account = self.program.account();
         self.context.vfio_map(account, ioas, pages, map)?;

@@ -130,10 +130,10 @@ pub(super) fn map(call: &Call<'_>) -> Result<u64, CallError> {
     )?;
     let (address, len) = (args.user_va - map.offset, args.length + map.offset);
     let pages = call.program().pages(address, len);
-    let pages = pages.map_err(|source| RequestError::Pages {
+    let pages = pages.map_err(|error| RequestError::Pages {
         address,
         len,
-        source,
+        error,
     })?;
     let account = call.program().account();
     let context = call.context();
@@ -164,12 +164,12 @@ pub(super) fn map_file(call: &Call<'_>) -> Result<u64, CallError> {
     let pages: Arc<dyn PageSource> = match pages {
         Ok(pages) => pages,
         Err(FdError::WrongType | FdError::BeyondEnd) => Arc::new(NoPages { start, len }),
-        Err(source) => {
+        Err(error) => {
             return Err(RequestError::FilePages {
                 fd: args.fd,
                 start,
                 len,
-                source,
+                error,
             }
             .into());
         }

@@ -52,9 +52,9 @@ fn check_token(
 
 fn context(fd: i32, program: &dyn Program) -> Result<Arc<Context>, CallError> {
     let wanted = Wanted::Iommufd;
-    let file = program.iommufd(fd).map_err(|source| match source {
+    let file = program.iommufd(fd).map_err(|error| match error {
         FdError::WrongType => RequestError::WrongFile { fd, wanted },
-        source => RequestError::Descriptor { fd, wanted, source },
+        error => RequestError::Descriptor { fd, wanted, error },
     });
     Ok(file?)
 }

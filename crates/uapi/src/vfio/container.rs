@@ -200,10 +200,10 @@ fn map(container: &Container, arg: u64, program: &dyn Program) -> Result<u64, Ca
     let pages = || {
         let pages = program.pages_or_registers(args.vaddr, args.size);
         let (address, len) = (args.vaddr, args.size);
-        Ok(pages.map_err(|source| RequestError::Pages {
+        Ok(pages.map_err(|error| RequestError::Pages {
             address,
             len,
-            source,
+            error,
         })?)
     };
     container.map::<CallError>(program.account(), &request, pages)?;

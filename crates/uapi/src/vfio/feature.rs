@@ -149,9 +149,9 @@ fn wakeup(data: u64, program: &dyn Program) -> Result<Arc<dyn IrqSink>, CallErro
     valid(named("wakeup_eventfd", entry.wakeup_eventfd))?;
     let fd = entry.wakeup_eventfd;
     let eventfd = program.eventfd(fd);
-    Ok(eventfd.map_err(|source| RequestError::Descriptor {
+    Ok(eventfd.map_err(|error| RequestError::Descriptor {
         fd,
         wanted: Wanted::Eventfd,
-        source,
+        error,
     })?)
 }

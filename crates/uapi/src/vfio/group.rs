@@ -87,8 +87,8 @@ fn set_container(group: &GroupFile, arg: u64, program: &dyn Program) -> Result<u
         Ok(file) => Some(file),
         // Found out after what the group itself says.
         Err(FdError::WrongType) => None,
-        Err(source) => {
-            return Err(RequestError::Descriptor { fd, wanted, source }.into());
+        Err(error) => {
+            return Err(RequestError::Descriptor { fd, wanted, error }.into());
         }
     };
     group.expect_no_container()?;

@@ -58,18 +58,18 @@ fn requests() -> Vec<Sample> {
         RequestError::Pages {
             address,
             len,
-            source: PinError::Fault,
+            error: PinError::Fault,
         },
         RequestError::FilePages {
             fd,
             start: 0x2000,
             len,
-            source: FdError::NotOpen,
+            error: FdError::NotOpen,
         },
         RequestError::Descriptor {
             fd,
             wanted,
-            source: FdError::NotOpen,
+            error: FdError::NotOpen,
         },
         RequestError::WrongFile { fd, wanted },
         RequestError::NoDescriptor(FdError::NoneFree),

@@ -117,7 +117,7 @@ fn irqs() -> Vec<Sample> {
         IrqError::NoVectors { index },
         IrqError::Eventfd {
             vector: 3,
-            source: FdError::NotOpen,
+            error: FdError::NotOpen,
         },
         IrqError::UnmaskedAlready,
     ]

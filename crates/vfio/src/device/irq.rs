@@ -232,7 +232,7 @@ impl Interrupts {
             return Ok(());
         };
         let listener = Arc::new(Unmask(Arc::clone(function.intx())));
-        let watch = watch(listener).map_err(|source| IrqError::Eventfd { vector: 0, source })?;
+        let watch = watch(listener).map_err(|error| IrqError::Eventfd { vector: 0, error })?;
         if state.unmask.is_some() {
             return Err(IrqError::UnmaskedAlready);
         }
@@ -417,8 +417,8 @@ fn expect_one_vector(request: &SetIrqs) -> Result<(), IrqError> {
     }
 }
 
-fn unusable(vector: u32, source: FdError) -> IrqError {
-    IrqError::Eventfd { vector, source }
+fn unusable(vector: u32, error: FdError) -> IrqError {
+    IrqError::Eventfd { vector, error }
 }
 
 /// Connects vectors from `start` on, as far as there are any before `end`; on a bad one disconnects

@@ -98,7 +98,7 @@ fn fill(
     let file = File::from(
         call.process
             .get_fd(fd)
-            .map_err(|source| unusable(fd, source))?,
+            .map_err(|error| unusable(fd, error))?,
     );
     let mut bytes = vec![0; held.memory().bytes().len()];
     held.memory().read(0, &mut bytes);

@@ -26,7 +26,7 @@ pub enum BindError {
     },
     /// No default PASID is left for a child (ENOSPC).
     #[error("no PASID is left for the mediated device: {0}")]
-    NoPasid(#[source] PasidError),
+    NoPasid(PasidError),
     /// The default PASID of a child is none that its parent can send (ENOSPC).
     #[error("PASID {pasid} is none that the parent device can send: it has {limit}")]
     PasidTooLarge {

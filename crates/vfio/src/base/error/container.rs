@@ -19,7 +19,7 @@ pub enum ContainerError {
     NoSuchBackend,
     /// A range that a device of the group reserves is mapped (EINVAL).
     #[error("the container and the group do not go together: {0}")]
-    ReservedMapped(#[source] ioasid_iommufd::Error),
+    ReservedMapped(ioasid_iommufd::Error),
     /// Mappings have no address in the program for the time being (EBUSY).
     #[error("{mappings} mappings have no valid address in the program")]
     AddressesInvalid {

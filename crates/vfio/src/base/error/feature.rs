@@ -53,7 +53,7 @@ pub enum IoeventfdError {
     /// A file descriptor of the program is no eventfd: EBADF if it is not open, EINVAL if it is another
     /// kind of file.
     #[error("the descriptor is no eventfd: {0}")]
-    Eventfd(#[source] FdError),
+    Eventfd(FdError),
 }
 
 /// Why a migration does not go on.

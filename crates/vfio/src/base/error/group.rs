@@ -72,5 +72,5 @@ pub enum DeviceNameError {
     },
     /// The token is no UUID (EINVAL).
     #[error("the VF token behind the name of a device is no UUID: {0}")]
-    Token(#[source] UuidError),
+    Token(UuidError),
 }

@@ -97,12 +97,12 @@ pub enum IrqError {
     },
     /// A file descriptor of the program is no eventfd: EBADF if it is not open, EINVAL if it is another
     /// kind of file.
-    #[error("the descriptor for vector {vector} is no eventfd: {source}")]
+    #[error("the descriptor for vector {vector} is no eventfd: {error}")]
     Eventfd {
         /// The vector.
         vector: u32,
         /// What the descriptor is.
-        source: FdError,
+        error: FdError,
     },
     /// An eventfd unmasks the wired interrupt already (EBUSY).
     #[error("an eventfd unmasks the wired interrupt already")]

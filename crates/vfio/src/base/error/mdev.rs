@@ -50,7 +50,7 @@ pub enum MdevError {
     Bind(#[from] BindError),
     /// The device model refused (EIO).
     #[error("the device makes no mediated device: {0}")]
-    Device(#[source] DeviceError),
+    Device(DeviceError),
 }
 
 /// Why a text is no UUID.

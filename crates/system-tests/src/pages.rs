@@ -34,6 +34,8 @@ pub const PAGES: &[&str] = &[
     "docs/how-to/inject.md",
     "docs/how-to/why-a-call-failed.md",
     "docs/trace.md",
+    "docs/concepts.md",
+    "docs/troubleshooting.md",
 ];
 
 /// What stands for any text.

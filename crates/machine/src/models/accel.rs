@@ -53,20 +53,20 @@ pub struct WorkQueue {
 #[derive(Debug, thiserror::Error)]
 pub enum AccelError {
     /// It cannot be read.
-    #[error("cannot read {path}: {source}", path = path.display())]
+    #[error("cannot read {path}: {error}", path = path.display())]
     Read {
         /// The file.
         path: PathBuf,
         /// What the system says.
-        source: io::Error,
+        error: io::Error,
     },
     /// It is not what accel-config writes.
-    #[error("{path} is not of accel-config's format: {source}", path = path.display())]
+    #[error("{path} is not of accel-config's format: {error}", path = path.display())]
     Format {
         /// The file.
         path: PathBuf,
         /// Where, and why not.
-        source: serde_json::Error,
+        error: serde_json::Error,
     },
     /// It has several devices, or none of that name.
     #[error("it has {}: name one as in config = \"FILE#dsa0\"", names(.0))]
@@ -186,11 +186,11 @@ impl FromStr for AccelConfig {
         let path = PathBuf::from(path);
         let text = match fs::read_to_string(&path) {
             Ok(text) => text,
-            Err(source) => return Err(AccelError::Read { path, source }),
+            Err(error) => return Err(AccelError::Read { path, error }),
         };
         let devices: Vec<Device> = match serde_json::from_str(&text) {
             Ok(devices) => devices,
-            Err(source) => return Err(AccelError::Format { path, source }),
+            Err(error) => return Err(AccelError::Format { path, error }),
         };
         let names = || devices.iter().map(|one| one.dev.clone()).collect();
         let chosen = match (device, &devices[..]) {

@@ -63,7 +63,7 @@ pub enum SectionError {
     Twice(&'static str),
     /// What the file asks for.
     #[error("config: {0}")]
-    Accel(#[from] AccelError),
+    Accel(AccelError),
     /// The number of virtual functions.
     #[error("vfs must be 0 to {MAX_VIRTUAL}, not {0}")]
     VirtualFunctions(u16),
@@ -84,6 +84,12 @@ pub enum SectionError {
     /// Engines, queues or their owners.
     #[error(transparent)]
     Queue(#[from] QueueError),
+}
+
+impl From<AccelError> for SectionError {
+    fn from(error: AccelError) -> Self {
+        SectionError::Accel(error)
+    }
 }
 
 impl Section {

@@ -13,20 +13,20 @@ use crate::schema::{Header, Line, VERSION};
 #[derive(Debug, thiserror::Error)]
 pub enum ReadError {
     /// The file could not be opened.
-    #[error("cannot open {}: {source}", path.display())]
+    #[error("cannot open {}: {error}", path.display())]
     Open {
         /// The file.
         path: PathBuf,
         /// Why.
-        source: io::Error,
+        error: io::Error,
     },
     /// The file could not be read.
-    #[error("line {line}: cannot be read: {source}")]
+    #[error("line {line}: cannot be read: {error}")]
     Io {
         /// The line.
         line: u64,
         /// Why.
-        source: io::Error,
+        error: io::Error,
     },
     /// There is nothing in it.
     #[error("line 1: the file is empty, and no trace")]
@@ -78,9 +78,9 @@ impl Reader<io::BufReader<std::fs::File>> {
     /// # Errors
     /// As [`Reader::new`]; [`ReadError::Open`].
     pub fn open(path: &Path) -> Result<Self, ReadError> {
-        let file = std::fs::File::open(path).map_err(|source| ReadError::Open {
+        let file = std::fs::File::open(path).map_err(|error| ReadError::Open {
             path: path.to_owned(),
-            source,
+            error,
         })?;
         Reader::new(io::BufReader::with_capacity(1 << 16, file))
     }
@@ -160,7 +160,7 @@ struct Text {
 fn next_line(input: &mut impl BufRead, line: u64) -> Result<Option<Text>, ReadError> {
     let mut bytes = Vec::new();
     let read = input.read_until(b'\n', &mut bytes);
-    match read.map_err(|source| ReadError::Io { line, source })? {
+    match read.map_err(|error| ReadError::Io { line, error })? {
         0 => Ok(None),
         _ => {
             let ended = bytes.pop_if(|byte| *byte == b'\n').is_some();

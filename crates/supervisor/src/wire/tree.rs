@@ -1,5 +1,5 @@
 //! The machine's tree as JSON and back: nothing of it is lost. Names keep their order; a register or
-//! address is an object with the one name [`HEX`].
+//! address is an object with the one name `0x`.
 
 use std::fmt;
 

@@ -18,11 +18,12 @@ use ioasid_iommu::{DmaRefusal, DmaWatcher, Requests};
 use ioasid_trace::schema::Exchange;
 use ioasid_uapi::{
     CallError,
-    decode::{Decoded, Value, names},
+    decode::{self, Decoded, LONGEST, Value, names},
     table,
 };
 use ioasid_vfio::RegionIndex;
 
+use super::steps::image;
 use crate::wire::Counts;
 
 /// The file of the machine that a call is about.
@@ -111,10 +112,58 @@ pub struct FinishedCall<'a> {
     /// It is an ioctl of another subsystem, such as the one by which a C library asks whether a file is a
     /// terminal: that it was refused is no news.
     pub is_foreign: bool,
-    /// How long the session took.
+    /// When the session began with it.
+    pub began: Instant,
+    /// How long it took.
     pub took: Duration,
     /// For those who want to do it again.
-    pub again: Option<Again>,
+    pub again: Option<&'a Again>,
+}
+
+/// An ioctl that did not fail and whose steps were kept. Nothing is left to look up, so what is to be said of it can
+/// be found out on any thread.
+#[derive(Debug)]
+pub struct KeptIoctl {
+    pub(crate) program: Arc<str>,
+    pub(crate) process: i32,
+    pub(crate) thread: u32,
+    pub(crate) file: CalledFile,
+    pub(crate) fd: i32,
+    pub(crate) request: u32,
+    /// What it returned.
+    pub(crate) value: u64,
+    /// When the session began with it.
+    pub began: Instant,
+    pub(crate) took: Duration,
+    pub(crate) again: Again,
+}
+
+impl KeptIoctl {
+    /// Decodes it, for `tell`.
+    pub fn decoded<R>(&self, tell: impl FnOnce(&FinishedCall<'_>) -> R) -> R {
+        let Again {
+            argument, steps, ..
+        } = &self.again;
+        let asked = image(steps, *argument, LONGEST, false);
+        let answered = image(steps, *argument, LONGEST, true);
+        let table = self.file.table();
+        let call = table.map(|table| decode::request(table, self.request, *argument, &asked));
+        tell(&FinishedCall {
+            program: &self.program,
+            process: self.process,
+            thread: self.thread,
+            file: Some(self.file.clone()),
+            fd: Some(self.fd),
+            call: call.unwrap_or_else(|| Decoded::new("ioctl")),
+            request: Some(self.request),
+            reply: table.map(|table| decode::reply(table, self.request, &answered)),
+            result: CallResult::Value(self.value),
+            is_foreign: false,
+            began: self.began,
+            took: self.took,
+            again: Some(&self.again),
+        })
+    }
 }
 
 /// What it takes to do a call again.
@@ -140,6 +189,12 @@ pub trait CallObserver: Send + Sync + fmt::Debug {
 
     /// A call was finished. The program does not have the answer yet, but for a new descriptor.
     fn finished(&self, call: &FinishedCall<'_>);
+
+    /// An ioctl did not fail, for an observer that wants all. By default it is decoded here and now, and told as any
+    /// other call.
+    fn kept(&self, ioctl: &Arc<KeptIoctl>) {
+        ioctl.decoded(|call| self.finished(call));
+    }
 
     /// Whether it wants what it takes to do a call again ([`FinishedCall::again`]), and to know of
     /// closed files. Asked once.
@@ -281,6 +336,15 @@ impl Observers {
     pub(crate) fn ended(&self) {
         for observer in &self.all {
             observer.ended();
+        }
+    }
+
+    /// Tells those that want every call.
+    pub(crate) fn kept(&self, ioctl: &Arc<KeptIoctl>) {
+        for observer in &self.all {
+            if observer.wants_all() {
+                observer.kept(ioctl);
+            }
         }
     }
 

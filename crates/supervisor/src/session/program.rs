@@ -20,7 +20,7 @@ use crate::system::listener::Listener;
 #[derive(Debug)]
 pub(crate) struct Program {
     /// For messages.
-    pub(crate) name: String,
+    pub(crate) name: Arc<str>,
     /// The first process of the tree, as it knows itself.
     pub(crate) pid: u32,
     /// Limits it to what this VM owns.
@@ -46,7 +46,7 @@ impl Program {
         observers: Arc<Observers>,
     ) -> Arc<Self> {
         Arc::new(Program {
-            name,
+            name: name.into(),
             pid,
             vm,
             listener,
@@ -87,7 +87,7 @@ impl Program {
 impl Inspect for Program {
     fn inspect(&self) -> Node {
         Node::new()
-            .with("program", self.name.as_str())
+            .with("program", &*self.name)
             .with("pid", self.pid)
             .with("vm", self.vm.as_deref())
             .with("requests", self.requests.load(Ordering::Relaxed))

@@ -1,6 +1,6 @@
 //! What is said of a call when it is finished: which file it was about, what it asked for, how it ended.
 
-use std::time::Instant;
+use std::{sync::Arc, time::Instant};
 
 use ioasid_core::host::Caller;
 use ioasid_host::Process;
@@ -13,7 +13,7 @@ use ioasid_uapi::{
 use super::{
     answer::{Answer, Outcome},
     descriptors::object::{Object, OpenFile},
-    observe::{Again, CallResult, CalledFile, FinishedCall, place},
+    observe::{Again, CallResult, CalledFile, FinishedCall, KeptIoctl, place},
     paths::lookup,
     state::State,
 };
@@ -44,13 +44,13 @@ pub(crate) fn finished(
     if refused && counts(&call) {
         state.program.observers.account().add_refused();
     }
-    let Some(started) = started else {
+    let Some(began) = started else {
         return;
     };
     if !refused && !state.program.observers.wants_all() {
         return;
     }
-    let took = started.elapsed();
+    let took = began.elapsed();
     let result = match outcome {
         Ok(Answer::Value(value)) => CallResult::Value(*value),
         Ok(Answer::Answered(Some(fd))) => CallResult::Descriptor(*fd),
@@ -59,16 +59,34 @@ pub(crate) fn finished(
         Ok(Answer::Fails(errno)) => CallResult::Host(errno.raw_os_error()),
         Err(error) => CallResult::Refused(error),
     };
-    let tid = i32::try_from(request.tid).unwrap_or(0);
+    let thread = request.tid;
+    let tid = i32::try_from(thread).unwrap_or(0);
     let Some(process) = state.client.known_process(tid) else {
         return;
     };
-    let program = std::sync::Arc::clone(&state.program);
+    let program = Arc::clone(&state.program);
     let mut asked = Asked {
         state,
         process: &process,
         name: table::name(request.nr).unwrap_or("call"),
     };
+    if let (Call::Ioctl { fd, request, .. }, CallResult::Value(value)) = (&call, result)
+        && let Some((file, again)) = asked.kept(*fd, &call, result)
+    {
+        program.observers.kept(&Arc::new(KeptIoctl {
+            program: Arc::clone(&program.name),
+            process: process.id(),
+            thread,
+            file,
+            fd: *fd,
+            request: *request,
+            value,
+            began,
+            took,
+            again,
+        }));
+        return;
+    }
     let Some(said) = asked.said(&call, result) else {
         return;
     };
@@ -76,7 +94,7 @@ pub(crate) fn finished(
     program.observers.finished(&FinishedCall {
         program: &program.name,
         process: process.id(),
-        thread: request.tid,
+        thread,
         file: said.file,
         fd: said.fd,
         call: said.call,
@@ -84,8 +102,9 @@ pub(crate) fn finished(
         reply: said.reply,
         result,
         is_foreign: is_foreign(&call),
+        began,
         took,
-        again,
+        again: again.as_ref(),
     });
 }
 
@@ -185,6 +204,20 @@ impl Asked<'_> {
             }),
             _ => None,
         }
+    }
+
+    /// The file of an ioctl and what it did, if that is kept and there is a table that decodes it.
+    fn kept(
+        &mut self,
+        fd: i32,
+        call: &Call,
+        result: CallResult<'_>,
+    ) -> Option<(CalledFile, Again)> {
+        self.state.steps.as_ref()?;
+        let file = self.file(fd)?;
+        file.table()?;
+        let again = self.again(call, result)?;
+        Some((file, again))
     }
 
     /// What it takes to do `call` again, if somebody wants to.

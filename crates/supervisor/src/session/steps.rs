@@ -49,28 +49,9 @@ impl Steps {
         });
     }
 
-    /// At most `most` bytes from `address` on, as the call has read them, and written if `written`.
+    /// As [`image`], of the steps up to now.
     pub(crate) fn image(&self, address: u64, most: usize, written: bool) -> Vec<u8> {
-        let mut image = Vec::new();
-        for step in &*self.lock() {
-            let (at, bytes) = match step {
-                Exchange::Read { at, bytes } => (at.0, bytes),
-                Exchange::Wrote { at, bytes } if written => (at.0, bytes),
-                _ => continue,
-            };
-            let start = at.checked_sub(address).map(usize::try_from);
-            let Some(Ok(start)) =
-                start.filter(|start| start.as_ref().is_ok_and(|start| *start <= image.len()))
-            else {
-                continue;
-            };
-            let end = (start + bytes.0.len()).min(most);
-            image.resize(image.len().max(end), 0);
-            if let Some(part) = image.get_mut(start..end) {
-                part.copy_from_slice(bytes.0.get(..part.len()).unwrap_or_default());
-            }
-        }
-        image
+        image(&self.lock(), address, most, written)
     }
 
     /// Says which files the descriptors that were given lead to, in the order of giving.
@@ -108,4 +89,28 @@ impl Steps {
     pub(crate) fn take(&self) -> Vec<Exchange> {
         mem::take(&mut self.lock())
     }
+}
+
+/// At most `most` bytes from `address` on, as a call has read them, and written if `written`.
+pub(crate) fn image(steps: &[Exchange], address: u64, most: usize, written: bool) -> Vec<u8> {
+    let mut image = Vec::new();
+    for step in steps {
+        let (at, bytes) = match step {
+            Exchange::Read { at, bytes } => (at.0, bytes),
+            Exchange::Wrote { at, bytes } if written => (at.0, bytes),
+            _ => continue,
+        };
+        let start = at.checked_sub(address).map(usize::try_from);
+        let Some(Ok(start)) =
+            start.filter(|start| start.as_ref().is_ok_and(|start| *start <= image.len()))
+        else {
+            continue;
+        };
+        let end = (start + bytes.0.len()).min(most);
+        image.resize(image.len().max(end), 0);
+        if let Some(part) = image.get_mut(start..end) {
+            part.copy_from_slice(bytes.0.get(..part.len()).unwrap_or_default());
+        }
+    }
+    image
 }

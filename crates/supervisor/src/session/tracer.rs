@@ -13,7 +13,7 @@ use ioasid_uapi::{
 };
 use serde_json::{Map, Value as Json};
 
-use super::observe::{CallObserver, CallResult, CalledFile, FinishedCall};
+use super::observe::{CallObserver, CallResult, CalledFile, FinishedCall, KeptIoctl};
 use crate::{view::MachineView, wire::Mmio};
 
 /// Tells the calls of one program to the recorder of its machine.
@@ -54,50 +54,17 @@ impl CallObserver for CallTracer {
     }
 
     fn finished(&self, call: &FinishedCall<'_>) {
-        let (result, errno, cause) = match call.result {
-            // The kernel maps it, since the machine allows that.
-            CallResult::Proceeds if call.call.name == "mmap" => (None, None, None),
-            CallResult::Proceeds => return,
-            // The device tells every access.
-            CallResult::Value(_) if is_access(&call.call) => return,
-            CallResult::Value(value) => (Some(value), None, None),
-            CallResult::Descriptor(fd) => (u64::try_from(fd).ok(), None, None),
-            CallResult::Host(errno) => (None, Some(format!("errno {errno}").into()), None),
-            CallResult::Refused(error) => {
-                let errno = errno_word(error.errno());
-                (None, Some(errno), Some(error.to_string()))
-            }
-        };
-        let mut args = fields(&call.call);
-        if let Some(node) = call.file.as_ref().and_then(node)
-            && call.call.name == "open"
-        {
-            args.insert("node".to_owned(), node.into());
+        let t = self.recorder.at(call.began);
+        if let Some(line) = line(self.program, t, call) {
+            self.recorder.push(line);
         }
-        let again = call.again.clone().unwrap_or_default();
-        let duration = nanoseconds(call.took);
-        let is_open = matches!(call.result, CallResult::Descriptor(_));
-        let argument = call.request.is_some() || again.argument != 0;
-        self.recorder.push(Line::Call(Box::new(Call {
-            t: self.recorder.now().saturating_sub(duration),
-            duration,
-            program: self.program,
-            pid: u32::try_from(call.process).unwrap_or(0),
-            tid: call.thread,
-            fd: call.fd.filter(|_| !is_open),
-            file: again.file,
-            object: call.file.as_ref().map(object),
-            device: again.device.as_ref().map(Into::into),
-            name: name(call),
-            request: call.request.map(|request| Hex(request.into())),
-            argument: argument.then_some(Hex(again.argument)),
-            args,
-            reply: call.reply.as_ref().map(fields).unwrap_or_default(),
-            result,
-            errno,
-            cause,
-            exchange: again.steps,
-        })));
+    }
+
+    fn kept(&self, ioctl: &Arc<KeptIoctl>) {
+        let (program, t) = (self.program, self.recorder.at(ioctl.began));
+        let ioctl = Arc::clone(ioctl);
+        self.recorder
+            .push_later(move || ioctl.decoded(|call| line(program, t, call)));
     }
 
     fn closed(&self, file: u64) {
@@ -117,6 +84,54 @@ impl CallObserver for CallTracer {
             program: self.program,
         }));
     }
+}
+
+/// The line of a call; none if something else says it.
+fn line(program: u32, t: u64, call: &FinishedCall<'_>) -> Option<Line> {
+    let (result, errno, cause) = match call.result {
+        // The kernel maps it, since the machine allows that.
+        CallResult::Proceeds if call.call.name == "mmap" => (None, None, None),
+        CallResult::Proceeds => return None,
+        // The device tells every access.
+        CallResult::Value(_) if is_access(&call.call) => return None,
+        CallResult::Value(value) => (Some(value), None, None),
+        CallResult::Descriptor(fd) => (u64::try_from(fd).ok(), None, None),
+        CallResult::Host(errno) => (None, Some(format!("errno {errno}").into()), None),
+        CallResult::Refused(error) => {
+            let errno = errno_word(error.errno());
+            (None, Some(errno), Some(error.to_string()))
+        }
+    };
+    let mut args = fields(&call.call);
+    if let Some(node) = call.file.as_ref().and_then(node)
+        && call.call.name == "open"
+    {
+        args.insert("node".to_owned(), node.into());
+    }
+    let again = call.again.cloned().unwrap_or_default();
+    let duration = nanoseconds(call.took);
+    let is_open = matches!(call.result, CallResult::Descriptor(_));
+    let argument = call.request.is_some() || again.argument != 0;
+    Some(Line::Call(Box::new(Call {
+        t,
+        duration,
+        program,
+        pid: u32::try_from(call.process).unwrap_or(0),
+        tid: call.thread,
+        fd: call.fd.filter(|_| !is_open),
+        file: again.file,
+        object: call.file.as_ref().map(object),
+        device: again.device.as_ref().map(Into::into),
+        name: name(call),
+        request: call.request.map(|request| Hex(request.into())),
+        argument: argument.then_some(Hex(again.argument)),
+        args,
+        reply: call.reply.as_ref().map(fields).unwrap_or_default(),
+        result,
+        errno,
+        cause,
+        exchange: again.steps,
+    })))
 }
 
 fn errno_word(errno: Errno) -> Word {

@@ -38,9 +38,16 @@ pub struct Recorder {
     programs: AtomicU32,
 }
 
+/// What waits to be written.
+enum Waiting {
+    Line(Line),
+    /// A line that is still to be made, or found to be none.
+    Later(Box<dyn FnOnce() -> Option<Line> + Send>),
+}
+
 struct Shared {
     began: Instant,
-    queue: ArrayQueue<Line>,
+    queue: ArrayQueue<Waiting>,
     /// Lines that found the queue full.
     lost: AtomicU64,
     /// The thread has been woken and has not looked yet.
@@ -110,8 +117,17 @@ impl Recorder {
 
     /// Takes a line. Never blocks: one that does not fit is counted.
     pub fn push(&self, line: Line) {
+        self.wait(Waiting::Line(line));
+    }
+
+    /// As [`Recorder::push`], of a line that the thread which writes it makes first.
+    pub fn push_later(&self, make: impl FnOnce() -> Option<Line> + Send + 'static) {
+        self.wait(Waiting::Later(Box::new(make)));
+    }
+
+    fn wait(&self, waiting: Waiting) {
         let shared = &*self.shared;
-        if shared.queue.push(line).is_err() {
+        if shared.queue.push(waiting).is_err() {
             shared.lost.fetch_add(1, Ordering::Relaxed);
         }
         if shared.queue.len() * 2 >= shared.queue.capacity()
@@ -182,10 +198,15 @@ impl Writer {
     fn write_queue(&mut self, keep: bool) -> io::Result<()> {
         // No more than there is room for, so that a flood does not keep the rest from the disk.
         for _ in 0..self.shared.queue.capacity() {
-            let Some(line) = self.shared.queue.pop() else {
+            let Some(waiting) = self.shared.queue.pop() else {
                 break;
             };
-            if keep {
+            let line = match waiting {
+                _ if !keep => None,
+                Waiting::Line(line) => Some(line),
+                Waiting::Later(make) => make(),
+            };
+            if let Some(line) = line {
                 self.write(&line)?;
             }
         }

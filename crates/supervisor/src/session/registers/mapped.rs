@@ -7,7 +7,7 @@ use std::{
     collections::HashMap,
     fmt::Write as _,
     sync::{Arc, Mutex, MutexGuard, PoisonError, Weak},
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use ioasid_host::Process;
@@ -66,6 +66,7 @@ impl Mapped {
             reply: None,
             result: CallResult::Refused(error),
             is_foreign: false,
+            began: Instant::now(),
             took: Duration::ZERO,
             again: None,
         });

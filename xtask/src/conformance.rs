@@ -6,7 +6,7 @@
 //!
 //! One run: [`xtask::fetch`] brings the sources, [`headers`] and [`build`] make the programs, [`hugepages`]
 //! lends them memory, [`installation`] puts them where an unprivileged user can run them, [`launch`] runs
-//! one, [`tap`] reads what it says, [`expect`] compares and [`report`] prints.
+//! one, [`tap`] reads what it says, [`expect`] compares and [`report`] prints. [`replay`] does a run again.
 
 mod arguments;
 mod build;
@@ -17,6 +17,7 @@ mod hugepages;
 mod installation;
 mod launch;
 mod listing;
+mod replay;
 mod report;
 mod tap;
 mod vfio;
@@ -104,6 +105,7 @@ pub(crate) fn run(arguments: &Conformance) -> Result<bool> {
     };
     let mut options: Vec<&str> = arguments.run_option.iter().map(String::as_str).collect();
     options.extend(selftest.then_some("--selftest"));
+    options.extend(arguments.replay.then_some(replay::OPTION));
 
     let mut totals = tap::Counts::default();
     let mut as_expected = true;
@@ -138,6 +140,9 @@ pub(crate) fn run(arguments: &Conformance) -> Result<bool> {
         if let Outcome::Interrupted(signal) = ended.outcome {
             drop(hugepages);
             bail!("stopped by signal {signal}; the huge pages are as they were");
+        }
+        if arguments.replay {
+            as_expected &= replay::run(installed.ioasid(&ioasid), &limits)?;
         }
     }
     drop(hugepages);

@@ -61,6 +61,10 @@ pub(crate) struct Conformance {
     /// Passed to `ioasid run`, such as `-v`; may be given again.
     #[arg(long, value_name = "OPTION", allow_hyphen_values = true)]
     pub(crate) run_option: Vec<String>,
+    /// Of `iommufd` and `iommufd_fail_nth`: trace each run, and replay its calls on a fresh machine, where they
+    /// must do the same.
+    #[arg(long)]
+    pub(crate) replay: bool,
     #[command(flatten)]
     pub(crate) origin: Origin,
 }

@@ -64,6 +64,17 @@ impl Installation {
     /// `ioasid run OPTIONS -- PROGRAM`, to which arguments of the program may be added, in a session
     /// of its own.
     pub(crate) fn command(&self, ioasid: &Path, options: &[&str], program: &Path) -> Command {
+        let mut command = self.ioasid(ioasid);
+        command
+            .arg("run")
+            .args(options)
+            .arg("--")
+            .arg(self.place_of(program));
+        command
+    }
+
+    /// `ioasid`, to which its arguments are to be added, in a session of its own.
+    pub(crate) fn ioasid(&self, ioasid: &Path) -> Command {
         let mut command = Command::new("setsid");
         if self.privileged {
             command
@@ -78,10 +89,6 @@ impl Installation {
         }
         command
             .arg(self.place_of(ioasid))
-            .arg("run")
-            .args(options)
-            .arg("--")
-            .arg(self.place_of(program))
             .current_dir(self.home())
             .env_clear()
             .envs(env::vars_os().filter(|(name, _)| KEPT.iter().any(|kept| name == kept)))

@@ -15,6 +15,8 @@ use ioasid_trace::{
     Filter, Reader, chrome, schema::Line, show::Shown, stats::Stats, summary::Summary,
 };
 
+use crate::stdio::{StdoutError, print};
+
 pub(crate) use args::{ReplayArgs, TraceArgs, TraceVerb};
 pub(crate) use record::{Subject, Tracing, source};
 pub(crate) use replay::run as replay;
@@ -28,10 +30,11 @@ pub(crate) fn run(args: TraceArgs) -> Result<u8> {
         TraceVerb::Show { file, filter } => {
             let mut out = BufWriter::new(io::stdout().lock());
             let shown = each(&file, &filter.into(), |line| {
-                writeln!(out, "{}", Shown(&line)).context("writing the trace")
+                writeln!(out, "{}", Shown(&line)).map_err(|error| StdoutError::from(error).into())
             });
             // What was read before an error is printed before it.
-            out.flush().context("writing the trace").and(shown)?;
+            out.flush().map_err(StdoutError::from)?;
+            shown?;
         }
         TraceVerb::Summary { file, filter } => {
             let mut summary = Summary::default();
@@ -39,7 +42,7 @@ pub(crate) fn run(args: TraceArgs) -> Result<u8> {
                 summary.add(&line);
                 Ok(())
             });
-            print(&summary)?;
+            print(&summary.to_string())?;
             read?;
         }
         TraceVerb::Stats { file, filter } => {
@@ -48,7 +51,7 @@ pub(crate) fn run(args: TraceArgs) -> Result<u8> {
                 stats.add(&line);
                 Ok(())
             });
-            print(&stats)?;
+            print(&stats.to_string())?;
             read?;
         }
         TraceVerb::Export(args) => {
@@ -78,10 +81,4 @@ fn each(path: &Path, filter: &Filter, mut op: impl FnMut(Line) -> Result<()>) ->
         }
     }
     Ok(())
-}
-
-fn print(text: &dyn std::fmt::Display) -> Result<()> {
-    let mut out = io::stdout().lock();
-    write!(out, "{text}").context("writing to standard output")?;
-    Ok(out.flush()?)
 }

@@ -18,7 +18,6 @@ mod program;
 
 use std::{
     collections::{BTreeMap, HashMap},
-    io::Write as _,
     sync::Arc,
 };
 
@@ -39,6 +38,7 @@ use self::{
     memory::Memory,
 };
 use super::ReplayArgs;
+use crate::stdio::print;
 
 /// `ioasid replay`: 0 if every call did what it did in the trace.
 pub(crate) fn run(args: &ReplayArgs, models: &Models) -> Result<u8> {
@@ -183,10 +183,4 @@ impl Replay {
         }
         Ok(())
     }
-}
-
-fn print(text: &str) -> Result<()> {
-    let mut out = std::io::stdout().lock();
-    out.write_all(text.as_bytes())
-        .context("writing to standard output")
 }

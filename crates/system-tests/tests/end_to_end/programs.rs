@@ -528,7 +528,13 @@ pub(super) fn mdevs(installation: &Installation) -> Result<String> {
     };
     let uuid = "5f2e6a9e-93a1-4f0a-9b3e-3d8f0c1b2a0f";
     let parent = "0000:6a:01.0";
-    succeed(&mut mdev(&["create", parent, uuid, "--vm", "vm3"]))?;
+    let unknown = mdev(&["create", parent, uuid, "--vm", "vm3"]).output()?;
+    ensure!(
+        unknown.status.code() == Some(1) && shown(&unknown).contains("has no vm `vm3`"),
+        "a VM that is not there: {}",
+        shown(&unknown)
+    );
+    succeed(&mut mdev(&["create", parent, uuid, "--vm", "vm2"]))?;
     let listed = succeed(&mut mdev(&["list"]))?;
     ensure!(
         listed.contains(uuid),
@@ -553,14 +559,15 @@ pub(super) fn mdevs(installation: &Installation) -> Result<String> {
     }
     succeed(
         served
-            .join(installation, "vm3")
+            .join(installation, "vm2")
             .arg(installation.client(Client::Dynamic))
-            .args(["--pdev", "none", "--mdev", "first", "--mib", "4"]),
+            .args(["--pdev", "none", "--mib", "4", "--mdev"])
+            .arg(format!("/sys/bus/mdev/devices/{uuid}")),
     )?;
     succeed(&mut mdev(&["remove", uuid]))?;
     let listed = succeed(&mut mdev(&["list"]))?;
     ensure!(!listed.contains(uuid), "the device is still listed");
-    Ok("created, listed, used by a program, removed; three refusals".to_owned())
+    Ok("created, listed, used by a program, removed; four refusals".to_owned())
 }
 
 /// Descriptors that programs' queues have done so far.

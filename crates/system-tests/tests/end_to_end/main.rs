@@ -6,6 +6,7 @@ mod injected;
 mod mistakes;
 mod programs;
 mod trace;
+mod tutorial;
 
 use std::process::ExitCode;
 
@@ -116,7 +117,7 @@ const TESTS: &[(&str, Test<Installation>)] = &[
     ("documented commands do what the pages say", pages::run),
     (
         "a first DMA takes twenty lines of Python, and a `main` of twenty lines of Rust",
-        programs::first_dma,
+        tutorial::first_dma,
     ),
     (
         "every line of a trace is what the schema says, and each verb tells what is in it",

@@ -19,6 +19,12 @@ pub(crate) fn process_cpu() -> u64 {
     time.tv_sec as u64 * 1_000_000_000 + time.tv_nsec as u64
 }
 
+/// A clock of the time that passes, in nanoseconds from now on.
+pub(crate) fn wall_clock() -> impl Fn() -> u64 {
+    let start = Instant::now();
+    move || u64::try_from(start.elapsed().as_nanos()).unwrap_or(u64::MAX)
+}
+
 /// Tells whether a thread had its processor for itself.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Presence {

@@ -33,12 +33,17 @@ use ioasid_supervisor::{
     run,
     wire::Channel,
 };
+use ioasid_trace::{
+    Recorder,
+    record::{JsonLines, MachineObserver},
+    schema::{Header, Host, MachineSource, VERSION},
+};
 use iommufd_bindings::iommufd::{iommu_ioas_alloc, iommu_ioas_map, iommu_ioas_unmap};
 use iommufd_ioctls::IommuFd;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
 use crate::{
-    clock::process_cpu,
+    clock::{process_cpu, wall_clock},
     measure::{Contender, Effort, Table, measure},
     registers,
 };
@@ -76,7 +81,7 @@ pub(crate) fn part() -> Option<ExitCode> {
 }
 
 pub(crate) fn tables(effort: Effort) -> Vec<Table> {
-    let made = bare_table(effort).and_then(|first| Ok(vec![first, growth(effort)?]));
+    let made = bare_table(effort).and_then(|bare| Ok(vec![bare, growth(effort)?, traced(effort)?]));
     made.unwrap_or_else(|error| {
         eprintln!("ioasid-bench: no table of interception: {error:#}");
         Vec::new()
@@ -113,19 +118,68 @@ fn growth(effort: Effort) -> Result<Table> {
     Ok(measure(title, "ns/ioctl", effort, contenders))
 }
 
+/// What a trace costs a program: by the wall clock, as a thread of its own writes it.
+fn traced(effort: Effort) -> Result<Table> {
+    let task = "among:1024:time";
+    let contenders = vec![
+        Program::run(&Machine::view(), task)?.contender_of_time_there("not traced"),
+        Program::run(&Machine::traced()?, task)?
+            .contender_of_time_there("traced to a file")
+            .goal(0, 1.5),
+    ];
+    let contenders = contenders.into_iter().map(|one| one.per(2)).collect();
+    let title = "interception, time of MAP and UNMAP of a page in turn";
+    let table = measure(title, "ns/ioctl", effort, contenders);
+    Ok(table.note("the thread that writes the trace wants a processor of its own"))
+}
+
 /// A machine of no devices.
 #[derive(Debug)]
-struct Machine(Arc<Iommu>);
+struct Machine {
+    iommu: Arc<Iommu>,
+    recorder: Option<Arc<Recorder>>,
+}
 
 impl Machine {
+    fn with(recorder: Option<Arc<Recorder>>) -> Arc<dyn MachineView> {
+        let iommu = Iommu::new(IommuConfig::default());
+        if let Some(recorder) = &recorder {
+            iommu.watch().start(MachineObserver::new(recorder));
+        }
+        Arc::new(Machine { iommu, recorder })
+    }
+
     fn view() -> Arc<dyn MachineView> {
-        Arc::new(Machine(Iommu::new(IommuConfig::default())))
+        Machine::with(None)
+    }
+
+    /// One whose programs are traced to a file that is gone afterwards.
+    fn traced() -> Result<Arc<dyn MachineView>> {
+        let header = Header {
+            schema: VERSION,
+            program: Vec::new(),
+            machine: MachineSource::Devices(Vec::new()),
+            selftest: false,
+            enforce_memlock: false,
+            host: Host {
+                ioasid: String::new(),
+                kernel: String::new(),
+                architecture: String::new(),
+                processors: 0,
+            },
+            began: 0,
+        };
+        let sink = JsonLines::new(tempfile::tempfile().context("making a temporary file")?);
+        Ok(Machine::with(Some(Recorder::start(
+            header,
+            vec![Box::new(sink)],
+        )?)))
     }
 }
 
 impl MachineView for Machine {
     fn new_context(&self) -> Arc<Context> {
-        Context::new(&self.0)
+        Context::new(&self.iommu)
     }
 
     fn nodes(&self, _vm: Option<&str>) -> Vec<VfioNode> {
@@ -137,7 +191,7 @@ impl MachineView for Machine {
     }
 
     fn space(&self) -> Arc<SpaSpace> {
-        Arc::clone(self.0.space())
+        Arc::clone(self.iommu.space())
     }
 
     fn inspect(&self) -> Node {
@@ -146,6 +200,10 @@ impl MachineView for Machine {
 
     fn has_vm(&self, _vm: &str) -> bool {
         false
+    }
+
+    fn recorder(&self) -> Option<Arc<Recorder>> {
+        self.recorder.clone()
     }
 }
 
@@ -310,18 +368,26 @@ fn bare_program(task: &str, socket: &Path) -> Result<()> {
     if let Some(task) = task.strip_prefix(registers::PREFIX) {
         return registers::work(task);
     }
-    work(&IommuFd::new_from_fd(File::open("/dev/null")?), task)
+    work(
+        &IommuFd::new_from_fd(File::open("/dev/null")?),
+        task,
+        process_cpu,
+    )
 }
 
 fn client(task: &str) -> Result<()> {
     if let Some(task) = task.strip_prefix(registers::PREFIX) {
         return registers::work(task);
     }
-    work(&IommuFd::new()?, task)
+    let iommufd = IommuFd::new()?;
+    match task.strip_suffix(":time") {
+        Some(task) => work(&iommufd, task, wall_clock()),
+        None => work(&iommufd, task, process_cpu),
+    }
 }
 
-/// Does what is asked on standard input, line by line.
-fn work(iommufd: &IommuFd, task: &str) -> Result<()> {
+/// Does what is asked on standard input, line by line, and says what it took by `clock`.
+fn work(iommufd: &IommuFd, task: &str, clock: impl Fn() -> u64) -> Result<()> {
     let mut space = Space::new(iommufd)?;
     let mut among = None;
     if let Some(mapped) = task.strip_prefix("among:") {
@@ -334,7 +400,7 @@ fn work(iommufd: &IommuFd, task: &str) -> Result<()> {
     println!("0");
     for line in std::io::stdin().lines() {
         let iterations: u64 = line?.parse()?;
-        let before = process_cpu();
+        let before = clock();
         for _ in 0..iterations {
             match (task, among) {
                 (_, Some(mapped)) => {
@@ -346,7 +412,7 @@ fn work(iommufd: &IommuFd, task: &str) -> Result<()> {
                 _ => space.unmap_all()?,
             }
         }
-        println!("{}", process_cpu() - before);
+        println!("{}", clock() - before);
     }
     Ok(())
 }

@@ -26,7 +26,7 @@ use passthrough_client::{
 };
 
 use crate::{
-    clock::process_cpu,
+    clock::{process_cpu, wall_clock},
     interception::Program,
     measure::{Effort, Table, measure},
 };
@@ -108,11 +108,8 @@ fn machine() -> Result<Arc<dyn MachineView>> {
 
 /// One of the programs: what it is asked to do, line by line.
 pub(crate) fn work(task: &str) -> Result<()> {
-    let start = Instant::now();
     match task.strip_suffix(":time") {
-        Some(task) => timed(task, || {
-            u64::try_from(start.elapsed().as_nanos()).unwrap_or(u64::MAX)
-        }),
+        Some(task) => timed(task, wall_clock()),
         None => timed(task, process_cpu),
     }
 }

@@ -44,6 +44,22 @@ impl Machine {
         nodes.find(|info| info.name == *name)
     }
 
+    /// The nodes of devices that no program has open, each with the device's name on its bus.
+    pub(crate) fn free_nodes(&self) -> Vec<String> {
+        let nodes = self.view.nodes(self.vm());
+        let free = nodes
+            .iter()
+            .filter(|info| info.device.open_files() == 0 && !info.device.is_bound());
+        free.map(|info| {
+            format!(
+                "/dev/vfio/devices/{} ({})",
+                info.name,
+                info.device.known_as()
+            )
+        })
+        .collect()
+    }
+
     /// The group with this number, if the program sees a device of it.
     pub(crate) fn group(&self, number: u32) -> Option<Arc<VfioGroup>> {
         let nodes = self.view.nodes(self.vm()).into_iter();

@@ -221,6 +221,36 @@ pub(super) fn published(installation: &Installation) -> Result<String> {
 }
 
 /// A terminal or pipe that takes no lines holds nobody up; what was lost is counted.
+/// The group of the default machine's parent, which the host's own driver has.
+const OPEN_THE_PARENT: &str = "\
+import os
+group = os.path.basename(os.readlink('/sys/bus/pci/devices/0000:6a:01.0/iommu_group'))
+try:
+    os.open('/dev/vfio/' + group, os.O_RDWR)
+except FileNotFoundError:
+    print('ENOENT')";
+
+pub(super) fn parent(installation: &Installation) -> Result<String> {
+    for user in installation.users() {
+        let mut command = installation.ioasid(user);
+        command.args(["run", "--explain", "--", "python3", "-c", OPEN_THE_PARENT]);
+        let output = command.output()?;
+        ensure!(
+            output.stdout == b"ENOENT\n",
+            "the parent's group: {}",
+            shown(&output)
+        );
+        let text = String::from_utf8_lossy(&output.stderr);
+        ensure!(
+            text.contains("-> ENOENT: no device that a program may open is /dev/vfio/")
+                && text.contains("/dev/vfio/devices/vfio0 (0000:69:01.0)")
+                && !text.contains("(0000:6a:01.0)"),
+            "said of it: {text}"
+        );
+    }
+    Ok("ENOENT, and which are free".to_owned())
+}
+
 pub(super) fn unread(installation: &Installation) -> Result<String> {
     let machine = machine(installation)?;
     let served = Served::start(installation, User::Own, Some(&machine), &[])?;

@@ -41,6 +41,10 @@ const TESTS: &[(&str, Test<Installation>)] = &[
         explain::published,
     ),
     (
+        "--explain says which devices are free if the host's driver has the wanted one",
+        explain::parent,
+    ),
+    (
         "--explain holds up nobody if it is not read",
         explain::unread,
     ),

@@ -103,6 +103,7 @@ impl From<FileError> for Errno {
             | FileError::BadText { .. } => Errno::EINVAL,
             FileError::Lockdown => Errno::EPERM,
             FileError::AttributeMode { .. } => Errno::EACCES,
+            FileError::NoSuchNode { .. } => Errno::ENOENT,
             FileError::NoNode => Errno::ENXIO,
             FileError::NoThread { .. } => Errno::ENOENT,
             FileError::Closed { .. } => Errno::EBADF,

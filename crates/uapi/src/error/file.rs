@@ -130,6 +130,15 @@ pub enum FileError {
         /// Bytes.
         len: u64,
     },
+    /// A program opens a node that it has not: of a group or device that the host's own driver has, or that is
+    /// not there (ENOENT).
+    #[error("no device that a program may open is {path}; free are: {free}")]
+    NoSuchNode {
+        /// What it opens.
+        path: String,
+        /// The nodes that nobody uses, each with its device.
+        free: String,
+    },
     /// A file without a name, opened again through `/proc` (ENXIO).
     #[error("the file has no node that could be opened again")]
     NoNode,

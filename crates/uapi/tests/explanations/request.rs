@@ -201,6 +201,10 @@ fn files() -> Vec<Sample> {
         FileError::AttributeMode { path: path.clone() },
         FileError::AttributeNotBuilt { path },
         FileError::BadText { offset: 3, len: 14 },
+        FileError::NoSuchNode {
+            path: "/dev/vfio/7".to_owned(),
+            free: "/dev/vfio/devices/vfio0 (0000:69:01.0)".to_owned(),
+        },
         FileError::NoNode,
         FileError::NoThread { tid: 1234 },
         FileError::Closed { fd: 7 },

@@ -103,6 +103,9 @@ pub(crate) fn open(
     } else if never_a_node {
         Err(Answer::Proceed)
     } else {
+        if !has(libc::O_CREAT) {
+            refuse_missing(state, call, &path)?;
+        }
         node_of(state, call, &path, argument)?
     };
     let node = match node {
@@ -111,6 +114,29 @@ pub(crate) fn open(
     };
     let file = state.open_node(node, OFlags::from_bits_retain(flags as u32))?;
     state.descriptors.hand_over(call, file.as_fd(), 0, cloexec)
+}
+
+/// The kernel would say that there is no such file; what it cannot say is which devices there are.
+///
+/// # Errors
+/// If `path` would be a VFIO node, and is none.
+fn refuse_missing(state: &State, call: Pending<'_>, path: &CString) -> Result<(), FileError> {
+    let path = path.to_string_lossy();
+    let is_node = path
+        .strip_prefix("/dev/vfio/")
+        .map(|name| name.strip_prefix("devices/vfio").unwrap_or(name))
+        .is_some_and(|number| number.parse::<u32>().is_ok());
+    if !is_node || !lookup::is_missing(call.tid, &path) {
+        return Ok(());
+    }
+    let free = state.machine.free_nodes();
+    Err(FileError::NoSuchNode {
+        path: path.into_owned(),
+        free: match free.is_empty() {
+            true => "none".to_owned(),
+            false => free.join(", "),
+        },
+    })
 }
 
 /// The node that a path leads to by way of the kernel, or how the call ends.

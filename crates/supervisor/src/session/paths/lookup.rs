@@ -71,6 +71,16 @@ pub(crate) fn look_up(
     Some((stat.st_dev, stat.st_ino))
 }
 
+/// Whether nothing is at the absolute `path` for the thread `tid`.
+pub(crate) fn is_missing(tid: u32, path: &str) -> bool {
+    let Ok(root) = directory(&format!("/proc/{tid}/root")) else {
+        return false;
+    };
+    let flags = OFlags::PATH | OFlags::CLOEXEC;
+    let found = openat2(root, path, flags, Mode::empty(), ResolveFlags::IN_ROOT);
+    found.is_err_and(|error| error == Errno::NOENT)
+}
+
 fn directory(path: &str) -> Result<OwnedFd, Errno> {
     openat(
         CWD,

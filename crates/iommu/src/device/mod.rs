@@ -100,6 +100,8 @@ pub struct Device {
     write_sinks: WriteSinks,
     withheld: Withheld,
     injections: Injections,
+    /// The machine's: one step nearer, as every transfer looks at it.
+    watch: Arc<Watch>,
 }
 
 impl Device {
@@ -133,6 +135,7 @@ impl Device {
             write_sinks: WriteSinks::default(),
             withheld: Withheld::default(),
             injections: Injections::default(),
+            watch: Arc::clone(&shared.watch),
             shared,
         })
     }
@@ -228,7 +231,7 @@ impl Device {
 
     /// Who watches the machine that the device is in.
     pub fn watch(&self) -> &Arc<Watch> {
-        &self.shared.watch
+        &self.watch
     }
 
     /// Faults that no owner of an attachment gets: nothing was attached, or the default domain.

@@ -241,12 +241,14 @@ impl DmaGuard<'_> {
                 Direction::Backward => guard.copy_down(dst, src, len - done, room),
             }
         });
-        let first = match direction {
-            Direction::Forward => done,
-            Direction::Backward => len.saturating_sub(done + transfer.done),
-        };
-        self.tell(Access::Read, src.wrapping_add(first), transfer.done);
-        self.tell(Access::Write, dst.wrapping_add(first), transfer.done);
+        if self.view.device.watch().is_on() {
+            let first = match direction {
+                Direction::Forward => done,
+                Direction::Backward => len.saturating_sub(done + transfer.done),
+            };
+            self.tell(Access::Read, src.wrapping_add(first), transfer.done);
+            self.tell(Access::Write, dst.wrapping_add(first), transfer.done);
+        }
         transfer
     }
 

@@ -190,7 +190,8 @@ impl<'a> View<'a> {
         let Some(attachment) = self.loaded.get() else {
             return Err(self.unattached(iova, access));
         };
-        if self.injected.replace(false) {
+        if self.injected.get() {
+            self.injected.set(false);
             return Err(self.refused(iova, access, FaultReason::Injected));
         }
         let want = match self.pasid {

@@ -142,7 +142,7 @@ pub(crate) fn run(arguments: &Conformance) -> Result<bool> {
             bail!("stopped by signal {signal}; the huge pages are as they were");
         }
         if arguments.replay {
-            as_expected &= replay::run(installed.ioasid(&ioasid), &limits)?;
+            as_expected &= replay::run(&installed, &ioasid, &limits)?;
         }
     }
     drop(hugepages);

@@ -98,7 +98,8 @@ impl Installation {
         command
     }
 
-    fn home(&self) -> PathBuf {
+    /// The folder where the programs run.
+    pub(crate) fn home(&self) -> PathBuf {
         self.folder.path().join("home")
     }
 

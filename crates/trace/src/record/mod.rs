@@ -25,7 +25,7 @@ pub use observer::MachineObserver;
 pub use sink::{JsonLines, Sink, TextLines};
 
 /// Lines that wait to be written, at the most.
-const CAPACITY: usize = 1 << 16;
+const CAPACITY: usize = 1 << 18;
 
 /// How long lines wait if there are few.
 const PATIENCE: Duration = Duration::from_millis(20);

@@ -103,10 +103,7 @@ pub(crate) fn open(
     } else if never_a_node {
         Err(Answer::Proceed)
     } else {
-        if !has(libc::O_CREAT) {
-            refuse_missing(state, call, &path)?;
-        }
-        node_of(state, call, &path, argument)?
+        node_of(state, call, &path, argument, has(libc::O_CREAT))?
     };
     let node = match node {
         Ok(node) => node,
@@ -116,17 +113,17 @@ pub(crate) fn open(
     state.descriptors.hand_over(call, file.as_fd(), 0, cloexec)
 }
 
-/// The kernel would say that there is no such file; what it cannot say is which devices there are.
+/// Nothing is at `path`, and the kernel would say so; what it cannot say is which devices there are.
 ///
 /// # Errors
-/// If `path` would be a VFIO node, and is none.
-fn refuse_missing(state: &State, call: Pending<'_>, path: &CString) -> Result<(), FileError> {
+/// If `path` would be a VFIO node.
+fn refuse_missing(state: &State, path: &CString) -> Result<(), FileError> {
     let path = path.to_string_lossy();
     let is_node = path
         .strip_prefix("/dev/vfio/")
         .map(|name| name.strip_prefix("devices/vfio").unwrap_or(name))
         .is_some_and(|number| number.parse::<u32>().is_ok());
-    if !is_node || !lookup::is_missing(call.tid, &path) {
+    if !is_node {
         return Ok(());
     }
     let free = state.machine.free_nodes();
@@ -139,15 +136,23 @@ fn refuse_missing(state: &State, call: Pending<'_>, path: &CString) -> Result<()
     })
 }
 
-/// The node that a path leads to by way of the kernel, or how the call ends.
+/// The node that a path leads to by way of the kernel, or how the call ends, which makes a file that is not
+/// there if it `creates` one.
 fn node_of(
     state: &State,
     call: Pending<'_>,
     path: &CString,
     PathArgument { dirfd, follow, .. }: PathArgument,
+    creates: bool,
 ) -> Result<Result<NodeName, Answer>, CallError> {
-    let Some(identity) = lookup::look_up(call.process, call.tid, dirfd, path, follow) else {
-        return Ok(Err(Answer::Proceed));
+    let identity = match lookup::look_up(call.process, call.tid, dirfd, path, follow) {
+        Ok(identity) => identity,
+        Err(error) => {
+            if error == HostErrno::NOENT && !creates {
+                refuse_missing(state, path)?;
+            }
+            return Ok(Err(Answer::Proceed));
+        }
     };
     if let Some(node) = state.paths.node_at(identity) {
         return Ok(Ok(node.clone()));

@@ -112,6 +112,7 @@ pub(crate) fn statfs(
                 &path,
                 argument.follow,
             )
+            .ok()
         });
         let is_sys = found.is_some_and(|(dev, _)| paths.is_sys(dev));
         is_sys.then_some(FileSystem::Sysfs)

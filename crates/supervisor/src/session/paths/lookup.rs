@@ -43,42 +43,35 @@ pub(crate) fn read_path(process: &Process, address: u64) -> Option<CString> {
 }
 
 /// The inode of the file that `path` leads to for the thread `tid`, from its descriptor `dirfd`.
+///
+/// # Errors
+/// What the kernel says of the path, or of the folder that it begins in.
 pub(crate) fn look_up(
     process: &Process,
     tid: u32,
     dirfd: i32,
     path: &CString,
     follow: bool,
-) -> Option<Identity> {
+) -> Result<Identity, Errno> {
     if let Some(fd) = descriptor_path(path.as_bytes()) {
-        return process.fd_identity(fd).ok();
+        return process.fd_identity(fd).map_err(|_| Errno::BADF);
     }
     let mut flags = OFlags::PATH | OFlags::CLOEXEC;
     if !follow {
         flags |= OFlags::NOFOLLOW;
     }
     let found = if path.as_bytes().starts_with(b"/") {
-        let root = directory(&format!("/proc/{tid}/root")).ok()?;
+        let root = directory(&format!("/proc/{tid}/root"))?;
         openat2(root, path, flags, Mode::empty(), ResolveFlags::IN_ROOT)
     } else if dirfd == libc::AT_FDCWD {
-        let cwd = directory(&format!("/proc/{tid}/cwd")).ok()?;
+        let cwd = directory(&format!("/proc/{tid}/cwd"))?;
         openat(cwd, path, flags, Mode::empty())
     } else {
-        let dir = directory(&format!("/proc/{tid}/fd/{dirfd}")).ok()?;
+        let dir = directory(&format!("/proc/{tid}/fd/{dirfd}"))?;
         openat(dir, path, flags, Mode::empty())
     };
-    let stat = fstat(found.ok()?).ok()?;
-    Some((stat.st_dev, stat.st_ino))
-}
-
-/// Whether nothing is at the absolute `path` for the thread `tid`.
-pub(crate) fn is_missing(tid: u32, path: &str) -> bool {
-    let Ok(root) = directory(&format!("/proc/{tid}/root")) else {
-        return false;
-    };
-    let flags = OFlags::PATH | OFlags::CLOEXEC;
-    let found = openat2(root, path, flags, Mode::empty(), ResolveFlags::IN_ROOT);
-    found.is_err_and(|error| error == Errno::NOENT)
+    let stat = fstat(found?)?;
+    Ok((stat.st_dev, stat.st_ino))
 }
 
 fn directory(path: &str) -> Result<OwnedFd, Errno> {

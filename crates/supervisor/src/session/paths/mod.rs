@@ -278,7 +278,7 @@ impl Paths {
             return named.find(|known| known.path.as_bytes() == below).cloned();
         }
         let PathArgument { dirfd, follow, .. } = argument;
-        let identity = lookup::look_up(call.process, call.tid, dirfd, path, follow)?;
+        let identity = lookup::look_up(call.process, call.tid, dirfd, path, follow).ok()?;
         let sys = proc::directory(call.tid, "sys").ok()?;
         let is_it = |known: &&ShownFile| {
             let stat = statat(&sys, known.path.as_str(), AtFlags::SYMLINK_NOFOLLOW);

@@ -98,12 +98,12 @@ impl<S: Schedule> EnginePool<S> {
                 result => break result,
             }
         };
-        let operation = job.operation();
+        let work = began.map(|(id, began)| (id, began, job.operation()));
         let end = match result {
             Ok(()) => self.conclude(job, port, place),
             Err(halt) => self.leave(self.state(), job, place, halt),
         };
-        if let Some((id, began)) = began {
+        if let Some((id, began, operation)) = work {
             self.device().watch().tell(|| Event::Worked {
                 unit: self.unit(id.unit),
                 number: id.number,

@@ -247,7 +247,6 @@ fn serve(shared: &Shared, stream: UnixStream) -> Result<(), WireError> {
             Ok(()) => channel.send(&Tree::default(), None),
             Err(sentence) => channel.refuse(&sentence),
         },
-
         Request::Account { session } => match shared.counts(session) {
             Some(counts) => channel.send(&counts, None),
             None => channel.refuse("the machine has no account of that program"),

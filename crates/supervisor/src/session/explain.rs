@@ -149,8 +149,7 @@ impl CallObserver for Explainer {
             Some(_) if call.fd.is_none() && call.call.get("path").is_some() => String::new(),
             Some(file) => format!("{file} "),
         };
-        // An access to a mapping has no errno: the program gets a signal.
-        let errno = match is_access(call) {
+        let errno = match call.is_register_access() {
             true => "SIGBUS".to_owned(),
             false => error.errno().to_string(),
         };
@@ -167,11 +166,6 @@ impl CallObserver for Explainer {
     fn refused_dma(&self, refusal: &DmaRefusal) {
         self.queue(format!("{PREFIX}DMA fault: {refusal}\n"));
     }
-}
-
-/// Whether the call is an access to a mapped register.
-fn is_access(call: &FinishedCall<'_>) -> bool {
-    matches!(&*call.call.name, "load" | "store" | "enqueue")
 }
 
 /// Writes what comes through the queue, until its other end is gone or nobody reads.

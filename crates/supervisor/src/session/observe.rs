@@ -120,6 +120,14 @@ pub struct FinishedCall<'a> {
     pub again: Option<&'a Again>,
 }
 
+impl FinishedCall<'_> {
+    /// Whether it is an access to a mapped register, which is no system call of the program's: it gets a signal
+    /// in the place of an errno, and the device tells of the access.
+    pub(crate) fn is_register_access(&self) -> bool {
+        matches!(&*self.call.name, "load" | "store" | "enqueue")
+    }
+}
+
 /// An ioctl that did not fail and whose steps were kept. Nothing is left to look up, so what is to be said of it can
 /// be found out on any thread.
 #[derive(Debug)]

@@ -140,6 +140,18 @@ struct Said {
     reply: Option<Decoded>,
 }
 
+impl Said {
+    fn on(fd: i32, file: CalledFile, call: Decoded) -> Self {
+        Said {
+            file: Some(file),
+            fd: Some(fd),
+            call,
+            request: None,
+            reply: None,
+        }
+    }
+}
+
 /// One finished call, and where to look.
 struct Asked<'a> {
     state: &'a mut State,
@@ -264,13 +276,7 @@ impl Asked<'_> {
     /// A call on `fd`, if that is a file of the machine.
     fn on(&mut self, fd: i32, call: Decoded) -> Option<Said> {
         let file = self.file(fd)?;
-        Some(Said {
-            file: Some(file),
-            fd: Some(fd),
-            call,
-            request: None,
-            reply: None,
-        })
+        Some(Said::on(fd, file, call))
     }
 
     fn ioctl(
@@ -281,12 +287,12 @@ impl Asked<'_> {
         let file = self.file(fd)?;
         let Some(table) = file.table() else {
             let call = Decoded::new(format!("ioctl({request:#x})"));
-            return self.on(fd, call.with("arg", Value::Hex(argument)));
+            return Some(Said::on(fd, file, call.with("arg", Value::Hex(argument))));
         };
         // The struct as it was when the call began: the answer may have changed its beginning.
         let before = std::mem::take(&mut self.state.argument);
         let noted = self.state.steps.as_ref();
-        let bytes = match noted.map(|steps| steps.image(argument, LONGEST, false)) {
+        let bytes = match noted.map(|steps| steps.image(argument, LONGEST)) {
             Some(bytes) => bytes,
             None => {
                 let mut bytes = self.bytes(table, request, argument);
@@ -298,20 +304,17 @@ impl Asked<'_> {
         };
         let call = decode::request(table, request, argument, &bytes);
         let reply = match result {
+            // With its steps kept, it is decoded elsewhere.
             CallResult::Value(_) => {
-                let noted = self.state.steps.as_ref();
-                let noted = noted.map(|steps| steps.image(argument, LONGEST, true));
-                let bytes = noted.unwrap_or_else(|| self.bytes(table, request, argument));
+                let bytes = self.bytes(table, request, argument);
                 Some(decode::reply(table, request, &bytes))
             }
             _ => None,
         };
         Some(Said {
-            file: Some(file),
-            fd: Some(fd),
-            call,
             request: Some(request),
             reply,
+            ..Said::on(fd, file, call)
         })
     }
 
@@ -380,7 +383,7 @@ impl Asked<'_> {
         if let Some(data) = self.data(transfer, result) {
             call = call.with("data", data);
         }
-        self.on(transfer.fd, call)
+        Some(Said::on(transfer.fd, file, call))
     }
 
     /// Where in its file a read or write begins.
@@ -435,7 +438,8 @@ impl Asked<'_> {
             },
         );
         let kind = arguments.flags & libc::MAP_TYPE as u64;
-        self.on(arguments.fd, call.with("type", Value::name(kind, MAP)))
+        let call = call.with("type", Value::name(kind, MAP));
+        Some(Said::on(arguments.fd, file, call))
     }
 
     fn register(&mut self, question: &RegisterQuestion) -> Option<Said> {

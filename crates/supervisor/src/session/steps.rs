@@ -49,9 +49,9 @@ impl Steps {
         });
     }
 
-    /// As [`image`], of the steps up to now.
-    pub(crate) fn image(&self, address: u64, most: usize, written: bool) -> Vec<u8> {
-        image(&self.lock(), address, most, written)
+    /// At most `most` bytes from `address` on, as the call has read them: [`image`] of the steps up to now.
+    pub(crate) fn image(&self, address: u64, most: usize) -> Vec<u8> {
+        image(&self.lock(), address, most, false)
     }
 
     /// Says which files the descriptors that were given lead to, in the order of giving.

@@ -93,7 +93,7 @@ fn line(program: u32, t: u64, call: &FinishedCall<'_>) -> Option<Line> {
         CallResult::Proceeds if call.call.name == "mmap" => (None, None, None),
         CallResult::Proceeds => return None,
         // The device tells every access.
-        CallResult::Value(_) if is_access(&call.call) => return None,
+        CallResult::Value(_) if call.is_register_access() => return None,
         CallResult::Value(value) => (Some(value), None, None),
         CallResult::Descriptor(fd) => (u64::try_from(fd).ok(), None, None),
         CallResult::Host(errno) => (None, Some(format!("errno {errno}").into()), None),
@@ -139,11 +139,6 @@ fn errno_word(errno: Errno) -> Word {
         Some(name) => name.into(),
         None => errno.to_string().into(),
     }
-}
-
-/// Whether it is an access to a mapped register.
-fn is_access(call: &Decoded) -> bool {
-    matches!(&*call.name, "load" | "store" | "enqueue")
 }
 
 /// The ioctl, or what the call does, whichever of its variants it is.

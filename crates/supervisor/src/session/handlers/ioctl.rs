@@ -33,7 +33,7 @@ pub(crate) fn ioctl(
     if !mappings.is_empty() && uapi::iommufd::is_destroy(request) {
         mappings.forget_unmapped(identity);
     }
-    let (mut result, mut named) = carry_out(state, call, identity, request, argument);
+    let (mut result, mut named) = carry_out(state, call, identity, (fd, request, argument));
     // It failed for a descriptor that is no file of the machine yet, before anything was done.
     if result.is_err()
         && let Some(not_bound) = named.not_bound
@@ -42,7 +42,7 @@ pub(crate) fn ioctl(
         if let Some(steps) = &state.steps {
             steps.again();
         }
-        (result, named) = carry_out(state, call, identity, request, argument);
+        (result, named) = carry_out(state, call, identity, (fd, request, argument));
     }
     if result.is_ok() && !named.promises.is_empty() {
         keep(
@@ -63,12 +63,10 @@ fn carry_out(
     state: &mut State,
     call: Pending<'_>,
     identity: Identity,
-    request: u32,
-    argument: u64,
+    (fd, request, argument): (i32, u32, u64),
 ) -> (Result<u64, CallError>, Named) {
     let files = &state.descriptors.files;
     let Some(file) = files.get(identity) else {
-        let fd = -1;
         return (Err(FileError::Closed { fd }.into()), Named::default());
     };
     let numbers = state.descriptors.numbers();

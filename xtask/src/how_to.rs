@@ -15,7 +15,10 @@ use std::{
 };
 
 use anyhow::{Context as _, Result, bail, ensure};
-use xtask::workspace::{cargo, root, run as checked};
+use xtask::{
+    page::blocks,
+    workspace::{cargo, root, run as checked},
+};
 
 /// The page.
 const PAGE: &str = "docs/how-to/write-a-device.md";
@@ -71,38 +74,23 @@ struct Session {
 impl Page {
     fn read(text: &str) -> Result<Self> {
         let mut page = Page::default();
-        let mut before = "";
-        let mut lines = text.lines();
-        while let Some(line) = lines.next() {
-            let Some(language) = line.strip_prefix("```") else {
-                if !line.is_empty() {
-                    before = line;
-                }
-                continue;
-            };
-            let block = lines.by_ref().take_while(|line| *line != "```");
-            let block: Vec<&str> = block.collect();
-            let text: String = block.iter().map(|line| format!("{line}\n")).collect();
-            let file = before
-                .strip_prefix('`')
-                .and_then(|line| line.strip_suffix("`:"));
-            match (language, file) {
+        for block in blocks(text) {
+            match (block.language, block.file) {
                 (_, Some(file)) => {
-                    let again = page.files.insert(file.to_owned(), text);
+                    let again = page.files.insert(file.to_owned(), block.text());
                     ensure!(again.is_none(), "{PAGE} has {file} twice");
                 }
                 ("sh", None) => page.sessions.push(Session {
-                    commands: text,
+                    commands: block.text(),
                     prints: Vec::new(),
                 }),
                 ("text", None) => {
                     let session = page.sessions.last_mut();
                     let session = session.context("a block of text without commands before it")?;
-                    session.prints = block.iter().map(|line| (*line).to_owned()).collect();
+                    session.prints = block.lines.into_iter().map(str::to_owned).collect();
                 }
                 (other, None) => bail!("{PAGE} has a block of {other} that is no file"),
             }
-            before = "";
         }
         ensure!(
             !page.files.is_empty() && !page.sessions.is_empty(),

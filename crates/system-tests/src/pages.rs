@@ -24,7 +24,11 @@ use std::{
 };
 
 use anyhow::{Context as _, Result, bail, ensure};
-use xtask::workspace::{root, target_directory};
+use ioasid_testing::PATIENCE;
+use xtask::{
+    page::blocks,
+    workspace::{root, target_directory},
+};
 
 use crate::installation::{Installation, User};
 
@@ -44,10 +48,6 @@ const ANY: &str = "...";
 /// The folder where machines of a page keep their sockets.
 const RUNTIME: &str = ".runtime";
 
-/// How long a command in the background may take to print what its page says: a deadline for one that
-/// never will.
-const PATIENCE: Duration = Duration::from_secs(120);
-
 /// A page, as far as it is run.
 #[derive(Debug, Default, PartialEq, Eq)]
 struct Page {
@@ -66,24 +66,12 @@ enum Part {
 impl Page {
     fn read(text: &str) -> Result<Self> {
         let mut page = Page::default();
-        let mut before = "";
-        let mut lines = text.lines();
-        while let Some(line) = lines.next() {
-            let Some(language) = line.strip_prefix("```") else {
-                if !line.is_empty() {
-                    before = line;
-                }
-                continue;
-            };
-            let block: Vec<&str> = lines.by_ref().take_while(|line| *line != "```").collect();
-            let name = before.strip_prefix('`');
-            if let Some(name) = name.and_then(|line| line.strip_suffix("`:")) {
-                let text = block.iter().map(|line| format!("{line}\n")).collect();
-                page.parts.push(Part::File(name.to_owned(), text));
-            } else if language == "console" {
-                page.session(&block)?;
+        for block in blocks(text) {
+            if let Some(name) = block.file {
+                page.parts.push(Part::File(name.to_owned(), block.text()));
+            } else if block.language == "console" {
+                page.session(&block.lines)?;
             }
-            before = "";
         }
         Ok(page)
     }

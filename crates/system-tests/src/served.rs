@@ -137,6 +137,23 @@ impl Served {
         }
     }
 
+    /// Waits until the serving process holds what is `good`: what a program had goes a moment after it. What
+    /// it holds then.
+    ///
+    /// # Errors
+    /// If it holds something else to the end, which is said.
+    pub fn wait_until_it_holds(&self, good: impl Fn(&Holdings) -> bool) -> Result<Holdings> {
+        let deadline = Instant::now() + PATIENCE;
+        loop {
+            let now = self.holdings()?;
+            if good(&now) {
+                return Ok(now);
+            }
+            ensure!(Instant::now() < deadline, "the machine holds {now:?}");
+            std::thread::sleep(Duration::from_millis(20));
+        }
+    }
+
     /// What the serving process holds.
     pub fn holdings(&self) -> Result<Holdings> {
         let process = PathBuf::from(format!("/proc/{}", self.child.id()));

@@ -367,15 +367,15 @@ pub(super) fn killed(installation: &Installation) -> Result<String> {
     )?;
     served.wait_until_released(installation)?;
     let before = baseline.context("too few runs")?;
-    let after = served.holdings()?;
     // A connection of the last inspection may still be closing.
     let close = |before: usize, after: usize| after <= before + 2;
-    ensure!(
-        close(before.descriptors, after.descriptors)
-            && close(before.threads, after.threads)
-            && after.mappings <= before.mappings + 16,
-        "the machine holds {after:?}, {before:?} before"
-    );
+    let after = served
+        .wait_until_it_holds(|after| {
+            close(before.descriptors, after.descriptors)
+                && close(before.threads, after.threads)
+                && after.mappings <= before.mappings + 16
+        })
+        .with_context(|| format!("{before:?} before"))?;
     Ok(format!("{times} kills; {before:?} before, {after:?} after"))
 }
 

@@ -101,11 +101,11 @@ pub(super) fn isolation(host: &Host) -> Result<String> {
     eventually(host, &served, left)?;
     let mut next = begin()?;
     tested(&next.next_report()?)?;
-    let now = settled_holdings(&served)?;
-    ensure!(
-        now.descriptors <= holdings.descriptors && now.threads <= holdings.threads,
-        "the server holds {now:?}; with the guest before it held {holdings:?}"
-    );
+    served
+        .wait_until_it_holds(|now| {
+            now.descriptors <= holdings.descriptors && now.threads <= holdings.threads
+        })
+        .with_context(|| format!("with the guest before it held {holdings:?}"))?;
     held(&next.order("hostile use")?, 2)?;
     next.quit()?;
     second.quit()?;

@@ -247,16 +247,19 @@ pub(super) fn killed(host: &Host) -> Result<String> {
         drop(guest);
         served.wait_until_released(host.installation())?;
         eventually(host, &served, pristine)?;
-        let held = settled_holdings(&served)?;
         // The first one finds a server that has not served anybody yet.
-        let before = *before.get_or_insert(held);
-        ensure!(
-            held.descriptors <= before.descriptors
-                && held.threads <= before.threads
-                && held.mapped_files <= before.mapped_files
-                && held.mappings <= before.mappings + of_the_allocator(),
-            "the server holds {held:?}; after the first guest it held {before:?}"
-        );
+        let Some(first) = before else {
+            before = Some(settled_holdings(&served)?);
+            continue;
+        };
+        served
+            .wait_until_it_holds(|held| {
+                held.descriptors <= first.descriptors
+                    && held.threads <= first.threads
+                    && held.mapped_files <= first.mapped_files
+                    && held.mappings <= first.mappings + of_the_allocator()
+            })
+            .with_context(|| format!("after the first guest it held {first:?}"))?;
     }
     let mut guest = host.guest_at_sockets("vm1", board, &[FIRST, PDEV])?;
     let report = guest.next_report()?;

@@ -135,7 +135,7 @@ impl Bench {
 }
 
 /// One descriptor's worth, in as many guards as it takes.
-fn copy(port: &mut DmaPort, target: u64, source: u64, len: u64) {
+pub(crate) fn copy(port: &mut DmaPort, target: u64, source: u64, len: u64) {
     let mut done = 0;
     while done < len {
         let transfer = port.enter(None).copy_on(target, source, len, done);

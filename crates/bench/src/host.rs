@@ -83,7 +83,12 @@ struct Padded(AtomicU64);
 
 /// GB/s of `copy_from_slice` in pieces of `piece` bytes that walk over `span` bytes.
 fn copy_rate(piece: usize, span: usize, effort: Effort) -> f64 {
-    let (source, mut target) = (vec![1_u8; span], vec![2_u8; span]);
+    // Both begin at a page: how fast a copy is depends on where its sides lie modulo the page.
+    const PAGE: usize = 4096;
+    let (mut source, mut target) = (vec![1_u8; span + PAGE], vec![2_u8; span + PAGE]);
+    let start = |memory: &[u8]| memory.as_ptr().align_offset(PAGE);
+    let (from, to) = (start(&source), start(&target));
+    let (source, target) = (&mut source[from..], &mut target[to..]);
     let (before, mut bytes, mut offset) = (thread_cpu(), 0, 0);
     let mut spent = 0;
     while spent < 2 * effort.slot {

@@ -10,8 +10,8 @@
 //! * [`measure`]: contenders, rounds, medians, paired ratios.
 //! * [`opaque`]: keeps the optimiser from seeing through a result.
 //! * [`host`]: what this machine can do at most: copies, cache misses, two cores talking.
-//! * [`translate`], [`mapping`], [`barrier`], [`dma`], [`interception`], [`registers`],
-//!   [`messages`]: the tables.
+//! * [`translate`], [`mapping`], [`barrier`], [`dma`], [`offsets`], [`interception`],
+//!   [`registers`], [`messages`]: the tables.
 #![allow(
     clippy::print_stdout,
     clippy::print_stderr,
@@ -26,6 +26,7 @@ mod interception;
 mod mapping;
 mod measure;
 mod messages;
+mod offsets;
 mod opaque;
 mod registers;
 mod translate;
@@ -48,11 +49,12 @@ met when the median is within it, missed when even the better quartile is not, a
 
 type Benchmark = (&'static str, fn(Effort) -> Vec<Table>);
 
-const BENCHMARKS: [Benchmark; 7] = [
+const BENCHMARKS: [Benchmark; 8] = [
     ("translate", translate::tables),
     ("map and unmap", mapping::tables),
     ("unmap against a running reader", barrier::tables),
     ("dma against memcpy", dma::tables),
+    ("dma at any offset", offsets::tables),
     ("interception", interception::tables),
     ("registers", registers::tables),
     ("messages of vfio-user", messages::tables),

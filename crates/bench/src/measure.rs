@@ -210,6 +210,22 @@ impl Table {
         self
     }
 
+    /// The first row, and of the others the one with the largest ratio to it.
+    pub(crate) fn only_worst(mut self) -> Table {
+        let median = |row: &Row| self.ratio(row, 0).map_or(f64::NAN, |ratio| ratio.median);
+        let ratios: Vec<f64> = self.rows.iter().map(median).collect();
+        let others = ratios.iter().enumerate().skip(1);
+        let worst = others.max_by(|a, b| a.1.total_cmp(b.1));
+        if let Some((worst, _)) = worst {
+            self.rows.swap(1, worst);
+            self.rows.truncate(2);
+        }
+        for anchor in self.rows.iter_mut().take(1) {
+            anchor.goals.clear();
+        }
+        self
+    }
+
     fn ratio(&self, row: &Row, anchor: usize) -> Option<Quartiles> {
         let anchor = self.rows.get(anchor)?;
         let pairs = row.samples.iter().zip(&anchor.samples);
@@ -312,6 +328,21 @@ mod tests {
         assert_eq!(table.verdicts(), [Verdict::Met, Verdict::Missed]);
         let ratio = table.ratio(&table.rows[1], 0).unwrap();
         assert_eq!((ratio.low, ratio.high), (2.0, 2.0));
+    }
+
+    #[test]
+    fn the_worst_row_stays_beside_the_anchor() {
+        let row = |name: &str, sample| (name.to_owned(), vec![sample; 3], Some(2.0));
+        let rows = vec![
+            row("anchor", 4.0),
+            row("a", 1.0),
+            row("b", 9.0),
+            row("c", 8.0),
+        ];
+        let table = Table::from_samples("t", "ns", rows).only_worst();
+        let names: Vec<_> = table.rows.iter().map(|row| row.name.as_str()).collect();
+        assert_eq!(names, ["anchor", "b"]);
+        assert_eq!(table.verdicts(), [Verdict::Missed]);
     }
 
     #[test]

@@ -31,6 +31,7 @@ use ioasid_core::sync::{
 
 use crate::{
     format::Format,
+    lines::{are_zero, clear_lines, store_lines},
     spec::{ADDRESS, ENTRIES, PAGE_SIZE},
 };
 
@@ -83,76 +84,82 @@ impl Table {
         }
     }
 
+    /// Whether `count` slots from `slot` on hold nothing.
+    #[inline]
+    pub(crate) fn is_zero(&self, slot: usize, count: usize) -> bool {
+        let entries = self.entries(slot, count);
+        let zero = |slots: &[AtomicU64]| {
+            let all = |all, slot: &AtomicU64| all | slot.load(Ordering::Relaxed);
+            slots.iter().fold(0, all) == 0
+        };
+        let (head, rest) = entries.split_at(entries.len().min(slot.wrapping_neg() % 8));
+        let (lines, tail) = rest.as_chunks::<8>();
+        zero(head) && zero(tail) && are_zero(lines)
+    }
+
+    /// Clears the slots from `slot` on whose entries agree with `like` in the bits of `mask`, until one
+    /// does not, at most `count`. Returns how many.
+    #[inline]
+    pub(crate) fn clear_alike(&self, slot: usize, count: usize, like: u64, mask: u64) -> usize {
+        let entries = self.entries(slot, count);
+        let clear = |slots: &[AtomicU64]| {
+            let alike = |slot: &&AtomicU64| (slot.load(Ordering::Relaxed) ^ like) & mask == 0;
+            let alike = slots.iter().take_while(alike);
+            alike.map(|slot| slot.store(0, Ordering::Relaxed)).count()
+        };
+        let (head, rest) = entries.split_at(entries.len().min(slot.wrapping_neg() % 8));
+        let done = clear(head);
+        if done < head.len() {
+            return done;
+        }
+        let whole = 8 * clear_lines(rest.as_chunks().0, like, mask);
+        done + whole + clear(&rest[whole..])
+    }
+
+    /// Clears `count` slots from `slot` on. Returns how many of them were `present`; entries that
+    /// agree with a present one in the bits of `mask` are.
+    #[inline]
+    pub(crate) fn clear_run(
+        &self,
+        slot: usize,
+        count: usize,
+        mask: u64,
+        present: impl Fn(u64) -> bool,
+    ) -> usize {
+        let entries = self.entries(slot, count);
+        let clear = |slots: &[AtomicU64]| {
+            let clear = |slot: &AtomicU64| {
+                let entry = slot.load(Ordering::Relaxed);
+                slot.store(0, Ordering::Relaxed);
+                usize::from(present(entry))
+            };
+            slots.iter().map(clear).sum::<usize>()
+        };
+        let (head, rest) = entries.split_at(entries.len().min(slot.wrapping_neg() % 8));
+        let (mut lines, tail) = rest.as_chunks::<8>();
+        let mut found = clear(head) + clear(tail);
+        loop {
+            let like = lines
+                .first()
+                .map_or(0, |line| line[0].load(Ordering::Relaxed));
+            // The usual case: as the first, so are all.
+            let alike = match present(like) {
+                true => clear_lines(lines, like, mask),
+                false => 0,
+            };
+            found += 8 * alike;
+            let Some((line, rest)) = lines[alike..].split_first() else {
+                return found;
+            };
+            found += clear(line);
+            lines = rest;
+        }
+    }
+
     /// The address of the table in table space.
     #[inline]
     pub(crate) fn address(&self) -> u64 {
         ptr::from_ref(self).expose_provenance() as u64
-    }
-}
-
-/// Stores `first`, `first + step` and so on into `lines`, 64 bytes at a time.
-#[cfg(not(all(target_arch = "x86_64", not(ioasid_shuttle), not(miri))))]
-#[inline]
-fn store_lines(lines: &[[AtomicU64; 8]], first: u64, step: u64) {
-    let mut entry = first;
-    for slot in lines.as_flattened() {
-        slot.store(entry, Ordering::Relaxed);
-        entry = entry.wrapping_add(step);
-    }
-}
-
-/// Stores `first`, `first + step` and so on into `lines`, 64 bytes at a time.
-///
-/// The compiler does not merge atomic stores; written out, two entries go with one store, which
-/// halves the time to map a gigabyte of 4 KiB pages.
-#[cfg(all(target_arch = "x86_64", not(ioasid_shuttle), not(miri)))]
-#[inline]
-fn store_lines(lines: &[[AtomicU64; 8]], first: u64, step: u64) {
-    use std::arch::{
-        asm,
-        x86_64::{__m128i, _mm_set_epi64x},
-    };
-
-    let vector = |low: u64, high: u64| -> __m128i {
-        // SAFETY: SSE2 is a part of x86-64.
-        unsafe { _mm_set_epi64x(high as i64, low as i64) }
-    };
-    let pair = |lane: u64| {
-        let low = first.wrapping_add(step.wrapping_mul(lane));
-        vector(low, low.wrapping_add(step))
-    };
-    let line_step = step.wrapping_mul(8);
-    let range = lines.as_ptr_range();
-    if lines.is_empty() {
-        return;
-    }
-    debug_assert!(range.start.addr().is_multiple_of(64));
-    // SAFETY: writes exactly the bytes of `lines`, which are atomics and so may be written through a
-    // shared reference. The stores are aligned, and the processor does not tear the aligned 8-byte
-    // halves of a 16-byte store: to any other thread each entry is stored by one relaxed store.
-    unsafe {
-        asm!(
-            "2:",
-            "movdqa xmmword ptr [{at}], {a}",
-            "movdqa xmmword ptr [{at} + 16], {b}",
-            "movdqa xmmword ptr [{at} + 32], {c}",
-            "movdqa xmmword ptr [{at} + 48], {d}",
-            "paddq {a}, {step}",
-            "paddq {b}, {step}",
-            "paddq {c}, {step}",
-            "paddq {d}, {step}",
-            "add {at}, 64",
-            "cmp {at}, {end}",
-            "jne 2b",
-            at = inout(reg) range.start => _,
-            end = in(reg) range.end,
-            a = inout(xmm_reg) pair(0) => _,
-            b = inout(xmm_reg) pair(2) => _,
-            c = inout(xmm_reg) pair(4) => _,
-            d = inout(xmm_reg) pair(6) => _,
-            step = in(xmm_reg) vector(line_step, line_step),
-            options(nostack),
-        );
     }
 }
 
@@ -470,6 +477,89 @@ mod tests {
                 };
                 let found = table.entry(index).load(Ordering::Relaxed);
                 assert_eq!(found, expected, "run of {count} from {slot}: slot {index}");
+            }
+        }
+    }
+
+    /// Runs that begin and end everywhere in a line.
+    const RUNS: [(usize, usize); 7] = [
+        (0, 512),
+        (0, 1),
+        (3, 4),
+        (5, 30),
+        (7, 505),
+        (8, 16),
+        (511, 1),
+    ];
+
+    fn load(table: &Table, index: usize) -> u64 {
+        table.entry(index).load(Ordering::Relaxed)
+    }
+
+    #[test]
+    fn one_entry_that_is_not_zero_is_seen_wherever_it_stands() {
+        let arena = Arena::new();
+        let table = arena.allocate();
+        for (slot, count) in RUNS {
+            assert!(table.is_zero(slot, count));
+            for index in 0..ENTRIES {
+                for bit in [0, 31, 32, 63] {
+                    table.entry(index).store(1 << bit, Ordering::Relaxed);
+                    let inside = (slot..slot + count).contains(&index);
+                    assert_eq!(table.is_zero(slot, count), !inside, "slot {index}");
+                    table.entry(index).store(0, Ordering::Relaxed);
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn slots_are_cleared_up_to_the_first_that_is_another() {
+        let arena = Arena::new();
+        for (slot, count) in RUNS {
+            for other in (0..ENTRIES).step_by(3) {
+                let table = arena.allocate();
+                // Bits outside of the mask differ all the time.
+                table.store_run(0, ENTRIES, 0x7000_0000_0000_0085, 0x1000);
+                let entry = table.entry(other);
+                entry.store(load(table, other) ^ 0x80, Ordering::Relaxed);
+                let cleared = table.clear_alike(slot, count, 0x85, 0x87);
+                let expected = match other.checked_sub(slot) {
+                    Some(n) if n < count => n,
+                    _ => count,
+                };
+                assert_eq!(cleared, expected, "run of {count} from {slot}, but {other}");
+                for index in 0..ENTRIES {
+                    let gone = (slot..slot + cleared).contains(&index);
+                    assert_eq!(load(table, index) == 0, gone, "slot {index}");
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn a_cleared_run_counts_what_was_present() {
+        let arena = Arena::new();
+        let present = |entry: u64| entry & 3 != 0;
+        for (slot, count) in RUNS {
+            // Every so many slots there is no entry; the others are of two kinds.
+            for holes in [1, 2, 3, 9, 40, 600] {
+                let table = arena.allocate();
+                let entry = |index: usize| match index % holes {
+                    0 => 0,
+                    _ => (0x1000 * index as u64) | if index % 50 < 25 { 3 } else { 2 },
+                };
+                for index in 0..ENTRIES {
+                    table.entry(index).store(entry(index), Ordering::Relaxed);
+                }
+                let expected = (slot..slot + count).filter(|index| present(entry(*index)));
+                let expected = expected.count();
+                assert_eq!(table.clear_run(slot, count, 3, present), expected);
+                for index in 0..ENTRIES {
+                    let gone = (slot..slot + count).contains(&index);
+                    let left = if gone { 0 } else { entry(index) };
+                    assert_eq!(load(table, index), left, "slot {index}");
+                }
             }
         }
     }

@@ -27,7 +27,9 @@ pub(crate) use x86_64::X86_64Stage1;
 /// * [`Format::link`] makes an entry that [`Format::is_link`] knows again at the same level, with
 ///   the table's address in bits 51:12;
 /// * [`Format::leaf`] makes an entry that is present and never a link at its level, whichever of
-///   [`Format::ACCESSED`] and [`Format::DIRTY`] are added to it or taken from it.
+///   [`Format::ACCESSED`] and [`Format::DIRTY`] are added to it or taken from it;
+/// * an entry with the [`Format::KIND`] bits of a present one is present, and with those of a leaf of
+///   its level's own size it is such a leaf.
 ///
 /// Levels count from 0, the table of 4 KiB pages.
 pub(crate) trait Format: Send + Sync + 'static {
@@ -41,6 +43,8 @@ pub(crate) trait Format: Send + Sync + 'static {
     const ACCESSED: u64;
     /// The dirty bit of a leaf.
     const DIRTY: u64;
+    /// The bits that say whether an entry is present, a link or a leaf. No walk changes them.
+    const KIND: u64;
 
     /// Sizes of the leaves that a table at `level` can hold, as a bitmap of powers of two.
     fn leaf_sizes(level: u32) -> u64;
@@ -98,6 +102,7 @@ pub(crate) trait Format: Send + Sync + 'static {
 #[cfg(test)]
 pub(crate) fn contract<F: Format>() {
     assert!(!F::is_present(0));
+    assert_eq!(F::KIND & (spec::ADDRESS | F::ACCESSED | F::DIRTY), 0);
     let prots = [Prot::READ, Prot::WRITE, Prot::RW];
     for level in 0..F::MAX_LEVELS {
         assert!(!F::is_link(0, level));
@@ -124,6 +129,12 @@ pub(crate) fn contract<F: Format>() {
                             assert_eq!(F::prot(leaf), F::prot(F::attributes(prot, true)));
                             let again = F::leaf(spa, shift, level, F::attributes_of(leaf));
                             assert_eq!(again, leaf);
+                            let other = leaf ^ !F::KIND;
+                            assert!(F::is_present(other));
+                            if shift == spec::entry_shift(level) {
+                                assert!(level == 0 || !F::is_link(other, level));
+                                assert_eq!(F::leaf_shift(other, level), shift);
+                            }
                         }
                     }
                 }

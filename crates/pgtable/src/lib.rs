@@ -26,6 +26,7 @@ pub mod config;
 pub mod custom;
 pub mod error;
 mod format;
+mod lines;
 pub mod spec;
 pub mod table;
 mod translation;

@@ -27,6 +27,10 @@ impl Format for AmdV1 {
     const LAST: u64 = u64::MAX;
     const ACCESSED: u64 = Entry::new().with_accessed(true).into_bits();
     const DIRTY: u64 = Entry::new().with_dirty(true).into_bits();
+    const KIND: u64 = Entry::new()
+        .with_present(true)
+        .with_next_level(7)
+        .into_bits();
 
     #[inline]
     fn leaf_sizes(level: u32) -> u64 {

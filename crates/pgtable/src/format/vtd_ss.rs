@@ -26,6 +26,11 @@ impl Format for VtdSecondStage {
     const LAST: u64 = (1 << INPUT_BITS) - 1;
     const ACCESSED: u64 = Entry::new().with_accessed(true).into_bits();
     const DIRTY: u64 = Entry::new().with_dirty(true).into_bits();
+    const KIND: u64 = Entry::new()
+        .with_read(true)
+        .with_write(true)
+        .with_page(true)
+        .into_bits();
 
     #[inline]
     fn leaf_sizes(level: u32) -> u64 {

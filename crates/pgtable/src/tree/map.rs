@@ -100,11 +100,7 @@ impl<F: Format> Tree<F> {
     fn is_empty(&self, table: &Table, level: u32, mut start: u64, last: u64) -> bool {
         if level == 0 {
             let (first, count) = slots(start, last, level);
-            let entries = table.entries(first, count);
-            return entries
-                .iter()
-                .fold(0, |all, entry| all | entry.load(Ordering::Relaxed))
-                == 0;
+            return table.is_zero(first, count);
         }
         loop {
             let entry = table.entry(index(start, level)).load(Ordering::Relaxed);
@@ -189,6 +185,9 @@ impl<F: Format> Tree<F> {
         first: usize,
         count: usize,
     ) {
+        if table.is_zero(first, count) {
+            return;
+        }
         for slot in table.entries(first, count) {
             let entry = slot.load(Ordering::Relaxed);
             if let Some(child) = self.arena.child::<F>(entry, level) {

@@ -4,10 +4,7 @@
 
 use std::mem;
 
-use ioasid_core::{
-    AddrRange,
-    sync::atomic::{AtomicU64, Ordering},
-};
+use ioasid_core::{AddrRange, sync::atomic::Ordering};
 
 use super::{Counters, Tree, clip, index, mask, slot_range, slots};
 use crate::{
@@ -53,7 +50,9 @@ impl<F: Format> Tree<F> {
     /// Clears the leaves that lie in `start..=last`, which lies in `table`'s coverage.
     ///
     /// With plain stores, not exchanges: only this writer makes entries, and a reader's
-    /// compare-exchange that comes late fails on the 0.
+    /// compare-exchange that comes late fails on the 0. One that comes between the load of an entry and
+    /// its store adds marks that are lost; an unmap reports none, and asks only for bits that no
+    /// reader changes.
     fn clear(&self, cleared: &mut Cleared, table: &Table, level: u32, mut start: u64, last: u64) {
         if level == 0 {
             Self::clear_pages(cleared, table, start, last);
@@ -121,23 +120,7 @@ impl<F: Format> Tree<F> {
             last = last_leaf - 1;
         }
         let (first, count) = slots(start, last, 0);
-        let entries = table.entries(first, count);
-        let all = |all, slot: &AtomicU64| all & slot.load(Ordering::Relaxed);
-        // The usual case with one instruction for each slot: all are present.
-        let (lines, rest) = entries.as_chunks::<8>();
-        let together = lines
-            .iter()
-            .map(|line| line.iter().fold(u64::MAX, all))
-            .fold(rest.iter().fold(u64::MAX, all), |all, line| all & line);
-        let pages = if F::is_present(together) {
-            count as u64
-        } else {
-            let present = |slot: &&AtomicU64| F::is_present(slot.load(Ordering::Relaxed));
-            entries.iter().filter(present).count() as u64
-        };
-        if pages != 0 {
-            table.store_run(first, count, 0, 0);
-        }
+        let pages = table.clear_run(first, count, F::KIND, F::is_present) as u64;
         cleared.pages += pages;
         cleared.writes += pages;
     }
@@ -157,14 +140,8 @@ impl<F: Format> Tree<F> {
         // Whole slots; the caller has seen that the first is one.
         let whole = (last - start).saturating_add(1) >> shift;
         let first = index(start, level);
-        let entries = table.entries(first, whole as usize);
-        let single = |slot: &AtomicU64| {
-            let entry = slot.load(Ordering::Relaxed);
-            let leaf = F::is_present(entry) && !F::is_link(entry, level);
-            leaf && F::leaf_shift(entry, level) == shift
-        };
-        let count = entries.iter().take_while(|slot| single(slot)).count();
-        table.store_run(first, count, 0, 0);
+        let like = table.entry(first).load(Ordering::Relaxed);
+        let count = table.clear_alike(first, whole as usize, like, F::KIND);
         let count = count as u64;
         cleared.writes += count;
         cleared.pages += count << (shift - PAGE_SHIFT);

@@ -179,12 +179,15 @@ impl Drop for Client {
 impl Inspect for Client {
     fn inspect(&self) -> Node {
         let resources = &self.resources;
+        let (searches, listings) = resources.files.searches();
         Node::new()
             .with("name", self.name.as_str())
             .with("processes", self.processes.lock().len())
             .with("windows", resources.windows.used())
             .with("windows_limit", resources.windows.limit())
             .with("file_chunks_mapped", resources.files.mapped_chunks())
+            .with("file_searches", searches)
+            .with("descriptor_listings", listings)
             .with("worker", resources.worker.inspect())
             .with("interrupts", resources.interrupts.inspect())
     }

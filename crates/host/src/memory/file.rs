@@ -9,7 +9,10 @@
 use std::{
     collections::HashMap,
     os::fd::{AsFd, OwnedFd},
-    sync::{Arc, Weak},
+    sync::{
+        Arc, OnceLock, Weak,
+        atomic::{AtomicU64, AtomicUsize, Ordering},
+    },
 };
 
 use ioasid_core::{
@@ -25,9 +28,12 @@ use rustix::{
 };
 
 use super::{file_memory::FileMemory, windows::Windows};
-use crate::system::{
-    copy::RecoveringCopy,
-    file_id::{FileId, identify},
+use crate::{
+    system::{
+        copy::RecoveringCopy,
+        file_id::{FileId, identify},
+    },
+    threads::closer,
 };
 
 /// An open memory file of a client.
@@ -37,6 +43,18 @@ pub(crate) struct MemoryFile {
     id: FileId,
     huge: bool,
     writable: bool,
+    /// Once a mapping keeps it.
+    kept: OnceLock<KeptPermit>,
+}
+
+/// The right to keep one file open, given back on drop.
+#[derive(Debug)]
+struct KeptPermit(Arc<AtomicUsize>);
+
+impl Drop for KeptPermit {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::Relaxed);
+    }
 }
 
 impl MemoryFile {
@@ -56,6 +74,7 @@ impl MemoryFile {
                 id,
                 huge: magic == HUGETLBFS,
                 writable: mode == OFlags::RDWR,
+                kept: OnceLock::new(),
             })
         })
     }
@@ -88,7 +107,15 @@ impl MemoryFile {
 pub(crate) struct MemoryFiles {
     windows: Arc<Windows>,
     copier: &'static RecoveringCopy,
+    /// A file that is open keeps its identity from being reused.
     known: Mutex<HashMap<FileId, Weak<MemoryFile>>>,
+    /// Files that a mapping keeps open, so that the next MAP need not look for them.
+    kept: Arc<AtomicUsize>,
+    /// How many of these there may be.
+    most_kept: usize,
+    /// How often a file was looked for, and how often in a process's table of descriptors.
+    searches: AtomicU64,
+    listings: AtomicU64,
     /// By file and number of the chunk of 1 GiB. The live mapping of a file keeps its identity from
     /// being reused.
     mapped: Mutex<HashMap<(FileId, u64), WeakFileWindow>>,
@@ -100,6 +127,10 @@ impl MemoryFiles {
             windows,
             copier,
             known: Mutex::default(),
+            kept: Arc::default(),
+            most_kept: closer::room(),
+            searches: AtomicU64::new(0),
+            listings: AtomicU64::new(0),
             mapped: Mutex::default(),
         })
     }
@@ -115,6 +146,36 @@ impl MemoryFiles {
         files.insert(file.id(), Arc::downgrade(file));
     }
 
+    /// A mapping that no known file serves: its file is looked for.
+    pub(crate) fn count_search(&self) {
+        self.searches.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// A process's descriptors are looked through for a file.
+    pub(crate) fn count_listing(&self) {
+        self.listings.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// How often a file was looked for, and how often in a process's table of descriptors.
+    pub(crate) fn searches(&self) -> (u64, u64) {
+        let count = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
+        (count(&self.searches), count(&self.listings))
+    }
+
+    /// The file for a mapping to keep open: `None` if there are as many as the client may have, and
+    /// then each MAP of it has to look for it.
+    fn keep(&self, file: &Arc<MemoryFile>) -> Option<Arc<MemoryFile>> {
+        if file.kept.get().is_none() {
+            let room = |kept: usize| (kept < self.most_kept).then_some(kept + 1);
+            self.kept
+                .fetch_update(Ordering::Relaxed, Ordering::Relaxed, room)
+                .ok()?;
+            // One that another thread has taken meanwhile goes back.
+            let _ = file.kept.set(KeptPermit(Arc::clone(&self.kept)));
+        }
+        Some(Arc::clone(file))
+    }
+
     /// Chunks of 1 GiB that are mapped.
     pub(crate) fn mapped_chunks(&self) -> usize {
         let mapped = self.mapped.lock();
@@ -125,7 +186,7 @@ impl MemoryFiles {
     /// the size of the file.
     pub(crate) fn pin(
         &self,
-        file: &MemoryFile,
+        file: &Arc<MemoryFile>,
         offset: u64,
         len: u64,
         prot: Prot,
@@ -151,7 +212,7 @@ impl MemoryFiles {
     /// has already, or a new one. Writable where the file is, so that one mapping serves both.
     fn window(
         &self,
-        file: &MemoryFile,
+        file: &Arc<MemoryFile>,
         chunk: u64,
         len: u64,
         prot: Prot,
@@ -173,7 +234,7 @@ impl MemoryFiles {
 
     fn map(
         &self,
-        file: &MemoryFile,
+        file: &Arc<MemoryFile>,
         chunk: u64,
         must_write: bool,
     ) -> Result<Arc<FileMemory>, PinError> {
@@ -192,7 +253,7 @@ impl MemoryFiles {
                 continue;
             }
             match FileMemory::new(&file.fd, offset, len, writable, self.copier, permit) {
-                Ok(memory) => return Ok(Arc::new(memory)),
+                Ok(memory) => return Ok(Arc::new(memory.keeping(self.keep(file)))),
                 // A sealed memfd cannot be mapped writable; its permit comes back for the next try.
                 Err((Errno::PERM | Errno::ACCESS, unused)) => permit = unused,
                 Err(_) => return Err(PinError::NoMemory),

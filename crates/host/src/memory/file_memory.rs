@@ -6,6 +6,7 @@ use std::{
     fmt,
     os::fd::OwnedFd,
     ptr::{self, NonNull},
+    sync::Arc,
 };
 
 use ioasid_core::memory::{Backing, Memory, MemoryGone, RawBytes};
@@ -14,7 +15,7 @@ use rustix::{
     mm::{Advice, MapFlags, ProtFlags},
 };
 
-use super::windows::WindowPermit;
+use super::{file::MemoryFile, windows::WindowPermit};
 use crate::system::copy::RecoveringCopy;
 
 /// A chunk of at most 1 GiB of a client's memory file, mapped shared into our address space. Where
@@ -24,6 +25,8 @@ pub struct FileMemory {
     len: usize,
     writable: bool,
     copier: &'static RecoveringCopy,
+    /// Kept open, for the next MAP of it to find.
+    file: Option<Arc<MemoryFile>>,
     _permit: WindowPermit,
 }
 
@@ -65,8 +68,15 @@ impl FileMemory {
             len,
             writable,
             copier,
+            file: None,
             _permit: permit,
         })
+    }
+
+    /// Keeps `file`, which it is a mapping of, open as long as it lives.
+    pub(super) fn keeping(mut self, file: Option<Arc<MemoryFile>>) -> Self {
+        self.file = file;
+        self
     }
 
     /// Whether it serves accesses to its first `len` bytes, and writes if `write` is set.
@@ -111,6 +121,7 @@ impl fmt::Debug for FileMemory {
         f.debug_struct("FileMemory")
             .field("len", &self.len)
             .field("writable", &self.writable)
+            .field("kept_open", &self.file.is_some())
             .finish_non_exhaustive()
     }
 }

@@ -5,7 +5,7 @@
 //! without such a descriptor stays as long as any process of the client maps it. Everything else is
 //! read and written where it is: it follows the address, so a later `munmap` shows.
 
-use std::{os::fd::AsFd, sync::Arc};
+use std::{iter, os::fd::AsFd, sync::Arc};
 
 use ioasid_core::{
     access::Prot,
@@ -126,13 +126,15 @@ impl ProcessPages {
     }
 
     /// The memory file `id`, if one of the ways to it is open: the kernel lets us open the mapping
-    /// itself, or the process still has a descriptor of it.
+    /// itself, or the process still has a descriptor of it. Its descriptors are looked through only
+    /// if the first way does not give a file that can be written.
     fn find_file(&self, id: FileId, vma: &Vma) -> Option<Arc<MemoryFile>> {
         let resources = self.resources();
+        resources.files.count_search();
         let mapped = self.process.dir().open_mapped(vma);
         let found = mapped
             .into_iter()
-            .chain(self.duplicates(id))
+            .chain(iter::once_with(|| self.duplicates(id)).flatten())
             .filter_map(|fd| {
                 let same = identify(fd.as_fd(), "").is_ok_and(|(found, _)| found == id);
                 if !same {
@@ -154,6 +156,7 @@ impl ProcessPages {
 
     /// Duplicates of the process's descriptors that lead to `id`.
     fn duplicates(&self, id: FileId) -> impl Iterator<Item = std::os::fd::OwnedFd> {
+        self.resources().files.count_listing();
         let numbers = self.process.dir().fd_numbers();
         numbers
             .into_iter()

@@ -2,6 +2,7 @@ use ioasid_core::{
     access::Prot,
     grace::Grace,
     host::{Caller, FdError},
+    inspect::{Inspect, Value},
     memory::{MemoryGone, PinError},
     spa::{SpaSpace, WINDOW_SIZE},
 };
@@ -89,6 +90,46 @@ fn the_same_file_by_descriptor_and_by_address_is_the_same_memory() {
     source.write(5, b"once").unwrap();
     assert_eq!(&f.read(&by_fd, 9).unwrap()[5..], b"once");
     assert_eq!(f.space.used_windows(), 1);
+}
+
+#[test]
+fn a_file_is_looked_for_once_as_long_as_something_of_it_is_mapped() {
+    let mut f = Fixture::new();
+    let searches = |f: &Fixture| {
+        let node = f.client.inspect();
+        ["file_searches", "descriptor_listings"].map(|name| match node.field(name) {
+            Some(&Value::Count(count)) => count,
+            other => panic!("{name}: {other:?}"),
+        })
+    };
+    let fd = f.child.ask(&format!("memfd {LEN}"));
+    let address = f.child.ask(&format!("map {fd} {LEN} rw"));
+    assert_eq!(searches(&f), [0, 0]);
+    let first = f.pin(address, PAGE, Prot::RW).unwrap();
+    let [1, listings @ 0..=1] = searches(&f) else {
+        panic!("{:?}", searches(&f))
+    };
+    // By another mapping as well, that only reads.
+    let again = f.child.ask(&format!("map {fd} {LEN} r"));
+    let more = [
+        f.pin(address, LEN, Prot::RW).unwrap(),
+        f.pin(again, LEN, Prot::READ).unwrap(),
+    ];
+    assert!(more.iter().all(|pages| f.is_direct(pages)));
+    assert_eq!(more[1][0].spa, first[0].spa);
+    assert_eq!(searches(&f), [1, listings]);
+    // Also with the only descriptor closed, and the first mapping gone.
+    f.child.tell(&format!("close {fd}"));
+    drop(first);
+    let page = f.pin(address + PAGE, PAGE, Prot::RW).unwrap();
+    assert_eq!(searches(&f), [1, listings]);
+    drop((more, page));
+    f.space.grace().collect();
+    assert_eq!(f.space.used_windows(), 0);
+    // Nothing keeps it any more.
+    let pages = f.pin(address, PAGE, Prot::RW).unwrap();
+    assert_eq!(searches(&f)[0], 2);
+    drop(pages);
 }
 
 #[test]

@@ -45,7 +45,7 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use crate::{
     clock::{process_cpu, wall_clock},
     measure::{Contender, Effort, Table, measure},
-    registers,
+    program_memory, registers,
 };
 
 /// Where mappings begin.
@@ -258,7 +258,7 @@ impl Program {
         Program::of(input, output, Running::Bare(child))
     }
 
-    fn run(machine: &Arc<dyn MachineView>, task: &str) -> Result<Program> {
+    pub(crate) fn run(machine: &Arc<dyn MachineView>, task: &str) -> Result<Program> {
         Program::run_with(machine, task, Mmio::Auto)
     }
 
@@ -378,6 +378,9 @@ fn bare_program(task: &str, socket: &Path) -> Result<()> {
 fn client(task: &str) -> Result<()> {
     if let Some(task) = task.strip_prefix(registers::PREFIX) {
         return registers::work(task);
+    }
+    if let Some(task) = task.strip_prefix(program_memory::PREFIX) {
+        return program_memory::work(task);
     }
     let iommufd = IommuFd::new()?;
     match task.strip_suffix(":time") {

@@ -11,7 +11,7 @@
 //! * [`opaque`]: keeps the optimiser from seeing through a result.
 //! * [`host`]: what this machine can do at most: copies, cache misses, two cores talking.
 //! * [`translate`], [`mapping`], [`barrier`], [`dma`], [`offsets`], [`interception`],
-//!   [`registers`], [`messages`]: the tables.
+//!   [`program_memory`], [`registers`], [`messages`]: the tables.
 #![allow(
     clippy::print_stdout,
     clippy::print_stderr,
@@ -28,6 +28,7 @@ mod measure;
 mod messages;
 mod offsets;
 mod opaque;
+mod program_memory;
 mod registers;
 mod translate;
 
@@ -49,13 +50,15 @@ met when the median is within it, missed when even the better quartile is not, a
 
 type Benchmark = (&'static str, fn(Effort) -> Vec<Table>);
 
-const BENCHMARKS: [Benchmark; 8] = [
+const BENCHMARKS: [Benchmark; 10] = [
     ("translate", translate::tables),
     ("map and unmap", mapping::tables),
     ("unmap against a running reader", barrier::tables),
     ("dma against memcpy", dma::tables),
     ("dma at any offset", offsets::tables),
     ("interception", interception::tables),
+    ("map of a program's memory", program_memory::maps),
+    ("dma of a program's memory", program_memory::copies),
     ("registers", registers::tables),
     ("messages of vfio-user", messages::tables),
 ];

@@ -100,7 +100,7 @@ fn doorbell(effort: Effort) -> Result<Table> {
 }
 
 /// A machine of one DSA.
-fn machine() -> Result<Arc<dyn MachineView>> {
+pub(crate) fn machine() -> Result<Arc<dyn MachineView>> {
     let file = MachineFile::from_device_strings(&["dsa,driver=vfio"], &models::standard())?;
     let machine = Machine::build("bench", &file, &StdSpawner)?;
     Ok(Arc::new(BuiltMachine::new(&machine)))
@@ -142,7 +142,7 @@ fn timed(task: &str, clock: impl Fn() -> u64) -> Result<()> {
     }
 }
 
-fn lines<T>(clock: impl Fn() -> u64, mut step: impl FnMut() -> T) -> Result<()> {
+pub(crate) fn lines<T>(clock: impl Fn() -> u64, mut step: impl FnMut() -> T) -> Result<()> {
     println!("0");
     for line in std::io::stdin().lines() {
         let iterations: u64 = line?.parse()?;
@@ -229,7 +229,7 @@ fn question() -> i32 {
     unsafe { libc::ioctl(-1, NUMBER as _, 0) }
 }
 
-fn open() -> Result<(Vm, Device)> {
+pub(crate) fn open() -> Result<(Vm, Device)> {
     let vm = Vm::open()?;
     let path = discover::first_pdev()?.context("no device")?;
     let device = vm.open_device(&path)?;

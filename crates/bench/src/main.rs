@@ -10,7 +10,7 @@
 //! * [`measure`]: contenders, rounds, medians, paired ratios.
 //! * [`opaque`]: keeps the optimiser from seeing through a result.
 //! * [`host`]: what this machine can do at most: copies, cache misses, two cores talking.
-//! * [`translate`], [`mapping`], [`barrier`], [`dma`], [`offsets`], [`interception`],
+//! * [`translate`], [`mapping`], [`mappings`], [`barrier`], [`dma`], [`offsets`], [`interception`],
 //!   [`program_memory`], [`registers`], [`messages`]: the tables.
 #![allow(
     clippy::print_stdout,
@@ -24,6 +24,7 @@ mod dma;
 mod host;
 mod interception;
 mod mapping;
+mod mappings;
 mod measure;
 mod messages;
 mod offsets;
@@ -50,9 +51,10 @@ met when the median is within it, missed when even the better quartile is not, a
 
 type Benchmark = (&'static str, fn(Effort) -> Vec<Table>);
 
-const BENCHMARKS: [Benchmark; 10] = [
+const BENCHMARKS: [Benchmark; 11] = [
     ("translate", translate::tables),
     ("map and unmap", mapping::tables),
+    ("mappings of an address space", mappings::tables),
     ("unmap against a running reader", barrier::tables),
     ("dma against memcpy", dma::tables),
     ("dma at any offset", offsets::tables),

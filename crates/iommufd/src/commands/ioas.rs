@@ -19,7 +19,6 @@ use crate::{
     space::{
         area::Part,
         ioas::{CopyArgs, Ioas, MapArgs},
-        ledger::Charge,
         pages::Pages,
     },
 };
@@ -44,8 +43,7 @@ pub(super) fn map(
     if context.iommu().injections().at(Point::Map).is_some() {
         return Err(OutOfMemory.into());
     }
-    let charge = Charge::new(account, context.rlimit_per_process());
-    let pages = Pages::new(source, args.prot.write, context.ledger(), charge);
+    let pages = Pages::new(source, args.prot.write, context.payer(account));
     if pages.source().is_device() {
         let (objects, shown) = (Arc::downgrade(context.objects()), Arc::downgrade(&pages));
         pages

@@ -8,7 +8,7 @@ use crate::{
     base::error::{Error, MapError},
     file::{object::Object, table::Objects},
     space::{
-        ledger::{Charge, MemoryLedger},
+        ledger::{MemoryLedger, Payer},
         pages::Pages,
     },
 };
@@ -32,27 +32,27 @@ pub(super) fn change(
     let mut all: BTreeMap<*const Pages, Arc<Pages>> = BTreeMap::new();
     for ioas in &spaces {
         for (_, area) in ioas.state.lock().space.areas() {
-            let source = area.pages.source();
+            let source = area.pages().source();
             if !source.is_file() || source.is_device() {
                 return Err(MapError::NotFileBacked { ioas: ioas.id() }.into());
             }
-            all.insert(Arc::as_ptr(&area.pages), Arc::clone(&area.pages));
+            all.insert(Arc::as_ptr(area.pages()), Arc::clone(area.pages()));
         }
     }
-    let mut charged: Vec<(Charge, u64)> = Vec::new();
+    let mut counted: Vec<(Arc<Payer>, u64)> = Vec::new();
     for pages in all.values() {
-        let (charge, bytes) = pages.charged();
-        let charge = charge.moved_to(account);
-        if let Err(error) = ledger.charge(charge, bytes) {
-            for (charge, bytes) in charged {
-                ledger.uncharge(charge, bytes);
+        let (payer, bytes) = pages.counted();
+        let payer = ledger.payer(payer.charge().moved_to(account));
+        if let Err(error) = payer.count(bytes) {
+            for (payer, bytes) in counted {
+                payer.uncount(bytes);
             }
             return Err(error.into());
         }
-        charged.push((charge, bytes));
+        counted.push((payer, bytes));
     }
-    for pages in all.values() {
-        pages.hand_over(account);
+    for (pages, (payer, bytes)) in all.values().zip(counted) {
+        pages.hand_over(payer, bytes);
     }
     Ok(())
 }

@@ -2,18 +2,18 @@
 //! `commands`.
 
 use std::sync::{
-    Arc,
+    Arc, Weak,
     atomic::{AtomicUsize, Ordering},
 };
 
-use ioasid_core::sync::Mutex;
+use ioasid_core::{host::Account, sync::Mutex};
 use ioasid_iommu::{Iommu, OwnerId};
 
 use super::{attachments::Attachments, close, page_tables::PageTables, table::Objects};
 use crate::{
     base::id::ObjectId,
     hardware::mmap::MmapOffsets,
-    space::ledger::{Limits, MemoryLedger},
+    space::ledger::{Charge, HasAreas, Limits, MemoryLedger, Payer},
 };
 
 /// One open `/dev/iommu` file: an object table and the commands on it.
@@ -42,6 +42,8 @@ pub(crate) struct Options {
     pub(crate) rlimit_per_process: bool,
     /// The IOAS that VFIO container commands work on.
     pub(crate) vfio_ioas: Option<ObjectId>,
+    /// The last that has mapped: nearly always the next too.
+    payer: Option<Arc<Payer>>,
 }
 
 impl Context {
@@ -52,13 +54,16 @@ impl Context {
 
     /// A file without objects, whose locked memory counts in `ledger`.
     pub fn with_ledger(iommu: &Arc<Iommu>, ledger: &Arc<MemoryLedger>) -> Arc<Self> {
+        let objects = Arc::<Objects>::default();
+        let file: Weak<dyn HasAreas> = Arc::downgrade(&objects) as _;
+        ledger.enter(file);
         Arc::new(Context {
             iommu: Arc::clone(iommu),
             ledger: Arc::clone(ledger),
             owner: OwnerId::new(),
             open_files: AtomicUsize::new(0),
             mmap_offsets: MmapOffsets::default(),
-            objects: Arc::default(),
+            objects,
             attachments: Mutex::default(),
             options: Mutex::default(),
         })
@@ -72,6 +77,19 @@ impl Context {
     /// How much memory each program has locked.
     pub fn ledger(&self) -> &Arc<MemoryLedger> {
         &self.ledger
+    }
+
+    /// Where memory counts that `account` maps.
+    pub(crate) fn payer(&self, account: Account) -> Arc<Payer> {
+        let mut options = self.options.lock();
+        let charge = Charge::new(account, options.rlimit_per_process);
+        let last = options.payer.as_ref();
+        if let Some(payer) = last.filter(|payer| payer.charge() == charge) {
+            return Arc::clone(payer);
+        }
+        let payer = self.ledger.payer(charge);
+        options.payer = Some(Arc::clone(&payer));
+        payer
     }
 
     pub(crate) fn owner(&self) -> OwnerId {

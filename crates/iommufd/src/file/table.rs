@@ -11,7 +11,7 @@ use std::{
 };
 
 use ioasid_core::{
-    failpoint,
+    AddrRange, failpoint,
     sync::{Mutex, MutexGuard},
 };
 
@@ -22,7 +22,7 @@ use crate::{
         id::{ObjectId, Use, Users},
     },
     hardware::{device::DeviceObject, fault::FaultQueue, hwpt::Hwpt, viommu::Viommu},
-    space::ioas::Ioas,
+    space::{ioas::Ioas, ledger::HasAreas, pages::Pages},
 };
 
 #[derive(Debug, Default)]
@@ -273,6 +273,16 @@ impl Objects {
     /// Every object, by ascending id.
     pub(crate) fn all(&self) -> Vec<Object> {
         self.lock().objects()
+    }
+}
+
+impl HasAreas for Objects {
+    fn pinning(&self, page: AddrRange) -> Vec<Arc<Pages>> {
+        let pages = self.all().into_iter().filter_map(|object| match object {
+            Object::Ioas(ioas) => Some(ioas.pinning(page)),
+            _ => None,
+        });
+        pages.flatten().collect()
     }
 }
 

@@ -148,7 +148,7 @@ impl Access {
         self.copy(iova, rest.len() as u64, false, &mut |area, offset, len| {
             let (part, after) = std::mem::take(&mut rest).split_at_mut(len);
             rest = after;
-            area.pages.read(offset, part)
+            area.pages().read(offset, part)
         })
     }
 
@@ -161,7 +161,7 @@ impl Access {
         self.copy(iova, rest.len() as u64, true, &mut |area, offset, len| {
             let (part, after) = rest.split_at(len);
             rest = after;
-            area.pages.write(offset, part)
+            area.pages().write(offset, part)
         })
     }
 

@@ -4,7 +4,7 @@ use std::{fmt, sync::Arc};
 
 use ioasid_core::AddrRange;
 
-use super::{area::AreaHold, pages::Run};
+use super::{area::AreaHold, pages::PinnedRun, pinned::Pieces};
 use crate::base::id::ObjectId;
 
 /// The user of an [`Access`](crate::Access).
@@ -75,8 +75,8 @@ impl fmt::Debug for AccessObject {
 
 struct PinnedArea {
     hold: AreaHold,
-    pieces: Vec<(u64, u64)>,
-    _run: Arc<Run>,
+    pieces: Pieces,
+    _run: PinnedRun,
 }
 
 /// Pages that an access object has pinned. Their system physical addresses stay valid until this is
@@ -96,7 +96,7 @@ impl PinnedPages {
     }
 
     /// The next part of the range: `len` bytes from `offset` of an area's pages.
-    pub(crate) fn push(&mut self, hold: AreaHold, run: Arc<Run>, offset: u64, len: u64) {
+    pub(crate) fn push(&mut self, hold: AreaHold, run: PinnedRun, offset: u64, len: u64) {
         self.areas.push(PinnedArea {
             hold,
             pieces: run.pieces(offset, len),
@@ -113,11 +113,7 @@ impl PinnedPages {
     /// addresses touch are one piece.
     pub fn pieces(&self) -> Vec<(u64, u64)> {
         let mut joined: Vec<(u64, u64)> = Vec::new();
-        for (spa, len) in self
-            .areas
-            .iter()
-            .flat_map(|area| area.pieces.iter().copied())
-        {
+        for (spa, len) in self.areas.iter().flat_map(|area| area.pieces.iter()) {
             match joined.last_mut() {
                 Some((start, bytes)) if *start + *bytes == spa => *bytes += len,
                 _ => joined.push((spa, len)),

@@ -9,21 +9,104 @@ use ioasid_core::{AddrRange, Prot};
 
 use super::{
     domains::IoasDomain,
-    pages::{Pages, Run},
+    pages::{Pages, PinnedRun},
 };
 use crate::base::error::Error;
 
 /// One mapping.
 #[derive(Clone, Debug)]
 pub(crate) struct Area {
-    pub(crate) pages: Arc<Pages>,
+    behind: Behind,
     /// Where the area starts in its pages, in bytes.
     pub(crate) offset: u64,
     pub(crate) prot: Prot,
+    /// Access objects that hold its pages, once there has been one.
+    usage: Option<Arc<AreaUse>>,
+}
+
+/// What is behind an area.
+#[derive(Clone, Debug)]
+enum Behind {
+    Pages(Arc<Pages>),
     /// System physical addresses, while the IOAS has a domain.
-    pub(crate) run: Option<Arc<Run>>,
-    /// Access objects that hold its pages.
-    pub(crate) usage: Arc<AreaUse>,
+    Run(PinnedRun),
+}
+
+const _: () = assert!(
+    size_of::<Area>() == 40,
+    "a word more is one for each mapping"
+);
+
+impl Area {
+    /// The pages from `offset`, with neither addresses nor users.
+    pub(crate) fn new(pages: &Arc<Pages>, offset: u64, prot: Prot) -> Self {
+        Area {
+            behind: Behind::Pages(Arc::clone(pages)),
+            offset,
+            prot,
+            usage: None,
+        }
+    }
+
+    /// The part of the area from `offset` of its pages, with the same addresses and no users.
+    pub(crate) fn part(&self, offset: u64) -> Self {
+        Area {
+            behind: self.behind.clone(),
+            offset,
+            prot: self.prot,
+            usage: None,
+        }
+    }
+
+    pub(crate) fn pages(&self) -> &Arc<Pages> {
+        match &self.behind {
+            Behind::Pages(pages) => pages,
+            Behind::Run(run) => run.pages(),
+        }
+    }
+
+    /// Whether it has system physical addresses.
+    pub(crate) fn is_pinned(&self) -> bool {
+        matches!(self.behind, Behind::Run(_))
+    }
+
+    /// Gives up the system physical addresses; they are valid until what this returns is dropped.
+    pub(crate) fn unpin(&mut self) -> Option<PinnedRun> {
+        let pages = Arc::clone(self.pages());
+        match std::mem::replace(&mut self.behind, Behind::Pages(pages)) {
+            Behind::Run(run) => Some(run),
+            Behind::Pages(_) => None,
+        }
+    }
+
+    /// Takes over the system physical addresses of `other`, which is the same area.
+    pub(crate) fn share_addresses(&mut self, other: Area) {
+        self.behind = other.behind;
+    }
+
+    /// Its users, to add one.
+    pub(crate) fn usage(&mut self) -> &Arc<AreaUse> {
+        self.usage.get_or_insert_default()
+    }
+
+    /// Whether hardware owns the pages.
+    pub(crate) fn is_locked(&self) -> bool {
+        self.usage.as_ref().is_some_and(|usage| usage.is_locked())
+    }
+
+    /// Whether an access object holds the pages.
+    pub(crate) fn is_used(&self) -> bool {
+        self.usage.as_ref().is_some_and(|usage| usage.is_used())
+    }
+
+    /// Whether an access object holds the pages. If so, no further one may.
+    pub(crate) fn refuse_new(&self) -> bool {
+        self.usage.as_ref().is_some_and(|usage| usage.refuse_new())
+    }
+
+    pub(crate) fn refuses_new(&self) -> bool {
+        self.usage.as_ref().is_some_and(|usage| usage.refuses_new())
+    }
 }
 
 /// Bytes of some pages, to become an area.
@@ -43,13 +126,11 @@ pub(crate) struct AreaUse {
 }
 
 impl AreaUse {
-    /// Whether hardware owns the pages.
-    pub(crate) fn is_locked(&self) -> bool {
+    fn is_locked(&self) -> bool {
         self.locks.load(Ordering::Acquire) > 0
     }
 
-    /// Whether an access object holds the pages. If so, no further one may.
-    pub(crate) fn refuse_new(&self) -> bool {
+    fn refuse_new(&self) -> bool {
         let held = self.is_used();
         if held {
             self.leaving.store(true, Ordering::Release);
@@ -57,12 +138,11 @@ impl AreaUse {
         held
     }
 
-    /// Whether an access object holds the pages.
-    pub(crate) fn is_used(&self) -> bool {
+    fn is_used(&self) -> bool {
         self.users.load(Ordering::Acquire) > 0
     }
 
-    pub(crate) fn refuses_new(&self) -> bool {
+    fn refuses_new(&self) -> bool {
         self.leaving.load(Ordering::Acquire)
     }
 }
@@ -108,21 +188,22 @@ pub(crate) fn fill(
     area: &mut Area,
     large_pages: bool,
 ) -> Result<(), Error> {
-    if domains.is_empty() || area.pages.is_revoked() {
+    if domains.is_empty() || area.pages().is_revoked() {
         return Ok(());
     }
     let len = range.len_saturating();
-    let run = match area.run.take() {
-        Some(run) => run,
-        None => area.pages.pin(area.offset, len)?,
+    if let Behind::Pages(pages) = &area.behind {
+        area.behind = Behind::Run(pages.pin(area.offset, len)?);
+    }
+    let Behind::Run(run) = &area.behind else {
+        return Ok(());
     };
     let pieces = run.pieces(area.offset, len);
-    area.run = Some(run);
     for domain in domains {
         let mut iova = range.start();
-        for (spa, len) in &pieces {
-            domain.map(iova, *spa, *len, area.prot, large_pages)?;
-            iova = iova.wrapping_add(*len);
+        for (spa, len) in pieces.iter() {
+            domain.map(iova, spa, len, area.prot, large_pages)?;
+            iova = iova.wrapping_add(len);
         }
     }
     Ok(())

@@ -18,6 +18,7 @@ use super::{
     area::{Area, Part, fill, take_down},
     domains::Tables,
     iova::{IovaSpace, Owner, ReservedRange},
+    pages::Pages,
 };
 use crate::base::{
     error::{Error, MapError, OptionError, RangeError},
@@ -185,14 +186,7 @@ impl Ioas {
                 len: part.len,
             })?;
             next = range.last().wrapping_add(1);
-            let area = Area {
-                pages: Arc::clone(&part.pages),
-                offset: part.offset,
-                prot,
-                run: None,
-                usage: Arc::default(),
-            };
-            areas.push((range, area));
+            areas.push((range, Area::new(&part.pages, part.offset, prot)));
         }
         for index in 0..areas.len() {
             let (range, area) = &mut areas[index];
@@ -227,7 +221,7 @@ impl Ioas {
             };
             failpoint::allocation()?;
             parts.push(Part {
-                pages: Arc::clone(&area.pages),
+                pages: Arc::clone(area.pages()),
                 offset: area.offset + (shared.start() - area_range.start()),
                 len: shared.len_saturating(),
             });
@@ -239,6 +233,13 @@ impl Ioas {
         } else {
             Err(MapError::SourceHole { range }.into())
         }
+    }
+
+    /// The pages of its areas that have pinned an address of `page`.
+    pub(crate) fn pinning(&self, page: AddrRange) -> Vec<Arc<Pages>> {
+        let state = self.state.lock();
+        let pages = state.space.areas().map(|(_, area)| area.pages());
+        pages.filter(|pages| pages.holds(page)).cloned().collect()
     }
 
     pub(crate) fn large_pages(&self) -> bool {
@@ -336,7 +337,7 @@ fn place(
 impl Inspect for Ioas {
     fn inspect(&self) -> Node {
         let state = self.state.lock();
-        let mut pages: Vec<_> = state.space.areas().map(|(_, area)| &area.pages).collect();
+        let mut pages: Vec<_> = state.space.areas().map(|(_, area)| area.pages()).collect();
         pages.sort_by_key(|pages| Arc::as_ptr(pages));
         pages.dedup_by_key(|pages| Arc::as_ptr(pages));
         let pinned: u64 = pages.iter().map(|pages| pages.pinned_bytes()).sum();

@@ -8,6 +8,7 @@ use std::{collections::BTreeMap, ops::RangeInclusive};
 use ioasid_core::{AddrRange, DomainId, failpoint, memory::PAGE_SIZE};
 use rangemap::RangeInclusiveSet;
 
+use super::area_map::AreaMap;
 use crate::base::{
     error::{Error, MapError, RangeError, ReservedBy},
     id::ObjectId,
@@ -34,16 +35,10 @@ pub(crate) struct ReservedRange {
     pub(crate) by: ReservedBy,
 }
 
-#[derive(Debug)]
-struct Entry<T> {
-    last: u64,
-    area: T,
-}
-
 /// The IOVAs of one address space; an area carries a `T`.
 #[derive(Debug)]
 pub(crate) struct IovaSpace<T> {
-    areas: BTreeMap<u64, Entry<T>>,
+    areas: AreaMap<T>,
     owners: BTreeMap<Owner, Vec<ReservedRange>>,
     /// The union of what the owners reserve.
     reserved: RangeInclusiveSet<u64>,
@@ -58,7 +53,7 @@ pub(crate) struct IovaSpace<T> {
 impl<T> Default for IovaSpace<T> {
     fn default() -> Self {
         IovaSpace {
-            areas: BTreeMap::new(),
+            areas: AreaMap::default(),
             owners: BTreeMap::new(),
             reserved: RangeInclusiveSet::new(),
             allowed: RangeInclusiveSet::new(),
@@ -80,18 +75,18 @@ fn addr_range(span: &RangeInclusive<u64>) -> Option<AddrRange> {
 impl<T> IovaSpace<T> {
     /// The area with the highest address that meets `range`.
     fn highest_in(&self, range: AddrRange) -> Option<AddrRange> {
-        let (start, entry) = self.areas.range(..=range.last()).next_back()?;
-        AddrRange::new(*start, entry.last).filter(|area| area.overlaps(range))
+        let (area, _) = self.areas.at_or_before(range.last())?;
+        Some(area).filter(|area| area.overlaps(range))
     }
 
     /// The areas that meet `range`, ascending.
     pub(crate) fn overlapping(&self, range: AddrRange) -> impl Iterator<Item = (AddrRange, &T)> {
-        let before = self.areas.range(..range.start()).next_back();
-        let before = before.filter(|(_, entry)| entry.last >= range.start());
-        before
-            .into_iter()
-            .chain(self.areas.range(span(range)))
-            .filter_map(|(start, entry)| Some((AddrRange::new(*start, entry.last)?, &entry.area)))
+        let before = range.start().checked_sub(1);
+        let before = before.and_then(|before| self.areas.at_or_before(before));
+        let before = before.filter(|(area, _)| area.last() >= range.start());
+        let inside = self.areas.starting_from(range.start());
+        let inside = inside.take_while(move |(area, _)| area.start() <= range.last());
+        before.into_iter().chain(inside)
     }
 
     /// Every area, ascending.
@@ -101,19 +96,17 @@ impl<T> IovaSpace<T> {
 
     /// The area that starts at `start`.
     pub(crate) fn area_mut(&mut self, start: u64) -> Option<&mut T> {
-        self.areas.get_mut(&start).map(|entry| &mut entry.area)
+        self.areas.get_mut(start)
     }
 
     /// Every area, ascending, with what it carries.
     pub(crate) fn areas_mut_with_ranges(&mut self) -> impl Iterator<Item = (AddrRange, &mut T)> {
-        self.areas.iter_mut().filter_map(|(start, entry)| {
-            Some((AddrRange::new(*start, entry.last)?, &mut entry.area))
-        })
+        self.areas.iter_mut()
     }
 
     /// What every area carries.
     pub(crate) fn areas_mut(&mut self) -> impl Iterator<Item = &mut T> {
-        self.areas.values_mut().map(|entry| &mut entry.area)
+        self.areas.iter_mut().map(|(_, area)| area)
     }
 
     /// Number of areas.
@@ -162,31 +155,30 @@ impl<T> IovaSpace<T> {
 
     /// Adds an area that [`IovaSpace::check`] or [`IovaSpace::find`] approved.
     pub(crate) fn insert(&mut self, range: AddrRange, area: T) {
-        let last = range.last();
-        self.areas.insert(range.start(), Entry { last, area });
+        self.areas.insert(range, area);
         self.mapped = self.mapped.saturating_add(range.len_saturating());
     }
 
     /// Lets the area that starts at `start` end at `last`, inside it, and gives the rest to
     /// `right`.
     pub(crate) fn split(&mut self, start: u64, last: u64, right: T) {
-        if let Some(entry) = self.areas.get_mut(&start) {
-            let rest = Entry {
-                last: std::mem::replace(&mut entry.last, last),
-                area: right,
-            };
-            self.areas.insert(last + 1, rest);
+        let rest = self.areas.set_last(start, last);
+        if let Some(rest) = rest.and_then(|rest| AddrRange::new(last + 1, rest)) {
+            self.areas.insert(rest, right);
         }
     }
 
     /// Takes the area that starts at `start` out.
     pub(crate) fn remove(&mut self, start: u64) -> Option<T> {
-        let Entry { last, area } = self.areas.remove(&start)?;
-        self.mapped = self.mapped.saturating_sub((last - start).saturating_add(1));
-        let before = self.areas.range(..start).next_back();
-        let after = self.areas.range(start..).next();
-        let gap_start = before.map_or(0, |(_, entry)| entry.last + 1);
-        let gap_last = after.map_or(u64::MAX, |(start, _)| start - 1);
+        let (range, area) = self.areas.remove(start)?;
+        self.mapped = self.mapped.saturating_sub(range.len_saturating());
+        if self.searches.is_empty() {
+            return Some(area);
+        }
+        let before = self.areas.at_or_before(start);
+        let after = self.areas.starting_from(start).next();
+        let gap_start = before.map_or(0, |(area, _)| area.last() + 1);
+        let gap_last = after.map_or(u64::MAX, |(area, _)| area.start() - 1);
         let areas = self.areas.len();
         for search in &mut self.searches {
             search.opened(gap_start, gap_last, areas);
@@ -198,10 +190,7 @@ impl<T> IovaSpace<T> {
     pub(crate) fn clear(&mut self) -> Vec<(AddrRange, T)> {
         self.mapped = 0;
         self.searches.clear();
-        std::mem::take(&mut self.areas)
-            .into_iter()
-            .filter_map(|(start, entry)| Some((AddrRange::new(start, entry.last)?, entry.area)))
-            .collect()
+        std::mem::take(&mut self.areas).into_all().collect()
     }
 
     /// Reserves `range` for good.

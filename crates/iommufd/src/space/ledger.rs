@@ -8,7 +8,10 @@
 use std::{
     collections::BTreeMap,
     fmt,
-    sync::{Arc, Weak},
+    sync::{
+        Arc, Weak,
+        atomic::{AtomicU64, Ordering},
+    },
 };
 
 use ioasid_core::{AddrRange, failpoint, host::Account, memory::PinError, sync::Mutex};
@@ -36,27 +39,35 @@ pub enum Limits {
     Enforced,
 }
 
+/// Bytes that a user or a process has locked. Nobody keeps a counter but whose memory is counted.
+type Counter = AtomicU64;
+
 #[derive(Debug, Default)]
 struct Counters {
-    users: BTreeMap<u32, u64>,
-    locked: BTreeMap<u64, u64>,
-    pinned: BTreeMap<u64, u64>,
-    pages: BTreeMap<u64, Weak<Pages>>,
-    last: u64,
+    users: BTreeMap<u32, Weak<Counter>>,
+    locked: BTreeMap<u64, Weak<Counter>>,
+    pinned: BTreeMap<u64, Weak<Counter>>,
 }
 
-fn add<K: Ord>(counters: &mut BTreeMap<K, u64>, key: K, bytes: u64) {
-    let counter = counters.entry(key).or_default();
-    *counter = counter.saturating_add(bytes);
-}
-
-fn subtract<K: Ord>(counters: &mut BTreeMap<K, u64>, key: K, bytes: u64) {
-    if let Some(counter) = counters.get_mut(&key) {
-        *counter = counter.saturating_sub(bytes);
-        if *counter == 0 {
-            counters.remove(&key);
-        }
+fn counter<K: Ord>(counters: &mut BTreeMap<K, Weak<Counter>>, key: K) -> Arc<Counter> {
+    if let Some(counter) = counters.get(&key).and_then(Weak::upgrade) {
+        return counter;
     }
+    counters.retain(|_, counter| counter.strong_count() > 0);
+    let counter = Arc::default();
+    counters.insert(key, Arc::downgrade(&counter));
+    counter
+}
+
+fn counted<K: Ord>(counters: &BTreeMap<K, Weak<Counter>>, key: K) -> u64 {
+    let counter = counters.get(&key).and_then(Weak::upgrade);
+    counter.map_or(0, |counter| counter.load(Ordering::Relaxed))
+}
+
+/// What has address spaces: an open file.
+pub(crate) trait HasAreas: Send + Sync {
+    /// The pages behind areas that have pinned an address of `page`, each once or more often.
+    fn pinning(&self, page: AddrRange) -> Vec<Arc<Pages>>;
 }
 
 /// The locked memory of a machine's programs.
@@ -64,6 +75,7 @@ fn subtract<K: Ord>(counters: &mut BTreeMap<K, u64>, key: K, bytes: u64) {
 pub struct MemoryLedger {
     limits: Limits,
     counters: Mutex<Counters>,
+    files: Mutex<Vec<Weak<dyn HasAreas>>>,
 }
 
 impl MemoryLedger {
@@ -71,85 +83,63 @@ impl MemoryLedger {
     pub fn new(limits: Limits) -> Arc<Self> {
         Arc::new(MemoryLedger {
             limits,
-            counters: Mutex::default(),
+            ..MemoryLedger::default()
         })
     }
 
     /// Bytes that a process has pinned, under whatever limit (VmPin of `/proc/PID/status`).
     pub fn pinned(&self, process: u64) -> u64 {
-        let counters = self.counters.lock();
-        counters.pinned.get(&process).copied().unwrap_or(0)
+        counted(&self.counters.lock().pinned, process)
     }
 
     /// Bytes that count against a process's own limit (VmLck of `/proc/PID/status`).
     pub fn locked(&self, process: u64) -> u64 {
-        let counters = self.counters.lock();
-        counters.locked.get(&process).copied().unwrap_or(0)
+        counted(&self.counters.lock().locked, process)
     }
 
     /// Bytes that count against a user's limit.
     pub fn locked_by_user(&self, user: u32) -> u64 {
-        let counters = self.counters.lock();
-        counters.users.get(&user).copied().unwrap_or(0)
+        counted(&self.counters.lock().users, user)
     }
 
     /// How many MAPs, however often copied, have pinned the system physical addresses `page`,
-    /// wholly or in part: the pins that a page of a program has.
+    /// wholly or in part: the pins that a page of a program has. Looks at every mapping there is.
     pub fn pins(&self, page: AddrRange) -> usize {
-        let pages: Vec<Arc<Pages>> = {
-            let counters = self.counters.lock();
-            counters.pages.values().filter_map(Weak::upgrade).collect()
+        let files: Vec<_> = {
+            let files = self.files.lock();
+            files.iter().filter_map(Weak::upgrade).collect()
         };
-        pages.iter().filter(|pages| pages.holds(page)).count()
+        let mut pages: Vec<_> = files.iter().flat_map(|file| file.pinning(page)).collect();
+        pages.sort_unstable_by_key(Arc::as_ptr);
+        pages.dedup_by_key(|pages| Arc::as_ptr(pages));
+        pages.len()
     }
 
-    pub(crate) fn enter(&self, pages: Weak<Pages>) -> u64 {
-        let mut counters = self.counters.lock();
-        counters.last += 1;
-        let number = counters.last;
-        counters.pages.insert(number, pages);
-        number
+    /// A file whose memory counts here.
+    pub(crate) fn enter(&self, file: Weak<dyn HasAreas>) {
+        let mut files = self.files.lock();
+        files.retain(|file| file.strong_count() > 0);
+        files.push(file);
     }
 
-    pub(crate) fn leave(&self, number: u64) {
-        self.counters.lock().pages.remove(&number);
-    }
-
-    /// Counts `bytes` more.
-    pub(crate) fn charge(&self, charge: Charge, bytes: u64) -> Result<(), PinError> {
+    /// The counters that `charge` is about.
+    pub(crate) fn payer(&self, charge: Charge) -> Arc<Payer> {
         let Charge { account, mode } = charge;
-        failpoint::allocation()?;
         let mut counters = self.counters.lock();
-        let locked = match mode {
+        let limited = match mode {
             Mode::Unlimited => None,
-            Mode::User => counters.users.get(&account.user).copied().or(Some(0)),
-            Mode::Process => counters.locked.get(&account.process).copied().or(Some(0)),
+            Mode::User => Some(counter(&mut counters.users, account.user)),
+            Mode::Process => Some(counter(&mut counters.locked, account.process)),
         };
-        if self.limits == Limits::Enforced
-            && let (Some(locked), Some(limit)) = (locked, account.limit)
-            && locked.saturating_add(bytes) > limit
-        {
-            return Err(PinError::NoMemory);
-        }
-        match mode {
-            Mode::Unlimited => {}
-            Mode::User => add(&mut counters.users, account.user, bytes),
-            Mode::Process => add(&mut counters.locked, account.process, bytes),
-        }
-        add(&mut counters.pinned, account.process, bytes);
-        Ok(())
-    }
-
-    /// Counts `bytes` less.
-    pub(crate) fn uncharge(&self, charge: Charge, bytes: u64) {
-        let Charge { account, mode } = charge;
-        let mut counters = self.counters.lock();
-        match mode {
-            Mode::Unlimited => {}
-            Mode::User => subtract(&mut counters.users, account.user, bytes),
-            Mode::Process => subtract(&mut counters.locked, account.process, bytes),
-        }
-        subtract(&mut counters.pinned, account.process, bytes);
+        Arc::new(Payer {
+            charge,
+            limit: match self.limits {
+                Limits::Enforced => account.limit,
+                Limits::Counted => None,
+            },
+            limited,
+            pinned: counter(&mut counters.pinned, account.process),
+        })
     }
 }
 
@@ -160,6 +150,51 @@ impl fmt::Debug for MemoryLedger {
             .field("limits", &self.limits)
             .field("pinned", &counters.pinned)
             .finish_non_exhaustive()
+    }
+}
+
+/// Whose memory some pages are: the counters that they go to, found once for all mappings of a
+/// program.
+#[derive(Debug)]
+pub(crate) struct Payer {
+    charge: Charge,
+    /// Bytes that `limited` may come to, if that is enforced.
+    limit: Option<u64>,
+    limited: Option<Arc<Counter>>,
+    pinned: Arc<Counter>,
+}
+
+impl Payer {
+    /// What it was found by.
+    pub(crate) fn charge(&self) -> Charge {
+        self.charge
+    }
+
+    /// Counts `bytes` more.
+    pub(crate) fn count(&self, bytes: u64) -> Result<(), PinError> {
+        failpoint::allocation()?;
+        if let Some(limited) = &self.limited {
+            let limit = self.limit.unwrap_or(u64::MAX);
+            let more = |locked: u64| {
+                let sum = locked.saturating_add(bytes);
+                (sum <= limit).then_some(sum)
+            };
+            let counted = limited.fetch_update(Ordering::Relaxed, Ordering::Relaxed, more);
+            counted.map_err(|_over| PinError::NoMemory)?;
+        }
+        let more = |pinned: u64| Some(pinned.saturating_add(bytes));
+        let _ = self
+            .pinned
+            .fetch_update(Ordering::Relaxed, Ordering::Relaxed, more);
+        Ok(())
+    }
+
+    /// Counts `bytes` less.
+    pub(crate) fn uncount(&self, bytes: u64) {
+        let less = |counted: u64| Some(counted.saturating_sub(bytes));
+        for counter in self.limited.iter().chain([&self.pinned]) {
+            let _ = counter.fetch_update(Ordering::Relaxed, Ordering::Relaxed, less);
+        }
     }
 }
 
@@ -206,24 +241,26 @@ mod tests {
     #[test]
     fn the_limit_is_that_of_the_user_or_of_the_process() {
         let ledger = MemoryLedger::new(Limits::Enforced);
-        let user = |process| Charge::new(account(process), false);
-        ledger.charge(user(1), 8192).unwrap();
-        assert_eq!(ledger.charge(user(2), 4096), Err(PinError::NoMemory));
-        let own = |process| Charge::new(account(process), true);
-        ledger.charge(own(2), 8192).unwrap();
-        assert_eq!(ledger.charge(own(2), 1), Err(PinError::NoMemory));
+        let user = |process| ledger.payer(Charge::new(account(process), false));
+        let first = user(1);
+        first.count(8192).unwrap();
+        assert_eq!(user(2).count(4096), Err(PinError::NoMemory));
+        let own = |process| ledger.payer(Charge::new(account(process), true));
+        let second = own(2);
+        second.count(8192).unwrap();
+        assert_eq!(own(2).count(1), Err(PinError::NoMemory));
         assert_eq!((ledger.locked(1), ledger.locked(2)), (0, 8192));
         assert_eq!((ledger.pinned(1), ledger.pinned(2)), (8192, 8192));
-        ledger.uncharge(user(1), 8192);
+        first.uncount(8192);
         assert_eq!(ledger.locked_by_user(1000), 0);
-        ledger.charge(user(2), 4096).unwrap();
+        user(2).count(4096).unwrap();
     }
 
     #[test]
     fn without_enforcement_everything_is_counted_and_nothing_refused() {
         let ledger = MemoryLedger::new(Limits::Counted);
-        let charge = Charge::new(account(1), false);
-        ledger.charge(charge, 1 << 40).unwrap();
+        let payer = ledger.payer(Charge::new(account(1), false));
+        payer.count(1 << 40).unwrap();
         assert_eq!(ledger.locked_by_user(1000), 1 << 40);
     }
 
@@ -234,7 +271,8 @@ mod tests {
             unlimited: true,
             ..account(1)
         };
-        ledger.charge(Charge::new(root, true), 1 << 40).unwrap();
+        let payer = ledger.payer(Charge::new(root, true));
+        payer.count(1 << 40).unwrap();
         assert_eq!((ledger.pinned(1), ledger.locked(1)), (1 << 40, 0));
         assert_eq!(ledger.locked_by_user(1000), 0);
     }

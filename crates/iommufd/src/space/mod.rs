@@ -3,9 +3,11 @@
 
 pub(crate) mod access;
 pub(crate) mod area;
+mod area_map;
 pub(crate) mod dirty;
 pub(crate) mod domains;
 pub(crate) mod ioas;
 pub(crate) mod iova;
 pub(crate) mod ledger;
 pub(crate) mod pages;
+mod pinned;

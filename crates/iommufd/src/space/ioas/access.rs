@@ -53,7 +53,7 @@ impl Drop for AttachedAccess {
 pub(crate) type CopyPart<'a> = dyn FnMut(&Area, u64, usize) -> Result<(), MemoryGone> + 'a;
 
 /// Takes one area: the offset in its pages, the bytes, and whether the range ends there.
-type Visit<'a> = dyn FnMut(&Area, u64, u64, bool) -> Result<(), Error> + 'a;
+type Visit<'a> = dyn FnMut(&mut Area, u64, u64, bool) -> Result<(), Error> + 'a;
 
 impl Ioas {
     fn join(&self, access: &Arc<AccessObject>) -> Result<(), Error> {
@@ -83,7 +83,7 @@ impl Ioas {
         let mut pinned = PinnedPages::new(range);
         // No unmap between the look at an area and the pin of its pages.
         let _change = self.change.lock();
-        self.walk(range, write, &mut |area, offset, len, is_last| {
+        self.walk(range, write, true, &mut |area, offset, len, is_last| {
             // Whole pages only: at the start, and at the end of all areas but the last.
             let misaligned = |at: u64| !at.is_multiple_of(PAGE_SIZE);
             let end = offset.wrapping_add(len);
@@ -91,8 +91,8 @@ impl Ioas {
                 return Err(AccessError::PartialPage { offset, len }.into());
             }
             failpoint::allocation()?;
-            let run = area.pages.pin(offset, len)?;
-            pinned.push(AreaHold::new(&area.usage, locks), run, offset, len);
+            let run = area.pages().pin(offset, len)?;
+            pinned.push(AreaHold::new(area.usage(), locks), run, offset, len);
             Ok(())
         })?;
         Ok(pinned)
@@ -111,7 +111,7 @@ impl Ioas {
         // The memory may block, and with it maps and unmaps of this IOAS: it is of the same
         // program.
         let _change = self.change.lock();
-        self.walk(range, write, &mut |area, offset, len, _| {
+        self.walk(range, write, false, &mut |area, offset, len, _| {
             failpoint::allocation()?;
             // A slice is at most half of the address space.
             copy(area, offset, len as usize).map_err(AccessError::MemoryGone)?;
@@ -119,32 +119,43 @@ impl Ioas {
         })
     }
 
-    /// Calls `visit` with each area that has an address in `range`, in order. The state is not
-    /// locked meanwhile.
+    /// Calls `visit` with each area that has an address in `range`, in order; to be used if `uses`.
+    /// The state is not locked meanwhile.
     ///
     /// # Errors
     /// What `visit` says, [`AccessError::Leaving`], [`AccessError::DevicePages`],
     /// [`AccessError::Permission`], and [`AccessError::NotMapped`] at a hole.
-    fn walk(&self, range: AddrRange, write: bool, visit: &mut Visit<'_>) -> Result<(), Error> {
+    fn walk(
+        &self,
+        range: AddrRange,
+        write: bool,
+        uses: bool,
+        visit: &mut Visit<'_>,
+    ) -> Result<(), Error> {
         let mut next = range.start();
         loop {
             let hole = AccessError::NotMapped { range, at: next };
             let rest = AddrRange::new(next, range.last()).ok_or(hole)?;
-            let (area_range, area) = {
-                let state = self.state.lock();
+            let (area_range, mut area) = {
+                let mut state = self.state.lock();
                 let first = state.space.overlapping(rest).next();
                 let first = first.filter(|(area, _)| area.contains(next));
-                let (range, area) = first.ok_or(hole)?;
+                let (range, _) = first.ok_or(hole)?;
+                let area = state.space.area_mut(range.start()).ok_or(hole)?;
+                if uses {
+                    // Before it is cloned: the area and its clone have the same users.
+                    area.usage();
+                }
                 (range, area.clone())
             };
-            if area.usage.refuses_new() {
+            if area.refuses_new() {
                 return Err(AccessError::Leaving { area: area_range }.into());
             }
-            if !area.pages.is_accessible() {
+            if !area.pages().is_accessible() {
                 return Err(AccessError::DevicePages { area: area_range }.into());
             }
             let allowed = if write {
-                area.prot.write && area.pages.writable()
+                area.prot.write && area.pages().writable()
             } else {
                 area.prot.read
             };
@@ -158,7 +169,7 @@ impl Ioas {
             let last = area_range.last().min(range.last());
             let offset = area.offset.wrapping_add(next - area_range.start());
             let is_last = last == range.last();
-            visit(&area, offset, last - next + 1, is_last)?;
+            visit(&mut area, offset, last - next + 1, is_last)?;
             if is_last {
                 return Ok(());
             }

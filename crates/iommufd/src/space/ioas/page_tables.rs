@@ -10,7 +10,7 @@ use super::Ioas;
 use crate::{
     base::error::{AttachError, Error, Mismatch, RangeError, ReservedBy},
     space::{
-        area::fill,
+        area::{Area, fill},
         domains::{Attributes, IoasDomain, smallest_leaf},
         iova::{Owner, ReservedRange},
     },
@@ -73,7 +73,7 @@ impl Ioas {
         let mut state = self.state.lock();
         for (range, area) in areas {
             if let Some(kept) = state.space.area_mut(range.start()) {
-                kept.run = area.run;
+                kept.share_addresses(area);
             }
         }
         state.tables.add(domain);
@@ -92,7 +92,7 @@ impl Ioas {
             }
             state.space.unreserve(Owner::Domain(domain.id()));
             if state.tables.is_empty() {
-                unpinned.extend(state.space.areas_mut().filter_map(|area| area.run.take()));
+                unpinned.extend(state.space.areas_mut().filter_map(Area::unpin));
             }
         }
         if !unpinned.is_empty() {

@@ -8,7 +8,7 @@ use super::Ioas;
 use crate::{
     base::error::{CutError, Error, UnmapError},
     space::{
-        area::{Area, take_down, total_len},
+        area::{take_down, total_len},
         pages::Pages,
     },
 };
@@ -37,14 +37,14 @@ impl Ioas {
                 let mut whole = Vec::new();
                 let mut end = End::Done;
                 for (area_range, area) in state.space.overlapping(range) {
-                    if area.usage.is_locked() {
+                    if area.is_locked() {
                         end = End::Error(UnmapError::Locked { area: area_range });
                     } else if !range.covers(area_range) {
                         end = End::Error(UnmapError::Cuts {
                             range,
                             area: area_range,
                         });
-                    } else if area.usage.refuse_new() {
+                    } else if area.refuse_new() {
                         end = End::Held(area_range);
                     } else {
                         whole.push(area_range);
@@ -92,11 +92,11 @@ impl Ioas {
         let (areas, domains) = {
             let mut state = self.state.lock();
             let shown = state.space.areas_mut_with_ranges();
-            let shown = shown.filter(|(_, area)| Arc::ptr_eq(&area.pages, pages));
+            let shown = shown.filter(|(_, area)| Arc::ptr_eq(area.pages(), pages));
             let areas: Vec<_> = shown
                 .map(|(range, area)| {
                     let shown = area.clone();
-                    area.run = None;
+                    drop(area.unpin());
                     (range, shown)
                 })
                 .collect();
@@ -122,10 +122,10 @@ impl Ioas {
         if last == range.start() || last == range.last() {
             return Ok(());
         }
-        if area.usage.refuses_new() {
+        if area.refuses_new() {
             return Err(CutError::Changing { area: range }.into());
         }
-        if area.pages.source().is_device() {
+        if area.pages().source().is_device() {
             return Err(CutError::DevicePages { area: range }.into());
         }
         let alignment = state.alignment();
@@ -139,15 +139,11 @@ impl Ioas {
             }
             .into());
         }
-        if area.usage.is_used() || (area.run.is_some() && state.large_pages) {
+        if area.is_used() || (area.is_pinned() && state.large_pages) {
             return Err(CutError::InUse { area: range }.into());
         }
         failpoint::allocation()?;
-        let right = Area {
-            offset,
-            usage: Arc::default(),
-            ..area.clone()
-        };
+        let right = area.part(offset);
         state.space.split(range.start(), last, right);
         Ok(())
     }

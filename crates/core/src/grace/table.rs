@@ -15,20 +15,25 @@ use std::{fmt, marker::PhantomData, mem, ptr, ptr::NonNull, sync::Arc};
 use super::{Grace, Guard};
 use crate::{
     id::DomainId,
-    sync::atomic::{AtomicPtr, Ordering},
+    sync::atomic::{AtomicPtr, AtomicUsize, Ordering},
 };
 
 /// A fixed number of cells, each empty or holding one shared object, read without a lock.
 pub struct ProtectedTable<T: Send + Sync + 'static> {
     grace: Arc<Grace>,
     cells: Box<[AtomicPtr<T>]>,
+    /// Cells from here on were never used.
+    used: AtomicUsize,
 }
 
 impl<T: Send + Sync + 'static> ProtectedTable<T> {
     /// `len` empty cells whose readers are those of `grace`.
     pub fn new(grace: Arc<Grace>, len: usize) -> Self {
-        let cells = (0..len).map(|_| AtomicPtr::new(ptr::null_mut())).collect();
-        ProtectedTable { grace, cells }
+        ProtectedTable {
+            grace,
+            cells: (0..len).map(|_| AtomicPtr::new(ptr::null_mut())).collect(),
+            used: AtomicUsize::new(0),
+        }
     }
 
     /// The object in cell `index`; `None` if the cell is empty or there is no such cell.
@@ -53,6 +58,10 @@ impl<T: Send + Sync + 'static> ProtectedTable<T> {
     /// # Panics
     /// If there is no such cell: a defect of the caller, never of a peer.
     pub fn swap(&self, index: usize, new: Option<Arc<T>>) {
+        if new.is_some() {
+            // Read by `drop` alone, which nothing runs beside.
+            self.used.fetch_max(index + 1, Ordering::Relaxed);
+        }
         let new = new.map_or(ptr::null_mut(), |object| Arc::into_raw(object).cast_mut());
         let old = self.cells[index].swap(new, Ordering::AcqRel);
         if !old.is_null() {
@@ -81,7 +90,9 @@ impl<T: Send + Sync + 'static> ProtectedTable<T> {
 
 impl<T: Send + Sync + 'static> Drop for ProtectedTable<T> {
     fn drop(&mut self) {
-        for cell in &mut self.cells {
+        // The memory of cells that were never used is not there: it would come to be looked at.
+        let used = self.used.load(Ordering::Relaxed);
+        for cell in self.cells.iter_mut().take(used) {
             let object = mem::replace(cell.get_mut(), ptr::null_mut());
             if !object.is_null() {
                 // SAFETY: as in `swap`; `&mut self` proves that no reader borrows the table, and

@@ -8,6 +8,7 @@
 
 mod classes;
 pub(crate) mod cpus;
+mod hex;
 mod iommu;
 mod mdev;
 mod pci;
@@ -61,6 +62,7 @@ pub enum SysfsKind {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct SysfsFile {
     /// What is in it.
+    #[serde(with = "hex")]
     pub bytes: Vec<u8>,
     /// Permissions, for example `0o444`.
     pub mode: u16,

@@ -2,7 +2,7 @@
 
 use std::{
     collections::BTreeMap,
-    fs::{OpenOptions, Permissions},
+    fs::{File, OpenOptions, Permissions},
     io::{self, Write},
     os::unix::fs::{OpenOptionsExt, PermissionsExt},
     path::Path,
@@ -66,20 +66,23 @@ pub(crate) fn plant(entries: &[SysfsEntry]) -> Result<BTreeMap<String, Tree>, In
     Ok(root)
 }
 
-/// Makes the file of an entry.
+/// Makes the file of an entry, with its permissions whatever the umask says.
 pub(crate) fn write_file(path: &Path, entry: &SysfsFile) -> io::Result<()> {
+    create_file(path, entry, 0o600)?.set_permissions(Permissions::from_mode(entry.mode.into()))
+}
+
+/// Makes the file of an entry with permissions of `mode` that the umask allows.
+pub(crate) fn create_file(path: &Path, entry: &SysfsFile, mode: u16) -> io::Result<File> {
     let mut options = OpenOptions::new();
-    let mut file = options
-        .write(true)
-        .create_new(true)
-        .mode(0o600)
-        .open(path)?;
-    file.write_all(&entry.bytes)?;
+    let options = options.write(true).create_new(true).mode(mode.into());
+    let mut file = options.open(path)?;
+    if !entry.bytes.is_empty() {
+        file.write_all(&entry.bytes)?;
+    }
     if entry.size > entry.bytes.len() as u64 {
         file.set_len(entry.size)?;
     }
-    // Whatever the umask says.
-    file.set_permissions(Permissions::from_mode(entry.mode.into()))
+    Ok(file)
 }
 
 #[cfg(test)]

@@ -1,21 +1,25 @@
 //! The program's `/dev`: the host's nodes, and placeholders for ours.
 
 use std::{
-    fs::{self, FileType, Permissions},
+    fs::{self, FileType},
     io,
     os::{
-        fd::{AsFd, AsRawFd, OwnedFd},
-        unix::fs::{FileTypeExt, PermissionsExt, symlink},
+        fd::{AsFd, OwnedFd},
+        unix::fs::{DirBuilderExt, FileTypeExt, symlink},
     },
-    path::{Path, PathBuf},
+    path::Path,
 };
 
 use rustix::{
-    fs::{CWD, Mode, OFlags, mknodat},
+    fs::{Access, AtFlags, CWD, Mode, OFlags, accessat, major, minor, mknodat, statat},
     mount::{MountFlags, OpenTreeFlags, mount, mount_bind, mount_bind_recursive, open_tree},
 };
 
-use super::terminals::Terminals;
+use super::{
+    terminals::{self, Terminals},
+    umask::ClearUmask,
+    view::View,
+};
 use crate::{
     entries::placeholder,
     wire::{NodeName, Placeholder},
@@ -24,23 +28,55 @@ use crate::{
 /// What of the host's `/dev` is replaced by ours.
 const OURS: [&str; 3] = ["iommu", "ioasid", "vfio"];
 
-/// Covers `/dev` and returns the files that stand for our nodes.
-pub(crate) fn build(nodes: &[String], groups: &[u32]) -> io::Result<Vec<Placeholder>> {
-    let dev = Path::new("/dev");
-    let terminals = Terminals::new(dev);
-    let host = cover(dev)?;
-    for entry in fs::read_dir(&host.path)? {
+/// Where it is.
+const DEV: &str = "/dev";
+
+/// An empty `/dev`, and what it covers.
+pub(crate) struct Cover {
+    view: View,
+    host: Covered,
+}
+
+impl Cover {
+    /// Covers `/dev`.
+    pub(crate) fn new() -> io::Result<Self> {
+        let dev = Path::new(DEV);
+        let view = View::of(dev);
+        let host = cover(dev)?;
+        Ok(Cover { view, host })
+    }
+}
+
+/// Fills `/dev` and returns the files that stand for our nodes. The working directory is the host's `/dev`
+/// afterwards.
+///
+/// What a program may open is bound, so that it is what it is on the host. The rest of the host's nodes,
+/// most of them by number, are links into a second view of it: a mount costs more to make and to
+/// take away than everything else about an entry.
+pub(crate) fn build(
+    Cover { view, host }: Cover,
+    nodes: &[String],
+    groups: &[u32],
+) -> io::Result<Vec<Placeholder>> {
+    let dev = Path::new(DEV);
+    let umask = ClearUmask::new();
+    host.enter()?;
+    for entry in fs::read_dir(HERE)? {
         let entry = entry?;
-        if OURS.iter().any(|name| entry.file_name() == *name) {
+        let name = entry.file_name();
+        let kind = entry.file_type()?;
+        if OURS.iter().any(|ours| name == *ours)
+            || (name == terminals::NODE && kind.is_char_device())
+        {
             continue;
         }
-        bring(
-            &entry.path(),
-            &dev.join(entry.file_name()),
-            entry.file_type()?,
-        )?;
+        let (from, to) = (entry.path(), dev.join(&name));
+        if is_hardly_opened(&from, kind) && view.link(&name).is_ok() {
+            continue;
+        }
+        bring(&from, &to, kind)?;
     }
-    terminals.provide(&host.path, dev);
+    Terminals::new(Path::new(HERE), dev).provide(&view);
 
     make_directory(&dev.join("vfio"))?;
     make_directory(&dev.join("vfio/devices"))?;
@@ -63,23 +99,45 @@ pub(crate) fn build(nodes: &[String], groups: &[u32]) -> io::Result<Vec<Placehol
         let path = dev.join("vfio/devices").join(name);
         placeholders.push(placeholder(&path, node)?);
     }
+    drop(umask);
     Ok(placeholders)
 }
 
-/// The covered directory, still reachable.
-pub(crate) struct Covered {
-    /// A path that leads to it, as long as this lives.
-    pub(crate) path: PathBuf,
-    directory: OwnedFd,
+/// Major numbers of the virtual consoles, of what shows their memory, and of loop devices
+/// (Documentation/admin-guide/devices.txt).
+const CONSOLE: u32 = 4;
+const CONSOLE_MEMORY: u32 = 7;
+const LOOP: u32 = 7;
+/// The first minor number of [`CONSOLE`] that is a serial line.
+const SERIAL: u32 = 64;
+
+/// Whether this is a node that this user cannot open, or one of those that come by the dozen and that
+/// nearly no program opens.
+fn is_hardly_opened(host: &Path, kind: FileType) -> bool {
+    if kind.is_dir() || kind.is_symlink() {
+        return false;
+    }
+    let Ok(stat) = statat(CWD, host, AtFlags::SYMLINK_NOFOLLOW) else {
+        return false;
+    };
+    let (major, minor) = (major(stat.st_rdev), minor(stat.st_rdev));
+    let may = |access| accessat(CWD, host, access, AtFlags::EACCESS).is_ok();
+    (kind.is_char_device() && (major == CONSOLE_MEMORY || (major == CONSOLE && minor < SERIAL)))
+        || (kind.is_block_device() && major == LOOP)
+        || !(may(Access::READ_OK) || may(Access::WRITE_OK))
 }
 
+/// The covered directory, still reachable.
+pub(crate) struct Covered(OwnedFd);
+
+/// A path that leads to what was entered last. Shorter for the kernel than one through `/proc`, which a
+/// process may not have.
+pub(crate) const HERE: &str = ".";
+
 impl Covered {
-    /// Makes it the working directory, for a process that has no `/proc` of its own: a path that
-    /// leads to it is `.` then.
-    pub(crate) fn enter(mut self) -> io::Result<Self> {
-        rustix::process::fchdir(&self.directory)?;
-        self.path = PathBuf::from(".");
-        Ok(self)
+    /// Makes it the working directory.
+    pub(crate) fn enter(&self) -> io::Result<()> {
+        Ok(rustix::process::fchdir(&self.0)?)
     }
 }
 
@@ -106,10 +164,7 @@ pub(crate) fn cover(target: &Path) -> io::Result<Covered> {
         MountFlags::NOSUID,
         c"mode=755,size=64m",
     )?;
-    Ok(Covered {
-        path: PathBuf::from(format!("/proc/self/fd/{}", directory.as_raw_fd())),
-        directory,
-    })
+    Ok(Covered(directory))
 }
 
 /// Makes `host` appear at `target`: a link is copied, anything else bound, directories with what
@@ -121,7 +176,7 @@ pub(crate) fn bring(host: &Path, target: &Path, kind: FileType) -> io::Result<()
     let result = if kind.is_symlink() {
         fs::read_link(host).and_then(|link| symlink(link, target))
     } else if kind.is_dir() {
-        fs::create_dir(target)?;
+        make_directory(target)?;
         mount_bind_recursive(host, target).map_err(io::Error::from)
     } else {
         make_mount_point(target, kind)?;
@@ -158,10 +213,9 @@ fn make_mount_point(target: &Path, kind: FileType) -> io::Result<()> {
     }
 }
 
-/// Makes a directory that every user may search, whatever the umask says.
+/// Makes a directory that every user may search. The umask is clear ([`ClearUmask`]).
 pub(crate) fn make_directory(path: &Path) -> io::Result<()> {
-    fs::create_dir(path)?;
-    fs::set_permissions(path, Permissions::from_mode(0o755))
+    fs::DirBuilder::new().mode(0o755).create(path)
 }
 
 fn placeholder(path: &Path, node: NodeName) -> io::Result<Placeholder> {

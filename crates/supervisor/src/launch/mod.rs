@@ -4,10 +4,10 @@
 //! calls [`main`]. It has one thread, which matters: a user namespace cannot be entered otherwise.
 //!
 //! 1. The description of `/dev` and `/sys` arrives on an inherited socket.
-//! 2. A user and mount namespace is made; a mount namespace alone where we are root already. A
-//!    child tries it first: where it is refused half-way, there is no way back. If it is refused,
-//!    step 3 is left out, and the filter asks about every path instead.
-//! 3. `/dev` becomes a tmpfs with the host's nodes bound into it and placeholder files for ours;
+//! 2. A user and mount namespace is made; a mount namespace alone where we are root already. For the
+//!    former a child tries it first: where it is refused half-way, there is no way back. If it is
+//!    refused, step 3 is left out, and the filter asks about every path instead.
+//! 3. `/dev` becomes a tmpfs with the host's nodes, bound or linked, and placeholder files for ours;
 //!    `/sys` a tmpfs that mirrors the host's and has our devices in it.
 //! 4. The seccomp filter is installed, and its listener goes to the session over the socket.
 //! 5. A greeting goes through the filter and comes back, so that a machine that cannot read this
@@ -17,25 +17,29 @@
 mod dev;
 mod error;
 mod namespace;
+mod path;
 pub(crate) mod preload;
 pub(crate) mod remount;
 mod stand_in;
 mod sysfs;
 mod terminals;
+mod umask;
+mod view;
 pub(crate) mod words;
 
 use std::{
     ffi::OsString,
     io::{self, Write},
     os::{
-        fd::AsFd,
-        unix::{net::UnixStream, process::CommandExt},
+        fd::{AsFd, OwnedFd},
+        unix::net::UnixStream,
     },
     path::{Path, PathBuf},
-    process::{Command, ExitCode},
+    process::ExitCode,
 };
 
 pub use error::{LaunchError, namespace_hint};
+use rustix::fs::OFlags;
 pub use words::{EXIT_FAILED, EXIT_NOT_EXECUTABLE, EXIT_NOT_FOUND, LINGER, VERB};
 use words::{NAMESPACES_IF_ALLOWED, NO_NAMESPACES, REMOUNT, descriptor};
 
@@ -113,33 +117,49 @@ fn build_directories(
     description: &Description,
     mode: Option<OsString>,
 ) -> Result<Mode, LaunchError> {
-    let mode = mode.as_ref().and_then(|mode| mode.to_str());
-    let reason = match mode {
-        Some(NAMESPACES_IF_ALLOWED) => namespace::refusal(),
-        Some(NO_NAMESPACES) => Some("it was asked for".to_owned()),
+    let place = WorkingDirectory::now();
+    let entered = match mode.as_ref().and_then(|mode| mode.to_str()) {
+        Some(NAMESPACES_IF_ALLOWED) => namespace::enter()?,
+        Some(NO_NAMESPACES) => Err("it was asked for".to_owned()),
         _ => return Err(LaunchError::Usage),
     };
-    if let Some(reason) = reason {
-        return Ok(Mode::Paths { reason });
-    }
-    let directory = std::env::current_dir().ok();
-    namespace::enter()?;
-    let placeholders =
-        dev::build(&description.nodes, &description.groups).map_err(LaunchError::Dev)?;
+    let cover = match entered {
+        Ok(cover) => cover,
+        Err(reason) => return Ok(Mode::Paths { reason }),
+    };
+    let placeholders = dev::build(cover, &description.nodes, &description.groups);
+    let placeholders = placeholders.map_err(LaunchError::Dev)?;
     let sys = sysfs::build(&description.sysfs)?;
-    return_to(directory);
+    place.restore();
     Ok(Mode::Namespaces { placeholders, sys })
 }
 
-/// A working directory under `/dev` or `/sys` is the covered one now: look it up again.
-fn return_to(directory: Option<PathBuf>) {
-    if let Some(path) = directory
-        && [Path::new("/dev"), Path::new("/sys")]
-            .iter()
-            .any(|covered| path.starts_with(covered))
-    {
-        // Staying in the covered directory is what is left if it no longer exists.
-        let _ = std::env::set_current_dir(&path);
+/// Where the program is to start.
+struct WorkingDirectory {
+    path: Option<PathBuf>,
+    directory: rustix::io::Result<OwnedFd>,
+}
+
+impl WorkingDirectory {
+    fn now() -> Self {
+        let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        WorkingDirectory {
+            path: std::env::current_dir().ok(),
+            directory: rustix::fs::open(".", flags, rustix::fs::Mode::empty()),
+        }
+    }
+
+    /// Goes there again. One under `/dev` or `/sys` is the covered one now and looked up again; if it
+    /// no longer exists, staying in the covered one is what is left.
+    fn restore(self) {
+        let _ = self.directory.and_then(rustix::process::fchdir);
+        if let Some(path) = self.path
+            && [Path::new("/dev"), Path::new("/sys")]
+                .iter()
+                .any(|covered| path.starts_with(covered))
+        {
+            let _ = std::env::set_current_dir(&path);
+        }
     }
 }
 
@@ -163,12 +183,9 @@ fn execute(
     let program = words.next().ok_or(LaunchError::Usage)?;
     // The capabilities in the namespace go with execve, unless they are ambient.
     let _ = rustix::thread::clear_ambient_capability_set();
-    let mut command = Command::new(&program);
-    command.args(words);
-    if let Some(preload) = preload {
-        command.env(preload::VARIABLE, preload);
-    }
-    let error = command.exec();
+    let arguments: Vec<_> = words.collect();
+    let preload = preload.map(|value| (preload::VARIABLE, value));
+    let error = path::execute(&program, &arguments, preload);
     let name = program.to_string_lossy().into_owned();
     if error.kind() == io::ErrorKind::NotFound {
         Err(LaunchError::NotFound(name))

@@ -23,7 +23,7 @@ use rustix::{
 use serde::{Deserialize, Serialize};
 
 use super::{
-    dev::{Covered, cover},
+    dev::cover,
     error::LaunchError,
     sysfs,
     words::{EXIT_FAILED, REMOUNT, VERB, descriptor},
@@ -138,10 +138,12 @@ fn place(order: &Order) -> Result<(), Errno> {
 }
 
 fn over(entries: &[SysfsEntry]) -> Outcome {
-    let covered = cover(Path::new("/sys"))
-        .and_then(Covered::enter)
-        .map_err(LaunchError::Covered);
-    match covered.and_then(|host| sysfs::fill(&host, entries)) {
+    // By the working directory: this process has no `/proc` of its own there.
+    let covered = cover(Path::new("/sys")).and_then(|host| host.enter());
+    let filled = covered
+        .map_err(LaunchError::Covered)
+        .and_then(|()| sysfs::fill(entries));
+    match filled {
         Ok(device) => Outcome::Done(device),
         // The process that asked is another one: it gets the sentence.
         Err(error) => Outcome::Bare(error.to_string()),

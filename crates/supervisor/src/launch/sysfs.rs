@@ -20,11 +20,12 @@ use rustix::{
 };
 
 use super::{
-    dev::{Covered, bring, copy_mounts, cover, make_directory},
+    dev::{HERE, bring, copy_mounts, cover, make_directory},
     error::LaunchError,
+    umask::ClearUmask,
 };
 use crate::{
-    entries::sysfs_tree::{Tree, plant, write_file},
+    entries::sysfs_tree::{Tree, create_file, plant},
     view::SysfsEntry,
 };
 
@@ -32,14 +33,15 @@ use crate::{
 const SYS: &str = "/sys";
 
 /// Covers `/sys` and returns the device number of what it is covered with. Does nothing if there is
-/// nothing to add.
+/// nothing to add; otherwise the working directory is the host's `/sys` afterwards.
 pub(crate) fn build(entries: &[SysfsEntry]) -> Result<Option<u64>, LaunchError> {
     if entries.is_empty() {
         return Ok(None);
     }
     let uncovered = copy_mounts(Path::new(SYS));
     let host = cover(Path::new(SYS)).map_err(LaunchError::Sys)?;
-    let device = fill(&host, entries)?;
+    host.enter().map_err(LaunchError::Sys)?;
+    let device = fill(entries)?;
     // A program misses no more than such a mount without it.
     if let Err(error) = uncovered.and_then(|mounts| keep(&mounts)) {
         tracing::debug!(%error, "no sysfs can be mounted in a user namespace of the program's");
@@ -56,10 +58,12 @@ fn keep(mounts: &OwnedFd) -> io::Result<()> {
     Ok(move_mount(mounts.as_fd(), "", CWD, place, flags)?)
 }
 
-/// Fills what `host` is covered with; returns its device number.
-pub(crate) fn fill(host: &Covered, entries: &[SysfsEntry]) -> Result<u64, LaunchError> {
+/// Fills what the working directory is covered with; returns its device number.
+pub(crate) fn fill(entries: &[SysfsEntry]) -> Result<u64, LaunchError> {
     let tree = plant(entries)?;
-    mirror(Some(&host.path), Path::new(SYS), &tree).map_err(LaunchError::Sys)?;
+    let umask = ClearUmask::new();
+    mirror(Some(Path::new(HERE)), Path::new(SYS), &tree).map_err(LaunchError::Sys)?;
+    drop(umask);
     Ok(fs::metadata(SYS).map_err(LaunchError::Sys)?.dev())
 }
 
@@ -84,7 +88,7 @@ fn mirror(host: Option<&Path>, target: &Path, ours: &BTreeMap<String, Tree>) -> 
                     .filter(|p| fs::symlink_metadata(p).is_ok_and(|m| m.is_dir()));
                 mirror(below.as_deref(), &path, children)?;
             }
-            Tree::File(file) => write_file(&path, file)?,
+            Tree::File(file) => drop(create_file(&path, file, file.mode)?),
             Tree::Link(to) => symlink(to, &path)?,
         }
     }

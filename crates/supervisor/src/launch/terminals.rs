@@ -4,114 +4,111 @@
 //! (`devpts_acquire` in fs/devpts/inode.c). Beside a node that was bound alone the kernel finds
 //! none. So it is one of these, the first that can be opened:
 //!
-//! 1. The node, bound, if it is the one inside of the host's devpts.
-//! 2. A node of the same number, made here, which takes root.
-//! 3. The node inside of the host's devpts, bound, if its mode (`ptmxmode`) allows it to every
+//! 1. The node, bound, if it is the one inside of the host's devpts; if it is not, a node of the same
+//!    number, made here, which takes root.
+//! 2. The node inside of the host's devpts, bound, if its mode (`ptmxmode`) allows it to every
 //!    user.
-//! 4. A link to it in a second view of the host's whole `/dev`, where everything stands as it does
-//!    there.
+//! 3. A link to it in a second view of the host's whole `/dev` ([`View`]).
 
 use std::{
     fs, io,
-    os::{
-        fd::{AsFd, OwnedFd},
-        unix::fs::{FileTypeExt, MetadataExt, PermissionsExt, chown, symlink},
-    },
+    os::unix::fs::{FileTypeExt, MetadataExt, chown},
     path::{Path, PathBuf},
 };
 
 use rustix::{
-    fs::{CWD, FileType, Mode, OFlags, mknodat},
-    mount::{MoveMountFlags, mount_bind, move_mount, unmount},
+    fs::{Access, AtFlags, CWD, FileType, Mode, OFlags, accessat, mknodat},
+    mount::{UnmountFlags, mount_bind, unmount},
 };
 
-use super::dev::{copy_mounts, make_directory};
+use super::view::View;
 
 /// The name of the node.
-const NODE: &str = "ptmx";
+pub(crate) const NODE: &str = "ptmx";
 
-/// The second view of the host's `/dev`.
-const VIEW: &str = ".host";
+/// A way to the node, which may be closed.
+type Way<'a> = &'a dyn Fn() -> io::Result<()>;
 
-/// What has to be known before `/dev` is covered.
-pub(crate) struct Terminals {
-    /// A copy of the mounts at `/dev`; `None` if there is nothing to do.
-    view: Option<OwnedFd>,
+/// The host's terminals, and where the program's are to be.
+pub(crate) struct Terminals<'a> {
+    host: PathBuf,
+    dev: &'a Path,
+    node: PathBuf,
 }
 
-impl Terminals {
-    /// Looks at the host's `/dev`.
-    pub(crate) fn new(dev: &Path) -> Self {
-        let node = dev.join(NODE);
-        let is_node = fs::symlink_metadata(&node).is_ok_and(|m| m.file_type().is_char_device());
-        // A link goes on working, and what the user cannot open on the host is not to be opened
-        // here.
-        if !is_node || !opens(&node) {
-            return Terminals { view: None };
+impl<'a> Terminals<'a> {
+    /// Those of the `/dev` that `host` leads to, for `dev`, which has everything else of it.
+    pub(crate) fn new(host: &Path, dev: &'a Path) -> Self {
+        Terminals {
+            host: host.join(NODE),
+            dev,
+            node: dev.join(NODE),
         }
-        let view = copy_mounts(dev);
-        if let Err(error) = &view {
-            tracing::debug!(%error, "no second view of /dev");
-        }
-        Terminals { view: view.ok() }
     }
 
-    /// Makes terminals work in `dev`, which has everything else of the `host`'s. A program without
-    /// them starts, too.
-    pub(crate) fn provide(self, host: &Path, dev: &Path) {
-        let Some(view) = self.view else {
+    /// Makes them work, if they are not there by a link. A program without them starts, too.
+    pub(crate) fn provide(self, view: &View) {
+        let Ok(host) = fs::symlink_metadata(&self.host) else {
             return;
         };
-        let node = dev.join(NODE);
-        let ways: [&dyn Fn() -> io::Result<()>; 3] = [
-            &|| make(&host.join(NODE), &node),
-            &|| bind(&dev.join("pts").join(NODE), &node),
-            &|| link(&view, dev, &node),
-        ];
+        if !host.file_type().is_char_device() {
+            return;
+        }
+        let pts = self.dev.join("pts");
+        let is_in_devpts = fs::metadata(&pts).is_ok_and(|pts| pts.dev() == host.dev());
+        let bind_it: Way<'_> = &|| self.bind(&self.host);
+        let make_it: Way<'_> = &|| self.make(&host);
+        let first = if is_in_devpts { bind_it } else { make_it };
+        let bind_inner: Way<'_> = &|| self.bind(&pts.join(NODE));
+        let link_it: Way<'_> = &|| view.link(NODE);
+        // What the user cannot open on the host is not to be opened here.
+        let ways: &[Way<'_>] = match self.may_be_opened() {
+            true => &[first, bind_inner, link_it],
+            false => &[link_it, bind_it],
+        };
         for way in ways {
-            if opens(&node) {
-                return;
-            }
-            if let Err(error) = clear(&node).and_then(|()| way()) {
-                tracing::debug!(%error, "a way to terminals is closed");
+            match self.clear().and_then(|()| way()) {
+                Ok(()) if !self.may_be_opened() || opens(&self.node) => return,
+                Ok(()) => {}
+                Err(error) => tracing::debug!(%error, "a way to terminals is closed"),
             }
         }
-        if !opens(&node) {
-            tracing::warn!("the program cannot make pseudo-terminals");
+        tracing::warn!("the program cannot make pseudo-terminals");
+    }
+
+    fn may_be_opened(&self) -> bool {
+        let both = Access::READ_OK | Access::WRITE_OK;
+        accessat(CWD, &self.host, both, AtFlags::EACCESS).is_ok()
+    }
+
+    /// Takes away what the last way left.
+    fn clear(&self) -> io::Result<()> {
+        match fs::remove_file(&self.node) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+            Err(error) if error.kind() == io::ErrorKind::ResourceBusy => {
+                unmount(&self.node, UnmountFlags::DETACH)?;
+                fs::remove_file(&self.node)
+            }
+            other => other,
         }
     }
-}
 
-/// Takes away what the last way left.
-fn clear(node: &Path) -> io::Result<()> {
-    // It is no mount if it was not bound.
-    let _ = unmount(node, rustix::mount::UnmountFlags::DETACH);
-    match fs::remove_file(node) {
-        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
-        other => other,
+    fn make(&self, like: &fs::Metadata) -> io::Result<()> {
+        let mode = Mode::from_raw_mode(like.mode());
+        mknodat(
+            CWD,
+            &self.node,
+            FileType::CharacterDevice,
+            mode,
+            like.rdev(),
+        )?;
+        chown(&self.node, Some(like.uid()), Some(like.gid()))
     }
-}
 
-fn make(host: &Path, node: &Path) -> io::Result<()> {
-    let like = fs::metadata(host)?;
-    let mode = Mode::from_raw_mode(like.mode());
-    mknodat(CWD, node, FileType::CharacterDevice, mode, like.rdev())?;
-    chown(node, Some(like.uid()), Some(like.gid()))?;
-    // Whatever the umask says.
-    fs::set_permissions(node, fs::Permissions::from_mode(like.mode() & 0o7777))
-}
-
-fn bind(from: &Path, node: &Path) -> io::Result<()> {
-    fs::write(node, b"")?;
-    Ok(mount_bind(from, node)?)
-}
-
-fn link(view: &OwnedFd, dev: &Path, node: &Path) -> io::Result<()> {
-    let place = dev.join(VIEW);
-    make_directory(&place)?;
-    let flags = MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH;
-    move_mount(view.as_fd(), "", CWD, &place, flags)?;
-    symlink(PathBuf::from(VIEW).join(NODE), node)
+    fn bind(&self, from: &Path) -> io::Result<()> {
+        fs::write(&self.node, b"")?;
+        Ok(mount_bind(from, &self.node)?)
+    }
 }
 
 /// Whether the file can be opened as a program opens it.

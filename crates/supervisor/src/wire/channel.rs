@@ -17,7 +17,7 @@ use rustix::net::{
     RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, ReturnFlags, SendAncillaryBuffer,
     SendAncillaryMessage, SendFlags, recvmsg, sendmsg,
 };
-use serde::{Deserialize, Serialize, de::DeserializeOwned};
+use serde::{Deserialize, Deserializer, Serialize, de::DeserializeOwned};
 
 /// The version of every message.
 pub const SCHEMA: u32 = 1;
@@ -25,20 +25,32 @@ pub const SCHEMA: u32 = 1;
 /// Descriptors that may wait for the message they belong to.
 const PENDING_FDS: usize = 4;
 
-/// A message with its version.
+/// A message or a refusal, with its version.
+///
+/// One of the two is there. Not an enum that serde flattens into it: that would read the message twice.
 #[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(bound(deserialize = "T: Deserialize<'de>"))]
 struct Envelope<T> {
     schema: u32,
-    #[serde(flatten)]
-    body: Body<T>,
+    #[serde(
+        default = "none",
+        deserialize_with = "some",
+        skip_serializing_if = "Option::is_none"
+    )]
+    message: Option<T>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    refused: Option<String>,
 }
 
-/// A message or a refusal.
-#[derive(Clone, Debug, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-enum Body<T> {
-    Message(T),
-    Refused(String),
+fn none<T>() -> Option<T> {
+    None
+}
+
+/// A message that is there, even if it is `null`.
+fn some<'de, T: Deserialize<'de>, D: Deserializer<'de>>(
+    deserializer: D,
+) -> Result<Option<T>, D::Error> {
+    T::deserialize(deserializer).map(Some)
 }
 
 /// Why a message did not arrive.
@@ -114,7 +126,12 @@ impl Channel {
         message: &T,
         fd: Option<BorrowedFd<'_>>,
     ) -> Result<(), WireError> {
-        self.send_body(&Body::Message(message), fd)
+        let envelope = Envelope {
+            schema: SCHEMA,
+            message: Some(message),
+            refused: None,
+        };
+        self.send_envelope(&envelope, fd)
     }
 
     /// Refuses what the peer asked for, in one sentence.
@@ -122,24 +139,20 @@ impl Channel {
     /// # Errors
     /// [`WireError::Io`].
     pub fn refuse(&mut self, sentence: &str) -> Result<(), WireError> {
-        self.send_body(&Body::<()>::Refused(sentence.to_owned()), None)
+        let envelope = Envelope::<()> {
+            schema: SCHEMA,
+            message: None,
+            refused: Some(sentence.to_owned()),
+        };
+        self.send_envelope(&envelope, None)
     }
 
-    fn send_body<T: Serialize>(
+    fn send_envelope<T: Serialize>(
         &mut self,
-        body: &Body<T>,
+        envelope: &Envelope<T>,
         fd: Option<BorrowedFd<'_>>,
     ) -> Result<(), WireError> {
-        #[derive(Serialize)]
-        struct Line<'a, T> {
-            schema: u32,
-            #[serde(flatten)]
-            body: &'a Body<T>,
-        }
-        let mut line = serde_json::to_vec(&Line {
-            schema: SCHEMA,
-            body,
-        })?;
+        let mut line = serde_json::to_vec(envelope)?;
         line.push(b'\n');
         let fds: Vec<BorrowedFd<'_>> = fd.into_iter().collect();
         let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
@@ -174,9 +187,12 @@ impl Channel {
         if envelope.schema != SCHEMA {
             return Err(WireError::Schema(envelope.schema));
         }
-        match envelope.body {
-            Body::Message(message) => Ok(message),
-            Body::Refused(sentence) => Err(WireError::Refused(sentence)),
+        match (envelope.message, envelope.refused) {
+            (Some(message), None) => Ok(message),
+            (None, Some(sentence)) => Err(WireError::Refused(sentence)),
+            _ => Err(WireError::Malformed(serde::de::Error::custom(
+                "neither a message nor a refusal",
+            ))),
         }
     }
 

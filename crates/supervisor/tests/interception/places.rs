@@ -2,6 +2,7 @@
 //! host's world must be the same in theirs.
 
 use std::{
+    collections::BTreeSet,
     ffi::CStr,
     fs::{self, File, OpenOptions},
     io::{self, Read, Write},
@@ -216,6 +217,7 @@ fn terminals() -> Check {
 fn dev() -> Check {
     let facts = std::env::var("HOST")?;
     let mut compared = 0;
+    let mut linked = BTreeSet::new();
     for line in facts.lines() {
         let words: Vec<_> = line.split(' ').collect();
         let [name, kind, rdev, errno] = words[..] else {
@@ -226,10 +228,33 @@ fn dev() -> Check {
         if found != expected {
             return Err(format!("/dev/{name}: {found:?}, on the host {expected:?}").into());
         }
+        if is_one_of_many(name, kind.parse()?, rdev.parse()?) {
+            linked.insert(name.to_owned());
+        }
         compared += 1;
     }
     ensure!(compared > 0);
+    // A mount for each would cost every start.
+    for line in fs::read_to_string("/proc/self/mountinfo")?.lines() {
+        let point = line.split(' ').nth(4).unwrap_or_default();
+        let name = point.strip_prefix("/dev/").unwrap_or_default();
+        ensure!(!linked.contains(name));
+    }
+    // Without namespaces, or where the kernel makes no second view, they are what they are.
+    if Path::new("/dev/.host").exists() {
+        for name in linked {
+            let stat = fs::symlink_metadata(Path::new("/dev").join(name))?;
+            ensure!(stat.file_type().is_symlink());
+        }
+    }
     Ok(())
+}
+
+/// A virtual console, its memory, or a loop device.
+fn is_one_of_many(name: &str, kind: u32, rdev: u64) -> bool {
+    let (major, minor) = (rustix::fs::major(rdev), rustix::fs::minor(rdev));
+    let is_console = kind == libc::S_IFCHR && (major == 7 || (major == 4 && minor < 64));
+    !name.contains('/') && (is_console || (kind == libc::S_IFBLK && major == 7))
 }
 
 /// What can be opened without a change to the host or to a device.

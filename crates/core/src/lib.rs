@@ -7,6 +7,7 @@
 //! * [`memory`]: bytes that a peer may change at any moment, and the traits that give them.
 //! * [`spa`]: the system physical address space: registered ranges, one flat lookup.
 //! * [`failpoint`]: allocations that can be made to fail, to show that nothing is left behind.
+//! * [`heap`]: bytes that a thread has allocated, counted for tests and benchmarks.
 //! * [`host`]: traits that an operating system (or a test) implements: interrupt sinks, workers.
 //! * [`inject`]: failures that a test asks for.
 //! * [`inspect`]: the tree of named values that each floor fills for itself.
@@ -16,13 +17,14 @@
 //! * [`sync`]: locks, atomics and threads, replaceable by a model checker's. [`lock_order`]: in which
 //!   order locks are taken, checked in debug builds.
 //!
-//! No system call is made here, and no page-table format is known. `unsafe` lives in three places,
-//! each argued in its module: [`grace`] (cells read without a lock), [`memory`] (raw bytes) and
-//! nowhere else.
+//! No system call is made here, and no page-table format is known. `unsafe` is argued in each module
+//! that has it: [`grace`] (cells read without a lock), [`memory`] and [`spa`] (raw bytes), [`heap`]
+//! (an allocator).
 
 pub mod access;
 pub mod failpoint;
 pub mod grace;
+pub mod heap;
 pub mod host;
 pub mod id;
 pub mod inject;

@@ -144,22 +144,35 @@ impl Domain {
     /// Takes away every leaf that lies wholly in `range` and returns their bytes. When it returns,
     /// no DMA through them is in flight.
     pub fn unmap(&self, range: AddrRange) -> u64 {
-        self.unmap_many(&[range])
+        let Some(table) = self.table() else { return 0 };
+        let unmapped = table.unmap(range);
+        self.flush(&[range]);
+        self.tell_unmap(range, unmapped.bytes);
+        table.recycle(unmapped.freed);
+        unmapped.bytes
+    }
+
+    fn tell_unmap(&self, iova: AddrRange, bytes: u64) {
+        let domain = self.id();
+        self.shared.watch.tell(|| Event::Unmap {
+            domain,
+            iova,
+            bytes,
+        });
     }
 
     /// As [`Domain::unmap`] for several ranges, with one barrier.
     pub fn unmap_many(&self, ranges: &[AddrRange]) -> u64 {
+        if let [range] = ranges {
+            return self.unmap(*range);
+        }
         let Some(table) = self.table() else { return 0 };
         let cleared: Vec<_> = ranges.iter().map(|range| table.unmap(*range)).collect();
         self.flush(ranges);
         let mut bytes = 0;
         for (unmapped, range) in cleared.into_iter().zip(ranges) {
             bytes += unmapped.bytes;
-            self.shared.watch.tell(|| Event::Unmap {
-                domain: self.id(),
-                iova: *range,
-                bytes: unmapped.bytes,
-            });
+            self.tell_unmap(*range, unmapped.bytes);
             table.recycle(unmapped.freed);
         }
         bytes

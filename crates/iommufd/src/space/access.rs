@@ -95,11 +95,11 @@ impl PinnedPages {
         }
     }
 
-    /// The next part of the range: `len` bytes from `offset` of an area's pages.
-    pub(crate) fn push(&mut self, hold: AreaHold, run: PinnedRun, offset: u64, len: u64) {
+    /// The next part of the range.
+    pub(crate) fn push(&mut self, hold: AreaHold, run: PinnedRun, pieces: Pieces) {
         self.areas.push(PinnedArea {
             hold,
-            pieces: run.pieces(offset, len),
+            pieces,
             _run: run,
         });
     }

@@ -8,6 +8,7 @@ use std::sync::{
 use ioasid_core::{AddrRange, Prot};
 
 use super::{
+    area_map::AreaMap,
     domains::IoasDomain,
     pages::{Pages, PinnedRun},
 };
@@ -192,13 +193,14 @@ pub(crate) fn fill(
         return Ok(());
     }
     let len = range.len_saturating();
-    if let Behind::Pages(pages) = &area.behind {
-        area.behind = Behind::Run(pages.pin(area.offset, len)?);
-    }
-    let Behind::Run(run) = &area.behind else {
-        return Ok(());
+    let pieces = match &area.behind {
+        Behind::Run(run) => run.pieces(area.offset, len),
+        Behind::Pages(pages) => {
+            let (run, pieces) = pages.pin(area.offset, len)?;
+            area.behind = Behind::Run(run);
+            pieces
+        }
     };
-    let pieces = run.pieces(area.offset, len);
     for domain in domains {
         let mut iova = range.start();
         for (spa, len) in pieces.iter() {
@@ -211,29 +213,49 @@ pub(crate) fn fill(
 
 /// Takes areas out of every domain: one barrier each. The caller drops the areas, and with them the
 /// pins, afterwards.
-pub(crate) fn take_down(domains: &[Arc<IoasDomain>], areas: &[(AddrRange, Area)]) {
-    if domains.is_empty() || areas.is_empty() {
+pub(crate) fn take_down(domains: &[Arc<IoasDomain>], areas: impl Iterator<Item = AddrRange>) {
+    if domains.is_empty() {
         return;
     }
-    let mut ranges: Vec<AddrRange> = Vec::new();
-    for (range, _) in areas {
-        match ranges.last_mut() {
-            Some(last) if last.last().checked_add(1) == Some(range.start()) => {
-                if let Some(joined) = AddrRange::new(last.start(), range.last()) {
-                    *last = joined;
-                }
-            }
-            _ => ranges.push(*range),
+    let mut before: Vec<AddrRange> = Vec::new();
+    let mut last: Option<AddrRange> = None;
+    for range in areas {
+        let joined = last
+            .filter(|last| last.last().checked_add(1) == Some(range.start()))
+            .and_then(|last| AddrRange::new(last.start(), range.last()));
+        if joined.is_none() {
+            before.extend(last);
         }
+        last = Some(joined.unwrap_or(range));
     }
-    for domain in domains {
-        domain.unmap(&ranges);
+    let Some(last) = last else { return };
+    if before.is_empty() {
+        domains.iter().for_each(|domain| domain.unmap(&[last]));
+    } else {
+        before.push(last);
+        domains.iter().for_each(|domain| domain.unmap(&before));
     }
 }
 
-/// Bytes of `areas` together.
-pub(crate) fn total_len(areas: &[(AddrRange, Area)]) -> u64 {
-    areas.iter().fold(0, |sum, (range, _)| {
-        sum.saturating_add(range.len_saturating())
-    })
+/// Areas that were taken out of an address space.
+#[derive(Debug, Default)]
+pub(crate) struct Taken {
+    /// If there is just one.
+    pub(crate) one: Option<(AddrRange, Area)>,
+    pub(crate) some: Vec<(AddrRange, Area)>,
+    /// If there are no others.
+    pub(crate) all: AreaMap<Area>,
+}
+
+impl Taken {
+    pub(crate) fn ranges(&self) -> impl Iterator<Item = AddrRange> {
+        let few = self.one.iter().chain(&self.some).map(|(range, _)| *range);
+        few.chain(self.all.iter().map(|(range, _)| range))
+    }
+
+    /// Bytes of them together.
+    pub(crate) fn bytes(&self) -> u64 {
+        self.ranges()
+            .fold(0, |sum, range| sum.saturating_add(range.len_saturating()))
+    }
 }

@@ -158,16 +158,20 @@ struct Table {
 
 /// The domains of one IOAS.
 #[derive(Debug, Default)]
-pub(crate) struct Tables(Vec<Table>);
+pub(crate) struct Tables {
+    tables: Vec<Table>,
+    /// Those of `tables`, to be had without a lock.
+    domains: Arc<[Arc<IoasDomain>]>,
+}
 
 impl Tables {
     pub(crate) fn is_empty(&self) -> bool {
-        self.0.is_empty()
+        self.tables.is_empty()
     }
 
     /// The domain with `attributes`, if there is one, with one user more.
     pub(crate) fn use_shared(&mut self, attributes: Attributes) -> Option<Arc<IoasDomain>> {
-        let mut tables = self.0.iter_mut();
+        let mut tables = self.tables.iter_mut();
         let table = tables.find(|table| table.domain.attributes == attributes)?;
         table.users += 1;
         Some(Arc::clone(&table.domain))
@@ -175,43 +179,48 @@ impl Tables {
 
     /// Adds a domain that has one user.
     pub(crate) fn add(&mut self, domain: &Arc<IoasDomain>) {
-        self.0.push(Table {
+        self.tables.push(Table {
             domain: Arc::clone(domain),
             users: 1,
         });
+        self.changed();
     }
 
     /// Ends one use; whether that was the last, and the domain is no longer here.
     pub(crate) fn put(&mut self, domain: &Arc<IoasDomain>) -> bool {
-        let mut tables = self.0.iter();
+        let mut tables = self.tables.iter();
         let Some(index) = tables.position(|table| Arc::ptr_eq(&table.domain, domain)) else {
             return false;
         };
-        if self.0[index].users > 1 {
-            self.0[index].users -= 1;
+        if self.tables[index].users > 1 {
+            self.tables[index].users -= 1;
             return false;
         }
-        self.0.remove(index);
+        self.tables.remove(index);
+        self.changed();
         true
     }
 
-    pub(crate) fn domains(&self) -> Vec<Arc<IoasDomain>> {
-        self.0
-            .iter()
-            .map(|table| Arc::clone(&table.domain))
-            .collect()
+    fn changed(&mut self) {
+        let domains = self.tables.iter().map(|table| Arc::clone(&table.domain));
+        self.domains = domains.collect();
+    }
+
+    /// The domains as they are now.
+    pub(crate) fn domains(&self) -> Arc<[Arc<IoasDomain>]> {
+        Arc::clone(&self.domains)
     }
 
     /// The sizes of leaves that every domain has, as a bitmap; all without a domain.
     pub(crate) fn page_sizes(&self) -> u64 {
-        let tables = self.0.iter();
+        let tables = self.tables.iter();
         tables.fold(!0, |sizes, table| sizes & table.domain.domain.page_sizes())
     }
 
     /// The largest of the smallest leaves; 1 without a domain.
     pub(crate) fn alignment(&self) -> u64 {
         let smallest = self
-            .0
+            .tables
             .iter()
             .map(|table| smallest_leaf(&table.domain.domain));
         smallest.max().unwrap_or(1)

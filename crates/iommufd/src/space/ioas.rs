@@ -16,7 +16,7 @@ use ioasid_core::{
 use super::{
     access::AccessObject,
     area::{Area, Part, fill, take_down},
-    domains::Tables,
+    domains::{IoasDomain, Tables},
     iova::{IovaSpace, Owner, ReservedRange},
     pages::Pages,
 };
@@ -176,9 +176,8 @@ impl Ioas {
             let start = place(&mut state, parts, iova, prot)?;
             (start, state.tables.domains(), state.large_pages)
         };
-        let mut areas = Vec::with_capacity(parts.len());
         let mut next = start;
-        for part in parts {
+        let mut area = |part: &Part| -> Result<(AddrRange, Area), Error> {
             failpoint::allocation()?;
             let range = AddrRange::from_len(next, part.len);
             let range = range.ok_or(MapError::Overflow {
@@ -186,12 +185,33 @@ impl Ioas {
                 len: part.len,
             })?;
             next = range.last().wrapping_add(1);
-            areas.push((range, Area::new(&part.pages, part.offset, prot)));
+            Ok((range, Area::new(&part.pages, part.offset, prot)))
+        };
+        // Nearly always one.
+        if let [part] = parts {
+            self.fill([area(part)?], &domains, large_pages)?;
+        } else {
+            let areas = parts.iter().map(area).collect::<Result<Vec<_>, _>>()?;
+            self.fill(areas, &domains, large_pages)?;
         }
-        for index in 0..areas.len() {
-            let (range, area) = &mut areas[index];
-            if let Err(error) = fill(&domains, *range, area, large_pages) {
-                take_down(&domains, &areas[..=index]);
+        Ok(start)
+    }
+
+    /// Writes areas to all domains and enters them; all or nothing.
+    fn fill<A>(
+        &self,
+        mut areas: A,
+        domains: &[Arc<IoasDomain>],
+        large_pages: bool,
+    ) -> Result<(), Error>
+    where
+        A: AsMut<[(AddrRange, Area)]> + IntoIterator<Item = (AddrRange, Area)>,
+    {
+        let slice = areas.as_mut();
+        for index in 0..slice.len() {
+            let (range, area) = &mut slice[index];
+            if let Err(error) = fill(domains, *range, area, large_pages) {
+                take_down(domains, slice[..=index].iter().map(|(range, _)| *range));
                 return Err(error);
             }
         }
@@ -199,7 +219,7 @@ impl Ioas {
         for (range, area) in areas {
             state.space.insert(range, area);
         }
-        Ok(start)
+        Ok(())
     }
 
     /// The pages behind `len` bytes from `iova`, which must all be mapped.

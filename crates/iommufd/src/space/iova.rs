@@ -169,11 +169,11 @@ impl<T> IovaSpace<T> {
     }
 
     /// Takes the area that starts at `start` out.
-    pub(crate) fn remove(&mut self, start: u64) -> Option<T> {
+    pub(crate) fn remove(&mut self, start: u64) -> Option<(AddrRange, T)> {
         let (range, area) = self.areas.remove(start)?;
         self.mapped = self.mapped.saturating_sub(range.len_saturating());
         if self.searches.is_empty() {
-            return Some(area);
+            return Some((range, area));
         }
         let before = self.areas.at_or_before(start);
         let after = self.areas.starting_from(start).next();
@@ -183,14 +183,14 @@ impl<T> IovaSpace<T> {
         for search in &mut self.searches {
             search.opened(gap_start, gap_last, areas);
         }
-        Some(area)
+        Some((range, area))
     }
 
     /// Takes every area out.
-    pub(crate) fn clear(&mut self) -> Vec<(AddrRange, T)> {
+    pub(crate) fn clear(&mut self) -> AreaMap<T> {
         self.mapped = 0;
         self.searches.clear();
-        std::mem::take(&mut self.areas).into_all().collect()
+        std::mem::take(&mut self.areas)
     }
 
     /// Reserves `range` for good.

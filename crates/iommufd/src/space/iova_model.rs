@@ -195,7 +195,7 @@ proptest! {
                 }
                 Step::Unmap { which } if !model.areas.is_empty() => {
                     let area = model.areas.swap_remove(which % model.areas.len());
-                    prop_assert_eq!(space.remove(area.start()), Some(()));
+                    prop_assert_eq!(space.remove(area.start()), Some((area, ())));
                 }
                 Step::Unmap { .. } => {}
                 Step::Reserve { owner: number, page, pages: count } => {
@@ -256,7 +256,7 @@ fn the_ends_of_the_space_can_be_mapped_but_are_never_chosen() {
     };
     assert_eq!(space.find(0, PAGE_SIZE, PAGE_SIZE), Err(full));
     assert!(space.check(0, PAGE_SIZE, PAGE_SIZE).is_ok());
-    assert_eq!(space.remove(PAGE_SIZE), Some(()));
+    assert_eq!(space.remove(PAGE_SIZE).map(|(_, area)| area), Some(()));
     assert_eq!(space.find(0, PAGE_SIZE, PAGE_SIZE), Ok(PAGE_SIZE));
     let len = u64::MAX / 2;
     let overflow = MapError::Overflow { start: 0, len };

@@ -3,7 +3,7 @@
 
 pub(crate) mod access;
 pub(crate) mod area;
-mod area_map;
+pub(crate) mod area_map;
 pub(crate) mod dirty;
 pub(crate) mod domains;
 pub(crate) mod ioas;

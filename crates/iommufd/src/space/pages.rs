@@ -75,13 +75,18 @@ impl Pages {
         self.revoked.load(Ordering::Acquire)
     }
 
-    /// System physical addresses for `len` bytes from `offset`, shared with every other user.
+    /// System physical addresses for `len` bytes from `offset`, shared with every other user, and
+    /// what they are.
     ///
     /// May block as the source does: called with no lock held that inspection needs.
-    pub(crate) fn pin(self: &Arc<Self>, offset: u64, len: u64) -> Result<PinnedRun, PinError> {
+    pub(crate) fn pin(
+        self: &Arc<Self>,
+        offset: u64,
+        len: u64,
+    ) -> Result<(PinnedRun, Pieces), PinError> {
         let found = self.state.lock().pinned.find(offset, len);
         let extents = match found {
-            Found::Used(number) => return Ok(self.run(number)),
+            Found::Used(number, pieces) => return Ok((self.run(number), pieces)),
             // A part of its own, so that the rest can go before it.
             Found::Part(extents) => extents,
             Found::Nothing => {
@@ -96,11 +101,12 @@ impl Pages {
         // The run: what was pinned for it is released on failure.
         failpoint::allocation()?;
         let run = Run::new(offset, len, extents)?;
+        let pieces = run.pieces(offset, len);
         let mut state = self.state.lock();
         let before = self.bytes(&state);
         let number = state.pinned.insert(run);
         if self.source.is_device() {
-            return Ok(self.run(number));
+            return Ok((self.run(number), pieces));
         }
         let more = self.bytes(&state).saturating_sub(before);
         if let Err(error) = state.payer.count(more) {
@@ -109,7 +115,7 @@ impl Pages {
             drop(run);
             return Err(error);
         }
-        Ok(self.run(number))
+        Ok((self.run(number), pieces))
     }
 
     /// A handle on run `number`, which counts it as a user already.
@@ -267,11 +273,12 @@ mod tests {
         let spa = source.spa();
         let ledger = MemoryLedger::new(Limits::Counted);
         let pages = pages_of(source, &ledger);
-        let whole = pages.pin(0, 1 << 20).unwrap();
-        let part = pages.pin(0x3000, 0x2000).unwrap();
-        assert_eq!(whole.number, pages.pin(0, 1 << 20).unwrap().number);
-        let pieces: Vec<_> = part.pieces(0x3000, 0x2000).iter().collect();
-        assert_eq!(pieces, [(spa + 0x3000, 0x2000)]);
+        let (whole, _) = pages.pin(0, 1 << 20).unwrap();
+        let (part, pieces) = pages.pin(0x3000, 0x2000).unwrap();
+        assert_eq!(whole.number, pages.pin(0, 1 << 20).unwrap().0.number);
+        for pieces in [pieces, part.pieces(0x3000, 0x2000)] {
+            assert_eq!(pieces.iter().collect::<Vec<_>>(), [(spa + 0x3000, 0x2000)]);
+        }
         assert_eq!(pages.pinned_bytes(), 1 << 20);
         drop(whole);
         assert_eq!(

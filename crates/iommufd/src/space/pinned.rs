@@ -193,7 +193,7 @@ impl Run {
 
     /// The (system physical address, length) pieces of `len` bytes from `offset` of the source.
     /// Neighbours whose addresses touch are one piece, so that leaves can be as large as possible.
-    fn pieces(&self, offset: u64, len: u64) -> Pieces {
+    pub(super) fn pieces(&self, offset: u64, len: u64) -> Pieces {
         let mut pieces = Pieces::default();
         for Piece { spa, len, .. } in self.within(offset, len) {
             pieces.push(spa, len);
@@ -259,8 +259,8 @@ impl Default for Pinned {
 
 /// What there is of a part that is to be pinned.
 pub(super) enum Found {
-    /// A run of just these bytes, which has one user more now.
-    Used(u32),
+    /// A run of just these bytes, which has one user more now, and its pieces.
+    Used(u32, Pieces),
     /// The extents of a run that has more than these.
     Part(Vec<Extent>),
     Nothing,
@@ -303,7 +303,7 @@ impl Pinned {
         match index.and_then(|index| self.runs_mut().get_mut(index)) {
             Some(used) if (used.run.offset, used.run.len) == (offset, len) => {
                 used.users = used.users.saturating_add(1);
-                Found::Used(used.number)
+                Found::Used(used.number, used.run.pieces(offset, len))
             }
             Some(used) => Found::Part(used.run.part(offset, len)),
             None => Found::Nothing,
@@ -481,7 +481,7 @@ mod tests {
                         let covered = uses.iter().any(|(_, o, l)| *o <= at && at + len <= o + l);
                         let same = uses.iter().any(|(_, o, l)| (*o, *l) == (at, len));
                         let number = match pinned.find(at, len) {
-                            Found::Used(number) => {
+                            Found::Used(number, _) => {
                                 prop_assert!(same);
                                 number
                             }

@@ -91,8 +91,8 @@ impl Ioas {
                 return Err(AccessError::PartialPage { offset, len }.into());
             }
             failpoint::allocation()?;
-            let run = area.pages().pin(offset, len)?;
-            pinned.push(AreaHold::new(area.usage(), locks), run, offset, len);
+            let (run, pieces) = area.pages().pin(offset, len)?;
+            pinned.push(AreaHold::new(area.usage(), locks), run, pieces);
             Ok(())
         })?;
         Ok(pinned)

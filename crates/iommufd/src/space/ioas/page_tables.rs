@@ -16,6 +16,9 @@ use crate::{
     },
 };
 
+/// Areas that are pinned at a time when a domain comes: the others are not copied meanwhile.
+const BATCH: usize = 256;
+
 /// What `domain` cannot translate.
 fn outside(domain: &Domain) -> Vec<ReservedRange> {
     let aperture = domain.aperture();
@@ -53,51 +56,82 @@ impl Ioas {
         if leaf > PAGE_SIZE {
             return Err(AttachError::from(Mismatch::LeafSize).into());
         }
-        let (large_pages, mut areas) = {
+        let large_pages = {
             let mut state = self.state.lock();
             if leaf > state.alignment() && !state.is_aligned(leaf) {
                 return Err(RangeError::MisalignedAreas { alignment: leaf }.into());
             }
             state.space.reserve(owner, outside(domain.domain()))?;
-            let areas = state.space.areas();
-            let areas: Vec<_> = areas.map(|(range, area)| (range, area.clone())).collect();
-            (state.large_pages(), areas)
+            state.large_pages()
         };
-        for (range, area) in &mut areas {
-            if let Err(error) = fill(std::slice::from_ref(domain), *range, area, large_pages) {
-                self.state.lock().space.unreserve(owner);
-                // Nothing is attached: what was written goes with the domain, before the pins.
-                return Err(error);
+        let filled = self.each_batch(|areas| {
+            for (range, area) in areas {
+                fill(std::slice::from_ref(domain), *range, area, large_pages)?;
             }
+            Ok(())
+        });
+        if let Err(error) = filled {
+            // Nothing is attached: what was written goes with the domain.
+            self.state.lock().space.unreserve(owner);
+            self.unpin_unused();
+            return Err(error);
         }
-        let mut state = self.state.lock();
-        for (range, area) in areas {
-            if let Some(kept) = state.space.area_mut(range.start()) {
-                kept.share_addresses(area);
-            }
-        }
-        state.tables.add(domain);
+        self.state.lock().tables.add(domain);
         Ok(())
+    }
+
+    /// Lets `change` have every area, some at a time, and keeps the addresses that it gives to them.
+    /// The state is not locked meanwhile. Called with `change` held, so no area comes or goes.
+    fn each_batch(
+        &self,
+        mut change: impl FnMut(&mut [(AddrRange, Area)]) -> Result<(), Error>,
+    ) -> Result<(), Error> {
+        let mut areas = Vec::with_capacity(BATCH);
+        let mut next = Some(0);
+        while let Some(from) = next {
+            let rest = AddrRange::new(from, u64::MAX);
+            let state = self.state.lock();
+            let found = rest
+                .into_iter()
+                .flat_map(|rest| state.space.overlapping(rest));
+            areas.extend(found.take(BATCH).map(|(range, area)| (range, area.clone())));
+            drop(state);
+            let Some((last, _)) = areas.last() else { break };
+            next = last.last().checked_add(1);
+            change(&mut areas)?;
+            let mut state = self.state.lock();
+            for (range, area) in areas.drain(..) {
+                if let Some(kept) = state.space.area_mut(range.start()) {
+                    kept.share_addresses(area);
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Gives up the addresses of all areas if there is no domain.
+    fn unpin_unused(&self) {
+        let mut state = self.state.lock();
+        if state.tables.is_empty() {
+            state.space.areas_mut().for_each(|area| drop(area.unpin()));
+        }
     }
 
     /// Ends one use of a domain. With the last use the domain goes, and with the last domain the
     /// pins of all areas.
     pub(crate) fn put_domain(&self, domain: &Arc<IoasDomain>) {
         let _change = self.change.lock();
-        let mut unpinned = Vec::new();
-        {
+        let shown = {
             let mut state = self.state.lock();
             if !state.tables.put(domain) {
                 return;
             }
             state.space.unreserve(Owner::Domain(domain.id()));
-            if state.tables.is_empty() {
-                unpinned.extend(state.space.areas_mut().filter_map(Area::unpin));
-            }
-        }
-        if !unpinned.is_empty() {
+            state.tables.is_empty() && state.space.areas().any(|(_, area)| area.is_pinned())
+        };
+        if shown {
             domain.domain().unmap(AddrRange::ALL);
+            self.unpin_unused();
         }
-        drop(unpinned);
     }
 }

@@ -8,7 +8,8 @@ use super::Ioas;
 use crate::{
     base::error::{CutError, Error, UnmapError},
     space::{
-        area::{take_down, total_len},
+        area::{Area, Taken, take_down},
+        iova::IovaSpace,
         pages::Pages,
     },
 };
@@ -34,35 +35,11 @@ impl Ioas {
             let change = self.change.lock();
             let (areas, domains, end) = {
                 let mut state = self.state.lock();
-                let mut whole = Vec::new();
-                let mut end = End::Done;
-                for (area_range, area) in state.space.overlapping(range) {
-                    if area.is_locked() {
-                        end = End::Error(UnmapError::Locked { area: area_range });
-                    } else if !range.covers(area_range) {
-                        end = End::Error(UnmapError::Cuts {
-                            range,
-                            area: area_range,
-                        });
-                    } else if area.refuse_new() {
-                        end = End::Held(area_range);
-                    } else {
-                        whole.push(area_range);
-                        continue;
-                    }
-                    break;
-                }
-                let areas: Vec<_> = if whole.len() == state.space.len() {
-                    state.space.clear()
-                } else {
-                    let remove =
-                        |range: AddrRange| Some((range, state.space.remove(range.start())?));
-                    whole.into_iter().filter_map(remove).collect()
-                };
+                let (areas, end) = take(&mut state.space, range);
                 (areas, state.tables.domains(), end)
             };
-            take_down(&domains, &areas);
-            bytes = bytes.saturating_add(total_len(&areas));
+            take_down(&domains, areas.ranges());
+            bytes = bytes.saturating_add(areas.bytes());
             drop(areas);
             drop(change);
             match end {
@@ -93,16 +70,10 @@ impl Ioas {
             let mut state = self.state.lock();
             let shown = state.space.areas_mut_with_ranges();
             let shown = shown.filter(|(_, area)| Arc::ptr_eq(area.pages(), pages));
-            let areas: Vec<_> = shown
-                .map(|(range, area)| {
-                    let shown = area.clone();
-                    drop(area.unpin());
-                    (range, shown)
-                })
-                .collect();
+            let areas: Vec<_> = shown.map(|(range, area)| (range, area.unpin())).collect();
             (areas, state.tables.domains())
         };
-        take_down(&domains, &areas);
+        take_down(&domains, areas.iter().map(|(range, _)| *range));
     }
 
     /// Cuts the area that has both `last` and the address after it in two, so that one part can be
@@ -155,6 +126,43 @@ impl Ioas {
             access.ask_back(area);
         }
     }
+}
+
+/// Takes the areas out that lie wholly in `range`, in order, as far as nothing keeps them.
+fn take(space: &mut IovaSpace<Area>, range: AddrRange) -> (Taken, End) {
+    let mut taken = Taken::default();
+    let mut end = End::Done;
+    let mut starts = Vec::new();
+    let mut exact = false;
+    for (area_range, area) in space.overlapping(range) {
+        if area.is_locked() {
+            end = End::Error(UnmapError::Locked { area: area_range });
+        } else if !range.covers(area_range) {
+            end = End::Error(UnmapError::Cuts {
+                range,
+                area: area_range,
+            });
+        } else if area.refuse_new() {
+            end = End::Held(area_range);
+        } else {
+            // Nothing else is there.
+            exact = area_range == range;
+            if !exact {
+                starts.push(area_range.start());
+                continue;
+            }
+        }
+        break;
+    }
+    if exact {
+        taken.one = space.remove(range.start());
+    } else if starts.len() == space.len() {
+        taken.all = space.clear();
+    } else {
+        let remove = |start| space.remove(start);
+        taken.some = starts.into_iter().filter_map(remove).collect();
+    }
+    (taken, end)
 }
 
 /// How a pass of [`Ioas::unmap`] ended.

@@ -17,6 +17,8 @@
 // UNSAFETY: raw copies; see the safety argument above.
 #![allow(unsafe_code)]
 
+mod bounce;
+
 use std::{
     alloc::{Layout, alloc_zeroed, dealloc, handle_alloc_error},
     fmt,
@@ -78,6 +80,16 @@ unsafe impl RawCopy for PlainCopy {
 pub struct MemoryGone {
     /// Bytes copied before.
     pub done: usize,
+}
+
+impl MemoryGone {
+    /// The same, for the rest of a copy of which `before` bytes had been made.
+    #[must_use]
+    pub const fn after(self, before: usize) -> Self {
+        MemoryGone {
+            done: before + self.done,
+        }
+    }
 }
 
 /// Directly addressable bytes that others may change; valid for `'a`.
@@ -235,6 +247,28 @@ pub trait RemoteMemory: Send + Sync + fmt::Debug {
     /// # Errors
     /// As for reading.
     fn write(&self, offset: u64, src: &[u8]) -> Result<(), MemoryGone>;
+
+    /// Reads from `offset` into `dst`, as many bytes as that has: through a buffer, unless the memory
+    /// has a better way.
+    ///
+    /// # Errors
+    /// [`MemoryGone`] as for reading, or if a page of `dst` is gone or all of it is read-only. What was
+    /// read before has arrived.
+    fn read_into(&self, offset: u64, dst: RawBytes<'_>) -> Result<(), MemoryGone> {
+        bounce::pull(dst, |done, buffer| {
+            self.read(offset.saturating_add(done), buffer)
+        })
+    }
+
+    /// Writes all bytes of `src` at `offset`; as [`RemoteMemory::read_into`].
+    ///
+    /// # Errors
+    /// [`MemoryGone`] as for writing, or if a page of `src` is gone.
+    fn write_from(&self, offset: u64, src: RawBytes<'_>) -> Result<(), MemoryGone> {
+        bounce::push(src, |done, buffer| {
+            self.write(offset.saturating_add(done), buffer)
+        })
+    }
 
     /// The thread that serves the owner of this memory.
     fn worker(&self) -> &Arc<dyn Worker>;

@@ -129,9 +129,59 @@ impl SharedRemote {
         memory.write(offset, src)
     }
 
+    /// As [`RemoteMemory::read_into`]; may block for ever.
+    ///
+    /// # Errors
+    /// As for [`RemoteMemory::read_into`].
+    pub fn read_into(&self, offset: u64, dst: RawBytes<'_>) -> Result<(), MemoryGone> {
+        let memory = self.memory().ok_or(MemoryGone { done: 0 })?;
+        memory.read_into(offset, dst)
+    }
+
+    /// As [`RemoteMemory::write_from`]; may block for ever.
+    ///
+    /// # Errors
+    /// As for [`RemoteMemory::write_from`].
+    pub fn write_from(&self, offset: u64, src: RawBytes<'_>) -> Result<(), MemoryGone> {
+        let memory = self.memory().ok_or(MemoryGone { done: 0 })?;
+        memory.write_from(offset, src)
+    }
+
     /// The thread that serves the owner of this memory.
     pub fn worker(&self) -> Option<&Arc<dyn Worker>> {
         self.memory().map(RemoteMemory::worker)
+    }
+}
+
+/// Directly addressable bytes, kept for a copy that outlasts the guard under which they were found.
+#[derive(Clone, Debug)]
+pub struct KeptBytes {
+    backing: Arc<dyn Backing>,
+    offset: usize,
+    len: usize,
+}
+
+impl KeptBytes {
+    /// The bytes.
+    ///
+    /// # Errors
+    /// [`MemoryGone`]: never, as a backing is reached always the same way.
+    pub fn bytes(&self) -> Result<RawBytes<'_>, MemoryGone> {
+        let bytes = match self.backing.memory() {
+            Memory::Direct(bytes) => bytes.slice(self.offset, self.len),
+            Memory::Remote(_) => None,
+        };
+        bytes.ok_or(MemoryGone { done: 0 })
+    }
+
+    /// How many bytes.
+    pub fn len(&self) -> u64 {
+        self.len as u64
+    }
+
+    /// Whether there are none; never true.
+    pub fn is_empty(&self) -> bool {
+        self.len == 0
     }
 }
 
@@ -284,6 +334,21 @@ impl SpaSpace {
         let offset = usize::try_from(spa - window.range.start()).ok()?;
         let rest = bytes.len().checked_sub(offset)?;
         bytes.slice(offset, rest.min(usize::try_from(len).ok()?))
+    }
+
+    /// As [`SpaSpace::resolve_direct`], for a copy that outlasts the guard. It keeps the memory, not its
+    /// address: that changes of the domain wait for the copy is the caller's business.
+    pub fn keep_direct(&self, guard: &Guard<'_>, spa: u64, len: u64) -> Option<KeptBytes> {
+        let len = self.resolve_direct(guard, spa, len)?.len();
+        let index = usize::try_from(spa >> WINDOW_SHIFT).ok()?;
+        let window = self.windows.load(index, guard)?;
+        let offset = usize::try_from(spa.checked_sub(window.range.start())?).ok()?;
+        let backing = Arc::clone(&window.backing);
+        Some(KeptBytes {
+            backing,
+            offset,
+            len,
+        })
     }
 
     /// The grace period that protects lookups.

@@ -20,7 +20,7 @@ use common::{
     *,
 };
 use ioasid_core::{AddrRange, Pasid, Prot, memory::OwnPages};
-use ioasid_iommu::{Device, DmaSource, Domain, DomainConfig, Iommu, OwnerId, Stop};
+use ioasid_iommu::{Device, DmaSource, Domain, DomainConfig, Iommu, OwnerId, Stop, Transfer};
 
 /// The race of an engine that keeps no translations.
 fn race(
@@ -278,44 +278,76 @@ fn a_client_that_never_answers_keeps_nothing_of_the_others() {
     });
 }
 
-#[test]
-fn a_route_that_changed_hands_while_a_copy_blocked_ends_the_guard() {
-    let iommu = machine();
-    let device = device(&iommu, 1);
-    let (old, old_memory) = attached(&iommu, &device, 1);
-    let (new, new_memory) = mapped(&iommu, IOVA, LEN);
-    let far = IOVA + LEN as u64;
-    let (stuck, _range) = Stuck::map(&iommu, &old, far);
+/// What `guard.copy(target, far, 64)` and a write after it came to, when the route got another
+/// attachment while the memory at `far` did not answer; and that `replace` waited for it.
+fn replaced_while_blocked(
+    iommu: &Arc<Iommu>,
+    device: &Arc<Device>,
+    old: &Arc<Domain>,
+    stuck: &Stuck,
+    (target, far): (u64, u64),
+) -> (Transfer, Transfer) {
+    let (new, memory) = mapped(iommu, IOVA, LEN);
     stuck.memory.write(0, &[7; 64]);
-    let route = DmaSource::new(&device, pasid(1));
-    thread::scope(|scope| {
+    let route = DmaSource::new(device, pasid(1));
+    let results = thread::scope(|scope| {
         let worker = scope.spawn(|| {
             let mut port = device.port();
             let mut guard = port.enter_blocking(pasid(1));
-            let transfer = guard.copy(IOVA, far, 64);
+            let transfer = guard.copy(target, far, 64);
             let after = guard.write(IOVA, b"after");
             assert_eq!(guard.domain(), Some(old.id()), "faults go to the old owner");
             (transfer, after)
         });
-        let _answer = AnswerOnDrop(&stuck);
+        let _answer = AnswerOnDrop(stuck);
         stuck.wait_until_asked();
         let replace = scope.spawn(|| route.replace(&new, &sink()).unwrap());
         while device
             .attachments()
             .iter()
-            .any(|(_, domain)| Arc::ptr_eq(domain, &old))
+            .any(|(_, domain)| Arc::ptr_eq(domain, old))
         {
             thread::yield_now();
         }
         assert!(!replace.is_finished());
         stuck.answer();
-        let (transfer, after) = worker.join().unwrap();
-        for transfer in [transfer, after] {
-            assert_eq!(transfer.done, 0);
-            assert!(matches!(transfer.stop, Some(Stop::Budget)));
-        }
+        worker.join().unwrap()
     });
-    for memory in [old_memory, new_memory] {
-        assert!(contents(&memory, LEN).iter().all(|byte| *byte == 0));
+    assert!(contents(&memory, LEN).iter().all(|byte| *byte == 0));
+    results
+}
+
+#[test]
+fn a_route_that_changed_hands_while_a_copy_blocked_ends_the_guard() {
+    let iommu = machine();
+    let device = device(&iommu, 1);
+    let (old, memory) = attached(&iommu, &device, 1);
+    let (far, farther) = (IOVA + LEN as u64, IOVA + 2 * LEN as u64);
+    let (stuck, _range) = Stuck::map(&iommu, &old, far);
+    let (untouched, _other) = Stuck::map(&iommu, &old, farther);
+    let (transfer, after) = replaced_while_blocked(&iommu, &device, &old, &stuck, (farther, far));
+    for transfer in [transfer, after] {
+        assert_eq!(transfer.done, 0);
+        assert!(matches!(transfer.stop, Some(Stop::Budget)));
     }
+    let mut found = [1; 64];
+    untouched.memory.read(0, &mut found);
+    assert_eq!(found, [0; 64]);
+    assert!(contents(&memory, LEN).iter().all(|byte| *byte == 0));
+}
+
+#[test]
+fn a_copy_to_addressable_memory_that_blocked_is_waited_for_and_ends_the_guard() {
+    let iommu = machine();
+    let device = device(&iommu, 1);
+    let (old, memory) = attached(&iommu, &device, 1);
+    let far = IOVA + LEN as u64;
+    let (stuck, _range) = Stuck::map(&iommu, &old, far);
+    let (transfer, after) = replaced_while_blocked(&iommu, &device, &old, &stuck, (IOVA, far));
+    assert!(transfer.is_complete(), "{:?}", transfer.stop);
+    assert_eq!(after.done, 0);
+    assert!(matches!(after.stop, Some(Stop::Budget)));
+    let found = contents(&memory, LEN);
+    assert_eq!(found[..64], [7; 64]);
+    assert!(found[64..].iter().all(|byte| *byte == 0));
 }

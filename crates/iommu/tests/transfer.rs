@@ -391,6 +391,69 @@ fn memory_that_vanishes_is_a_fault_at_the_first_byte_that_is_gone() {
         (transfer.done, fault.iova, fault.access),
         (1000, far + 10_000, Access::Write)
     );
+    local.memory().write(0, &[5; 32 << 10]);
+    let transfer = port.enter_blocking(None).copy(far, IOVA, 32 << 10);
+    let fault = transfer.fault().unwrap();
+    assert_eq!(
+        (fault.iova, fault.access, fault.reason),
+        (far + 10_000, Access::Write, FaultReason::MemoryGone)
+    );
+    assert_eq!(transfer.done, 10_000);
+    let mut found = [1; 10_001];
+    remote.memory.read(0, &mut found);
+    assert_eq!(found[9_998..], [5, 5, 0]);
+}
+
+#[test]
+fn a_copy_with_addressable_memory_asks_the_other_side_once_and_one_between_others_twice() {
+    const PIECE: u64 = 64 << 10;
+    let iommu = machine();
+    let device = device(&iommu, 1);
+    let (domain, local) = mapped(&iommu, IOVA, LEN);
+    let far = IOVA + LEN as u64;
+    let (remote, _range) = Remote::map(&iommu, &domain, far, LEN);
+    DmaSource::new(&device, None)
+        .attach(&domain, &sink())
+        .unwrap();
+    let data: Vec<u8> = (0..LEN).map(|i| (i / 3) as u8).collect();
+    local.memory().write(0, &data);
+    let mut port = device.port();
+    let mut calls = |dst, src| {
+        let before = remote.calls.load(Ordering::Relaxed);
+        let transfer = port.enter_blocking(None).copy(dst, src, PIECE);
+        assert!(transfer.is_complete(), "{:?}", transfer.stop);
+        remote.calls.load(Ordering::Relaxed) - before
+    };
+    assert_eq!(calls(far + 7, IOVA + 3), 1);
+    assert_eq!(calls(far + PIECE + 100, far + 7), 2);
+    assert_eq!(calls(IOVA + PIECE + 500, far + PIECE + 100), 1);
+    let mut found = vec![0; PIECE as usize];
+    local.memory().read(PIECE as usize + 500, &mut found);
+    assert!(found == data[3..][..PIECE as usize]);
+}
+
+#[test]
+fn memory_that_is_read_only_takes_nothing_from_memory_that_may_block() {
+    let iommu = machine();
+    let device = device(&iommu, 1);
+    let (domain, local) = mapped(&iommu, IOVA, LEN);
+    let far = IOVA + LEN as u64;
+    let (remote, _range) = Remote::map(&iommu, &domain, far, LEN);
+    remote.memory.write(0, &[7; 64]);
+    let there = IOVA + 4 * LEN as u64;
+    domain
+        .map(there, local.spa(), LEN as u64, Prot::READ)
+        .unwrap();
+    DmaSource::new(&device, None)
+        .attach(&domain, &sink())
+        .unwrap();
+    let transfer = device.port().enter_blocking(None).copy(there, far, 64);
+    let fault = transfer.fault().unwrap();
+    assert_eq!(
+        (transfer.done, fault.iova, fault.access, fault.reason),
+        (0, there, Access::Write, FaultReason::Permission)
+    );
+    assert_eq!(contents(&local, 1), [0]);
 }
 
 #[test]

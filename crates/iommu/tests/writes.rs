@@ -146,6 +146,28 @@ fn a_sink_of_one_pasid_gets_its_writes_alone_and_none_once_dropped() {
 }
 
 #[test]
+fn a_copy_with_memory_that_may_block_reports_what_it_wrote_on_either_side() {
+    let iommu = machine();
+    let device = device(&iommu, 1);
+    let (domain, _memory) = mapped(&iommu, IOVA, 4096);
+    let far = IOVA + 4096;
+    let (stuck, _range) = Stuck::map(&iommu, &domain, far);
+    stuck.answer();
+    DmaSource::new(&device, None)
+        .attach(&domain, &sink())
+        .unwrap();
+    let seen = Arc::<Seen>::default();
+    let _watch = device.watch_writes(Requests::All, seen.clone());
+    let mut port = device.port();
+    let pulled = port.enter_blocking(None).copy(IOVA + 3, far, 100);
+    assert!(pulled.is_complete());
+    assert_eq!(seen.take(), [range(IOVA + 3, 100)]);
+    let pushed = port.enter_blocking(None).copy(far + 5, IOVA, 200);
+    assert!(pushed.is_complete());
+    assert_eq!(seen.take(), [range(far + 5, 200)]);
+}
+
+#[test]
 fn whoever_waits_knows_of_a_write_that_blocks() {
     let iommu = machine();
     let device = device(&iommu, 1);

@@ -4,8 +4,13 @@
 //! to the memory (`mm_struct`) that the process had when they were opened: when it ends or calls
 //! `exec`, they reach nothing any more, and never another process that got the same number.
 //! `process_vm_readv` is faster for large pieces, but takes a number, and there is no way to know
-//! at the time of a write that the process has not called `exec` since we looked: so it is not
-//! used.
+//! that the process has not called `exec` since we looked: so it is not used. Not even to read and
+//! look afterwards: an address space lives on after `exec` if another process shares it
+//! (`CLONE_VM`), and the kernel compares those of two processes (`kcmp`), not that of a process with
+//! that of an open file.
+//!
+//! Where the other side of a copy is addressable, the bytes still go through a buffer: the kernel would
+//! copy straight there page by page, which is slower than a long copy out of the cache.
 //!
 //! `/proc/PID/mem` writes to pages that the process itself may only read. So the permission is
 //! looked up where a mapping is made and where an answer is written.

@@ -4,7 +4,7 @@ use ioasid_core::{
     host::{Caller, FdError},
     inspect::{Inspect, Value},
     memory::{MemoryGone, PinError},
-    spa::{SpaSpace, WINDOW_SIZE},
+    spa::{Resolved, SpaSpace, WINDOW_SIZE},
 };
 use ioasid_host::{Client, Limits};
 
@@ -29,6 +29,79 @@ fn dma_reaches_private_memory_of_another_process_in_both_directions() {
     f.write(&pages, &[18; 5000]).unwrap();
     assert_eq!(f.child.ask(&format!("count {address} {LEN} 18")), 5000);
     assert_eq!(f.child.ask(&format!("count {address} 5000 18")), 5000);
+}
+
+/// Copies `len` bytes between private memory (at `far`) and shared memory (at `near`), into `near` or
+/// from it.
+fn copy_straight(f: &Fixture, near: u64, far: u64, len: u64, into: bool) -> Result<(), MemoryGone> {
+    let mut slot = f.space.grace().slot();
+    let guard = slot.enter();
+    let Some(Resolved::Direct(bytes)) = f.space.resolve(&guard, near, len) else {
+        panic!("shared memory is addressable")
+    };
+    let Some(Resolved::Remote { memory, offset, .. }) = f.space.resolve(&guard, far, len) else {
+        panic!("private memory is not")
+    };
+    if into {
+        memory.read_into(offset, bytes)
+    } else {
+        memory.write_from(offset, bytes)
+    }
+}
+
+#[test]
+fn a_copy_between_private_and_shared_memory_ends_exactly_where_either_is_gone() {
+    let mut f = Fixture::new();
+    let private = f.child.ask(&format!("anon {LEN}"));
+    let fd = f.child.ask(&format!("memfd {LEN}"));
+    let shared = f.child.ask(&format!("map {fd} {LEN} rw"));
+    let far = f.pin(private, LEN, Prot::RW).unwrap();
+    let near = f.pin(shared, LEN, Prot::RW).unwrap();
+    f.child.tell(&format!("fill {private} {LEN} 17"));
+    let copy = |f: &Fixture, at: u64, len, into| {
+        copy_straight(f, near[0].spa + at, far[0].spa + at + 1, len, into)
+    };
+    assert_eq!(copy(&f, 5, LEN - 6, true), Ok(()));
+    assert_eq!(f.child.ask(&format!("count {shared} {LEN} 17")), LEN - 6);
+    f.child.tell(&format!("fill {shared} {LEN} 18"));
+    assert_eq!(copy(&f, 5, LEN - 6, false), Ok(()));
+    assert_eq!(f.child.ask(&format!("count {private} {LEN} 18")), LEN - 6);
+
+    // The last pages of the private memory go: 17 is what is there of 100 pages from 83 on.
+    f.child.tell(&format!("fill {private} {LEN} 17"));
+    let (start, len) = (LEN - 100 * PAGE - 5, 100 * PAGE);
+    let end = private + LEN - 17 * PAGE;
+    f.child.tell(&format!("munmap {end} {}", 17 * PAGE));
+    let done = (end - private - start - 1) as usize;
+    for into in [true, false] {
+        assert_eq!(copy(&f, start, len, into), Err(MemoryGone { done }));
+    }
+    let arrived = shared + start;
+    assert_eq!(
+        f.child.ask(&format!("count {arrived} {len} 17")),
+        done as u64
+    );
+    assert_eq!(
+        f.child.ask(&format!("count {arrived} {done} 17")),
+        done as u64
+    );
+
+    // More of the file goes.
+    let kept = LEN - 40 * PAGE;
+    f.child.tell(&format!("fill {private} {} 19", kept + 1));
+    f.child.tell(&format!("truncate {fd} {kept}"));
+    let done = (kept - start) as usize;
+    for into in [true, false] {
+        assert_eq!(copy(&f, start, len, into), Err(MemoryGone { done }));
+    }
+    assert_eq!(
+        f.child.ask(&format!("count {arrived} {done} 19")),
+        done as u64
+    );
+    f.child.kill();
+    for into in [true, false] {
+        assert_eq!(copy(&f, 0, PAGE, into), Err(MemoryGone { done: 0 }));
+    }
 }
 
 #[test]

@@ -19,7 +19,7 @@ use ioasid_core::{
 use super::{
     tlb::{PortTlb, Tlb},
     transfer::{Direction, Stop, Transfer},
-    view::{Halt, Place, View},
+    view::{Halt, View},
 };
 use crate::{
     base::counters::ShardIndex,
@@ -38,7 +38,7 @@ pub const GUARD_SLACK: u64 = 64 << 10;
 /// What a read or write costs at least, so that many small ones are bounded too.
 const SMALLEST_CHARGE: u64 = 64;
 
-/// Bytes copied at a time where a copy needs two steps.
+/// Bytes filled or compared at a time.
 const BOUNCE: usize = 16 << 10;
 
 /// Routes of which a port keeps the domain found last.
@@ -48,7 +48,8 @@ const GUESSES: usize = 16;
 pub struct DmaPort {
     device: Arc<Device>,
     slot: Slot,
-    bounce: Box<[u8]>,
+    /// Empty until it is needed.
+    bounce: Vec<u8>,
     /// Where routes led last time, by the low bits of the PASID.
     guesses: [Option<DomainId>; GUESSES],
     tlb: Option<Box<PortTlb>>,
@@ -75,7 +76,7 @@ impl DmaPort {
         DmaPort {
             device: Arc::clone(device),
             slot: device.shared().grace.slot(),
-            bounce: vec![0; BOUNCE].into_boxed_slice(),
+            bounce: Vec::new(),
             guesses: [None; GUESSES],
             tlb: tlb.map(PortTlb::new),
             shard: ShardIndex::new(),
@@ -195,8 +196,8 @@ impl fmt::Debug for FaultReporter {
 /// Faults are returned, not reported: a page request may help. A consumer that gives up calls
 /// [`DmaGuard::report`], once.
 pub struct DmaGuard<'a> {
-    view: View<'a>,
-    bounce: &'a mut [u8],
+    pub(super) view: View<'a>,
+    bounce: &'a mut Vec<u8>,
     budget: u64,
     slack: u64,
     shard: ShardIndex,
@@ -204,7 +205,7 @@ pub struct DmaGuard<'a> {
     bytes: u64,
 }
 
-impl DmaGuard<'_> {
+impl<'a> DmaGuard<'a> {
     /// The domain that the route leads to.
     pub fn domain(&self) -> Option<DomainId> {
         let attachment = self.view.attachment()?;
@@ -255,8 +256,8 @@ impl DmaGuard<'_> {
     /// Writes `pattern`, little-endian and repeated, to `len` bytes from `dst`. To go on after
     /// `done` bytes, rotate the pattern right by `8 * (done % 8)` bits.
     pub fn fill(&mut self, dst: u64, pattern: u64, len: u64) -> Transfer {
-        for (byte, value) in self
-            .bounce
+        self.make_bounce(BOUNCE);
+        for (byte, value) in self.bounce[..BOUNCE]
             .iter_mut()
             .zip(pattern.to_le_bytes().into_iter().cycle())
         {
@@ -276,8 +277,9 @@ impl DmaGuard<'_> {
     /// stop: `done` is that offset then.
     pub fn compare(&mut self, a: u64, b: u64, len: u64) -> (Transfer, Option<u64>) {
         let mut difference = None;
+        self.make_bounce(BOUNCE);
         let transfer = self.bulk(len, |guard, done, room| {
-            let (left, right) = guard.bounce.split_at_mut(BOUNCE / 2);
+            let (left, right) = guard.bounce[..BOUNCE].split_at_mut(BOUNCE / 2);
             let view = &mut guard.view;
             let room = room.min(left.len() as u64) as usize;
             let at_a = view.at(a, done, Access::Read)?;
@@ -398,54 +400,16 @@ impl DmaGuard<'_> {
         self.copy_up_slowly(dst, src, done, room)
     }
 
-    /// [`DmaGuard::copy_up`] where more is needed than a copy of directly addressable memory.
-    #[cold]
-    fn copy_up_slowly(&mut self, dst: u64, src: u64, done: u64, room: u64) -> Result<u64, Halt> {
-        let view = &self.view;
-        let from = view.at(src, done, Access::Read)?;
-        let source = view.locate(from, room, Access::Read)?;
-        let to = view.at(dst, done, Access::Write)?;
-        let len = source.len();
-        if let Place::Direct(source) = source
-            && let Place::Direct(target) = view.locate(to, len, Access::Write)?
-        {
-            return copy_direct(view, target, to, source, from);
-        }
-        // One of them blocks: in two steps, each with translations of its own.
-        let buffer = &mut self.bounce[..len.min(BOUNCE as u64) as usize];
-        match self.view.fetch(from, buffer) {
-            Ok(read) => self.view.store_all(to, &buffer[..read as usize]),
-            Err(halt) => {
-                // What could be read still arrives.
-                self.view.store_all(to, &buffer[..halt.done as usize])?;
-                Err(halt)
-            }
-        }
+    /// A buffer of `len` bytes, with anything in it, and what else a copy through it needs.
+    pub(super) fn bounced(&mut self, len: usize) -> (&mut View<'a>, &mut [u8]) {
+        self.make_bounce(len);
+        (&mut self.view, &mut self.bounce[..len])
     }
 
-    /// Copies bytes that end at offset `end` (exclusive) of both ranges.
-    fn copy_down(&mut self, dst: u64, src: u64, end: u64, room: u64) -> Result<u64, Halt> {
-        let view = &self.view;
-        let from = view.at(src, end - 1, Access::Read)?;
-        let source = view.locate_back(from, room, Access::Read)?;
-        let to = view.at(dst, end - 1, Access::Write)?;
-        let target = view.locate_back(to, source.len(), Access::Write)?;
-        let mut len = source.len().min(target.len());
-        let result = if let (Place::Direct(source), Place::Direct(target)) = (&source, &target) {
-            let (to, from) = (to - (len - 1), from - (len - 1));
-            copy_direct(view, tail(*target, len), to, tail(*source, len), from)
-        } else {
-            len = len.min(BOUNCE as u64);
-            let buffer = &mut self.bounce[..len as usize];
-            let fetched = self.view.fetch_all(from - (len - 1), buffer);
-            fetched.and_then(|_| self.view.store_all(to - (len - 1), buffer))
-        };
-        // Bytes done before a fault inside the piece are its first ones: not a part of the tail that
-        // counts as done.
-        result.map_err(|halt| Halt {
-            done: 0,
-            stop: halt.stop,
-        })
+    fn make_bounce(&mut self, len: usize) {
+        if self.bounce.len() < len {
+            self.bounce.resize(len, 0);
+        }
     }
 
     /// Repeats `step(done, room)` until `len` bytes are done, within the guard's bytes.
@@ -542,15 +506,9 @@ fn parts(result: Result<u64, Halt>) -> (usize, Option<Stop>) {
     }
 }
 
-/// The last `len` bytes of `bytes`, which has as many.
-fn tail(bytes: RawBytes<'_>, len: u64) -> RawBytes<'_> {
-    let start = bytes.len().saturating_sub(len as usize);
-    bytes.slice(start, len as usize).unwrap_or(bytes)
-}
-
 /// Copies between two directly addressable places, as many bytes as both have.
 #[inline]
-fn copy_direct(
+pub(super) fn copy_direct(
     view: &View<'_>,
     target: RawBytes<'_>,
     to: u64,

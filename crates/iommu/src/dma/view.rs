@@ -6,7 +6,7 @@ use ioasid_core::{
     Access, AddrRange, DomainId, Pasid,
     grace::{Loaded, Slot},
     memory::{MemoryGone, PAGE_SIZE, RawBytes},
-    spa::{Resolved, SharedRemote},
+    spa::{KeptBytes, Resolved, SharedRemote},
 };
 use ioasid_pgtable::{PageTable, Translation, WalkFault};
 
@@ -438,13 +438,10 @@ impl<'a> View<'a> {
             }
             Place::Remote(far) => {
                 let buffer = &buffer[..far.len as usize];
-                let sink = self.sink.clone();
+                let reported = self.reported(iova);
                 let write = || {
                     let written = far.memory.write(far.offset, buffer);
-                    // While the waiters for the guard still wait: afterwards the write can be seen.
-                    if let Some(sink) = &sink {
-                        report_write(sink, iova, done_of(&written, buffer.len()));
-                    }
+                    reported(&written, buffer.len() as u64);
                     written
                 };
                 (buffer.len(), self.block(write))
@@ -488,6 +485,26 @@ impl<'a> View<'a> {
     pub(crate) fn locate(&self, iova: u64, want: u64, access: Access) -> Result<Place<'_>, Stop> {
         let (spa, len) = self.run(iova, want, access)?;
         self.place(spa, len, iova, access)
+    }
+
+    /// `want` (not 0) bytes from `iova` that have been located as directly addressable, or the first of
+    /// them, for a copy that blocks.
+    pub(crate) fn keep(&self, iova: u64, want: u64, access: Access) -> Result<KeptBytes, Stop> {
+        let (spa, len) = self.run(iova, want, access)?;
+        let space = &self.device.shared().space;
+        let kept = space.keep_direct(self.loaded.guard(), spa, len);
+        kept.ok_or_else(|| self.refused(iova, access, FaultReason::Unregistered))
+    }
+
+    /// Reports the bytes that a copy that blocks has written from `iova` on: to be called by it, while
+    /// the waiters for the guard still wait.
+    pub(crate) fn reported(&self, iova: u64) -> impl FnOnce(&Result<(), MemoryGone>, u64) + use<> {
+        let sink = self.sink.clone();
+        move |written, len| {
+            if let Some(sink) = &sink {
+                report_write(sink, iova, done_of(written, len as usize));
+            }
+        }
     }
 
     /// Up to `want` (not 0) bytes that end with `last`.

@@ -35,7 +35,13 @@ mod translate;
 
 use std::process::ExitCode;
 
+use ioasid_core::heap::CountedHeap;
+
 use measure::{Effort, Table};
+
+/// So that a table can say what something costs in bytes.
+#[global_allocator]
+static HEAP: CountedHeap = CountedHeap;
 
 const USAGE: &str = "\
 usage: ioasid-bench [--short] [NAME...]

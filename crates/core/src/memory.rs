@@ -21,6 +21,7 @@ mod bounce;
 
 use std::{
     alloc::{Layout, alloc_zeroed, dealloc, handle_alloc_error},
+    any::Any,
     fmt,
     marker::PhantomData,
     ptr::NonNull,
@@ -334,6 +335,52 @@ pub struct Extent {
     pub hold: Arc<SpaRange>,
 }
 
+/// What a source has found out for one pin that spares the next the question.
+///
+/// Pins that follow one another in one call, as those of an attach do, share it. What it says is as old
+/// as the beginning of the call: the pins are as if all were made then.
+#[derive(Debug)]
+pub struct PinBatch {
+    known: Option<Box<dyn Any + Send>>,
+    single: bool,
+}
+
+impl PinBatch {
+    /// For many pins.
+    pub const fn new() -> Self {
+        PinBatch {
+            known: None,
+            single: false,
+        }
+    }
+
+    /// For one pin: nothing is kept.
+    pub const fn single() -> Self {
+        PinBatch {
+            known: None,
+            single: true,
+        }
+    }
+
+    /// What a source of the same kind has kept.
+    pub fn known<T: Any>(&self) -> Option<&T> {
+        self.known.as_ref()?.downcast_ref()
+    }
+
+    /// Keeps what `known` gives for the next pin.
+    pub fn keep<T: Any + Send>(&mut self, known: impl FnOnce() -> T) {
+        if !self.single {
+            self.known = Some(Box::new(known()));
+        }
+    }
+}
+
+impl Default for PinBatch {
+    fn default() -> Self {
+        PinBatch::new()
+    }
+}
+
 /// Where the pages of a mapping come from: a process's address range, a file, own memory.
 pub trait PageSource: Send + Sync + fmt::Debug {
     /// Length in bytes.
@@ -345,6 +392,21 @@ pub trait PageSource: Send + Sync + fmt::Debug {
     /// # Errors
     /// See [`PinError`].
     fn pin(&self, offset: u64, len: u64, prot: Prot) -> Result<Vec<Extent>, PinError>;
+
+    /// As [`PageSource::pin`], one of many in a call.
+    ///
+    /// # Errors
+    /// See [`PinError`].
+    fn pin_next(
+        &self,
+        batch: &mut PinBatch,
+        offset: u64,
+        len: u64,
+        prot: Prot,
+    ) -> Result<Vec<Extent>, PinError> {
+        let _ = batch;
+        self.pin(offset, len, prot)
+    }
 
     /// The low bits of the addresses of this source as its owner sees them, so that a chosen IOVA
     /// can be congruent to them (`iopt_alloc_iova` in the kernel): the user address of offset 0, or

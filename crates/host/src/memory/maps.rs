@@ -36,6 +36,11 @@ pub(crate) struct Vma {
 }
 
 impl Vma {
+    /// Whether all of it may be pinned for whatever use, as private memory.
+    pub(crate) fn is_plain(&self) -> bool {
+        self.ino == 0 && self.readable && self.writable
+    }
+
     /// The file and offset behind `address`, if writes to it reach a file.
     pub(crate) fn shared_file(&self, address: u64) -> Option<(u64, u64, u64)> {
         let inside = address.checked_sub(self.range.start())?;

@@ -9,7 +9,7 @@ use std::{iter, os::fd::AsFd, sync::Arc};
 
 use ioasid_core::{
     access::Prot,
-    memory::{Extent, MemoryGone, PageSource, PinError},
+    memory::{Extent, MemoryGone, PageSource, PinBatch, PinError},
     range::AddrRange,
     spa::{SpaRange, WINDOW_SIZE},
 };
@@ -56,6 +56,15 @@ impl ProcessPages {
         start
             .and_then(|start| AddrRange::from_len(start, len))
             .ok_or(PinError::OutOfRange)
+    }
+
+    /// The mapping at `address`, which a pin of the batch may have seen.
+    fn vma(&self, batch: &PinBatch, address: u64) -> Option<Vma> {
+        let seen = batch.known::<Seen>();
+        let seen = seen.filter(|seen| {
+            Arc::ptr_eq(&seen.memory, self.memory()) && seen.vma.range.contains(address)
+        });
+        seen.map_or_else(|| self.memory().find(address), |seen| Some(seen.vma))
     }
 
     /// The pages of `range`, which lies in `vma`.
@@ -170,6 +179,32 @@ impl ProcessPages {
     }
 }
 
+/// What the last pin of a batch found.
+#[derive(Debug)]
+struct Seen {
+    memory: Arc<AddressSpace>,
+    vma: Vma,
+    /// Of a plain mapping: the chunk of 1 GiB of user addresses, and its registration.
+    window: Option<(u64, Arc<SpaRange>)>,
+}
+
+impl Seen {
+    /// The addresses of `range`, if nothing has to be looked up for it.
+    fn extent(&self, memory: &Arc<AddressSpace>, range: AddrRange) -> Option<Extent> {
+        let (chunk, hold) = self.window.as_ref()?;
+        let here = |address: u64| address / WINDOW_SIZE == *chunk;
+        let known = Arc::ptr_eq(&self.memory, memory)
+            && self.vma.range.covers(range)
+            && here(range.start())
+            && here(range.last());
+        known.then(|| Extent {
+            spa: hold.start() + range.start() % WINDOW_SIZE,
+            len: range.len_saturating(),
+            hold: Arc::clone(hold),
+        })
+    }
+}
+
 /// `len` bytes from `start` of memory whose chunks of 1 GiB are registered by `window`.
 fn in_chunks(
     start: u64,
@@ -204,10 +239,25 @@ impl PageSource for ProcessPages {
     }
 
     fn pin(&self, offset: u64, len: u64, prot: Prot) -> Result<Vec<Extent>, PinError> {
+        self.pin_next(&mut PinBatch::single(), offset, len, prot)
+    }
+
+    fn pin_next(
+        &self,
+        batch: &mut PinBatch,
+        offset: u64,
+        len: u64,
+        prot: Prot,
+    ) -> Result<Vec<Extent>, PinError> {
+        let range = self.range(offset, len)?;
+        let seen = batch.known::<Seen>();
+        if let Some(extent) = seen.and_then(|seen| seen.extent(self.memory(), range)) {
+            return Ok(vec![extent]);
+        }
         let mut extents: Vec<Extent> = Vec::new();
-        let mut rest = Some(self.range(offset, len)?);
+        let mut rest = Some(range);
         while let Some(range) = rest {
-            let vma = self.memory().find(range.start()).ok_or(PinError::Fault)?;
+            let vma = self.vma(batch, range.start()).ok_or(PinError::Fault)?;
             let piece = vma.range.intersect(range).ok_or(PinError::Fault)?;
             for extent in self.pin_in(&vma, piece, prot)? {
                 match extents.last_mut() {
@@ -222,6 +272,14 @@ impl PageSource for ProcessPages {
                 }
             }
             rest = after(piece.last(), range);
+            batch.keep(|| Seen {
+                memory: Arc::clone(self.memory()),
+                vma,
+                window: extents
+                    .last()
+                    .filter(|_| vma.is_plain())
+                    .map(|extent| (piece.last() / WINDOW_SIZE, Arc::clone(&extent.hold))),
+            });
         }
         Ok(extents)
     }

@@ -3,7 +3,7 @@ use ioasid_core::{
     grace::Grace,
     host::{Caller, FdError},
     inspect::{Inspect, Value},
-    memory::{MemoryGone, PinError},
+    memory::{Extent, MemoryGone, PinBatch, PinError},
     spa::{Resolved, SpaSpace, WINDOW_SIZE},
 };
 use ioasid_host::{Client, Limits};
@@ -114,6 +114,50 @@ fn private_memory_of_one_gib_of_addresses_is_one_registration() {
     drop((one, two));
     f.space.grace().collect();
     assert_eq!(f.space.used_windows(), 0);
+}
+
+#[test]
+fn pins_of_a_batch_are_as_if_made_at_its_beginning() {
+    let mut f = Fixture::new();
+    let plain = f.child.ask(&format!("anon {LEN}"));
+    let read_only = f.child.ask(&format!("anon-ro {LEN}"));
+    let nothing = f.child.ask(&format!("anon-none {LEN}"));
+    let file = f.child.ask(&format!("memfd {LEN}"));
+    let shared = f.child.ask(&format!("map {file} {LEN} rw"));
+    let facts = |pinned: Result<Vec<Extent>, PinError>| {
+        let facts = |extent: &Extent| (extent.spa, extent.len);
+        pinned.map(|extents| extents.iter().map(facts).collect::<Vec<_>>())
+    };
+    let mut batch = PinBatch::new();
+    let mut next = |address, prot| {
+        let pages = f.process.pages(address, PAGE).unwrap();
+        facts(pages.pin_next(&mut batch, 0, PAGE, prot))
+    };
+    // What keeps the registrations, so that both ways find the same.
+    let kept = [plain, shared].map(|address| f.pin(address, LEN, Prot::RW).unwrap());
+    for address in [
+        plain,
+        plain + PAGE,
+        read_only,
+        plain,
+        nothing,
+        shared,
+        shared + PAGE,
+        plain,
+    ] {
+        for prot in [Prot::RW, Prot::READ] {
+            let alone = facts(f.pin(address, PAGE, prot));
+            assert_eq!(next(address, prot), alone, "{address:#x}");
+        }
+    }
+    f.child.tell(&format!("munmap {plain} {LEN}"));
+    let seen = next(plain + 2 * PAGE, Prot::RW);
+    assert!(seen.is_ok(), "nothing is looked up again");
+    assert_eq!(
+        facts(f.pin(plain + 2 * PAGE, PAGE, Prot::RW)),
+        Err(PinError::Fault)
+    );
+    drop(kept);
 }
 
 #[test]

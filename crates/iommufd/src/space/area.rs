@@ -5,7 +5,7 @@ use std::sync::{
     atomic::{AtomicBool, AtomicU32, Ordering},
 };
 
-use ioasid_core::{AddrRange, Prot};
+use ioasid_core::{AddrRange, Prot, memory::PinBatch};
 
 use super::{
     area_map::AreaMap,
@@ -188,6 +188,7 @@ pub(crate) fn fill(
     range: AddrRange,
     area: &mut Area,
     large_pages: bool,
+    batch: &mut PinBatch,
 ) -> Result<(), Error> {
     if domains.is_empty() || area.pages().is_revoked() {
         return Ok(());
@@ -196,7 +197,7 @@ pub(crate) fn fill(
     let pieces = match &area.behind {
         Behind::Run(run) => run.pieces(area.offset, len),
         Behind::Pages(pages) => {
-            let (run, pieces) = pages.pin(area.offset, len)?;
+            let (run, pieces) = pages.pin(batch, area.offset, len)?;
             area.behind = Behind::Run(run);
             pieces
         }

@@ -9,7 +9,7 @@ use std::{collections::BTreeMap, sync::Arc};
 use ioasid_core::{
     AddrRange, Prot, failpoint,
     inspect::{Inspect, Node},
-    memory::PAGE_SIZE,
+    memory::{PAGE_SIZE, PinBatch},
     sync::Mutex,
 };
 
@@ -208,9 +208,13 @@ impl Ioas {
         A: AsMut<[(AddrRange, Area)]> + IntoIterator<Item = (AddrRange, Area)>,
     {
         let slice = areas.as_mut();
+        let mut batch = match slice.len() {
+            1 => PinBatch::single(),
+            _ => PinBatch::new(),
+        };
         for index in 0..slice.len() {
             let (range, area) = &mut slice[index];
-            if let Err(error) = fill(domains, *range, area, large_pages) {
+            if let Err(error) = fill(domains, *range, area, large_pages, &mut batch) {
                 take_down(domains, slice[..=index].iter().map(|(range, _)| *range));
                 return Err(error);
             }

@@ -47,6 +47,7 @@ struct Counters {
     users: BTreeMap<u32, Weak<Counter>>,
     locked: BTreeMap<u64, Weak<Counter>>,
     pinned: BTreeMap<u64, Weak<Counter>>,
+    payers: Vec<Weak<Payer>>,
 }
 
 fn counter<K: Ord>(counters: &mut BTreeMap<K, Weak<Counter>>, key: K) -> Arc<Counter> {
@@ -115,6 +116,14 @@ impl MemoryLedger {
         pages.len()
     }
 
+    /// About how many MAPs there are, each counted once however often copied: a few too many at
+    /// most.
+    pub fn mappings(&self) -> usize {
+        // Each keeps its payer.
+        let counters = self.counters.lock();
+        counters.payers.iter().map(Weak::strong_count).sum()
+    }
+
     /// A file whose memory counts here.
     pub(crate) fn enter(&self, file: Weak<dyn HasAreas>) {
         let mut files = self.files.lock();
@@ -131,7 +140,7 @@ impl MemoryLedger {
             Mode::User => Some(counter(&mut counters.users, account.user)),
             Mode::Process => Some(counter(&mut counters.locked, account.process)),
         };
-        Arc::new(Payer {
+        let payer = Arc::new(Payer {
             charge,
             limit: match self.limits {
                 Limits::Enforced => account.limit,
@@ -139,7 +148,10 @@ impl MemoryLedger {
             },
             limited,
             pinned: counter(&mut counters.pinned, account.process),
-        })
+        });
+        counters.payers.retain(|payer| payer.strong_count() > 0);
+        counters.payers.push(Arc::downgrade(&payer));
+        payer
     }
 }
 

@@ -16,7 +16,7 @@ use std::{
 
 use ioasid_core::{
     AddrRange, Prot, failpoint,
-    memory::{MemoryGone, PageSource, PinError},
+    memory::{MemoryGone, PageSource, PinBatch, PinError},
     sync::Mutex,
 };
 
@@ -78,9 +78,11 @@ impl Pages {
     /// System physical addresses for `len` bytes from `offset`, shared with every other user, and
     /// what they are.
     ///
-    /// May block as the source does: called with no lock held that inspection needs.
+    /// May block as the source does: called with no lock held that inspection needs. `batch` is of
+    /// the call that it is made in.
     pub(crate) fn pin(
         self: &Arc<Self>,
+        batch: &mut PinBatch,
         offset: u64,
         len: u64,
     ) -> Result<(PinnedRun, Pieces), PinError> {
@@ -95,7 +97,7 @@ impl Pages {
                     write: self.writable,
                 };
                 failpoint::allocation()?;
-                self.source.pin(offset, len, prot)?
+                self.source.pin_next(batch, offset, len, prot)?
             }
         };
         // The run: what was pinned for it is released on failure.
@@ -273,9 +275,16 @@ mod tests {
         let spa = source.spa();
         let ledger = MemoryLedger::new(Limits::Counted);
         let pages = pages_of(source, &ledger);
-        let (whole, _) = pages.pin(0, 1 << 20).unwrap();
-        let (part, pieces) = pages.pin(0x3000, 0x2000).unwrap();
-        assert_eq!(whole.number, pages.pin(0, 1 << 20).unwrap().0.number);
+        let (whole, _) = pages.pin(&mut PinBatch::single(), 0, 1 << 20).unwrap();
+        let (part, pieces) = pages.pin(&mut PinBatch::single(), 0x3000, 0x2000).unwrap();
+        assert_eq!(
+            whole.number,
+            pages
+                .pin(&mut PinBatch::single(), 0, 1 << 20)
+                .unwrap()
+                .0
+                .number
+        );
         for pieces in [pieces, part.pieces(0x3000, 0x2000)] {
             assert_eq!(pieces.iter().collect::<Vec<_>>(), [(spa + 0x3000, 0x2000)]);
         }
@@ -288,7 +297,11 @@ mod tests {
         );
         drop(part);
         assert_eq!(pages.pinned_bytes(), 0);
-        assert!(pages.pin(0, (1 << 20) + 4096).is_err());
+        assert!(
+            pages
+                .pin(&mut PinBatch::single(), 0, (1 << 20) + 4096)
+                .is_err()
+        );
     }
 
     #[test]
@@ -298,9 +311,9 @@ mod tests {
         let page = AddrRange::from_len(source.spa() + 0x3000, 0x1000).unwrap();
         let ledger = MemoryLedger::new(Limits::Counted);
         let pages = pages_of(source, &ledger);
-        let part = pages.pin(0x3000, 0x1000).unwrap();
+        let part = pages.pin(&mut PinBatch::single(), 0x3000, 0x1000).unwrap();
         assert_eq!((ledger.locked(0), pages.holds(page)), (0x1000, true));
-        let whole = pages.pin(0x2000, 0x3800).unwrap();
+        let whole = pages.pin(&mut PinBatch::single(), 0x2000, 0x3800).unwrap();
         assert_eq!((ledger.locked(0), pages.holds(page)), (0x4000, true));
         drop(part);
         assert_eq!((ledger.locked(0), pages.holds(page)), (0x4000, true));
@@ -313,7 +326,7 @@ mod tests {
         let space = SpaSpace::new(Grace::new());
         let ledger = MemoryLedger::new(Limits::Counted);
         let pages = pages_of(OwnPages::new(&space, 0x2000).unwrap(), &ledger);
-        let run = pages.pin(0, 0x2000).unwrap();
+        let run = pages.pin(&mut PinBatch::single(), 0, 0x2000).unwrap();
         let other = Account {
             process: 7,
             ..Account::default()

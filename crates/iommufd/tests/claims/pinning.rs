@@ -1,14 +1,14 @@
 //! When pages are pinned, how often, and when they are given back.
 
 use std::sync::{
-    Arc,
+    Arc, Mutex,
     atomic::{AtomicUsize, Ordering},
 };
 
 use ioasid_core::{
     Prot,
     host::Account,
-    memory::{Extent, MemoryGone, OwnMemory, PageSource, PinError},
+    memory::{Extent, MemoryGone, OwnMemory, OwnPages, PageSource, PinBatch, PinError},
     spa::SpaSpace,
 };
 use ioasid_iommufd::{CopyArgs, Error, MapArgs, MapError};
@@ -112,6 +112,87 @@ fn pages_are_pinned_by_the_first_domain_and_released_with_the_last() {
     assert!(reaches(&pdev, 0x10000) && pages.pins() == 2);
     m.context.ioas_unmap_all(ioas).unwrap();
     assert_eq!(m.iommu.space().used_windows(), 0, "and so does an unmap");
+}
+
+#[test]
+fn an_attach_to_many_mappings_is_all_or_nothing() {
+    const MANY: u64 = 600;
+    let m = machine();
+    let pdev = m.pdev(1);
+    let ioas = m.ioas();
+    let pages = Counted::new(&m, PAGE);
+    let at = |number: u64| 0x10000 + number * PAGE;
+    let map = |number, pages: &Arc<Counted>| {
+        let args = MapArgs::fixed(at(number), PAGE, Prot::RW);
+        m.context.ioas_map(ioas, pages.clone(), args).unwrap();
+    };
+    (0..MANY).for_each(|number| map(number, &pages));
+    map(MANY, &Counted::unmapped(&m, PAGE));
+    assert_eq!(pdev.attach(ioas), Err(Error::Pin(PinError::Fault)));
+    let seen = || (pages.pins() as u64, m.iommu.space().used_windows() as u64);
+    assert_eq!(seen(), (MANY, 0), "all were pinned, and none stays so");
+    assert_eq!(m.domains().len(), 0);
+    m.context.ioas_unmap(ioas, at(MANY), PAGE).unwrap();
+    pdev.attach(ioas).unwrap();
+    assert_eq!(seen(), (2 * MANY, MANY));
+    assert!((0..MANY).all(|number| reaches(&pdev, at(number))));
+    pdev.detach();
+    assert_eq!(seen(), (2 * MANY, 0));
+}
+
+/// Pages whose pins count how many of their batch came before.
+#[derive(Debug)]
+struct InBatch(OwnPages, Arc<Mutex<Vec<u64>>>);
+
+impl PageSource for InBatch {
+    fn size(&self) -> u64 {
+        self.0.size()
+    }
+
+    fn pin(&self, offset: u64, len: u64, prot: Prot) -> Result<Vec<Extent>, PinError> {
+        self.pin_next(&mut PinBatch::single(), offset, len, prot)
+    }
+
+    fn pin_next(
+        &self,
+        batch: &mut PinBatch,
+        offset: u64,
+        len: u64,
+        prot: Prot,
+    ) -> Result<Vec<Extent>, PinError> {
+        let before = batch.known::<u64>().copied().unwrap_or(0);
+        batch.keep(|| before + 1);
+        self.1.lock().unwrap().push(before);
+        self.0.pin(offset, len, prot)
+    }
+
+    fn read(&self, offset: u64, dst: &mut [u8]) -> Result<(), MemoryGone> {
+        self.0.read(offset, dst)
+    }
+
+    fn write(&self, offset: u64, src: &[u8]) -> Result<(), MemoryGone> {
+        self.0.write(offset, src)
+    }
+}
+
+#[test]
+fn the_pins_of_an_attach_are_one_batch_and_each_map_is_its_own() {
+    const MANY: u64 = 600;
+    let m = machine();
+    let pdev = m.pdev(1);
+    let ioas = m.ioas();
+    let seen = Arc::<Mutex<Vec<u64>>>::default();
+    let memory = m.pages(PAGE);
+    let map = |number: u64| {
+        let pages = Arc::new(InBatch(memory.clone(), seen.clone()));
+        let args = MapArgs::fixed(0x10000 + number * PAGE, PAGE, Prot::RW);
+        m.context.ioas_map(ioas, pages, args).unwrap();
+    };
+    (0..MANY).for_each(map);
+    pdev.attach(ioas).unwrap();
+    (MANY..MANY + 2).for_each(map);
+    let expected: Vec<_> = (0..MANY).chain([0, 0]).collect();
+    assert_eq!(*seen.lock().unwrap(), expected);
 }
 
 #[test]

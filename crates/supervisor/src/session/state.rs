@@ -42,6 +42,28 @@ pub(crate) struct State {
     pub(crate) steps: Option<Arc<Steps>>,
     /// The struct of the ioctl in hand as it was when the call began, if somebody wants to know.
     pub(crate) argument: Vec<u8>,
+    pub(crate) freed: Freed,
+}
+
+/// When memory that mappings had is given back to the system.
+#[derive(Debug, Default)]
+pub(crate) struct Freed {
+    /// The most mappings since then.
+    most: usize,
+}
+
+impl Freed {
+    /// Mappings that have gone before it is worth the look at everything that is free: some 16 MB.
+    const MANY: usize = 1 << 16;
+
+    /// A call has left this many mappings.
+    pub(crate) fn left(&mut self, mappings: usize) {
+        self.most = self.most.max(mappings);
+        if self.most - mappings >= Self::MANY {
+            self.most = mappings;
+            ioasid_host::service::give_back_memory();
+        }
+    }
 }
 
 impl State {
@@ -60,6 +82,7 @@ impl State {
             faults: Faults::default(),
             steps: program.observers.wants_steps().then(Arc::default),
             argument: Vec::new(),
+            freed: Freed::default(),
             program: Arc::clone(program),
             machine,
             client,

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use ioasid_core::{
     AddrRange, failpoint,
-    memory::{MemoryGone, PAGE_SIZE},
+    memory::{MemoryGone, PAGE_SIZE, PinBatch},
 };
 
 use super::Ioas;
@@ -81,6 +81,7 @@ impl Ioas {
         locks: bool,
     ) -> Result<PinnedPages, Error> {
         let mut pinned = PinnedPages::new(range);
+        let mut batch = PinBatch::new();
         // No unmap between the look at an area and the pin of its pages.
         let _change = self.change.lock();
         self.walk(range, write, true, &mut |area, offset, len, is_last| {
@@ -91,7 +92,7 @@ impl Ioas {
                 return Err(AccessError::PartialPage { offset, len }.into());
             }
             failpoint::allocation()?;
-            let (run, pieces) = area.pages().pin(offset, len)?;
+            let (run, pieces) = area.pages().pin(&mut batch, offset, len)?;
             pinned.push(AreaHold::new(area.usage(), locks), run, pieces);
             Ok(())
         })?;

@@ -3,7 +3,10 @@
 
 use std::sync::Arc;
 
-use ioasid_core::{AddrRange, failpoint, memory::PAGE_SIZE};
+use ioasid_core::{
+    AddrRange, failpoint,
+    memory::{PAGE_SIZE, PinBatch},
+};
 use ioasid_iommu::{Domain, DomainConfig};
 
 use super::Ioas;
@@ -64,9 +67,10 @@ impl Ioas {
             state.space.reserve(owner, outside(domain.domain()))?;
             state.large_pages()
         };
+        let (domains, mut batch) = (std::slice::from_ref(domain), PinBatch::new());
         let filled = self.each_batch(|areas| {
             for (range, area) in areas {
-                fill(std::slice::from_ref(domain), *range, area, large_pages)?;
+                fill(domains, *range, area, large_pages, &mut batch)?;
             }
             Ok(())
         });

@@ -80,12 +80,16 @@ fn carry_out(
         None => &program,
     };
     let result = match &file.object {
-        Object::Iommufd(context) => match state.machine.view.extension() {
-            Some(extension) => {
-                uapi::iommufd::extended_ioctl(extension, context, request, argument, asks)
-            }
-            None => uapi::iommufd::ioctl(context, request, argument, asks),
-        },
+        Object::Iommufd(context) => {
+            let result = match state.machine.view.extension() {
+                Some(extension) => {
+                    uapi::iommufd::extended_ioctl(extension, context, request, argument, asks)
+                }
+                None => uapi::iommufd::ioctl(context, request, argument, asks),
+            };
+            state.freed.left(context.ledger().mappings());
+            result
+        }
         Object::Device(device) => uapi::vfio::device_ioctl(device, request, argument, asks),
         Object::Container(container) => {
             uapi::vfio::container_ioctl(container, request, argument, asks)

@@ -25,6 +25,7 @@ fn alone() {
     if std::env::var_os(ALONE).is_none() {
         return;
     }
+    let threads = counts()[2];
     let space = SpaSpace::new(Grace::new());
     let mut child = Child::start();
     let address = child.ask("anon 65536");
@@ -48,14 +49,13 @@ fn alone() {
     for _ in 0..10 {
         cycle(); // what is made once
     }
-    let before = settled_counts(3);
+    let before = settled_counts(threads);
     for _ in 0..CYCLES {
         cycle();
     }
-    let after = settled_counts(before[2]);
+    let after = settled_counts(threads);
     assert_eq!(after[0], before[0], "file descriptors");
-    // Fewer if one of the first cycles was still ending at the first look.
-    assert!(after[2] <= before[2], "threads: {after:?} after {before:?}");
+    assert_eq!((before[2], after[2]), (threads, threads), "threads");
     // The allocator keeps some arenas and stacks; a leak of one per cycle would be a thousand.
     assert!(
         after[1] < before[1] + CYCLES / 10,
@@ -66,19 +66,24 @@ fn alone() {
     assert_eq!(space.used_windows(), 0);
 }
 
-/// Descriptors, mappings, threads; once the threads that are ending are gone, or not at all.
-fn settled_counts(threads: usize) -> [usize; 3] {
+/// Descriptors, mappings, threads.
+fn counts() -> [usize; 3] {
     let count = |name: &str| {
         std::fs::read_dir(format!("/proc/self/{name}"))
             .unwrap()
             .count()
     };
+    let maps = std::fs::read_to_string("/proc/self/maps").unwrap();
+    [count("fd"), maps.lines().count(), count("task")]
+}
+
+/// The same once there are no more than `threads`: one that is ending may still hold something.
+fn settled_counts(threads: usize) -> [usize; 3] {
     for _ in 0..1000 {
-        if count("task") <= threads {
+        if counts()[2] <= threads {
             break;
         }
         std::thread::sleep(Duration::from_millis(10));
     }
-    let maps = std::fs::read_to_string("/proc/self/maps").unwrap();
-    [count("fd"), maps.lines().count(), count("task")]
+    counts()
 }

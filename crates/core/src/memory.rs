@@ -249,14 +249,19 @@ pub trait RemoteMemory: Send + Sync + fmt::Debug {
     /// As for reading.
     fn write(&self, offset: u64, src: &[u8]) -> Result<(), MemoryGone>;
 
-    /// Reads from `offset` into `dst`, as many bytes as that has: through a buffer, unless the memory
-    /// has a better way.
+    /// Reads from `offset` into `dst`, as many bytes as that has: through `buffer`, which is not empty,
+    /// unless the memory has a better way.
     ///
     /// # Errors
     /// [`MemoryGone`] as for reading, or if a page of `dst` is gone or all of it is read-only. What was
     /// read before has arrived.
-    fn read_into(&self, offset: u64, dst: RawBytes<'_>) -> Result<(), MemoryGone> {
-        bounce::pull(dst, |done, buffer| {
+    fn read_into(
+        &self,
+        offset: u64,
+        dst: RawBytes<'_>,
+        buffer: &mut [u8],
+    ) -> Result<(), MemoryGone> {
+        bounce::pull(dst, buffer, |done, buffer| {
             self.read(offset.saturating_add(done), buffer)
         })
     }
@@ -265,8 +270,13 @@ pub trait RemoteMemory: Send + Sync + fmt::Debug {
     ///
     /// # Errors
     /// [`MemoryGone`] as for writing, or if a page of `src` is gone.
-    fn write_from(&self, offset: u64, src: RawBytes<'_>) -> Result<(), MemoryGone> {
-        bounce::push(src, |done, buffer| {
+    fn write_from(
+        &self,
+        offset: u64,
+        src: RawBytes<'_>,
+        buffer: &mut [u8],
+    ) -> Result<(), MemoryGone> {
+        bounce::push(src, buffer, |done, buffer| {
             self.write(offset.saturating_add(done), buffer)
         })
     }

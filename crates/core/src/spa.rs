@@ -133,18 +133,28 @@ impl SharedRemote {
     ///
     /// # Errors
     /// As for [`RemoteMemory::read_into`].
-    pub fn read_into(&self, offset: u64, dst: RawBytes<'_>) -> Result<(), MemoryGone> {
+    pub fn read_into(
+        &self,
+        offset: u64,
+        dst: RawBytes<'_>,
+        buffer: &mut [u8],
+    ) -> Result<(), MemoryGone> {
         let memory = self.memory().ok_or(MemoryGone { done: 0 })?;
-        memory.read_into(offset, dst)
+        memory.read_into(offset, dst, buffer)
     }
 
     /// As [`RemoteMemory::write_from`]; may block for ever.
     ///
     /// # Errors
     /// As for [`RemoteMemory::write_from`].
-    pub fn write_from(&self, offset: u64, src: RawBytes<'_>) -> Result<(), MemoryGone> {
+    pub fn write_from(
+        &self,
+        offset: u64,
+        src: RawBytes<'_>,
+        buffer: &mut [u8],
+    ) -> Result<(), MemoryGone> {
         let memory = self.memory().ok_or(MemoryGone { done: 0 })?;
-        memory.write_from(offset, src)
+        memory.write_from(offset, src, buffer)
     }
 
     /// The thread that serves the owner of this memory.

@@ -1,9 +1,6 @@
-//! Copies between raw bytes and memory that is reached by calls, through a buffer of our own.
+//! Copies between raw bytes and memory that is reached by calls, through a buffer.
 
 use super::{MemoryGone, RawBytes};
-
-/// Bytes moved at a time: few calls, and what was read is still in the cache when it is written.
-const PIECE: usize = 64 << 10;
 
 /// Fills `dst` by `read`, which gets an offset in it and a buffer. What could be read arrives.
 ///
@@ -11,9 +8,10 @@ const PIECE: usize = 64 << 10;
 /// [`MemoryGone`] at the first byte that `read` did not read or that could not be written.
 pub(super) fn pull(
     dst: RawBytes<'_>,
+    buffer: &mut [u8],
     mut read: impl FnMut(u64, &mut [u8]) -> Result<(), MemoryGone>,
 ) -> Result<(), MemoryGone> {
-    each(dst, |done, bytes, buffer| {
+    each(dst, buffer, |done, bytes, buffer| {
         let result = read(done, buffer);
         let read = result.map_or_else(|gone| gone.done, |()| buffer.len());
         bytes.write(buffer.get(..read).unwrap_or_default())?;
@@ -27,9 +25,10 @@ pub(super) fn pull(
 /// [`MemoryGone`] at the first byte that is gone or that `write` did not write.
 pub(super) fn push(
     src: RawBytes<'_>,
+    buffer: &mut [u8],
     mut write: impl FnMut(u64, &[u8]) -> Result<(), MemoryGone>,
 ) -> Result<(), MemoryGone> {
-    each(src, |done, bytes, buffer| {
+    each(src, buffer, |done, bytes, buffer| {
         let result = bytes.read(buffer);
         let read = result.map_or_else(|gone| gone.done, |()| buffer.len());
         write(done, buffer.get(..read).unwrap_or_default())?;
@@ -37,16 +36,19 @@ pub(super) fn push(
     })
 }
 
-/// Calls `step` with the offset of each piece of `bytes`, the piece and a buffer of its length.
+/// Calls `step` with the offset of each piece of `bytes`, the piece and as much of `buffer`.
 fn each(
     bytes: RawBytes<'_>,
+    buffer: &mut [u8],
     mut step: impl FnMut(u64, RawBytes<'_>, &mut [u8]) -> Result<(), MemoryGone>,
 ) -> Result<(), MemoryGone> {
-    let mut buffer = vec![0; bytes.len().min(PIECE)];
     let mut done = 0;
     while done < bytes.len() {
-        let len = (bytes.len() - done).min(PIECE);
+        let len = (bytes.len() - done).min(buffer.len());
         let gone = MemoryGone { done };
+        if len == 0 {
+            return Err(gone);
+        }
         let piece = bytes.slice(done, len).ok_or(gone)?;
         step(done as u64, piece, &mut buffer[..len]).map_err(|gone| gone.after(done))?;
         done += len;
@@ -62,6 +64,7 @@ mod tests {
 
     use super::{super::OwnMemory, *};
 
+    const PIECE: usize = 1000;
     const LEN: usize = 3 * PIECE + 100;
 
     /// Memory of which only the first `good` bytes are there.
@@ -83,7 +86,8 @@ mod tests {
             let count = good.min(len);
 
             let bytes = near.bytes().slice(0, len).unwrap();
-            let pulled = pull(bytes, |offset, buffer| {
+            let mut buffer = [0xa5; PIECE];
+            let pulled = pull(bytes, &mut buffer, |offset, buffer| {
                 let result = there(good, offset, buffer.len());
                 let read = result.map_or_else(|gone| gone.done, |()| buffer.len());
                 buffer[..read].copy_from_slice(&far[offset as usize..][..read]);
@@ -97,7 +101,7 @@ mod tests {
 
             near.write(0, &far);
             let taken = RefCell::new(vec![0; LEN]);
-            let pushed = push(bytes, |offset, buffer| {
+            let pushed = push(bytes, &mut buffer, |offset, buffer| {
                 let result = there(good, offset, buffer.len());
                 let written = result.map_or_else(|gone| gone.done, |()| buffer.len());
                 taken.borrow_mut()[offset as usize..][..written].copy_from_slice(&buffer[..written]);

@@ -43,9 +43,9 @@ fn copy_straight(f: &Fixture, near: u64, far: u64, len: u64, into: bool) -> Resu
         panic!("private memory is not")
     };
     if into {
-        memory.read_into(offset, bytes)
+        memory.read_into(offset, bytes, &mut [0; 1 << 14])
     } else {
-        memory.write_from(offset, bytes)
+        memory.write_from(offset, bytes, &mut [0; 1 << 14])
     }
 }
 

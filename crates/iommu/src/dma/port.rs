@@ -6,7 +6,7 @@
 //! made anew. Nothing under a guard blocks, except on a client's own worker
 //! ([`DmaPort::enter_blocking`]), where only that client's unmaps wait for it.
 
-use std::{fmt, sync::Arc};
+use std::{cell::Cell, fmt, mem, sync::Arc};
 
 use ioasid_core::{
     Access, DomainId, Pasid,
@@ -43,6 +43,12 @@ const BOUNCE: usize = 16 << 10;
 
 /// Routes of which a port keeps the domain found last.
 const GUESSES: usize = 16;
+
+thread_local! {
+    /// The buffer of a port that is gone, for the next one of this thread: a worker makes one for each
+    /// descriptor.
+    static SPARE: Cell<Vec<u8>> = const { Cell::new(Vec::new()) };
+}
 
 /// One engine thread's access to memory, in the name of one device.
 pub struct DmaPort {
@@ -144,6 +150,21 @@ impl DmaPort {
     pub fn report(&mut self, fault: &Fault) {
         let reporter = self.enter(fault.pasid).reporter();
         reporter.report(fault);
+    }
+}
+
+impl Drop for DmaPort {
+    fn drop(&mut self) {
+        let bounce = mem::take(&mut self.bounce);
+        // A thread that is ending keeps none.
+        let _ = SPARE.try_with(|spare| {
+            let other = spare.take();
+            spare.set(if other.len() > bounce.len() {
+                other
+            } else {
+                bounce
+            });
+        });
     }
 }
 
@@ -407,6 +428,9 @@ impl<'a> DmaGuard<'a> {
     }
 
     fn make_bounce(&mut self, len: usize) {
+        if self.bounce.is_empty() {
+            *self.bounce = SPARE.take();
+        }
         if self.bounce.len() < len {
             self.bounce.resize(len, 0);
         }

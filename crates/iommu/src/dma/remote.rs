@@ -17,6 +17,9 @@ use crate::events::fault::FaultReason;
 /// what an engine fills or compares at a time; it is what the second-level cache of a processor holds.
 const BOUNCE: u64 = 256 << 10;
 
+/// The same where one side is addressable: that step is no system call.
+const HALF_BOUNCE: u64 = 64 << 10;
+
 impl DmaGuard<'_> {
     /// Copies upwards where more is needed than a copy of directly addressable memory.
     #[cold]
@@ -40,12 +43,14 @@ impl DmaGuard<'_> {
             (Place::Remote(source), Place::Direct(target)) => {
                 let len = len.min(target.len() as u64);
                 let target = view.keep(to, len, Access::Write)?;
-                self.view.pull(target, to, source, from)
+                let (view, buffer) = self.bounced(len.min(HALF_BOUNCE) as usize);
+                view.pull((target, to), (source, from), buffer)
             }
             (Place::Direct(source), Place::Remote(target)) => {
                 let len = target.len.min(source.len() as u64);
                 let source = view.keep(from, len, Access::Read)?;
-                self.view.push(target, to, source, from)
+                let (view, buffer) = self.bounced(len.min(HALF_BOUNCE) as usize);
+                view.push((target, to), (source, from), buffer)
             }
             (Place::Remote(_), Place::Remote(target)) => {
                 self.copy_through(to, from, len.min(target.len))
@@ -100,12 +105,17 @@ impl DmaGuard<'_> {
 
 impl View<'_> {
     /// Copies from another process into bytes that are addressable; blocks once.
-    fn pull(&mut self, target: KeptBytes, to: u64, source: Far, from: u64) -> Result<u64, Halt> {
+    fn pull(
+        &mut self,
+        (target, to): (KeptBytes, u64),
+        (source, from): (Far, u64),
+        buffer: &mut [u8],
+    ) -> Result<u64, Halt> {
         let len = target.len();
         let reported = self.reported(to);
         let copy = move || {
             let bytes = target.bytes()?;
-            let result = source.memory.read_into(source.offset, bytes);
+            let result = source.memory.read_into(source.offset, bytes, buffer);
             reported(&result, len);
             Ok((result, is_gone(bytes, &result), bytes.writable()))
         };
@@ -119,12 +129,17 @@ impl View<'_> {
     }
 
     /// Copies bytes that are addressable into another process; blocks once.
-    fn push(&mut self, target: Far, to: u64, source: KeptBytes, from: u64) -> Result<u64, Halt> {
+    fn push(
+        &mut self,
+        (target, to): (Far, u64),
+        (source, from): (KeptBytes, u64),
+        buffer: &mut [u8],
+    ) -> Result<u64, Halt> {
         let len = source.len();
         let reported = self.reported(to);
         let copy = move || {
             let bytes = source.bytes()?;
-            let result = target.memory.write_from(target.offset, bytes);
+            let result = target.memory.write_from(target.offset, bytes, buffer);
             reported(&result, len);
             Ok((result, is_gone(bytes, &result), true))
         };

@@ -1,6 +1,6 @@
 //! Copies between raw bytes and memory that is reached by calls, through a buffer.
 
-use super::{MemoryGone, RawBytes};
+use super::raw::{MemoryGone, RawBytes};
 
 /// Fills `dst` by `read`, which gets an offset in it and a buffer. What could be read arrives.
 ///

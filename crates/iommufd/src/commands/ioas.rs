@@ -55,7 +55,7 @@ pub(super) fn map(
         offset: args.offset,
         len: args.len,
     };
-    ioas.map(&[part], args.iova, args.prot)
+    ioas.map([part], args.iova, args.prot)
 }
 
 /// The exporter has taken pages back: when this returns, no device reaches them any more. They do
@@ -78,9 +78,7 @@ pub(super) fn copy(objects: &Objects, args: CopyArgs) -> Result<u64, Error> {
         return Err(MapError::NoPermission.into());
     }
     let parts = objects.ioas(args.src)?.parts(args.src_iova, args.len)?;
-    objects
-        .ioas(args.dst)?
-        .map(&parts, args.dst_iova, args.prot)
+    objects.ioas(args.dst)?.map(parts, args.dst_iova, args.prot)
 }
 
 /// Unmaps the areas in a range, of which there must be some.

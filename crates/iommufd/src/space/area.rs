@@ -40,9 +40,9 @@ const _: () = assert!(
 
 impl Area {
     /// The pages from `offset`, with neither addresses nor users.
-    pub(crate) fn new(pages: &Arc<Pages>, offset: u64, prot: Prot) -> Self {
+    pub(crate) fn new(pages: Arc<Pages>, offset: u64, prot: Prot) -> Self {
         Area {
-            behind: Behind::Pages(Arc::clone(pages)),
+            behind: Behind::Pages(pages),
             offset,
             prot,
             usage: None,

@@ -88,6 +88,39 @@ impl<T> AreaMap<T> {
         slots.filter_map(|slot| Some((slot.range()?, &slot.area)))
     }
 
+    /// The areas that have an address in `range`, ascending. Most look for one: the leaves behind the
+    /// first are found when they are come to.
+    pub(super) fn overlapping(&self, range: AddrRange) -> impl Iterator<Item = (AddrRange, &T)> {
+        let start = range.start();
+        let found = self.leaves.range(..=start).next_back();
+        let mut before = None;
+        let mut first = &[][..];
+        if let Some((key, leaf)) = found {
+            let at = leaf.partition_point(|slot| slot.start < start);
+            first = leaf.get(at..).unwrap_or_default();
+            before = match at.checked_sub(1) {
+                Some(before) => leaf.get(before),
+                // What is before an area that starts here ends before it.
+                None if first.first().is_some_and(|slot| slot.start == start) => None,
+                None => self
+                    .leaves
+                    .range(..key)
+                    .next_back()
+                    .and_then(|(_, leaf)| leaf.last()),
+            };
+        }
+        let before = before.filter(|slot| slot.last >= start);
+        let rest = found.map_or(Bound::Unbounded, |(key, _)| Bound::Excluded(*key));
+        let rest = std::iter::once_with(move || {
+            let leaves = self.leaves.range((rest, Bound::Unbounded));
+            leaves.flat_map(|(_, leaf)| leaf)
+        });
+        let slots = before.into_iter().chain(first).chain(rest.flatten());
+        slots
+            .map_while(|slot| Some((slot.range()?, &slot.area)))
+            .take_while(move |(area, _)| area.start() <= range.last())
+    }
+
     /// Every area, ascending.
     pub(super) fn iter(&self) -> impl Iterator<Item = (AddrRange, &T)> {
         self.starting_from(0)
@@ -265,6 +298,19 @@ mod tests {
                 let before = model.iter().rfind(|(range, _)| range.start() <= from);
                 let found = self.map.at_or_before(from).map(|(r, v)| (r, *v));
                 assert_eq!(found.as_ref(), before, "before {from}");
+            }
+            for (start, last) in [
+                (0, 0),
+                (5, 5),
+                (6, 300),
+                (121, 640),
+                (300, 2000),
+                (0, u64::MAX),
+            ] {
+                let range = AddrRange::new(start, last).unwrap();
+                let found: Vec<_> = self.map.overlapping(range).map(|(r, v)| (r, *v)).collect();
+                let expected = model.iter().filter(|(area, _)| area.overlaps(range));
+                assert!(found.iter().eq(expected), "{range}");
             }
             let all: Vec<_> = self.map.iter_mut().map(|(r, v)| (r, *v)).collect();
             assert_eq!(all, model);

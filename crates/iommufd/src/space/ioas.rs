@@ -169,15 +169,16 @@ impl Ioas {
     }
 
     /// Maps `parts` one behind the other, all or nothing, and returns the IOVA of the first.
-    pub(crate) fn map(&self, parts: &[Part], iova: Option<u64>, prot: Prot) -> Result<u64, Error> {
+    pub(crate) fn map<P>(&self, parts: P, iova: Option<u64>, prot: Prot) -> Result<u64, Error>
+    where
+        P: AsRef<[Part]> + IntoIterator<Item = Part>,
+    {
         let _change = self.change.lock();
-        let (start, domains, large_pages) = {
-            let mut state = self.state.lock();
-            let start = place(&mut state, parts, iova, prot)?;
-            (start, state.tables.domains(), state.large_pages)
-        };
+        let is_one = parts.as_ref().len() == 1;
+        let mut state = self.state.lock();
+        let start = place(&mut state, parts.as_ref(), iova, prot)?;
         let mut next = start;
-        let mut area = |part: &Part| -> Result<(AddrRange, Area), Error> {
+        let mut areas = parts.into_iter().map(|part| {
             failpoint::allocation()?;
             let range = AddrRange::from_len(next, part.len);
             let range = range.ok_or(MapError::Overflow {
@@ -185,14 +186,22 @@ impl Ioas {
                 len: part.len,
             })?;
             next = range.last().wrapping_add(1);
-            Ok((range, Area::new(&part.pages, part.offset, prot)))
-        };
-        // Nearly always one.
-        if let [part] = parts {
-            self.fill([area(part)?], &domains, large_pages)?;
-        } else {
-            let areas = parts.iter().map(area).collect::<Result<Vec<_>, _>>()?;
-            self.fill(areas, &domains, large_pages)?;
+            Ok((range, Area::new(part.pages, part.offset, prot)))
+        });
+        if !is_one {
+            let domains = (state.tables.domains(), state.large_pages);
+            drop(state);
+            let areas = areas.collect::<Result<Vec<_>, Error>>()?;
+            self.fill(areas, &domains.0, domains.1)?;
+        } else if let Some(area) = areas.next().transpose()? {
+            if state.tables.is_empty() {
+                // There is nothing to write, and nothing to wait for.
+                state.space.insert(area.0, area.1);
+                return Ok(start);
+            }
+            let domains = (state.tables.domains(), state.large_pages);
+            drop(state);
+            self.fill([area], &domains.0, domains.1)?;
         }
         Ok(start)
     }

@@ -81,12 +81,7 @@ impl<T> IovaSpace<T> {
 
     /// The areas that meet `range`, ascending.
     pub(crate) fn overlapping(&self, range: AddrRange) -> impl Iterator<Item = (AddrRange, &T)> {
-        let before = range.start().checked_sub(1);
-        let before = before.and_then(|before| self.areas.at_or_before(before));
-        let before = before.filter(|(area, _)| area.last() >= range.start());
-        let inside = self.areas.starting_from(range.start());
-        let inside = inside.take_while(move |(area, _)| area.start() <= range.last());
-        before.into_iter().chain(inside)
+        self.areas.overlapping(range)
     }
 
     /// Every area, ascending.
@@ -145,7 +140,7 @@ impl<T> IovaSpace<T> {
 
     /// A reserved range that meets `range`, and what it is reserved for.
     fn reserved_in(&self, range: AddrRange) -> Option<(AddrRange, ReservedBy)> {
-        if !self.reserved.overlaps(&span(range)) {
+        if self.owners.is_empty() || !self.reserved.overlaps(&span(range)) {
             return None;
         }
         let mut reserved = self.owners.values().flatten();

@@ -36,9 +36,12 @@ impl Ioas {
             let (areas, domains, end) = {
                 let mut state = self.state.lock();
                 let (areas, end) = take(&mut state.space, range);
-                (areas, state.tables.domains(), end)
+                let domains = (!state.tables.is_empty()).then(|| state.tables.domains());
+                (areas, domains, end)
             };
-            take_down(&domains, areas.ranges());
+            if let Some(domains) = domains {
+                take_down(&domains, areas.ranges());
+            }
             bytes = bytes.saturating_add(areas.bytes());
             drop(areas);
             drop(change);

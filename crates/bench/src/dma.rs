@@ -134,6 +134,39 @@ impl Bench {
     }
 }
 
+/// Many small copies: what a guard costs, alone and shared by several of them.
+fn small(bench: &Bench, effort: Effort) -> Vec<Table> {
+    let sizes = [("64 bytes", 64, None), ("4 KiB", 4096, Some([1.5, 1.25]))];
+    let tables = sizes.map(|(size, piece, goals)| {
+        let mut contenders = vec![bench.memcpy(piece, piece)];
+        for (index, copies) in [1, 8].into_iter().enumerate() {
+            let mut port = bench.device.port();
+            let mut contender = Contender::new(format!("dma, {copies} a guard"), move |n| {
+                for _ in 0..n {
+                    let mut guard = port.enter(None);
+                    for _ in 0..copies {
+                        let (target, source) = (LARGE_LEAVES + SPAN, LARGE_LEAVES);
+                        let done = guard.copy(target, source, piece).done;
+                        assert_eq!(done, opaque(piece), "a copy stopped");
+                    }
+                }
+            });
+            contender = contender.per(copies);
+            if let Some(goals) = goals {
+                contender = contender.goal(0, goals[index]);
+            }
+            contenders.push(contender);
+        }
+        measure(
+            format!("dma of {size}, hot, one copy after another"),
+            "ns",
+            effort,
+            contenders,
+        )
+    });
+    tables.into()
+}
+
 /// One descriptor's worth, in as many guards as it takes.
 pub(crate) fn copy(port: &mut DmaPort, target: u64, source: u64, len: u64) {
     let mut done = 0;
@@ -150,7 +183,7 @@ pub(crate) fn copy(port: &mut DmaPort, target: u64, source: u64, len: u64) {
 /// The tables of this benchmark.
 pub(crate) fn tables(effort: Effort) -> Vec<Table> {
     let bench = Bench::new();
-    let mut tables = Vec::new();
+    let mut tables = small(&bench, effort);
     for (temperature, span) in [("cold", SPAN), ("hot", 0)] {
         for (size, piece, goal) in [
             ("4 KiB", 4_u64 << 10, (span > 0).then_some(1.3)),

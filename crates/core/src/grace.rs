@@ -20,20 +20,31 @@
 //! So a reader that must wait for its client does it inside [`Guard::block`], where its marker still
 //! names the domain but says that nothing is held: only the writers of that domain wait.
 //!
+//! The marker of a guard that ends is stored without a fence, so that its end may miss a waiter that is
+//! just about to park: such waiters nap (`SlotState::end` has the argument).
+//!
 //! Waiters look a few times and then park: a guard is short, so a reader that runs is usually gone
 //! before a thread could be put to sleep and woken; one that is preempted under its guard would cost
 //! a spinning waiter a whole scheduling period.
 
-use std::{any::Any, fmt, mem, sync::Arc, time::Instant};
+use std::{
+    any::Any,
+    fmt, mem,
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use crate::{
     id::DomainId,
     lock_order,
     sync::{
-        Condvar, Mutex,
+        Condvar, Mutex, MutexGuard,
         atomic::{AtomicU32, AtomicU64, AtomicUsize, Ordering, fence},
     },
 };
+
+#[cfg(ioasid_shuttle)]
+use crate::sync::thread;
 
 mod table;
 
@@ -42,6 +53,11 @@ pub use table::{Loaded, ProtectedTable};
 /// How often a waiter looks before it parks: about the time that a thread takes to be put to sleep.
 #[cfg(not(ioasid_shuttle))]
 const SPINS: u32 = 200;
+
+/// A waiter that has parked for a guard looks again after this time, and then after twice as long, up to
+/// the longest.
+const FIRST_NAP: Duration = Duration::from_micros(100);
+const LONGEST_NAP: Duration = Duration::from_millis(10);
 
 /// Reads no domain.
 const NONE: u32 = 0;
@@ -96,6 +112,10 @@ struct SlotState {
     waiters: AtomicU32,
     lock: Mutex<()>,
     changed: Condvar,
+    /// A model checker knows no store that becomes visible late: here a guard's end looks for
+    /// waiters first.
+    #[cfg(ioasid_shuttle)]
+    late_stores: bool,
 }
 
 impl SlotState {
@@ -114,10 +134,18 @@ impl SlotState {
         }
         self.waiters.fetch_add(1, Ordering::SeqCst);
         let mut held = self.lock.lock();
+        let mut nap = FIRST_NAP;
         // Not looked at again afterwards: a guard may come back to the marker that was seen.
         let changed = loop {
             if self.marker() != seen {
                 break true;
+            }
+            // A guard that ends may miss a waiter ([`SlotState::end`]); nothing else that changes the
+            // marker does.
+            if seen.holds() {
+                held = self.nap(held, nap);
+                nap = LONGEST_NAP.min(2 * nap);
+                continue;
             }
             held = match deadline.map(|at| at.saturating_duration_since(Instant::now())) {
                 None => self.changed.wait(held),
@@ -147,6 +175,46 @@ impl SlotState {
         {
             self.marker.store(marker.0, Ordering::Relaxed);
             fence(Ordering::SeqCst);
+        }
+    }
+
+    /// Sleeps until the marker was changed, or for a while.
+    #[cfg(not(ioasid_shuttle))]
+    fn nap<'a>(&self, held: MutexGuard<'a, ()>, time: Duration) -> MutexGuard<'a, ()> {
+        self.changed.wait_timeout(held, time)
+    }
+
+    /// The model checker has no time: with late stores it is always up, without it never is.
+    #[cfg(ioasid_shuttle)]
+    fn nap<'a>(&'a self, held: MutexGuard<'a, ()>, _: Duration) -> MutexGuard<'a, ()> {
+        if !self.late_stores {
+            return self.changed.wait(held);
+        }
+        drop(held);
+        thread::yield_now();
+        self.lock.lock()
+    }
+
+    /// Publishes the marker of an idle slot, and wakes the waiters that are there already.
+    ///
+    /// Without a fence between the two, which would double the time of a guard. So the store may become
+    /// visible after the look: a waiter that came between sleeps, and nobody wakes it. Its nap ends
+    /// soon, and by then the store is visible, for a processor holds none back for longer than its
+    /// accesses before take. What the guard has read and written comes before the store in any case.
+    #[inline]
+    fn end(&self, marker: Marker) {
+        #[cfg(ioasid_shuttle)]
+        if self.late_stores {
+            let waiters = self.waiters.load(Ordering::SeqCst);
+            self.marker.store(marker.0, Ordering::Release);
+            if waiters != 0 {
+                self.wake();
+            }
+            return;
+        }
+        self.marker.store(marker.0, Ordering::Release);
+        if self.waiters.load(Ordering::Relaxed) != 0 {
+            self.wake();
         }
     }
 
@@ -181,6 +249,8 @@ pub struct Grace {
     retired: Mutex<Vec<Retired>>,
     /// How many of them: a look without the lock.
     waiting: AtomicUsize,
+    #[cfg(ioasid_shuttle)]
+    late_stores: bool,
 }
 
 impl Grace {
@@ -190,6 +260,19 @@ impl Grace {
             slots: Mutex::new(Vec::new()),
             retired: Mutex::new(Vec::new()),
             waiting: AtomicUsize::new(0),
+            #[cfg(ioasid_shuttle)]
+            late_stores: false,
+        })
+    }
+
+    /// As [`Grace::new`], on a processor where the end of a guard becomes visible late.
+    #[cfg(ioasid_shuttle)]
+    pub fn with_late_stores() -> Arc<Self> {
+        Arc::new(Grace {
+            slots: Mutex::new(Vec::new()),
+            retired: Mutex::new(Vec::new()),
+            waiting: AtomicUsize::new(0),
+            late_stores: true,
         })
     }
 
@@ -200,6 +283,8 @@ impl Grace {
             waiters: AtomicU32::new(0),
             lock: Mutex::new(()),
             changed: Condvar::new(),
+            #[cfg(ioasid_shuttle)]
+            late_stores: self.late_stores,
         });
         self.slots.lock().push(Arc::clone(&state));
         Slot {
@@ -406,7 +491,7 @@ impl Guard<'_> {
 impl Drop for Guard<'_> {
     #[inline]
     fn drop(&mut self) {
-        self.slot.state.publish(Marker::idle(self.slot.sequence));
+        self.slot.state.end(Marker::idle(self.slot.sequence));
     }
 }
 

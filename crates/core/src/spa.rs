@@ -18,8 +18,15 @@ use crate::{
     host::Worker,
     memory::{Backing, Memory, MemoryGone, RawBytes, RemoteMemory},
     range::AddrRange,
-    sync::Mutex,
+    sync::{
+        Mutex,
+        atomic::{AtomicU64, Ordering},
+    },
 };
+
+mod kept;
+
+pub use kept::KeptPlaces;
 
 /// Width of a system physical address in bits: 256 TiB. A model checker makes a new space for every
 /// interleaving and gets one of 64 windows.
@@ -199,6 +206,8 @@ impl KeptBytes {
 pub struct SpaSpace {
     windows: ProtectedTable<Window>,
     free: Mutex<FreeWindows>,
+    /// How many registrations have gone: what [`KeptPlaces`] look at.
+    gone: AtomicU64,
 }
 
 /// Which windows are taken. Window 0 is never given, so that SPA 0 is never registered.
@@ -265,6 +274,7 @@ impl SpaSpace {
         Arc::new(SpaSpace {
             windows: ProtectedTable::new(grace, WINDOWS),
             free: Mutex::new(free),
+            gone: AtomicU64::new(0),
         })
     }
 
@@ -361,6 +371,12 @@ impl SpaSpace {
         })
     }
 
+    /// Panics if `guard` does not protect lookups here.
+    #[inline]
+    fn assert_reader(&self, guard: &Guard<'_>) {
+        self.windows.assert_reader(guard);
+    }
+
     /// The grace period that protects lookups.
     pub fn grace(&self) -> &Arc<Grace> {
         self.windows.grace()
@@ -413,7 +429,10 @@ impl Drop for SpaRange {
         for index in self.first..self.first + self.count {
             self.space.windows.swap(index, None);
         }
+        // After the cells are empty and before readers are looked for: see `KeptPlaces`.
+        self.space.gone.fetch_add(1, Ordering::SeqCst);
         let windows = FreeLater {
+            _window: Arc::clone(&self.window),
             space: Arc::clone(&self.space),
             first: self.first,
             count: self.count,
@@ -422,8 +441,10 @@ impl Drop for SpaRange {
     }
 }
 
-/// Gives windows back after the grace period: until then a reader may still hold their numbers.
+/// Gives windows back after the grace period: until then a reader may still hold their numbers, and
+/// the bytes that it has kept.
 struct FreeLater {
+    _window: Arc<Window>,
     space: Arc<SpaSpace>,
     first: usize,
     count: usize,

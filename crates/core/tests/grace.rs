@@ -5,8 +5,10 @@
 use std::sync::Arc;
 
 use ioasid_core::{
-    DomainId,
+    Access, DomainId,
     grace::{Grace, Loaded, ProtectedTable},
+    memory::{Backing, Memory, OwnMemory},
+    spa::{KeptPlaces, SpaSpace},
     sync::{
         atomic::{AtomicBool, AtomicU64, Ordering},
         thread,
@@ -155,6 +157,98 @@ fn a_waiter_parks_until_the_guard_goes_and_is_woken() {
         grace.wait(domain(7));
         assert!(released.load(Ordering::SeqCst));
         reader.join().unwrap();
+    });
+}
+
+/// The end of a guard may become visible after it has looked for waiters.
+#[cfg(ioasid_shuttle)]
+#[test]
+fn a_waiter_that_a_late_end_misses_does_not_sleep_for_ever() {
+    let claim = || {
+        let grace = Grace::with_late_stores();
+        let live = Arc::new(AtomicBool::new(true));
+        let reads = Arc::new(AtomicU64::new(0));
+        let reader = {
+            let (grace, live, reads) = (grace.clone(), live.clone(), reads.clone());
+            thread::spawn(move || {
+                let mut slot = grace.slot();
+                for _ in 0..3 {
+                    let _guard = slot.enter_in(domain(1));
+                    if live.load(Ordering::Acquire) {
+                        reads.fetch_add(1, Ordering::Relaxed);
+                        thread::yield_now();
+                        reads.fetch_sub(1, Ordering::Relaxed);
+                    }
+                }
+            })
+        };
+        live.store(false, Ordering::Release);
+        grace.wait(domain(1));
+        assert_eq!(reads.load(Ordering::Relaxed), 0, "in the old state");
+        reader.join().unwrap();
+    };
+    shuttle::check_random(claim, 4_000);
+    shuttle::check_pct(claim, 4_000, 3);
+}
+
+/// Memory that can be seen to be gone.
+#[derive(Debug)]
+struct Mortal {
+    memory: Arc<OwnMemory>,
+    gone: Arc<AtomicBool>,
+}
+
+impl Backing for Mortal {
+    fn size(&self) -> u64 {
+        self.memory.size()
+    }
+
+    fn memory(&self) -> Memory<'_> {
+        self.memory.as_ref().memory()
+    }
+}
+
+impl Drop for Mortal {
+    fn drop(&mut self) {
+        self.gone.store(true, Ordering::SeqCst);
+    }
+}
+
+#[test]
+fn memory_outlives_the_guards_that_use_what_was_kept_of_it() {
+    explore(|| {
+        let grace = Grace::new();
+        let space = SpaSpace::new(grace.clone());
+        let gone = Arc::new(AtomicBool::new(false));
+        let memory = Mortal {
+            memory: OwnMemory::new(4096),
+            gone: gone.clone(),
+        };
+        let range = space.register(Arc::new(memory), 0).unwrap();
+        let spa = (range.start(), 4096);
+        let reader = {
+            let (grace, space, gone) = (grace.clone(), space.clone(), gone.clone());
+            thread::spawn(move || {
+                let kept = KeptPlaces::new(&space);
+                let mut slot = grace.slot();
+                for _ in 0..3 {
+                    let guard = slot.enter();
+                    let found = kept
+                        .find(&guard, Access::Read, 0, 8)
+                        .or_else(|| kept.resolve(&guard, Access::Read, 0, spa));
+                    if let Some(bytes) = found {
+                        thread::yield_now();
+                        assert!(!gone.load(Ordering::SeqCst), "dropped under a guard");
+                        bytes.read(&mut [0; 8]).unwrap();
+                    }
+                }
+            })
+        };
+        drop(range);
+        reader.join().unwrap();
+        grace.collect();
+        assert!(gone.load(Ordering::SeqCst));
+        assert_eq!(grace.retired_items(), 0);
     });
 }
 

@@ -42,15 +42,21 @@ impl<T: Send + Sync + 'static> ProtectedTable<T> {
     /// If the guard belongs to another [`Grace`]: a defect of the caller, never of a peer.
     #[inline]
     pub fn load<'g>(&'g self, index: usize, guard: &'g Guard<'_>) -> Option<&'g T> {
-        assert!(
-            Arc::ptr_eq(&self.grace, guard.grace()),
-            "guard of another machine"
-        );
+        self.assert_reader(guard);
         let object = self.cells.get(index)?.load(Ordering::Acquire);
         // SAFETY: a non-null pointer came from `Arc::into_raw` in `swap` and the cell's reference is
         // dropped only after every guard published at the swap that removed it is gone (module
         // comment). `guard` is published and belongs to the same `Grace`, and outlives `'g`.
         unsafe { object.as_ref() }
+    }
+
+    /// Panics if `guard` belongs to another [`Grace`], so that it protects nothing here.
+    #[inline]
+    pub(crate) fn assert_reader(&self, guard: &Guard<'_>) {
+        assert!(
+            Arc::ptr_eq(&self.grace, guard.grace()),
+            "guard of another machine"
+        );
     }
 
     /// Puts `new` into cell `index`; the old object is dropped after the grace period.

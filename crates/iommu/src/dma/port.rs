@@ -17,9 +17,10 @@ use ioasid_core::{
 };
 
 use super::{
+    recent::{Keeps, Recent},
     tlb::{PortTlb, Tlb},
-    transfer::{Direction, Stop, Transfer},
-    view::{Halt, View},
+    transfer::{Direction, Halt, Stop, Transfer, parts},
+    view::View,
 };
 use crate::{
     base::counters::ShardIndex,
@@ -59,6 +60,7 @@ pub struct DmaPort {
     /// Where routes led last time, by the low bits of the PASID.
     guesses: [Option<DomainId>; GUESSES],
     tlb: Option<Box<PortTlb>>,
+    recent: Box<Recent>,
     shard: ShardIndex,
     /// The next guard refuses its first access.
     refuses: bool,
@@ -85,6 +87,7 @@ impl DmaPort {
             bounce: Vec::new(),
             guesses: [None; GUESSES],
             tlb: tlb.map(PortTlb::new),
+            recent: Box::new(Recent::new(&device.shared().space)),
             shard: ShardIndex::new(),
             refuses: false,
         }
@@ -125,11 +128,12 @@ impl DmaPort {
     fn enter_as(&mut self, pasid: Option<Pasid>, blocking: bool, tlb: bool) -> DmaGuard<'_> {
         let number = pasid.map_or(0, Pasid::get) as usize;
         let guess = &mut self.guesses[number % GUESSES];
-        let tlb = match &self.tlb {
-            Some(kept) if tlb => Some(&**kept),
-            _ => None,
+        let keeps = match &self.tlb {
+            _ if blocking => Keeps::Nothing,
+            Some(kept) if tlb => Keeps::Tlb(kept),
+            _ => Keeps::Recent(&self.recent),
         };
-        let view = View::enter(&self.device, &mut self.slot, pasid, blocking, guess, tlb);
+        let view = View::enter(&self.device, &mut self.slot, pasid, blocking, guess, keeps);
         if self.refuses {
             self.refuses = false;
             view.refuse_once();
@@ -139,7 +143,7 @@ impl DmaPort {
             bounce: &mut self.bounce,
             budget: GUARD_BYTES,
             slack: GUARD_SLACK,
-            shard: self.shard,
+            shard: &mut self.shard,
             operations: 0,
             bytes: 0,
         }
@@ -221,7 +225,7 @@ pub struct DmaGuard<'a> {
     bounce: &'a mut Vec<u8>,
     budget: u64,
     slack: u64,
-    shard: ShardIndex,
+    shard: &'a mut ShardIndex,
     operations: u64,
     bytes: u64,
 }
@@ -519,14 +523,6 @@ impl fmt::Debug for DmaGuard<'_> {
             .field("domain", &self.domain())
             .field("budget", &self.budget)
             .finish_non_exhaustive()
-    }
-}
-
-/// What a step did, and what stopped it.
-fn parts(result: Result<u64, Halt>) -> (usize, Option<Stop>) {
-    match result {
-        Ok(done) => (done as usize, None),
-        Err(halt) => (halt.done as usize, halt.stop),
     }
 }
 

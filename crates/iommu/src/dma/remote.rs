@@ -9,7 +9,8 @@ use ioasid_core::{
 
 use super::{
     port::{DmaGuard, copy_direct},
-    view::{Far, Halt, Place, View},
+    transfer::Halt,
+    view::{Far, Place, View},
 };
 use crate::events::fault::FaultReason;
 

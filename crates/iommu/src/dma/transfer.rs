@@ -2,7 +2,7 @@
 
 use std::{fmt, sync::Arc};
 
-use ioasid_core::host::Worker;
+use ioasid_core::{host::Worker, memory::MemoryGone};
 
 use crate::events::fault::Fault;
 
@@ -111,5 +111,46 @@ impl Direction {
         } else {
             Direction::Forward
         }
+    }
+}
+
+/// The end of a loop: what its last step did before, and why (nothing: the operation is over).
+pub(crate) struct Halt {
+    pub(crate) done: u64,
+    pub(crate) stop: Option<Stop>,
+}
+
+impl Halt {
+    /// The same, for a step that had done `before` bytes already.
+    pub(crate) fn after(self, before: u64) -> Halt {
+        Halt {
+            done: before + self.done,
+            stop: self.stop,
+        }
+    }
+}
+
+impl<S: Into<Stop>> From<S> for Halt {
+    fn from(stop: S) -> Self {
+        Halt {
+            done: 0,
+            stop: Some(stop.into()),
+        }
+    }
+}
+
+/// What a step did, and what stopped it.
+pub(crate) fn parts(result: Result<u64, Halt>) -> (usize, Option<Stop>) {
+    match result {
+        Ok(done) => (done as usize, None),
+        Err(halt) => (halt.done as usize, halt.stop),
+    }
+}
+
+/// How many of `len` bytes were written.
+pub(crate) fn done_of(written: &Result<(), MemoryGone>, len: usize) -> u64 {
+    match written {
+        Ok(()) => len as u64,
+        Err(MemoryGone { done }) => *done as u64,
     }
 }

@@ -6,11 +6,15 @@ use ioasid_core::{
     Access, AddrRange, DomainId, Pasid,
     grace::{Loaded, Slot},
     memory::{MemoryGone, PAGE_SIZE, RawBytes},
-    spa::{KeptBytes, Resolved, SharedRemote},
+    spa::{KeptBytes, KeptPlaces, Resolved, SharedRemote},
 };
 use ioasid_pgtable::{PageTable, Translation, WalkFault};
 
-use super::{tlb::PortTlb, transfer::Stop};
+use super::{
+    recent::Keeps,
+    tlb::PortTlb,
+    transfer::{Halt, Stop, done_of},
+};
 use crate::{
     device::{Device, route_table::Attachment},
     domain::space::{AddressSpace, Translator},
@@ -39,6 +43,8 @@ pub(crate) struct View<'a> {
     blocking: bool,
     /// What the device keeps of earlier translations.
     tlb: Option<&'a PortTlb>,
+    /// What the port keeps of earlier guards, for a guard that cannot block.
+    kept: Option<&'a KeptPlaces>,
     /// Where writes are reported.
     sink: Option<Arc<dyn WriteSink>>,
 }
@@ -75,7 +81,7 @@ impl<'a> View<'a> {
         pasid: Option<Pasid>,
         blocking: bool,
         guess: &mut Option<DomainId>,
-        tlb: Option<&'a PortTlb>,
+        keeps: Keeps<'a>,
     ) -> Self {
         let guard = match *guess {
             Some(domain) => slot.enter_in(domain),
@@ -88,8 +94,16 @@ impl<'a> View<'a> {
         if found.is_none() || found != *guess {
             (*guess, withheld) = find_domain(device, pasid, &mut loaded);
         }
-        if let Some(tlb) = tlb {
-            tlb.catch_up();
+        let (mut tlb, mut kept) = (None, None);
+        match (keeps, loaded.get()) {
+            (Keeps::Nothing, _) | (Keeps::Recent(_), None) => {}
+            (Keeps::Tlb(of_port), _) => {
+                of_port.catch_up();
+                tlb = Some(of_port);
+            }
+            (Keeps::Recent(recent), Some(attachment)) => {
+                kept = Some(recent.catch_up(&attachment.space, pasid));
+            }
         }
         View {
             loaded,
@@ -100,6 +114,7 @@ impl<'a> View<'a> {
             pasid,
             blocking,
             tlb,
+            kept,
             sink: device.write_sinks().of(pasid),
         }
     }
@@ -311,19 +326,43 @@ impl<'a> View<'a> {
         let Translator::Paging(table) = &attachment.space.translator else {
             return None;
         };
-        let want = if self.pasid.is_none() {
-            self.before_interrupts(iova, want)?
-        } else {
-            want
-        };
-        let found = self.walk(&attachment.space, table, iova, want, access);
-        let found = found.ok()?;
-        let mut len = found.len.min(want);
-        if len < want {
-            len = self.run_on(iova, found.spa, len, want, access);
+        let guard = self.loaded.guard();
+        if let Some(bytes) = self
+            .kept
+            .and_then(|kept| kept.find(guard, access, iova, want))
+        {
+            return Some(bytes);
         }
-        let space = &self.device.shared().space;
-        space.resolve_direct(self.loaded.guard(), found.spa, len)
+        self.direct_by_walk(&attachment.space, table, iova, want, access)
+    }
+
+    /// [`View::direct`] for bytes that are not kept; they are from here on.
+    #[inline]
+    fn direct_by_walk(
+        &self,
+        space: &AddressSpace,
+        table: &PageTable,
+        iova: u64,
+        want: u64,
+        access: Access,
+    ) -> Option<RawBytes<'_>> {
+        let before_interrupts = |want: u64| match self.pasid {
+            None => self.before_interrupts(iova, want),
+            Some(_) => Some(want),
+        };
+        let want = before_interrupts(want)?;
+        let Translation { spa, mut len, .. } = self.walk(space, table, iova, want, access).ok()?;
+        if len < want {
+            len = self.run_on(iova, spa, len, want, access);
+        }
+        let guard = self.loaded.guard();
+        let Some(kept) = self.kept else {
+            let space = &self.device.shared().space;
+            return space.resolve_direct(guard, spa, len.min(want));
+        };
+        let all = before_interrupts(len)?;
+        let bytes = kept.resolve(guard, access, iova, (spa, all))?;
+        bytes.slice(0, bytes.len().min(usize::try_from(want).ok()?))
     }
 
     /// How many of `want` bytes from `iova` come before the next interrupt window; `None` if `iova`
@@ -538,14 +577,6 @@ fn report_write(sink: &Arc<dyn WriteSink>, iova: u64, len: u64) {
     }
 }
 
-/// How many of `len` bytes were written.
-fn done_of(written: &Result<(), MemoryGone>, len: usize) -> u64 {
-    match written {
-        Ok(()) => len as u64,
-        Err(MemoryGone { done }) => *done as u64,
-    }
-}
-
 /// The guess was wrong: finds out what the route leads to, with a guard for any domain; or whether
 /// requests through it are withheld.
 #[cold]
@@ -565,29 +596,4 @@ fn find_domain<'a>(
     let domain = found(loaded);
     loaded.guard().narrow(domain);
     (domain, withheld)
-}
-
-/// The end of a loop: what its last step did before, and why (nothing: the operation is over).
-pub(crate) struct Halt {
-    pub(crate) done: u64,
-    pub(crate) stop: Option<Stop>,
-}
-
-impl Halt {
-    /// The same, for a step that had done `before` bytes already.
-    fn after(self, before: u64) -> Halt {
-        Halt {
-            done: before + self.done,
-            stop: self.stop,
-        }
-    }
-}
-
-impl<S: Into<Stop>> From<S> for Halt {
-    fn from(stop: S) -> Self {
-        Halt {
-            done: 0,
-            stop: Some(stop.into()),
-        }
-    }
 }

@@ -85,6 +85,7 @@ impl Domain {
         let space = Arc::new(AddressSpace {
             id,
             translator,
+            changes: AtomicU64::new(0),
             counters: DmaCounters::default(),
             faults: AtomicU64::new(0),
         });
@@ -186,6 +187,8 @@ impl Domain {
 
     /// As [`Domain::barrier`], where only translations in `ranges` were taken away.
     fn flush(&self, ranges: &[AddrRange]) {
+        // Before the barrier looks for guards: one that it does not see sees this.
+        self.space.changes.fetch_add(1, Ordering::SeqCst);
         // Nothing can have read the old state if nothing is attached: a source that comes later is
         // entered under this lock, and its readers see the new state.
         let sources = self.sources.lock();

@@ -20,6 +20,8 @@ pub(crate) enum Translator {
 pub(crate) struct AddressSpace {
     pub(crate) id: DomainId,
     pub(crate) translator: Translator,
+    /// How often a barrier was about to wait for the readers: what they keep is gone then.
+    pub(crate) changes: AtomicU64,
     pub(crate) counters: DmaCounters,
     pub(crate) faults: AtomicU64,
 }

@@ -117,13 +117,15 @@ fn a_swapped_object_outlives_the_guards_that_saw_it() {
 
 #[test]
 fn a_table_drops_what_is_in_its_cells_in_whatever_order_they_were_filled() {
-    let dropped = Arc::new(AtomicU64::new(0));
-    let table = ProtectedTable::new(Grace::new(), 8);
-    for index in [7, 0, 3] {
-        table.swap(index, Some(Arc::new(Canary(dropped.clone()))));
-    }
-    drop(table);
-    assert_eq!(dropped.load(Ordering::SeqCst), 3);
+    explore(|| {
+        let dropped = Arc::new(AtomicU64::new(0));
+        let table = ProtectedTable::new(Grace::new(), 8);
+        for index in [7, 0, 3] {
+            table.swap(index, Some(Arc::new(Canary(dropped.clone()))));
+        }
+        drop(table);
+        assert_eq!(dropped.load(Ordering::SeqCst), 3);
+    });
 }
 
 #[test]

@@ -180,3 +180,27 @@ fn who_may_not_lock_as_much_does_not_get_it() {
     assert_eq!(refused, Err(Error::Pin(PinError::NoMemory)));
     assert_eq!((s.ledger.locked(7), s.ledger.locked(8)), (4 * PAGE, 0));
 }
+
+#[test]
+fn a_map_is_one_mapping_however_often_it_is_copied() {
+    let s = setup(Limits::Counted);
+    let (one, two) = (s.m.ioas(), s.m.ioas());
+    assert_eq!(s.ledger.mappings(), 0);
+    let map = |number: u64| s.m.map(one, 0x10000 + number * PAGE, PAGE);
+    let _memory: Vec<_> = (0..10).map(map).collect();
+    // The file remembers the last program that has mapped.
+    assert_eq!(s.ledger.mappings(), 11);
+    let copy = CopyArgs {
+        dst: two,
+        src: one,
+        dst_iova: Some(0x10000),
+        src_iova: 0x10000,
+        len: 10 * PAGE,
+        prot: Prot::RW,
+    };
+    s.m.context.ioas_copy(copy).unwrap();
+    s.m.context.ioas_unmap_all(one).unwrap();
+    assert_eq!(s.ledger.mappings(), 11, "the copies keep what they show");
+    s.m.context.ioas_unmap_all(two).unwrap();
+    assert_eq!(s.ledger.mappings(), 1);
+}

@@ -52,14 +52,14 @@ use crate::{
 const BASE: u64 = 1 << 32;
 /// Flags of a mapping: readable, writable; and at a given address.
 const RW: u32 = 6;
-const FIXED_RW: u32 = 7;
+pub(crate) const FIXED_RW: u32 = 7;
 
 /// Mappings before all are unmapped.
 const PAGES: u64 = 65_536;
 
 /// The words for the two programs.
 const BARE: &str = "__bare";
-const CLIENT: &str = "__client";
+pub(crate) const CLIENT: &str = "__client";
 
 /// Runs this executable as one of its programs, if that is what it was started for.
 pub(crate) fn part() -> Option<ExitCode> {
@@ -216,6 +216,7 @@ pub(crate) struct Program {
 
 /// What keeps it alive.
 enum Running {
+    Alone(Child),
     Bare(Child),
     Supervised(Box<run::Running>),
 }
@@ -223,7 +224,7 @@ enum Running {
 impl Drop for Running {
     fn drop(&mut self) {
         let child = match self {
-            Running::Bare(child) => child,
+            Running::Alone(child) | Running::Bare(child) => child,
             Running::Supervised(running) => running.child(),
         };
         // It ends by itself when its input does; this is for one that does not.
@@ -256,6 +257,17 @@ impl Program {
         channel.send(&(), None)?;
         let (input, output) = (child.stdin.take(), child.stdout.take());
         Program::of(input, output, Running::Bare(child))
+    }
+
+    /// One that does not run here.
+    pub(crate) fn plain(task: &str) -> Result<Program> {
+        let mut child = Command::new(std::env::current_exe()?)
+            .args([CLIENT, task])
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .spawn()?;
+        let (input, output) = (child.stdin.take(), child.stdout.take());
+        Program::of(input, output, Running::Alone(child))
     }
 
     pub(crate) fn run(machine: &Arc<dyn MachineView>, task: &str) -> Result<Program> {
@@ -294,6 +306,16 @@ impl Program {
         let mut line = String::new();
         self.output.read_line(&mut line)?;
         Ok(line.trim().parse()?)
+    }
+
+    /// Tells it how much to do, without waiting for it.
+    pub(crate) fn begin(&mut self, amount: u64) -> Result<()> {
+        Ok(writeln!(self.input, "{amount}")?)
+    }
+
+    /// What it says when it has done that.
+    pub(crate) fn result(&mut self) -> Result<u64> {
+        self.line()
     }
 
     /// Nanoseconds of processor time, here and there.
@@ -421,7 +443,7 @@ fn work(iommufd: &IommuFd, task: &str, clock: impl Fn() -> u64) -> Result<()> {
 }
 
 /// An address space and the memory that is mapped into it.
-struct Space<'a> {
+pub(crate) struct Space<'a> {
     iommufd: &'a IommuFd,
     id: u32,
     memory: Vec<u8>,
@@ -429,7 +451,7 @@ struct Space<'a> {
 }
 
 impl<'a> Space<'a> {
-    fn new(iommufd: &'a IommuFd) -> Result<Self> {
+    pub(crate) fn new(iommufd: &'a IommuFd) -> Result<Self> {
         let mut alloc = iommu_ioas_alloc {
             size: size_of::<iommu_ioas_alloc>() as u32,
             ..Default::default()
@@ -443,7 +465,7 @@ impl<'a> Space<'a> {
         })
     }
 
-    fn map(&self, page: u64, flags: u32) -> Result<()> {
+    pub(crate) fn map(&self, page: u64, flags: u32) -> Result<()> {
         let map = iommu_ioas_map {
             size: size_of::<iommu_ioas_map>() as u32,
             flags,
@@ -456,7 +478,7 @@ impl<'a> Space<'a> {
         Ok(self.iommufd.map_iommu_ioas(&map)?)
     }
 
-    fn unmap(&self, page: u64) -> Result<()> {
+    pub(crate) fn unmap(&self, page: u64) -> Result<()> {
         self.unmap_range(BASE + page * PAGE, PAGE)
     }
 

@@ -11,7 +11,7 @@
 //! * [`opaque`]: keeps the optimiser from seeing through a result.
 //! * [`host`]: what this machine can do at most: copies, cache misses, two cores talking.
 //! * [`translate`], [`mapping`], [`mappings`], [`barrier`], [`dma`], [`offsets`], [`interception`],
-//!   [`program_memory`], [`registers`], [`messages`]: the tables.
+//!   [`programs`], [`program_memory`], [`registers`], [`messages`]: the tables.
 #![allow(
     clippy::print_stdout,
     clippy::print_stderr,
@@ -30,6 +30,7 @@ mod messages;
 mod offsets;
 mod opaque;
 mod program_memory;
+mod programs;
 mod registers;
 mod translate;
 
@@ -57,7 +58,7 @@ met when the median is within it, missed when even the better quartile is not, a
 
 type Benchmark = (&'static str, fn(Effort) -> Vec<Table>);
 
-const BENCHMARKS: [Benchmark; 11] = [
+const BENCHMARKS: [Benchmark; 12] = [
     ("translate", translate::tables),
     ("map and unmap", mapping::tables),
     ("mappings of an address space", mappings::tables),
@@ -65,6 +66,7 @@ const BENCHMARKS: [Benchmark; 11] = [
     ("dma against memcpy", dma::tables),
     ("dma at any offset", offsets::tables),
     ("interception", interception::tables),
+    ("programs", programs::tables),
     ("map of a program's memory", program_memory::maps),
     ("dma of a program's memory", program_memory::copies),
     ("registers", registers::tables),
@@ -73,7 +75,7 @@ const BENCHMARKS: [Benchmark; 11] = [
 
 fn main() -> ExitCode {
     // A launcher has one thread: nothing may have been started.
-    if let Some(code) = interception::part() {
+    if let Some(code) = programs::part().or_else(interception::part) {
         return code;
     }
     let mut effort = Effort::FULL;

@@ -150,7 +150,7 @@ pub(crate) fn lines<T>(clock: impl Fn() -> u64, mut step: impl FnMut() -> T) -> 
         for _ in 0..iterations {
             step();
         }
-        println!("{}", clock() - before);
+        println!("{}", clock().saturating_sub(before));
     }
     Ok(())
 }

@@ -85,6 +85,44 @@ pub trait RemoteMemory: Send + Sync + fmt::Debug {
 
     /// The thread that serves the owner of this memory.
     fn worker(&self) -> &Arc<dyn Worker>;
+
+    /// Where the byte at `offset` lies in the program, if it lies in one.
+    fn place(&self, offset: u64) -> Option<RemotePlace> {
+        let _ = offset;
+        None
+    }
+
+    /// Makes these copies inside of the program whose memory this is, one after the other, where something
+    /// makes them in place. It stops at the first that does not come to its end, whose cause is for
+    /// [`RemoteMemory::read`] and [`RemoteMemory::write`] to find out. False if nothing does, or they are not
+    /// worth it: then all are to be made another way, whatever part of them has been. May block as reading
+    /// does.
+    fn copy_inside(&self, copies: &mut [InnerCopy]) -> bool {
+        let _ = copies;
+        false
+    }
+}
+
+/// A copy between two places of one program, which do not overlap.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct InnerCopy {
+    /// Its address of the destination.
+    pub dst: u64,
+    /// Its address of the source.
+    pub src: u64,
+    /// Bytes.
+    pub len: u64,
+    /// Bytes copied, the first ones.
+    pub done: u64,
+}
+
+/// A byte of a program's memory.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct RemotePlace {
+    /// Stands for the address space; no other has this number.
+    pub space: u64,
+    /// The address there.
+    pub address: u64,
 }
 
 /// How the bytes of a backing are reached.

@@ -16,7 +16,7 @@ use crate::{
     failpoint::{self, OutOfMemory},
     grace::{Grace, Guard, ProtectedTable},
     host::Worker,
-    memory::{Backing, Memory, MemoryGone, RawBytes, RemoteMemory},
+    memory::{Backing, InnerCopy, Memory, MemoryGone, RawBytes, RemoteMemory, RemotePlace},
     range::AddrRange,
     sync::{
         Mutex,
@@ -162,6 +162,17 @@ impl SharedRemote {
     ) -> Result<(), MemoryGone> {
         let memory = self.memory().ok_or(MemoryGone { done: 0 })?;
         memory.write_from(offset, src, buffer)
+    }
+
+    /// As [`RemoteMemory::place`].
+    pub fn place(&self, offset: u64) -> Option<RemotePlace> {
+        self.memory()?.place(offset)
+    }
+
+    /// As [`RemoteMemory::copy_inside`].
+    pub fn copy_inside(&self, copies: &mut [InnerCopy]) -> bool {
+        self.memory()
+            .is_some_and(|memory| memory.copy_inside(copies))
     }
 
     /// The thread that serves the owner of this memory.

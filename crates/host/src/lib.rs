@@ -28,7 +28,7 @@ mod system;
 mod threads;
 
 pub use client::{Client, Limits, MemoryFileId, ReceivedFd, prepare_received};
-pub use memory::{file_memory::FileMemory, registers::Registers};
+pub use memory::{agent::CopyAgent, file_memory::FileMemory, registers::Registers};
 pub use process::{
     error::ProcessError,
     process::{MappedFile, Process, can_take_descriptors},

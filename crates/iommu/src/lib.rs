@@ -82,6 +82,7 @@ pub use device::{
     Device, DeviceConfig, Group, OwnerId, ReservedKind, ReservedRegion, error::DeviceError,
 };
 pub use dma::{
+    inside::Copy,
     port::{DmaGuard, DmaPort, FaultReporter, GUARD_BYTES, GUARD_SLACK},
     tlb::Tlb,
     transfer::{Direction, Stop, Transfer},

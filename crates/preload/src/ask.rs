@@ -1,6 +1,7 @@
 //! One access of a register: in the page if that is polled, by the system call otherwise.
 
 use crate::{
+    agent,
     call::{IN_BUFFER, Kind, Shape},
     own,
     page::Asked,
@@ -10,6 +11,7 @@ use crate::{
 /// Has an access carried out, with what is stored or loaded in `data` (for an enqueue, its first
 /// word is the answer then). False if there is no register that answers.
 pub fn access(address: u64, shape: Shape, data: &mut [u8; 64]) -> bool {
+    agent::start_if_wanted();
     if let Some(page) = own::page() {
         match page.ask(hint(data), address, shape, data) {
             Asked::Done => return true,

@@ -16,6 +16,8 @@
 //! | share, 1 byte | - | - | a descriptor of the page to ask in ([`crate::page`]), to be mapped and closed |
 //! | node, 1 byte | `st_dev`; the address is `st_ino` | - | major and minor number, 32 bits each; an error if it is no node |
 //! | await, 1 byte | - | - | 0 once what the session carries out for the page is done |
+//! | errands, 1 byte | - | - | a descriptor of the page in which the session asks for copies ([`crate::errands`]) |
+//! | agent, 1 byte | - | - | 0: the agent of the process that started this one may go to work ([`crate::agent`]) |
 //!
 //! Any other error means that the address is no register of a device that is served, or does not
 //! answer now.
@@ -43,6 +45,10 @@ pub enum Kind {
     Await = 5,
     /// Nothing: asks which node a file stands for.
     Node = 6,
+    /// Nothing: the process has memory that devices reach, and takes a page of errands.
+    Errands = 7,
+    /// Nothing: an agent is ready.
+    Agent = 8,
 }
 
 /// Kind and size, as argument 3 has them: the kind in bits 0 to 7, the size in bytes in bits 8 to
@@ -71,6 +77,8 @@ impl Shape {
             4 => Kind::Share,
             5 => Kind::Await,
             6 => Kind::Node,
+            7 => Kind::Errands,
+            8 => Kind::Agent,
             _ => return None,
         };
         let size = usize::try_from(word >> 8).ok()?;
@@ -92,13 +100,15 @@ mod tests {
             Kind::Share,
             Kind::Await,
             Kind::Node,
+            Kind::Errands,
+            Kind::Agent,
         ] {
             for size in [1, 8, 64] {
                 let shape = Shape { kind, size };
                 assert_eq!(Shape::decode(shape.encode()), Some(shape));
             }
         }
-        for bad in [7 | 8 << 8, 0, 65 << 8, u64::MAX] {
+        for bad in [9 | 8 << 8, 0, 65 << 8, u64::MAX] {
             assert_eq!(Shape::decode(bad), None, "{bad:#x}");
         }
     }

@@ -12,7 +12,7 @@
 use core::ffi::{c_int, c_ulong, c_void};
 
 use crate::{
-    actions,
+    actions, agent, own,
     sys::{self, KernelAction, flag},
 };
 
@@ -65,6 +65,17 @@ fn next_for(signal: c_int) -> Option<crate::next::SigAction> {
     crate::next::sigaction().filter(|_| !actions::is_hooked(signal))
 }
 
+/// `IOMMU_IOAS_MAP` and `VFIO_IOMMU_MAP_DMA`: devices reach this process's memory from now on.
+const MAPPING: [u32; 2] = [0x3b85, 0x3b71];
+
+/// The session has carried out an ioctl.
+fn served(request: u32) {
+    if MAPPING.contains(&request) {
+        own::has_mapped();
+    }
+    agent::start_if_wanted();
+}
+
 /// `ioctl(2)`. On x86-64 a function with a variable argument takes it as one with three.
 ///
 /// # Safety
@@ -76,11 +87,47 @@ pub unsafe extern "C" fn ioctl(fd: c_int, request: c_ulong, argument: *mut c_voi
         // SAFETY: the caller's promise.
         let ret = unsafe { sys::ioctl(fd, request, argument as u64) };
         match ret {
-            0.. => return ret as c_int,
+            0.. => {
+                if ours {
+                    served(request as u32);
+                }
+                return ret as c_int;
+            }
             _ if ours && ret == -sys::EINTR => {}
             _ => return fail(-ret as i32),
         }
     }
+}
+
+/// `pwrite(2)`, the way to a register that is not mapped: what the session wishes is seen here too.
+///
+/// # Safety
+/// As the C library's.
+#[cfg_attr(feature = "image", unsafe(no_mangle))]
+pub unsafe extern "C" fn pwrite(fd: c_int, from: *const c_void, len: usize, at: i64) -> isize {
+    #[cfg(feature = "image")]
+    if let Some(next) = crate::next::pwrite() {
+        // SAFETY: the caller's promise.
+        let written = unsafe { next(fd, from, len, at) };
+        agent::start_if_wanted();
+        return written;
+    }
+    // SAFETY: the caller's promise.
+    let ret = unsafe { sys::pwrite(fd, from, len, at) };
+    match ret {
+        0.. => ret as isize,
+        _ => fail(-ret as i32) as isize,
+    }
+}
+
+/// `pwrite`, by its other name.
+///
+/// # Safety
+/// As [`pwrite`].
+#[cfg_attr(feature = "image", unsafe(no_mangle))]
+pub unsafe extern "C" fn pwrite64(fd: c_int, from: *const c_void, len: usize, at: i64) -> isize {
+    // SAFETY: the caller's promise.
+    unsafe { pwrite(fd, from, len, at) }
 }
 
 /// `sigaction(2)`.

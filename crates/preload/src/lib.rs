@@ -8,6 +8,8 @@
 //! * [`ask`]: one access, in the page or by the system call.
 //! * [`call`]: the system call that asks for one access. The session answers it.
 //! * [`page`]: the page that a process shares with the session while it touches registers often.
+//! * [`errands`]: the page in which the session asks for copies of the program's private memory.
+//! * [`agent`]: the process, beside the program and in its memory, that makes them.
 //! * [`handler`]: the signal handler.
 //! * [`registers`]: the interrupted thread's registers, in its signal frame.
 //! * [`space`]: memory, as the instruction sees it.
@@ -20,21 +22,26 @@
 //! * [`sys`]: system calls.
 //!
 //! It runs in a signal handler of a program about which nothing is known. So it needs no C library
-//! but the functions of `string.h`, takes no lock, and its only memory is static, but for two
-//! pages: one of its own ([`own`]), and the one that it shares with the session. For that one a
-//! descriptor comes and goes, once; no other system call of it changes the program. It works with
+//! but the functions of `string.h`, takes no lock, and its only memory is static, but for a page
+//! of its own ([`own`]), two that it shares with the session, and a stack if there is an agent. For
+//! each shared one a descriptor comes and goes, once; no other system call of it changes the program. It works with
 //! any C library, in any number of threads, after `fork`, and in a child of `vfork`, whose memory
 //! is its parent's.
 // UNSAFETY: signal handlers, signal frames and system calls; each block says why it is sound.
 #![allow(unsafe_code)]
 #![no_std]
 
+#[cfg(ioasid_shuttle)]
+extern crate std;
+
 #[cfg(not(all(target_os = "linux", target_arch = "x86_64")))]
 compile_error!("ioasid-preload needs Linux on x86-64");
 
 pub mod actions;
+pub mod agent;
 pub mod ask;
 pub mod call;
+pub mod errands;
 pub mod handler;
 #[cfg(all(feature = "image", not(test)))]
 mod image;

@@ -18,14 +18,19 @@ type Lookup = unsafe extern "C" fn(*mut c_void, *const core::ffi::c_char) -> *mu
 /// `sigaction(2)` of some library.
 pub type SigAction = unsafe extern "C" fn(c_int, *const Action, *mut Action) -> c_int;
 
+/// `pwrite(2)` of some library.
+pub type Pwrite = unsafe extern "C" fn(c_int, *const c_void, usize, i64) -> isize;
+
 /// `RTLD_NEXT`.
 const NEXT: *mut c_void = ptr::without_provenance_mut(usize::MAX);
 
 static SIGACTION: AtomicPtr<c_void> = AtomicPtr::new(ptr::null_mut());
+static PWRITE: AtomicPtr<c_void> = AtomicPtr::new(ptr::null_mut());
 
 /// Looks for them, once, while nothing else runs.
 pub fn learn() {
     SIGACTION.store(look_up(c"sigaction"), Relaxed);
+    PWRITE.store(look_up(c"pwrite"), Relaxed);
 }
 
 fn look_up(name: &CStr) -> *mut c_void {
@@ -53,4 +58,11 @@ pub fn sigaction() -> Option<SigAction> {
     // SAFETY: null or the address of a function of that name, which has this type in every C
     // library.
     unsafe { mem::transmute::<*mut c_void, Option<SigAction>>(found) }
+}
+
+/// The next `pwrite`, if it is known.
+pub fn pwrite() -> Option<Pwrite> {
+    let found = PWRITE.load(Relaxed);
+    // SAFETY: as above; with 64 bits `off_t` is one size.
+    unsafe { mem::transmute::<*mut c_void, Option<Pwrite>>(found) }
 }

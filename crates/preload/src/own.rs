@@ -5,12 +5,15 @@
 //! these few words lie in a page that is zeros in a child of `fork`, and begin with the process's
 //! number.
 
-use core::sync::atomic::{
-    AtomicI32, AtomicPtr, AtomicU32,
-    Ordering::{AcqRel, Acquire, Relaxed, Release},
+use core::{
+    ptr::NonNull,
+    sync::atomic::{
+        AtomicI32, AtomicPtr, AtomicU32,
+        Ordering::{AcqRel, Acquire, Relaxed, Release},
+    },
 };
 
-use crate::{page::Page, sys};
+use crate::{call::Kind, errands::Errands, page::Page, sys};
 
 /// Zeros in a child of `fork`.
 #[repr(C)]
@@ -22,7 +25,18 @@ struct Own {
     accesses: AtomicU32,
     /// The page that is shared with the session, if there is one.
     page: AtomicPtr<Page>,
+    /// Whether a page of errands was asked for.
+    errands_asked: AtomicU32,
+    /// The page of errands, if there is one.
+    errands: AtomicPtr<Errands>,
+    /// The stack of the agents of this process, one after the other.
+    stack: AtomicPtr<u8>,
+    /// The agent that was started last; [`STARTING`] while a thread starts one.
+    agent: AtomicI32,
 }
+
+/// No process has this number.
+const STARTING: i32 = -1;
 
 /// Accesses before a process asks for a page: a program that looks at a register or two does
 /// without.
@@ -83,8 +97,63 @@ pub fn count_access() {
         return;
     }
     if !is_borrowed()
-        && let Some(page) = sys::shared_page()
+        && let Some(page) = sys::shared_page(Kind::Share)
     {
         own.page.store(page.cast().as_ptr(), Release);
     }
+}
+
+/// The number of this process, once it is known.
+pub fn pid() -> Option<i32> {
+    Some(own()?.pid.load(Relaxed)).filter(|pid| *pid != 0)
+}
+
+/// The page in which the session asks for errands, if there is one.
+pub fn errands() -> Option<&'static Errands> {
+    // SAFETY: as for `page`.
+    unsafe { own()?.errands.load(Acquire).as_ref() }
+}
+
+/// This process has memory that devices reach: asks for a page of errands, once.
+pub fn has_mapped() {
+    let Some(own) = own() else {
+        return;
+    };
+    if own.errands_asked.load(Relaxed) != 0 || own.errands_asked.swap(1, Relaxed) != 0 {
+        return;
+    }
+    if !is_borrowed()
+        && let Some(page) = sys::shared_page(Kind::Errands)
+    {
+        own.errands.store(page.cast().as_ptr(), Release);
+    }
+}
+
+/// Has `start` start an agent on a stack of `len` bytes, always the same, unless there is one still.
+/// It returns the agent's number, or an error.
+pub fn start_agent(len: u64, start: impl FnOnce(NonNull<u8>) -> i64) {
+    let Some(own) = own() else {
+        return;
+    };
+    let last = own.agent.load(Acquire);
+    let is_free = last != STARTING
+        && (last == 0 || sys::alone::has_ended(last))
+        && own
+            .agent
+            .compare_exchange(last, STARTING, AcqRel, Relaxed)
+            .is_ok();
+    if is_free {
+        let child = stack(own, len).map_or(0, start);
+        let child = i32::try_from(child).unwrap_or(0).max(0);
+        own.agent.store(child, Release);
+    }
+}
+
+fn stack(own: &Own, len: u64) -> Option<NonNull<u8>> {
+    if let Some(stack) = NonNull::new(own.stack.load(Relaxed)) {
+        return Some(stack);
+    }
+    let stack = sys::memory_of_its_own(len)?;
+    own.stack.store(stack.as_ptr(), Relaxed);
+    Some(stack)
 }

@@ -64,8 +64,17 @@ mod number {
     pub(super) const RT_SIGACTION: i64 = 13;
     pub(super) const RT_SIGPROCMASK: i64 = 14;
     pub(super) const IOCTL: i64 = 16;
+    pub(super) const PWRITE64: i64 = 18;
     pub(super) const MADVISE: i64 = 28;
     pub(super) const GETPID: i64 = 39;
+    pub(super) const EXIT: i64 = 60;
+    pub(super) const WAIT4: i64 = 61;
+    pub(super) const CHDIR: i64 = 80;
+    pub(super) const GETPPID: i64 = 110;
+    pub(super) const SETSID: i64 = 112;
+    pub(super) const PRCTL: i64 = 157;
+    pub(super) const FUTEX: i64 = 202;
+    pub(super) const CLOSE_RANGE: i64 = 436;
     pub(super) const ARCH_PRCTL: i64 = 158;
     pub(super) const GETTID: i64 = 186;
     pub(super) const TGKILL: i64 = 234;
@@ -186,6 +195,16 @@ pub unsafe fn ioctl(fd: i32, request: u64, argument: u64) -> i64 {
     unsafe { syscall(number::IOCTL, [fd as u64, request, argument, 0, 0, 0]) }
 }
 
+/// `pwrite(2)`; what it returns, negative errno included.
+///
+/// # Safety
+/// As the call's.
+pub unsafe fn pwrite(fd: i32, from: *const c_void, len: usize, at: i64) -> i64 {
+    let args = [fd as u64, from as u64, len as u64, at as u64, 0, 0];
+    // SAFETY: the caller's promise.
+    unsafe { syscall(number::PWRITE64, args) }
+}
+
 /// The action of `signal`; sets it first to `new`, if there is one.
 ///
 /// # Errors
@@ -259,33 +278,52 @@ pub fn page_wiped_on_fork() -> Option<core::ptr::NonNull<u8>> {
     core::ptr::NonNull::new(page as *mut u8)
 }
 
-/// The page that the session gives this process to ask in, which no child of `fork` has; `None` if
-/// there is none.
-pub fn shared_page() -> Option<core::ptr::NonNull<u8>> {
+/// The page that the session gives this process when asked for `kind`, which no child of `fork` has;
+/// `None` if there is none.
+pub fn shared_page(kind: Kind) -> Option<core::ptr::NonNull<u8>> {
     const READ_WRITE: u64 = 3;
     const SHARED: u64 = 1;
-    const DONTFORK: u64 = 10;
     let len = crate::page::PAGE_BYTES as u64;
-    let shape = Shape {
-        kind: Kind::Share,
-        size: 1,
-    };
+    let shape = Shape { kind, size: 1 };
     let mut nothing = [0; 64];
     let fd = u64::try_from(access(0, shape.encode(), 0, &mut nothing)).ok()?;
     // SAFETY: the descriptor is new and not used elsewhere, the mapping is new and lies where
-    // nothing is; what is undone again is this mapping, of which nothing knows yet.
+    // nothing is.
     unsafe {
         let page = syscall(number::MMAP, [0, len, READ_WRITE, SHARED, fd, 0]);
         syscall(number::CLOSE, [fd, 0, 0, 0, 0, 0]);
-        if (-4095..0).contains(&page) {
-            return None;
-        }
-        if syscall(number::MADVISE, [page as u64, len, DONTFORK, 0, 0, 0]) != 0 {
-            syscall(number::MUNMAP, [page as u64, len, 0, 0, 0, 0]);
-            return None;
-        }
-        core::ptr::NonNull::new(page as *mut u8)
+        not_inherited(page, len)
     }
+}
+
+/// New memory of `len` bytes that no child of `fork` has.
+pub fn memory_of_its_own(len: u64) -> Option<core::ptr::NonNull<u8>> {
+    const READ_WRITE: u64 = 3;
+    const PRIVATE_ANONYMOUS: u64 = 0x22;
+    let args = [0, len, READ_WRITE, PRIVATE_ANONYMOUS, u64::MAX, 0];
+    // SAFETY: a new mapping where nothing is.
+    unsafe { not_inherited(syscall(number::MMAP, args), len) }
+}
+
+/// Keeps a mapping, or what `mmap` has said, out of children and of core dumps.
+///
+/// # Safety
+/// Nothing uses the mapping yet: if it cannot be kept out, it goes.
+unsafe fn not_inherited(mapped: i64, len: u64) -> Option<core::ptr::NonNull<u8>> {
+    const DONTFORK: u64 = 10;
+    const DONTDUMP: u64 = 16;
+    if (-4095..0).contains(&mapped) {
+        return None;
+    }
+    // SAFETY: the caller's promise.
+    unsafe {
+        if syscall(number::MADVISE, [mapped as u64, len, DONTFORK, 0, 0, 0]) != 0 {
+            syscall(number::MUNMAP, [mapped as u64, len, 0, 0, 0, 0]);
+            return None;
+        }
+        syscall(number::MADVISE, [mapped as u64, len, DONTDUMP, 0, 0, 0]);
+    }
+    core::ptr::NonNull::new(mapped as *mut u8)
 }
 
 /// The base of FS or GS (`ARCH_GET_FS` 0x1003, `ARCH_GET_GS` 0x1004).
@@ -348,5 +386,143 @@ pub(crate) fn exit() -> ! {
     loop {
         // SAFETY: ends this process.
         unsafe { syscall(number::EXIT_GROUP, [127, 0, 0, 0, 0, 0]) };
+    }
+}
+
+/// What only an agent does ([`crate::agent`]).
+pub mod alone {
+    use super::{number, syscall};
+
+    /// The process that this one was started by.
+    pub fn getppid() -> i32 {
+        // SAFETY: takes no pointer.
+        unsafe { syscall(number::GETPPID, [0; 6]) as i32 }
+    }
+
+    /// Whether a child has ended, and is collected if it has.
+    pub fn has_ended(child: i32) -> bool {
+        const WNOHANG: u64 = 1;
+        const WCLONE: u64 = 0x8000_0000;
+        // SAFETY: nothing is written through the two null pointers.
+        unsafe { syscall(number::WAIT4, [child as u64, 0, WNOHANG | WCLONE, 0, 0, 0]) != 0 }
+    }
+
+    /// Has the kernel kill this process when the thread that started it ends.
+    pub fn end_with_parent() -> Option<()> {
+        const PR_SET_PDEATHSIG: u64 = 1;
+        const SIGKILL: u64 = 9;
+        // SAFETY: takes no pointer.
+        (unsafe { syscall(number::PRCTL, [PR_SET_PDEATHSIG, SIGKILL, 0, 0, 0, 0]) } == 0)
+            .then_some(())
+    }
+
+    /// Leaves the descriptor table that it shares, with none of its own.
+    pub fn close_all() -> Option<()> {
+        const UNSHARE: u64 = 2;
+        let args = [0, u64::from(u32::MAX), UNSHARE, 0, 0, 0];
+        // SAFETY: closes nothing of a table that is shared: without the flag the call fails.
+        (unsafe { syscall(number::CLOSE_RANGE, args) } == 0).then_some(())
+    }
+
+    /// Leaves terminal, process group and working directory, and takes a name.
+    pub fn leave_session() {
+        const PR_SET_NAME: u64 = 15;
+        // SAFETY: both strings are constants that end with a zero.
+        unsafe {
+            syscall(number::SETSID, [0; 6]);
+            syscall(number::CHDIR, [c"/".as_ptr() as u64, 0, 0, 0, 0, 0]);
+            let name = c"ioasid-agent".as_ptr() as u64;
+            syscall(number::PRCTL, [PR_SET_NAME, name, 0, 0, 0, 0]);
+        }
+    }
+
+    /// One instruction of a filter (`struct sock_filter`).
+    #[repr(C)]
+    struct Instruction {
+        code: u16,
+        jump_true: u8,
+        jump_false: u8,
+        value: u32,
+    }
+
+    /// `struct sock_fprog`.
+    #[repr(C)]
+    struct Program {
+        len: u16,
+        instructions: *const Instruction,
+    }
+
+    /// From here on any call but `futex`, `rt_sigreturn`, `exit` and `exit_group` ends this process.
+    /// Whether the kernel has agreed.
+    pub fn leave_four_calls() -> bool {
+        const PR_SET_SECCOMP: u64 = 22;
+        const PR_SET_NO_NEW_PRIVS: u64 = 38;
+        const FILTER: u64 = 2;
+        const LOAD: u16 = 0x20;
+        const JUMP_IF_EQUAL: u16 = 0x15;
+        const RETURN: u16 = 0x06;
+        const ALLOW: u32 = 0x7fff_0000;
+        const KILL_PROCESS: u32 = 0x8000_0000;
+        const ARCH_X86_64: u32 = 0xc000_003e;
+        let op = |code, value| Instruction {
+            code,
+            jump_true: 0,
+            jump_false: 0,
+            value,
+        };
+        let to_allow = |value, jump_true| Instruction {
+            code: JUMP_IF_EQUAL,
+            jump_true,
+            jump_false: 0,
+            value,
+        };
+        let instructions = [
+            op(LOAD, 4),
+            Instruction {
+                code: JUMP_IF_EQUAL,
+                jump_true: 0,
+                jump_false: 5,
+                value: ARCH_X86_64,
+            },
+            op(LOAD, 0),
+            to_allow(number::FUTEX as u32, 4),
+            to_allow(15, 3),
+            to_allow(number::EXIT as u32, 2),
+            to_allow(231, 1),
+            op(RETURN, KILL_PROCESS),
+            op(RETURN, ALLOW),
+        ];
+        let program = Program {
+            len: instructions.len() as u16,
+            instructions: instructions.as_ptr(),
+        };
+        let at = core::ptr::from_ref(&program) as u64;
+        // SAFETY: the kernel reads the program and its instructions, which live across the call.
+        unsafe {
+            syscall(number::PRCTL, [PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0, 0]) == 0
+                && syscall(number::PRCTL, [PR_SET_SECCOMP, FILTER, at, 0, 0, 0]) == 0
+        }
+    }
+
+    /// Ends this process, which has one thread.
+    pub fn exit_thread() -> ! {
+        loop {
+            // SAFETY: ends this thread.
+            unsafe { syscall(number::EXIT, [0; 6]) };
+        }
+    }
+
+    /// Sleeps while the word at `address`, which other address spaces share, is `value`.
+    pub fn futex_wait(address: usize, value: u32) {
+        const WAIT: u64 = 0;
+        // SAFETY: the kernel reads the word, if there is one.
+        unsafe { syscall(number::FUTEX, [address as u64, WAIT, value.into(), 0, 0, 0]) };
+    }
+
+    /// Wakes who sleeps on the word at `address`.
+    pub fn futex_wake(address: usize) {
+        const WAKE: u64 = 1;
+        // SAFETY: the kernel uses the address alone.
+        unsafe { syscall(number::FUTEX, [address as u64, WAKE, 1, 0, 0, 0]) };
     }
 }

@@ -3,17 +3,17 @@
 use std::collections::VecDeque;
 
 use ioasid_engine::Halt;
-use ioasid_iommu::{DmaGuard, Fault};
+use ioasid_iommu::{Copy, DmaGuard, Fault};
 
 use super::{
     ending::Ending,
     operation::{Operation, check},
     terms::{Effects, Terms},
 };
-use crate::spec::{CompletionRecord, Descriptor, Status, descriptor::DESCRIPTOR_SIZE};
+use crate::spec::{CompletionRecord, Descriptor, Opcode, Status, descriptor::DESCRIPTOR_SIZE};
 
 /// Descriptors that are read ahead. The client may change what was not read yet, and only that.
-pub(super) const WINDOW: u64 = 16;
+pub(super) const WINDOW: u64 = 32;
 /// Descriptors that run under one guard: with its bytes, what bounds it.
 const PER_GUARD: u32 = 64;
 
@@ -25,6 +25,8 @@ pub(crate) struct Batch {
     /// Descriptors that were read.
     pub(super) fetched: u64,
     pub(super) window: VecDeque<Descriptor>,
+    /// Bytes of the next descriptors that were copied ahead of them.
+    ahead: VecDeque<u64>,
     pub(super) current: Option<Operation>,
     /// Descriptors that ended.
     pub(super) ended: u64,
@@ -49,6 +51,7 @@ impl Batch {
             phase: Phase::Check,
             fetched: 0,
             window: VecDeque::new(),
+            ahead: VecDeque::new(),
             current: None,
             ended: 0,
             failed: false,
@@ -104,6 +107,9 @@ impl Batch {
                     let ended = self.completed();
                     return Ok(Ending::fault(Status::BatchPageFault, &fault, ended, None));
                 }
+                if self.ahead.is_empty() {
+                    self.copy_ahead(guard, terms, effects);
+                }
                 let Some(descriptor) = self.window.pop_front() else {
                     continue;
                 };
@@ -112,7 +118,8 @@ impl Batch {
                     break;
                 }
                 let index = u16::try_from(self.ended).unwrap_or(u16::MAX);
-                self.current = Some(Operation::new(descriptor, Some(index)));
+                let done = self.ahead.pop_front().unwrap_or(0);
+                self.current = Some(Operation::resumed(descriptor, Some(index), done));
             }
             if let Some(operation) = &mut self.current {
                 self.failed |= !operation.step(guard, terms, effects)?;
@@ -132,6 +139,33 @@ impl Batch {
             ..CompletionRecord::default()
         };
         Ok(Ending::new(record, None))
+    }
+
+    /// Copies for the next descriptors at once, where that is possible (in a program's private memory): for
+    /// those that move memory and wait for nothing. They end one by one, as ever.
+    fn copy_ahead(&mut self, guard: &mut DmaGuard<'_>, terms: &Terms, effects: &mut Effects) {
+        if !guard.may_block() {
+            return;
+        }
+        let moves = |(at, descriptor): &(usize, &Descriptor)| {
+            let fenced = descriptor.flags.fence() && *at > 0;
+            !fenced && matches!(check(descriptor, terms, Some(0)), Ok(Opcode::MemoryMove))
+        };
+        let first = self.window.iter().enumerate().take_while(moves);
+        let mut copies: Vec<_> = first
+            .map(|(_, descriptor)| Copy {
+                dst: descriptor.destination,
+                src: descriptor.source,
+                len: descriptor.size.into(),
+                done: 0,
+            })
+            .collect();
+        if copies.len() < 2 {
+            return;
+        }
+        guard.copy_ahead(&mut copies);
+        self.ahead.extend(copies.iter().map(|copy| copy.done));
+        effects.counts.bytes += copies.iter().map(|copy| copy.done).sum::<u64>();
     }
 
     /// Reads the next part of the list: all of it, or the descriptors before a page fault, or the

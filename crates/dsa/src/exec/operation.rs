@@ -102,11 +102,16 @@ impl From<Stop> for Outcome {
 impl Operation {
     /// `descriptor`, at position `index` of a batch.
     pub(crate) const fn new(descriptor: Descriptor, index: Option<u16>) -> Self {
+        Self::resumed(descriptor, index, 0)
+    }
+
+    /// The same, of whose transfer `done` bytes are done.
+    pub(crate) const fn resumed(descriptor: Descriptor, index: Option<u16>, done: u64) -> Self {
         Operation {
             descriptor,
             index,
             phase: Phase::Check,
-            done: 0,
+            done,
             denied: false,
         }
     }

@@ -29,13 +29,14 @@ use std::{
 
 use ioasid_core::{
     host::Worker,
-    memory::{Backing, Memory, MemoryGone, PinError, RemoteMemory},
+    memory::{Backing, InnerCopy, Memory, MemoryGone, PinError, RemoteMemory, RemotePlace},
     range::AddrRange,
     spa::{SpaRange, WINDOW_SIZE},
     sync::Mutex,
 };
 
 use super::{
+    agent::{CopyAgent, is_worth_it},
     maps::{Maps, Vma},
     windows::{WindowPermit, Windows},
 };
@@ -51,6 +52,8 @@ pub(crate) struct AddressSpace {
     windows: Mutex<HashMap<u64, Weak<SpaRange>>>,
     /// An address at which shared memory was found: the next is often in the same mapping.
     shared_hint: Mutex<u64>,
+    /// What copies inside of it, if there is something.
+    agent: Mutex<Option<Arc<dyn CopyAgent>>>,
 }
 
 impl AddressSpace {
@@ -62,6 +65,7 @@ impl AddressSpace {
             maps: Maps::new(maps),
             windows: Mutex::new(HashMap::new()),
             shared_hint: Mutex::new(0),
+            agent: Mutex::new(None),
         })
     }
 
@@ -125,6 +129,21 @@ impl AddressSpace {
                 _ => return false,
             }
         }
+    }
+
+    /// Copies inside of it go through `agent` from now on.
+    pub(crate) fn set_agent(&self, agent: Arc<dyn CopyAgent>) {
+        *self.agent.lock() = Some(agent);
+    }
+
+    /// As [`CopyAgent::copy`]; false as well where there is no agent, or too little to do for one.
+    pub(crate) fn copy_inside(&self, copies: &mut [InnerCopy]) -> bool {
+        let apart = |copy: &InnerCopy| copy.dst.abs_diff(copy.src) >= copy.len;
+        if !is_worth_it(copies) || !copies.iter().all(apart) {
+            return false;
+        }
+        let agent = self.agent.lock().clone();
+        agent.is_some_and(|agent| agent.copy(copies))
     }
 
     /// Copies from `address`. May block as long as the process likes.
@@ -239,5 +258,16 @@ impl RemoteMemory for RemoteChunk {
 
     fn worker(&self) -> &Arc<dyn Worker> {
         &self.worker
+    }
+
+    fn place(&self, offset: u64) -> Option<RemotePlace> {
+        Some(RemotePlace {
+            space: self.memory.number(),
+            address: self.start.checked_add(offset)?,
+        })
+    }
+
+    fn copy_inside(&self, copies: &mut [InnerCopy]) -> bool {
+        self.memory.copy_inside(copies)
     }
 }

@@ -6,6 +6,7 @@
 //! accessed by their owner ([`registers`]).
 
 pub(crate) mod address_space;
+pub(crate) mod agent;
 pub(crate) mod file;
 pub(crate) mod file_memory;
 pub(crate) mod maps;

@@ -25,7 +25,10 @@ use super::{
     procfs::{ProcDir, no_fd},
     resources::Resources,
 };
-use crate::{memory::address_space::AddressSpace, system::file_id::FileId};
+use crate::{
+    memory::{address_space::AddressSpace, agent::CopyAgent},
+    system::file_id::FileId,
+};
 
 /// A file that a program has mapped, seen from one address.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -230,6 +233,29 @@ impl Process {
     /// The thread that traces it; 0 if there is none.
     pub fn tracer(&self) -> i32 {
         self.dir.status("TracerPid:").unwrap_or(0)
+    }
+
+    /// Another descriptor of the process itself (a pidfd): readable once it has ended.
+    ///
+    /// # Errors
+    /// If we are out of descriptors.
+    pub fn handle(&self) -> std::io::Result<OwnedFd> {
+        self.pidfd.try_clone()
+    }
+
+    /// How many filters of system calls it has; `None` where the kernel does not say (before 5.9).
+    pub fn seccomp_filters(&self) -> Option<i32> {
+        self.dir.status("Seccomp_filters:").ok()
+    }
+
+    /// Whether it is stopped, by a signal or a debugger.
+    pub fn is_stopped(&self) -> bool {
+        self.dir.is_stopped()
+    }
+
+    /// Copies inside of its memory go through `agent` from now on.
+    pub fn set_copy_agent(&self, agent: Arc<dyn CopyAgent>) {
+        self.memory.set_agent(agent);
     }
 
     /// The process that started it, or took it over.

@@ -64,6 +64,13 @@ impl ProcDir {
             .ok_or(ProcessError::Gone)
     }
 
+    /// Whether `status` calls it stopped.
+    pub(crate) fn is_stopped(&self) -> bool {
+        let text = self.text("status").unwrap_or_default();
+        let state = text.lines().find_map(|line| line.strip_prefix("State:"));
+        state.is_some_and(|state| state.trim_start().starts_with(['T', 't']))
+    }
+
     /// Whether `tid` is one of its threads now.
     pub(crate) fn has_thread(&self, tid: i32) -> bool {
         rustix::fs::accessat(

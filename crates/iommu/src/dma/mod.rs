@@ -1,5 +1,6 @@
 //! The way of a device to memory: ports, guards and what they keep.
 
+pub(crate) mod inside;
 pub(crate) mod port;
 mod recent;
 mod remote;

@@ -32,6 +32,10 @@ use crate::{
 /// guard.
 pub const GUARD_BYTES: u64 = 128 << 10;
 
+/// As [`GUARD_BYTES`], for a guard that may block: only its client's own changes wait for it, and who makes
+/// its copies for it is woken for each.
+const BLOCKING_BYTES: u64 = 1 << 20;
+
 /// Bytes that [`DmaGuard::read`], [`DmaGuard::write`] and [`DmaGuard::publish`] may move besides:
 /// a descriptor that has used up its guard can still write its completion record under it.
 pub const GUARD_SLACK: u64 = 64 << 10;
@@ -141,7 +145,10 @@ impl DmaPort {
         DmaGuard {
             view,
             bounce: &mut self.bounce,
-            budget: GUARD_BYTES,
+            budget: match blocking {
+                true => BLOCKING_BYTES,
+                false => GUARD_BYTES,
+            },
             slack: GUARD_SLACK,
             shard: &mut self.shard,
             operations: 0,
@@ -223,11 +230,11 @@ impl fmt::Debug for FaultReporter {
 pub struct DmaGuard<'a> {
     pub(super) view: View<'a>,
     bounce: &'a mut Vec<u8>,
-    budget: u64,
+    pub(super) budget: u64,
     slack: u64,
     shard: &'a mut ShardIndex,
     operations: u64,
-    bytes: u64,
+    pub(super) bytes: u64,
 }
 
 impl<'a> DmaGuard<'a> {
@@ -276,6 +283,11 @@ impl<'a> DmaGuard<'a> {
             self.tell(Access::Write, dst.wrapping_add(first), transfer.done);
         }
         transfer
+    }
+
+    /// Whether memory that may block can be touched under it.
+    pub const fn may_block(&self) -> bool {
+        self.view.blocking
     }
 
     /// Writes `pattern`, little-endian and repeated, to `len` bytes from `dst`. To go on after
@@ -397,7 +409,7 @@ impl<'a> DmaGuard<'a> {
 
     /// Tells who watches that `len` bytes from `iova` were moved.
     #[inline]
-    fn tell(&self, access: Access, iova: u64, len: u64) {
+    pub(super) fn tell(&self, access: Access, iova: u64, len: u64) {
         let watch = self.view.device.watch();
         if len > 0 && watch.is_on() {
             watch.tell(|| Event::Dma {
@@ -509,7 +521,7 @@ impl<'a> DmaGuard<'a> {
 impl Drop for DmaGuard<'_> {
     fn drop(&mut self) {
         if let Some(attachment) = self.view.attachment()
-            && self.operations > 0
+            && (self.operations > 0 || self.bytes > 0)
         {
             let counters = &attachment.space.counters;
             counters.add(self.shard, self.operations, self.bytes);

@@ -54,7 +54,11 @@ impl DmaGuard<'_> {
                 view.push((target, to), (source, from), buffer)
             }
             (Place::Remote(_), Place::Remote(target)) => {
-                self.copy_through(to, from, len.min(target.len))
+                let len = len.min(target.len);
+                match self.copy_in_place(to, from, len) {
+                    Some(done) => Ok(done),
+                    None => self.copy_through(to, from, len),
+                }
             }
         }
     }

@@ -29,24 +29,24 @@ const PAGE_MASK: u64 = PAGE_SIZE - 1;
 
 /// What one guard sees.
 pub(crate) struct View<'a> {
-    loaded: Loaded<'a, Attachment>,
+    pub(super) loaded: Loaded<'a, Attachment>,
     /// The attachment that the route had before a copy blocked, if it has another one since, or none:
     /// this guard moves no more bytes, and its faults belong to the old owner.
     left: Option<Arc<Attachment>>,
     /// The device must not issue requests through the route, which looks as if nothing were attached.
     withheld: bool,
     /// A test asked for a fault: the next address is not translated.
-    injected: Cell<bool>,
+    pub(super) injected: Cell<bool>,
     pub(crate) device: &'a Arc<Device>,
     pub(crate) pasid: Option<Pasid>,
     /// Whether memory that may block can be touched.
-    blocking: bool,
+    pub(crate) blocking: bool,
     /// What the device keeps of earlier translations.
     tlb: Option<&'a PortTlb>,
     /// What the port keeps of earlier guards, for a guard that cannot block.
     kept: Option<&'a KeptPlaces>,
     /// Where writes are reported.
-    sink: Option<Arc<dyn WriteSink>>,
+    pub(super) sink: Option<Arc<dyn WriteSink>>,
 }
 
 /// Bytes that an address leads to, all in one registration.
@@ -571,7 +571,7 @@ impl<'a> View<'a> {
 }
 
 #[cold]
-fn report_write(sink: &Arc<dyn WriteSink>, iova: u64, len: u64) {
+pub(super) fn report_write(sink: &Arc<dyn WriteSink>, iova: u64, len: u64) {
     if let Some(range) = AddrRange::from_len(iova, len) {
         sink.wrote(range);
     }

@@ -122,6 +122,8 @@ pub(crate) enum Call {
     Close,
     /// `execve`, `execveat`: the process gets another address space.
     Exec,
+    /// `unshare`, `setns`: the kernel may want a process that shares its memory with no other.
+    LeaveNamespace,
     /// `capset`, `setuid`, `setreuid`, `setresuid`: locked memory may count for another user.
     ChangeUser,
     /// A call that the table does not have, or an `fcntl` that the filter does not ask about.

@@ -20,6 +20,8 @@
 //! * `statfs`, `fstatfs`: `/sys` is no sysfs for the kernel.
 //! * `mount`: a new sysfs on `/sys` would have none of the machine's devices.
 //! * `execve`, `execveat`: the memory of the process changes under the session.
+//! * `unshare` that leaves a user namespace or what threads share, and `setns`: some want a process that
+//!   shares its memory with no other, and an agent (`session::agents`) does.
 //! * In the scope `status`: calls after which locked memory counts for another user.
 //! * In the scope `paths`, a program without namespaces: paths of the machine lead nowhere.
 
@@ -87,6 +89,11 @@ pub fn install(program: &[Instruction]) -> io::Result<OwnedFd> {
 /// `O_LARGEFILE`, which some C libraries add.
 const LARGEFILE: u32 = 0x8000;
 
+/// What `unshare` does for a process alone that shares its memory with no other
+/// (`check_unshare_flags`, kernel/fork.c).
+const ALONE: u32 =
+    (libc::CLONE_NEWUSER | libc::CLONE_THREAD | libc::CLONE_SIGHAND | libc::CLONE_VM) as u32;
+
 /// What a program is to be asked about.
 #[derive(Clone, Copy, Debug)]
 pub struct Scope {
@@ -115,6 +122,7 @@ enum Label {
     Mmap,
     EmptyPath(u32),
     CloseRange,
+    Unshare,
     Offset,
     Descriptor(u32),
     CompareDescriptor,
@@ -133,6 +141,7 @@ fn looks_at(asked: Asked) -> Option<Label> {
         Asked::EmptyPath(index) => Label::EmptyPath(index),
         Asked::Mmap => Label::Mmap,
         Asked::CloseRange => Label::CloseRange,
+        Asked::Unshare => Label::Unshare,
     })
 }
 
@@ -236,6 +245,10 @@ fn conditions(a: &mut Assembler<Label>, scope: &Scope) {
     // The range ends above BASE or has no end.
     a.label(CloseRange).load(arg(1));
     a.jump(BPF_JGE, base, To(Notify), To(Allow));
+
+    a.label(Unshare).load(arg(0));
+    a.op(BPF_ALU | BPF_AND | BPF_K, ALONE);
+    a.jump(BPF_JEQ, 0, To(Allow), To(Notify));
 
     // BPF has no call, and no jump without a condition but this.
     let compare = To(CompareDescriptor);
@@ -383,11 +396,24 @@ mod tests {
                 [896, libc::F_DUPFD_CLOEXEC as u64, 3, 0, 0, 0],
             ),
             (libc::SYS_execve, [0; 6]),
+            (libc::SYS_setns, [3, 0, 0, 0, 0, 0]),
+            (
+                libc::SYS_unshare,
+                [
+                    (libc::CLONE_NEWUSER | libc::CLONE_NEWNS) as u64,
+                    0,
+                    0,
+                    0,
+                    0,
+                    0,
+                ],
+            ),
             (libc::SYS_statfs, [0; 6]),
             (libc::SYS_mount, [0; 6]),
             (libc::SYS_fstatfs, [3, 0, 0, 0, 0, 0]),
         ];
         let passed: &[(i64, [u64; 6])] = &[
+            (libc::SYS_unshare, [libc::CLONE_NEWNS as u64, 0, 0, 0, 0, 0]),
             (libc::SYS_ioctl, [896, 0x5401, 0, 0, 0, 0]),
             // KVM_RUN and KVM_GET_DEVICE_ATTR.
             (libc::SYS_ioctl, [3, 0xae80, 0, 0, 0, 0]),

@@ -6,6 +6,7 @@ use std::fmt;
 
 use Asked::{
     Always, CloseRange, Descriptor, EmptyPath, Fcntl, Ioctl, Mmap, Never, Offset, OpenFlags,
+    Unshare,
 };
 use ioasid_preload::call::ACCESS;
 
@@ -49,6 +50,8 @@ pub(crate) enum Asked {
     Mmap,
     /// By the last descriptor, in argument 1.
     CloseRange,
+    /// By the flags in argument 0.
+    Unshare,
 }
 
 /// A part of [`super::filter::Scope`].
@@ -227,6 +230,10 @@ pub(crate) static TABLE: &[SystemCall] = &[
     }),
     call("execve", libc::SYS_execve, Always, |_| Call::Exec),
     call("execveat", libc::SYS_execveat, Always, |_| Call::Exec),
+    call("unshare", libc::SYS_unshare, Unshare, |_| {
+        Call::LeaveNamespace
+    }),
+    call("setns", libc::SYS_setns, Always, |_| Call::LeaveNamespace),
     path("faccessat", libc::SYS_faccessat, Never, |a| Call::Access {
         at: PathArgument::at(a[0], a[1], 0),
         mode: a[2] as u32,
@@ -409,6 +416,7 @@ impl fmt::Display for Asked {
             EmptyPath(_) => f.write_str("AT_EMPTY_PATH is set, and the descriptor is reserved"),
             Mmap => f.write_str("it shares a file, or the descriptor is reserved"),
             CloseRange => f.write_str("a reserved one may be in the range"),
+            Unshare => f.write_str("it leaves a user namespace, or what threads share"),
         }
     }
 }

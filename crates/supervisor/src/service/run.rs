@@ -472,6 +472,7 @@ impl Running {
         }
         let status = self.child.wait().map_err(RunError::Wait)?;
         if let Some(session) = self.session.take() {
+            session.process_has_ended(self.child.id().cast_signed());
             if session.has_processes() {
                 self.leave_to_a_stand_in(&session);
             }

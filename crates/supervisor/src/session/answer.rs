@@ -1,9 +1,15 @@
 //! A call that waits, and how it ends.
 
-use std::sync::Arc;
+use std::{os::fd::BorrowedFd, sync::Arc};
 
 use ioasid_host::Process;
-use ioasid_uapi::{CallError, error::RequestError, memory};
+use ioasid_uapi::{
+    CallError,
+    error::{FileError, RequestError},
+    memory,
+};
+
+use crate::system::listener::Listener;
 
 /// A call that waits for its answer, and the process that made it.
 #[derive(Clone, Copy, Debug)]
@@ -24,6 +30,17 @@ impl Pending<'_> {
     /// Writes `bytes` from `address` of the process on.
     pub(crate) fn write(&self, address: u64, bytes: &[u8]) -> Result<(), RequestError> {
         memory::write(&**self.process, address, bytes)
+    }
+
+    /// Answers it with a new descriptor of a page that the process is to share with its session.
+    ///
+    /// # Errors
+    /// EMFILE if the process has no number left.
+    pub(crate) fn hand_over(&self, listener: &Listener, page: BorrowedFd<'_>) -> Outcome {
+        match listener.reply_with_fd(self.id, page, None, true) {
+            Ok(fd) => Ok(Answer::Answered(Some(fd))),
+            Err(_) => Err(FileError::NoNumber.into()),
+        }
     }
 }
 

@@ -72,6 +72,12 @@ fn outcome(state: &mut State, request: &Request) -> Outcome {
     let call = table::parse(request.nr, &request.args);
     match call {
         Call::Exec => {
+            // An agent would keep the memory that the program is about to leave.
+            if !state.agents.is_empty()
+                && let Some(process) = process(state, request, tid)
+            {
+                state.agents.end_of(process.id());
+            }
             state.client.forget_memory_of(tid);
             return Ok(Answer::Proceed);
         }
@@ -132,7 +138,10 @@ fn process(state: &State, request: &Request, tid: i32) -> Option<Arc<Process>> {
 
 fn handle(state: &mut State, pending: Pending<'_>, call: Call) -> Outcome {
     match call {
-        Call::Greeting { buffer } => greet(pending.process, buffer),
+        Call::Greeting { buffer } => {
+            state.agents.begin(pending.process);
+            greet(pending.process, buffer)
+        }
         Call::Register(question) => register::ask(state, pending, question),
         Call::KvmAttribute { fd, attribute } => kvm::set_attribute(state, pending, fd, attribute),
         Call::Ioctl {
@@ -192,6 +201,10 @@ fn handle(state: &mut State, pending: Pending<'_>, call: Call) -> Outcome {
         Call::GetFlags { fd } => descriptors::flags(&mut state.descriptors, pending, fd),
         Call::Duplicate { fd, least, cloexec } => {
             descriptors::duplicate(&mut state.descriptors, pending, fd, least, cloexec)
+        }
+        Call::LeaveNamespace => {
+            state.agents.end_of(pending.process.id());
+            Ok(Answer::Proceed)
         }
         Call::ChangeUser => {
             pending.process.forget_account();

@@ -4,11 +4,13 @@
 //! barrier - blocks this tree alone. The tree ends when the kernel reports that no process has the
 //! filter any more; every file is closed then, whatever state the programs left it in.
 //!
-//! A session owns three things, each a type of its own: `descriptors` (open files of the machine),
-//! `paths` (what lies below `/dev` and `/sys`) and `registers` (accesses to mapped BARs). `state`
+//! A session owns four things, each a type of its own: `descriptors` (open files of the machine),
+//! `paths` (what lies below `/dev` and `/sys`), `registers` (accesses to mapped BARs) and `agents` (what
+//! copies inside of a program's memory). `state`
 //! puts them together, `dispatch` parses each call by the table of `calls` and gives it to its
 //! function in `handlers`.
 
+mod agents;
 mod answer;
 mod closer;
 mod descriptors;
@@ -130,6 +132,11 @@ impl Session {
             Ok(0) => true,
             _ => !fds[0].revents().contains(PollFlags::HUP),
         }
+    }
+
+    /// Process `id` of the tree has ended: waits until what it had started for us has too.
+    pub fn process_has_ended(&self, id: i32) {
+        self.program.await_agents_of(id);
     }
 
     /// Another descriptor of the listener, for what answers after this session.

@@ -2,10 +2,17 @@
 
 use std::{
     fmt::Display,
+    os::fd::{AsFd, OwnedFd},
     sync::{
         Arc,
         atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering},
     },
+};
+
+use rustix::{
+    event::{PollFd, PollFlags, Timespec, poll},
+    io::Errno,
+    process::{WaitId, WaitIdOptions, getpid, set_child_subreaper, waitid},
 };
 
 use ioasid_core::{
@@ -34,6 +41,8 @@ pub(crate) struct Program {
     open_files: AtomicUsize,
     /// Names of the device nodes that it has open.
     devices: Mutex<Vec<String>>,
+    /// What has been an agent of one of its processes ([`super::agents`]), until it is collected.
+    agents: Mutex<Vec<Child>>,
     warned: AtomicBool,
 }
 
@@ -54,6 +63,7 @@ impl Program {
             observers,
             open_files: AtomicUsize::new(0),
             devices: Mutex::default(),
+            agents: Mutex::default(),
             warned: AtomicBool::new(false),
         })
     }
@@ -81,6 +91,52 @@ impl Program {
                 "a process cannot use the machine: its memory is closed to us"
             );
         }
+    }
+}
+
+/// A process that one of the program's processes has started for us.
+#[derive(Debug)]
+struct Child {
+    parent: i32,
+    handle: OwnedFd,
+}
+
+/// Children that are remembered. Beyond that init collects them, if there is one that does.
+const MOST_CHILDREN: usize = 256;
+
+impl Program {
+    /// An agent was started by process `parent`. When that ends the agent falls to this process, if it is
+    /// an ancestor, and not to init: in a container there may be none.
+    pub(crate) fn add_agent(&self, parent: i32, handle: OwnedFd) {
+        if let Err(error) = set_child_subreaper(Some(getpid())) {
+            tracing::debug!(%error, "agents are left to init");
+        }
+        let mut agents = self.agents.lock();
+        agents.truncate(MOST_CHILDREN - 1);
+        agents.push(Child { parent, handle });
+    }
+
+    /// Collects the agents that have ended and fallen to this process.
+    pub(crate) fn collect_agents(&self) {
+        self.agents.lock().retain(|child| {
+            let options = WaitIdOptions::EXITED | WaitIdOptions::NOHANG;
+            let found = waitid(WaitId::PidFd(child.handle.as_fd()), options);
+            !matches!(found, Ok(Some(_)))
+        });
+    }
+
+    /// Waits until the agents of process `parent`, which has ended, have ended too, as the kernel has
+    /// killed them, and collects them.
+    pub(crate) fn await_agents_of(&self, parent: i32) {
+        const PATIENCE: Timespec = Timespec {
+            tv_sec: 1,
+            tv_nsec: 0,
+        };
+        for child in self.agents.lock().iter().filter(|c| c.parent == parent) {
+            let mut fds = [PollFd::new(&child.handle, PollFlags::IN)];
+            while matches!(poll(&mut fds, Some(&PATIENCE)), Err(Errno::INTR)) {}
+        }
+        self.collect_agents();
     }
 }
 

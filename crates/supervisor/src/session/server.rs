@@ -103,6 +103,8 @@ impl Server {
                 self.state.faults.ended(tid);
             }
             self.state.registers.forget_ended();
+            self.state.agents.forget_ended();
+            self.state.program.collect_agents();
         }
         if now.files_closed {
             self.close_what_was_closed();

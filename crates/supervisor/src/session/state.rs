@@ -13,6 +13,7 @@ use ioasid_vfio::Container;
 use rustix::fs::OFlags;
 
 use super::{
+    agents::Agents,
     answer::Pending,
     descriptors::{
         Descriptors,
@@ -37,6 +38,7 @@ pub(crate) struct State {
     pub(crate) descriptors: Descriptors,
     pub(crate) paths: Paths,
     pub(crate) registers: Registers,
+    pub(crate) agents: Agents,
     pub(crate) faults: Faults,
     /// What the call in hand does in its program, if somebody wants to know.
     pub(crate) steps: Option<Arc<Steps>>,
@@ -79,6 +81,7 @@ impl State {
             paths: Paths::new(program, &machine, attach.mode)?,
             registers: Registers::new(attach.mmio, program, &client),
             descriptors: Descriptors::new(program, &client, attach.base)?,
+            agents: Agents::default(),
             faults: Faults::default(),
             steps: program.observers.wants_steps().then(Arc::default),
             argument: Vec::new(),

@@ -9,22 +9,36 @@ use std::{
     ptr::{self, NonNull},
 };
 
-use ioasid_preload::page::{PAGE_BYTES, Page};
+use ioasid_preload::{
+    errands::Errands,
+    page::{PAGE_BYTES, Page},
+};
 use rustix::{
     fs::{SealFlags, fcntl_add_seals, ftruncate},
     mm::{MapFlags, ProtFlags, mmap, munmap},
 };
 
+/// What can lie in such a page.
+///
+/// # Safety
+/// It fills one page, all its fields are atomic, and any bytes are one.
+pub(crate) unsafe trait Shareable {}
+
+// SAFETY: questions in atomic words, a page of them (asserted beside its definition).
+unsafe impl Shareable for Page {}
+// SAFETY: as above.
+unsafe impl Shareable for Errands {}
+
 /// The page, mapped as long as this lives.
 #[derive(Debug)]
-pub(crate) struct SharedPage(NonNull<Page>);
+pub(crate) struct SharedPage<T: Shareable>(NonNull<T>);
 
 // SAFETY: a page of atomics, which any thread may touch, and which any may unmap.
-unsafe impl Send for SharedPage {}
+unsafe impl<T: Shareable> Send for SharedPage<T> {}
 // SAFETY: as above.
-unsafe impl Sync for SharedPage {}
+unsafe impl<T: Shareable> Sync for SharedPage<T> {}
 
-impl SharedPage {
+impl<T: Shareable> SharedPage<T> {
     /// Makes a page of zeros of an empty memory file, for the other side to map. Nobody can make
     /// the file smaller: what is mapped here can always be touched.
     ///
@@ -41,17 +55,17 @@ impl SharedPage {
     }
 }
 
-impl Deref for SharedPage {
-    type Target = Page;
+impl<T: Shareable> Deref for SharedPage<T> {
+    type Target = T;
 
-    fn deref(&self) -> &Page {
+    fn deref(&self) -> &T {
         // SAFETY: mapped, aligned and large enough until this is dropped. Others write it at any
         // time, but all that is read or written of it is atomic, and any bytes are a value.
         unsafe { self.0.as_ref() }
     }
 }
 
-impl Drop for SharedPage {
+impl<T: Shareable> Drop for SharedPage<T> {
     fn drop(&mut self) {
         // SAFETY: the mapping that `new` made; every reference into it has borrowed from this.
         let unmapped = unsafe { munmap(self.0.as_ptr().cast(), PAGE_BYTES) };

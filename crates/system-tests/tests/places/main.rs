@@ -6,6 +6,8 @@
 //! unusual ways; as root also as an unprivileged user, with and without namespaces of `ioasid run`.
 //! What a host does not let a program do without `ioasid` either is named as skipped.
 
+mod private;
+
 use std::{
     fs,
     path::{Path, PathBuf},
@@ -187,6 +189,7 @@ const TESTS: &[(&str, Test<Installation>)] = &[
             )
         },
     ),
+    ("with private memory, and an agent in it", private::check),
     ("with files that io_uring opened", |installation| {
         let only_with_namespaces = Some("io_uring is not trapped, so the open is ENOENT");
         let place = Place {
@@ -233,29 +236,36 @@ fn set_up(given: Option<&Path>) -> Result<Installation> {
     let machine = root().join("conformance/machines/vfio-ioat.toml");
     fs::copy(&machine, installation.path(MACHINE)).context("copying the machine file")?;
     for build in Build::ALL {
-        compile(&installation, build)?;
+        let failed = compile(&installation, "probe.c", build.name(), build.option())?;
+        if let (Some(why), Build::Plain) = (failed, build) {
+            bail!("the client does not compile: {why}");
+        }
+    }
+    for (name, option) in private::BUILDS {
+        if let Some(why) = compile(&installation, "private.c", name, option)? {
+            bail!("the client with private memory does not compile: {why}");
+        }
     }
     Ok(installation)
 }
 
-/// Builds the client. A build that the compiler has no libraries for is left out; the plain one has
-/// to succeed.
-fn compile(installation: &Installation, build: Build) -> Result<()> {
+/// Builds a client; what the compiler says if it cannot: it may have no libraries for this build.
+fn compile(
+    installation: &Installation,
+    source: &str,
+    name: &str,
+    option: Option<&str>,
+) -> Result<Option<String>> {
     let output = Command::new("cc")
         .args(["-Wall", "-Wextra", "-Werror", "-O1", "-g"])
-        .args(build.option())
+        .args(option)
         .arg("-o")
-        .arg(installation.path(build.name()))
-        .arg(root().join("crates/system-tests/tests/places/probe.c"))
-        .arg("-lutil")
+        .arg(installation.path(name))
+        .arg(root().join("crates/system-tests/tests/places").join(source))
+        .args(["-lutil", "-lpthread"])
         .output()
         .context("`cc` could not be run; install a C compiler")?;
-    ensure!(
-        output.status.success() || build != Build::Plain,
-        "the client does not compile: {}",
-        shown(&output)
-    );
-    Ok(())
+    Ok((!output.status.success()).then(|| shown(&output)))
 }
 
 /// Runs the client in each of these places: which users and modes passed, and what was skipped.

@@ -1,5 +1,7 @@
 //! Questions of the library in the program ([`ioasid_preload::call`]).
 
+use std::os::fd::AsFd;
+
 use ioasid_preload::call::{Kind, Shape};
 use ioasid_uapi::error::RegisterError;
 
@@ -22,6 +24,14 @@ pub(crate) fn ask(state: &mut State, call: Pending<'_>, question: RegisterQuesti
     })?;
     match shape.kind {
         Kind::Node => node(state, question),
+        Kind::Errands => {
+            let page = state.agents.share(call.process)?;
+            call.hand_over(&state.program.listener, page.as_fd())
+        }
+        Kind::Agent => {
+            state.agents.welcome(&state.program, call.process)?;
+            Ok(Answer::Value(0))
+        }
         _ => state
             .registers
             .answer(&state.program, call, question, shape),

@@ -108,7 +108,7 @@ pub(crate) fn carry_out(
     let allowed = match shape.kind {
         Kind::Load => place.readable,
         Kind::Store | Kind::Enqueue => place.writable,
-        Kind::Refuse | Kind::Share | Kind::Await | Kind::Node => false,
+        _ => false,
     };
     if !allowed || place.left < shape.size as u64 - 1 {
         return Err(missing.into());

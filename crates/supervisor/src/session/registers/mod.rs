@@ -204,14 +204,10 @@ impl Registers {
                 let page = self
                     .poller
                     .share(call.process, &self.mapped, &program.requests)?;
-                let listener = &program.listener;
-                match listener.reply_with_fd(call.id, page.as_fd(), None, true) {
-                    Ok(fd) => Ok(Answer::Answered(Some(fd))),
-                    Err(_) => Err(FileError::NoNumber.into()),
-                }
+                call.hand_over(&program.listener, page.as_fd())
             }
-            // About a path, not a register.
-            Kind::Node => Err(RegisterError::Malformed {
+            // About no register.
+            Kind::Node | Kind::Errands | Kind::Agent => Err(RegisterError::Malformed {
                 shape: question.shape,
             }
             .into()),

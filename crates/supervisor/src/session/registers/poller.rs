@@ -28,7 +28,10 @@ use std::{
 };
 
 use ioasid_host::Process;
-use ioasid_preload::{call::Shape, page::Question};
+use ioasid_preload::{
+    call::Shape,
+    page::{Page, Question},
+};
 use ioasid_uapi::{
     CallError,
     error::{FileError, RegisterError},
@@ -69,7 +72,7 @@ const LOOKS: u32 = 64;
 /// A process that has a page.
 #[derive(Debug)]
 struct Watched {
-    page: SharedPage,
+    page: SharedPage<Page>,
     process: Weak<Process>,
     /// Held while questions are taken and answered.
     answering: Mutex<()>,

@@ -10,7 +10,7 @@ use common::*;
 use ioasid_core::{
     Prot,
     host::{Job, Worker, WorkerStopped},
-    memory::{Backing, Memory, MemoryGone, RemoteMemory},
+    memory::{Backing, InnerCopy, Memory, MemoryGone, RemoteMemory, RemotePlace},
     spa::SpaRange,
     sync::{Condvar, Mutex},
 };
@@ -66,6 +66,10 @@ struct ProcessState {
     alive: bool,
     waiting: usize,
     served_by: Option<std::thread::ThreadId>,
+    /// How many copies were made at once, each time, where something makes them in place.
+    in_place: Option<Vec<usize>>,
+    /// Copies in place end here.
+    end: usize,
 }
 
 impl Process {
@@ -104,6 +108,37 @@ impl RemoteMemory for Process {
     fn worker(&self) -> &Arc<dyn Worker> {
         &self.worker
     }
+
+    fn place(&self, offset: u64) -> Option<RemotePlace> {
+        Some(RemotePlace {
+            space: 1,
+            address: offset,
+        })
+    }
+
+    fn copy_inside(&self, copies: &mut [InnerCopy]) -> bool {
+        let mut state = self.state.lock();
+        let ProcessState {
+            bytes,
+            in_place,
+            end,
+            ..
+        } = &mut *state;
+        let Some(in_place) = in_place else {
+            return false;
+        };
+        in_place.push(copies.len());
+        for copy in copies {
+            let (dst, src) = (copy.dst as usize, copy.src as usize);
+            let len = (copy.len as usize).min(end.saturating_sub(dst));
+            bytes.copy_within(src..src + len, dst);
+            copy.done = len as u64;
+            if copy.done != copy.len {
+                break;
+            }
+        }
+        true
+    }
 }
 
 impl Backing for Process {
@@ -136,6 +171,8 @@ fn setup() -> Setup {
             alive: true,
             waiting: 0,
             served_by: None,
+            in_place: None,
+            end: SIZE as usize,
         }),
         changed: Condvar::new(),
     });
@@ -302,6 +339,57 @@ fn a_batch_with_its_list_and_records_in_remote_memory_runs() {
     let state = process.state.lock();
     assert_eq!(state.bytes[0x2_0000 + 99 * 64], 99);
     assert!((0..100).all(|index| state.bytes[0x1_0000 + index * 32] == 1));
+}
+
+#[test]
+fn a_batch_in_one_program_is_copied_many_at_a_time_up_to_a_fence_and_ends_one_by_one() {
+    const COPIES: u64 = 80;
+    const FENCED: u64 = 50;
+    const LEN: u64 = 4096;
+    let Setup {
+        whole,
+        process,
+        range: _range,
+        ..
+    } = setup();
+    let (from, to, records) = (1 << 20, 2 << 20, 3 << 20);
+    // What is made in place ends in the middle of one copy; the other way goes on there.
+    let end = to + 60 * LEN + 100;
+    process.set(|state| {
+        state.in_place = Some(Vec::new());
+        state.end = end as usize;
+        for number in 0..COPIES {
+            let record = REMOTE + records + 32 * number;
+            let (to, from) = (REMOTE + to + number * LEN, REMOTE + from + number * LEN);
+            let mut copy = Descriptor::memory_move(to, from, LEN as u32, record);
+            copy.flags.set_fence(number == FENCED);
+            let at = number as usize * 64;
+            state.bytes[at..at + 64].copy_from_slice(&copy.to_bytes());
+        }
+    });
+    let before = process.state.lock().bytes.clone();
+    let record = whole.run(Descriptor::batch(REMOTE, COPIES as u32, 0));
+    assert_eq!(
+        (record.status, u64::from(record.completed)),
+        (Status::Success as u8, COPIES)
+    );
+    let state = process.state.lock();
+    let len = (COPIES * LEN) as usize;
+    let (from, to) = (from as usize, to as usize);
+    assert!(state.bytes[to..to + len] == before[from..from + len]);
+    for number in 0..COPIES as usize {
+        let at = records as usize + 32 * number;
+        assert_eq!(state.bytes[at], Status::Success as u8, "record {number}");
+    }
+    let in_place = state.in_place.as_deref().unwrap();
+    let mut many: Vec<_> = in_place
+        .iter()
+        .copied()
+        .filter(|copies| *copies > 1)
+        .collect();
+    many.truncate(3);
+    // Windows of 32: the second one ends before the fence.
+    assert_eq!(many, [32, 18, 14], "{in_place:?}");
 }
 
 #[test]

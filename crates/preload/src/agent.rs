@@ -25,6 +25,7 @@ use ioasid_mmio::Cpu as _;
 use crate::{
     call::{Kind, Shape},
     errands::{Errands, Futex, Word},
+    layout::Stat,
     own,
     registers::{Frame, Registers},
     sys::{self, KernelAction, alone, flag},
@@ -39,6 +40,7 @@ pub fn start_if_wanted() {
         && errands.take_wish()
         && !own::is_borrowed()
         && !is_emulated()
+        && children_stay_here()
     {
         own::start_agent(STACK, |stack| start(errands, stack));
     }
@@ -60,6 +62,19 @@ fn is_emulated() -> bool {
         );
     }
     answer != 0
+}
+
+/// Whether a child would be in the same process namespace. In a new one it would be the first process,
+/// and its end would be that of the namespace.
+fn children_stay_here() -> bool {
+    let namespace = |path: &core::ffi::CStr| {
+        let mut stat = Stat::default();
+        // SAFETY: a path that ends with 0 and a structure of this function.
+        let ret = unsafe { sys::newfstatat(-100, path.as_ptr(), (&raw mut stat).cast(), 0) };
+        (ret == 0).then_some((stat.dev, stat.ino))
+    };
+    let here = namespace(c"/proc/self/ns/pid");
+    here.is_some() && here == namespace(c"/proc/self/ns/pid_for_children")
 }
 
 const CLONE_VM: u64 = 0x100;

@@ -89,6 +89,9 @@ const CLAIMS: &[(&str, Claim)] = &[
     ("a_program_without_our_files_is_left_alone", |u| {
         client(u, "bystander")
     }),
+    ("questions_about_an_agent_may_come_from_anybody", |u| {
+        client(u, "agent-questions")
+    }),
     ("a_program_cannot_break_its_session", |u| {
         client(u, "hostile")
     }),

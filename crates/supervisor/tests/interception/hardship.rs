@@ -1,8 +1,12 @@
 //! Programs that make it hard: signals, filters of their own, shared and closed memory, other ABIs.
 
 use std::{
-    fs, io,
-    os::fd::AsRawFd,
+    fs::{self, File},
+    io,
+    os::{
+        fd::{AsRawFd, FromRawFd},
+        unix::fs::FileExt,
+    },
     path::Path,
     sync::atomic::{AtomicBool, AtomicU64, Ordering},
     thread,
@@ -16,6 +20,7 @@ use crate::{
 };
 
 pub(crate) const CLIENTS: &[Client] = &[
+    ("agent-questions", agent_questions),
     ("storm", || storm(libc::SA_RESTART)),
     ("storm-without-restart", || storm(0)),
     ("vfork", vfork),
@@ -291,5 +296,47 @@ fn numbers_are_reused() -> Check {
         }
     }
     ensure_eq!(errno(destroy(&b, 500)), libc::ENOENT);
+    Ok(())
+}
+
+/// What the library in a program asks about its agent, asked by whoever likes.
+fn agent_questions() -> Check {
+    const ERRANDS: u64 = 7;
+    const AGENT: u64 = 8;
+    let ask = |kind: u64| {
+        let (request, shape) = (0x3bfd_u64, kind | 1 << 8);
+        // SAFETY: no descriptor, and no pointer that is not null.
+        let ret = unsafe { libc::syscall(libc::SYS_ioctl, -1, request, 0, shape, 0, 0) };
+        match ret {
+            0.. => Ok(ret as i32),
+            _ => Err(io::Error::last_os_error()),
+        }
+    };
+    ensure_eq!(errno(ask(AGENT)), libc::ENOENT);
+    let page = ask(ERRANDS)?;
+    ensure_eq!(errno(ask(ERRANDS)), libc::EBUSY);
+    // Spoilt from the start, and not to be made smaller or larger.
+    // SAFETY: the descriptor is ours from now on.
+    let page = unsafe { File::from_raw_fd(page) };
+    ensure_eq!(errno(page.set_len(0)), libc::EPERM);
+    page.write_all_at(&[0xff; 4096], 0)?;
+    // Nobody is its own agent, and one that ends at once is none.
+    ensure_eq!(errno(ask(AGENT)), libc::ENOENT);
+    for _ in 0..3 {
+        // SAFETY: the child makes system calls only.
+        let child = unsafe { libc::fork() };
+        if child == 0 {
+            let code = match (ask(AGENT), errno(ask(AGENT))) {
+                (Ok(0), libc::EBUSY) => 0,
+                _ => 1,
+            };
+            // SAFETY: ends the child.
+            unsafe { libc::_exit(code) };
+        }
+        let mut status = 1;
+        // SAFETY: a live local.
+        ensure_eq!(unsafe { libc::waitpid(child, &raw mut status, 0) }, child);
+        ensure_eq!(status, 0);
+    }
     Ok(())
 }

@@ -10,6 +10,7 @@
  *          that wait() does not find
  * none     copies, and there is no agent
  * unshare  a new user namespace, which the kernel gives only to who has its memory to itself
+ * pid      there is no agent while new children begin a process namespace, which would end with it
  * fork     a child's memory stays what it was at the fork, and the child does not have the agent's pages
  * stop     the agent is stopped
  * kill     agents are killed while they copy
@@ -305,6 +306,26 @@ static void in_a_new_namespace(void)
 		fail("the agent is there still");
 }
 
+static void before_a_new_process_namespace(void)
+{
+	int rounds, status;
+	pid_t child;
+
+	if (unshare(CLONE_NEWPID) && unshare(CLONE_NEWUSER | CLONE_NEWPID)) {
+		printf("private: the host gives no process namespaces\n");
+		exit(SKIP);
+	}
+	step = "copies before a new process namespace";
+	for (rounds = 0; rounds < 64; rounds++)
+		copy_and_check(MEGABYTE);
+	child = sure(fork(), "fork");
+	if (!child)
+		_exit(getpid() == 1 ? 0 : 1);
+	sure(waitpid(child, &status, 0), "waitpid");
+	if (status)
+		fail("the first child is not the first process");
+}
+
 /* Whether the pages of the agent are in this process. */
 static int has_its_pages(void)
 {
@@ -470,6 +491,8 @@ int main(int argc, char **argv)
 			fail("there is an agent");
 	} else if (!strcmp(mode, "unshare"))
 		in_a_new_namespace();
+	else if (!strcmp(mode, "pid"))
+		before_a_new_process_namespace();
 	else if (!strcmp(mode, "fork"))
 		across_fork();
 	else if (!strcmp(mode, "stop"))

@@ -16,8 +16,8 @@ pub(super) const BUILDS: [(&str, Option<&str>); 2] =
     [("private", None), ("private-static", Some("-static"))];
 
 /// What the client does with its agent; see the head of `private.c`.
-const MODES: [&str; 9] = [
-    "plain", "unshare", "fork", "stop", "kill", "protect", "exec", "exit", "abort",
+const MODES: [&str; 10] = [
+    "plain", "unshare", "pid", "fork", "stop", "kill", "protect", "exec", "exit", "abort",
 ];
 
 /// The client's status where the host does not let it try.

@@ -3,7 +3,8 @@
 //! A job that
 //!
 //! * has moved the bytes of one guard goes back to its unit, and others get their turn;
-//! * needs memory that may block moves to its client's worker, which runs the rest of it;
+//! * needs memory that may block moves to its client's worker, which runs the rest of it, and some of
+//!   those behind it;
 //! * wants a page that is missing is parked until its page request is answered;
 //! * belongs to a function that must not issue requests goes back to its unit, which has no work
 //!   until it may.
@@ -22,6 +23,46 @@ use crate::{
     pool::{EnginePool, State},
     schedule::{Halt, Job, Place, Schedule},
 };
+
+/// Jobs of one unit that a worker executes before its client's other units get their turn.
+const IN_A_ROW: u32 = 32;
+
+/// What executes a job.
+#[derive(Clone, Copy, Debug)]
+enum Runner {
+    /// The engine with this number.
+    Engine(usize),
+    /// Its client's worker.
+    Worker {
+        /// Whether it may take another one afterwards.
+        goes_on: bool,
+    },
+}
+
+impl Runner {
+    const fn place(self) -> Place {
+        match self {
+            Runner::Engine(_) => Place::Engine,
+            Runner::Worker { .. } => Place::Worker,
+        }
+    }
+
+    const fn engine(self) -> Option<usize> {
+        match self {
+            Runner::Engine(number) => Some(number),
+            Runner::Worker { .. } => None,
+        }
+    }
+}
+
+impl<S: Schedule> State<S> {
+    /// It counts no more as begun.
+    fn forget(&mut self, job: &S::Job) {
+        if !self.begun.is_empty() {
+            self.begun.remove(&job.id());
+        }
+    }
+}
 
 impl<S: Schedule> EnginePool<S> {
     /// The life of engine `index`.
@@ -55,7 +96,9 @@ impl<S: Schedule> EnginePool<S> {
     #[inline]
     fn take_up(self: &Arc<Self>, job: S::Job, port: &mut DmaPort, engine: usize) {
         match self.device().injections().is_armed() {
-            false => self.execute(job, port, Some(engine)),
+            false => {
+                self.execute(job, port, Runner::Engine(engine));
+            }
             true => self.take_up_counted(job, port, engine),
         }
     }
@@ -68,23 +111,26 @@ impl<S: Schedule> EnginePool<S> {
         match is_new.then(|| injections.at(Point::Descriptor)).flatten() {
             Some(Failure::Lose) => {
                 job.lost();
-                return self.end(self.state(), job, Some(Place::Engine));
+                self.end(self.state(), job, Place::Engine);
+                return;
             }
             Some(Failure::Refuse) => port.refuse_next(true),
             Some(Failure::Delay(time)) => thread::sleep(time),
             Some(Failure::Nothing) | None => {}
         }
-        self.execute(job, port, Some(engine));
+        self.execute(job, port, Runner::Engine(engine));
         // One that was aborted has entered none.
         port.refuse_next(false);
     }
 
-    /// Executes `job` as far as it goes on `engine`, or on its client's worker without one.
-    fn execute(self: &Arc<Self>, mut job: S::Job, port: &mut DmaPort, engine: Option<usize>) {
-        let place = match engine {
-            Some(_) => Place::Engine,
-            None => Place::Worker,
-        };
+    /// Executes `job` as far as it goes where it is. A worker may get the next one.
+    fn execute(
+        self: &Arc<Self>,
+        mut job: S::Job,
+        port: &mut DmaPort,
+        runner: Runner,
+    ) -> Option<S::Job> {
+        let place = runner.place();
         let watched = self.device().watch().is_on();
         let began = watched.then(|| (job.id(), Instant::now()));
         job.begin();
@@ -99,20 +145,21 @@ impl<S: Schedule> EnginePool<S> {
             }
         };
         let work = began.map(|(id, began)| (id, began, job.operation()));
-        let end = match result {
-            Ok(()) => self.conclude(job, port, place),
-            Err(halt) => self.leave(self.state(), job, place, halt),
+        let (end, next) = match result {
+            Ok(()) => self.conclude(job, port, runner),
+            Err(halt) => (self.leave(self.state(), job, runner, halt), None),
         };
         if let Some((id, began, operation)) = work {
             self.device().watch().tell(|| Event::Worked {
                 unit: self.unit(id.unit),
                 number: id.number,
                 operation,
-                engine,
+                engine: runner.engine(),
                 began,
                 end,
             });
         }
+        next
     }
 
     /// The name of a queue or channel to who watches.
@@ -124,7 +171,13 @@ impl<S: Schedule> EnginePool<S> {
     }
 
     /// Ends a job whose steps are done.
-    fn conclude(self: &Arc<Self>, mut job: S::Job, port: &mut DmaPort, place: Place) -> WorkEnd {
+    fn conclude(
+        self: &Arc<Self>,
+        mut job: S::Job,
+        port: &mut DmaPort,
+        runner: Runner,
+    ) -> (WorkEnd, Option<S::Job>) {
+        let place = runner.place();
         loop {
             let locked = (place == Place::Engine).then(|| self.state());
             let result = match job.aborted() {
@@ -139,11 +192,10 @@ impl<S: Schedule> EnginePool<S> {
                         true => WorkEnd::Aborted,
                         false => WorkEnd::Done,
                     };
-                    self.end(state, job, Some(place));
-                    return end;
+                    return (end, self.end_and_take(state, job, runner));
                 }
                 Err(Halt::Budget) => {}
-                Err(halt) => return self.leave(state, job, place, halt),
+                Err(halt) => return (self.leave(state, job, runner, halt), None),
             }
         }
     }
@@ -153,9 +205,10 @@ impl<S: Schedule> EnginePool<S> {
         self: &Arc<Self>,
         mut state: MutexGuard<'_, State<S>>,
         mut job: S::Job,
-        place: Place,
+        runner: Runner,
         halt: Halt,
     ) -> WorkEnd {
+        let place = runner.place();
         state.schedule.account(&mut job, place);
         match halt {
             Halt::Budget => self.put_back(state, job, place, false),
@@ -181,7 +234,7 @@ impl<S: Schedule> EnginePool<S> {
             Ok(true) => self.release(state, Some(place)),
             Ok(false) => {}
             Err(job) => {
-                self.end(state, job, Some(place));
+                self.end(state, job, place);
                 return WorkEnd::Aborted;
             }
         }
@@ -189,12 +242,35 @@ impl<S: Schedule> EnginePool<S> {
     }
 
     /// The job is done, or cut short.
-    fn end(&self, mut state: MutexGuard<'_, State<S>>, job: S::Job, place: Option<Place>) {
-        if !state.begun.is_empty() {
-            state.begun.remove(&job.id());
-        }
+    fn end(&self, mut state: MutexGuard<'_, State<S>>, job: S::Job, place: Place) {
+        state.forget(&job);
         state.schedule.end(job);
-        self.release(state, place);
+        self.release(state, Some(place));
+    }
+
+    /// As [`EnginePool::end`]; a worker that may go on gets the next job of the unit, whose memory is likely
+    /// to be of the same kind: that spares waking an engine, and the worker again.
+    fn end_and_take(
+        &self,
+        mut state: MutexGuard<'_, State<S>>,
+        job: S::Job,
+        runner: Runner,
+    ) -> Option<S::Job> {
+        let unit = job.id().unit;
+        state.forget(&job);
+        state.schedule.end(job);
+        let goes_on = matches!(runner, Runner::Worker { goes_on: true })
+            && !state.stopping
+            && !self.device().injections().is_armed();
+        let next = match goes_on {
+            true => state.schedule.next_of(unit),
+            false => None,
+        };
+        if let Some(next) = &next {
+            state.schedule.make_remote(next);
+        }
+        self.release(state, Some(runner.place()));
+        next
     }
 
     fn is_paused(&self, job: &S::Job) -> bool {
@@ -215,7 +291,7 @@ impl<S: Schedule> EnginePool<S> {
             Ok(true) => self.release(state, Some(place)),
             Ok(false) => drop(state),
             Err(job) => {
-                self.end(state, job, Some(place));
+                self.end(state, job, place);
                 return WorkEnd::Aborted;
             }
         }
@@ -238,12 +314,19 @@ impl<S: Schedule> EnginePool<S> {
     fn hand_over(self: &Arc<Self>, job: S::Job, worker: &Arc<dyn Worker>) {
         let run = |(pool, job): (Arc<Self>, S::Job)| {
             let mut port = pool.device().port();
-            pool.execute(job, &mut port, None);
+            let mut next = Some(job);
+            for left in (0..IN_A_ROW).rev() {
+                let Some(job) = next.take() else {
+                    break;
+                };
+                let goes_on = left > 0;
+                next = pool.execute(job, &mut port, Runner::Worker { goes_on });
+            }
         };
         // Its client is gone: the job ends without a trace in memory.
         let lost = |(pool, mut job): (Arc<Self>, S::Job)| {
             job.lost();
-            pool.end(pool.state(), job, Some(Place::Worker));
+            pool.end(pool.state(), job, Place::Worker);
         };
         hand_over(worker, (Arc::clone(self), job), run, lost);
     }

@@ -142,6 +142,13 @@ pub trait Schedule: fmt::Debug + Send + Sized + 'static {
     /// Takes the next job for `engine`, if there is one for it.
     fn next(&mut self, engine: usize) -> Option<Self::Job>;
 
+    /// Takes the next job of `unit` for the worker that has just ended one of it, if it is of the same
+    /// client. By default an engine takes it.
+    fn next_of(&mut self, unit: usize) -> Option<Self::Job> {
+        let _ = unit;
+        None
+    }
+
     /// Comes after each change: does what waited for it, and gives the interrupts that the change
     /// or this asks for.
     fn after_change(&mut self) -> Self::Interrupts;

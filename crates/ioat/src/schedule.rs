@@ -69,6 +69,16 @@ impl Schedule for State {
         }
     }
 
+    fn next_of(&mut self, channel: usize) -> Option<Task> {
+        let index = channel;
+        let channel = self.channels.get_mut(index)?;
+        if !channel.is_due() {
+            return None;
+        }
+        channel.run_state = RunState::Ready;
+        channel.take(index)
+    }
+
     fn after_change(&mut self) -> Option<Message> {
         self.queue_up();
         mem::take(&mut self.message)

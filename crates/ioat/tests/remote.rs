@@ -4,7 +4,11 @@
 
 mod common;
 
-use std::sync::{Arc, Weak, mpsc};
+use std::sync::{
+    Arc, Weak,
+    atomic::{AtomicUsize, Ordering},
+    mpsc,
+};
 
 use common::*;
 use ioasid_core::{
@@ -23,11 +27,16 @@ const REMOTE: u64 = 0x1_0000_0000;
 
 /// A thread that runs jobs until it is stopped.
 #[derive(Debug)]
-struct Thread(Mutex<Option<mpsc::Sender<Job>>>);
+struct Thread {
+    jobs: Mutex<Option<mpsc::Sender<Job>>>,
+    /// Jobs that it was given.
+    given: AtomicUsize,
+}
 
 impl Worker for Thread {
     fn submit(&self, job: Job) -> Result<(), WorkerStopped> {
-        let jobs = self.0.lock();
+        self.given.fetch_add(1, Ordering::Relaxed);
+        let jobs = self.jobs.lock();
         let sent = jobs.as_ref().ok_or(WorkerStopped)?.send(job);
         sent.map_err(|_| WorkerStopped)
     }
@@ -115,7 +124,10 @@ fn setup() -> Setup {
     let whole = Whole::new();
     let (sender, receiver) = mpsc::channel::<Job>();
     std::thread::spawn(move || receiver.into_iter().for_each(|job| job()));
-    let thread = Arc::new(Thread(Mutex::new(Some(sender))));
+    let thread = Arc::new(Thread {
+        jobs: Mutex::new(Some(sender)),
+        given: AtomicUsize::new(0),
+    });
     let process = Arc::new(Process {
         worker: thread.clone(),
         bytes: Mutex::new(pattern(SIZE as usize, 9)),
@@ -181,6 +193,26 @@ fn chain_data_and_completion_word_may_all_be_remote() {
 }
 
 #[test]
+fn a_worker_goes_on_with_the_chain_and_lets_others_of_its_client_in_between() {
+    const COUNT: u64 = 80;
+    let setup = setup();
+    let driver = &setup.whole.driver;
+    for n in 0..COUNT {
+        let (to, from) = (REMOTE + 0x20_0000 + n * 64, REMOTE + 0x10_0000 + n * 64);
+        let copy = reporting(Descriptor::copy(to, from, 64)).with_next(REMOTE + (n + 1) * 64);
+        setup.process.bytes.lock()[n as usize * 64..][..64].copy_from_slice(&copy.to_bytes());
+    }
+    driver.set_completion(REMOTE + 0x8000);
+    driver.start(REMOTE, COUNT as u16);
+    driver.wait_for(ChannelStatus::Done);
+    let bytes = setup.process.bytes.lock();
+    let len = COUNT as usize * 64;
+    assert!(bytes[0x20_0000..][..len] == bytes[0x10_0000..][..len]);
+    // 32, 32 and 16 of them in a row.
+    assert_eq!(setup.thread.given.load(Ordering::Relaxed), 3);
+}
+
+#[test]
 fn a_process_that_does_not_answer_delays_no_other_channel() {
     let setup = setup();
     let blocked = setup.block(40);
@@ -234,7 +266,7 @@ fn a_process_that_ends_halts_its_channel() {
 #[test]
 fn a_worker_that_is_gone_halts_its_channel_without_a_trace() {
     let setup = setup();
-    drop(setup.thread.0.lock().take());
+    drop(setup.thread.jobs.lock().take());
     let errors = setup
         .whole
         .run(&[reporting(Descriptor::copy(DST, REMOTE, 64))]);

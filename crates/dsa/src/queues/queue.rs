@@ -163,7 +163,7 @@ impl Queue {
     }
 
     /// Whether the enabled queue is shared.
-    fn shared(&self) -> bool {
+    pub(crate) fn shared(&self) -> bool {
         self.session
             .as_ref()
             .is_some_and(|session| session.terms.shared)

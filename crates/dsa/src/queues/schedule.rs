@@ -26,6 +26,10 @@ impl Schedule for State {
         self.next_task(engine)
     }
 
+    fn next_of(&mut self, queue: usize) -> Option<Task> {
+        self.next_task_of(queue)
+    }
+
     fn after_change(&mut self) -> Vec<CommandInterrupt> {
         self.end_commands()
     }

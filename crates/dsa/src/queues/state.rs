@@ -138,6 +138,14 @@ impl State {
         }
     }
 
+    /// The next descriptor of a dedicated queue. In a shared one it may be another client's.
+    pub(crate) fn next_task_of(&mut self, index: usize) -> Option<Task> {
+        let may_issue = self.may_issue();
+        let queue = self.queues.get_mut(index)?;
+        let has_work = may_issue && !queue.shared() && queue.has_work();
+        has_work.then(|| queue.take(index)).flatten()
+    }
+
     /// Takes engine time off the credit of a queue.
     pub(crate) fn charge(&mut self, index: usize, bytes: u64) {
         if let Some(queue) = self.queues.get_mut(index) {

@@ -84,6 +84,25 @@ pub struct Errand {
     pub done: u64,
 }
 
+/// A question that was asked.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Asked {
+    number: u32,
+    /// The answer that was there before.
+    before: u32,
+}
+
+/// What became of a question.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Outcome {
+    /// It is answered.
+    Answered,
+    /// Not yet.
+    Pending,
+    /// There is something that no agent has written.
+    Spoilt,
+}
+
 /// How a side sleeps and is woken: by a futex, or as a model checker does.
 pub trait Futex {
     /// Sleeps while `word` is `value`, but not for ever; may end at any time.
@@ -162,8 +181,9 @@ impl Errands {
     }
 
     /// The session's side: asks for `errands`, [`ERRANDS`] of them at most. One session asks one
-    /// question at a time. Returns its number.
-    pub fn ask(&self, errands: &[Errand], futex: &impl Futex) -> u32 {
+    /// question at a time.
+    pub fn ask(&self, errands: &[Errand], futex: &impl Futex) -> Asked {
+        let before = self.answered.load(Relaxed);
         for (copy, errand) in self.copies.iter().zip(errands) {
             copy.dst.store(errand.dst, Relaxed);
             copy.src.store(errand.src, Relaxed);
@@ -175,26 +195,29 @@ impl Errands {
         Self::announce(&self.asked, number, &self.dozing, || {
             futex.wake(&self.asked);
         });
-        number
+        Asked { number, before }
     }
 
-    /// The session's side: sleeps once, if question `number` is not answered yet, and reads what was
-    /// done if it is.
-    pub fn answer(&self, number: u32, errands: &mut [Errand], futex: &impl Futex) -> bool {
-        let last = self.answered.load(Acquire);
-        if last != number {
-            let changed =
-                self.await_change(&self.answered, last, (&self.waiting, PATIENCE), || {
-                    futex.wait(&self.answered, last);
-                });
-            if changed != Some(number) {
-                return false;
-            }
+    /// The session's side: sleeps once if the question is not answered yet, and reads what was done if it
+    /// is.
+    pub fn answer(&self, asked: Asked, errands: &mut [Errand], futex: &impl Futex) -> Outcome {
+        let Asked { number, before } = asked;
+        let mut now = self.answered.load(Acquire);
+        if now == before && now != number {
+            let changed = self.await_change(&self.answered, now, (&self.waiting, PATIENCE), || {
+                futex.wait(&self.answered, before);
+            });
+            now = changed.unwrap_or(before);
+        }
+        match now {
+            _ if now == number => {}
+            _ if now == before => return Outcome::Pending,
+            _ => return Outcome::Spoilt,
         }
         for (copy, errand) in self.copies.iter().zip(errands) {
             errand.done = copy.done.load(Relaxed).min(errand.len);
         }
-        true
+        Outcome::Answered
     }
 
     /// What `word` is, once it is not `last`; `None` if it still is after some looks and one sleep.
@@ -269,15 +292,15 @@ mod tests {
     fn what_is_asked_is_done_in_order_up_to_a_failure_and_answered() {
         let page = Errands::default();
         let mut errands: Vec<_> = (0..ERRANDS as u64).map(errand).collect();
-        let number = page.ask(&errands, &Nobody);
-        assert!(!page.answer(number, &mut errands, &Nobody));
+        let asked = page.ask(&errands, &Nobody);
+        assert_eq!(page.answer(asked, &mut errands, &Nobody), Outcome::Pending);
         let mut seen = Vec::new();
         let last = page.serve(0, &Nobody, |dst, src, len| {
             seen.push((dst, src, len));
             if dst == 9 { 5 } else { len }
         });
-        assert_eq!(last, number);
-        assert!(page.answer(number, &mut errands, &Nobody));
+        assert_eq!(last, asked.number);
+        assert_eq!(page.answer(asked, &mut errands, &Nobody), Outcome::Answered);
         for (at, errand) in (0..).zip(&errands) {
             assert_eq!(
                 errand.done,
@@ -300,9 +323,9 @@ mod tests {
     fn no_more_is_believed_than_was_asked_for() {
         let page = Errands::default();
         let mut errands = [errand(0)];
-        let number = page.ask(&errands, &Nobody);
+        let asked = page.ask(&errands, &Nobody);
         page.serve(0, &Nobody, |_, _, _| u64::MAX);
-        assert!(page.answer(number, &mut errands, &Nobody));
+        assert_eq!(page.answer(asked, &mut errands, &Nobody), Outcome::Answered);
         assert_eq!(errands[0].done, 100);
     }
 
@@ -318,9 +341,9 @@ mod tests {
     fn what_a_program_writes_into_the_page_is_nobodys_loss_but_its_own() {
         let page = Errands::default();
         let mut errands = [errand(0)];
-        let number = page.ask(&errands, &Nobody);
-        page.answered.store(number.wrapping_add(7), Relaxed);
-        assert!(!page.answer(number, &mut errands, &Nobody));
+        let asked = page.ask(&errands, &Nobody);
+        page.answered.store(asked.number.wrapping_add(7), Relaxed);
+        assert_eq!(page.answer(asked, &mut errands, &Nobody), Outcome::Spoilt);
         page.count.store(u32::MAX, Relaxed);
         let mut copies = 0;
         page.serve(0, &Nobody, |_, _, len| {

@@ -18,7 +18,7 @@ use std::{
 
 use ioasid_core::memory::InnerCopy;
 use ioasid_host::{CopyAgent, Process};
-use ioasid_preload::errands::{ERRANDS, Errand, Errands, Futex, Word};
+use ioasid_preload::errands::{ERRANDS, Errand, Errands, Futex, Outcome, Word};
 use ioasid_uapi::{
     CallError,
     error::{FileError, RegisterError},
@@ -252,17 +252,21 @@ impl CopyAgent for Agent {
             done: 0,
         };
         let mut errands: Vec<_> = copies.iter().map(errand).collect();
-        let number = self.page.ask(&errands, &Patient);
+        let asked = self.page.ask(&errands, &Patient);
         loop {
-            if self.page.answer(number, &mut errands, &Patient) {
-                account.starts = 0;
-                for (copy, errand) in copies.iter_mut().zip(&errands) {
-                    copy.done = errand.done;
+            match self.page.answer(asked, &mut errands, &Patient) {
+                Outcome::Answered => {
+                    account.starts = 0;
+                    for (copy, errand) in copies.iter_mut().zip(&errands) {
+                        copy.done = errand.done;
+                    }
+                    return true;
                 }
-                return true;
-            }
-            if running.process.is_stopped() {
-                running.kill();
+                Outcome::Pending if !running.process.is_stopped() => {}
+                Outcome::Pending | Outcome::Spoilt => {
+                    running.kill();
+                    running.ends_within(LOOK);
+                }
             }
             if running.has_ended() {
                 lock(&self.process).take_if(|now| Arc::ptr_eq(now, &running));

@@ -1,14 +1,14 @@
 //! Copies that survive the loss of a page.
 //!
 //! A file that a client holds can be truncated under our mapping; the next access gets SIGBUS. The
-//! only instructions of this process that touch such memory are those of [`forward`]. A handler for
+//! only instructions of this process that touch such memory are those of [`mod@forward`]. A handler for
 //! SIGBUS and SIGSEGV knows where each of them is to go on; any other fault is none of ours and goes
 //! to whoever handled it before.
 //!
 //! # Safety argument
 //! The handler writes one register of the interrupted context, calls nothing that allocates or locks,
 //! and reads only a constant table and `OnceLock`s that were filled before it was installed. That the
-//! count is exact at a fault is argued in [`forward`].
+//! count is exact at a fault is argued in [`mod@forward`].
 // UNSAFETY: a signal handler, and raw copies.
 #![allow(unsafe_code)]
 

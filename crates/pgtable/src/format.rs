@@ -76,6 +76,10 @@ pub(crate) trait Format: Send + Sync + 'static {
     /// What a present leaf allows.
     fn prot(leaf: u64) -> Prot;
 
+    /// The bits that make an entry a present one that allows `access`: an entry which is no link and
+    /// has all of them is a leaf for it, and any other is not.
+    fn needs(access: Access) -> u64;
+
     /// The bits that a walk for `access` sets in a leaf.
     #[inline]
     fn marks(access: Access) -> u64 {
@@ -106,6 +110,12 @@ pub(crate) fn contract<F: Format>() {
     let prots = [Prot::READ, Prot::WRITE, Prot::RW];
     for level in 0..F::MAX_LEVELS {
         assert!(!F::is_link(0, level));
+        assert!(
+            [Access::Read, Access::Write]
+                .map(F::needs)
+                .iter()
+                .all(|bits| *bits != 0)
+        );
         if level > 0 {
             let link = F::link(0x7fff_1234_5000, level);
             assert!(F::is_link(link, level) && F::is_present(link));
@@ -124,6 +134,11 @@ pub(crate) fn contract<F: Format>() {
                             let more = |bit: u32| leaf | 1 << bit;
                             assert!((0..u64::BITS).all(|bit| F::is_present(more(bit))));
                             assert!(level == 0 || !F::is_link(leaf, level));
+                            for access in [Access::Read, Access::Write] {
+                                let needs = F::needs(access);
+                                assert_eq!(leaf & needs == needs, F::prot(leaf).allows(access));
+                                assert_eq!(needs & F::marks(access), 0);
+                            }
                             assert_eq!(F::leaf_shift(leaf, level), shift);
                             assert_eq!(leaf & spec::ADDRESS & !((1 << shift) - 1), spa);
                             assert_eq!(F::prot(leaf), F::prot(F::attributes(prot, true)));

@@ -30,6 +30,7 @@ use crate::{
 
 mod cut;
 mod dirty;
+
 mod map;
 mod unmap;
 
@@ -38,10 +39,85 @@ pub(crate) struct Tree<F: Format> {
     top: Top,
     /// Whether walks set accessed and dirty bits.
     tracking: AtomicBool,
+    /// What a leaf must have for an access that leaves it as it is: the bits that allow it and, while
+    /// tracking, its marks.
+    required: Required,
     arena: Arena,
     writer: Mutex<Writer>,
     counters: Counters,
     format: PhantomData<F>,
+}
+
+/// A mask per access.
+struct Required {
+    read: AtomicU64,
+    write: AtomicU64,
+}
+
+impl Required {
+    fn new<F: Format>(tracking: bool) -> Self {
+        let (read, write) = Self::masks::<F>(tracking);
+        Required {
+            read: AtomicU64::new(read),
+            write: AtomicU64::new(write),
+        }
+    }
+
+    fn masks<F: Format>(tracking: bool) -> (u64, u64) {
+        let mask = |access| F::needs(access) | if tracking { F::marks(access) } else { 0 };
+        (mask(Access::Read), mask(Access::Write))
+    }
+
+    /// A walk in flight may miss it, as it may miss that tracking began.
+    fn set<F: Format>(&self, tracking: bool) {
+        let (read, write) = Self::masks::<F>(tracking);
+        self.read.store(read, Ordering::SeqCst);
+        self.write.store(write, Ordering::SeqCst);
+    }
+
+    #[inline(always)]
+    fn of(&self, access: Access) -> u64 {
+        match access {
+            Access::Read => self.read.load(Ordering::Relaxed),
+            Access::Write => self.write.load(Ordering::Relaxed),
+        }
+    }
+}
+
+/// How the long way of a walk ended, small enough to be returned in registers: what came back through
+/// memory would make the short way write its result there as well.
+#[derive(Clone, Copy)]
+struct Ended {
+    /// The leaf.
+    entry: u64,
+    /// Its level, or one of the codes below.
+    level: u32,
+}
+
+impl Ended {
+    const OUT_OF_RANGE: u32 = u32::MAX;
+    const NOT_PRESENT: u32 = u32::MAX - 1;
+    const PERMISSION: u32 = u32::MAX - 2;
+
+    fn fault(fault: WalkFault) -> Self {
+        let level = match fault {
+            WalkFault::OutOfRange => Self::OUT_OF_RANGE,
+            WalkFault::NotPresent => Self::NOT_PRESENT,
+            WalkFault::Permission => Self::PERMISSION,
+        };
+        Ended { entry: 0, level }
+    }
+
+    /// The leaf and its level.
+    #[inline(always)]
+    fn leaf(self) -> Result<(u64, u32), WalkFault> {
+        match self.level {
+            Self::OUT_OF_RANGE => Err(WalkFault::OutOfRange),
+            Self::NOT_PRESENT => Err(WalkFault::NotPresent),
+            Self::PERMISSION => Err(WalkFault::Permission),
+            level => Ok((self.entry, level)),
+        }
+    }
 }
 
 /// What only writers touch.
@@ -110,6 +186,7 @@ impl<F: Format> Tree<F> {
         Tree {
             top,
             tracking: AtomicBool::new(tracking),
+            required: Required::new::<F>(tracking),
             writer: Mutex::new(Writer {
                 replaced: arena.freed(),
             }),
@@ -151,7 +228,18 @@ impl<F: Format> Tree<F> {
     /// Walks to the entry that decides about `iova`. `None` if the levels do not reach so far.
     #[inline(always)]
     fn find(&self, iova: u64) -> Option<Found<'_>> {
-        let (mut table, levels) = self.top();
+        let (table, levels) = self.top();
+        // With a depth that is known the walk has no loop; most tables never grow.
+        if levels == F::MIN_LEVELS {
+            self.descend(table, F::MIN_LEVELS, iova)
+        } else {
+            self.descend(table, levels, iova)
+        }
+    }
+
+    /// [`Tree::find`] from the top `table` of `levels` levels.
+    #[inline(always)]
+    fn descend<'t>(&'t self, mut table: &'t Table, levels: u32, iova: u64) -> Option<Found<'t>> {
         if iova > F::reach(levels) {
             return None;
         }
@@ -203,18 +291,23 @@ impl<F: Format> Tree<F> {
         }
     }
 
+    /// The walk of an access, where nothing is to be marked and nothing to complain about.
+    #[inline(always)]
+    fn find_ready(&self, iova: u64, access: Access) -> Option<Found<'_>> {
+        let required = self.required.of(access);
+        self.find(iova).filter(|found| !found.entry & required == 0)
+    }
+
     /// What hardware does for one access.
     #[inline(always)]
     pub(crate) fn translate(&self, iova: u64, access: Access) -> Result<Translation, WalkFault> {
-        // The usual case, short enough to be inlined: nothing to mark, nothing to complain about.
-        if let Some(found) = self.find(iova)
-            && F::is_present(found.entry)
-            && F::prot(found.entry).allows(access)
-            && (!self.dirty_tracking() || found.entry & F::marks(access) == F::marks(access))
-        {
-            return Ok(Self::translation(found.entry, found.level, iova));
-        }
-        self.translate_and_mark(iova, access)
+        // The usual case is short enough to be inlined.
+        let ended = match self.find_ready(iova, access) {
+            Some(Found { entry, level, .. }) => Ok((entry, level)),
+            None => self.find_and_mark(iova, access).leaf(),
+        };
+        let (entry, level) = ended?;
+        Ok(Self::translation(entry, level, iova))
     }
 
     /// As [`Tree::translate`], for `want` bytes: one walk for all leaves of 4 KiB that follow each
@@ -226,18 +319,15 @@ impl<F: Format> Tree<F> {
         want: u64,
         access: Access,
     ) -> Result<Translation, WalkFault> {
-        if let Some(found) = self.find(iova)
-            && F::is_present(found.entry)
-            && F::prot(found.entry).allows(access)
-            && (!self.dirty_tracking() || found.entry & F::marks(access) == F::marks(access))
-        {
-            let mut translation = Self::translation(found.entry, found.level, iova);
-            if translation.len < want && found.level == 0 {
-                translation.len += Self::neighbours(&found, iova, want - translation.len);
-            }
-            return Ok(translation);
+        let Some(found) = self.find_ready(iova, access) else {
+            let (entry, level) = self.find_and_mark(iova, access).leaf()?;
+            return Ok(Self::translation(entry, level, iova));
+        };
+        let mut translation = Self::translation(found.entry, found.level, iova);
+        if translation.len < want && found.level == 0 {
+            translation.len += Self::neighbours(&found, iova, want - translation.len);
         }
-        self.translate_and_mark(iova, access)
+        Ok(translation)
     }
 
     /// Bytes of the leaves after `found`, which is that of `iova`, that go on where it ends, with the
@@ -256,22 +346,25 @@ impl<F: Format> Tree<F> {
         entries.iter().take_while(follows).count() as u64 * PAGE_SIZE
     }
 
-    /// [`Tree::translate`] when the walk faults or the leaf has to be marked.
+    /// The walk of an access when it faults or the leaf has to be marked.
     #[cold]
     #[inline(never)]
-    fn translate_and_mark(&self, iova: u64, access: Access) -> Result<Translation, WalkFault> {
+    fn find_and_mark(&self, iova: u64, access: Access) -> Ended {
         if iova > F::LAST {
-            return Err(WalkFault::OutOfRange);
+            return Ended::fault(WalkFault::OutOfRange);
         }
         loop {
             let found = self.find(iova).filter(|found| F::is_present(found.entry));
-            let Found {
+            let Some(Found {
                 table,
                 level,
                 entry,
-            } = found.ok_or(WalkFault::NotPresent)?;
+            }) = found
+            else {
+                return Ended::fault(WalkFault::NotPresent);
+            };
             if !F::prot(entry).allows(access) {
-                return Err(WalkFault::Permission);
+                return Ended::fault(WalkFault::Permission);
             }
             let marked = if self.dirty_tracking() {
                 entry | F::marks(access)
@@ -285,7 +378,7 @@ impl<F: Format> Tree<F> {
                     .compare_exchange(entry, marked, Ordering::AcqRel, Ordering::Relaxed)
                     .is_ok()
             {
-                return Ok(Self::translation(entry, level, iova));
+                return Ended { entry, level };
             }
         }
     }

@@ -1,6 +1,6 @@
 //! AMD I/O page tables for host translations, 3 to 6 levels, pages of (almost) every power of two.
 
-use ioasid_core::Prot;
+use ioasid_core::{Access, Prot};
 
 use self::spec::{ENCODED_SIZE, Entry, OWN_SIZE};
 use super::Format;
@@ -98,6 +98,15 @@ impl Format for AmdV1 {
         } else {
             entry_shift(level)
         }
+    }
+
+    #[inline]
+    fn needs(access: Access) -> u64 {
+        let needs = match access {
+            Access::Read => const { Entry::new().with_present(true).with_read(true) },
+            Access::Write => const { Entry::new().with_present(true).with_write(true) },
+        };
+        needs.into_bits()
     }
 
     #[inline]

@@ -1,6 +1,6 @@
 //! Intel VT-d second stage, 4 levels.
 
-use ioasid_core::Prot;
+use ioasid_core::{Access, Prot};
 
 use self::spec::{Entry, INPUT_BITS, LEVELS, TOP_LEAF_LEVEL};
 use super::Format;
@@ -88,6 +88,15 @@ impl Format for VtdSecondStage {
     #[inline]
     fn leaf_shift(_leaf: u64, level: u32) -> u32 {
         entry_shift(level)
+    }
+
+    #[inline]
+    fn needs(access: Access) -> u64 {
+        let needs = match access {
+            Access::Read => const { Entry::new().with_read(true) },
+            Access::Write => const { Entry::new().with_write(true) },
+        };
+        needs.into_bits()
     }
 
     #[inline]

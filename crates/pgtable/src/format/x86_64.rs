@@ -1,6 +1,6 @@
 //! x86-64 first stage, 4 levels.
 
-use ioasid_core::Prot;
+use ioasid_core::{Access, Prot};
 
 use self::spec::{Entry, INPUT_BITS, LEVELS, TOP_LEAF_LEVEL};
 use super::Format;
@@ -87,6 +87,15 @@ impl Format for X86_64Stage1 {
     #[inline]
     fn leaf_shift(_leaf: u64, level: u32) -> u32 {
         entry_shift(level)
+    }
+
+    #[inline]
+    fn needs(access: Access) -> u64 {
+        let needs = match access {
+            Access::Read => const { Entry::new().with_present(true) },
+            Access::Write => const { Entry::new().with_present(true).with_writable(true) },
+        };
+        needs.into_bits()
     }
 
     #[inline]

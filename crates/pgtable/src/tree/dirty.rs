@@ -73,6 +73,7 @@ impl<F: Format> Tree<F> {
             });
         }
         self.tracking.store(on, Ordering::SeqCst);
+        self.required.set::<F>(on);
     }
 
     /// Calls `visit` with each leaf that has an address in `range`, in ascending order, until it breaks

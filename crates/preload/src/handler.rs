@@ -16,7 +16,7 @@ use crate::{
     actions,
     call::{Kind, Shape},
     own,
-    registers::{self, Frame, Registers},
+    registers::{Frame, Registers},
     space::OwnMemory,
     sys,
 };
@@ -42,7 +42,6 @@ const MAPERR: i32 = 1;
 
 /// Uses the signals from now on.
 pub fn install() {
-    registers::learn_layout();
     own::learn();
     let handler = on_signal as *const () as usize;
     actions::hook(sys::SIGBUS, handler);

@@ -5,7 +5,10 @@ use core::{
     arch::x86_64::__cpuid_count,
     ptr::NonNull,
     slice,
-    sync::atomic::{AtomicUsize, Ordering::Relaxed},
+    sync::atomic::{
+        AtomicBool, AtomicUsize,
+        Ordering::{Acquire, Relaxed, Release},
+    },
 };
 
 use ioasid_mmio::{
@@ -38,11 +41,32 @@ pub struct Frame {
 /// Where general register N of an instruction's encoding stands in the frame.
 const PLACES: [usize; 16] = [13, 14, 12, 11, 15, 10, 9, 8, 0, 1, 2, 3, 4, 5, 6, 7];
 
-/// CPUID is slow in a virtual machine, so it is asked once.
+/// CPUID is slow in a virtual machine, so it is asked once, and only where a first signal wants it: most
+/// programs never get there, and each would pay when it starts.
 static LAYOUT: [AtomicUsize; 4] = [const { AtomicUsize::new(0) }; 4];
+/// `LAYOUT` is there. Two threads that find it is not write the same words.
+static LEARNT: AtomicBool = AtomicBool::new(false);
 
-/// Looks at the processor. Before that only xmm registers are known.
-pub fn learn_layout() {
+/// Where the vector registers stand: with no leaf 0xd only xmm registers are known.
+fn layout() -> Layout {
+    if !LEARNT.load(Acquire) {
+        learn_layout();
+        LEARNT.store(true, Release);
+    }
+    let [ymm_high, opmask, zmm_high, zmm_upper] = [0, 1, 2, 3].map(|i: usize| {
+        let place = LAYOUT.get(i);
+        place.map_or(0, |place| place.load(Relaxed))
+    });
+    Layout {
+        ymm_high,
+        opmask,
+        zmm_high,
+        zmm_upper,
+    }
+}
+
+/// Looks at the processor.
+fn learn_layout() {
     // Leaf 0xd exists wherever there is AVX (leaf 0 says the highest one).
     let highest = __cpuid_count(0, 0).eax;
     if highest < 0xd {
@@ -95,19 +119,9 @@ impl<'a> Registers<'a> {
                 slice::from_raw_parts_mut(fpu.as_ptr(), len)
             },
         };
-        let [ymm_high, opmask, zmm_high, zmm_upper] = [0, 1, 2, 3].map(|i: usize| {
-            let place = LAYOUT.get(i);
-            place.map_or(0, |place| place.load(Relaxed))
-        });
-        let layout = Layout {
-            ymm_high,
-            opmask,
-            zmm_high,
-            zmm_upper,
-        };
         Registers {
             frame,
-            vectors: Area::new(bytes, layout),
+            vectors: Area::new(bytes, layout()),
         }
     }
 }

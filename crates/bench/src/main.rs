@@ -8,6 +8,7 @@
 //!
 //! * [`clock`]: thread CPU time, and the pinning of threads.
 //! * [`measure`]: contenders, rounds, medians, paired ratios.
+//! * [`report`]: the tables as JSON.
 //! * [`opaque`]: keeps the optimiser from seeing through a result.
 //! * [`host`]: what this machine can do at most: copies, cache misses, two cores talking.
 //! * [`translate`], [`mapping`], [`mappings`], [`barrier`], [`dma`], [`offsets`], [`interception`],
@@ -32,24 +33,29 @@ mod opaque;
 mod program_memory;
 mod programs;
 mod registers;
+mod report;
 mod translate;
 
+use std::io::Write;
 use std::process::ExitCode;
 
 use ioasid_core::heap::CountedHeap;
 
 use measure::{Effort, Table};
+use report::Report;
 
 /// So that a table can say what something costs in bytes.
 #[global_allocator]
 static HEAP: CountedHeap = CountedHeap;
 
 const USAGE: &str = "\
-usage: ioasid-bench [--short] [NAME...]
+usage: ioasid-bench [--short] [--json FILE] [NAME...]
 
 Prints one table per benchmark. NAME selects those whose title contains it.
 
   --short    a few seconds in all, with wider spread
+  --json FILE
+             also write the tables as JSON; `-` is standard output, then in place of the text
   --help     print this
 
 A ratio is paired: both contenders ran in turn within each round. [a .. b] are its quartiles. A goal is
@@ -78,11 +84,18 @@ fn main() -> ExitCode {
     if let Some(code) = programs::part().or_else(interception::part) {
         return code;
     }
-    let mut effort = Effort::FULL;
-    let mut names = Vec::new();
-    for argument in std::env::args().skip(1) {
+    let (mut short, mut json, mut names) = (false, None, Vec::new());
+    let mut arguments = std::env::args().skip(1);
+    while let Some(argument) = arguments.next() {
         match argument.as_str() {
-            "--short" => effort = Effort::SHORT,
+            "--short" => short = true,
+            "--json" => match arguments.next() {
+                Some(file) => json = Some(file),
+                None => {
+                    eprintln!("ioasid-bench: --json needs a file");
+                    return ExitCode::from(2);
+                }
+            },
             "-h" | "--help" => {
                 print!("{USAGE}");
                 return ExitCode::SUCCESS;
@@ -97,14 +110,33 @@ fn main() -> ExitCode {
     if cfg!(debug_assertions) {
         eprintln!("ioasid-bench: not optimised; the figures mean nothing (use --release)");
     }
-    println!("{}", host::line(effort));
+    let report = run(short, &names, json.as_deref() != Some("-"));
+    if let Some(file) = json
+        && let Err(error) = write_json(&report, &file)
+    {
+        eprintln!("ioasid-bench: cannot write {file}: {error}");
+        return ExitCode::FAILURE;
+    }
+    ExitCode::SUCCESS
+}
+
+/// Runs the benchmarks that `names` selects, and prints their tables when `text` is set.
+fn run(short: bool, names: &[String], text: bool) -> Report {
+    let effort = if short { Effort::SHORT } else { Effort::FULL };
+    let host = host::line(effort);
+    if text {
+        println!("{host}");
+    }
     let (mut met, mut close, mut missed) = (0, 0, 0);
+    let mut reports = Vec::new();
     for (name, tables) in BENCHMARKS {
         if !names.is_empty() && !names.iter().any(|wanted| name.contains(wanted.as_str())) {
             continue;
         }
         for table in tables(effort) {
-            print!("\n{table}");
+            if text {
+                print!("\n{table}");
+            }
             for verdict in table.verdicts() {
                 match verdict {
                     measure::Verdict::Met => met += 1,
@@ -112,8 +144,30 @@ fn main() -> ExitCode {
                     measure::Verdict::Missed => missed += 1,
                 }
             }
+            reports.push(table.report(name));
         }
     }
-    println!("\ngoals: {met} met, {close} close, {missed} missed");
-    ExitCode::SUCCESS
+    if text {
+        println!("\ngoals: {met} met, {close} close, {missed} missed");
+        for line in report::missed(&reports) {
+            println!("  missed: {line}");
+        }
+    }
+    Report {
+        version: report::VERSION,
+        optimised: !cfg!(debug_assertions),
+        short,
+        host: host.to_string(),
+        tables: reports,
+    }
+}
+
+/// Writes the report to `file`, or to standard output when that is `-`.
+fn write_json(report: &Report, file: &str) -> std::io::Result<()> {
+    let mut text = serde_json::to_string_pretty(report)?;
+    text.push('\n');
+    match file {
+        "-" => std::io::stdout().write_all(text.as_bytes()),
+        file => std::fs::write(file, text),
+    }
 }

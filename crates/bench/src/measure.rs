@@ -4,6 +4,7 @@
 use std::fmt;
 
 use crate::clock::thread_cpu;
+use crate::report;
 
 /// How long to measure.
 #[derive(Clone, Copy, Debug)]
@@ -102,6 +103,16 @@ pub(crate) enum Verdict {
     Close,
     /// Not even that.
     Missed,
+}
+
+impl Verdict {
+    fn word(self) -> &'static str {
+        match self {
+            Verdict::Met => "met",
+            Verdict::Close => "close",
+            Verdict::Missed => "missed",
+        }
+    }
 }
 
 /// Lower quartile, median and upper quartile.
@@ -252,6 +263,35 @@ impl Table {
             .filter_map(|(row, goal)| Some(self.verdict(row, goal)?.0))
             .collect()
     }
+
+    /// What the table shows, for a program; `benchmark` is what it belongs to.
+    pub(crate) fn report(&self, benchmark: &'static str) -> report::Table {
+        let goal = |row: &Row, goal: Goal| {
+            let (verdict, ratio) = self.verdict(row, goal)?;
+            Some(report::Goal {
+                anchor: self.rows.get(goal.anchor)?.name.clone(),
+                at_most: goal.at_most,
+                ratio: ratio.into(),
+                verdict: verdict.word(),
+            })
+        };
+        let rows = self.rows.iter().enumerate();
+        let rows = rows.map(|(index, row)| report::Row {
+            name: row.name.clone(),
+            value: Quartiles::of(row.samples.clone()).into(),
+            ratio: (index > 0)
+                .then(|| self.ratio(row, 0).map(Into::into))
+                .flatten(),
+            goals: row.goals.iter().filter_map(|&g| goal(row, g)).collect(),
+        });
+        report::Table {
+            benchmark,
+            title: self.title.clone(),
+            unit: self.unit,
+            note: self.note.clone(),
+            rows: rows.collect(),
+        }
+    }
 }
 
 impl fmt::Display for Table {
@@ -274,11 +314,7 @@ impl fmt::Display for Table {
                 let Some((verdict, ratio)) = self.verdict(row, goal) else {
                     continue;
                 };
-                let word = match verdict {
-                    Verdict::Met => "met",
-                    Verdict::Close => "close",
-                    Verdict::Missed => "missed",
-                };
+                let word = verdict.word();
                 let (most, anchor) = (goal.at_most, &self.rows[goal.anchor].name);
                 let is = number(ratio.median);
                 writeln!(
@@ -328,6 +364,33 @@ mod tests {
         assert_eq!(table.verdicts(), [Verdict::Met, Verdict::Missed]);
         let ratio = table.ratio(&table.rows[1], 0).unwrap();
         assert_eq!((ratio.low, ratio.high), (2.0, 2.0));
+    }
+
+    #[test]
+    fn a_report_says_what_the_table_shows() {
+        let rows = vec![
+            ("peer".to_owned(), vec![1.0, 2.0, 4.0], None),
+            ("ours".to_owned(), vec![3.0, 6.0, 12.0], Some(2.0)),
+        ];
+        let table = Table::from_samples("t", "ns", rows).note("n");
+        let three = serde_json::json!({"low": 3.0, "median": 3.0, "high": 3.0});
+        let expected = serde_json::json!({
+            "benchmark": "b", "title": "t", "unit": "ns", "note": "n",
+            "rows": [
+                {
+                    "name": "peer", "value": {"low": 1.5, "median": 2.0, "high": 3.0},
+                    "ratio": null, "goals": [],
+                },
+                {
+                    "name": "ours", "value": {"low": 4.5, "median": 6.0, "high": 9.0},
+                    "ratio": three,
+                    "goals": [
+                        {"anchor": "peer", "at_most": 2.0, "ratio": three, "verdict": "missed"},
+                    ],
+                },
+            ],
+        });
+        assert_eq!(serde_json::to_value(table.report("b")).unwrap(), expected);
     }
 
     #[test]

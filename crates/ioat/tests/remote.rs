@@ -310,7 +310,8 @@ fn clearing_bus_master_waits_for_the_copy_that_blocks_and_holds_the_rest() {
     // A suspend does not wait for the descriptor, which goes on after a resume.
     assert!(blocked.status().is(ChannelStatus::Active));
     blocked.command(SUSPEND);
-    assert!(blocked.status().is(ChannelStatus::Suspended));
+    // Once the worker has given the descriptor back.
+    blocked.wait_for(ChannelStatus::Suspended);
     let _ = function.write_config(4, &[6]).unwrap();
     assert!(blocked.status().is(ChannelStatus::Suspended));
     blocked.command(common::RESUME);
@@ -325,6 +326,8 @@ fn clearing_bus_master_waits_for_the_copy_that_blocks_and_holds_the_rest() {
         let _ = clear.join().unwrap();
     });
     blocked.command(SUSPEND);
+    // In the middle: with bus mastering the worker would end the descriptor.
+    blocked.wait_for(ChannelStatus::Suspended);
     let _ = function.write_config(4, &[6]).unwrap();
     let chain = [reporting(Descriptor::fill(DST, 7, 64))];
     whole.area.write_chain(CHAIN + 0x2000, &chain);

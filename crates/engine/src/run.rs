@@ -47,19 +47,14 @@ impl Runner {
         }
     }
 
+    const fn goes_on(self) -> bool {
+        matches!(self, Runner::Worker { goes_on: true })
+    }
+
     const fn engine(self) -> Option<usize> {
         match self {
             Runner::Engine(number) => Some(number),
             Runner::Worker { .. } => None,
-        }
-    }
-}
-
-impl<S: Schedule> State<S> {
-    /// It counts no more as begun.
-    fn forget(&mut self, job: &S::Job) {
-        if !self.begun.is_empty() {
-            self.begun.remove(&job.id());
         }
     }
 }
@@ -147,7 +142,7 @@ impl<S: Schedule> EnginePool<S> {
         let work = began.map(|(id, began)| (id, began, job.operation()));
         let (end, next) = match result {
             Ok(()) => self.conclude(job, port, runner),
-            Err(halt) => (self.leave(self.state(), job, runner, halt), None),
+            Err(halt) => (self.leave(self.state(), job, place, halt), None),
         };
         if let Some((id, began, operation)) = work {
             self.device().watch().tell(|| Event::Worked {
@@ -192,10 +187,10 @@ impl<S: Schedule> EnginePool<S> {
                         true => WorkEnd::Aborted,
                         false => WorkEnd::Done,
                     };
-                    return (end, self.end_and_take(state, job, runner));
+                    return (end, self.end_and_take(state, job, place, runner.goes_on()));
                 }
                 Err(Halt::Budget) => {}
-                Err(halt) => return (self.leave(state, job, runner, halt), None),
+                Err(halt) => return (self.leave(state, job, place, halt), None),
             }
         }
     }
@@ -205,10 +200,9 @@ impl<S: Schedule> EnginePool<S> {
         self: &Arc<Self>,
         mut state: MutexGuard<'_, State<S>>,
         mut job: S::Job,
-        runner: Runner,
+        place: Place,
         halt: Halt,
     ) -> WorkEnd {
-        let place = runner.place();
         state.schedule.account(&mut job, place);
         match halt {
             Halt::Budget => self.put_back(state, job, place, false),
@@ -242,26 +236,25 @@ impl<S: Schedule> EnginePool<S> {
     }
 
     /// The job is done, or cut short.
-    fn end(&self, mut state: MutexGuard<'_, State<S>>, job: S::Job, place: Place) {
-        state.forget(&job);
-        state.schedule.end(job);
-        self.release(state, Some(place));
+    fn end(&self, state: MutexGuard<'_, State<S>>, job: S::Job, place: Place) {
+        self.end_and_take(state, job, place, false);
     }
 
-    /// As [`EnginePool::end`]; a worker that may go on gets the next job of the unit, whose memory is likely
-    /// to be of the same kind: that spares waking an engine, and the worker again.
+    /// As [`EnginePool::end`]. One that `goes_on` gets the next job of the unit, whose memory is likely to be of
+    /// the same kind: that spares waking an engine, and the worker again.
     fn end_and_take(
         &self,
         mut state: MutexGuard<'_, State<S>>,
         job: S::Job,
-        runner: Runner,
+        place: Place,
+        goes_on: bool,
     ) -> Option<S::Job> {
         let unit = job.id().unit;
-        state.forget(&job);
+        if !state.begun.is_empty() {
+            state.begun.remove(&job.id());
+        }
         state.schedule.end(job);
-        let goes_on = matches!(runner, Runner::Worker { goes_on: true })
-            && !state.stopping
-            && !self.device().injections().is_armed();
+        let goes_on = goes_on && !state.stopping && !self.device().injections().is_armed();
         let next = match goes_on {
             true => state.schedule.next_of(unit),
             false => None,
@@ -269,7 +262,7 @@ impl<S: Schedule> EnginePool<S> {
         if let Some(next) = &next {
             state.schedule.make_remote(next);
         }
-        self.release(state, Some(runner.place()));
+        self.release(state, Some(place));
         next
     }
 

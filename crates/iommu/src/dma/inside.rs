@@ -6,7 +6,7 @@ use ioasid_core::{Access, memory::InnerCopy, spa::SharedRemote};
 
 use super::{
     port::DmaGuard,
-    view::{Place, View, report_write},
+    view::{Far, Place, View, report_write},
 };
 
 /// Copies that [`DmaGuard::copy_ahead`] makes at once.
@@ -64,45 +64,53 @@ impl DmaGuard<'_> {
         }
     }
 
-    /// Makes one copy if it is such a one, as far as that comes, but no further than nothing.
-    pub(super) fn copy_in_place(&mut self, to: u64, from: u64, len: u64) -> Option<u64> {
-        let (memory, copy) = self.view.inside(to, from, len)?;
-        let mut copies = [copy];
-        let made = self.view.copy_inside(&memory, &mut copies, &[to]);
+    /// Makes one copy of `len` bytes, which both sides have, if it is such a one: as far as that comes, but no
+    /// further than nothing.
+    pub(super) fn copy_in_place(
+        &mut self,
+        to: u64,
+        target: &Far,
+        source: &Far,
+        len: u64,
+    ) -> Option<u64> {
+        let mut copies = [inner_copy(target, source, len)?];
+        let made = self.view.copy_inside(&target.memory, &mut copies, &[to]);
         Some(copies[0].done).filter(|done| made && *done > 0)
     }
 }
 
+/// The copy as one inside of a program's memory, if both sides lie in one.
+fn inner_copy(target: &Far, source: &Far, len: u64) -> Option<InnerCopy> {
+    let from = source.memory.place(source.offset)?;
+    let to = target.memory.place(target.offset)?;
+    (from.space == to.space).then_some(InnerCopy {
+        dst: to.address,
+        src: from.address,
+        len,
+        done: 0,
+    })
+}
+
 impl View<'_> {
-    /// Where a copy of `len` bytes is one inside of a program's memory, as a whole: the two addresses there,
-    /// and the memory. `None` otherwise, whatever the reason.
-    pub(crate) fn inside(&self, dst: u64, src: u64, len: u64) -> Option<(SharedRemote, InnerCopy)> {
+    /// A copy of `len` bytes that is one inside of a program's memory, as a whole, and that memory. `None`
+    /// otherwise, whatever the reason.
+    fn inside(&self, dst: u64, src: u64, len: u64) -> Option<(SharedRemote, InnerCopy)> {
         if !self.blocking || len == 0 || self.injected.get() || self.loaded.get().is_none() {
             return None;
         }
         let remote = |iova, access| match self.locate(iova, len, access) {
-            Ok(Place::Remote(far)) if far.len == len => Some((far.memory.place(far.offset)?, far)),
+            Ok(Place::Remote(far)) if far.len == len => Some(far),
             _ => None,
         };
-        let (from, _) = remote(src, Access::Read)?;
-        let (to, far) = remote(dst, Access::Write)?;
-        let copy = InnerCopy {
-            dst: to.address,
-            src: from.address,
-            len,
-            done: 0,
-        };
-        (from.space == to.space).then_some((far.memory, copy))
+        let source = remote(src, Access::Read)?;
+        let target = remote(dst, Access::Write)?;
+        let copy = inner_copy(&target, &source, len)?;
+        Some((target.memory, copy))
     }
 
-    /// Makes copies that [`View::inside`] has found to be inside of the program of `memory`, to these
+    /// Makes copies that were found to be inside of the program of `memory`, to these
     /// addresses, as [`SharedRemote::copy_inside`].
-    pub(crate) fn copy_inside(
-        &mut self,
-        memory: &SharedRemote,
-        copies: &mut [InnerCopy],
-        to: &[u64],
-    ) -> bool {
+    fn copy_inside(&mut self, memory: &SharedRemote, copies: &mut [InnerCopy], to: &[u64]) -> bool {
         let sink = self.sink.clone();
         self.block(|| {
             let made = memory.copy_inside(copies);

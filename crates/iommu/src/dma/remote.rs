@@ -53,9 +53,9 @@ impl DmaGuard<'_> {
                 let (view, buffer) = self.bounced(len.min(HALF_BOUNCE) as usize);
                 view.push((target, to), (source, from), buffer)
             }
-            (Place::Remote(_), Place::Remote(target)) => {
+            (Place::Remote(source), Place::Remote(target)) => {
                 let len = len.min(target.len);
-                match self.copy_in_place(to, from, len) {
+                match self.copy_in_place(to, &target, &source, len) {
                     Some(done) => Ok(done),
                     None => self.copy_through(to, from, len),
                 }

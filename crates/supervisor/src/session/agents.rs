@@ -13,7 +13,7 @@ use std::{
     collections::HashMap,
     os::fd::{AsFd, OwnedFd},
     sync::{Arc, Mutex, MutexGuard, PoisonError, Weak},
-    time::{Duration, Instant},
+    time::Duration,
 };
 
 use ioasid_core::memory::InnerCopy;
@@ -24,13 +24,13 @@ use ioasid_uapi::{
     error::{FileError, RegisterError},
 };
 use rustix::{
-    event::{PollFd, PollFlags, Timespec, poll},
+    event::Timespec,
     process::{Signal, pidfd_send_signal},
     thread::futex,
 };
 
 use super::{descriptors::memfd::memfd, program::Program};
-use crate::system::shared_page::SharedPage;
+use crate::system::{process::ends_within, shared_page::SharedPage};
 
 /// Bytes moved inside of a process before an agent is started for it: starting takes as long as it saves
 /// with these.
@@ -178,23 +178,7 @@ impl Agents {
 
 impl Running {
     fn has_ended(&self) -> bool {
-        self.ends_within(Duration::ZERO)
-    }
-
-    fn ends_within(&self, time: Duration) -> bool {
-        let until = Instant::now() + time;
-        loop {
-            let left = until.saturating_duration_since(Instant::now());
-            let left = Timespec {
-                tv_sec: left.as_secs().try_into().unwrap_or(i64::MAX),
-                tv_nsec: left.subsec_nanos().into(),
-            };
-            match poll(&mut [PollFd::new(&self.handle, PollFlags::IN)], Some(&left)) {
-                Ok(0) => return false,
-                Ok(_) => return true,
-                Err(_) => {}
-            }
-        }
+        ends_within(&self.handle, Duration::ZERO)
     }
 
     fn kill(&self) {
@@ -209,7 +193,7 @@ impl Agent {
         let running = lock(&self.process).take();
         if let Some(running) = running {
             running.kill();
-            if !running.ends_within(END) {
+            if !ends_within(&running.handle, END) {
                 tracing::warn!(process = self.id, "an agent was killed and does not end");
             }
         }
@@ -265,7 +249,7 @@ impl CopyAgent for Agent {
                 Outcome::Pending if !running.process.is_stopped() => {}
                 Outcome::Pending | Outcome::Spoilt => {
                     running.kill();
-                    running.ends_within(LOOK);
+                    ends_within(&running.handle, LOOK);
                 }
             }
             if running.has_ended() {

@@ -7,13 +7,10 @@ use std::{
         Arc,
         atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering},
     },
+    time::Duration,
 };
 
-use rustix::{
-    event::{PollFd, PollFlags, Timespec, poll},
-    io::Errno,
-    process::{WaitId, WaitIdOptions, getpid, set_child_subreaper, waitid},
-};
+use rustix::process::{WaitId, WaitIdOptions, getpid, set_child_subreaper, waitid};
 
 use ioasid_core::{
     inspect::{Inspect, Node},
@@ -21,7 +18,7 @@ use ioasid_core::{
 };
 
 use super::observe::Observers;
-use crate::system::listener::Listener;
+use crate::system::{listener::Listener, process::ends_within};
 
 /// A program tree.
 #[derive(Debug)]
@@ -128,13 +125,9 @@ impl Program {
     /// Waits until the agents of process `parent`, which has ended, have ended too, as the kernel has
     /// killed them, and collects them.
     pub(crate) fn await_agents_of(&self, parent: i32) {
-        const PATIENCE: Timespec = Timespec {
-            tv_sec: 1,
-            tv_nsec: 0,
-        };
+        const PATIENCE: Duration = Duration::from_secs(1);
         for child in self.agents.lock().iter().filter(|c| c.parent == parent) {
-            let mut fds = [PollFd::new(&child.handle, PollFlags::IN)];
-            while matches!(poll(&mut fds, Some(&PATIENCE)), Err(Errno::INTR)) {}
+            ends_within(&child.handle, PATIENCE);
         }
         self.collect_agents();
     }

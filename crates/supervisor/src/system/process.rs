@@ -5,7 +5,10 @@
 use std::{
     io::{self, Read, Write},
     os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd},
+    time::{Duration, Instant},
 };
+
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
 use super::ret::{check, check_int};
 
@@ -71,6 +74,24 @@ pub(crate) fn in_a_child<E: ToString>(
     let ended_well = status.is_some_and(|(_, status)| status.exit_status() == Some(0));
     read?;
     Ok((!ended_well).then_some(text))
+}
+
+/// Whether the process of this pidfd ends within `time`.
+pub(crate) fn ends_within(handle: &OwnedFd, time: Duration) -> bool {
+    let until = Instant::now() + time;
+    loop {
+        let left = until.saturating_duration_since(Instant::now());
+        let left = Timespec {
+            tv_sec: left.as_secs().try_into().unwrap_or(i64::MAX),
+            tv_nsec: left.subsec_nanos().into(),
+        };
+        match poll(&mut [PollFd::new(handle, PollFlags::IN)], Some(&left)) {
+            Ok(0) => return false,
+            Ok(_) => return true,
+            // Not known: it is asked again.
+            Err(_) => {}
+        }
+    }
 }
 
 /// Takes over a descriptor that the parent left open for us.

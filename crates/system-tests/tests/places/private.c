@@ -24,23 +24,20 @@
  * drivers/dma/ioat/registers.h.
  */
 #define _GNU_SOURCE
-#include <dirent.h>
-#include <errno.h>
 #include <fcntl.h>
 #include <pthread.h>
 #include <sched.h>
 #include <signal.h>
-#include <stdarg.h>
 #include <stdint.h>
-#include <stdio.h>
-#include <stdlib.h>
-#include <string.h>
 #include <sys/ioctl.h>
 #include <sys/mman.h>
 #include <sys/resource.h>
 #include <sys/wait.h>
 #include <time.h>
 #include <unistd.h>
+
+#define CLIENT "private"
+#include "client.h"
 
 enum {
 	DEVICE_GET_REGION_INFO = 0x3b6c, DEVICE_BIND_IOMMUFD = 0x3b76,
@@ -56,36 +53,14 @@ enum {
 /* What the device takes in one descriptor (XFERCAP). */
 #define PIECE 0x40000ul
 
-static const char *step = "starting";
 static char *memory;
 static volatile char *registers;
 static unsigned long round_number;
 static unsigned started;
 
-__attribute__((format(printf, 1, 2), noreturn))
-static void fail(const char *format, ...)
-{
-	int error = errno;
-	va_list arguments;
-
-	fprintf(stderr, "private: %s: ", step);
-	va_start(arguments, format);
-	vfprintf(stderr, format, arguments);
-	va_end(arguments);
-	fprintf(stderr, " (%s)\n", strerror(error));
-	exit(1);
-}
-
-static long sure(long result, const char *what)
-{
-	if (result < 0)
-		fail("%s", what);
-	return result;
-}
-
 static void open_device(const char *address)
 {
-	char path[300], folder[200];
+	char path[300];
 	struct { uint32_t size, flags, out; } alloc = { 12, 0, 0 };
 	struct { uint32_t argsz, flags; int32_t iommufd; uint32_t out; } bind = { 16, 0, -1, 0 };
 	struct { uint32_t argsz, flags, pt; } attach = { 12, 0, 0 };
@@ -96,8 +71,6 @@ static void open_device(const char *address)
 	struct { uint32_t argsz, flags, index, cap; uint64_t size, offset; } bar = { .argsz = 32 },
 		config = { .argsz = 32, .index = 7 };
 	uint16_t command = 6;
-	struct dirent *entry;
-	DIR *listing;
 	int iommu, device;
 	void *at;
 
@@ -105,16 +78,7 @@ static void open_device(const char *address)
 	if (memory == MAP_FAILED)
 		fail("mmap");
 	map.address = (uintptr_t)memory;
-	snprintf(folder, sizeof(folder), "/sys/bus/pci/devices/%s/vfio-dev", address);
-	step = folder;
-	listing = opendir(folder);
-	if (!listing)
-		fail("opening it");
-	path[0] = 0;
-	while ((entry = readdir(listing)))
-		if (!strncmp(entry->d_name, "vfio", 4))
-			snprintf(path, sizeof(path), "/dev/vfio/devices/%s", entry->d_name);
-	closedir(listing);
+	find_node(address, path, sizeof(path));
 	step = "setting up";
 	bind.iommufd = iommu = sure(open("/dev/iommu", O_RDWR | O_CLOEXEC), "/dev/iommu");
 	device = sure(open(path, O_RDWR | O_CLOEXEC), path);

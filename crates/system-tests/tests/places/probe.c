@@ -20,16 +20,10 @@
  * those of drivers/dma/ioat/registers.h.
  */
 #define _GNU_SOURCE
-#include <errno.h>
 #include <fcntl.h>
-#include <dirent.h>
 #include <poll.h>
 #include <pty.h>
-#include <stdarg.h>
 #include <stdint.h>
-#include <stdio.h>
-#include <stdlib.h>
-#include <string.h>
 #include <sys/eventfd.h>
 #include <sys/ioctl.h>
 #include <sys/mman.h>
@@ -39,6 +33,9 @@
 #include <sys/wait.h>
 #include <unistd.h>
 #include <linux/io_uring.h>
+
+#define CLIENT "probe"
+#include "client.h"
 
 enum {
 	SET_IOMMU = 0x3b66, GROUP_GET_STATUS = 0x3b67, GROUP_SET_CONTAINER = 0x3b68,
@@ -55,30 +52,6 @@ enum {
 #define BYTES 0x8000ul
 
 static int read_only, by_uring, passed, moved, next_number = 150;
-static const char *step = "starting";
-
-__attribute__((format(printf, 1, 2), noreturn))
-static void fail(const char *format, ...)
-{
-	int error = errno;
-	va_list arguments;
-
-	fprintf(stderr, "probe: %s: ", step);
-	va_start(arguments, format);
-	vfprintf(stderr, format, arguments);
-	va_end(arguments);
-	fprintf(stderr, " (%s)\n", strerror(error));
-	exit(1);
-}
-
-/* The last system call must have succeeded. */
-static int sure(long result, const char *what)
-{
-	if (result < 0)
-		fail("%s", what);
-	return result;
-}
-
 static int uring_open(const char *path, int flags)
 {
 	struct io_uring_params params = { 0 };
@@ -209,7 +182,7 @@ static int node(const char *path, int as_argument)
 /* The device by a bound and attached cdev; its memory is mapped. */
 static int by_cdev(const char *address, char *memory)
 {
-	char path[300], folder[200];
+	char path[300];
 	struct { uint32_t size, flags, out; } alloc = { 12, 0, 0 };
 	struct { uint32_t argsz, flags; int32_t iommufd; uint32_t out; } bind = { 16, 0, -1, 0 };
 	struct { uint32_t argsz, flags, pt; } attach = { 12, 0, 0 };
@@ -218,22 +191,9 @@ static int by_cdev(const char *address, char *memory)
 		uint64_t address, length, iova;
 	} map = { 40, 7, 0, 0, (uintptr_t)memory, SIZE, IOVA };
 	struct stat seen;
-	struct dirent *entry;
-	DIR *listing;
 	int iommu, device;
 
-	snprintf(folder, sizeof(folder), "/sys/bus/pci/devices/%s/vfio-dev", address);
-	step = folder;
-	listing = opendir(folder);
-	if (!listing)
-		fail("opening it");
-	path[0] = 0;
-	while ((entry = readdir(listing)))
-		if (!strncmp(entry->d_name, "vfio", 4))
-			snprintf(path, sizeof(path), "/dev/vfio/devices/%s", entry->d_name);
-	closedir(listing);
-	if (!path[0])
-		fail("no vfioN in it");
+	find_node(address, path, sizeof(path));
 	iommu = node("/dev/iommu", 1);
 	device = node(path, 0);
 	step = "fstat of the device";

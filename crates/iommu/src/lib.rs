@@ -89,10 +89,15 @@ pub use dma::{
     write_watch::WriteWatch,
 };
 pub use dma_api::{CoherentBuffer, DmaApi, DmaMapError, DmaMapping};
-pub use domain::{Domain, DomainConfig, DomainKind, registry::DomainError};
+pub use domain::{
+    Domain, DomainConfig, DomainKind,
+    nested::{Invalidate, NestError},
+    registry::DomainError,
+};
 pub use events::{
     ats::DeviceTlb,
     fault::{DmaRefusal, DmaWatcher, Fault, FaultLog, FaultReason, FaultSink},
+    nested_fault::NestedFault,
     page_request::{
         OnAnswer, PAGE_REQUEST_LIMIT, PageRequest, PageRequestError, PageRequestHandler,
         PageRequestId, PageResponse, UnknownPageRequest,
@@ -100,6 +105,7 @@ pub use events::{
     writes::{Requests, WriteSink},
 };
 pub use ioasid_pgtable::{
-    CustomFormat, CustomTable, MapError, TableFormat, Translation, WalkFault,
+    CustomFormat, CustomTable, FirstStage, FirstStageFault, MapError, TableFormat, Translation,
+    WalkFault,
 };
 pub use machine::{Iommu, IommuConfig};

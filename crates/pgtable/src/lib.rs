@@ -7,6 +7,7 @@
 //! * [`config`]: which format, and its names. [`custom`]: formats that a back end brings along.
 //! * [`table`]: [`PageTable`], which the crate is about: one `match` on the format, no `dyn` below
 //!   for those of this crate.
+//! * [`first_stage`]: tables of guests, in memory that they write: the rules of a walk, entry by entry.
 //! * [`error`]: why a mapping was refused or a walk stopped.
 //! * [`spec`]: every bit of every entry, after the format's specification.
 //!
@@ -25,6 +26,7 @@ mod arena;
 pub mod config;
 pub mod custom;
 pub mod error;
+pub mod first_stage;
 mod format;
 mod lines;
 pub mod spec;
@@ -36,5 +38,6 @@ pub use arena::FreedTables;
 pub use config::{TableConfig, TableFormat};
 pub use custom::{CustomFormat, CustomTable};
 pub use error::{MapError, WalkFault};
+pub use first_stage::{FirstStage, FirstStageFault};
 pub use table::PageTable;
 pub use translation::{Translation, Unmapped};

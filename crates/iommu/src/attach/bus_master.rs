@@ -56,7 +56,7 @@ impl Group {
             let own = routes.filter(|(pasid, _)| requests.include(**pasid));
             let now = own.map(|(pasid, route)| {
                 device.routes().set(*pasid, None);
-                route.domain.id()
+                route.domain.marker()
             });
             let draining = state.draining.iter();
             let draining = draining.filter(|old| requests.include(old.pasid));

@@ -321,7 +321,9 @@ enum Change {
 
 /// What the domain is made for that the device or its IOMMU cannot do, if anything.
 fn mismatch(domain: &Domain, device: &Device) -> Option<Mismatch> {
-    let (config, address) = (domain.config(), device.address());
+    // Of a nested domain, the device walks the parent's table too.
+    let config = domain.parent().map_or(domain, |parent| parent).config();
+    let address = device.address();
     if config.kind.is_paging() && !config.format.is_walked_with(device.format()) {
         return Some(Mismatch::Format {
             device: address,

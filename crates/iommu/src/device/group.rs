@@ -83,6 +83,7 @@ pub(crate) struct GroupState {
 pub(crate) struct Draining {
     number: u64,
     pub(crate) pasid: Option<Pasid>,
+    /// The number in the markers of its readers.
     pub(crate) domain: DomainId,
 }
 
@@ -120,7 +121,7 @@ impl OldRoute {
             pending.flush_source(device.source_id(self.pasid), domain);
             device.ats().invalidate(self.pasid, &[AddrRange::ALL]);
         }
-        shared.grace.wait(domain);
+        shared.grace.wait(self.domain.marker());
     }
 }
 
@@ -182,7 +183,7 @@ impl GroupState {
         self.draining.push(Draining {
             number: self.last_draining,
             pasid,
-            domain: old.domain.id(),
+            domain: old.domain.marker(),
         });
         Some(OldRoute {
             domain: old.domain,

@@ -68,6 +68,8 @@ pub struct DmaPort {
     shard: ShardIndex,
     /// The next guard refuses its first access.
     refuses: bool,
+    /// Requests with a PASID are supervisor requests.
+    privileged: bool,
 }
 
 impl Device {
@@ -94,6 +96,7 @@ impl DmaPort {
             recent: Box::new(Recent::new(&device.shared().space)),
             shard: ShardIndex::new(),
             refuses: false,
+            privileged: false,
         }
     }
 
@@ -101,6 +104,12 @@ impl DmaPort {
     /// ([`FaultReason::Injected`]), or no more.
     pub fn refuse_next(&mut self, refuse: bool) {
         self.refuses = refuse;
+    }
+
+    /// Makes the requests with a PASID of later guards supervisor requests, or user requests, as they are at
+    /// first. Only nested domains distinguish the two; requests without a PASID are always user requests.
+    pub fn set_privileged(&mut self, privileged: bool) {
+        self.privileged = privileged;
     }
 
     /// The device.

@@ -10,7 +10,6 @@ use std::{cell::Cell, sync::Arc};
 use ioasid_core::{
     DomainId, Pasid,
     spa::{KeptPlaces, SpaSpace},
-    sync::atomic::Ordering,
 };
 
 use super::tlb::PortTlb;
@@ -44,7 +43,7 @@ impl Recent {
     /// What still holds for a guard that is published and reads `space` through `pasid`.
     #[inline]
     pub(crate) fn catch_up(&self, space: &AddressSpace, pasid: Option<Pasid>) -> &KeptPlaces {
-        let now = Some((space.id, pasid, space.changes.load(Ordering::Acquire)));
+        let now = Some((space.id, pasid, space.all_changes()));
         if self.holds_for.replace(now) != now {
             self.places.forget();
         }

@@ -89,7 +89,7 @@ impl<'a> View<'a> {
         };
         let mut loaded = Loaded::new(guard);
         device.routes().find(pasid, &mut loaded);
-        let found = loaded.get().map(|attachment| attachment.space.id);
+        let found = loaded.get().map(|attachment| attachment.space.marker);
         let mut withheld = false;
         if found.is_none() || found != *guess {
             (*guess, withheld) = find_domain(device, pasid, &mut loaded);
@@ -163,16 +163,15 @@ impl<'a> View<'a> {
     /// it. What was located before is gone: the route and every address are looked up anew, and if the
     /// route has another attachment, the guard moves no more bytes.
     pub(crate) fn block<R>(&mut self, work: impl FnOnce() -> R) -> R {
-        let before = self.loaded.share();
-        let Some(attachment) = before else {
+        let Some(attachment) = self.loaded.share() else {
             // Nothing was located: there is no attachment.
             return work();
         };
-        let result = self.loaded.block(attachment.space.id, work);
+        let result = self.loaded.block(attachment.space.marker, work);
         self.device.routes().find(self.pasid, &mut self.loaded);
-        let same = |now: &Attachment| std::ptr::eq(now, &raw const *attachment);
-        if self.loaded.get().is_some_and(same) {
-            self.loaded.guard().narrow(attachment.space.id);
+        let now = self.loaded.get();
+        if now.is_some_and(|now| std::ptr::eq(now, &raw const *attachment)) {
+            self.loaded.guard().narrow(attachment.space.marker);
             // A sink that was registered meanwhile waits no more.
             self.sink = self.device.write_sinks().of(self.pasid);
         } else {
@@ -224,7 +223,9 @@ impl<'a> View<'a> {
                 }
             }
             Translator::Identity => Ok((iova, want)),
-            Translator::Blocked => Err(self.refused(iova, access, FaultReason::Blocked)),
+            Translator::Nested(_) | Translator::Blocked => {
+                Err(self.refused(iova, access, FaultReason::Blocked))
+            }
         }
     }
 
@@ -586,7 +587,7 @@ fn find_domain<'a>(
     loaded: &mut Loaded<'a, Attachment>,
 ) -> (Option<DomainId>, bool) {
     let found =
-        |loaded: &Loaded<'a, Attachment>| loaded.get().map(|attachment| attachment.space.id);
+        |loaded: &Loaded<'a, Attachment>| loaded.get().map(|attachment| attachment.space.marker);
     if found(loaded).is_some_and(|domain| !loaded.guard().covers(domain)) {
         loaded.again();
         device.routes().find(pasid, loaded);

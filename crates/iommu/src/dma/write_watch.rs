@@ -42,7 +42,7 @@ impl WriteWatch {
     pub fn flush(&self) {
         for (pasid, domain) in self.device.attachments() {
             if self.writes.include(pasid) {
-                self.device.shared().grace.wait(domain.id());
+                self.device.shared().grace.wait(domain.marker());
             }
         }
     }

@@ -15,10 +15,13 @@ pub enum DomainKind {
     Dma,
     /// A page table with addresses of the owner's choice.
     Unmanaged,
+    /// A guest's first-stage table, in memory of another domain, and then that domain
+    /// ([`Domain::nest`](super::Domain::nest)).
+    Nested,
 }
 
 impl DomainKind {
-    /// Whether such a domain has a page table.
+    /// Whether such a domain has a page table of its own.
     pub const fn is_paging(self) -> bool {
         matches!(self, DomainKind::Dma | DomainKind::Unmanaged)
     }
@@ -31,6 +34,7 @@ impl fmt::Display for DomainKind {
             DomainKind::Identity => "identity",
             DomainKind::Dma => "dma",
             DomainKind::Unmanaged => "unmanaged",
+            DomainKind::Nested => "nested",
         })
     }
 }

@@ -1,6 +1,7 @@
 //! Domains: one address space each, whatever is attached to it and however.
 //!
 //! * [`config`]: what a domain is made of. [`space`]: what readers see of it.
+//! * [`nested`]: guests' tables on another domain.
 //! * [`registry`]: the domains of one machine. [`shared`]: what all its objects share.
 //! * [`dma_space`], [`iova`]: the default domain of a group, and its addresses.
 //!
@@ -16,12 +17,12 @@ use ioasid_core::{
     observe::Event,
     sync::atomic::{AtomicU64, Ordering},
 };
-use ioasid_pgtable::{MapError, PageTable, TableConfig, Translation};
+use ioasid_pgtable::{FirstStage, MapError, PageTable, TableConfig, Translation};
 
 use self::{
     registry::DomainRegistry,
     shared::Shared,
-    space::{AddressSpace, Translator},
+    space::{AddressSpace, Nested, Translator},
 };
 use crate::{
     base::{counters::DmaCounters, locks, source_id::SourceId},
@@ -34,6 +35,7 @@ use crate::{
 mod config;
 pub(crate) mod dma_space;
 mod iova;
+pub(crate) mod nested;
 pub(crate) mod registry;
 pub(crate) mod shared;
 pub(crate) mod space;
@@ -49,6 +51,8 @@ const SHOWN_LEAVES: usize = 4096;
 struct Attached {
     source: SourceId,
     ats: Arc<Ats>,
+    /// The domain that the source leads to: this one, or one that is nested on it.
+    leads_to: DomainId,
 }
 
 /// One I/O address space. The same whether a device reaches it by its RID or by a PASID, and by how
@@ -62,6 +66,8 @@ pub struct Domain {
     registry: Arc<DomainRegistry>,
     config: DomainConfig,
     space: Arc<AddressSpace>,
+    /// Of a nested domain.
+    parent: Option<Arc<Domain>>,
     /// What can reach the domain. A source is entered before its cell is set and taken out after the
     /// barrier that follows its removal, so an empty list means that nothing reads.
     sources: OrderedMutex<Vec<Attached>>,
@@ -76,14 +82,44 @@ impl Domain {
         config: DomainConfig,
     ) -> Self {
         let translator = match config.kind {
-            DomainKind::Blocked => Translator::Blocked,
+            // A nested one is made by `Domain::nest`.
+            DomainKind::Blocked | DomainKind::Nested => Translator::Blocked,
             DomainKind::Identity => Translator::Identity,
             DomainKind::Dma | DomainKind::Unmanaged => {
                 Translator::Paging(PageTable::new(TableConfig::new(config.format)))
             }
         };
+        Domain::with(shared, registry, (id, id), config, translator, None)
+    }
+
+    fn nested_on(
+        parent: &Arc<Domain>,
+        registry: Arc<DomainRegistry>,
+        id: DomainId,
+        first_stage: FirstStage,
+    ) -> Self {
+        let translator = Translator::Nested(Nested {
+            parent: Arc::clone(&parent.space),
+            first_stage,
+            table_changes: AtomicU64::new(0),
+        });
+        let config = parent.config.with_kind(DomainKind::Nested);
+        let ids = (id, parent.id());
+        let (shared, parent) = (Arc::clone(&parent.shared), Some(Arc::clone(parent)));
+        Domain::with(shared, registry, ids, config, translator, parent)
+    }
+
+    fn with(
+        shared: Arc<Shared>,
+        registry: Arc<DomainRegistry>,
+        (id, marker): (DomainId, DomainId),
+        config: DomainConfig,
+        translator: Translator,
+        parent: Option<Arc<Domain>>,
+    ) -> Self {
         let space = Arc::new(AddressSpace {
             id,
+            marker,
             translator,
             changes: AtomicU64::new(0),
             counters: DmaCounters::default(),
@@ -94,12 +130,13 @@ impl Domain {
             registry,
             config,
             space,
+            parent,
             sources: OrderedMutex::new(&locks::SOURCES, Vec::new()),
             handler: OrderedMutex::new(&locks::HANDLER, None),
         }
     }
 
-    /// The number of this domain: the one that in-flight markers carry.
+    /// The number of this domain.
     pub fn id(&self) -> DomainId {
         self.space.id
     }
@@ -114,6 +151,12 @@ impl Domain {
         &self.config
     }
 
+    /// The number that in-flight markers of its readers carry: its own, or that of the domain that it is
+    /// nested on.
+    pub(crate) fn marker(&self) -> DomainId {
+        self.space.marker
+    }
+
     pub(crate) fn space(&self) -> &Arc<AddressSpace> {
         &self.space
     }
@@ -121,7 +164,7 @@ impl Domain {
     fn table(&self) -> Option<&PageTable> {
         match &self.space.translator {
             Translator::Paging(table) => Some(table),
-            Translator::Blocked | Translator::Identity => None,
+            Translator::Blocked | Translator::Identity | Translator::Nested(_) => None,
         }
     }
 
@@ -196,16 +239,22 @@ impl Domain {
             return;
         }
         for attached in &*sources {
+            // What a device keeps of a nested domain has addresses of that one.
+            let ranges = match attached.leads_to == self.id() {
+                true => ranges,
+                false => &[AddrRange::ALL],
+            };
             attached.ats.invalidate(attached.source.pasid, ranges);
         }
         drop(sources);
-        self.shared.grace.wait(self.space.id);
+        self.shared.grace.wait(self.marker());
     }
 
-    /// Where `iova` leads, without marking anything accessed; `None` if nowhere.
+    /// Where `iova` leads, without marking anything accessed; `None` if nowhere. A nested domain does not say:
+    /// to read its table may block.
     pub fn iova_to_phys(&self, iova: u64) -> Option<Translation> {
         match &self.space.translator {
-            Translator::Blocked => None,
+            Translator::Blocked | Translator::Nested(_) => None,
             Translator::Identity => Some(Translation {
                 spa: iova,
                 len: (u64::MAX - iova).saturating_add(1),
@@ -257,7 +306,10 @@ impl Domain {
 
     fn source_ids(&self) -> Vec<SourceId> {
         let sources = self.sources.lock();
-        sources.iter().map(|attached| attached.source).collect()
+        let own = sources
+            .iter()
+            .filter(|attached| attached.leads_to == self.id());
+        own.map(|attached| attached.source).collect()
     }
 
     /// Pages of page-table memory in use; 0 without a page table.
@@ -308,20 +360,29 @@ impl Domain {
 
     /// Enters a source that is about to lead here; `ats` is the device's.
     pub(crate) fn add_source(&self, source: SourceId, ats: &Arc<Ats>) {
-        self.sources.lock().push(Attached {
-            source,
-            ats: Arc::clone(ats),
-        });
+        for domain in self.with_parent() {
+            domain.sources.lock().push(Attached {
+                source,
+                ats: Arc::clone(ats),
+                leads_to: self.id(),
+            });
+        }
+    }
+
+    /// The domains whose readers it brings along: itself, and the one that it is nested on.
+    fn with_parent(&self) -> impl Iterator<Item = &Domain> {
+        std::iter::once(self).chain(self.parent.as_deref())
     }
 
     /// Takes out a source after the barrier that followed its detach or replacement.
     pub(crate) fn remove_source(&self, source: SourceId) {
-        let mut sources = self.sources.lock();
-        if let Some(index) = sources
-            .iter()
-            .position(|attached| attached.source == source)
-        {
-            sources.remove(index);
+        for domain in self.with_parent() {
+            let mut sources = domain.sources.lock();
+            let own =
+                |attached: &Attached| attached.source == source && attached.leads_to == self.id();
+            if let Some(index) = sources.iter().position(own) {
+                sources.remove(index);
+            }
         }
     }
 
@@ -371,6 +432,8 @@ impl Inspect for Domain {
         Node::new()
             .with("id", self.id().get())
             .with("kind", self.kind().to_string())
+            .with("parent", self.parent().map(|parent| parent.id().get()))
+            .with("first_stage", self.first_stage().map(inspect_first_stage))
             .with("routes", Value::List(sources))
             .with("format", format)
             .with("table_pages", self.table_pages())
@@ -381,4 +444,13 @@ impl Inspect for Domain {
             .with("dma_bytes", self.dma_bytes())
             .with("faults", self.faults())
     }
+}
+
+fn inspect_first_stage(table: FirstStage) -> Node {
+    Node::new()
+        .with("root", table.root)
+        .with("address_bits", table.address_bits())
+        .with("supervisor", table.supervisor)
+        .with("write_protect", table.write_protect)
+        .with("extended_accessed", table.extended_accessed)
 }

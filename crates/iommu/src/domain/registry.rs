@@ -13,6 +13,8 @@ use ioasid_core::{
     sync::atomic::{AtomicU32, Ordering},
 };
 
+use ioasid_pgtable::FirstStage;
+
 use super::{Domain, DomainConfig, DomainKind, shared::Shared};
 use crate::base::locks;
 
@@ -48,11 +50,24 @@ impl DomainRegistry {
         self: &Arc<Self>,
         config: DomainConfig,
     ) -> Result<Arc<Domain>, DomainError> {
+        self.enter(|id| Domain::new(Arc::clone(&self.shared), Arc::clone(self), id, config))
+    }
+
+    /// A domain nested on `parent`, that nothing is attached to.
+    pub(super) fn alloc_nested(
+        self: &Arc<Self>,
+        parent: &Arc<Domain>,
+        table: FirstStage,
+    ) -> Result<Arc<Domain>, DomainError> {
+        self.enter(|id| Domain::nested_on(parent, Arc::clone(self), id, table))
+    }
+
+    /// Numbers a new domain and enters it.
+    fn enter(&self, make: impl FnOnce(DomainId) -> Domain) -> Result<Arc<Domain>, DomainError> {
         failpoint::allocation()?;
         let id = self.number().ok_or(DomainError::Exhausted)?;
-        let domain = Domain::new(Arc::clone(&self.shared), Arc::clone(self), id, config);
-        let domain = Arc::new(domain);
-        let entry = (config.kind, Arc::downgrade(&domain));
+        let domain = Arc::new(make(id));
+        let entry = (domain.kind(), Arc::downgrade(&domain));
         self.live.lock().insert(id, entry);
         Ok(domain)
     }

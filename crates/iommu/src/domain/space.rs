@@ -1,9 +1,12 @@
 //! The part of a domain that readers reach.
 
-use std::fmt;
+use std::{fmt, sync::Arc};
 
-use ioasid_core::{DomainId, sync::atomic::AtomicU64};
-use ioasid_pgtable::PageTable;
+use ioasid_core::{
+    DomainId,
+    sync::atomic::{AtomicU64, Ordering},
+};
+use ioasid_pgtable::{FirstStage, PageTable};
 
 use crate::base::counters::DmaCounters;
 
@@ -13,17 +16,43 @@ pub(crate) enum Translator {
     Blocked,
     Identity,
     Paging(PageTable),
+    Nested(Nested),
+}
+
+/// A guest's table and what it lies in.
+pub(crate) struct Nested {
+    /// Paging.
+    pub(crate) parent: Arc<AddressSpace>,
+    pub(crate) first_stage: FirstStage,
+    /// How often entries of the guest's table that lead to tables may have changed.
+    pub(crate) table_changes: AtomicU64,
 }
 
 /// The part of a domain that readers reach under a guard. It outlives the [`Domain`](super::Domain) until the last
 /// guard on it is gone.
 pub(crate) struct AddressSpace {
     pub(crate) id: DomainId,
+    /// The domain that guards name in their in-flight markers: this one, or the one that it is nested on.
+    pub(crate) marker: DomainId,
     pub(crate) translator: Translator,
     /// How often a barrier was about to wait for the readers: what they keep is gone then.
     pub(crate) changes: AtomicU64,
     pub(crate) counters: DmaCounters,
     pub(crate) faults: AtomicU64,
+}
+
+impl AddressSpace {
+    /// A count that rises with every change which takes a translation away: its own, and those of the domain
+    /// that it is nested on.
+    #[inline]
+    pub(crate) fn all_changes(&self) -> u64 {
+        let own = self.changes.load(Ordering::Acquire);
+        match &self.translator {
+            // Both only rise: an old sum means two old counts.
+            Translator::Nested(nested) => own + nested.parent.changes.load(Ordering::Acquire),
+            _ => own,
+        }
+    }
 }
 
 impl fmt::Debug for AddressSpace {

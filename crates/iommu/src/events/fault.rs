@@ -12,6 +12,8 @@ use ioasid_core::{
     sync::Mutex,
 };
 
+use super::nested_fault::NestedFault;
+
 /// Why an access was refused.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum FaultReason {
@@ -31,6 +33,8 @@ pub enum FaultReason {
     MemoryGone,
     /// A memory access without a PASID to the interrupt window: it is a message, not a DMA.
     InterruptWindow,
+    /// A nested domain: one of its two stages refused it.
+    Nested(NestedFault),
     /// A test asked for it ([`ioasid_core::inject`]).
     Injected,
 }
@@ -47,6 +51,7 @@ impl FaultReason {
             FaultReason::Unregistered => "no memory there",
             FaultReason::MemoryGone => "memory gone",
             FaultReason::InterruptWindow => "interrupt window",
+            FaultReason::Nested(fault) => fault.name(),
             FaultReason::Injected => "injected by a test",
         }
     }
@@ -54,7 +59,11 @@ impl FaultReason {
     /// Whether a page request could make the access succeed: the translation is missing or too
     /// weak, and the manager of the address space may add it.
     pub const fn is_recoverable(self) -> bool {
-        matches!(self, FaultReason::NotPresent | FaultReason::Permission)
+        match self {
+            FaultReason::NotPresent | FaultReason::Permission => true,
+            FaultReason::Nested(fault) => fault.is_recoverable(),
+            _ => false,
+        }
     }
 }
 
@@ -62,6 +71,7 @@ impl fmt::Display for FaultReason {
     /// As a sentence, with what would make the access succeed where that is plain.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
+            FaultReason::Nested(fault) => return fault.fmt(f),
             FaultReason::NotAttached => {
                 "nothing is attached at this PASID: attach a page table to it"
             }

@@ -3,5 +3,6 @@
 
 pub(crate) mod ats;
 pub(crate) mod fault;
+pub(crate) mod nested_fault;
 pub(crate) mod page_request;
 pub(crate) mod writes;

@@ -27,7 +27,7 @@ use std::{
     sync::Arc,
 };
 
-pub use raw::{MemoryGone, PlainCopy, RawBytes, RawCopy};
+pub use raw::{Exchange, MemoryGone, PlainCopy, RawBytes, RawCopy};
 
 use crate::{
     access::Prot,

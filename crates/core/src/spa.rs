@@ -26,7 +26,7 @@ use crate::{
 
 mod kept;
 
-pub use kept::KeptPlaces;
+pub use kept::{KeptPlaces, KeptSlots};
 
 /// Width of a system physical address in bits: 256 TiB. A model checker makes a new space for every
 /// interleaving and gets one of 64 windows.

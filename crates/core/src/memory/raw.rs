@@ -10,14 +10,26 @@ use std::{
     fmt,
     marker::PhantomData,
     ptr::NonNull,
-    sync::atomic::{Ordering, compiler_fence, fence},
+    sync::atomic::{AtomicU64, Ordering, compiler_fence, fence},
 };
+
+/// What became of an exchange of a word.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Exchange {
+    /// The word had the value that was expected, and has the new one.
+    Done,
+    /// It had another one, and has it still.
+    Changed,
+    /// The page is gone.
+    Gone,
+}
 
 /// Copies between raw addresses, where either side may change or (for some implementations) vanish.
 ///
 /// # Safety
 /// `copy` must behave as `memmove` for the first `n` bytes, where `n` is its result, must touch no
-/// other byte, and must return `len` unless the memory faulted.
+/// other byte, and must return `len` unless the memory faulted. A copy of 8 bytes at multiples of 8 is one
+/// load and one store. `exchange` must touch no byte but those of the word.
 pub unsafe trait RawCopy: Send + Sync {
     /// Copies up to `len` bytes and returns how many were copied.
     ///
@@ -25,6 +37,13 @@ pub unsafe trait RawCopy: Send + Sync {
     /// `src..src+len` must be readable and `dst..dst+len` writable, except that an implementation
     /// with [`RawCopy::recovers`] may be given ranges whose pages are gone.
     unsafe fn copy(&self, dst: *mut u8, src: *const u8, len: usize) -> usize;
+
+    /// Puts `new` in the place of `seen`, in one step and only if the word is that.
+    ///
+    /// # Safety
+    /// `word` must be a multiple of 8 and its 8 bytes readable and writable, except that an
+    /// implementation with [`RawCopy::recovers`] may be given one whose page is gone.
+    unsafe fn exchange(&self, word: *mut u64, seen: u64, new: u64) -> Exchange;
 
     /// Whether a page that is gone ends the copy early instead of killing the process.
     fn recovers(&self) -> bool;
@@ -34,7 +53,7 @@ pub unsafe trait RawCopy: Send + Sync {
 #[derive(Clone, Copy, Debug)]
 pub struct PlainCopy;
 
-// SAFETY: `ptr::copy` is memmove and completes.
+// SAFETY: `ptr::copy` is memmove and completes; a word at a multiple of 8 is moved by one instruction.
 unsafe impl RawCopy for PlainCopy {
     #[inline]
     unsafe fn copy(&self, dst: *mut u8, src: *const u8, len: usize) -> usize {
@@ -45,6 +64,16 @@ unsafe impl RawCopy for PlainCopy {
         unsafe { std::ptr::copy(src, dst, len) };
         compiler_fence(Ordering::SeqCst);
         len
+    }
+
+    #[inline]
+    unsafe fn exchange(&self, word: *mut u64, seen: u64, new: u64) -> Exchange {
+        // SAFETY: aligned, valid and accessed by raw copies and exchanges alone, as the caller promises.
+        let word = unsafe { AtomicU64::from_ptr(word) };
+        match word.compare_exchange(seen, new, Ordering::AcqRel, Ordering::Relaxed) {
+            Ok(_) => Exchange::Done,
+            Err(_) => Exchange::Changed,
+        }
     }
 
     fn recovers(&self) -> bool {
@@ -188,6 +217,37 @@ impl<'a> RawBytes<'a> {
             Ok(())
         } else {
             Err(MemoryGone { done })
+        }
+    }
+
+    /// The first 8 bytes as a little-endian word; one load if they lie at a multiple of 8.
+    ///
+    /// # Errors
+    /// [`MemoryGone`] if the page has vanished, or there are fewer bytes.
+    #[inline]
+    pub fn read_word(&self) -> Result<u64, MemoryGone> {
+        let mut word = [0; 8];
+        if self.len < word.len() {
+            return Err(MemoryGone { done: 0 });
+        }
+        self.read(&mut word)?;
+        Ok(u64::from_le_bytes(word))
+    }
+
+    /// Puts `new` in the place of the first 8 bytes if they are `seen`, in one step; whether they were.
+    ///
+    /// # Errors
+    /// [`MemoryGone`] if the page has vanished, the bytes are read-only, fewer, or not at a multiple of 8.
+    pub fn exchange_word(&self, seen: u64, new: u64) -> Result<bool, MemoryGone> {
+        let word = self.base.as_ptr().cast::<u64>();
+        if !self.writable || self.len < size_of::<u64>() || !word.is_aligned() {
+            return Err(MemoryGone { done: 0 });
+        }
+        // SAFETY: inside our range, writable (see `new`) and aligned.
+        match unsafe { self.copier.exchange(word, seen.to_le(), new.to_le()) } {
+            Exchange::Done => Ok(true),
+            Exchange::Changed => Ok(false),
+            Exchange::Gone => Err(MemoryGone { done: 0 }),
         }
     }
 

@@ -153,6 +153,74 @@ impl fmt::Debug for KeptPlaces {
     }
 }
 
+/// Bytes that a reader keeps under numbers of its own, each until a registration has gone.
+///
+/// Which of the bytes still mean what they meant is the reader's business; that they are still registered is
+/// found out here.
+pub struct KeptSlots {
+    space: Arc<SpaSpace>,
+    slots: Box<[Slot]>,
+}
+
+/// The count that bytes belong to, and the bytes.
+#[derive(Default)]
+struct Slot {
+    gone: Cell<u64>,
+    bytes: Cell<Option<RawBytes<'static>>>,
+}
+
+impl KeptSlots {
+    /// `count` slots without bytes.
+    pub fn new(space: &Arc<SpaSpace>, count: usize) -> Self {
+        KeptSlots {
+            space: Arc::clone(space),
+            slots: (0..count).map(|_| Slot::default()).collect(),
+        }
+    }
+
+    /// The bytes in a slot; `None` if there are none, or if a registration has gone since.
+    ///
+    /// # Panics
+    /// If the guard belongs to another machine: a defect of the caller, never of a peer.
+    #[inline]
+    pub fn get<'g>(&'g self, guard: &'g Guard<'_>, slot: usize) -> Option<RawBytes<'g>> {
+        self.space.assert_reader(guard);
+        let slot = self.slots.get(slot)?;
+        if slot.gone.get() != self.space.gone.load(Ordering::Acquire) {
+            return None;
+        }
+        slot.bytes.get()
+    }
+
+    /// As [`SpaSpace::resolve_direct`]; what is found is kept in the slot.
+    ///
+    /// # Panics
+    /// As [`KeptSlots::get`].
+    pub fn resolve<'g>(
+        &'g self,
+        guard: &'g Guard<'_>,
+        slot: usize,
+        (spa, len): (u64, u64),
+    ) -> Option<RawBytes<'g>> {
+        // Before the cell: see the safety argument.
+        let gone = self.space.gone.load(Ordering::Acquire);
+        let bytes = self.space.resolve_direct(guard, spa, len)?;
+        if let Some(slot) = self.slots.get(slot) {
+            // SAFETY: as in `KeptPlaces::resolve`; `get` lends them.
+            let kept = unsafe { mem::transmute::<RawBytes<'g>, RawBytes<'static>>(bytes) };
+            slot.gone.set(gone);
+            slot.bytes.set(Some(kept));
+        }
+        Some(bytes)
+    }
+}
+
+impl fmt::Debug for KeptSlots {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("KeptSlots")
+    }
+}
+
 #[cfg(all(test, not(ioasid_shuttle)))]
 mod tests {
     use super::*;
@@ -241,6 +309,28 @@ mod tests {
         drop(guard);
         space.grace().collect();
         assert_eq!(Arc::strong_count(&memory), 1);
+    }
+
+    #[test]
+    fn a_slot_keeps_bytes_until_a_registration_has_gone() {
+        let space = SpaSpace::new(Grace::new());
+        let (memory, other) = (OwnMemory::new(4096), OwnMemory::new(4096));
+        memory.write(8, &[7]);
+        let range = space.register(memory, 0).unwrap();
+        let gone = space.register(other, 0).unwrap();
+        let kept = KeptSlots::new(&space, 2);
+        let mut slot = space.grace().slot();
+        let guard = slot.enter();
+        assert!(kept.get(&guard, 0).is_none() && kept.get(&guard, 2).is_none());
+        let place = (range.start() + 8, 16);
+        assert_eq!(first(kept.resolve(&guard, 0, place)), Some(7));
+        assert_eq!(first(kept.resolve(&guard, 2, place)), Some(7), "not kept");
+        assert_eq!(first(kept.get(&guard, 0)), Some(7));
+        assert!(kept.get(&guard, 1).is_none() && kept.get(&guard, 2).is_none());
+        drop(gone);
+        assert!(kept.get(&guard, 0).is_none());
+        assert_eq!(first(kept.resolve(&guard, 0, place)), Some(7));
+        assert_eq!(first(kept.get(&guard, 0)), Some(7));
     }
 
     #[test]

@@ -22,7 +22,10 @@ use std::{
 };
 
 use forward::Forward;
-use ioasid_core::{memory::RawCopy, sync::Mutex};
+use ioasid_core::{
+    memory::{Exchange, RawCopy},
+    sync::Mutex,
+};
 
 /// Largest overlapping copy whose bounce buffer lives on the stack.
 const SMALL: usize = 4096;
@@ -138,6 +141,12 @@ unsafe impl RawCopy for RecoveringCopy {
             let read = self.copy_up(bounce.as_mut_ptr(), src, len);
             self.copy_up(dst, bounce.as_ptr(), read)
         }
+    }
+
+    #[inline]
+    unsafe fn exchange(&self, word: *mut u64, seen: u64, new: u64) -> Exchange {
+        // SAFETY: as the caller vouches, and the handler is installed, since `self` exists.
+        unsafe { forward::exchange(word, seen, new) }
     }
 
     fn recovers(&self) -> bool {

@@ -29,6 +29,8 @@
 
 use std::{arch::is_x86_feature_detected, ptr};
 
+use ioasid_core::memory::Exchange;
+
 std::arch::global_asm!(
     r#"
     .pushsection .rodata.ioasid_host_copy_table, "a", @progbits
@@ -154,6 +156,22 @@ std::arch::global_asm!(
     ioasid_host_copy_vectors ioasid_host_copy_sse2, 16, movups, xmm
     ioasid_host_copy_vectors ioasid_host_copy_avx2, 32, vmovdqu, ymm
 
+    // 1 if the word was the one that was seen and has been exchanged, 0 if not, 2 if it is gone.
+    .balign 16
+    .type ioasid_host_exchange_word, @function
+    .hidden ioasid_host_exchange_word
+    .globl ioasid_host_exchange_word
+    ioasid_host_exchange_word:
+        mov rax, rsi
+        ioasid_host_copy_or 784f, lock cmpxchg qword ptr [rdi], rdx
+        sete al
+        movzx eax, al
+        ret
+    784:
+        mov eax, 2
+        ret
+        .size ioasid_host_exchange_word, . - ioasid_host_exchange_word
+
     .purgem ioasid_host_copy_vectors
     .purgem ioasid_host_copy_rest
     .purgem ioasid_host_copy_function
@@ -179,6 +197,8 @@ unsafe extern "sysv64" {
     fn copy_sse2(dst: *mut u8, src: *const u8, len: usize) -> usize;
     #[link_name = "ioasid_host_copy_avx2"]
     fn copy_avx2(dst: *mut u8, src: *const u8, len: usize) -> usize;
+    #[link_name = "ioasid_host_exchange_word"]
+    fn exchange_word(word: *mut u64, seen: u64, new: u64) -> u32;
     #[link_name = "ioasid_host_copy_table"]
     static TABLE: Fault;
     #[link_name = "ioasid_host_copy_table_end"]
@@ -253,5 +273,20 @@ impl Forward {
                 Forward::Avx2 => copy_avx2(dst, src, len),
             }
         }
+    }
+}
+
+/// Puts `new` in the place of `seen` at `word`, in one step and only if the word is that.
+///
+/// # Safety
+/// `word` must be a multiple of 8 and its bytes readable and writable, except that the page may be gone. The
+/// handler that asks for a [`continuation`] must be installed.
+#[inline]
+pub(super) unsafe fn exchange(word: *mut u64, seen: u64, new: u64) -> Exchange {
+    // SAFETY: as the caller vouches. An exchange that faults has stored nothing.
+    match unsafe { exchange_word(word, seen, new) } {
+        0 => Exchange::Changed,
+        1 => Exchange::Done,
+        _ => Exchange::Gone,
     }
 }

@@ -228,3 +228,22 @@ fn an_overlapping_copy_that_a_store_ends_is_exact_as_well() {
     }
     assert!(mapped.content()[PAGE..] == pattern()[PAGE..]);
 }
+
+#[test]
+fn a_word_is_exchanged_or_not_or_gone() {
+    let mapped = Mapped::new();
+    let copier = RecoveringCopy::get().unwrap();
+    let word = mapped.base.wrapping_add(PAGE).cast::<u64>();
+    // SAFETY: an aligned word of the mapping.
+    let exchange = |seen, new| unsafe { copier.exchange(word, seen, new) };
+    let at = |content: &[u8]| u64::from_le_bytes(content[PAGE..PAGE + 8].try_into().unwrap());
+    let before = at(&pattern());
+    assert_eq!(exchange(before ^ 1, 7), Exchange::Changed);
+    assert_eq!(at(&mapped.content()), before);
+    assert_eq!(exchange(before, 7), Exchange::Done);
+    assert_eq!(at(&mapped.content()), 7);
+    mapped.keep(1);
+    assert_eq!(exchange(7, 8), Exchange::Gone);
+    mapped.keep(2);
+    assert_eq!(exchange(0, 8), Exchange::Done);
+}

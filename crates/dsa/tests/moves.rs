@@ -74,8 +74,7 @@ fn small() -> DsaConfig {
 
 impl Setup {
     fn new(holes: bool) -> Self {
-        let iommu = new_iommu();
-        let device = add_device(&iommu, "0000:6b:01.0");
+        let (iommu, device) = new_device(true);
         let dsa = new_dsa(&iommu, &device, small());
         let area = Area::new(&iommu, SIZE as usize);
         let sink: Arc<dyn FaultSink> = FaultLog::new(64);

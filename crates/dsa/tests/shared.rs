@@ -54,8 +54,10 @@ impl Setup {
     }
 
     fn with(usage: WqUse) -> Self {
-        let iommu = new_iommu();
-        let device = add_device(&iommu, "0000:6b:01.0");
+        Setup::of(new_device(false), usage)
+    }
+
+    fn of((iommu, device): (Arc<Iommu>, Arc<Device>), usage: WqUse) -> Self {
         let dsa = new_dsa(&iommu, &device, DsaConfig::with_queues(2));
         let driver = Driver::new(dsa.clone());
         driver.configure(&[ENTRIES, ENTRIES]);
@@ -264,21 +266,45 @@ fn a_client_that_waits_for_many_pages_leaves_the_queue_to_the_others() {
 }
 
 #[test]
-fn privilege_is_the_processors_to_give_and_the_queues_to_allow() {
-    let setup = Setup::new();
-    let client = setup.client(5);
+fn privilege_is_the_processors_to_give_and_the_devices_to_have() {
     let job = Descriptor {
         privileged: true,
         ..Descriptor::new(Opcode::Noop, record(0))
     };
-    assert!(setup.enqueue(&client, job));
-    let status = client.area.wait(record(0)).status;
-    assert_eq!(status, Status::Privilege as u8);
-    let setup = Setup::with(shared().with_privileged(true));
-    assert_eq!(setup.driver.command(Command::EnableWq, 0), 0);
-    let client = setup.client(5);
-    assert!(setup.enqueue(&client, job));
-    assert_eq!(client.area.wait(record(0)).status, 1);
+    // The queue's own bit is for dedicated queues alone.
+    for (privileged_mode, usage) in [
+        (false, shared().with_privileged(true)),
+        (true, shared().with_privileged(false)),
+    ] {
+        let setup = Setup::of(new_device(privileged_mode), usage);
+        assert_eq!(setup.driver.command(Command::EnableWq, 0), 0);
+        let client = setup.client(5);
+        assert!(setup.enqueue(&client, job));
+        assert_eq!(setup.driver.command(Command::DrainAll, 0), 0);
+        let (status, error) = match privileged_mode {
+            // It gets no record.
+            false => (0, Some(Status::Privilege as u8)),
+            true => (1, None),
+        };
+        assert_eq!(client.area.record(record(0)).status, status);
+        assert_eq!(setup.driver.software_error(), error);
+    }
+}
+
+#[test]
+fn a_dedicated_queue_is_privileged_only_where_the_device_can_be() {
+    let plain = usage().with_privileged(true);
+    let tagged = plain.with_pasid_en(true).with_pasid(5);
+    let refused = CommandError::PasidEnable as u8;
+    for (privileged_mode, usage, error) in [
+        (false, tagged, refused),
+        (true, tagged, 0),
+        // Without a PASID there is no privilege.
+        (false, plain, 0),
+    ] {
+        let setup = Setup::of(new_device(privileged_mode), usage);
+        assert_eq!(setup.driver.command(Command::EnableWq, 0), error);
+    }
 }
 
 #[test]

@@ -165,8 +165,8 @@ impl DsaChild {
         WqUse::from_bits(fixed.into_bits() | view.user_bits)
     }
 
-    /// Enables the real queue in the name of the child, with the default PASID. The state's lock is
-    /// held.
+    /// Enables the real queue in the name of the child, with the default PASID. Its requests are user
+    /// requests, as those without a PASID are: its user knows of none. The state's lock is held.
     pub(crate) fn enable_queue(&self, state: &mut State, view: &View) -> Result<(), CommandError> {
         let usage = self.usage(view);
         if !view.enabled {
@@ -196,8 +196,7 @@ impl DsaChild {
             .with_block_on_fault(usage.block_on_fault())
             .with_priority(priority)
             .with_pasid(pasid.pasid().get())
-            .with_pasid_en(true)
-            .with_privileged(true);
+            .with_pasid_en(true);
         queue.config.limits = limits(self.parent());
         let identity = Identity {
             endpoint: Arc::clone(&self.endpoint),

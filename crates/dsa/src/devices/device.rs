@@ -139,6 +139,9 @@ impl DsaDevice {
         let device = self.device();
         Abilities {
             max_pasids: device.max_pasids(),
+            // Enabled wherever it is there: what programs see of the configuration space has no PASID
+            // capability.
+            privileged_mode: device.pasid_features().1,
             block_on_fault: device.supports_page_requests(),
             max_transfer_shift: self.max_transfer_shift,
         }

@@ -72,7 +72,9 @@ impl Ending {
         effects: &mut Effects,
     ) -> Result<(), Halt> {
         let flags = descriptor.flags;
-        let usable = flags.record_valid() && descriptor.record_aligned();
+        // Who has claimed a privilege that there is not gets no write either.
+        let refused = self.record.status == Status::Privilege as u8;
+        let usable = flags.record_valid() && descriptor.record_aligned() && !refused;
         let mut reached = true;
         if usable && (flags.request_record() || !self.succeeded()) {
             if let Err(stop) = self.write_record(descriptor.record_addr, guard) {
@@ -127,6 +129,7 @@ impl Ending {
                 .with_desc_valid(true)
                 .with_batch(self.index.is_some())
                 .with_fault_write(fault.is_some() || self.record.status & FAULT_ON_WRITE != 0)
+                .with_privileged(descriptor.privileged)
                 .with_error(code)
                 .with_operation(descriptor.opcode)
                 .with_pasid(descriptor.pasid),

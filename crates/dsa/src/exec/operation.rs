@@ -193,7 +193,7 @@ pub(super) fn check(
         return fail(Status::RecordAlignment);
     }
     // Those of a batch are as privileged as their batch.
-    if terms.shared && !terms.privileged && descriptor.privileged && index.is_none() {
+    if terms.shared && !terms.privileged_mode && descriptor.privileged && index.is_none() {
         return fail(Status::Privilege);
     }
     let opcode = match Opcode::from_code(descriptor.opcode) {

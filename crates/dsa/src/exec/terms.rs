@@ -1,6 +1,6 @@
 //! What a queue allows a descriptor, and what its steps cause outside of memory.
 
-use crate::spec::Event;
+use crate::spec::{Descriptor, Event};
 
 /// What steps cause outside of memory, in order.
 #[derive(Debug, Default)]
@@ -51,8 +51,10 @@ pub(crate) struct Terms {
     /// The queue is shared: PASID and privilege are those that the processor put into the
     /// descriptor.
     pub(crate) shared: bool,
-    /// Privileged descriptors are allowed in a shared queue.
+    /// Requests of a dedicated queue are privileged.
     pub(crate) privileged: bool,
+    /// The device may send privileged requests (Privileged Mode Enable of its PASID capability).
+    pub(crate) privileged_mode: bool,
     /// One past the largest PASID of the device.
     pub(crate) max_pasids: u32,
     /// Translations that the device keeps may be used.
@@ -60,6 +62,16 @@ pub(crate) struct Terms {
 }
 
 impl Terms {
+    /// Whether the requests of `descriptor`, which is not one of a batch, are privileged: by the queue's
+    /// configuration, or, in a shared queue, by the bit that the processor put into it.
+    pub(crate) const fn privileges(&self, descriptor: &Descriptor) -> bool {
+        let asked = match self.shared {
+            true => descriptor.privileged,
+            false => self.privileged,
+        };
+        asked && self.privileged_mode
+    }
+
     /// Whether an interrupt handle is one of the client's.
     pub(crate) fn permits(&self, handle: u16) -> bool {
         self.vectors
@@ -79,9 +91,38 @@ impl Terms {
             page_requests: false,
             vectors: 1,
             shared: false,
-            privileged: true,
+            privileged: false,
+            privileged_mode: true,
             max_pasids: 1 << 20,
             ats: true,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_request_is_privileged_by_the_queue_or_by_the_processor_and_the_device() {
+        let privileges = |shared, privileged, privileged_mode, by_processor| {
+            let terms = Terms {
+                shared,
+                privileged,
+                privileged_mode,
+                ..Terms::for_tests()
+            };
+            terms.privileges(&Descriptor {
+                privileged: by_processor,
+                ..Descriptor::default()
+            })
+        };
+        for other in [false, true] {
+            assert!(privileges(false, true, true, other));
+            assert!(!privileges(false, false, true, other));
+            assert!(privileges(true, other, true, true));
+            assert!(!privileges(true, other, true, false));
+            assert!(!privileges(other, true, false, true));
         }
     }
 }

@@ -176,11 +176,18 @@ impl Endpoint {
         }
     }
 
-    /// The entry that the caller is to write, if there is one, and the PASID that it needs; `pasid`
-    /// is the one of its descriptor.
-    pub(crate) fn begin_entry(&self, pasid: Option<Pasid>) -> Option<(Slot, Option<Pasid>)> {
+    /// The entry that the caller is to write, if there is one. That of a child is written with the PASID
+    /// and the privilege of the caller's descriptor: neither is the child's to choose.
+    pub(crate) fn begin_entry(&self, pasid: Option<Pasid>, privileged: bool) -> Option<Slot> {
         let slot = self.registers.lock().log.begin()?;
-        Some((slot, if self.child { pasid } else { slot.pasid }))
+        Some(match self.child {
+            true => Slot {
+                pasid,
+                privileged,
+                ..slot
+            },
+            false => slot,
+        })
     }
 
     /// The entry is in memory.

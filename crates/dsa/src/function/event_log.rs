@@ -33,6 +33,8 @@ pub(crate) struct Slot {
     pub(crate) address: u64,
     /// The PASID of the configuration.
     pub(crate) pasid: Option<Pasid>,
+    /// The configuration asks for privileged requests.
+    pub(crate) privileged: bool,
     pub(crate) event: Event,
 }
 
@@ -125,6 +127,7 @@ impl EventLog {
                 true => Pasid::new(self.config.pasid()),
                 false => None,
             },
+            privileged: self.config.privileged(),
             event,
         })
     }

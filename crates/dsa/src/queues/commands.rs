@@ -230,6 +230,8 @@ pub(crate) struct Identity {
 pub(crate) struct Abilities {
     /// One past the largest PASID.
     pub(crate) max_pasids: u32,
+    /// Its requests with PASIDs may be privileged.
+    pub(crate) privileged_mode: bool,
     pub(crate) block_on_fault: bool,
     pub(crate) max_transfer_shift: u8,
 }
@@ -276,6 +278,9 @@ impl Queue {
                     .ok_or(CommandError::PasidEnable)?,
             ),
         };
+        if pasid.is_some() && usage.privileged() && !abilities.privileged_mode {
+            return Err(CommandError::PasidEnable);
+        }
         if limits.max_batch_shift() > MAX_BATCH_SHIFT {
             return Err(CommandError::MaxBatch);
         }
@@ -290,6 +295,7 @@ impl Queue {
             vectors: identity.endpoint.vectors(),
             shared,
             privileged: usage.privileged(),
+            privileged_mode: abilities.privileged_mode,
             max_pasids: abilities.max_pasids,
             ats: !usage.ats_disable(),
         };

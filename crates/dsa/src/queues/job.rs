@@ -78,10 +78,12 @@ impl Job for Task {
 
     fn step(&mut self, port: &mut DmaPort, place: Place) -> Result<(), Halt> {
         let session = &*self.session;
+        let privileged = self.terms.privileges(self.execution.descriptor());
         let mut effects = Effects::default();
         let result = if self.done {
             Ok(())
         } else {
+            port.set_privileged(privileged);
             let mut guard = match place {
                 Place::Engine if self.terms.ats => port.enter(session.pasid),
                 Place::Engine => port.enter_untranslated(session.pasid),
@@ -95,7 +97,7 @@ impl Job for Task {
         self.done = result.is_ok();
         if self.logs {
             // What halted the descriptor halts it again where the log can be reached.
-            write_log(session, port, place)?;
+            write_log(session, privileged, port, place)?;
             self.logs = false;
         }
         result
@@ -115,19 +117,27 @@ fn deliver(session: &Session, effects: &mut Effects) {
     }
 }
 
-/// Writes what waits for the event log of the session's owner.
+/// Writes what waits for the event log of the session's owner; `privileged` are the requests of the
+/// descriptor.
 ///
 /// # Errors
 /// [`Halt::Remote`]: where it has to be done. [`Halt::Withheld`]: it has to wait.
-fn write_log(session: &Session, port: &mut DmaPort, place: Place) -> Result<(), Halt> {
+fn write_log(
+    session: &Session,
+    privileged: bool,
+    port: &mut DmaPort,
+    place: Place,
+) -> Result<(), Halt> {
     let endpoint = &session.endpoint;
-    while let Some((slot, pasid)) = endpoint.begin_entry(session.pasid) {
+    let privileged_mode = session.terms.privileged_mode;
+    while let Some(slot) = endpoint.begin_entry(session.pasid, privileged) {
+        port.set_privileged(slot.privileged && privileged_mode);
         let bytes = slot.event.to_bytes();
         let mut done = 0;
         let stop = loop {
             let mut guard = match place {
-                Place::Engine => port.enter(pasid),
-                Place::Worker => port.enter_blocking(pasid),
+                Place::Engine => port.enter(slot.pasid),
+                Place::Worker => port.enter_blocking(slot.pasid),
             };
             let rest = bytes.get(done as usize..).unwrap_or_default();
             let transfer = guard.write(slot.address.wrapping_add(done), rest);

@@ -43,7 +43,8 @@ pub enum Status {
     RecordFault = 0x1a,
     /// The completion record is not aligned to 32 bytes.
     RecordAlignment = 0x1b,
-    /// A privileged descriptor in a shared queue that does not allow it.
+    /// A privileged descriptor in a shared queue of a device whose PASID capability has Privileged Mode
+    /// not enabled; reported in SWERR only.
     Privilege = 0x1d,
 }
 

@@ -19,7 +19,7 @@ pub const EVENT_LOG_MIN: u16 = 64;
 pub struct EventLogConfig {
     /// Entries are written with `pasid`.
     pub pasid_en: bool,
-    /// Entries are written with privilege.
+    /// Entries are written with privilege, if with a PASID.
     pub privileged: bool,
     #[bits(10)]
     __: u16,

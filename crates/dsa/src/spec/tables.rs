@@ -52,7 +52,8 @@ pub struct WqUse {
     pub pasid: u32,
     /// Requests carry a PASID.
     pub pasid_en: bool,
-    /// Requests are privileged (dedicated queues).
+    /// Requests are privileged: of dedicated queues, and only where the device's PASID capability has
+    /// Privileged Mode enabled.
     pub privileged: bool,
     #[bits(2)]
     __: u8,

@@ -37,6 +37,15 @@ pub fn new_dsa(iommu: &Arc<Iommu>, device: &Arc<Device>, config: DsaConfig) -> A
     DsaDevice::new(iommu, Arc::clone(device), config, &StdSpawner).unwrap()
 }
 
+/// A device that can send privileged requests, or cannot.
+pub fn new_device(privileged_mode: bool) -> (Arc<Iommu>, Arc<Device>) {
+    let iommu = new_iommu();
+    let mut config = DeviceConfig::new("0000:6b:01.0".parse().unwrap());
+    config.pasid_privileged = privileged_mode;
+    let device = iommu.add_device(config).unwrap();
+    (iommu, device)
+}
+
 /// Completion records in memory.
 pub trait Records {
     /// The record at `iova` as it is now.

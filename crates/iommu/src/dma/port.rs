@@ -11,21 +11,21 @@ use std::{cell::Cell, fmt, mem, sync::Arc};
 use ioasid_core::{
     Access, DomainId, Pasid,
     grace::Slot,
-    memory::{MemoryGone, RawBytes},
     observe::Event,
     sync::atomic::{Ordering, fence},
 };
 
 use super::{
+    bytes::copy_direct,
     recent::{Keeps, Recent},
     tlb::{PortTlb, Tlb},
     transfer::{Direction, Halt, Stop, Transfer, parts},
-    view::View,
+    view::{Entering, View},
 };
 use crate::{
     base::counters::ShardIndex,
     device::{Device, route_table::Attachment},
-    events::fault::{DmaRefusal, Fault, FaultReason, FaultSink},
+    events::fault::{DmaRefusal, Fault, FaultSink},
 };
 
 /// Bytes that [`DmaGuard::copy`], [`DmaGuard::fill`] and [`DmaGuard::compare`] may move under one
@@ -143,10 +143,15 @@ impl DmaPort {
         let guess = &mut self.guesses[number % GUESSES];
         let keeps = match &self.tlb {
             _ if blocking => Keeps::Nothing,
-            Some(kept) if tlb => Keeps::Tlb(kept),
+            Some(kept) if tlb => Keeps::Tlb(kept, &self.recent),
             _ => Keeps::Recent(&self.recent),
         };
-        let view = View::enter(&self.device, &mut self.slot, pasid, blocking, guess, keeps);
+        let requests = Entering {
+            pasid,
+            supervisor: self.privileged && pasid.is_some(),
+            blocking,
+        };
+        let view = View::enter(&self.device, &mut self.slot, requests, guess, keeps);
         if self.refuses {
             self.refuses = false;
             view.refuse_once();
@@ -544,53 +549,5 @@ impl fmt::Debug for DmaGuard<'_> {
             .field("domain", &self.domain())
             .field("budget", &self.budget)
             .finish_non_exhaustive()
-    }
-}
-
-/// Copies between two directly addressable places, as many bytes as both have.
-#[inline]
-pub(super) fn copy_direct(
-    view: &View<'_>,
-    target: RawBytes<'_>,
-    to: u64,
-    source: RawBytes<'_>,
-    from: u64,
-) -> Result<u64, Halt> {
-    match target.copy_from(source) {
-        Ok(()) => {
-            let len = source.len().min(target.len()) as u64;
-            view.wrote(to, len);
-            Ok(len)
-        }
-        Err(gone) => {
-            view.wrote(to, gone.done as u64);
-            Err(copy_stopped(view, target, to, source, from, gone))
-        }
-    }
-}
-
-/// Which side has stopped a copy; the copy does not say.
-#[cold]
-fn copy_stopped(
-    view: &View<'_>,
-    target: RawBytes<'_>,
-    to: u64,
-    source: RawBytes<'_>,
-    from: u64,
-    MemoryGone { done }: MemoryGone,
-) -> Halt {
-    let probe = source.slice(done, 1);
-    let source_gone = probe.is_some_and(|byte| byte.read(&mut [0]).is_err());
-    let (iova, access, reason) = if source_gone {
-        (from, Access::Read, FaultReason::MemoryGone)
-    } else if target.writable() {
-        (to, Access::Write, FaultReason::MemoryGone)
-    } else {
-        (to, Access::Write, FaultReason::Permission)
-    };
-    let fault = view.fault(iova.saturating_add(done as u64), access, reason);
-    Halt {
-        done: done as u64,
-        stop: Some(fault.into()),
     }
 }

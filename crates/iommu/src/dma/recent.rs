@@ -5,31 +5,38 @@
 //! looks for guards, and a guard looks at the count when its marker is published. So if it still finds
 //! the old count, the barrier finds the guard: it is one that was under way.
 
-use std::{cell::Cell, sync::Arc};
+use std::{
+    cell::{Cell, OnceCell},
+    sync::Arc,
+};
 
 use ioasid_core::{
     DomainId, Pasid,
     spa::{KeptPlaces, SpaSpace},
 };
 
-use super::tlb::PortTlb;
-use crate::domain::space::AddressSpace;
+use super::{tlb::PortTlb, walks::Walks};
+use crate::domain::space::{AddressSpace, Translator};
 
 /// What a guard may use of earlier ones.
 pub(crate) enum Keeps<'a> {
     /// Nothing: it may block, and translates anew afterwards.
     Nothing,
-    /// What the device keeps by its own right.
-    Tlb(&'a PortTlb),
+    /// What the device keeps by its own right, and of walks what an IOMMU does.
+    Tlb(&'a PortTlb, &'a Recent),
     /// What the port keeps of an IOMMU's translations.
     Recent(&'a Recent),
 }
 
 /// What one port keeps.
 pub(crate) struct Recent {
-    /// The domain, whether interrupt windows are left out, and the domain's changes.
-    holds_for: Cell<Option<(DomainId, Option<Pasid>, u64)>>,
+    /// The domain, whether interrupt windows are left out, whether requests are a supervisor's, and the
+    /// domain's changes.
+    holds_for: Cell<Option<(DomainId, Option<Pasid>, bool, u64)>>,
     places: KeptPlaces,
+    /// Made for the first guard of a nested domain.
+    walks: OnceCell<Box<Walks>>,
+    space: Arc<SpaSpace>,
 }
 
 impl Recent {
@@ -37,16 +44,31 @@ impl Recent {
         Recent {
             holds_for: Cell::new(None),
             places: KeptPlaces::new(space),
+            walks: OnceCell::new(),
+            space: Arc::clone(space),
         }
     }
 
-    /// What still holds for a guard that is published and reads `space` through `pasid`.
+    /// What still holds for a guard that is published and reads `space` with such requests.
     #[inline]
-    pub(crate) fn catch_up(&self, space: &AddressSpace, pasid: Option<Pasid>) -> &KeptPlaces {
-        let now = Some((space.id, pasid, space.all_changes()));
+    pub(crate) fn catch_up(
+        &self,
+        space: &AddressSpace,
+        (pasid, supervisor): (Option<Pasid>, bool),
+    ) -> &KeptPlaces {
+        let now = Some((space.id, pasid, supervisor, space.all_changes()));
         if self.holds_for.replace(now) != now {
             self.places.forget();
         }
         &self.places
+    }
+
+    /// What is kept of walks, for a guard that reads a nested domain.
+    #[inline]
+    pub(super) fn walks_in(&self, space: &AddressSpace) -> Option<&Walks> {
+        match &space.translator {
+            Translator::Nested(_) => Some(self.walks.get_or_init(|| Walks::new(&self.space))),
+            _ => None,
+        }
     }
 }

@@ -3,12 +3,13 @@
 
 use ioasid_core::{
     Access,
-    memory::{MemoryGone, RawBytes},
+    memory::{MemoryGone, PAGE_SIZE, RawBytes},
     spa::KeptBytes,
 };
 
 use super::{
-    port::{DmaGuard, copy_direct},
+    bytes::copy_direct,
+    port::DmaGuard,
     transfer::Halt,
     view::{Far, Place, View},
 };
@@ -31,6 +32,8 @@ impl DmaGuard<'_> {
         done: u64,
         room: u64,
     ) -> Result<u64, Halt> {
+        let (from, to) = (src.wrapping_add(done), dst.wrapping_add(done));
+        self.view.prepare_copy(to, from, room)?;
         let view = &self.view;
         let from = view.at(src, done, Access::Read)?;
         let source = view.locate(from, room, Access::Read)?;
@@ -84,6 +87,12 @@ impl DmaGuard<'_> {
         end: u64,
         room: u64,
     ) -> Result<u64, Halt> {
+        // The last page of each side.
+        let first = |base: u64| {
+            let last = base.wrapping_add(end - 1);
+            (last & !(PAGE_SIZE - 1)).max(last.saturating_sub(room - 1))
+        };
+        self.view.prepare_copy(first(dst), first(src), 1)?;
         let view = &self.view;
         let from = view.at(src, end - 1, Access::Read)?;
         let source = view.locate_back(from, room, Access::Read)?;

@@ -9,7 +9,7 @@ use ioasid_core::{
     lock_order::OrderedMutex,
     sync::atomic::{AtomicU64, Ordering},
 };
-use ioasid_pgtable::{PageTable, Translation, WalkFault};
+use ioasid_pgtable::Translation;
 
 use crate::{base::locks, events::ats::DeviceTlb};
 
@@ -100,6 +100,7 @@ impl DeviceTlb for Tlb {
 struct Entry {
     domain: Option<DomainId>,
     pasid: Option<Pasid>,
+    supervisor: bool,
     access: Access,
     start: u64,
     found: Translation,
@@ -109,6 +110,7 @@ impl Entry {
     const NONE: Entry = Entry {
         domain: None,
         pasid: None,
+        supervisor: false,
         access: Access::Read,
         start: 0,
         found: Translation {
@@ -182,22 +184,22 @@ impl PortTlb {
             .fetch_add(self.misses.take(), Ordering::Relaxed);
     }
 
-    /// As [`PageTable::translate_run`], from what is kept if it is there.
+    /// What `walk` finds for `iova`, from what is kept if it is there.
     #[inline]
-    pub(crate) fn translate(
+    pub(crate) fn translate<E>(
         &self,
-        table: &PageTable,
-        (domain, pasid): (DomainId, Option<Pasid>),
+        (domain, pasid, supervisor): (DomainId, Option<Pasid>, bool),
         iova: u64,
-        want: u64,
         access: Access,
-    ) -> Result<Translation, WalkFault> {
+        walk: impl FnOnce() -> Result<Translation, E>,
+    ) -> Result<Translation, E> {
         for slot in [self.large(iova, access), self.small(iova, access)] {
             let entry = slot.get();
             let offset = iova.wrapping_sub(entry.start);
             if offset < entry.found.len
                 && entry.domain == Some(domain)
                 && entry.pasid == pasid
+                && entry.supervisor == supervisor
                 && entry.access == access
             {
                 self.hits.set(self.hits.get() + 1);
@@ -208,7 +210,7 @@ impl PortTlb {
                 });
             }
         }
-        let found = table.translate_run(iova, want, access)?;
+        let found = walk()?;
         self.misses.set(self.misses.get() + 1);
         let slot = match found.len >= LARGE {
             true => self.large(iova, access),
@@ -217,6 +219,7 @@ impl PortTlb {
         slot.set(Entry {
             domain: Some(domain),
             pasid,
+            supervisor,
             access,
             start: iova,
             found,

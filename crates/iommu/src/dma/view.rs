@@ -11,13 +11,15 @@ use ioasid_core::{
 use ioasid_pgtable::{PageTable, Translation, WalkFault};
 
 use super::{
+    nested::Miss,
     recent::Keeps,
     tlb::PortTlb,
-    transfer::{Halt, Stop, done_of},
+    transfer::{Stop, done_of},
+    walks::Walks,
 };
 use crate::{
     device::{Device, route_table::Attachment},
-    domain::space::{AddressSpace, Translator},
+    domain::space::{AddressSpace, Nested, Translator},
     events::{
         fault::{DmaRefusal, Fault, FaultReason},
         writes::WriteSink,
@@ -39,14 +41,29 @@ pub(crate) struct View<'a> {
     pub(super) injected: Cell<bool>,
     pub(crate) device: &'a Arc<Device>,
     pub(crate) pasid: Option<Pasid>,
+    /// The requests are a supervisor's.
+    pub(super) supervisor: bool,
     /// Whether memory that may block can be touched.
     pub(crate) blocking: bool,
     /// What the device keeps of earlier translations.
-    tlb: Option<&'a PortTlb>,
+    pub(super) tlb: Option<&'a PortTlb>,
     /// What the port keeps of earlier guards, for a guard that cannot block.
     kept: Option<&'a KeptPlaces>,
+    /// What the port keeps of walks through a nested domain.
+    pub(super) walks: Option<&'a Walks>,
+    /// The entry of a guest's table that was read last where it blocks: the next walk takes it as it was.
+    pub(super) fresh: Cell<Option<u64>>,
     /// Where writes are reported.
     pub(super) sink: Option<Arc<dyn WriteSink>>,
+}
+
+/// The requests of a guard.
+#[derive(Clone, Copy)]
+pub(crate) struct Entering {
+    pub(crate) pasid: Option<Pasid>,
+    pub(crate) supervisor: bool,
+    /// Memory that may block can be touched.
+    pub(crate) blocking: bool,
 }
 
 /// Bytes that an address leads to, all in one registration.
@@ -78,11 +95,15 @@ impl<'a> View<'a> {
     pub(crate) fn enter(
         device: &'a Arc<Device>,
         slot: &'a mut Slot,
-        pasid: Option<Pasid>,
-        blocking: bool,
+        requests: Entering,
         guess: &mut Option<DomainId>,
         keeps: Keeps<'a>,
     ) -> Self {
+        let Entering {
+            pasid,
+            supervisor,
+            blocking,
+        } = requests;
         let guard = match *guess {
             Some(domain) => slot.enter_in(domain),
             None => slot.enter(),
@@ -94,15 +115,17 @@ impl<'a> View<'a> {
         if found.is_none() || found != *guess {
             (*guess, withheld) = find_domain(device, pasid, &mut loaded);
         }
-        let (mut tlb, mut kept) = (None, None);
+        let (mut tlb, mut kept, mut walks) = (None, None, None);
         match (keeps, loaded.get()) {
             (Keeps::Nothing, _) | (Keeps::Recent(_), None) => {}
-            (Keeps::Tlb(of_port), _) => {
+            (Keeps::Tlb(of_port, recent), attachment) => {
                 of_port.catch_up();
                 tlb = Some(of_port);
+                walks = attachment.and_then(|attachment| recent.walks_in(&attachment.space));
             }
             (Keeps::Recent(recent), Some(attachment)) => {
-                kept = Some(recent.catch_up(&attachment.space, pasid));
+                kept = Some(recent.catch_up(&attachment.space, (pasid, supervisor)));
+                walks = recent.walks_in(&attachment.space);
             }
         }
         View {
@@ -112,9 +135,12 @@ impl<'a> View<'a> {
             injected: Cell::new(false),
             device,
             pasid,
+            supervisor,
             blocking,
             tlb,
             kept,
+            walks,
+            fresh: Cell::new(None),
             sink: device.write_sinks().of(pasid),
         }
     }
@@ -144,8 +170,31 @@ impl<'a> View<'a> {
     ) -> Result<Translation, WalkFault> {
         match self.tlb {
             None => table.translate_run(iova, want, access),
-            Some(tlb) => tlb.translate(table, (space.id, self.pasid), iova, want, access),
+            Some(tlb) => tlb.translate(self.key(space), iova, access, || {
+                table.translate_run(iova, want, access)
+            }),
         }
+    }
+
+    /// As [`View::walk`], through the two stages of a nested domain.
+    fn walk_nested(
+        &self,
+        space: &AddressSpace,
+        nested: &Nested,
+        iova: u64,
+        want: u64,
+        access: Access,
+    ) -> Result<Translation, Miss> {
+        let walk = || self.two_stages(space, nested, iova, want, access);
+        match self.tlb {
+            None => walk(),
+            Some(tlb) => tlb.translate(self.key(space), iova, access, walk),
+        }
+    }
+
+    /// What a device's TLB keeps translations for.
+    fn key(&self, space: &AddressSpace) -> (DomainId, Option<Pasid>, bool) {
+        (space.id, self.pasid, self.supervisor)
     }
 
     /// The attachment of this guard, also after the route has got another one.
@@ -222,10 +271,14 @@ impl<'a> View<'a> {
                     Err(error) => Err(self.missed(iova, access, error)),
                 }
             }
-            Translator::Identity => Ok((iova, want)),
-            Translator::Nested(_) | Translator::Blocked => {
-                Err(self.refused(iova, access, FaultReason::Blocked))
+            Translator::Nested(nested) => {
+                match self.walk_nested(&attachment.space, nested, iova, want, access) {
+                    Ok(found) => Ok((found.spa, found.len.min(want))),
+                    Err(miss) => Err(self.missed_nested(iova, access, miss)),
+                }
             }
+            Translator::Identity => Ok((iova, want)),
+            Translator::Blocked => Err(self.refused(iova, access, FaultReason::Blocked)),
         }
     }
 
@@ -265,7 +318,7 @@ impl<'a> View<'a> {
     }
 
     #[cold]
-    fn refused(&self, iova: u64, access: Access, reason: FaultReason) -> Stop {
+    pub(super) fn refused(&self, iova: u64, access: Access, reason: FaultReason) -> Stop {
         Stop::Fault(self.fault(iova, access, reason))
     }
 
@@ -324,9 +377,6 @@ impl<'a> View<'a> {
     #[inline(always)]
     pub(crate) fn direct(&self, iova: u64, want: u64, access: Access) -> Option<RawBytes<'_>> {
         let attachment = self.loaded.get().filter(|_| !self.injected.get())?;
-        let Translator::Paging(table) = &attachment.space.translator else {
-            return None;
-        };
         let guard = self.loaded.guard();
         if let Some(bytes) = self
             .kept
@@ -334,7 +384,7 @@ impl<'a> View<'a> {
         {
             return Some(bytes);
         }
-        self.direct_by_walk(&attachment.space, table, iova, want, access)
+        self.direct_by_walk(&attachment.space, iova, want, access)
     }
 
     /// [`View::direct`] for bytes that are not kept; they are from here on.
@@ -342,7 +392,6 @@ impl<'a> View<'a> {
     fn direct_by_walk(
         &self,
         space: &AddressSpace,
-        table: &PageTable,
         iova: u64,
         want: u64,
         access: Access,
@@ -352,7 +401,13 @@ impl<'a> View<'a> {
             Some(_) => Some(want),
         };
         let want = before_interrupts(want)?;
-        let Translation { spa, mut len, .. } = self.walk(space, table, iova, want, access).ok()?;
+        let Translation { spa, mut len, .. } = match &space.translator {
+            Translator::Paging(table) => self.walk(space, table, iova, want, access).ok()?,
+            Translator::Nested(nested) => {
+                self.walk_nested(space, nested, iova, want, access).ok()?
+            }
+            Translator::Identity | Translator::Blocked => return None,
+        };
         if len < want {
             len = self.run_on(iova, spa, len, want, access);
         }
@@ -369,7 +424,7 @@ impl<'a> View<'a> {
     /// How many of `want` bytes from `iova` come before the next interrupt window; `None` if `iova`
     /// lies in one.
     #[inline(always)]
-    fn before_interrupts(&self, iova: u64, mut want: u64) -> Option<u64> {
+    pub(super) fn before_interrupts(&self, iova: u64, mut want: u64) -> Option<u64> {
         for window in self.device.interrupt_windows() {
             if window.contains(iova) {
                 return None;
@@ -410,115 +465,6 @@ impl<'a> View<'a> {
             Some(worker) => Err(Stop::Remote(Arc::clone(worker))),
             None => Err(self.refused(iova, access, FaultReason::MemoryGone)),
         }
-    }
-
-    /// Reads into `buffer` from `iova`, as far as one place goes: how many bytes, not 0.
-    #[inline]
-    pub(crate) fn fetch(&mut self, iova: u64, buffer: &mut [u8]) -> Result<u64, Halt> {
-        if let Some(bytes) = self.direct(iova, buffer.len() as u64, Access::Read) {
-            let len = bytes.len().min(buffer.len());
-            if bytes.read(&mut buffer[..len]).is_ok() {
-                return Ok(len as u64);
-            }
-        }
-        self.fetch_slowly(iova, buffer)
-    }
-
-    /// [`View::fetch`] where more is needed than a copy of directly addressable memory.
-    #[cold]
-    fn fetch_slowly(&mut self, iova: u64, buffer: &mut [u8]) -> Result<u64, Halt> {
-        let (len, result) = match self.locate(iova, buffer.len() as u64, Access::Read)? {
-            Place::Direct(bytes) => {
-                let buffer = &mut buffer[..bytes.len()];
-                (buffer.len(), bytes.read(buffer))
-            }
-            Place::Remote(far) => {
-                let buffer = &mut buffer[..far.len as usize];
-                let read = || far.memory.read(far.offset, buffer);
-                (far.len as usize, self.block(read))
-            }
-        };
-        match result {
-            Ok(()) => Ok(len as u64),
-            Err(MemoryGone { done }) => {
-                let at = iova.saturating_add(done as u64);
-                Err(Halt {
-                    done: done as u64,
-                    stop: Some(self.refused(at, Access::Read, FaultReason::MemoryGone)),
-                })
-            }
-        }
-    }
-
-    /// Writes `buffer` to `iova`, as far as one place goes: how many bytes, not 0.
-    #[inline]
-    pub(crate) fn store(&mut self, iova: u64, buffer: &[u8]) -> Result<u64, Halt> {
-        if let Some(bytes) = self.direct(iova, buffer.len() as u64, Access::Write) {
-            let len = bytes.len().min(buffer.len());
-            if bytes.write(&buffer[..len]).is_ok() {
-                self.wrote(iova, len as u64);
-                return Ok(len as u64);
-            }
-        }
-        self.store_slowly(iova, buffer)
-    }
-
-    /// [`View::store`] where more is needed than a copy of directly addressable memory.
-    #[cold]
-    fn store_slowly(&mut self, iova: u64, buffer: &[u8]) -> Result<u64, Halt> {
-        let mut reason = FaultReason::MemoryGone;
-        let (len, result) = match self.locate(iova, buffer.len() as u64, Access::Write)? {
-            Place::Direct(bytes) => {
-                if !bytes.writable() {
-                    reason = FaultReason::Permission;
-                }
-                let written = bytes.write(&buffer[..bytes.len()]);
-                self.wrote(iova, done_of(&written, bytes.len()));
-                (bytes.len(), written)
-            }
-            Place::Remote(far) => {
-                let buffer = &buffer[..far.len as usize];
-                let reported = self.reported(iova);
-                let write = || {
-                    let written = far.memory.write(far.offset, buffer);
-                    reported(&written, buffer.len() as u64);
-                    written
-                };
-                (buffer.len(), self.block(write))
-            }
-        };
-        match result {
-            Ok(()) => Ok(len as u64),
-            Err(MemoryGone { done }) => {
-                let at = iova.saturating_add(done as u64);
-                Err(Halt {
-                    done: done as u64,
-                    stop: Some(self.refused(at, Access::Write, reason)),
-                })
-            }
-        }
-    }
-
-    /// As [`View::fetch`], place after place until the buffer is full.
-    pub(crate) fn fetch_all(&mut self, iova: u64, buffer: &mut [u8]) -> Result<u64, Halt> {
-        let mut done = 0;
-        while done < buffer.len() {
-            let at = self.at(iova, done as u64, Access::Read)?;
-            let more = self.fetch(at, &mut buffer[done..]);
-            done += more.map_err(|halt| halt.after(done as u64))? as usize;
-        }
-        Ok(done as u64)
-    }
-
-    /// As [`View::store`], place after place until all is written.
-    pub(crate) fn store_all(&mut self, iova: u64, buffer: &[u8]) -> Result<u64, Halt> {
-        let mut done = 0;
-        while done < buffer.len() {
-            let at = self.at(iova, done as u64, Access::Write)?;
-            let more = self.store(at, &buffer[done..]);
-            done += more.map_err(|halt| halt.after(done as u64))? as usize;
-        }
-        Ok(done as u64)
     }
 
     /// Up to `want` (not 0) bytes from `iova`.

@@ -1,7 +1,7 @@
 //! Domains: one address space each, whatever is attached to it and however.
 //!
 //! * [`config`]: what a domain is made of. [`space`]: what readers see of it.
-//! * [`nested`]: guests' tables on another domain.
+//! * [`nested`]: guests' tables on another domain. [`guest_tables`]: what is kept of them.
 //! * [`registry`]: the domains of one machine. [`shared`]: what all its objects share.
 //! * [`dma_space`], [`iova`]: the default domain of a group, and its addresses.
 //!
@@ -20,6 +20,7 @@ use ioasid_core::{
 use ioasid_pgtable::{FirstStage, MapError, PageTable, TableConfig, Translation};
 
 use self::{
+    guest_tables::Lines,
     registry::DomainRegistry,
     shared::Shared,
     space::{AddressSpace, Nested, Translator},
@@ -34,6 +35,7 @@ use crate::{
 
 mod config;
 pub(crate) mod dma_space;
+pub(crate) mod guest_tables;
 mod iova;
 pub(crate) mod nested;
 pub(crate) mod registry;
@@ -102,6 +104,7 @@ impl Domain {
             parent: Arc::clone(&parent.space),
             first_stage,
             table_changes: AtomicU64::new(0),
+            lines: Lines::default(),
         });
         let config = parent.config.with_kind(DomainKind::Nested);
         let ids = (id, parent.id());

@@ -8,6 +8,7 @@ use ioasid_core::{
 };
 use ioasid_pgtable::{FirstStage, PageTable};
 
+use super::guest_tables::{Counts, Lines};
 use crate::base::counters::DmaCounters;
 
 /// How addresses are translated.
@@ -26,6 +27,30 @@ pub(crate) struct Nested {
     pub(crate) first_stage: FirstStage,
     /// How often entries of the guest's table that lead to tables may have changed.
     pub(crate) table_changes: AtomicU64,
+    /// What is kept of the table where it lies in another process.
+    pub(crate) lines: Lines,
+}
+
+impl Nested {
+    /// The parent's page table.
+    pub(crate) fn second_stage(&self) -> Option<&PageTable> {
+        match &self.parent.translator {
+            Translator::Paging(table) => Some(table),
+            // Nothing else is nested on.
+            _ => None,
+        }
+    }
+
+    /// The counts of changes of now, of the nested domain whose readers reach `own`.
+    #[inline]
+    pub(crate) fn counts(&self, own: &AddressSpace) -> Counts {
+        let parent = self.parent.changes.load(Ordering::Acquire);
+        // All counts only rise: an old sum means two old counts.
+        Counts {
+            all: own.changes.load(Ordering::Acquire) + parent,
+            tables: self.table_changes.load(Ordering::Acquire) + parent,
+        }
+    }
 }
 
 /// The part of a domain that readers reach under a guard. It outlives the [`Domain`](super::Domain) until the last
@@ -46,11 +71,9 @@ impl AddressSpace {
     /// that it is nested on.
     #[inline]
     pub(crate) fn all_changes(&self) -> u64 {
-        let own = self.changes.load(Ordering::Acquire);
         match &self.translator {
-            // Both only rise: an old sum means two old counts.
-            Translator::Nested(nested) => own + nested.parent.changes.load(Ordering::Acquire),
-            _ => own,
+            Translator::Nested(nested) => nested.counts(self).all,
+            _ => self.changes.load(Ordering::Acquire),
         }
     }
 }

@@ -2,6 +2,7 @@
 #![allow(dead_code, unreachable_pub)] // Each test file uses its part.
 #![allow(clippy::unwrap_used)] // A failed unwrap is a failed test.
 
+pub mod guest;
 pub mod race;
 
 use std::sync::Arc;

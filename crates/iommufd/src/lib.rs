@@ -65,9 +65,9 @@ mod space;
 
 pub use base::{
     error::{
-        AccessError, AllocError, AttachError, CutError, DirtyError, Error, EventError, MapError,
-        Mismatch, MmapError, ObjectError, OptionError, RangeError, Refusal, ReservedBy, UnmapError,
-        UserDataError,
+        AccessError, AllocError, AttachError, CutError, DirtyError, Error, EventError,
+        InvalidateError, MapError, Mismatch, MmapError, ObjectError, OptionError, RangeError,
+        Refusal, ReservedBy, UnmapError, UserDataError,
     },
     event::{EventFile, Notify},
     flags::HwptFlags,
@@ -79,14 +79,15 @@ pub use handles::{access::Access, bound_device::BoundDevice, mapped::Mapped};
 pub use hardware::{
     fault::PageFault,
     hw::{
-        HwOps, HwQueueConfig, Invalidated, NestedOps, SoftwareIommu, Target, TargetKind, ViommuOps,
-        ViommuRequest,
+        HwOps, HwQueueConfig, Invalidated, NestedOps, Target, TargetKind, ViommuOps, ViommuRequest,
     },
-    hw_info::{HwData, HwInfo, VtdRegisters},
+    hw_info::{HwData, HwInfo},
     hw_queue::HwQueueAlloc,
     hwpt::HwptAlloc,
     mmap::{MmapRequest, MmapSpace},
+    software::SoftwareIommu,
     viommu::{VeventqAlloc, Viommu, ViommuAlloc},
+    vtd::VtdRegisters,
 };
 pub use space::{
     access::{AccessKind, AccessUser, PinnedPages},

@@ -167,16 +167,34 @@ impl<'a> UserArray<'a> {
         self.entry_len
     }
 
-    /// Entry `index`, at least `min` bytes of it; bytes beyond `N` must be 0.
+    /// Entry `index` as one struct of the type `kind`: at least `min` bytes and at most `N`, the rest is 0
+    /// (`iommu_copy_struct_from_user_array`).
+    ///
+    /// # Errors
+    /// [`UserDataError::NoSuchEntry`], [`UserDataError::BeyondMemory`], and those of [`UserData::read`].
+    pub fn read<const N: usize>(
+        &self,
+        kind: u32,
+        index: u32,
+        min: usize,
+    ) -> Result<[u8; N], Error> {
+        let entry = UserData {
+            memory: self.memory,
+            kind: self.kind,
+            address: self.address_of(index)?,
+            len: self.entry_len,
+        };
+        entry.read(kind, min)
+    }
+
+    /// Entry `index` of an array that is one struct as a whole (`iommu_copy_struct_from_full_user_array`): at
+    /// least `min` bytes of it; bytes beyond `N` must be 0.
     ///
     /// # Errors
     /// [`UserDataError::NoSuchEntry`], [`UserDataError::Length`], [`UserDataError::Unreadable`],
     /// [`UserDataError::BeyondMemory`], [`UserDataError::UnknownBytes`].
     pub fn entry<const N: usize>(&self, index: u32, min: usize) -> Result<[u8; N], Error> {
-        if index >= self.entries {
-            let entries = self.entries;
-            return Err(UserDataError::NoSuchEntry { index, entries }.into());
-        }
+        let address = self.address_of(index)?;
         if self.entry_len < min {
             return Err(UserDataError::Length {
                 len: self.entry_len,
@@ -185,9 +203,6 @@ impl<'a> UserArray<'a> {
             }
             .into());
         }
-        let offset = u64::from(index) * self.entry_len as u64;
-        let address = self.address.checked_add(offset);
-        let address = address.ok_or(UserDataError::BeyondMemory { index })?;
         let mut whole = vec![0; self.entry_len];
         let read = self.memory.read(address, &mut whole);
         read.map_err(|source| UserDataError::Unreadable { address, source })?;
@@ -199,5 +214,15 @@ impl<'a> UserArray<'a> {
         let mut entry = [0; N];
         entry[..known].copy_from_slice(head);
         Ok(entry)
+    }
+
+    fn address_of(&self, index: u32) -> Result<u64, UserDataError> {
+        if index >= self.entries {
+            let entries = self.entries;
+            return Err(UserDataError::NoSuchEntry { index, entries });
+        }
+        let offset = u64::from(index) * self.entry_len as u64;
+        let address = self.address.checked_add(offset);
+        address.ok_or(UserDataError::BeyondMemory { index })
     }
 }

@@ -9,10 +9,7 @@ use crate::{
     base::error::{AttachError, Error},
     file::context::Context,
     handles::bound_device::BoundDevice,
-    hardware::{
-        device::DeviceObject,
-        hw::{HwOps, SoftwareIommu},
-    },
+    hardware::{device::DeviceObject, hw::HwOps, software::SoftwareIommu},
 };
 
 /// Binds a whole device, whose group the file owns from now on.

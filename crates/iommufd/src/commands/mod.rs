@@ -24,11 +24,12 @@ use crate::{
     handles::{access::Access, bound_device::BoundDevice, mapped::Mapped},
     hardware::{
         fault::PageFault,
-        hw::{HwOps, Invalidated, NestedOps, SoftwareIommu},
+        hw::{HwOps, Invalidated, NestedOps},
         hw_info::HwInfo,
         hw_queue::HwQueueAlloc,
         hwpt::HwptAlloc,
         mmap::MmapRequest,
+        software::SoftwareIommu,
         viommu::{VeventqAlloc, Viommu, ViommuAlloc},
     },
     space::{

@@ -90,23 +90,16 @@ impl Attachments {
     fn check(&self, at: AttachPoint<'_>, hwpt: &Hwpt, target: &Target) -> Result<(), Error> {
         let device = at.device();
         self.check_pasids(at, hwpt.flags())?;
-        let mismatch =
-            if hwpt.flags().contains(HwptFlags::DIRTY_TRACKING) && !device.ops().supports_dirty() {
-                Some(Mismatch::DirtyTracking)
-            } else if hwpt.nested().is_some() && hwpt.instance() != device.ops().instance() {
-                Some(Mismatch::OtherIommu)
-            } else if hwpt.faults().is_some() && !device.device().supports_page_requests() {
-                Some(Mismatch::PageRequests)
-            } else {
-                None
-            };
-        if let Some(mismatch) = mismatch {
-            return Err(AttachError::from(mismatch).into());
-        }
         if let Some(pasid) = at.pasid()
             && pasid.get() >= device.device().max_pasids()
         {
             return Err(device.no_such_pasid(pasid.get()).into());
+        }
+        if let Some(mismatch) = mismatch(hwpt, device) {
+            return Err(AttachError::from(mismatch).into());
+        }
+        if hwpt.faults().is_some() && !device.device().supports_page_requests() {
+            return Err(AttachError::NoPageRequests(device.id()).into());
         }
         device.ops().check_attach(at.pasid(), target)
     }
@@ -128,6 +121,20 @@ impl Attachments {
         }
         handle
     }
+}
+
+/// What the page table is made for that the device's IOMMU cannot do, if anything.
+fn mismatch(hwpt: &Hwpt, device: &DeviceObject) -> Option<Mismatch> {
+    if hwpt.needs_dirty_tracking() && !device.ops().supports_dirty() {
+        return Some(Mismatch::DirtyTracking);
+    }
+    let nested = hwpt.nested()?;
+    // The device's IOMMU walks the parent's table too.
+    let walked = nested.ops().domain().is_none_or(|domain| {
+        let table = domain.config().format;
+        table.is_walked_with(device.device().format())
+    });
+    (hwpt.instance() != device.ops().instance() || !walked).then_some(Mismatch::OtherIommu)
 }
 
 fn already_attached(at: AttachPoint<'_>) -> Error {

@@ -4,7 +4,7 @@
 use std::sync::Arc;
 
 use ioasid_core::failpoint;
-use ioasid_iommu::{Domain, DomainConfig, DomainError, DomainKind, Iommu};
+use ioasid_iommu::{Domain, DomainConfig, DomainKind, Iommu};
 
 use super::{
     object::Object,
@@ -131,11 +131,7 @@ impl PageTables<'_> {
     }
 
     fn alloc_domain(&self, config: DomainConfig) -> Result<Arc<Domain>, Error> {
-        let domain = self.iommu.alloc_domain(config);
-        domain.map_err(|error| match error {
-            DomainError::NoMemory(error) => error.into(),
-            DomainError::Exhausted => AllocError::NoDomain.into(),
-        })
+        Ok(self.iommu.alloc_domain(config)?)
     }
 
     fn nest_on_hwpt(
@@ -148,13 +144,16 @@ impl PageTables<'_> {
         flags.check_nested()?;
         let data = data.ok_or(AllocError::NoData)?;
         let ops = device.ops();
+        if !ops.knows_nesting() {
+            return Err(AllocError::NoNesting(device.device().format()).into());
+        }
         let table = parent.nest_parent();
         let table = table.filter(|_| parent.instance() == ops.instance());
         let table = table.ok_or(AllocError::NotAParent(parent.id()))?;
         let flags_of_driver = flags.without(HwptFlags::FAULT_ID_VALID);
         let id = self.objects.reserve()?;
         let nested = ops.alloc_nested(table.domain().domain(), flags_of_driver, data)?;
-        let target = self.nested_target(table)?;
+        let target = self.nested_target(table, &*nested)?;
         let nested = NestedTable::new(Arc::clone(table), None, nested, target);
         let used = self.objects.use_of(parent.id())?;
         let hwpt = Hwpt::new(id.id(), flags, parent.instance(), Kind::Nested(nested));
@@ -173,16 +172,22 @@ impl PageTables<'_> {
         let table = viommu.parent();
         let id = self.objects.reserve()?;
         let nested: Arc<dyn NestedOps> = viommu.ops().alloc_nested(flags_of_driver, data)?;
-        let target = self.nested_target(table)?;
+        let target = self.nested_target(table, &*nested)?;
         let nested = NestedTable::new(Arc::clone(table), Some(viommu.clone()), nested, target);
         let used = self.objects.use_of(viommu.id())?;
         let hwpt = Hwpt::new(id.id(), flags, viommu.instance(), Kind::Nested(nested));
         Ok(NewHwpt::new(id, hwpt, used))
     }
 
-    /// The domain for a page table of the program's on `parent`. No such table is walked for DMA
-    /// yet: routes that lead here are blocked.
-    fn nested_target(&self, parent: &PagingTable) -> Result<Arc<Domain>, Error> {
+    /// The domain for `nested` on `parent`: its own, or one that blocks if its back end does the DMA.
+    fn nested_target(
+        &self,
+        parent: &PagingTable,
+        nested: &dyn NestedOps,
+    ) -> Result<Arc<Domain>, Error> {
+        if let Some(domain) = nested.domain() {
+            return Ok(Arc::clone(domain));
+        }
         self.alloc_domain(DomainConfig {
             kind: DomainKind::Blocked,
             dirty_tracking: false,

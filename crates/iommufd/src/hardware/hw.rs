@@ -2,9 +2,10 @@
 //! bound device, where the kernel asks the IOMMU driver (`struct iommu_ops`, `iommu_domain_ops`,
 //! `iommufd_viommu_ops`; include/linux/{iommu,iommufd}.h).
 //!
-//! A plain software device answers with [`SoftwareIommu`]: its page tables are domains of the
-//! machine in the device's format, shared where attributes agree. A back end with formats, nested
-//! translation or virtual IOMMUs of its own implements [`HwOps`] and binds with
+//! A plain software device answers with [`SoftwareIommu`](super::software::SoftwareIommu): its page tables
+//! are domains of the machine in the device's format, shared where attributes agree, and what is nested on
+//! them. A back end with formats, nested translation or virtual IOMMUs of its own implements [`HwOps`] and
+//! binds with
 //! [`Context::bind_device_with`](crate::Context::bind_device_with). Nothing of such a back end is
 //! known here: types and data of programs pass through as numbers and bytes.
 //!
@@ -15,13 +16,9 @@
 use std::{any::Any, fmt::Debug, sync::Arc};
 
 use ioasid_core::Pasid;
-use ioasid_iommu::{Device, Domain};
+use ioasid_iommu::Domain;
 
-use super::{
-    hw_info::{HwData, VtdRegisters},
-    mmap::MmapSpace,
-    viommu::Viommu,
-};
+use super::{hw_info::HwData, mmap::MmapSpace, viommu::Viommu};
 use crate::{
     base::{
         error::{AllocError, Error},
@@ -61,6 +58,12 @@ pub trait HwOps: Any + Send + Sync + Debug {
         flags: HwptFlags,
         data: Option<&UserData<'_>>,
     ) -> Result<PagingConfig, Error>;
+
+    /// Whether this kind of IOMMU knows of page tables that are nested on others, be it that this one has
+    /// none. Without it nothing else of such a request is looked at.
+    fn knows_nesting(&self) -> bool {
+        true
+    }
 
     /// A page table of the program, nested on `parent`. As for [`HwOps::alloc_paging`].
     ///
@@ -134,6 +137,12 @@ impl Invalidated {
 
 /// A page table that belongs to the program.
 pub trait NestedOps: Any + Send + Sync + Debug {
+    /// The domain that devices are attached to: nested on that of the parent. Without one, as by default,
+    /// the machine walks no such table, and its DMA is blocked: it is the back end's own business.
+    fn domain(&self) -> Option<&Arc<Domain>> {
+        None
+    }
+
     /// HWPT_INVALIDATE: forgets cached translations. Called without a lock.
     fn invalidate(&self, entries: &UserArray<'_>) -> Invalidated {
         Invalidated::stopped(0, AllocError::TypeNotSupported(entries.kind()).into())
@@ -237,43 +246,4 @@ pub enum TargetKind {
         /// The device's number on that virtual IOMMU, if it has one there.
         virt_id: Option<u64>,
     },
-}
-
-/// A plain software device of the machine: page tables are domains of the machine, nothing nests.
-#[derive(Debug)]
-pub struct SoftwareIommu {
-    device: Arc<Device>,
-}
-
-impl SoftwareIommu {
-    /// The IOMMU of `device`.
-    pub fn new(device: &Arc<Device>) -> Arc<Self> {
-        Arc::new(SoftwareIommu {
-            device: Arc::clone(device),
-        })
-    }
-}
-
-impl HwOps for SoftwareIommu {
-    fn info(&self) -> HwData {
-        VtdRegisters::new(&self.device).map_or(HwData::None, HwData::Vtd)
-    }
-
-    fn supports_dirty(&self) -> bool {
-        self.device.supports_dirty()
-    }
-
-    fn alloc_paging(
-        &self,
-        _: HwptFlags,
-        data: Option<&UserData<'_>>,
-    ) -> Result<PagingConfig, Error> {
-        match data {
-            None => Ok(PagingConfig {
-                format: self.device.format(),
-                shared: true,
-            }),
-            Some(data) => Err(AllocError::TypeNotSupported(data.kind()).into()),
-        }
-    }
 }

@@ -169,6 +169,16 @@ impl Hwpt {
         let _ = self.faults.set(handler);
     }
 
+    /// Whether devices are attached only if their IOMMU can track dirty pages. A nested domain ends in its
+    /// parent's, whose pages are tracked.
+    pub(crate) fn needs_dirty_tracking(&self) -> bool {
+        let flags = match &self.kind {
+            Kind::Nested(nested) if nested.ops.domain().is_some() => nested.parent.flags(),
+            Kind::Nested(_) | Kind::Paging(_) => self.flags,
+        };
+        flags.contains(HwptFlags::DIRTY_TRACKING)
+    }
+
     pub(crate) fn needs_dirty(&self) -> Result<(), DirtyError> {
         if self.flags.contains(HwptFlags::DIRTY_TRACKING) {
             Ok(())

@@ -12,6 +12,8 @@ pub(crate) mod hw_queue;
 pub(crate) mod hwpt;
 pub(crate) mod mmap;
 pub(crate) mod paging;
+pub(crate) mod software;
 pub(crate) mod vdevice;
 pub(crate) mod vevent;
 pub(crate) mod viommu;
+pub(crate) mod vtd;

@@ -42,6 +42,11 @@ impl PagingTable {
         self.id
     }
 
+    /// What it was made with.
+    pub(crate) fn flags(&self) -> HwptFlags {
+        self.flags
+    }
+
     pub(crate) fn ioas(&self) -> &Arc<Ioas> {
         &self.ioas
     }

@@ -19,6 +19,7 @@ mod cutting;
 mod dirty;
 mod failing;
 mod faults;
+mod first_stages;
 mod locked;
 mod machine;
 mod maps;

@@ -4,7 +4,7 @@ use ioasid_core::inspect::{Inspect, Value};
 use ioasid_iommu::TableFormat;
 use ioasid_iommufd::{
     AllocError, Error, HwData, HwInfo, HwptAlloc, HwptFlags, ObjectError, ObjectId, OptionError,
-    UserData, VtdRegisters,
+    UserData, UserDataError, VtdRegisters,
 };
 
 use crate::{machine::*, program::Program};
@@ -142,8 +142,8 @@ fn page_tables_are_refused_in_the_kernels_order() {
     let parent = alloc(args.with_flags(HwptFlags::NEST_PARENT)).unwrap();
     assert_matches!(
         nested(parent),
-        Err(Error::Alloc(AllocError::TypeNotSupported(_))),
-        "two stages are not walked"
+        Err(Error::UserData(UserDataError::Length { .. })),
+        "a first-stage table is described by 24 bytes"
     );
 }
 
@@ -171,22 +171,32 @@ fn devices_say_what_they_can_do() {
     assert_eq!((info.max_pasid_log2, info.dirty_tracking), (20, true));
     let others = |info: &HwInfo| [info.ats, info.pasid_execute, info.pasid_privileged];
     assert_eq!(others(&info), [false; 3]);
-    let ecap = vtd(info.data).ecap;
+    // As Linux names them, drivers/iommu/intel/iommu.h.
+    let stages = |VtdRegisters { cap, ecap }| {
+        let (nest, smts, slts, flts) = (ecap >> 26, ecap >> 43, ecap >> 46, ecap >> 47);
+        let (srs, eafs, fl1gp, fl5lp) = (ecap >> 31, ecap >> 34, cap >> 56, cap >> 60);
+        [nest, smts, slts, flts, srs, eafs, fl1gp, fl5lp].map(|bit: u64| bit & 1)
+    };
+    let registers = vtd(info.data);
+    let ecap = registers.ecap;
     assert_eq!(
         (ecap >> 40 & 1, ecap >> 35 & 0x1f),
         (1, 19),
         "20-bit PASIDs"
     );
-    assert_eq!((ecap >> 46 & 1, ecap >> 47 & 1), (1, 0), "second stage");
+    assert_eq!(ecap >> 29 & 1, 1, "page requests");
+    assert_eq!(stages(registers), [1; 8], "two stages");
     let info = m.context.hw_info(narrow.id()).unwrap();
     assert_eq!((info.max_pasid_log2, info.dirty_tracking), (8, false));
     assert_eq!(others(&info), [true; 3]);
-    let ecap = vtd(info.data).ecap;
+    let registers = vtd(info.data);
+    let ecap = registers.ecap;
     assert_eq!(
         (ecap >> 35 & 0x1f, ecap >> 45 & 1, ecap >> 29 & 1),
         (7, 0, 0)
     );
-    assert_eq!((ecap >> 46 & 1, ecap >> 47 & 1), (0, 1), "first stage");
+    let alone = [0, 1, 0, 1, 0, 0, 1, 0];
+    assert_eq!(stages(registers), alone, "the first stage alone");
     let info = m.context.hw_info(child.id()).unwrap();
     assert_eq!(
         info.max_pasid_log2, 0,

@@ -3,10 +3,12 @@
 //! The matches have no `_` arm: a cause that is added there does not compile here until it has its
 //! errno. (An example that shows it stands in the documentation of `ioasid_iommufd`'s errors.)
 
-use ioasid_iommu::{AttachError as DomainError, MapError as TableError};
+use ioasid_iommu::{
+    AttachError as DomainError, MapError as TableError, Mismatch as DomainMismatch,
+};
 use ioasid_iommufd::{
-    AccessError, AllocError, AttachError, CutError, DirtyError, Error, EventError, MapError,
-    MmapError, ObjectError, OptionError, RangeError, Refusal, UnmapError, UserDataError,
+    AccessError, AllocError, AttachError, CutError, DirtyError, Error, EventError, InvalidateError,
+    MapError, MmapError, ObjectError, OptionError, RangeError, Refusal, UnmapError, UserDataError,
 };
 
 use super::Errno;
@@ -25,6 +27,7 @@ impl From<Error> for Errno {
             Error::Access(error) => error.into(),
             Error::Dirty(error) => error.into(),
             Error::Event(error) => error.into(),
+            Error::Invalidate(error) => error.into(),
             Error::Mmap(error) => error.into(),
             Error::UserData(error) => error.into(),
             Error::Pin(error) => error.into(),
@@ -122,12 +125,14 @@ impl From<AllocError> for Errno {
     fn from(error: AllocError) -> Self {
         match error {
             AllocError::NotAParent(_)
+            | AllocError::NoSecondStage { .. }
             | AllocError::DataLength { .. }
             | AllocError::OtherIommu { .. }
             | AllocError::BadDepth { .. }
             | AllocError::RingEmpty => Errno::EINVAL,
             AllocError::FlagsNotSupported(_)
             | AllocError::NoData
+            | AllocError::NoNesting(_)
             | AllocError::TypeNotSupported(_) => Errno::EOPNOTSUPP,
             AllocError::DeviceHasNumber(_)
             | AllocError::NumberTaken { .. }
@@ -152,17 +157,21 @@ impl From<AttachError> for Errno {
             AttachError::NotOwner(_) => Errno::EPERM,
             AttachError::GroupBusy(_) | AttachError::Attached { .. } => Errno::EBUSY,
             AttachError::Iommu(error) => match error {
+                DomainError::Incompatible(DomainMismatch::PageRequests { .. }) => Errno::ENODEV,
                 // A device without PASIDs has a limit of 0: any PASID is beyond it.
                 DomainError::NoPasidSupport { .. }
                 | DomainError::PasidRange { .. }
                 | DomainError::NotSingleton { .. }
                 | DomainError::NotAttached { .. }
-                | DomainError::Incompatible(_) => Errno::EINVAL,
+                | DomainError::Incompatible(
+                    DomainMismatch::Format { .. } | DomainMismatch::DirtyTracking { .. },
+                ) => Errno::EINVAL,
                 DomainError::Attached { .. }
                 | DomainError::DriverInUse { .. }
                 | DomainError::Resetting { .. } => Errno::EBUSY,
                 DomainError::NoMemory(_) => Errno::ENOMEM,
             },
+            AttachError::NoPageRequests(_) => Errno::ENODEV,
             AttachError::PasidSpace(_) => Errno::ENOSPC,
             AttachError::NoPasids(_) => Errno::EOPNOTSUPP,
         }
@@ -209,6 +218,15 @@ impl From<EventError> for Errno {
             | EventError::NotReadable
             | EventError::NotWritable => Errno::EINVAL,
             EventError::WrongMode => Errno::EBADF,
+        }
+    }
+}
+
+impl From<InvalidateError> for Errno {
+    fn from(error: InvalidateError) -> Self {
+        match error {
+            InvalidateError::NotSupported { .. } => Errno::EOPNOTSUPP,
+            InvalidateError::BadRange { .. } => Errno::EINVAL,
         }
     }
 }

@@ -2,13 +2,13 @@
 
 use ioasid_core::{AddrRange, DomainId, failpoint::OutOfMemory, memory::MemoryGone};
 use ioasid_iommu::{
-    AttachError as DomainError, MapError as TableError, Mismatch as DomainMismatch, OwnershipError,
-    ReservedKind,
+    AttachError as DomainError, DomainKind, MapError as TableError, Mismatch as DomainMismatch,
+    OwnershipError, ReservedKind, TableFormat,
 };
 use ioasid_iommufd::{
-    AccessError, AllocError, AttachError, CutError, DirtyError, EventError, MapError, Mismatch,
-    MmapError, ObjectError, ObjectId, OptionError, RangeError, Refusal, ReservedBy, UnmapError,
-    UserDataError,
+    AccessError, AllocError, AttachError, CutError, DirtyError, EventError, InvalidateError,
+    MapError, Mismatch, MmapError, ObjectError, ObjectId, OptionError, RangeError, Refusal,
+    ReservedBy, UnmapError, UserDataError,
 };
 
 use crate::sample::{Sample, inside, sample};
@@ -219,6 +219,11 @@ fn allocs() -> Vec<Sample> {
         AllocError::RingEmpty,
         AllocError::FlagsNotSupported(0x40),
         AllocError::NoData,
+        AllocError::NoNesting(TableFormat::X86_64Stage1),
+        AllocError::NoSecondStage {
+            kind: DomainKind::Unmanaged,
+            format: TableFormat::AmdV1,
+        },
         AllocError::TypeNotSupported(2),
         AllocError::DeviceHasNumber(id(3)),
         AllocError::NumberTaken { viommu, number: 8 },
@@ -256,6 +261,10 @@ fn attaches() -> Vec<Sample> {
             pasid: Some(7),
         },
         AttachError::Incompatible(Mismatch::DirtyTracking),
+        AttachError::Incompatible(Mismatch::AddressWidth(39)),
+        AttachError::Incompatible(Mismatch::SupervisorRequests),
+        AttachError::Incompatible(Mismatch::ExtendedAccessed),
+        AttachError::NoPageRequests(device),
         AttachError::GroupElsewhere {
             attached: id(5),
             wanted: id(6),
@@ -298,6 +307,7 @@ fn domains() -> Vec<Sample> {
         DomainError::DriverInUse { device },
         DomainError::NotAttached { at },
         DomainError::Incompatible(DomainMismatch::DirtyTracking { device }),
+        DomainError::Incompatible(DomainMismatch::PageRequests { device }),
         DomainError::NoMemory(OutOfMemory),
     ]
     .map(|error| inside(error, AttachError::Iommu(error)))
@@ -371,6 +381,18 @@ fn files() -> Vec<Sample> {
         EventError::NotWritable,
         EventError::WrongMode,
     ];
+    let invalidations = [
+        InvalidateError::NotSupported {
+            index: 2,
+            flags: 4,
+            reserved: 0,
+        },
+        InvalidateError::BadRange {
+            index: 2,
+            address: 0x1000,
+            pages: u64::MAX,
+        },
+    ];
     let maps = [
         MmapError::NotWholePages { len: 0x1800 },
         MmapError::Private,
@@ -384,6 +406,7 @@ fn files() -> Vec<Sample> {
     events
         .map(sample)
         .into_iter()
+        .chain(invalidations.map(sample))
         .chain(maps.map(sample))
         .collect()
 }

@@ -1,5 +1,7 @@
 //! Page tables, virtual IOMMUs, devices on them, and queues.
 
+use ioasid_iommu::{DomainError, DomainKind, NestError, TableFormat};
+
 use crate::base::id::ObjectId;
 
 /// Why an object was not made.
@@ -15,6 +17,17 @@ pub enum AllocError {
     /// A page table that is to be nested needs data of its own (EOPNOTSUPP).
     #[error("a nested page table needs data that describes it")]
     NoData,
+    /// The device's IOMMU translates in one stage only (EOPNOTSUPP).
+    #[error("nothing is nested on {0} tables: the device needs vtd-ss tables for it")]
+    NoNesting(TableFormat),
+    /// A page table cannot be nested on one that is no second stage (EINVAL).
+    #[error("a {kind} domain with {format} tables is no second stage to nest on")]
+    NoSecondStage {
+        /// What the domain of the parent is.
+        kind: DomainKind,
+        /// The format of its table.
+        format: TableFormat,
+    },
     /// A type of data, page table, virtual IOMMU, event or queue that the device's IOMMU does not
     /// have (EOPNOTSUPP).
     #[error("the device's IOMMU has nothing of the type {0}")]
@@ -92,4 +105,24 @@ pub enum AllocError {
     /// No domain number is left (ENOSPC).
     #[error("no domain number is left")]
     NoDomain,
+}
+
+impl From<DomainError> for super::Error {
+    fn from(error: DomainError) -> Self {
+        match error {
+            DomainError::NoMemory(error) => error.into(),
+            DomainError::Exhausted => AllocError::NoDomain.into(),
+        }
+    }
+}
+
+impl From<NestError> for super::Error {
+    fn from(error: NestError) -> Self {
+        match error {
+            NestError::NoSecondStage { kind, format } => {
+                AllocError::NoSecondStage { kind, format }.into()
+            }
+            NestError::Domain(error) => error.into(),
+        }
+    }
 }

@@ -13,9 +13,15 @@ pub enum Mismatch {
     /// It is nested, and made for another IOMMU.
     #[error("the page table was made for another IOMMU")]
     OtherIommu,
-    /// It has a fault queue, and the device makes no page requests.
-    #[error("the device makes no page requests")]
-    PageRequests,
+    /// It is nested, for addresses of neither 48 nor 57 bits, or the IOMMU does not walk that many levels.
+    #[error("the device's IOMMU walks no first-stage table for addresses of {0} bits")]
+    AddressWidth(u32),
+    /// It is nested and for supervisor requests.
+    #[error("the device's IOMMU takes no supervisor requests")]
+    SupervisorRequests,
+    /// It is nested and has extended accessed bits.
+    #[error("the device's IOMMU sets no extended accessed bits")]
+    ExtendedAccessed,
     /// Its smallest leaf is larger than a page.
     #[error("the smallest leaf is larger than a page")]
     LeafSize,
@@ -56,6 +62,9 @@ pub enum AttachError {
     /// The page table does not fit the device (EINVAL).
     #[error("the page table does not fit the device: {0}")]
     Incompatible(Mismatch),
+    /// The page table has a fault queue, and the device makes no page requests (ENODEV).
+    #[error("device {0} makes no page requests, which the fault queue of the page table is for")]
+    NoPageRequests(ObjectId),
     /// The device's group is attached to another page table (EINVAL).
     #[error("the group is attached to page table {attached}, so it cannot attach to {wanted}")]
     GroupElsewhere {
@@ -109,6 +118,7 @@ impl AttachError {
             | AttachError::GroupBusy(_)
             | AttachError::Attached { .. }
             | AttachError::NothingToReplace { .. }
+            | AttachError::NoPageRequests(_)
             | AttachError::PasidSpace(_)
             | AttachError::NoPasids(_) => false,
         }

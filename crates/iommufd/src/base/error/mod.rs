@@ -39,6 +39,7 @@ mod alloc;
 mod attach;
 mod dirty;
 mod event;
+mod invalidate;
 mod mmap;
 mod object;
 mod option;
@@ -52,6 +53,7 @@ pub use alloc::AllocError;
 pub use attach::{AttachError, Mismatch};
 pub use dirty::DirtyError;
 pub use event::EventError;
+pub use invalidate::InvalidateError;
 pub use mmap::MmapError;
 pub use object::ObjectError;
 pub use option::OptionError;
@@ -94,6 +96,9 @@ pub enum Error {
     /// A file of events.
     #[error(transparent)]
     Event(#[from] EventError),
+    /// An entry of HWPT_INVALIDATE.
+    #[error(transparent)]
+    Invalidate(#[from] InvalidateError),
     /// mmap on the file.
     #[error(transparent)]
     Mmap(#[from] MmapError),

@@ -28,6 +28,7 @@ mod mapping;
 mod mappings;
 mod measure;
 mod messages;
+mod nested;
 mod offsets;
 mod opaque;
 mod program_memory;
@@ -64,12 +65,13 @@ met when the median is within it, missed when even the better quartile is not, a
 
 type Benchmark = (&'static str, fn(Effort) -> Vec<Table>);
 
-const BENCHMARKS: [Benchmark; 12] = [
+const BENCHMARKS: [Benchmark; 13] = [
     ("translate", translate::tables),
     ("map and unmap", mapping::tables),
     ("mappings of an address space", mappings::tables),
     ("unmap against a running reader", barrier::tables),
     ("dma against memcpy", dma::tables),
+    ("two stages", nested::tables),
     ("dma at any offset", offsets::tables),
     ("interception", interception::tables),
     ("programs", programs::tables),

@@ -28,11 +28,19 @@ pub(crate) enum Keeps<'a> {
     Recent(&'a Recent),
 }
 
+/// What the places of a port hold for.
+#[derive(Clone, Copy, PartialEq, Eq)]
+struct HoldsFor {
+    domain: DomainId,
+    changes: u64,
+    /// Without one, interrupt windows are left out.
+    pasid: Option<Pasid>,
+    supervisor: bool,
+}
+
 /// What one port keeps.
 pub(crate) struct Recent {
-    /// The domain, whether interrupt windows are left out, whether requests are a supervisor's, and the
-    /// domain's changes.
-    holds_for: Cell<Option<(DomainId, Option<Pasid>, bool, u64)>>,
+    holds_for: Cell<Option<HoldsFor>>,
     places: KeptPlaces,
     /// Made for the first guard of a nested domain.
     walks: OnceCell<Box<Walks>>,
@@ -56,7 +64,12 @@ impl Recent {
         space: &AddressSpace,
         (pasid, supervisor): (Option<Pasid>, bool),
     ) -> &KeptPlaces {
-        let now = Some((space.id, pasid, supervisor, space.all_changes()));
+        let now = Some(HoldsFor {
+            domain: space.id,
+            changes: space.all_changes(),
+            pasid,
+            supervisor,
+        });
         if self.holds_for.replace(now) != now {
             self.places.forget();
         }

@@ -22,10 +22,32 @@ pub const LEN: usize = 8192;
 pub const WAITED: u64 = 64;
 
 pub fn races() -> u64 {
+    races_or(100_000)
+}
+
+/// The number of races, with a default of one's own.
+pub fn races_or(default: u64) -> u64 {
     env::var("IOASID_RACES")
         .ok()
         .and_then(|text| text.parse().ok())
-        .unwrap_or(100_000)
+        .unwrap_or(default)
+}
+
+/// The requests of an engine.
+#[derive(Clone, Copy, Debug)]
+pub struct Entered {
+    pub pasid: Option<Pasid>,
+    /// Under guards that may block.
+    pub blocking: bool,
+}
+
+impl From<Option<Pasid>> for Entered {
+    fn from(pasid: Option<Pasid>) -> Self {
+        Entered {
+            pasid,
+            blocking: false,
+        }
+    }
 }
 
 /// Copies to [`IOVA`] without end, fault or not, and counts its rounds.
@@ -42,9 +64,12 @@ impl Engine {
         })
     }
 
-    fn run(&self, mut port: DmaPort, pasid: Option<Pasid>) {
+    fn run(&self, mut port: DmaPort, requests: Entered) {
         while !self.stop.load(Ordering::Acquire) {
-            let mut guard = port.enter(pasid);
+            let mut guard = match requests.blocking {
+                true => port.enter_blocking(requests.pasid),
+                false => port.enter(requests.pasid),
+            };
             let transfer = guard.fill(IOVA, u64::MAX, LEN as u64);
             drop(guard);
             assert!(!matches!(transfer.stop, Some(Stop::Remote(_))));
@@ -76,7 +101,7 @@ impl Drop for StopOnDrop<'_> {
 pub fn race(
     iommu: &Arc<Iommu>,
     port: impl Fn() -> DmaPort + Sync,
-    pasid: Option<Pasid>,
+    requests: impl Into<Entered>,
     races: u64,
     memory: &OwnPages,
     begin: impl Fn(),
@@ -85,10 +110,10 @@ pub fn race(
     // One race at a time: they want a CPU for each side.
     static ALONE: Mutex<()> = Mutex::new(());
     let _alone = ALONE.lock().unwrap_or_else(PoisonError::into_inner);
-    let engine = Engine::new();
+    let (engine, requests) = (Engine::new(), requests.into());
     let mut hits = 0;
     thread::scope(|scope| {
-        let running = scope.spawn(|| engine.run(port(), pasid));
+        let running = scope.spawn(|| engine.run(port(), requests));
         let _stop = StopOnDrop(&engine.stop);
         let mut random = Random(races | 1);
         for round in 0..races {

@@ -5,6 +5,7 @@
 //! * [`DsaDevice`]: the whole device, as its own driver or a program with the whole device sees it.
 //! * [`DsaChild`]: one queue as a device of its own, with a default PASID; [`DsaParent`] makes and
 //!   removes them by UUID.
+//! * [`SharedChild`]: one user's part of a [`SharedQueue`], with PASID numbers of that user's own.
 //! * [`driver`]: the parent's own driver, through registers, portals and the DMA API.
 //!
 //! Inside, from the lowest folder:
@@ -15,7 +16,7 @@
 //! * `queues`: what one lock protects. A store to a portal puts a descriptor into a queue; an engine
 //!   ([`ioasid_engine`]) takes it from the schedule as a job and executes it through a guarded DMA
 //!   port; commands wait for descriptors to end.
-//! * `devices`: the whole device, and the children that are a queue each.
+//! * `devices`: the whole device, the children that are a queue each, and those that share one.
 //!
 //! What never lives here: page tables, attachments, anything that knows which address space a PASID
 //! leads to. The device gives its DMA a PASID, and that is all.
@@ -25,8 +26,8 @@
 //! * An engine never waits for a client: no guard is held while anything could block, descriptors
 //!   are resumable, and one that must wait does so off the engine.
 //! * The PASID of a dedicated queue comes from its configuration; what a descriptor claims is
-//!   ignored. That of a shared queue comes from the descriptor, where the processor puts it. A
-//!   PASID stays in use as long as a descriptor that was accepted with it exists.
+//!   ignored. That of a shared queue comes from the descriptor, where the processor puts it; of a child,
+//!   it is the one that was leased for that number. A PASID stays in use as long as a descriptor that was accepted with it exists.
 //! * When a drain, an abort, a disable or a reset is done, no descriptor that it concerns touches
 //!   memory any more.
 //! * While a queue is paused for a migration, no descriptor of it goes on and no interrupt comes.
@@ -67,4 +68,5 @@ pub use devices::child::DsaChild;
 pub use devices::claim::QueueClaim;
 pub use devices::device::DsaDevice;
 pub use devices::mdev::{DsaParent, TYPE_1DWQ};
+pub use devices::shared::{SharedChild, SharedQueue, VirtualPasidError};
 pub use driver::{DriverError, HostDriver, HostQueue};

@@ -212,7 +212,7 @@ impl DsaChild {
 }
 
 /// The limits of a child's queue: those of the device.
-fn limits(parent: &DsaDevice) -> WqLimits {
+pub(crate) fn limits(parent: &DsaDevice) -> WqLimits {
     WqLimits::new()
         .with_max_xfer_shift(parent.abilities().max_transfer_shift)
         .with_max_batch_shift(MAX_BATCH_SHIFT)
@@ -381,8 +381,14 @@ impl DeviceModel for DsaChild {
                     let pool = &self.parent().pool;
                     let queue = self.queue();
                     // A posted store has no answer.
-                    let _ =
-                        schedule::submit(pool, queue, &self.endpoint, descriptor, Store::Posted);
+                    let _ = schedule::submit(
+                        pool,
+                        queue,
+                        &self.endpoint,
+                        descriptor,
+                        Store::Posted,
+                        None,
+                    );
                 }
             }
             _ => {}

@@ -222,7 +222,7 @@ impl DsaDevice {
         if !Self::open_queue(&self.state(), queue) {
             return Err(Refused::NotEnabled);
         }
-        schedule::submit(&self.pool, queue, &self.endpoint, descriptor, store)
+        schedule::submit(&self.pool, queue, &self.endpoint, descriptor, store, None)
     }
 
     pub(crate) fn state(&self) -> Locked<'_, State> {
@@ -379,8 +379,8 @@ impl Registers for DsaDevice {
                 Command::DrainPasid | Command::AbortPasid => {
                     Ok(Pasid::new(operand).map_or_else(Plan::nothing, |pasid| {
                         match command == Some(Command::DrainPasid) {
-                            true => Plan::drain(all).only(pasid),
-                            false => Plan::abort(all).only(pasid),
+                            true => Plan::drain(all).only(vec![pasid]),
+                            false => Plan::abort(all).only(vec![pasid]),
                         }
                     }))
                 }
@@ -509,16 +509,4 @@ pub(crate) fn function(
         }
     }
     builder.build()
-}
-
-/// An endpoint that belongs to no device, for tests of the parts.
-#[cfg(test)]
-pub(crate) fn test_endpoint() -> Arc<Endpoint> {
-    let function = FunctionBuilder::new(reg::VENDOR, reg::DEVICE)
-        .bar(0, Bar::memory64(reg::BAR0_SIZE))
-        .msix(MsixLayout::new(0, reg::MSIX_TABLE, reg::MSIX_PBA, 2))
-        .build();
-    let function = function.expect("a layout that fits");
-    let _ = function.write_config(4, &[6]);
-    Arc::new(Endpoint::new(function))
 }

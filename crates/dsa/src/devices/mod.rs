@@ -6,3 +6,4 @@ pub(crate) mod device;
 mod inspect;
 pub(crate) mod mdev;
 mod migration;
+pub(crate) mod shared;

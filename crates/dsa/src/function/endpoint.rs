@@ -271,6 +271,11 @@ impl Endpoint {
         registers.log.enable(logs);
     }
 
+    /// Whether the event log is on.
+    pub(crate) fn has_log(&self) -> bool {
+        self.registers.lock().general.event_log()
+    }
+
     /// Checks the event log before the device is enabled.
     pub(crate) fn check_log(&self, max_pasids: u32) -> Result<(), CommandError> {
         // A child's PASID is not the user's to choose.
@@ -338,4 +343,18 @@ impl Endpoint {
             *entry = value;
         }
     }
+}
+
+/// An endpoint that belongs to no device, for tests of the parts.
+#[cfg(test)]
+pub(crate) fn test_endpoint() -> std::sync::Arc<Endpoint> {
+    use crate::spec::registers as reg;
+    use ioasid_vfio::pci::{Bar, FunctionBuilder, MsixLayout};
+    let function = FunctionBuilder::new(reg::VENDOR, reg::DEVICE)
+        .bar(0, Bar::memory64(reg::BAR0_SIZE))
+        .msix(MsixLayout::new(0, reg::MSIX_TABLE, reg::MSIX_PBA, 2))
+        .build();
+    let function = function.expect("a layout that fits");
+    let _ = function.write_config(4, &[6]);
+    std::sync::Arc::new(Endpoint::new(function))
 }

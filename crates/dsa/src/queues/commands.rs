@@ -29,8 +29,8 @@ pub(crate) struct Plan {
     pub(crate) close: u64,
     /// Queues whose accepted descriptors have to end first.
     pub(crate) drain: u64,
-    /// Aborts and drains concern this PASID only.
-    pub(crate) only: Option<Pasid>,
+    /// Aborts and drains concern these PASIDs only.
+    pub(crate) only: Option<Vec<Pasid>>,
     /// What is done then.
     pub(crate) then: Then,
 }
@@ -85,10 +85,10 @@ impl Plan {
         }
     }
 
-    /// The same for the descriptors of one PASID.
-    pub(crate) fn only(self, pasid: Pasid) -> Self {
+    /// The same for the descriptors of these PASIDs.
+    pub(crate) fn only(self, pasids: Vec<Pasid>) -> Self {
         Plan {
-            only: Some(pasid),
+            only: Some(pasids),
             ..self
         }
     }
@@ -121,8 +121,9 @@ pub(crate) fn start(
         let (waits, then) = match plan(state) {
             Ok(plan) => {
                 state.close(plan.close);
-                state.abort(plan.abort, plan.only);
-                (state.drain_points(plan.drain, plan.only), plan.then)
+                let only = plan.only.as_deref();
+                state.abort(plan.abort, only);
+                (state.drain_points(plan.drain, only), plan.then)
             }
             Err(error) => (
                 Vec::new(),

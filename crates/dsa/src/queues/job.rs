@@ -2,6 +2,7 @@
 
 use std::{mem, sync::Arc};
 
+use ioasid_core::Pasid;
 use ioasid_engine::{Halt, Job, JobId, Place};
 use ioasid_iommu::{DmaPort, Stop};
 
@@ -72,7 +73,9 @@ impl Job for Task {
 
     fn begin(&mut self) {
         if self.terms.shared {
-            self.terms.vectors = self.session.endpoint.vectors_of(self.session.pasid);
+            // The PASID that the client knows.
+            let named = Pasid::new(self.execution.descriptor().pasid);
+            self.terms.vectors = self.session.endpoint.vectors_of(named);
         }
     }
 

@@ -6,10 +6,12 @@ use std::{
 };
 
 use ioasid_core::Pasid;
+use ioasid_iommu::PasidUse;
 
 use crate::{
     config::QueueType,
     exec::{Counts, Execution},
+    function::endpoint::Endpoint,
     queues::job::Task,
     queues::session::Session,
     spec::{
@@ -85,6 +87,18 @@ pub(crate) enum Refused {
     /// The descriptor names a PASID that the device cannot send.
     BadPasid,
 }
+
+/// A client of a shared queue that belongs to a child: its PASID is not the one in its descriptors.
+#[derive(Debug)]
+pub(crate) struct ChildClient {
+    /// The child's.
+    pub(crate) endpoint: Arc<Endpoint>,
+    /// The PASID of its requests.
+    pub(crate) pasid_use: PasidUse,
+}
+
+/// The client of a child that a descriptor names. Called with the state's lock held.
+pub(crate) type ClientOf<'a> = dyn Fn() -> Result<ChildClient, Refused> + 'a;
 
 /// Everything that a queue accepted before a moment, perhaps of one PASID only.
 #[derive(Clone, Copy, Debug)]
@@ -169,9 +183,21 @@ impl Queue {
             .is_some_and(|session| session.terms.shared)
     }
 
-    /// Takes a descriptor in, up to the size of the queue.
+    /// As a device without children takes one in.
+    #[cfg(test)]
     pub(crate) fn accept(&mut self, descriptor: Descriptor, store: Store) -> Result<(), Refused> {
-        let session = self.admit(&descriptor, store);
+        self.accept_for(descriptor, store, None)
+    }
+
+    /// Takes a descriptor in, up to the size of the queue; in the name of the client that `child` gives, if
+    /// a child stores it.
+    pub(crate) fn accept_for(
+        &mut self,
+        descriptor: Descriptor,
+        store: Store,
+        child: Option<&ClientOf<'_>>,
+    ) -> Result<(), Refused> {
+        let session = self.admit(&descriptor, store, child);
         let session = session.inspect_err(|_| self.stats.dropped += 1)?;
         self.stats.accepted += 1;
         self.enqueue(session, descriptor);
@@ -184,7 +210,12 @@ impl Queue {
     }
 
     /// In whose name a descriptor is accepted.
-    fn admit(&mut self, descriptor: &Descriptor, store: Store) -> Result<Arc<Session>, Refused> {
+    fn admit(
+        &mut self,
+        descriptor: &Descriptor,
+        store: Store,
+        child: Option<&ClientOf<'_>>,
+    ) -> Result<Arc<Session>, Refused> {
         let session = match &self.session {
             Some(session) if !self.closing => session,
             _ => return Err(Refused::NotEnabled),
@@ -199,27 +230,46 @@ impl Queue {
         if self.waiting.len() >= room.into() {
             return Err(Refused::Full);
         }
-        self.client(descriptor)
+        match child {
+            None => self.client(descriptor),
+            Some(child) => self.client_of_child(child()?),
+        }
     }
 
     /// In whose name a descriptor of the enabled queue runs.
     fn client(&mut self, descriptor: &Descriptor) -> Result<Arc<Session>, Refused> {
-        let session = self.session.as_ref().ok_or(Refused::NotEnabled)?;
+        let session = Arc::clone(self.session.as_ref().ok_or(Refused::NotEnabled)?);
         if !session.terms.shared {
-            return Ok(Arc::clone(session));
+            return Ok(session);
         }
         let pasid = Pasid::new(descriptor.pasid)
             .filter(|pasid| pasid.get() < session.terms.max_pasids)
             .ok_or(Refused::BadPasid)?;
-        if self.clients.len() > CLIENTS_KEPT {
-            self.clients
-                .retain(|_, client| Arc::strong_count(client) > 1);
-        }
+        self.forget_idle_clients();
         let client = self
             .clients
             .entry(pasid)
             .or_insert_with(|| session.in_name_of(Some(pasid)));
         Ok(Arc::clone(client))
+    }
+
+    /// In whose name a descriptor of a child of the enabled, shared queue runs.
+    fn client_of_child(&mut self, child: ChildClient) -> Result<Arc<Session>, Refused> {
+        let session = self.session.as_ref().ok_or(Refused::NotEnabled)?;
+        let terms = session.terms;
+        self.forget_idle_clients();
+        let pasid = child.pasid_use.pasid();
+        let client = self.clients.entry(pasid).or_insert_with(|| {
+            Session::new(child.endpoint, 0, Some(pasid), Some(child.pasid_use), terms)
+        });
+        Ok(Arc::clone(client))
+    }
+
+    fn forget_idle_clients(&mut self) {
+        if self.clients.len() > CLIENTS_KEPT {
+            self.clients
+                .retain(|_, client| Arc::strong_count(client) > 1);
+        }
     }
 
     /// Whether an engine could do something for this queue now.
@@ -495,86 +545,4 @@ impl Queue {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::{devices::device::test_endpoint, exec::Terms};
-
-    fn queue(size: u16) -> Queue {
-        let mut queue = Queue::new();
-        queue.config.size = size;
-        queue.session = Some(Session::new(
-            test_endpoint(),
-            0,
-            None,
-            None,
-            Terms::for_tests(),
-        ));
-        queue
-    }
-
-    #[test]
-    fn a_full_queue_drops_and_a_taken_descriptor_makes_room() {
-        let mut queue = queue(2);
-        let descriptor = Descriptor::new(Opcode::Noop, 0);
-        assert_eq!(queue.accept(descriptor, Store::Posted), Ok(()));
-        assert_eq!(queue.accept(descriptor, Store::Posted), Ok(()));
-        assert_eq!(queue.accept(descriptor, Store::Posted), Err(Refused::Full));
-        let task = queue.take(0).unwrap();
-        assert_eq!(queue.accept(descriptor, Store::Posted), Ok(()));
-        assert_eq!((queue.stats.accepted, queue.stats.dropped), (3, 1));
-        queue.end(task.sequence, false);
-        assert_eq!(queue.depth(), (2, 0));
-    }
-
-    #[test]
-    fn a_drain_descriptor_waits_for_what_is_under_way() {
-        let mut queue = queue(8);
-        queue
-            .accept(Descriptor::new(Opcode::Noop, 0), Store::Posted)
-            .unwrap();
-        queue
-            .accept(Descriptor::new(Opcode::Drain, 0), Store::Posted)
-            .unwrap();
-        let first = queue.take(0).unwrap();
-        assert!(!queue.has_work());
-        queue.end(first.sequence, false);
-        assert!(queue.has_work());
-    }
-
-    #[test]
-    fn a_mark_is_passed_when_everything_before_it_is_done() {
-        let mut queue = queue(8);
-        queue
-            .accept(Descriptor::new(Opcode::Noop, 0), Store::Posted)
-            .unwrap();
-        let first = queue.take(0).unwrap();
-        let point = queue.drain_point(0, None);
-        queue
-            .accept(Descriptor::new(Opcode::Noop, 0), Store::Posted)
-            .unwrap();
-        assert!(!queue.passed(&point));
-        queue.end(first.sequence, false);
-        assert!(queue.passed(&point), "later descriptors do not count");
-    }
-
-    #[test]
-    fn an_abort_drops_what_waits_and_spares_what_comes_later() {
-        let mut queue = queue(8);
-        for _ in 0..5 {
-            queue
-                .accept(Descriptor::new(Opcode::Noop, 0), Store::Posted)
-                .unwrap();
-        }
-        let under_way = queue.take(0).unwrap();
-        let parked = queue.take(0).unwrap();
-        queue.park(parked).unwrap();
-        queue.abort();
-        assert_eq!(queue.depth(), (0, 1));
-        assert!(under_way.session.aborted());
-        assert!(queue.resume_later(under_way).is_err());
-        queue
-            .accept(Descriptor::new(Opcode::Noop, 0), Store::Posted)
-            .unwrap();
-        assert!(!queue.take(0).unwrap().session.aborted());
-    }
-}
+mod tests;

@@ -7,7 +7,7 @@ use ioasid_engine::{EnginePool, Job as _, JobId, Place, Schedule, Wanted};
 use crate::{
     function::endpoint::Endpoint,
     queues::job::Task,
-    queues::queue::{Refused, Store},
+    queues::queue::{ClientOf, Refused, Store},
     queues::state::{CommandInterrupt, State},
     spec::{
         Descriptor, Status,
@@ -99,7 +99,8 @@ impl Schedule for State {
 }
 
 /// Takes a descriptor that was stored to the portal of `queue` through `endpoint`. Never executes
-/// it: that is the engines' part.
+/// it: that is the engines' part. `child` is the client, if the portal is that of one of several children of a
+/// shared queue.
 ///
 /// # Errors
 /// [`Refused`], which is reported in SWERR where the store has no answer.
@@ -109,13 +110,17 @@ pub(crate) fn submit(
     endpoint: &Endpoint,
     descriptor: Descriptor,
     store: Store,
+    child: Option<&ClientOf<'_>>,
 ) -> Result<(), Refused> {
     let (accepted, index) = pool.submit(|state| {
         let Some(target) = state.queues.get_mut(queue) else {
             return ((Err(Refused::NoQueue), 0), Wanted::NONE);
         };
-        let index = target.session.as_ref().map_or(0, |session| session.index);
-        let accepted = target.accept(descriptor, store);
+        let index = match (child, &target.session) {
+            (None, Some(session)) => session.index,
+            _ => 0,
+        };
+        let accepted = target.accept_for(descriptor, store, child);
         if accepted.is_ok() {
             let device = pool.device();
             device.watch().tell(|| Event::Submitted {

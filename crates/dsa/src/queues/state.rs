@@ -175,11 +175,15 @@ impl State {
         self.endpoint.function().bus_master()
     }
 
-    /// Drain points of the queues in `set`: passed when everything accepted so far, perhaps of one
-    /// PASID only, is done.
-    pub(crate) fn drain_points(&self, set: u64, only: Option<Pasid>) -> Vec<DrainPoint> {
+    /// Drain points of the queues in `set`: passed when everything accepted so far, perhaps of some
+    /// PASIDs only, is done.
+    pub(crate) fn drain_points(&self, set: u64, only: Option<&[Pasid]>) -> Vec<DrainPoint> {
+        let point = |index: usize, only| self.queues[index].drain_point(index, only);
         self.indexes(set)
-            .map(|index| self.queues[index].drain_point(index, only))
+            .flat_map(|index| match only {
+                None => vec![point(index, None)],
+                Some(pasids) => pasids.iter().map(|p| point(index, Some(*p))).collect(),
+            })
             .collect()
     }
 
@@ -190,12 +194,14 @@ impl State {
             .all(|point| self.queues[point.queue].passed(point))
     }
 
-    /// Aborts the queues in `set`, perhaps for one PASID only.
-    pub(crate) fn abort(&mut self, set: u64, only: Option<Pasid>) {
+    /// Aborts the queues in `set`, perhaps for some PASIDs only.
+    pub(crate) fn abort(&mut self, set: u64, only: Option<&[Pasid]>) {
         for index in self.indexes(set) {
             match only {
                 None => self.queues[index].abort(),
-                Some(pasid) => self.queues[index].abort_pasid(pasid),
+                Some(pasids) => pasids
+                    .iter()
+                    .for_each(|pasid| self.queues[index].abort_pasid(*pasid)),
             }
         }
     }
@@ -238,7 +244,8 @@ impl State {
             .copied()
             .collect();
         for point in vain {
-            self.abort(1 << point.queue, point.only);
+            let only = point.only.as_slice();
+            self.abort(1 << point.queue, point.only.is_some().then_some(only));
         }
     }
 
@@ -269,8 +276,8 @@ fn bits(count: usize) -> u64 {
 mod tests {
     use super::*;
     use crate::{
-        devices::device::test_endpoint,
         exec::Terms,
+        function::endpoint::test_endpoint,
         queues::queue::Store,
         queues::session::Session,
         spec::{Descriptor, Opcode},

@@ -13,7 +13,7 @@ use common::{
 use ioasid_core::{AddrRange, Prot};
 use ioasid_iommu::{
     Device, DmaSource, Domain, DomainKind, FaultReason, FirstStage, FirstStageFault, Invalidate,
-    Iommu, NestError, NestedFault, TableFormat,
+    Iommu, NestError, NestedFault, TableFormat, Tlb,
 };
 
 const IOVA: u64 = 0x7f12_3456_7000;
@@ -101,4 +101,23 @@ fn only_a_second_stage_can_be_nested_on() {
     assert!(nested.nest(FirstStage::new(BASE)).is_err());
     assert!(nested.map(0, 0, 4096, Prot::RW).is_err());
     assert_eq!(iommu.paging_domains(), 2);
+}
+
+#[test]
+fn any_address_of_a_large_page_invalidates_all_of_it() {
+    let iommu = machine();
+    let device = device(&iommu, 1);
+    let tlb = Tlb::new();
+    device.enable_ats(tlb.clone());
+    let mut guest = Guest::new(&iommu, 4 << 20);
+    let table = guest.table(4);
+    let large = 0x4000_0000;
+    let entry = guest.map(table, large, BASE + (2 << 20), 1, RW | US | A | D);
+    let nested = guest.parent.nest(table).unwrap();
+    attach(&device, &nested);
+    let mut port = device.port_with_tlb(&tlb);
+    write(&mut port, None, large + 0x5000, b"kept").unwrap();
+    guest.write(entry, 0);
+    nested.invalidate(range(large, 4096), Invalidate::Leaves);
+    assert!(write(&mut port, None, large + 0x5008, b"gone").is_err());
 }

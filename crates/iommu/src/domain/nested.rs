@@ -97,6 +97,16 @@ impl Domain {
             // Before the count of all changes: who sees the old one of these sees the old one of those.
             nested.table_changes.fetch_add(1, Ordering::SeqCst);
         }
-        self.flush(&[range]);
+        self.flush(&[whole_pages(range)]);
     }
+}
+
+/// The largest page of a first-stage table.
+const LARGEST_PAGE: u64 = 1 << 30;
+
+/// `range` with all of a page at both ends, however large that is: a guest may name any address of a page
+/// (Intel VT-d specification, 6.5.2.4), and what a device keeps of it may begin behind that.
+fn whole_pages(range: AddrRange) -> AddrRange {
+    let in_page = LARGEST_PAGE - 1;
+    AddrRange::new(range.start() & !in_page, range.last() | in_page).unwrap_or(AddrRange::ALL)
 }

@@ -1,12 +1,16 @@
 //! Guests' first-stage tables on the domains of software devices (VT-d).
 
-use std::sync::Arc;
+use std::sync::{Arc, mpsc::channel};
 
-use ioasid_core::{PciAddress, inspect::Inspect};
-use ioasid_iommu::{Device, Domain, DomainKind, FirstStage, TableFormat};
+use ioasid_core::{AddrRange, Pasid, PciAddress, inspect::Inspect, memory::OwnPages};
+use ioasid_iommu::{
+    Device, Domain, DomainKind, Fault, FirstStage, PageRequestError, PageResponse, Stop,
+    TableFormat,
+};
 use ioasid_iommufd::{
-    AllocError, AttachError, BoundDevice, Error, HwptAlloc, HwptFlags, InvalidateError,
-    Invalidated, ObjectError, ObjectId, UserArray, UserData, UserDataError, ViommuAlloc,
+    AllocError, AttachError, BoundDevice, DirtyRequest, Error, HwptAlloc, HwptFlags,
+    InvalidateError, Invalidated, ObjectError, ObjectId, UserArray, UserData, UserDataError,
+    ViommuAlloc,
 };
 
 use crate::{machine::*, program::Program};
@@ -303,5 +307,211 @@ fn invalidation_stops_at_the_first_bad_entry() {
             max: LEN as usize,
         };
         assert_eq!(stopped, Invalidated::stopped(0, error.into()), "zeros too");
+    }
+}
+
+/// A root, a table for each level below it, and a page: guest-physical, in what the IOAS maps from 0.
+const TABLES: [u64; 4] = [ROOT, 0x6000, 0x7000, 0x8000];
+const TARGET: u64 = 0x9000;
+/// Leads to `TARGET`.
+const INPUT: u64 = 0x1234_5000;
+/// Present, writable, user.
+const RIGHTS: u64 = 0b111;
+
+/// Writes entries for `INPUT` into the guest's memory, and says where the last one is.
+fn put_tables(memory: &OwnPages) -> usize {
+    let mut last = 0;
+    for (level, table) in TABLES.into_iter().enumerate() {
+        let index = INPUT >> (39 - 9 * level) & 0x1ff;
+        last = (table + 8 * index) as usize;
+        let to = TABLES.get(level + 1).copied().unwrap_or(TARGET);
+        memory.memory().write(last, &(to | RIGHTS).to_le_bytes());
+    }
+    last
+}
+
+#[test]
+fn a_nest_parent_and_the_address_space_itself_are_one_domain() {
+    for order in 0..8 {
+        let m = machine();
+        let (pdev, mdev) = (m.pdev(1), m.mdev(2, 5));
+        let program = Program::new(0x1000);
+        let ioas = m.ioas();
+        let memory = m.map(ioas, 0, 0x1_0000);
+        put_tables(&memory);
+        let dirty = if order & 4 == 0 {
+            HwptFlags::NONE
+        } else {
+            HwptFlags::DIRTY_TRACKING
+        };
+        let take = || {
+            let args = HwptAlloc::new(pdev.id(), ioas).with_flags(PARENT.with(dirty));
+            let parent = m.context.hwpt_alloc(args).unwrap();
+            assert_eq!(pdev.attach(parent), Ok(parent));
+            parent
+        };
+        let parent = if order & 1 == 0 {
+            let parent = take();
+            mdev.attach(ioas).unwrap();
+            parent
+        } else {
+            mdev.attach(ioas).unwrap();
+            take()
+        };
+        let (whole, child) = (
+            (pdev.device().address(), None),
+            (mdev.device().address(), Some(pasid(5))),
+        );
+        assert_eq!(m.routes(), [whole, child], "one domain, order {order}");
+
+        program.put(DATA as usize, &stage_one(0, 48));
+        let data = UserData::new(&program, VTD_S1, DATA, LEN);
+        let nested = HwptAlloc::new(pdev.id(), parent).with_flags(HwptFlags::PASID);
+        let nested = m.context.hwpt_alloc_with(nested, Some(&data)).unwrap();
+        pdev.attach(nested).unwrap();
+        assert_eq!(m.routes(), [child], "still one, with a nested one on it");
+        assert!(dma_write(&pdev, None, INPUT, 7) && dma_write(&mdev, None, TARGET + 1, 8));
+        let at = |offset: u64| byte(&memory, (TARGET + offset) as usize);
+        assert_eq!((at(0), at(1)), (7, 8), "the same memory");
+        assert!(!reaches(&pdev, TARGET) && !reaches(&mdev, INPUT));
+
+        let leave_child = || mdev.detach();
+        let leave_whole = || {
+            pdev.attach(parent).unwrap();
+            assert_eq!(m.context.destroy(nested), Ok(()));
+            pdev.detach();
+            assert_eq!(m.context.destroy(parent), Ok(()));
+        };
+        if order & 2 == 0 {
+            leave_child();
+            assert!(reaches(&pdev, INPUT));
+            leave_whole();
+        } else {
+            leave_whole();
+            assert_eq!(m.routes(), [child]);
+            assert!(reaches(&mdev, TARGET));
+            leave_child();
+        }
+        assert_eq!(m.domains().len(), 0, "order {order}");
+    }
+}
+
+#[test]
+fn pages_are_asked_of_the_queue_of_the_first_stage_with_the_input_address() {
+    let g = guest();
+    let memory = g.m.map(g.ioas, 0, 0x1_0000);
+    let last = put_tables(&memory);
+    let present = memory_word(&memory, last);
+    memory.memory().write(last, &[0; 8]);
+    let (queue, file) = g.m.context.fault_queue_alloc().unwrap();
+    let asking = HwptAlloc {
+        fault_id: queue.get(),
+        ..HwptAlloc::new(g.pdev.id(), g.parent)
+            .with_flags(HwptFlags::FAULT_ID_VALID.with(HwptFlags::PASID))
+    };
+    let data = g.data(0, 48);
+    let asking = g.m.context.hwpt_alloc_with(asking, Some(&data)).unwrap();
+    let mute = g.nest(0, 48);
+    g.pdev.attach(mute).unwrap();
+    g.pdev.attach_pasid(asking, 6).unwrap();
+    let miss = |at: Option<Pasid>| {
+        let mut port = g.pdev.device().port();
+        let mut guard = port.enter(at);
+        match guard.write(INPUT + 0x123, &[1]).stop {
+            Some(Stop::Fault(fault)) => fault,
+            other => panic!("{other:?}"),
+        }
+    };
+    let (send, answers) = channel();
+    let ask = |fault: &Fault| {
+        let send = send.clone();
+        let on_answer = Box::new(move |answer| {
+            // The test has both ends.
+            let _ = send.send(answer);
+        });
+        g.pdev.device().request_page(fault, on_answer)
+    };
+    let without = ask(&miss(None));
+    assert_matches!(without, Err(PageRequestError::NoHandler { .. }));
+    let fault = miss(Some(pasid(6)));
+    assert_eq!(fault.iova, INPUT + 0x123, "what the device asked for");
+    ask(&fault).unwrap();
+    let record = file.read(40).unwrap();
+    let word = |at: usize| u32::from_ne_bytes(record[at..at + 4].try_into().unwrap());
+    let address = u64::from_ne_bytes(record[24..32].try_into().unwrap());
+    assert_eq!(
+        (word(4), word(8), address),
+        (g.pdev.id().get(), 6, INPUT),
+        "device, PASID, page"
+    );
+    // What a VMM does meanwhile: the guest's handler writes the entry, and the guest invalidates.
+    memory.memory().write(last, &present);
+    let done = g.invalidate(asking, INVALIDATE, &[entry(INPUT, 1, 1, 0)]);
+    assert_eq!((done.done, done.result), (1, Ok(())));
+    let answer = [word(36).to_ne_bytes(), [0; 4]].concat();
+    assert_eq!(file.write(&answer), Ok(8));
+    assert_eq!(answers.recv(), Ok(PageResponse::Success));
+    assert!(dma_write(&g.pdev, Some(pasid(6)), INPUT + 0x123, 5));
+    assert_eq!(byte(&memory, TARGET as usize + 0x123), 5);
+}
+
+fn memory_word(memory: &OwnPages, at: usize) -> [u8; 8] {
+    let mut word = [0; 8];
+    memory.memory().read(at, &mut word);
+    word
+}
+
+#[test]
+fn what_a_nested_domain_writes_is_dirty_in_the_parent() {
+    let m = machine();
+    let pdev = m.pdev(1);
+    let ioas = m.ioas();
+    let memory = m.map(ioas, 0, 0x1_0000);
+    put_tables(&memory);
+    let flags = PARENT.with(HwptFlags::DIRTY_TRACKING);
+    let parent = HwptAlloc::new(pdev.id(), ioas).with_flags(flags);
+    let g = Guest {
+        parent: m.context.hwpt_alloc(parent).unwrap(),
+        program: Program::new(0x1000),
+        m,
+        pdev,
+        ioas,
+    };
+    let nested = g.nest(0, 48);
+    g.pdev.attach(nested).unwrap();
+    let context = &g.m.context;
+    context.hwpt_set_dirty_tracking(g.parent, true).unwrap();
+    let missing = Err(ObjectError::Missing(nested).into());
+    assert_eq!(context.hwpt_set_dirty_tracking(nested, true), missing);
+    let dirty = || {
+        let request = DirtyRequest {
+            hwpt: g.parent,
+            iova: 0,
+            len: 0x1_0000,
+            page_size: PAGE,
+            no_clear: false,
+        };
+        let mut pages = Vec::new();
+        let report = &mut |range: AddrRange| {
+            pages.extend((range.start()..=range.last()).step_by(PAGE as usize));
+        };
+        context.hwpt_get_dirty(request, report).unwrap();
+        pages
+    };
+    assert_eq!(dirty(), []);
+    assert!(dma_write(&g.pdev, None, INPUT, 1));
+    let written = [&TABLES[..], &[TARGET]].concat();
+    assert_eq!(dirty(), written, "the page, and the tables by their marks");
+    assert!(dma_write(&g.pdev, None, INPUT, 2));
+    assert_eq!(dirty(), [TARGET], "their marks are there");
+    let mut blind = config(2);
+    blind.dirty = false;
+    let blind = g.m.iommu.add_device(blind).unwrap();
+    let blind = g.m.context.bind_device(&blind, sink()).unwrap();
+    for page_table in [g.parent, nested] {
+        assert_matches!(
+            blind.attach(page_table),
+            Err(Error::Attach(AttachError::Incompatible(_)))
+        );
     }
 }

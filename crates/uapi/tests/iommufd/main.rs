@@ -6,6 +6,7 @@ mod backend;
 mod commands;
 mod container;
 mod events;
+mod first_stages;
 mod header;
 mod machine;
 mod maps;

@@ -5,14 +5,14 @@ use std::{collections::BTreeSet, sync::Arc};
 use ioasid_core::DomainId;
 use ioasid_iommu::{DomainKind, Iommu};
 
-/// One domain that holds a page table.
+/// One domain that holds a page table, or is nested on such.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Row {
     /// The domain.
     pub(crate) id: DomainId,
     /// Its number in this run of the demo, from 1.
     pub(crate) number: usize,
-    /// `DMA` or `unmanaged`.
+    /// `DMA`, `unmanaged` or `nested`.
     pub(crate) kind: &'static str,
     /// Pages that its tables take.
     pub(crate) table_pages: u64,
@@ -47,15 +47,15 @@ impl Snapshots {
         }
     }
 
-    /// The domains that hold a page table, as of now.
+    /// The domains that hold a page table, and those nested on them, as of now.
     pub(crate) fn take(&mut self) -> Snapshot {
         let mut domains = self.iommu.domains();
-        domains.retain(|domain| domain.kind().is_paging());
         domains.sort_by_key(|domain| domain.id());
         let known: BTreeSet<_> = self.seen.iter().copied().collect();
         let rows = domains
             .iter()
-            .map(|domain| {
+            .filter_map(|domain| {
+                let kind = kind(domain.kind())?;
                 let is_new = !known.contains(&domain.id());
                 if is_new {
                     self.seen.push(domain.id());
@@ -72,20 +72,27 @@ impl Snapshots {
                 if routes.is_empty() {
                     routes.push("[no route]".to_owned());
                 }
-                Row {
+                Some(Row {
                     id: domain.id(),
                     number: position.map_or(0, |position| position + 1),
-                    kind: match domain.kind() {
-                        DomainKind::Dma => "DMA",
-                        _ => "unmanaged",
-                    },
+                    kind,
                     table_pages: domain.table_pages(),
                     mapped_bytes: domain.mapped_bytes(),
                     routes,
                     is_new,
-                }
+                })
             })
             .collect();
         Snapshot { rows }
+    }
+}
+
+/// What the demo calls a domain that it shows; those without a page table it does not.
+const fn kind(kind: DomainKind) -> Option<&'static str> {
+    match kind {
+        DomainKind::Dma => Some("DMA"),
+        DomainKind::Unmanaged => Some("unmanaged"),
+        DomainKind::Nested => Some("nested"),
+        DomainKind::Blocked | DomainKind::Identity => None,
     }
 }

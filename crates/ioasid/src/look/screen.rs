@@ -184,16 +184,12 @@ fn used(seen: &Seen, node: &str) -> String {
 
 fn domains(text: &mut Text, seen: &Seen) {
     text.line("domains");
-    // Those that block or pass through have no table, and are there with every device.
-    let paging = |domain: &&Domain| matches!(&*domain.kind, "dma" | "unmanaged");
-    let paging: Vec<_> = seen.iommu.domains.iter().filter(paging).collect();
+    let paging = seen.paging();
     if paging.is_empty() {
         text.line("  none");
     }
     text.list(&paging, "iommu/domains", |text, domain| {
-        let routes = domain.routes.iter().map(|route| format!("[{route}]"));
-        let first = format!("  domain {} ({}) : ", domain.id, domain.kind);
-        text.wrapped(&first, routes);
+        routes(text, domain, "  ");
         let shown = &domain.mapped[..domain.mapped.len().min(RANGES)];
         let left = shown.iter().fold(domain.mapped_bytes, |left, range| {
             left.saturating_sub(range.len())
@@ -204,10 +200,28 @@ fn domains(text: &mut Text, seen: &Seen) {
         }
         let mapped = format!("    {} mapped ", bytes(domain.mapped_bytes));
         text.wrapped(&mapped, ranges);
-        if domain.dma_operations > 0 {
-            text.line(format!("    {} moved by DMA", bytes(domain.dma_bytes)));
-        }
+        moved(text, domain, "    ");
+        text.list(&seen.nested_on(domain), "iommu/domains", |text, nested| {
+            routes(text, nested, "    ");
+            if let Some(table) = nested.first_stage {
+                text.line(format!("      {table}"));
+            }
+            moved(text, nested, "      ");
+        });
     });
+}
+
+fn routes(text: &mut Text, domain: &Domain, indent: &str) {
+    let routes = domain.routes.iter().map(|route| format!("[{route}]"));
+    let first = format!("{indent}domain {} ({}) : ", domain.id, domain.kind);
+    text.wrapped(&first, routes);
+}
+
+fn moved(text: &mut Text, domain: &Domain, indent: &str) {
+    if domain.dma_operations > 0 {
+        let moved = bytes(domain.dma_bytes);
+        text.line(format!("{indent}{moved} moved by DMA"));
+    }
 }
 
 fn jobs(text: &mut Text, seen: &Seen) {

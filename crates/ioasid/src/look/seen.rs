@@ -38,12 +38,23 @@ pub(crate) struct Iommu {
 pub(crate) struct Domain {
     pub(crate) id: u64,
     pub(crate) kind: String,
+    /// Of a nested domain.
+    pub(crate) parent: Option<u64>,
+    /// Of a nested domain.
+    pub(crate) first_stage: Option<FirstStage>,
     pub(crate) routes: Vec<Route>,
     pub(crate) mapped_bytes: u64,
     pub(crate) mapped: Vec<Range>,
     pub(crate) dma_operations: u64,
     pub(crate) dma_bytes: u64,
     pub(crate) faults: u64,
+}
+
+/// A guest's table on a domain.
+#[derive(Clone, Copy, Debug, Deserialize)]
+pub(crate) struct FirstStage {
+    pub(crate) root: u64,
+    pub(crate) address_bits: u64,
 }
 
 /// A source of DMA.
@@ -196,6 +207,24 @@ impl Seen {
         serde_json::from_value(json).context("the machine is of another version of ioasid")
     }
 
+    /// The domains with a page table of their own, by number. Those that block or pass through, which are
+    /// there with every device, are left out; for nested ones see [`Seen::nested_on`].
+    pub(crate) fn paging(&self) -> Vec<&Domain> {
+        self.domains(|domain| matches!(&*domain.kind, "dma" | "unmanaged"))
+    }
+
+    /// The domains that are nested on `parent`, by number.
+    pub(crate) fn nested_on(&self, parent: &Domain) -> Vec<&Domain> {
+        self.domains(|domain| domain.parent == Some(parent.id))
+    }
+
+    fn domains(&self, wanted: impl Fn(&Domain) -> bool) -> Vec<&Domain> {
+        let domains = self.iommu.domains.iter();
+        let mut domains: Vec<_> = domains.filter(|domain| wanted(domain)).collect();
+        domains.sort_by_key(|domain| domain.id);
+        domains
+    }
+
     /// Who has the device with this node open.
     pub(crate) fn user(&self, node: &str) -> Option<User> {
         let mut programs = self.programs.iter();
@@ -340,6 +369,16 @@ impl fmt::Display for Route {
 impl fmt::Display for Range {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{:#x}-{:#x}", self.start, self.last)
+    }
+}
+
+impl fmt::Display for FirstStage {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(
+            f,
+            "first stage at {:#x}, {} bits",
+            self.root, self.address_bits
+        )
     }
 }
 

@@ -4,12 +4,12 @@ use std::{path::Path, sync::Arc, time::Duration};
 
 use ioasid_core::{
     Prot,
-    host::StdSpawner,
+    host::{Caller, FdError, IrqSink, StdSpawner},
     inspect::{Inspect, Node},
-    memory::OwnPages,
+    memory::{MemoryGone, OwnPages, PageSource, PinError},
 };
 use ioasid_iommu::Stop;
-use ioasid_iommufd::{Context, MapArgs, ObjectId};
+use ioasid_iommufd::{Context, HwptAlloc, HwptFlags, MapArgs, ObjectId, UserData};
 use ioasid_machine::{Machine, MachineFile};
 use ioasid_supervisor::{ControlServer, control};
 use ioasid_vfio::DeviceFile;
@@ -138,6 +138,85 @@ fn scene(served: &Served) -> [Vmm; 2] {
         served.use_devices("vm1", 101, 32 << 20),
         served.use_devices("vm2", 202, 16 << 20),
     ]
+}
+
+/// A program whose memory is one `struct iommu_hwpt_vtd_s1`, at any address.
+#[derive(Debug)]
+struct StageOne([u8; 24]);
+
+impl StageOne {
+    fn at(root: u64) -> Self {
+        let mut bytes = [0; 24];
+        bytes[8..16].copy_from_slice(&root.to_ne_bytes());
+        bytes[16..20].copy_from_slice(&48_u32.to_ne_bytes());
+        StageOne(bytes)
+    }
+}
+
+impl Caller for StageOne {
+    fn read(&self, _: u64, dst: &mut [u8]) -> Result<(), MemoryGone> {
+        dst.copy_from_slice(&self.0[..dst.len()]);
+        Ok(())
+    }
+
+    fn write(&self, _: u64, _: &[u8]) -> Result<(), MemoryGone> {
+        Err(MemoryGone { done: 0 })
+    }
+
+    fn pages(&self, _: u64, _: u64) -> Result<Arc<dyn PageSource>, PinError> {
+        Err(PinError::Fault)
+    }
+
+    fn file_pages(&self, _: i32, _: u64, _: u64) -> Result<Arc<dyn PageSource>, FdError> {
+        Err(FdError::NotOpen)
+    }
+
+    fn eventfd(&self, _: i32) -> Result<Arc<dyn IrqSink>, FdError> {
+        Err(FdError::NotOpen)
+    }
+}
+
+/// A VMM with a virtual IOMMU: its whole device translates by a table of the guest, itself and at PASID 1.
+fn nest(served: &Served) -> Vmm {
+    let context = served.machine.new_context();
+    let ioas = context.ioas_alloc().unwrap();
+    let nodes = served.machine.nodes(Some("vm1"));
+    let whole = nodes.iter().find_map(|node| {
+        let file = node.device.open().unwrap();
+        let id = file.bind(&context).unwrap();
+        match context.hw_info(id).unwrap().max_pasid_log2 {
+            0 => {
+                file.close();
+                None
+            }
+            _ => Some((file, id, node.name.clone())),
+        }
+    });
+    let (file, device, node) = whole.unwrap();
+    let flags = HwptFlags::NEST_PARENT.with(HwptFlags::PASID);
+    let parent = HwptAlloc::new(device, ioas).with_flags(flags);
+    let parent = context.hwpt_alloc(parent).unwrap();
+    let table = StageOne::at(0x7000);
+    let data = UserData::new(&table, 1, 0x1000, 24);
+    let nested = HwptAlloc::new(device, parent).with_flags(HwptFlags::PASID);
+    let nested = context.hwpt_alloc_with(nested, Some(&data)).unwrap();
+    file.attach(nested, None).unwrap();
+    let pasid = file.user_pasids().unwrap().pasid(1);
+    file.attach(nested, Some(pasid)).unwrap();
+    let program = Arc::new(Program {
+        name: "vmm-vm1".to_owned(),
+        pid: 101,
+        vm: "vm1".to_owned(),
+        devices: vec![node],
+    });
+    let shown: Arc<dyn Inspect + Send + Sync> = program.clone();
+    served.server.show(&shown);
+    Vmm {
+        files: vec![file],
+        context,
+        ioas,
+        program,
+    }
 }
 
 /// A fault of a device that a VM has: nothing is mapped there.
@@ -373,6 +452,64 @@ fn the_graph_of_the_scene_is_the_one_in_the_documentation() {
     assert_eq!([0, 1, 2].map(of), [1, 2, 1]);
     as_committed(&svg::draw(&graph), "scene.svg");
     as_committed(&dot::draw(&graph), "scene.dot");
+}
+
+#[test]
+fn a_nested_domain_is_seen_on_its_parent() {
+    let served = Served::start();
+    let vmm = nest(&served);
+    let node = served.node();
+    valid(&node);
+    let seen = served.seen();
+    let paging = seen.paging();
+    let [parent] = paging
+        .iter()
+        .filter(|one| one.kind == "unmanaged")
+        .collect::<Vec<_>>()[..]
+    else {
+        panic!("one domain of a VM: {paging:?}");
+    };
+    let [nested] = seen.nested_on(parent)[..] else {
+        panic!("one nested domain: {seen:?}");
+    };
+    assert_eq!((parent.routes.len(), nested.routes.len()), (0, 2));
+    let (parent, nested) = (parent.id, nested.id);
+
+    let device = &seen
+        .iommu
+        .domains
+        .iter()
+        .find(|one| one.id == nested)
+        .unwrap();
+    let device = &device.routes[0].device;
+    let text = screen(&seen);
+    fits(&text);
+    let lines = format!(
+        "  domain {parent} (unmanaged) :\n    0 B mapped\n    \
+         domain {nested} (nested) : [{device}] [{device} PASID 1]\n      \
+         first stage at 0x7000, 48 bits\n"
+    );
+    assert!(text.contains(&lines), "{text}");
+
+    let mut terminal = Terminal::new(TestBackend::new(120, 40)).unwrap();
+    let moment = Moment::first(seen.clone());
+    terminal.draw(|frame| draw(frame, &moment)).unwrap();
+    let shown = terminal.backend().to_string();
+    assert!(shown.contains(&format!("nested on {parent}")), "{shown}");
+
+    let graph = Graph::new(&seen);
+    assert_eq!((graph.stages.len(), graph.nested_routes.len()), (1, 2));
+    let dot = dot::draw(&graph);
+    let domain = graph.stages[0].0;
+    assert!(dot.contains(&format!("d{domain} -> n0;")), "{dot}");
+    assert!(
+        dot.contains("n0 -> p2:l0;") && dot.contains("n0 -> p2:l2;"),
+        "{dot}"
+    );
+    let svg = svg::draw(&graph);
+    assert!(svg.contains(">first stages<") && svg.contains(">first stage at 0x7000, 48 bits<"));
+    drop(vmm);
+    assert!(!svg::draw(&Graph::new(&served.seen())).contains("first stages"));
 }
 
 #[test]

@@ -164,7 +164,7 @@ pub(crate) fn draw(frame: &mut Frame<'_>, moment: &Moment) {
         "DEVICE", "MODEL", "QUEUE", "OWNER", "WAITING", "JOBS", "JOBS/S", "FAULTS",
     ];
     frame.render_widget(table(queues, widths, head), areas[2]);
-    let widths = [8, 10, 11, 12, 8, 30].map(Constraint::Min);
+    let widths = [8, 12, 11, 12, 8, 30].map(Constraint::Min);
     let head = ["DOMAIN", "KIND", "MAPPED", "DMA/S", "FAULTS", "ROUTES"];
     frame.render_widget(table(domains, widths, head), areas[3]);
     let style = if faults > 0 {
@@ -222,15 +222,23 @@ fn queues(moment: &Moment) -> Vec<Row<'static>> {
 }
 
 fn domains(moment: &Moment) -> Vec<Row<'static>> {
-    let domains = moment.seen.iommu.domains.iter();
-    let paging = domains.filter(|domain| matches!(&*domain.kind, "dma" | "unmanaged"));
-    let rows = paging.map(|domain| {
+    let seen = &moment.seen;
+    let paging = seen.paging().into_iter();
+    // What is nested on a domain stands below it.
+    let domains = paging.flat_map(|domain| [vec![domain], seen.nested_on(domain)].concat());
+    let rows = domains.map(|domain| {
         let rate = moment.moved.get(&domain.id);
         let routes = domain.routes.iter().map(|route| format!("[{route}]"));
         Row::new([
             domain.id.to_string(),
-            domain.kind.clone(),
-            bytes(domain.mapped_bytes).to_string(),
+            match domain.parent {
+                Some(parent) => format!("{} on {parent}", domain.kind),
+                None => domain.kind.clone(),
+            },
+            match domain.parent {
+                Some(_) => "-".to_owned(),
+                None => bytes(domain.mapped_bytes).to_string(),
+            },
             rate.map_or("-".to_owned(), |rate| bytes(*rate).to_string()),
             domain.faults.to_string(),
             routes.collect::<Vec<_>>().join(" "),

@@ -451,7 +451,7 @@ impl Inspect for Domain {
 
 fn inspect_first_stage(table: FirstStage) -> Node {
     Node::new()
-        .with("root", table.root)
+        .with("root", Value::Hex(table.root))
         .with("address_bits", table.address_bits())
         .with("supervisor", table.supervisor)
         .with("write_protect", table.write_protect)

@@ -208,6 +208,10 @@ impl Inspect for Hwpt {
             .with("automatic", self.is_automatic())
             .with("nested", self.nested().is_some())
             .with(
+                "parent",
+                self.nested().map(|nested| nested.parent.id().get()),
+            )
+            .with(
                 "dirty_tracking",
                 self.flags.contains(HwptFlags::DIRTY_TRACKING),
             )

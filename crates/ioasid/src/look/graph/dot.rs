@@ -13,8 +13,13 @@ pub(crate) fn draw(graph: &Graph) -> String {
         ('u', "users", &graph.users),
         ('s', "address spaces", &graph.spaces),
         ('d', "domains", &graph.domains),
+        ('n', "first stages", &graph.nested),
         ('p', "devices", &graph.devices),
     ] {
+        // Most machines have no guest with tables of its own.
+        if letter == 'n' && blocks.is_empty() {
+            continue;
+        }
         let _ = writeln!(
             text,
             "  subgraph cluster_{letter} {{\n    label=\"{name}\";"
@@ -30,8 +35,13 @@ pub(crate) fn draw(graph: &Graph) -> String {
     for (space, domain) in &graph.tables {
         let _ = writeln!(text, "  s{space} -> d{domain};");
     }
-    for (domain, (device, line)) in &graph.routes {
-        let _ = writeln!(text, "  d{domain} -> p{device}:l{line};");
+    for (domain, nested) in &graph.stages {
+        let _ = writeln!(text, "  d{domain} -> n{nested};");
+    }
+    for (letter, routes) in [('d', &graph.routes), ('n', &graph.nested_routes)] {
+        for (domain, (device, line)) in routes {
+            let _ = writeln!(text, "  {letter}{domain} -> p{device}:l{line};");
+        }
     }
     text.push_str("}\n");
     text

@@ -1,6 +1,6 @@
 //! `ioasid graph`: who maps what for which devices, in four columns: users, address spaces, domains,
 //! devices. A line from a domain to a device is a route; it ends at the device itself, or at the PASID
-//! that it is for.
+//! that it is for. Guests' own tables, if there are any, are a column between domains and devices.
 
 pub(crate) mod dot;
 pub(crate) mod svg;
@@ -20,13 +20,19 @@ pub(crate) struct Graph {
     /// IOASes, and the DMA API of drivers.
     pub(crate) spaces: Vec<Block>,
     pub(crate) domains: Vec<Block>,
+    /// Domains that are nested on others.
+    pub(crate) nested: Vec<Block>,
     pub(crate) devices: Vec<Block>,
     /// From a user to a space.
     pub(crate) uses: Vec<(usize, usize)>,
     /// From a space to a domain.
     pub(crate) tables: Vec<(usize, usize)>,
+    /// From a domain to one that is nested on it.
+    pub(crate) stages: Vec<(usize, usize)>,
     /// From a domain to a line of a device.
     pub(crate) routes: Vec<(usize, (usize, usize))>,
+    /// From a nested domain to a line of a device.
+    pub(crate) nested_routes: Vec<(usize, (usize, usize))>,
 }
 
 /// A box.
@@ -50,10 +56,7 @@ impl Graph {
     pub(crate) fn new(seen: &Seen) -> Graph {
         let mut graph = Graph::default();
         let places = graph.add_devices(seen);
-        let paging = |domain: &&Domain| matches!(&*domain.kind, "dma" | "unmanaged");
-        let mut domains: Vec<_> = seen.iommu.domains.iter().filter(paging).collect();
-        domains.sort_by_key(|domain| domain.id);
-        for (index, domain) in domains.iter().enumerate() {
+        for (index, domain) in seen.paging().into_iter().enumerate() {
             let title = format!("domain {}", domain.id);
             let mapped = format!("{} mapped", bytes(domain.mapped_bytes));
             graph
@@ -62,6 +65,16 @@ impl Graph {
             let ends = domain.routes.iter().filter_map(|route| places.get(route));
             graph.routes.extend(ends.map(|end| (index, *end)));
             graph.add_spaces(seen, index, domain);
+            for nested in seen.nested_on(domain) {
+                let title = format!("domain {}", nested.id);
+                let table = nested.first_stage.map(|table| table.to_string());
+                let lines = [nested.kind.clone()].into_iter().chain(table);
+                let number = graph.nested.len();
+                graph.nested.push(Block::new(title, lines));
+                graph.stages.push((index, number));
+                let ends = nested.routes.iter().filter_map(|route| places.get(route));
+                graph.nested_routes.extend(ends.map(|end| (number, *end)));
+            }
         }
         graph
     }

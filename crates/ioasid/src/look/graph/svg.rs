@@ -1,4 +1,4 @@
-//! The graph as SVG: four columns of boxes, and curves between them. A domain and its routes have one
+//! The graph as SVG: columns of boxes, and curves between them. A domain and its routes have one
 //! colour.
 
 use std::fmt::Write as _;
@@ -20,6 +20,10 @@ const INSIDE: usize = 10;
 const COLOURS: [&str; 6] = [
     "#0072b2", "#d55e00", "#009e73", "#cc79a7", "#a07000", "#5080a0",
 ];
+
+/// Columns whose boxes have colours.
+const DOMAINS: usize = 2;
+const NESTED: usize = 3;
 
 /// A box in its place.
 struct Placed<'a> {
@@ -56,8 +60,20 @@ fn height(block: &Block) -> usize {
 
 /// The graph as a document of SVG.
 pub(crate) fn draw(graph: &Graph) -> String {
-    let columns = [&graph.users, &graph.spaces, &graph.domains, &graph.devices];
-    let heads = ["users", "address spaces", "domains", "devices"];
+    let columns = [
+        &graph.users,
+        &graph.spaces,
+        &graph.domains,
+        &graph.nested,
+        &graph.devices,
+    ];
+    let heads = [
+        "users",
+        "address spaces",
+        "domains",
+        "first stages",
+        "devices",
+    ];
     let tall = |blocks: &Vec<Block>| -> usize {
         let heights: usize = blocks.iter().map(height).sum();
         heights + SPACE * blocks.len().saturating_sub(1)
@@ -65,7 +81,12 @@ pub(crate) fn draw(graph: &Graph) -> String {
     let tallest = columns.iter().map(|blocks| tall(blocks)).max().unwrap_or(0);
     let top = MARGIN + LINE + SPACE / 2;
     let (mut x, mut drawn, mut placed) = (MARGIN, String::new(), Vec::new());
-    for (blocks, head) in columns.into_iter().zip(heads) {
+    for (column, (blocks, head)) in columns.into_iter().zip(heads).enumerate() {
+        // Most machines have no guest with tables of its own.
+        if column == NESTED && blocks.is_empty() {
+            placed.push(Vec::new());
+            continue;
+        }
         let widest = blocks
             .iter()
             .flat_map(|b| [&b.title].into_iter().chain(&b.lines));
@@ -85,9 +106,10 @@ pub(crate) fn draw(graph: &Graph) -> String {
         placed.push(column.collect::<Vec<_>>());
         x += width + GAP;
     }
-    let [users, spaces, domains, devices] = &placed[..] else {
-        unreachable!("four columns were placed")
+    let [users, spaces, domains, nested, devices] = &placed[..] else {
+        unreachable!("five columns were placed")
     };
+    let own_colour = |nested: usize| colour(graph.domains.len() + nested);
     for (user, space) in &graph.uses {
         curve(
             &mut drawn,
@@ -104,16 +126,24 @@ pub(crate) fn draw(graph: &Graph) -> String {
             colour(*domain),
         );
     }
+    for (domain, stage) in &graph.stages {
+        let (from, to) = (domains[*domain].exit(), nested[*stage].entry());
+        curve(&mut drawn, from, to, colour(*domain));
+    }
     for (domain, (device, line)) in &graph.routes {
         let (from, to) = (domains[*domain].exit(), devices[*device].left(*line));
         curve(&mut drawn, from, to, colour(*domain));
     }
+    for (stage, (device, line)) in &graph.nested_routes {
+        let (from, to) = (nested[*stage].exit(), devices[*device].left(*line));
+        curve(&mut drawn, from, to, own_colour(*stage));
+    }
     for (column, boxes) in placed.iter().enumerate() {
         for (index, placed) in boxes.iter().enumerate() {
-            let stroke = if column == 2 {
-                colour(index)
-            } else {
-                "#444444"
+            let stroke = match column {
+                DOMAINS => colour(index),
+                NESTED => own_colour(index),
+                _ => "#444444",
             };
             draw_box(&mut drawn, placed, stroke);
         }

@@ -3,6 +3,14 @@
 #![allow(clippy::unwrap_used)] // A failed unwrap is a failed test.
 
 mod common;
+#[path = "nested/copies.rs"]
+mod copies;
+#[path = "nested/faults.rs"]
+mod faults;
+#[path = "nested/rights.rs"]
+mod rights;
+#[path = "nested/routes.rs"]
+mod routes;
 
 use std::sync::Arc;
 

@@ -19,7 +19,7 @@ use ioasid_core::{
 };
 use ioasid_pgtable::{
     FirstStageFault, Translation, WalkFault,
-    first_stage::{Next, Page, Request, Step},
+    first_stage::{Marks, Next, Page, Request, Step},
 };
 
 use super::{
@@ -40,9 +40,9 @@ use crate::{
 const MOST_LEVELS: usize = 5;
 /// How often a walk begins again because the guest has changed an entry that it was about to mark.
 const MOST_RESTARTS: usize = 16;
-/// How often one address is prepared before the guard ends: once for each entry that is read and for each that
-/// is marked, and some more for a guest that changes them meanwhile.
-const MOST_ERRANDS: usize = 4 * MOST_LEVELS;
+/// How often one address is prepared before the guard ends: each entry is read, read again for a fault, marked and
+/// read once more; and some more for a guest that changes them meanwhile.
+const MOST_ERRANDS: usize = 6 * MOST_LEVELS;
 
 /// Why the two stages gave no translation.
 pub(super) enum Miss {
@@ -78,12 +78,8 @@ pub(super) struct Errand {
 }
 
 enum Work {
-    /// To read so many bytes: whole lines, for the entry at this address, with the counts of before.
-    Read {
-        len: usize,
-        entry: u64,
-        counts: Counts,
-    },
+    /// To read so many bytes: whole lines, with the counts of before.
+    Read { len: usize, counts: Counts },
     /// To replace an entry if it is still the one that was seen.
     Mark { seen: u64, marked: u64 },
 }
@@ -101,6 +97,23 @@ impl Trail {
             *slot = (address, entry);
             self.len += 1;
         }
+    }
+
+    /// The entries that lack a bit: where, what they were, and what they become.
+    #[inline]
+    fn to_mark(&self, marks: Marks) -> impl Iterator<Item = (u64, u64, u64)> + '_ {
+        let used = &self.used[..self.len];
+        let marked = used
+            .iter()
+            .enumerate()
+            .map(move |(number, (address, entry))| {
+                let marks = match number + 1 == self.len {
+                    true => marks.page,
+                    false => marks.table,
+                };
+                (*address, *entry, entry | marks)
+            });
+        marked.filter(|(_, entry, marked)| entry != marked)
     }
 }
 
@@ -158,19 +171,14 @@ impl View<'_> {
 
     /// The page in the guest's physical memory; its entries are marked.
     fn first_stage(&self, walk: &Walk<'_>, request: Request) -> Result<Page, Miss> {
-        let table = &walk.nested.first_stage;
-        let marks = table.marks(request.access);
+        let marks = walk.nested.first_stage.marks(request.access);
         'walk: for _ in 0..MOST_RESTARTS {
-            let (page, trail) = self.find_page(walk)?;
-            table.check(page, request)?;
-            let used = &trail.used[..trail.len];
-            for (number, (address, entry)) in used.iter().enumerate() {
-                let marks = match number + 1 == used.len() {
-                    true => marks.page,
-                    false => marks.table,
-                };
-                let marked = entry | marks;
-                if marked != *entry && !self.mark(walk, *address, *entry, marked)? {
+            let (page, trail) = self.allowed_page(walk, request)?;
+            if trail.to_mark(marks).next().is_some() {
+                self.check_marks(walk, page, trail.to_mark(marks), request.access)?;
+            }
+            for (address, seen, marked) in trail.to_mark(marks) {
+                if !self.mark(walk, address, seen, marked)? {
                     continue 'walk;
                 }
             }
@@ -179,18 +187,65 @@ impl View<'_> {
         Err(NestedFault::MarkFailed.into())
     }
 
-    /// Walks the guest's table, without a trace in it.
-    fn find_page(&self, walk: &Walk<'_>) -> Result<(Page, Trail), Miss> {
+    /// Finds out what the parent will refuse, before a bit is set: an access that is refused leaves no trace
+    /// in the guest's table.
+    #[cold]
+    fn check_marks(
+        &self,
+        walk: &Walk<'_>,
+        page: Page,
+        to_mark: impl Iterator<Item = (u64, u64, u64)>,
+        access: Access,
+    ) -> Result<(), Miss> {
+        let allows = |address, access| {
+            let parent = walk.nested.second_stage()?;
+            Some(parent.iova_to_phys(address)?.prot.allows(access))
+        };
+        for (address, ..) in to_mark {
+            if allows(address, Access::Write) != Some(true) {
+                self.table_address(walk, address, Access::Write)?;
+            }
+        }
+        if self.before_interrupts(page.address, 1).is_none()
+            || allows(page.address, access) != Some(true)
+        {
+            self.second_stage(walk.nested, page, walk.want, access)?;
+        }
+        Ok(())
+    }
+
+    /// The page that a request leads to, if the guest's table allows it.
+    fn allowed_page(&self, walk: &Walk<'_>, request: Request) -> Result<(Page, Trail), Miss> {
+        let find = |kept| {
+            let (page, trail) = self.find_page(walk, request.access, kept)?;
+            walk.nested.first_stage.check(page, request)?;
+            Ok((page, trail))
+        };
+        match find(self.walks) {
+            // A guest that gives a right need not say so: a table that is kept may allow less than it does now.
+            Err(Miss::Fault(NestedFault::FirstStage(_))) if self.walks.is_some() => find(None),
+            found => found,
+        }
+    }
+
+    /// Walks the guest's table, without a trace in it: from the lowest table that is kept, if any may be.
+    fn find_page(
+        &self,
+        walk: &Walk<'_>,
+        access: Access,
+        kept: Option<&Walks>,
+    ) -> Result<(Page, Trail), Miss> {
         let (table, iova) = (&walk.nested.first_stage, walk.iova);
+        let mark = table.marks(access).table;
         let mut trail = Trail::default();
         let guard = self.loaded.guard();
-        let kept = self
-            .walks
-            .and_then(|walks| walks.lowest_table(guard, walk.state, iova));
+        let kept = kept.and_then(|walks| walks.lowest_table(guard, walk.state, iova));
         let (mut step, mut memory) = match kept {
             Some((step, memory)) => (step, Some(memory)),
             None => (table.begin(iova)?, None),
         };
+        // Only tables whose way is marked are kept: a walk from one of them marks nothing above.
+        let mut marked = true;
         loop {
             let address = step.entry_address(iova);
             let entry = match memory.take() {
@@ -199,9 +254,10 @@ impl View<'_> {
                     .ok_or(MemoryGone { done: 0 })
                     .and_then(|word| word.read_word())
                     .map_err(|_| self.table_gone(walk, address))?,
-                None => self.entry(walk, step)?,
+                None => self.entry(walk, step, marked)?,
             };
             trail.push(address, entry);
+            marked &= entry & mark == mark;
             match step.take(iova, entry)? {
                 Next::Table(next) => step = next,
                 Next::Page(page) => return Ok((page, trail)),
@@ -209,8 +265,8 @@ impl View<'_> {
         }
     }
 
-    /// The entry that a step is about, found through the parent.
-    fn entry(&self, walk: &Walk<'_>, step: Step) -> Result<u64, Miss> {
+    /// The entry that a step is about, found through the parent; its table is kept if it `may_be`.
+    fn entry(&self, walk: &Walk<'_>, step: Step, may_be: bool) -> Result<u64, Miss> {
         let address = step.entry_address(walk.iova);
         let spa = self.table_address(walk, address, Access::Read)?;
         let (guard, space) = (self.loaded.guard(), &self.device.shared().space);
@@ -219,7 +275,7 @@ impl View<'_> {
             let table = walks.table(guard, walk.state, walk.iova, step, spa - in_page)?;
             table.slice(in_page as usize, 8)?.read_word().ok()
         };
-        if let Some(entry) = self.walks.and_then(kept) {
+        if let Some(entry) = self.walks.filter(|_| may_be).and_then(kept) {
             return Ok(entry);
         }
         match space.resolve(guard, spa, 8) {
@@ -249,12 +305,8 @@ impl View<'_> {
             let worker = memory.worker().map(Arc::clone);
             return Err(worker.map_or(Miss::Fault(gone), Miss::Remote));
         }
-        let kept = walk.nested.lines.entry(address, walk.counts);
-        // It has just been read.
-        let fresh = self.fresh.take() == Some(address);
-        match kept {
-            Some(KeptEntry::Any(entry)) if fresh => return Ok(entry),
-            Some(KeptEntry::Any(entry)) if is_present(step, walk.iova, entry) => return Ok(entry),
+        match walk.nested.lines.entry(address, walk.counts) {
+            Some(KeptEntry::Any(entry)) => return Ok(entry),
             Some(KeptEntry::Table(entry))
                 if matches!(step.take(walk.iova, entry), Ok(Next::Table(_))) =>
             {
@@ -277,7 +329,6 @@ impl View<'_> {
             address: line,
             work: Work::Read {
                 len: len as usize,
-                entry: address,
                 counts: walk.counts,
             },
             gone,
@@ -374,6 +425,7 @@ impl View<'_> {
         if !self.blocking {
             return Ok(());
         }
+        let mut doubted = false;
         for _ in 0..MOST_ERRANDS {
             let Some(attachment) = self.loaded.get() else {
                 return Ok(());
@@ -388,6 +440,11 @@ impl View<'_> {
             match self.two_stages(&attachment.space, nested, iova, want, access) {
                 Ok(_) => return Ok(()),
                 Err(Miss::Errand(errand)) => self.run_errand(errand, iova, access)?,
+                // What was kept may be older than a right that the guest has given: it need not say so.
+                Err(Miss::Fault(NestedFault::FirstStage(_))) if !doubted => {
+                    doubted = true;
+                    forget_lines(nested, iova);
+                }
                 Err(miss) => return Err(self.missed_nested(iova, access, miss)),
             }
         }
@@ -410,29 +467,21 @@ impl View<'_> {
         };
         let gone = errand.gone;
         let done = self.block(|| errand.run(&attachment));
-        match done {
-            Ok(fresh) => self.fresh.set(fresh),
-            Err(MemoryGone { .. }) => {
-                return Err(self.refused(iova, access, FaultReason::Nested(gone)));
-            }
-        }
-        Ok(())
+        done.map_err(|MemoryGone { .. }| self.refused(iova, access, FaultReason::Nested(gone)))
     }
 }
 
 impl Errand {
-    /// The entry that was read, if one was.
-    fn run(&self, attachment: &Attachment) -> Result<Option<u64>, MemoryGone> {
+    fn run(&self, attachment: &Attachment) -> Result<(), MemoryGone> {
         let Translator::Nested(nested) = &attachment.space.translator else {
-            return Ok(None);
+            return Ok(());
         };
         match self.work {
-            Work::Read { len, entry, counts } => {
+            Work::Read { len, counts } => {
                 let mut page = [0; PAGE_SIZE as usize];
                 let bytes = page.get_mut(..len).ok_or(MemoryGone { done: 0 })?;
                 self.memory.read(self.offset, bytes)?;
                 nested.lines.keep(self.address, bytes, counts);
-                Ok(Some(entry))
             }
             // In two steps: an entry that the guest's processor changes between them is overwritten.
             Work::Mark { seen, marked } => {
@@ -442,15 +491,22 @@ impl Errand {
                 if u64::from_le_bytes(word) == seen {
                     self.memory.write(self.offset, &marked.to_le_bytes())?;
                 }
-                Ok(None)
             }
         }
+        Ok(())
     }
 }
 
-/// Whether an entry that was kept is worth a look: one that is not present may be by now.
-fn is_present(step: Step, iova: u64, entry: u64) -> bool {
-    step.take(iova, entry) != Err(FirstStageFault::NotPresent)
+/// Drops the lines that a walk for `iova` comes through.
+fn forget_lines(nested: &Nested, iova: u64) {
+    let mut next = nested.first_stage.begin(iova).ok();
+    while let Some(step) = next {
+        let entry = nested.lines.forget(step.entry_address(iova));
+        next = match entry.map(|entry| step.take(iova, entry)) {
+            Some(Ok(Next::Table(table))) => Some(table),
+            _ => None,
+        };
+    }
 }
 
 /// Whether the entry at `address` belongs to the guest's top table.

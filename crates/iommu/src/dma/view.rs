@@ -51,8 +51,6 @@ pub(crate) struct View<'a> {
     kept: Option<&'a KeptPlaces>,
     /// What the port keeps of walks through a nested domain.
     pub(super) walks: Option<&'a Walks>,
-    /// The entry of a guest's table that was read last where it blocks: the next walk takes it as it was.
-    pub(super) fresh: Cell<Option<u64>>,
     /// Where writes are reported.
     pub(super) sink: Option<Arc<dyn WriteSink>>,
 }
@@ -140,7 +138,6 @@ impl<'a> View<'a> {
             tlb,
             kept,
             walks,
-            fresh: Cell::new(None),
             sink: device.write_sinks().of(pasid),
         }
     }

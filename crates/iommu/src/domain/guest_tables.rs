@@ -3,7 +3,8 @@
 //! It is kept in lines of 64 bytes, as a processor's cache does, with the counts of changes that were seen
 //! before the line was read. Who looks one up does so under a guard that is published, and a change counts
 //! before its barrier looks for guards: so a line with the counts of now has been read after every change
-//! that has returned. Entries that are not present are not kept: whoever makes one present need not say so.
+//! that has returned. It may be older than a change that nobody has to say: an entry made present, or a right
+//! given. So a walk that ends with a fault is believed only once it has read its lines anew.
 
 use std::collections::HashMap;
 
@@ -49,7 +50,7 @@ impl Lines {
     pub(crate) fn entry(&self, address: u64, now: Counts) -> Option<KeptEntry> {
         let lines = self.0.lock();
         let line = lines.get(&(address & !(LINE - 1)))?;
-        let entry = line.words[(address % LINE / 8) as usize];
+        let entry = line.words[word(address)];
         if line.counts == now {
             Some(KeptEntry::Any(entry))
         } else if line.counts.tables == now.tables {
@@ -74,10 +75,16 @@ impl Lines {
         }
     }
 
-    /// Drops the line of the entry at `address`.
-    pub(crate) fn forget(&self, address: u64) {
-        self.0.lock().remove(&(address & !(LINE - 1)));
+    /// Drops the line of the entry at `address`, and says what the entry was, however old.
+    pub(crate) fn forget(&self, address: u64) -> Option<u64> {
+        let line = self.0.lock().remove(&(address & !(LINE - 1)))?;
+        Some(line.words[word(address)])
     }
+}
+
+/// Which entry of its line is at `address`.
+const fn word(address: u64) -> usize {
+    (address % LINE / 8) as usize
 }
 
 #[cfg(all(test, not(ioasid_shuttle)))]
@@ -98,7 +105,7 @@ mod tests {
         assert_eq!(lines.entry(0x1048, leaves), Some(KeptEntry::Table(2)));
         let tables = Counts { all: 6, tables: 3 };
         assert_eq!(lines.entry(0x1048, tables), None);
-        lines.forget(0x1050);
+        assert_eq!(lines.forget(0x1050), Some(3));
         assert_eq!(lines.entry(0x1048, read), None);
         assert_eq!(lines.entry(0x1080, read), Some(KeptEntry::Any(9)));
     }

@@ -116,7 +116,7 @@ pub struct Guest {
     pub len: u64,
     /// Of memory in another process.
     pub private: Option<Arc<Private>>,
-    spa: u64,
+    pub spa: u64,
     free: u64,
     _registered: Box<dyn Any + Send + Sync>,
 }

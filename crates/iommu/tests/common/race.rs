@@ -132,8 +132,9 @@ pub fn race(
             hits += u64::from(found.contains(&0xff));
             memory.memory().write(0, &[0x55; LEN]);
             // What was in flight would land now. A whole round of the engine is waited for only now
-            // and then: where CPUs are few it takes a time slice.
-            if round % WAITED == WAITED / 2 {
+            // and then: where CPUs are few it takes a time slice. Once where it has just kept what it found:
+            // it uses that no more.
+            if round % (WAITED / 2) == 0 {
                 engine.wait_for_rounds(1);
             }
             for _ in 0..random.below(2000) {

@@ -7,6 +7,8 @@ mod common;
 mod copies;
 #[path = "nested/faults.rs"]
 mod faults;
+#[path = "nested/private.rs"]
+mod private;
 #[path = "nested/rights.rs"]
 mod rights;
 #[path = "nested/routes.rs"]

@@ -109,7 +109,7 @@ impl Run {
                 let next = (table + 1) % TABLES;
                 let entry = match random.below(4) {
                     0 => random_entry(&mut random),
-                    _ => BASE + next * PAGE | P | RW | US,
+                    _ => (BASE + next * PAGE) | P | RW | US,
                 };
                 guest.write(BASE + table * PAGE + 8 * index, entry);
             }
@@ -539,7 +539,7 @@ fn random_entry(random: &mut Random) -> u64 {
         }
     }
     // Bits that are the software's.
-    entry | random.below(4) << 9 & !EA | random.below(2) << 52
+    entry | (random.below(2) << 9) | (random.below(2) << 52)
 }
 
 fn run(kind: Kind, seed: u64, steps: &[u64]) -> (u64, u64) {

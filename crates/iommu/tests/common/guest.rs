@@ -36,8 +36,8 @@ pub enum Place {
     Private,
 }
 
-/// Is told of each access before it happens: its offset, and whether it is a write.
-type Hook = Arc<dyn Fn(u64, bool) + Send + Sync>;
+/// Is told of each access before it happens: its offset, and whether it is a write. Decides whether there is memory.
+pub type Hook = Arc<dyn Fn(u64, bool) -> Result<(), MemoryGone> + Send + Sync>;
 
 /// Memory of another process.
 pub struct Private {
@@ -65,11 +65,14 @@ impl Private {
         *self.hook.lock() = hook;
     }
 
-    fn tell(&self, offset: u64, write: bool) {
+    fn tell(&self, offset: u64, write: bool) -> Result<(), MemoryGone> {
         let hook = self.hook.lock().clone();
-        if let Some(hook) = hook {
-            hook(offset, write);
-        }
+        hook.map_or(Ok(()), |hook| hook(offset, write))
+    }
+
+    /// Accesses so far.
+    pub fn accesses(&self) -> u64 {
+        self.reads.load(Ordering::Relaxed) + self.writes.load(Ordering::Relaxed)
     }
 }
 
@@ -92,14 +95,14 @@ impl Backing for Private {
 impl RemoteMemory for Private {
     fn read(&self, offset: u64, dst: &mut [u8]) -> Result<(), MemoryGone> {
         self.reads.fetch_add(1, Ordering::Relaxed);
-        self.tell(offset, false);
+        self.tell(offset, false)?;
         self.memory.read(offset as usize, dst);
         Ok(())
     }
 
     fn write(&self, offset: u64, src: &[u8]) -> Result<(), MemoryGone> {
         self.writes.fetch_add(1, Ordering::Relaxed);
-        self.tell(offset, true);
+        self.tell(offset, true)?;
         self.memory.write(offset as usize, src);
         Ok(())
     }

@@ -57,6 +57,8 @@ pub struct DeviceConfig {
     pub dirty: bool,
     /// Whether it can ask for pages (PRI).
     pub page_requests: bool,
+    /// Whether it is a virtual function (SR-IOV), whose page requests are its physical function's.
+    pub virtual_function: bool,
     /// Reserved regions, the interrupt window among them.
     pub reserved: Vec<ReservedRegion>,
 }
@@ -74,6 +76,7 @@ impl DeviceConfig {
             format: TableFormat::VtdSecondStage,
             dirty: true,
             page_requests: true,
+            virtual_function: false,
             reserved: vec![ReservedRegion::msi_window()],
         }
     }
@@ -92,6 +95,7 @@ pub struct Device {
     format: TableFormat,
     dirty: bool,
     page_requests: bool,
+    virtual_function: bool,
     reserved: Vec<ReservedRegion>,
     interrupts: Vec<AddrRange>,
     routes: RouteTable,
@@ -127,6 +131,7 @@ impl Device {
             format: config.format,
             dirty: config.dirty,
             page_requests: config.page_requests,
+            virtual_function: config.virtual_function,
             reserved: config.reserved,
             interrupts,
             routes: RouteTable::new(&shared.grace, config.pasid_bits),
@@ -191,6 +196,11 @@ impl Device {
     /// Whether the device can ask for pages.
     pub fn supports_page_requests(&self) -> bool {
         self.page_requests
+    }
+
+    /// Whether it is a virtual function.
+    pub fn is_virtual_function(&self) -> bool {
+        self.virtual_function
     }
 
     /// Whether the device keeps translations.

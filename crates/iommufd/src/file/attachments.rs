@@ -89,6 +89,11 @@ impl Attachments {
     /// The checks of a page table for one point: by the rules of all IOMMUs, then by the device's.
     fn check(&self, at: AttachPoint<'_>, hwpt: &Hwpt, target: &Target) -> Result<(), Error> {
         let device = at.device();
+        let asks = device.device().supports_page_requests();
+        // iommufd_hwpt_compatible_device, drivers/iommu/iommufd/device.c.
+        if hwpt.faults().is_some() && device.device().is_virtual_function() && asks {
+            return Err(AttachError::from(Mismatch::SharedPageRequests).into());
+        }
         self.check_pasids(at, hwpt.flags())?;
         if let Some(pasid) = at.pasid()
             && pasid.get() >= device.device().max_pasids()
@@ -98,7 +103,7 @@ impl Attachments {
         if let Some(mismatch) = mismatch(hwpt, device) {
             return Err(AttachError::from(mismatch).into());
         }
-        if hwpt.faults().is_some() && !device.device().supports_page_requests() {
+        if hwpt.faults().is_some() && !asks {
             return Err(AttachError::NoPageRequests(device.id()).into());
         }
         device.ops().check_attach(at.pasid(), target)

@@ -260,7 +260,7 @@ impl Model for Dsa {
     }
 
     fn build(section: &Section, site: &Site<'_>) -> Result<Built, ModelError> {
-        let device = add_device(site)?;
+        let device = add_device(site, false)?;
         let config = section.config();
         let dsa = DsaDevice::new(site.iommu(), Arc::clone(&device), config, site.spawner())?;
         let built = Built::function(Arc::clone(&dsa), device);
@@ -280,7 +280,7 @@ impl Model for Dsa {
     }
 
     fn build_virtual(_section: &Section, site: &Site<'_>) -> Result<Built, ModelError> {
-        let device = add_device(site)?;
+        let device = add_device(site, true)?;
         let config = DsaConfig {
             queues: vec![QueueConfig::default()],
             engines: 1,
@@ -294,8 +294,9 @@ impl Model for Dsa {
     }
 }
 
-fn add_device(site: &Site<'_>) -> Result<Arc<Device>, SiteError> {
+fn add_device(site: &Site<'_>, virtual_function: bool) -> Result<Arc<Device>, SiteError> {
     site.add_device(|config| {
+        config.virtual_function = virtual_function;
         // As a Sapphire Rapids shows: `PASIDCap: Exec- Priv+`.
         config.pasid_privileged = true;
     })

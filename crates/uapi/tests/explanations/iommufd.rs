@@ -261,6 +261,7 @@ fn attaches() -> Vec<Sample> {
             pasid: Some(7),
         },
         AttachError::Incompatible(Mismatch::DirtyTracking),
+        AttachError::Incompatible(Mismatch::SharedPageRequests),
         AttachError::Incompatible(Mismatch::AddressWidth(39)),
         AttachError::Incompatible(Mismatch::SupervisorRequests),
         AttachError::Incompatible(Mismatch::ExtendedAccessed),

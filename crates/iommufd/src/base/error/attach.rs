@@ -13,6 +13,10 @@ pub enum Mismatch {
     /// It is nested, and made for another IOMMU.
     #[error("the page table was made for another IOMMU")]
     OtherIommu,
+    /// It has a fault queue, and the device is a virtual function: its page requests are its physical
+    /// function's, and no program's alone.
+    #[error("a virtual function has no page requests of its own, which a fault queue is for")]
+    SharedPageRequests,
     /// It is nested, for addresses of neither 48 nor 57 bits, or the IOMMU does not walk that many levels.
     #[error("the device's IOMMU walks no first-stage table for addresses of {0} bits")]
     AddressWidth(u32),

@@ -41,6 +41,8 @@ struct Scene {
     pdev: BoundDevice,
     /// Makes no page requests.
     mute: BoundDevice,
+    /// A virtual function.
+    vf: BoundDevice,
     /// First-stage tables alone.
     first: BoundDevice,
     /// Behind an IOMMU of another kind.
@@ -71,6 +73,7 @@ fn scene() -> Scene {
         m.context.bind_device(&device, FaultLog::new(8)).unwrap()
     };
     let mute = bind("0000:01:00.0", |config| config.page_requests = false);
+    let vf = bind("0000:01:00.1", |config| config.virtual_function = true);
     let first = bind("0000:02:00.0", |config| {
         config.format = TableFormat::X86_64Stage1;
         config.page_requests = false;
@@ -87,6 +90,7 @@ fn scene() -> Scene {
         _child: child,
         pdev,
         mute,
+        vf,
         first,
         amd,
         ioas,
@@ -236,6 +240,13 @@ fn attaches_are_refused_in_the_order_of_linux_and_the_old_route_stays() {
         ),
         ("another kind", Errno::EINVAL, &s.amd, None, s.nested),
         ("no page requests", Errno::ENODEV, &s.mute, None, s.asking),
+        (
+            "the page requests of a physical function",
+            Errno::EINVAL,
+            &s.vf,
+            None,
+            s.asking,
+        ),
         (
             "no page requests at a PASID",
             Errno::ENODEV,

@@ -145,6 +145,15 @@ impl Vm {
         Device::open(path, Arc::clone(&self.shared))
     }
 
+    /// The published crate's `/dev/iommu`, for what this one does not wrap.
+    ///
+    /// # Errors
+    /// [`Error::NotInContainer`].
+    pub fn iommufd(&self) -> Result<&Arc<IommuFd>> {
+        let ops = self.shared.ops.iommufd("calls of /dev/iommu")?;
+        Ok(ops.iommufd())
+    }
+
     /// Allocates a HWPT (a page table made by hand) of the IOAS for `device`. `flags` are
     /// `IOMMU_HWPT_ALLOC_*`; 0 for a plain one.
     ///

@@ -60,6 +60,8 @@ impl Installation {
             "--example",
             "mistakes",
             "--example",
+            "nested",
+            "--example",
             "planted",
         ]))?;
         // crt-static needs an explicit target, or proc macros would be built with it as well.
@@ -86,6 +88,7 @@ impl Installation {
             (built.join("release/examples/edu"), "edu"),
             (built.join("release/examples/first_dma"), "first_dma"),
             (built.join("release/examples/mistakes"), "mistakes"),
+            (built.join("release/examples/nested"), "nested"),
             (built.join("release/examples/planted"), "planted"),
             (
                 built

@@ -4,6 +4,7 @@
 mod explain;
 mod injected;
 mod mistakes;
+mod nested;
 mod programs;
 mod trace;
 mod tutorial;
@@ -117,6 +118,18 @@ const TESTS: &[(&str, Test<Installation>)] = &[
     (
         "a device has the queues of a file of accel-config's, and programs use them",
         programs::accel_config,
+    ),
+    (
+        "nested: what a guest's tables lead to, and each reason for which they do not",
+        nested::reasons,
+    ),
+    (
+        "nested: no byte through what a guest, its host or a replacement has taken away",
+        nested::changes,
+    ),
+    (
+        "nested: a page table by hand and an IOAS are one domain, and a guest's tables stand on it",
+        nested::one_domain,
     ),
     ("documented commands do what the pages say", pages::run),
     (

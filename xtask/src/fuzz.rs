@@ -19,8 +19,8 @@ pub(crate) struct Fuzz {
     runs: u64,
 }
 
-/// Targets whose inputs are rows of messages, and how many an input has on the average at least.
-const ROWS: [(&str, u64); 1] = [("vfio_user", 30)];
+/// Targets whose inputs are rows of messages or accesses, and how many an input has on the average at least.
+const ROWS: [(&str, u64); 2] = [("nested", 5), ("vfio_user", 30)];
 
 /// The largest input of any target, in bytes.
 const LARGEST: u32 = 3200;

@@ -4,6 +4,8 @@
 #![allow(clippy::unwrap_used)] // A failed unwrap is a failed test.
 
 mod common;
+#[path = "shuttle/nested.rs"]
+mod nested;
 #[path = "shuttle/page_requests.rs"]
 mod page_requests;
 

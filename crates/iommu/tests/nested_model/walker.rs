@@ -1,7 +1,7 @@
 //! A walker of both stages that shares no constant and no function with the crates: first-stage entries after
 //! the Intel VT-d specification 9.7, second-stage entries after 9.8, fault numbers after 7.1.3.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use ioasid_core::Access;
 use ioasid_iommu::FirstStage;
@@ -184,33 +184,27 @@ impl Stages<'_> {
             });
         marks.collect()
     }
-}
 
-/// The levels (0 maps pages of 4 KiB) at which a page of the guest serves as a table.
-pub(crate) fn uses_of(stages: &Stages<'_>, table: u64) -> BTreeSet<u32> {
-    let mut pages = BTreeSet::from([field(stages.table.root, 51, 12)]);
-    let mut uses = BTreeSet::new();
-    for level in (0..stages.table.levels).rev() {
-        // The same memory may be there under another address.
-        let place = |gpa| stages.second(gpa, Access::Read).ok();
-        let is_it =
-            |gpa: &u64| *gpa == table || (place(*gpa).is_some() && place(*gpa) == place(table));
-        if pages.iter().any(is_it) {
-            uses.insert(level);
-        }
-        let mut next = BTreeSet::new();
-        for page in pages {
-            let Some(offset) = place(page) else {
-                continue;
-            };
-            for index in 0..512 {
-                let entry = stages.word(offset + 8 * index);
-                if bit(entry, 0) && !bit(entry, 7) {
-                    next.insert(field(entry, 51, 12));
+    /// The pages of the memory that serve as tables, and at which levels (0 maps pages of 4 KiB).
+    pub(crate) fn tables(&self) -> BTreeMap<u64, BTreeSet<u32>> {
+        let mut tables: BTreeMap<u64, BTreeSet<u32>> = BTreeMap::new();
+        let mut pages = BTreeSet::from([field(self.table.root, 51, 12)]);
+        for level in (0..self.table.levels).rev() {
+            let mut next = BTreeSet::new();
+            for page in pages {
+                let Ok(offset) = self.second(page, Access::Read) else {
+                    continue;
+                };
+                tables.entry(offset / 4096).or_default().insert(level);
+                for index in 0..512 {
+                    let entry = self.word(offset + 8 * index);
+                    if bit(entry, 0) && !bit(entry, 7) {
+                        next.insert(field(entry, 51, 12));
+                    }
                 }
             }
+            pages = next;
         }
-        pages = next;
+        tables
     }
-    uses
 }

@@ -108,19 +108,30 @@ impl Page {
 /// # Errors
 /// The first command that does not do what its page says, with what it did.
 pub fn run(installation: &Installation) -> Result<String> {
-    let mut said = Vec::new();
-    for name in PAGES {
-        let text = fs::read_to_string(root().join(name)).context(*name)?;
-        let page = Page::read(&text).context(*name)?;
-        // A page that lost its blocks must not pass.
-        ensure!(page.commands() > 0, "{name} has no command");
-        let folder = tempfile::tempdir().context("making a folder")?;
-        Shell::new(installation, folder.path())?
-            .follow(&page)
-            .context(*name)?;
-        said.push(format!("{name}: {} commands", page.commands()));
+    let said: Result<Vec<_>> = PAGES
+        .iter()
+        .map(|name| follow(installation, name, &[]))
+        .collect();
+    Ok(said?.join("; "))
+}
+
+/// Runs the page `name`, in a folder that has links to these files of the `installation` beside the usual ones.
+///
+/// # Errors
+/// As for [`run`].
+pub fn follow(installation: &Installation, name: &str, files: &[&str]) -> Result<String> {
+    let text = fs::read_to_string(root().join(name)).context(name.to_owned())?;
+    let page = Page::read(&text).context(name.to_owned())?;
+    // A page that lost its blocks must not pass.
+    ensure!(page.commands() > 0, "{name} has no command");
+    let folder = tempfile::tempdir().context("making a folder")?;
+    for file in files {
+        symlink(installation.path(file), folder.path().join(file))?;
     }
-    Ok(said.join("; "))
+    Shell::new(installation, folder.path())?
+        .follow(&page)
+        .context(name.to_owned())?;
+    Ok(format!("{name}: {} commands", page.commands()))
 }
 
 /// Where the commands of one page are typed.

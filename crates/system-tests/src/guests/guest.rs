@@ -2,7 +2,7 @@
 
 use std::{
     collections::BTreeMap,
-    io::{BufRead as _, BufReader, Read as _, Write as _},
+    io::{BufRead as _, BufReader, Write as _},
     os::unix::net::UnixStream,
     path::{Path, PathBuf},
     process::{Child, ChildStdin, Command, Stdio},
@@ -101,12 +101,13 @@ impl Report {
                     };
                     report.functions.insert(address.to_owned(), function);
                 }
-                // `24: COUNT ... PCI-MSIX-0000:01:00.0 0-edge ioat-msix`, a count for each processor.
+                // `24: COUNT ... PCI-MSIX-0000:01:00.0 0-edge ioat-msix`, a count for each processor; `IR-` before
+                // that if an IOMMU remaps interrupts.
                 ["irq", _, ref rest @ ..] => {
                     let counts = rest.iter().map_while(|word| word.parse::<u64>().ok());
-                    let mut chips = rest
-                        .iter()
-                        .filter_map(|word| word.strip_prefix("PCI-MSIX-"));
+                    let mut chips = rest.iter().filter_map(|word| {
+                        word.trim_start_matches("IR-").strip_prefix("PCI-MSIX-")
+                    });
                     let address = chips.next().unwrap_or_default();
                     if let Some(function) = report.functions.get_mut(address) {
                         function.interrupts += counts.sum::<u64>();
@@ -144,11 +145,37 @@ impl Report {
     }
 }
 
-/// What a guest has written to its console.
+/// What a guest has written to its console, and QEMU and `ioasid` beside it.
 #[derive(Debug, Default)]
 struct Console {
-    text: Mutex<(String, bool)>,
+    text: Mutex<Said>,
     more: Condvar,
+}
+
+#[derive(Debug, Default)]
+struct Said {
+    /// The guest.
+    console: String,
+    /// QEMU and `ioasid`, on standard error.
+    errors: String,
+    /// How many of the two streams have ended.
+    ended: usize,
+}
+
+impl Said {
+    /// The end of both.
+    fn last(&self) -> String {
+        let last = |text: &str, count| {
+            let lines: Vec<_> = text.lines().collect();
+            let first = lines.len().saturating_sub(count);
+            lines.get(first..).unwrap_or_default().join(" / ")
+        };
+        format!("{} / {}", last(&self.console, 8), last(&self.errors, 4))
+    }
+
+    fn has_ended(&self) -> bool {
+        self.ended == 2
+    }
 }
 
 /// A running guest.
@@ -168,19 +195,20 @@ impl Guest {
     /// socket `monitor`. What it says is also printed if `shown`.
     pub fn begin(name: &str, command: &mut Command, monitor: &Path, shown: bool) -> Result<Self> {
         use std::os::unix::process::CommandExt as _;
-        let (output, errors) = std::io::pipe().context("making a pipe")?;
         let mut child = command
             .stdin(Stdio::piped())
-            .stdout(errors.try_clone().context("duplicating a pipe")?)
-            .stderr(errors)
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
             .process_group(0)
             .spawn()
             .context("starting QEMU")?;
-        // The command holds the pipe's writing ends, which would keep it open.
-        command.stdout(Stdio::null()).stderr(Stdio::null());
         let console = Arc::new(Console::default());
+        let output = child.stdout.take().context("stdout of QEMU")?;
+        let errors = child.stderr.take().context("stderr of QEMU")?;
         let into = Arc::clone(&console);
-        std::thread::spawn(move || into.fill(output, shown));
+        std::thread::spawn(move || into.fill(output, shown, false));
+        let into = Arc::clone(&console);
+        std::thread::spawn(move || into.fill(errors, shown, true));
         Ok(Self {
             name: name.to_owned(),
             input: child.stdin.take().context("stdin of QEMU")?,
@@ -209,15 +237,10 @@ impl Guest {
 
     /// Waits for the next report.
     pub fn next_report(&mut self) -> Result<Report> {
-        let (begin, end) = self.console.wait(self.seen, END).map_err(|text| {
-            let last: Vec<_> = text.lines().rev().take(8).collect();
-            let last: Vec<_> = last.into_iter().rev().collect();
-            anyhow::anyhow!(
-                "{} gave no report; it said: {}",
-                self.name,
-                last.join(" / ")
-            )
-        })?;
+        let (begin, end) = self
+            .console
+            .wait(self.seen, END)
+            .map_err(|said| anyhow::anyhow!("{} gave no report; it said: {said}", self.name))?;
         self.seen = end;
         Ok(Report::parse(&self.console.text(begin, end)))
     }
@@ -250,23 +273,34 @@ impl Guest {
         bail!("{} has no file of memory", self.name)
     }
 
+    /// Resets the guest as a button would: its kernel starts anew, and the next report is of that.
+    pub fn reset(&self) -> Result<()> {
+        let mut monitor = Monitor::connect(&self.monitor)?;
+        // QEMU was told to end instead, for a guest whose kernel panics.
+        monitor.execute("set-action", &json!({ "reboot": "reset" }))?;
+        monitor.execute("system_reset", &json!({}))?;
+        monitor.wait_for_event("RESET", |_| true)?;
+        monitor.execute("set-action", &json!({ "reboot": "shutdown" }))
+    }
+
     /// Takes the device `id` away from the guest, which may keep it until it has let go.
     pub fn unplug(&self, id: &str) -> Result<()> {
         let mut monitor = Monitor::connect(&self.monitor)?;
         monitor.execute("device_del", &json!({ "id": id }))?;
-        monitor.wait_for_event("DEVICE_DELETED", id)
+        monitor.wait_for_event("DEVICE_DELETED", |data| data["device"] == id)
     }
 
-    /// Ends the guest as a power switch would.
-    pub fn quit(mut self) -> Result<()> {
+    /// Ends the guest as a power switch would. All that QEMU and `ioasid` have said on standard error.
+    pub fn quit(mut self) -> Result<String> {
         let mut monitor = Monitor::connect(&self.monitor)?;
         monitor.execute("quit", &json!({}))?;
         let deadline = Instant::now() + PATIENCE;
-        while self.child.try_wait()?.is_none() {
+        while self.child.try_wait()?.is_none() || !self.console.has_ended() {
             ensure!(Instant::now() < deadline, "{} does not end", self.name);
             std::thread::sleep(INTERVAL);
         }
-        Ok(())
+        let text = self.console.text.lock();
+        Ok(text.unwrap_or_else(PoisonError::into_inner).errors.clone())
     }
 }
 
@@ -283,7 +317,7 @@ impl Drop for Guest {
 }
 
 impl Console {
-    fn fill(&self, mut output: std::io::PipeReader, shown: bool) {
+    fn fill(&self, mut output: impl std::io::Read, shown: bool, are_errors: bool) {
         let mut buffer = vec![0; 16 << 10];
         while let Ok(count @ 1..) = output.read(&mut buffer) {
             let read = buffer.get(..count).unwrap_or_default();
@@ -292,42 +326,48 @@ impl Console {
             if shown {
                 print!("{said}");
             }
-            text.0.push_str(&said);
+            let into = match are_errors {
+                false => &mut text.console,
+                true => &mut text.errors,
+            };
+            into.push_str(&said);
             self.more.notify_all();
         }
         let mut text = self.text.lock().unwrap_or_else(PoisonError::into_inner);
-        text.1 = true;
+        text.ended += 1;
         self.more.notify_all();
+    }
+
+    fn has_ended(&self) -> bool {
+        let text = self.text.lock().unwrap_or_else(PoisonError::into_inner);
+        text.has_ended()
     }
 
     fn text(&self, begin: usize, end: usize) -> String {
         let text = self.text.lock().unwrap_or_else(PoisonError::into_inner);
-        text.0.get(begin..end).unwrap_or_default().to_owned()
+        text.console.get(begin..end).unwrap_or_default().to_owned()
     }
 
     /// Whether `wanted` stands behind `begin`, or nothing will any more.
     fn has(&self, begin: usize, wanted: &str) -> bool {
         let text = self.text.lock().unwrap_or_else(PoisonError::into_inner);
-        text.1
-            || text
-                .0
-                .get(begin..)
-                .is_some_and(|rest| rest.contains(wanted))
+        let rest = text.console.get(begin..);
+        text.has_ended() || rest.is_some_and(|rest| rest.contains(wanted))
     }
 
     /// Waits until `wanted` stands behind `begin`: where the text begins and where `wanted` ends; or
-    /// all of the text if it does not come.
+    /// the end of all that was said if it does not come.
     fn wait(&self, begin: usize, wanted: &str) -> Result<(usize, usize), String> {
         let deadline = Instant::now() + PATIENCE;
         let mut text = self.text.lock().unwrap_or_else(PoisonError::into_inner);
         loop {
-            let rest = text.0.get(begin..).unwrap_or_default();
+            let rest = text.console.get(begin..).unwrap_or_default();
             if let Some(at) = rest.find(wanted) {
                 return Ok((begin, begin + at + wanted.len()));
             }
             let left = deadline.saturating_duration_since(Instant::now());
-            if text.1 || left.is_zero() {
-                return Err(text.0.clone());
+            if text.has_ended() || left.is_zero() {
+                return Err(text.last());
             }
             text = self
                 .more
@@ -385,15 +425,15 @@ impl Monitor {
         }
     }
 
-    fn wait_for_event(&mut self, name: &str, device: &str) -> Result<()> {
+    fn wait_for_event(&mut self, name: &str, wanted: impl Fn(&Json) -> bool) -> Result<()> {
         let deadline = Instant::now() + PATIENCE;
         while Instant::now() < deadline {
             let said = self.read()?;
-            if said["event"] == name && said["data"]["device"] == device {
+            if said["event"] == name && wanted(&said["data"]) {
                 return Ok(());
             }
         }
-        bail!("no event {name} of {device}")
+        bail!("no event {name}")
     }
 }
 
@@ -406,11 +446,13 @@ mod tests {
         let report = Report::parse(
             "[    1.0] noise\r\nGUEST pci 0000:01:00.0 0x8086 0x2021 ioatdma 1\r\nGUEST pci 0000:02:00.0 \
              0x8086 0x2021 none 0\r\nGUEST irq 24: 3 PCI-MSIX-0000:01:00.0 0-edge ioat-msix\r\n\
+             GUEST irq 25: 1 4 IR-PCI-MSIX-0000:02:00.0 0-edge ioat-msix\r\n\
              GUEST log x\r\nGUEST claim ok 7 a b\r\nGUEST claim FAIL a b: c\r\n",
         );
         let function = &report.functions["0000:01:00.0"];
         assert_eq!((function.channels, function.interrupts), (1, 3));
-        assert_eq!(report.functions["0000:02:00.0"].driver, "none");
+        let function = &report.functions["0000:02:00.0"];
+        assert_eq!((&*function.driver, function.interrupts), ("none", 5));
         assert_eq!(report.log.len(), 1);
         let attempts: Vec<_> = report.claims.iter().map(|claim| claim.attempts).collect();
         assert_eq!(attempts, [Some(7), None]);

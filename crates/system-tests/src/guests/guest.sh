@@ -91,6 +91,25 @@ idxd() {
     echo "GUEST queue $(cat "/sys/bus/dsa/devices/$queue/state") $(devmem $((bar + 0x808)) 32) $node"
 }
 
+# As idxd, with a whole DSA: its first queue and engine belong to no group yet. The device is attached by the
+# driver's own PASID too if the guest's IOMMU has PASIDs.
+whole() {
+    load @IDXD@
+    device=$(basename "$(ls -d /sys/bus/dsa/devices/dsa*)")
+    queue=wq${device#dsa}.0
+    {
+        accel-config config-engine "$device/engine${device#dsa}.0" --group-id=0 &&
+            accel-config config-wq "$device/$queue" --group-id=0 --wq-size=16 --mode=dedicated --priority=10 \
+                --type=user --name=queue --driver-name=user &&
+            accel-config enable-device "$device" &&
+            accel-config enable-wq "$device/$queue"
+    } 2>&1 | while read -r line; do echo "GUEST log idxd: $line"; done
+    node=none
+    [ -c "/dev/dsa/$queue" ] && node=/dev/dsa/$queue
+    echo "GUEST queue $(cat "/sys/bus/dsa/devices/$queue/state") 0x0 $node"
+    echo "GUEST log pasid_enabled $(cat "/sys/bus/dsa/devices/$device/pasid_enabled")"
+}
+
 # A file of random data in memory, made once: its hash.
 keep() {
     [ -e /tmp/kept ] || dd if=/dev/urandom of=/tmp/kept bs=1M count=16 2>/dev/null
@@ -117,6 +136,8 @@ while read -r order operand driver; do
         wait
         ;;
     idxd) idxd "$operand" "$driver" ;;
+    whole) whole ;;
+    remove) rmmod "$operand" 2>&1 | while read -r line; do echo "GUEST error $line"; done ;;
     # Its devices in the hands of a program that does its worst.
     hostile) hostile "$operand" ;;
     keep) keep ;;

@@ -3,7 +3,10 @@
 
 use std::{
     fs,
-    os::unix::{fs::PermissionsExt as _, process::CommandExt as _},
+    os::unix::{
+        fs::{PermissionsExt as _, symlink},
+        process::CommandExt as _,
+    },
     path::{Path, PathBuf},
     process::Command,
     time::Duration,
@@ -56,16 +59,52 @@ pub enum Mode {
     Container,
 }
 
-/// Where the memory of a guest is that has its devices by vfio-user.
+/// Where the memory of a guest is.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Memory {
-    /// In a file that it hands over.
+    /// In a memfd: mapped as a file, or handed over.
     #[default]
     Shared,
-    /// In QEMU alone: each piece of DMA is a message.
+    /// In QEMU alone: with vfio-user, each piece of DMA is a message.
     Private,
     /// In a file of whatever file system the build is on, which is handed over all the same.
     Disk,
+}
+
+/// The IOMMU that QEMU gives a guest, which its kernel uses.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Viommu {
+    /// None.
+    #[default]
+    None,
+    /// QEMU makes a mapping on the host of each one that the guest makes.
+    Shadowed,
+    /// The guest's own page tables are walked, nested on its memory.
+    Nested {
+        /// The option `pasid-bits`, if it is given: how many bits a PASID has.
+        pasid_bits: Option<u32>,
+    },
+}
+
+impl Viommu {
+    /// The device of QEMU's, and what the guest's kernel is told.
+    fn options(self) -> Option<(String, &'static str)> {
+        // A real IOMMU would have to be told of every mapping: caching-mode has it reported.
+        match self {
+            Viommu::None => None,
+            Viommu::Shadowed => Some((
+                "intel-iommu,caching-mode=on,intremap=off".to_owned(),
+                "intel_iommu=on iommu.strict=1",
+            )),
+            Viommu::Nested { pasid_bits } => {
+                let mut device = "intel-iommu,scalable-mode=on,fsts=on,caching-mode=on".to_owned();
+                if let Some(bits) = pasid_bits {
+                    device += &format!(",pasid-bits={bits}");
+                }
+                Some((device, "intel_iommu=on,sm_on"))
+            }
+        }
+    }
 }
 
 /// A guest beside its devices.
@@ -81,11 +120,17 @@ pub struct Board {
     pub megabytes: u32,
     /// The device ids that QEMU shows for its devices instead of their own, in the devices' order.
     pub shown_as: &'static [Option<u16>],
-    /// Whether QEMU gives it an IOMMU of its own, which its kernel uses.
-    pub viommu: bool,
+    /// The IOMMU of its own that QEMU gives it.
+    pub viommu: Viommu,
+    /// Whether its devices are on the root bus, in the slots from [`Board::FIRST_SLOT`] on, instead of behind a
+    /// port each. Those cannot be unplugged.
+    pub on_root_bus: bool,
 }
 
 impl Board {
+    /// The slot on the root bus of the first device.
+    pub const FIRST_SLOT: usize = 0x10;
+
     /// What QEMU shows as the id of device `index`, if not its own.
     fn shown_as(self, index: usize) -> Option<u16> {
         self.shown_as.get(index).copied().flatten()
@@ -100,7 +145,8 @@ impl Default for Board {
             words: "",
             megabytes: 256,
             shown_as: &[],
-            viommu: false,
+            viommu: Viommu::None,
+            on_root_bus: false,
         }
     }
 }
@@ -118,16 +164,24 @@ impl Host {
         let qemu = qemu::fetch(&cache, &options.origin, false)?;
         let kernel = kernel::fetch(&cache, &options.origin, false)?;
         let tools = tools::fetch(&cache, &options.origin, false)?;
-        drop(cache);
         let ioasid = ioasid(options.ioasid.as_deref())?;
         let installation = Installation::bare(&ioasid)?;
         bundle::copy(&qemu.folder, &installation.path("qemu"))?;
+        symlink(
+            "qemu/qemu-system-x86_64",
+            installation.path("qemu-system-x86_64"),
+        )?;
         fs::copy(&kernel.image, installation.path("vmlinuz")).context("copying the kernel")?;
         let hostile = build_hostile()?;
         initramfs::write(&kernel, &tools, &hostile, &installation.path("initramfs"))?;
+        // For guests that are started by hand.
+        let by_hand = cache.folder("guest-boot")?;
         for name in ["vmlinuz", "initramfs"] {
-            fs::set_permissions(installation.path(name), fs::Permissions::from_mode(0o644))?;
+            let file = installation.path(name);
+            fs::set_permissions(&file, fs::Permissions::from_mode(0o644))?;
+            fs::copy(&file, by_hand.join(name)).with_context(|| format!("keeping {name}"))?;
         }
+        drop(cache);
         let user = installation.weakest_user();
         installation.folder_of(user, "sockets")?;
         let host = Self {
@@ -206,10 +260,14 @@ impl Host {
         mode: Mode,
         devices: &[Given],
     ) -> Result<Guest> {
-        self.guest_on(name, Board::default(), &mut command, mode, devices)
+        let board = Board {
+            memory: Memory::Private,
+            ..Board::default()
+        };
+        self.guest_on(name, board, &mut command, mode, devices)
     }
 
-    /// As [`Self::guest`], on another board; its memory is QEMU's own.
+    /// As [`Self::guest`], whose memory is QEMU's own, on another board.
     pub fn guest_on(
         &self,
         name: &str,
@@ -218,9 +276,7 @@ impl Host {
         mode: Mode,
         devices: &[Given],
     ) -> Result<Guest> {
-        command
-            .arg(self.installation.path("qemu/qemu-system-x86_64"))
-            .args(["-M", "q35"]);
+        command.arg(self.installation.path("qemu/qemu-system-x86_64"));
         let monitor = self.board(name, board, command);
         let backend = match mode {
             Mode::Iommufd => {
@@ -238,13 +294,17 @@ impl Host {
                 Some(id) => format!(",x-pci-device-id={id:#x}"),
                 None => String::new(),
             };
-            command
-                .arg("-device")
-                .arg(format!("pcie-root-port,id=port{index},chassis={index}"))
-                .arg("-device")
-                .arg(format!(
-                    "vfio-pci,id=dev{index},bus=port{index},{which}{shown}{backend}"
-                ));
+            let bus = if board.on_root_bus {
+                let slot = Board::FIRST_SLOT.saturating_add(index);
+                format!("bus=pcie.0,addr={slot:#x}")
+            } else {
+                let port = format!("pcie-root-port,id=port{index},chassis={index}");
+                command.arg("-device").arg(port);
+                format!("bus=port{index}")
+            };
+            command.arg("-device").arg(format!(
+                "vfio-pci,id=dev{index},{bus},{which}{shown}{backend}"
+            ));
         }
         if self.verbose {
             println!("{command:?}");
@@ -258,22 +318,6 @@ impl Host {
         if self.user == User::Nobody {
             command.uid(NOBODY).gid(NOBODY);
         }
-        match board.memory {
-            Memory::Shared => command
-                .args(["-M", "q35,memory-backend=memory", "-object"])
-                .arg(format!(
-                    "memory-backend-memfd,id=memory,size={}M,share=on",
-                    board.megabytes
-                )),
-            Memory::Disk => command
-                .args(["-M", "q35,memory-backend=memory", "-object"])
-                .arg(format!(
-                    "memory-backend-file,id=memory,size={}M,share=on,mem-path={}",
-                    board.megabytes,
-                    self.installation.path("sockets").display()
-                )),
-            Memory::Private => command.args(["-M", "q35"]),
-        };
         let monitor = self.board(name, board, &mut command);
         for (index, device) in devices.iter().enumerate() {
             let path = self.vm_sockets().join(format!("{device}.sock"));
@@ -304,6 +348,26 @@ impl Host {
         Ok(rustix::fs::statfs(self.installation.path("sockets"))?.f_type == TMPFS_MAGIC)
     }
 
+    /// The machine, with its memory.
+    fn memory(&self, board: Board, command: &mut Command) {
+        let backend = match board.memory {
+            Memory::Private => {
+                command.args(["-M", "q35"]);
+                return;
+            }
+            Memory::Shared => format!(
+                "memory-backend-memfd,id=memory,size={}M,share=on",
+                board.megabytes
+            ),
+            Memory::Disk => format!(
+                "memory-backend-file,id=memory,size={}M,share=on,mem-path={}",
+                board.megabytes,
+                self.installation.path("sockets").display()
+            ),
+        };
+        command.args(["-M", "q35,memory-backend=memory", "-object", &backend]);
+    }
+
     /// What every guest has; returns the path of its monitor.
     fn board(&self, name: &str, board: Board, command: &mut Command) -> PathBuf {
         let monitor = self
@@ -316,10 +380,10 @@ impl Host {
             "console=ttyS0 quiet panic=-1 no_timer_check {}",
             board.words
         );
-        if board.viommu {
-            // A real IOMMU would have to be told of every mapping: QEMU has it reported.
-            command.args(["-device", "intel-iommu,caching-mode=on,intremap=off"]);
-            words += " intel_iommu=on iommu=strict";
+        self.memory(board, command);
+        if let Some((device, more)) = board.viommu.options() {
+            command.arg("-device").arg(device);
+            words = format!("{words} {more}");
         }
         command
             .args(["-accel", "tcg", "-cpu", "max"])

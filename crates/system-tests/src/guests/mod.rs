@@ -14,7 +14,7 @@ use clap::{Args, ValueEnum};
 use xtask::fetch::Origin;
 
 pub use guest::{Claim, Function, Guest, Queue, Report, Work};
-pub use host::{Board, Given, Host, Memory, Mode};
+pub use host::{Board, Given, Host, Memory, Mode, Viommu};
 
 /// How the tests with guests run.
 #[derive(Args, Debug)]

@@ -36,12 +36,16 @@ pub(super) fn good(host: &Host, report: &Report, index: usize) -> Result<()> {
 
 /// As [`good`], of a device with these ids.
 pub(super) fn good_as(host: &Host, report: &Report, index: usize, ids: &str) -> Result<()> {
-    let address = address(index);
+    good_at(host.model, report, &address(index), ids)
+}
+
+/// As [`good_as`], of a device of `model` at this address.
+pub(super) fn good_at(model: Model, report: &Report, address: &str, ids: &str) -> Result<()> {
     let function = report
         .functions
-        .get(&address)
+        .get(address)
         .with_context(|| format!("the guest has no function {address}"))?;
-    let driver = match host.model {
+    let driver = match model {
         Model::Ioat => "ioatdma",
         Model::Dsa => "none",
     };
@@ -52,7 +56,7 @@ pub(super) fn good_as(host: &Host, report: &Report, index: usize, ids: &str) -> 
         function.driver,
         report.log.join(" / ")
     );
-    if host.model == Model::Ioat {
+    if model == Model::Ioat {
         ensure!(function.channels > 0, "{address} has no DMA channel");
         ensure!(
             function.interrupts > 0,

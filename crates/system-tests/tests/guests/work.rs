@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, bail, ensure};
 use ioasid_system_tests::{
-    guests::{Board, Given, Host, Mode, Report},
+    guests::{Board, Given, Host, Memory, Mode, Report, Viommu},
     served::{Holdings, Served, list},
 };
 use ioasid_testing::PATIENCE;
@@ -24,8 +24,8 @@ use super::{
 /// An IOAT whose XOR and P+Q the driver uses, which it does not with the model's own id; without them
 /// it keeps its channels from the RAID.
 pub(super) const RAID_ID: Option<u16> = Some(0x0c50);
-const SHOWN_AS: &[Option<u16>] = &[RAID_ID; 2];
-const SHOWN_IDS: &str = "0x8086 0x0c50";
+pub(super) const SHOWN_AS: &[Option<u16>] = &[RAID_ID; 2];
+pub(super) const SHOWN_IDS: &str = "0x8086 0x0c50";
 
 /// Bytes that the mediated devices' channels have moved, and all those of the whole device.
 fn moved(tree: &Json) -> Vec<u64> {
@@ -144,8 +144,9 @@ pub(super) fn sustained(host: &Host) -> Result<String> {
 pub(super) fn behind_viommu(host: &Host) -> Result<String> {
     let served = host.serve(&machine(host))?;
     let board = Board {
+        memory: Memory::Private,
         shown_as: SHOWN_AS,
-        viommu: true,
+        viommu: Viommu::Shadowed,
         ..Board::default()
     };
     let mut guest = host.guest_on(

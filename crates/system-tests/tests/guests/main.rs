@@ -4,6 +4,7 @@ mod assigned;
 mod checks;
 mod control;
 mod hostile;
+mod nested;
 mod sockets;
 mod work;
 
@@ -37,6 +38,26 @@ const TESTS: &[(&str, Test<Host>)] = &[
     (
         "one guest at work behind a virtual IOMMU, which maps page by page",
         work::behind_viommu,
+    ),
+    (
+        "nested: two pdevs at work on the guest's own page tables; reset, then unplugged",
+        nested::at_work,
+    ),
+    (
+        "nested: a guest with private memory and lazy invalidation",
+        nested::private_memory,
+    ),
+    (
+        "nested: a pdev and an mdev of a guest that passes addresses through",
+        nested::passed_through,
+    ),
+    (
+        "nested: a DSA by its RID and by a PASID of the guest's driver",
+        nested::pasids,
+    ),
+    (
+        "nested: the commands of the page do what it says",
+        nested::page,
     ),
     (
         "two guests and the parent's own driver on one parent; one guest is killed",

@@ -357,8 +357,10 @@ impl Run {
             "{case}: dirty {dirty:x?}, expected {expected:x?}"
         );
         let may = &expected.dirty | &expected.may_dirty;
+        // What was read of another process's table may lack a bit that the guest has set itself since: the page
+        // is taken for written before that is found out.
         assert!(
-            dirty.is_subset(&may),
+            self.kind == Kind::Private || dirty.is_subset(&may),
             "{case}: dirty {dirty:x?}, expected {expected:x?}"
         );
     }

@@ -20,7 +20,7 @@ pub(crate) struct Fuzz {
 }
 
 /// Targets whose inputs are rows of messages or accesses, and how many an input has on the average at least.
-const ROWS: [(&str, u64); 2] = [("nested", 5), ("vfio_user", 30)];
+const ROWS: [(&str, u64); 2] = [("nested", 40), ("vfio_user", 30)];
 
 /// The largest input of any target, in bytes.
 const LARGEST: u32 = 3200;

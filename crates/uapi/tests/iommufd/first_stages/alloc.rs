@@ -3,6 +3,7 @@
 use super::*;
 
 #[test]
+#[expect(clippy::too_many_lines, reason = "one table")]
 fn page_tables_are_refused_in_the_order_of_linux() {
     let s = scene();
     let (good, on_ioas) = (s.on_parent(), s.on_ioas());

@@ -7,6 +7,7 @@ fn entry(address: u64, pages: u64, flags: u32, reserved: u32) -> Vec<u8> {
 }
 
 #[test]
+#[expect(clippy::too_many_lines, reason = "one table")]
 fn invalidation_is_refused_in_the_order_of_linux() {
     let s = scene();
     let (page, all) = (entry(0x7000, 1, 1, 0), entry(0, u64::MAX, 0, 0));

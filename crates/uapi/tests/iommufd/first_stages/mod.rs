@@ -161,6 +161,7 @@ impl Scene {
 }
 
 #[test]
+#[expect(clippy::too_many_lines, reason = "one table")]
 fn attaches_are_refused_in_the_order_of_linux_and_the_old_route_stays() {
     let s = scene();
     let odd = s.made(spec::HwptAlloc {

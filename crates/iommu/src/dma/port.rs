@@ -101,7 +101,7 @@ impl DmaPort {
     }
 
     /// Makes the first access under the next guard a fault, as a test has asked for
-    /// ([`FaultReason::Injected`]), or no more.
+    /// ([`crate::FaultReason::Injected`]), or no more.
     pub fn refuse_next(&mut self, refuse: bool) {
         self.refuses = refuse;
     }

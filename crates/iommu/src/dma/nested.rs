@@ -12,7 +12,7 @@
 use std::sync::Arc;
 
 use ioasid_core::{
-    Access, Prot,
+    Access, DomainId, Prot,
     host::Worker,
     memory::{MemoryGone, PAGE_SIZE},
     spa::{Resolved, SharedRemote},
@@ -51,6 +51,16 @@ pub(super) enum Miss {
     Remote(Arc<dyn Worker>),
     /// Something has to be done first that may block.
     Errand(Errand),
+}
+
+impl Miss {
+    /// `memory` is for its client's worker to touch; `gone` if it has none.
+    fn elsewhere(memory: &SharedRemote, gone: NestedFault) -> Self {
+        match memory.worker() {
+            Some(worker) => Miss::Remote(Arc::clone(worker)),
+            None => Miss::Fault(gone),
+        }
+    }
 }
 
 impl From<NestedFault> for Miss {
@@ -120,10 +130,20 @@ impl Trail {
 /// What a walk is about.
 struct Walk<'n> {
     nested: &'n Nested,
-    state: State,
+    domain: DomainId,
     counts: Counts,
     iova: u64,
     want: u64,
+}
+
+impl Walk<'_> {
+    /// What tables are kept for.
+    const fn tables(&self) -> State {
+        State {
+            domain: self.domain,
+            changes: self.counts.tables,
+        }
+    }
 }
 
 impl View<'_> {
@@ -153,10 +173,7 @@ impl View<'_> {
         }
         let walk = Walk {
             nested,
-            state: State {
-                changes: counts.tables,
-                ..state
-            },
+            domain: space.id,
             counts,
             iova,
             want,
@@ -239,7 +256,7 @@ impl View<'_> {
         let mark = table.marks(access).table;
         let mut trail = Trail::default();
         let guard = self.loaded.guard();
-        let kept = kept.and_then(|walks| walks.lowest_table(guard, walk.state, iova));
+        let kept = kept.and_then(|walks| walks.lowest_table(guard, walk.tables(), iova));
         let (mut step, mut memory) = match kept {
             Some((step, memory)) => (step, Some(memory)),
             None => (table.begin(iova)?, None),
@@ -272,7 +289,7 @@ impl View<'_> {
         let (guard, space) = (self.loaded.guard(), &self.device.shared().space);
         let in_page = spa & (PAGE_SIZE - 1);
         let kept = |walks: &Walks| {
-            let table = walks.table(guard, walk.state, walk.iova, step, spa - in_page)?;
+            let table = walks.table(guard, walk.tables(), walk.iova, step, spa - in_page)?;
             table.slice(in_page as usize, 8)?.read_word().ok()
         };
         if let Some(entry) = self.walks.filter(|_| may_be).and_then(kept) {
@@ -302,8 +319,7 @@ impl View<'_> {
         let address = step.entry_address(walk.iova);
         let gone = self.table_gone(walk, address);
         if !self.blocking {
-            let worker = memory.worker().map(Arc::clone);
-            return Err(worker.map_or(Miss::Fault(gone), Miss::Remote));
+            return Err(Miss::elsewhere(&memory, gone));
         }
         match walk.nested.lines.entry(address, walk.counts) {
             Some(KeptEntry::Any(entry)) => return Ok(entry),
@@ -353,10 +369,7 @@ impl View<'_> {
                     gone: failed,
                 }))
             }
-            Some(Resolved::Remote { memory, .. }) => {
-                let worker = memory.worker().map(Arc::clone);
-                Err(worker.map_or(Miss::Fault(failed), Miss::Remote))
-            }
+            Some(Resolved::Remote { memory, .. }) => Err(Miss::elsewhere(&memory, failed)),
             None => Err(failed.into()),
         }
     }

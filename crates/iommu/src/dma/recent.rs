@@ -44,7 +44,6 @@ pub(crate) struct Recent {
     places: KeptPlaces,
     /// Made for the first guard of a nested domain.
     walks: OnceCell<Box<Walks>>,
-    space: Arc<SpaSpace>,
 }
 
 impl Recent {
@@ -53,7 +52,6 @@ impl Recent {
             holds_for: Cell::new(None),
             places: KeptPlaces::new(space),
             walks: OnceCell::new(),
-            space: Arc::clone(space),
         }
     }
 
@@ -76,11 +74,11 @@ impl Recent {
         &self.places
     }
 
-    /// What is kept of walks, for a guard that reads a nested domain.
+    /// What is kept of walks in the tables of `memory`, for a guard that reads a nested domain.
     #[inline]
-    pub(super) fn walks_in(&self, space: &AddressSpace) -> Option<&Walks> {
+    pub(super) fn walks_in(&self, space: &AddressSpace, memory: &Arc<SpaSpace>) -> Option<&Walks> {
         match &space.translator {
-            Translator::Nested(_) => Some(self.walks.get_or_init(|| Walks::new(&self.space))),
+            Translator::Nested(_) => Some(self.walks.get_or_init(|| Walks::new(memory))),
             _ => None,
         }
     }

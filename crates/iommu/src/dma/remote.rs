@@ -32,10 +32,9 @@ impl DmaGuard<'_> {
         done: u64,
         room: u64,
     ) -> Result<u64, Halt> {
-        let (from, to) = (src.wrapping_add(done), dst.wrapping_add(done));
-        self.view.prepare_copy(to, from, room)?;
+        let from = self.view.at(src, done, Access::Read)?;
+        self.view.prepare_copy(dst.wrapping_add(done), from, room)?;
         let view = &self.view;
-        let from = view.at(src, done, Access::Read)?;
         let source = view.locate(from, room, Access::Read)?;
         let to = view.at(dst, done, Access::Write)?;
         let len = source.len();

@@ -114,16 +114,18 @@ impl<'a> View<'a> {
             (*guess, withheld) = find_domain(device, pasid, &mut loaded);
         }
         let (mut tlb, mut kept, mut walks) = (None, None, None);
+        let memory = &device.shared().space;
         match (keeps, loaded.get()) {
             (Keeps::Nothing, _) | (Keeps::Recent(_), None) => {}
             (Keeps::Tlb(of_port, recent), attachment) => {
                 of_port.catch_up();
                 tlb = Some(of_port);
-                walks = attachment.and_then(|attachment| recent.walks_in(&attachment.space));
+                walks =
+                    attachment.and_then(|attachment| recent.walks_in(&attachment.space, memory));
             }
             (Keeps::Recent(recent), Some(attachment)) => {
                 kept = Some(recent.catch_up(&attachment.space, (pasid, supervisor)));
-                walks = recent.walks_in(&attachment.space);
+                walks = recent.walks_in(&attachment.space, memory);
             }
         }
         View {
@@ -165,12 +167,9 @@ impl<'a> View<'a> {
         want: u64,
         access: Access,
     ) -> Result<Translation, WalkFault> {
-        match self.tlb {
-            None => table.translate_run(iova, want, access),
-            Some(tlb) => tlb.translate(self.key(space), iova, access, || {
-                table.translate_run(iova, want, access)
-            }),
-        }
+        self.kept_or(space, iova, access, || {
+            table.translate_run(iova, want, access)
+        })
     }
 
     /// As [`View::walk`], through the two stages of a nested domain.
@@ -182,16 +181,25 @@ impl<'a> View<'a> {
         want: u64,
         access: Access,
     ) -> Result<Translation, Miss> {
-        let walk = || self.two_stages(space, nested, iova, want, access);
-        match self.tlb {
-            None => walk(),
-            Some(tlb) => tlb.translate(self.key(space), iova, access, walk),
-        }
+        self.kept_or(space, iova, access, || {
+            self.two_stages(space, nested, iova, want, access)
+        })
     }
 
-    /// What a device's TLB keeps translations for.
-    fn key(&self, space: &AddressSpace) -> (DomainId, Option<Pasid>, bool) {
-        (space.id, self.pasid, self.supervisor)
+    /// What the device keeps of an earlier walk, or what `walk` finds.
+    #[inline(always)]
+    fn kept_or<E>(
+        &self,
+        space: &AddressSpace,
+        iova: u64,
+        access: Access,
+        walk: impl FnOnce() -> Result<Translation, E>,
+    ) -> Result<Translation, E> {
+        let key = (space.id, self.pasid, self.supervisor);
+        match self.tlb {
+            None => walk(),
+            Some(tlb) => tlb.translate(key, iova, access, walk),
+        }
     }
 
     /// The attachment of this guard, also after the route has got another one.

@@ -10,7 +10,7 @@
 
 use std::sync::{Arc, atomic::Ordering};
 
-use ioasid_core::{AddrRange, failpoint::OutOfMemory};
+use ioasid_core::AddrRange;
 use ioasid_pgtable::{FirstStage, TableFormat};
 
 use super::{
@@ -35,12 +35,6 @@ pub enum NestError {
     /// There is no new domain.
     #[error(transparent)]
     Domain(#[from] DomainError),
-}
-
-impl From<OutOfMemory> for NestError {
-    fn from(error: OutOfMemory) -> Self {
-        NestError::Domain(error.into())
-    }
 }
 
 /// What [`Domain::invalidate`] is about.

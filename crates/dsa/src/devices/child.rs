@@ -24,8 +24,9 @@ use ioasid_vfio::{
 };
 
 use crate::{
-    config::{ConfigError, Error, MAX_BATCH_SHIFT, QueueType, Role},
-    devices::device::{DsaDevice, function, portal_store},
+    config::{Error, QueueType},
+    devices::children::{check_queue, endpoint, limits},
+    devices::device::{DsaDevice, portal_store},
     function::endpoint::Endpoint,
     function::registers::{self, Registers},
     queues::commands::{self, Identity, Plan},
@@ -33,15 +34,13 @@ use crate::{
     queues::schedule,
     queues::state::State,
     spec::{
-        Cmd, Command, CommandError, GroupConfig, WqConfig, WqState,
+        Cmd, Command, CommandError, WqConfig, WqState,
         command::queue_bits,
-        registers::{DeviceState, EngineCap, GenCap, GenStatus, GroupCap, WqCap},
-        tables::{WqLimits, WqUse},
+        registers::{DeviceState, GenCap, GenStatus, WqCap},
+        tables::WqUse,
     },
 };
 
-/// Vectors of a child: 0 for errors and commands, 1 for completions.
-const VECTORS: usize = 2;
 /// Bits of the child's WQCFG bytes 8..=11 that its user may write: PASID, PASID enable, privilege.
 const USER_BITS: u32 = 0x3fff_ff00;
 /// Priority of a queue that its parent's driver gave none.
@@ -90,18 +89,9 @@ impl DsaChild {
     /// [`Error::NoQueue`], [`Error::QueueBusy`]; [`Error::Config`] if the queue was not set aside
     /// for mediated devices, or if the parent cannot send PASIDs.
     pub fn new(parent: &Arc<DsaDevice>, queue: usize) -> Result<Arc<Self>, Error> {
-        let config = parent.queues().get(queue).ok_or(Error::NoQueue(queue))?;
-        if !config.mdev {
-            return Err(ConfigError::NotForChildren(queue).into());
-        }
-        if parent.device().max_pasids() == 0 {
-            return Err(ConfigError::NoPasids.into());
-        }
-        let tlb = parent.pool.tlb().is_some();
-        let function =
-            function(1, VECTORS, parent.device(), tlb, Role::Alone).map_err(ConfigError::Layout)?;
+        check_queue(parent, queue)?;
+        let endpoint = endpoint(parent)?;
         let claim = parent.claim_queue(queue, QueueType::Mdev)?;
-        let endpoint = Arc::new(Endpoint::of_child(function));
         endpoint
             .function()
             .on_bus_master(parent.pool.on_bus_master());
@@ -211,13 +201,6 @@ impl DsaChild {
     }
 }
 
-/// The limits of a child's queue: those of the device.
-pub(crate) fn limits(parent: &DsaDevice) -> WqLimits {
-    WqLimits::new()
-        .with_max_xfer_shift(parent.abilities().max_transfer_shift)
-        .with_max_batch_shift(MAX_BATCH_SHIFT)
-}
-
 impl Registers for DsaChild {
     fn endpoint(&self) -> &Endpoint {
         &self.endpoint
@@ -237,14 +220,6 @@ impl Registers for DsaChild {
             .into_bits()
     }
 
-    fn group_capabilities(&self) -> u64 {
-        GroupCap::new().with_num_groups(1).into_bits()
-    }
-
-    fn engine_capabilities(&self) -> u64 {
-        EngineCap::new().with_num_engines(1).into_bits()
-    }
-
     fn command_capabilities(&self) -> u32 {
         DsaChild::capabilities()
     }
@@ -256,21 +231,6 @@ impl Registers for DsaChild {
             DeviceState::Disabled
         })
     }
-
-    fn group_config(&self, group: usize, index: u64) -> u64 {
-        let config = GroupConfig {
-            queues: 1,
-            engines: 1,
-            flags: 0,
-        };
-        if group == 0 {
-            config.quadword(index)
-        } else {
-            0
-        }
-    }
-
-    fn set_group_config(&self, _group: usize, _index: u64, _value: u64, _mask: u64) {}
 
     fn queue_config(&self, queue: usize, index: u64) -> u32 {
         if queue != 0 {

@@ -1,6 +1,7 @@
 //! The whole device, and its queues as devices of their own.
 
 pub(crate) mod child;
+mod children;
 pub(crate) mod claim;
 pub(crate) mod device;
 mod inspect;

@@ -19,10 +19,10 @@ use ioasid_iommu::{
 use ioasid_vfio::{DeviceModel, pci::Function};
 
 use crate::{
-    config::{ConfigError, Error, QueueType, Role},
-    devices::child::limits,
+    config::{Error, QueueType},
+    devices::children::{check_queue, endpoint, limits},
     devices::claim::QueueClaim,
-    devices::device::{DsaDevice, function, portal_store},
+    devices::device::{DsaDevice, portal_store},
     function::endpoint::Endpoint,
     function::registers::{self, Registers},
     queues::commands::{self, Identity, Plan},
@@ -30,16 +30,13 @@ use crate::{
     queues::schedule,
     queues::state::State,
     spec::{
-        Cmd, Command, CommandError, GroupConfig, WqConfig, WqState,
+        Cmd, Command, CommandError, WqConfig, WqState,
         command::queue_bits,
         descriptor::DESCRIPTOR_SIZE,
-        registers::{DeviceState, EngineCap, GenCap, GenStatus, GroupCap, WqCap},
+        registers::{DeviceState, GenCap, GenStatus, WqCap},
         tables::{WqStatus, WqUse},
     },
 };
-
-/// Vectors of a child: 0 for errors and commands, 1 for completions.
-const VECTORS: usize = 2;
 
 /// A queue of a parent that several children share. The parent's own registers and portals do not reach it.
 #[derive(Debug)]
@@ -54,13 +51,7 @@ impl SharedQueue {
     /// [`Error::NoQueue`], [`Error::QueueBusy`]; [`Error::Config`] if the queue was not set aside for
     /// mediated devices, or if the parent cannot send PASIDs.
     pub fn new(parent: &Arc<DsaDevice>, queue: usize) -> Result<Arc<Self>, Error> {
-        let config = parent.queues().get(queue).ok_or(Error::NoQueue(queue))?;
-        if !config.mdev {
-            return Err(ConfigError::NotForChildren(queue).into());
-        }
-        if parent.device().max_pasids() == 0 {
-            return Err(ConfigError::NoPasids.into());
-        }
+        check_queue(parent, queue)?;
         let claim = parent.claim_queue(queue, QueueType::Mdev)?;
         Ok(Arc::new(SharedQueue { claim }))
     }
@@ -178,13 +169,9 @@ impl SharedChild {
     /// # Errors
     /// [`Error::Config`] if its function cannot be laid out.
     pub fn new(queue: &Arc<SharedQueue>, most: u32) -> Result<Arc<Self>, Error> {
-        let parent = queue.parent();
-        let tlb = parent.pool.tlb().is_some();
-        let function =
-            function(1, VECTORS, parent.device(), tlb, Role::Alone).map_err(ConfigError::Layout)?;
         Ok(Arc::new(SharedChild {
             queue: Arc::clone(queue),
-            endpoint: Arc::new(Endpoint::of_child(function)),
+            endpoint: endpoint(queue.parent())?,
             quota: PasidQuota::new(most),
             view: Arc::default(),
         }))
@@ -373,14 +360,6 @@ impl Registers for SharedChild {
             .into_bits()
     }
 
-    fn group_capabilities(&self) -> u64 {
-        GroupCap::new().with_num_groups(1).into_bits()
-    }
-
-    fn engine_capabilities(&self) -> u64 {
-        EngineCap::new().with_num_engines(1).into_bits()
-    }
-
     fn command_capabilities(&self) -> u32 {
         SharedChild::capabilities()
     }
@@ -391,20 +370,6 @@ impl Registers for SharedChild {
             false => DeviceState::Disabled,
         })
     }
-
-    fn group_config(&self, group: usize, index: u64) -> u64 {
-        let config = GroupConfig {
-            queues: 1,
-            engines: 1,
-            flags: 0,
-        };
-        match group {
-            0 => config.quadword(index),
-            _ => 0,
-        }
-    }
-
-    fn set_group_config(&self, _group: usize, _index: u64, _value: u64, _mask: u64) {}
 
     fn queue_config(&self, queue: usize, index: u64) -> u32 {
         if queue != 0 {

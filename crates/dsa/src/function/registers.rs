@@ -5,26 +5,48 @@ use ioasid_core::regmap::split;
 use crate::{
     function::endpoint::Endpoint,
     spec::{
-        Cmd, Command, Opcode,
+        Cmd, Command, GroupConfig, Opcode,
         map::{Area, GROUP_ENTRY, PERMISSION_ENTRY, QUEUE_ENTRY, REGISTERS, Reg},
-        registers::{self as reg, DeviceState, GenCap, GenStatus, TableOffsets, VERSION_VALUE},
+        registers::{
+            self as reg, DeviceState, EngineCap, GenCap, GenStatus, GroupCap, TableOffsets,
+            VERSION_VALUE,
+        },
     },
 };
 
 /// One owner's registers.
+///
+/// What is said of groups and engines by default holds for a device with one group, which has queue 0 and the one
+/// engine, and which cannot be configured.
 pub(crate) trait Registers {
     /// Status registers, interrupts.
     fn endpoint(&self) -> &Endpoint;
     fn general_capabilities(&self) -> GenCap;
     fn queue_capabilities(&self) -> u64;
-    fn group_capabilities(&self) -> u64;
-    fn engine_capabilities(&self) -> u64;
+    fn group_capabilities(&self) -> u64 {
+        GroupCap::new().with_num_groups(1).into_bits()
+    }
+    fn engine_capabilities(&self) -> u64 {
+        EngineCap::new().with_num_engines(1).into_bits()
+    }
     fn command_capabilities(&self) -> u32;
     fn status(&self) -> GenStatus;
     /// Quadword `index` of the entry of group `group`.
-    fn group_config(&self, group: usize, index: u64) -> u64;
+    fn group_config(&self, group: usize, index: u64) -> u64 {
+        let config = GroupConfig {
+            queues: 1,
+            engines: 1,
+            flags: 0,
+        };
+        match group {
+            0 => config.quadword(index),
+            _ => 0,
+        }
+    }
     /// Changes the bits in `mask` of that quadword.
-    fn set_group_config(&self, group: usize, index: u64, value: u64, mask: u64);
+    fn set_group_config(&self, group: usize, index: u64, value: u64, mask: u64) {
+        let _ = (group, index, value, mask);
+    }
     /// Dword `index` of the entry of queue `queue`.
     fn queue_config(&self, queue: usize, index: u64) -> u32;
     fn set_queue_config(&self, queue: usize, index: u64, value: u32);

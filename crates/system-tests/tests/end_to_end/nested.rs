@@ -4,6 +4,7 @@
 use std::{
     fs,
     io::{BufRead as _, BufReader, Read as _, Write as _},
+    path::PathBuf,
     process::Stdio,
 };
 
@@ -45,10 +46,16 @@ const WHOLE: &str = "0000:6b:01.0";
 /// Where a line tells the reason of a fault of a nested domain.
 const REASON: &str = "(VT-d fault reason ";
 
+/// A file with the machine.
+fn machine(installation: &Installation) -> Result<PathBuf> {
+    let path = installation.path("nested.toml");
+    fs::write(&path, MACHINE)?;
+    Ok(path)
+}
+
 /// What one DMA finds, and which faults it meets; each of them is explained, with its number.
 pub(super) fn reasons(installation: &Installation) -> Result<String> {
-    let machine = installation.path("nested.toml");
-    fs::write(&machine, MACHINE)?;
+    let machine = machine(installation)?;
     let mut faults = 0;
     for user in installation.users() {
         let folder = installation.folder_of(user, &format!("nested-{user:?}"))?;
@@ -86,8 +93,7 @@ pub(super) fn reasons(installation: &Installation) -> Result<String> {
 
 /// What changes while a device works: no byte through what was taken away.
 pub(super) fn changes(installation: &Installation) -> Result<String> {
-    let machine = installation.path("nested.toml");
-    fs::write(&machine, MACHINE)?;
+    let machine = machine(installation)?;
     let rounds = installation.times(50, 2000);
     for memory in ["shared", "private"] {
         let mut command = installation.ioasid(installation.weakest_user());
@@ -103,8 +109,7 @@ pub(super) fn changes(installation: &Installation) -> Result<String> {
 /// A page table by hand for a whole device and the IOAS for a mediated one are one domain, in every order;
 /// the tables of the guest are domains on it.
 pub(super) fn one_domain(installation: &Installation) -> Result<String> {
-    let machine = installation.path("nested.toml");
-    fs::write(&machine, MACHINE)?;
+    let machine = machine(installation)?;
     let mut looks = 0;
     for memory in ["shared", "private"] {
         let served = Served::start(installation, User::Own, Some(&machine), &[])?;
